@@ -1,0 +1,49 @@
+"""Loss, perplexity and bits per byte of a trained run over a whole split.
+
+  python -m experiments.evaluate --workdir=runs/tiny --split=validation
+"""
+
+import json
+import sys
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+SPLIT = flags.DEFINE_string("split", "validation", "train, validation or test.")
+JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead.")
+
+
+def main() -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    from jaxnlp.data.packing import Windows
+    from jaxnlp.data.pipeline import eval_batches, open_split
+    from jaxnlp.evals.perplexity import evaluate
+    from jaxnlp.train.load import load
+
+    if WORKDIR.value is None:
+        raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")
+    run = load(WORKDIR.value, CHECKPOINT.value)
+    data = run.saved.experiment.data
+    store = open_split(data, SPLIT.value, run.saved.tokenizer, lambda text: print(text, file=sys.stderr))
+    count = -(-len(Windows(store, data.seq_len)) // data.batch_size)
+    batches = (run.program.put(batch) for batch in eval_batches(store, data, rows=run.program.rows))
+    shown = track(batches, f"{SPLIT.value} split", count, console=Console(stderr=True), transient=True)
+    found = evaluate(run.program.eval_step, run.params, shown, store.bytes_per_token)
+    if JSON.value:
+        print(json.dumps({"step": run.saved.step, "split": SPLIT.value, **found}))
+        return
+    print(f"step {run.saved.step:,}, {SPLIT.value} split, {found['tokens']:,.0f} tokens, {store.meta.num_bytes:,} bytes:")
+    print(f"  loss           {found['loss']:.4f} nats/token")
+    print(f"  perplexity     {found['perplexity']:.3f}")
+    print(f"  bits per byte  {found['bits_per_byte']:.4f}")
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)

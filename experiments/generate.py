@@ -1,0 +1,45 @@
+"""Generate text from a trained run.
+
+  python -m experiments.generate --workdir=runs/tiny --prompt="def main"
+  python -m experiments.generate --workdir=runs/tiny --prompt="class " --temperature=0.8 --top_p=0.95 --num_samples=3
+"""
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; give it several times for several. None begins a document.")
+TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "Tokens to generate at most.")
+TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token each time.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0 from all.")
+TOP_P = flags.DEFINE_float("top_p", 0.95, "Draw from the fewest tokens whose probability reaches p; 1 from all.")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Continuations of each prompt.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+
+
+def main() -> None:
+    from jaxnlp.generate.sampling import Sampling
+    from jaxnlp.train.load import load
+
+    if WORKDIR.value is None:
+        raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")
+    if NUM_SAMPLES.value < 1:
+        raise UserError(f"--num_samples={NUM_SAMPLES.value}: expected a positive number")
+    sampling = Sampling(temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value)
+    run = load(WORKDIR.value, CHECKPOINT.value)
+    tokenizer = run.saved.tokenizer
+    texts = [text for text in PROMPT.value or [""] for _ in range(NUM_SAMPLES.value)]
+    prompts = tokenizer.encode_batch(texts)
+    outputs = run.generator()(run.params, prompts, TOKENS.value, sampling, SEED.value)
+    for i, (prompt, ids) in enumerate(zip(prompts, outputs, strict=True)):
+        if len(outputs) > 1:
+            print(f"{'' if i == 0 else chr(10)}--- {i + 1} of {len(outputs)}")
+        print(tokenizer.decode([*prompt, *ids]))
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)

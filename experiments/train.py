@@ -1,0 +1,87 @@
+"""Train a model from one config file, or go on with a run.
+
+  python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
+  python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/deep --config.model.num_layers=8
+  python -m experiments.train --workdir=runs/tiny                    go on from its newest checkpoint
+  python -m experiments.train --config=configs/gpt/gpt2_small.py --dry_run     parameters, FLOPs, memory
+
+Ctrl-C or SIGTERM finishes the step, saves, and prints the command that goes on.
+"""
+
+import pathlib
+import signal
+import sys
+import time
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+CONFIG = cli.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, pictures. One that holds a checkpoint resumes.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the parameter table, FLOPs and memory, and stop.")
+PROFILE = flags.DEFINE_string("profile_steps", None, "first:last, steps to write a JAX trace of, as 10:15.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this job, as on a TPU pod or under Slurm.")
+
+
+def main() -> int:
+    begun = time.monotonic()
+    if DISTRIBUTED.value:
+        runtime.join_processes()
+    if DRY_RUN.value:
+        return dry_run()
+    if WORKDIR.value is None:
+        raise UserError("--workdir: not given; expected a folder for the run, as runs/tiny")
+    from jaxnlp.train.loop import train
+    from jaxnlp.train.metrics import plot
+
+    workdir = pathlib.Path(WORKDIR.value)
+    result = train(CONFIG.value, workdir, profile_steps(PROFILE.value))
+    import jax
+
+    if jax.process_index():
+        return 0
+    if result.signal is not None:
+        plot(workdir)
+        name = signal.Signals(result.signal).name
+        print(f"\nstopped by {name} at step {int(result.state.step):,} of {result.experiment.steps:,}, saved; go on with:")
+        print(f"  python -m experiments.train --workdir={workdir}{given()}")
+        return 128 + result.signal
+    from jaxnlp.train.report import report
+
+    print(report(result, workdir, given().strip()))
+    print(f"\n{time.monotonic() - begun:,.0f} seconds in all", file=sys.stderr)
+    return 0
+
+
+def dry_run() -> int:
+    from jaxnlp.train.loop import prepare
+    from jaxnlp.train.plan import report
+    from jaxnlp.train.program import build
+
+    if CONFIG.value is None:
+        raise UserError("--dry_run: give a config with --config=FILE")
+    experiment, _ = prepare(CONFIG.value)
+    print(report(build(experiment)))
+    return 0
+
+
+def profile_steps(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise UserError(f"--profile_steps={text}: expected first:last with 1 <= first <= last, as 10:15")
+    return int(first), int(last)
+
+
+def given() -> str:
+    """The config flags of this command, to be repeated in another."""
+    kept = [a for a in sys.argv[1:] if a.startswith(("--config", "-config"))]
+    return "".join(f" {a}" for a in kept)
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)

@@ -1,0 +1,151 @@
+"""The command line of every entry point: flags, configs, and errors of one line."""
+
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+from jaxnlp import config as configs
+from jaxnlp.errors import UserError
+
+FROM_JSON = str(pathlib.Path(__file__).with_name("config_json.py"))
+
+
+def define_config() -> Any:
+    """Defines --config and --config_json; returns the flag holder whose value is the config object."""
+    from ml_collections import config_flags
+
+    flags.DEFINE_string("config_json", None, "Resolved config to run again, as a run's config.json; instead of --config.")
+    return config_flags.DEFINE_config_file(
+        "config", None, "Config file with get_config(variant), as configs/gpt/tiny.py or configs/gpt/tiny.py:variant. "
+        "Change its fields with --config.model.num_layers=4 and so on.", lock_config=False,
+    )  # fmt: skip
+
+
+def run(main: Callable[[], int | None], doc: str | None) -> None:
+    """Parses the flags and runs `main`. What a user can cause ends in one line on stderr and exit status 2."""
+    argv = list(sys.argv)
+    if any(a in ("--help", "-h", "-help", "--h") for a in argv[1:]):
+        print((doc or "").strip(), end="\n\n")
+        print("Flags:")
+        print(flags.FLAGS.module_help(sys.modules["__main__"].__name__).strip() or "  none")
+        print(_shared_help())
+        sys.exit(0)
+    try:
+        code = app.run(lambda _: _guard(main), argv=argv, flags_parser=_parse)
+    except UserError as e:
+        _fail(e)
+    else:
+        sys.exit(code)
+
+
+def _guard(main: Callable[[], int | None]) -> int | None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    try:
+        return main()
+    except UserError as e:
+        _fail(e)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(error: Exception) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _shared_help() -> str:
+    names = [name for name in ("config", "config_json") if name in flags.FLAGS]
+    return "\n".join(f"  --{name}: {flags.FLAGS[name].help}" for name in names)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """absl's parser, with configs checked first and every error made one line."""
+    try:
+        argv, cleared = _translate(list(argv))
+        rest = flags.FLAGS(argv)
+        for dotted in cleared:
+            configs.set_path(flags.FLAGS["config"].value, dotted, None)
+    except flags.UnrecognizedFlagError as e:
+        names = [n for n in flags.FLAGS if not n.startswith("config.")]
+        raise SystemExit(_line(f"--{e.flagname}: no such flag{configs.did_you_mean(e.flagname.split('.')[0], names)}")) from None
+    except flags.Error as e:
+        raise SystemExit(_line(str(e))) from None
+    except UserError as e:
+        raise SystemExit(_line(str(e))) from None
+    if len(rest) > 1:
+        raise SystemExit(_line(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)"))
+    return rest
+
+
+def _line(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _translate(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Turns --config_json=X into --config, and checks the config file and the paths of overrides.
+
+    Returns the arguments for absl, and the paths to set to None, which absl cannot say.
+    """
+    if "config" not in flags.FLAGS:
+        return argv, []
+    argv = _join_values(argv)
+    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    stored = [a.split("=", 1)[1] for a in argv if a.startswith("--config_json=")]
+    if given and stored:
+        raise UserError("--config and --config_json: give one of them")
+    overrides = [a for a in argv if a.startswith("--config.")]
+    if not given and not stored:
+        if overrides:
+            raise UserError(f"{overrides[0]}: give the config it changes with --config=FILE")
+        return argv, []
+    spec = given[-1] if given else f"{FROM_JSON}:{stored[-1]}"
+    config = load(spec)
+    for override in overrides:
+        configs.check_path(config, override.split("=", 1)[0].removeprefix("--config."))
+    cleared = [a for a in overrides if a.endswith("=None")]
+    rest = [a for a in argv[1:] if not a.startswith(("--config=", "--config_json=")) and a not in cleared]
+    return [argv[0], f"--config={spec}", *rest], [a.removeprefix("--config.").removesuffix("=None") for a in cleared]
+
+
+def _join_values(argv: list[str]) -> list[str]:
+    """--name value as --name=value, for the config flags."""
+    out: list[str] = []
+    for a in argv:
+        if out and out[-1] in ("--config", "--config_json"):
+            out[-1] += f"={a}"
+        else:
+            out.append(a)
+    return out
+
+
+def load(spec: str) -> Any:
+    """The config of "file.py", "file.py:variant" or "file.json". Raises UserError naming the file and what is wrong."""
+    path, _, variant = spec.partition(":")
+    if path.endswith(".json"):
+        return configs.load_json(path)
+    if not pathlib.Path(path).is_file():
+        near = [str(p) for p in pathlib.Path("configs").rglob("*.py") if p.name != "__init__.py"]
+        raise UserError(f"--config={spec}: no such file{configs.did_you_mean(path, near) if near else ''}")
+    scope: dict[str, Any] = {"__name__": "config_file", "__file__": path}
+    try:
+        exec(compile(pathlib.Path(path).read_text(), path, "exec"), scope)
+        make = scope["get_config"]
+    except KeyError:
+        raise UserError(f"--config={spec}: the file has no get_config(variant) function") from None
+    except Exception as e:
+        where = traceback.extract_tb(e.__traceback__)[-1] if e.__traceback__ else None
+        line = e.lineno if isinstance(e, SyntaxError) else where.lineno if where else "?"
+        raise UserError(f"--config={spec}: the file cannot be loaded (line {line}: {type(e).__name__}: {e})") from None
+    try:
+        return make(variant) if variant else make()
+    except UserError:
+        raise
+    except (KeyError, ValueError, TypeError) as e:
+        raise UserError(f"--config={spec}: get_config({variant!r}) failed: {type(e).__name__}: {e}") from None

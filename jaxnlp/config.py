@@ -1,0 +1,174 @@
+"""Config objects: checked, written as JSON, read back, and compared.
+
+A config is a tree of plain dataclasses. In JSON each carries its class as "module:Name", so a
+config defined in a fork reads back as long as its module can be imported.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import pathlib
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from jaxnlp.errors import FieldError, UserError
+
+CLASS = "class"
+
+
+def check(config: Any, path: str = "") -> None:
+    """Checks every field's type and calls each object's own `check()`, innermost first.
+
+    Raises:
+        FieldError: with the full path of the field, its value and what was expected.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, where = getattr(config, field.name), f"{path}{field.name}"
+        if not _fits(value, hints[field.name]):
+            raise FieldError(where, value, f"expected {_type_name(hints[field.name])}, got {type(value).__name__}")
+        if dataclasses.is_dataclass(value):
+            check(value, f"{where}.")
+    if hasattr(config, "check"):
+        try:
+            config.check()
+        except FieldError as e:
+            raise FieldError(f"{path}{e.field}", e.value, e.expected) from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint is Any or hint is object:
+        return True
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, h) for h in typing.get_args(hint))
+    if hint is None or hint is type(None):
+        return value is None
+    kind = typing.get_origin(hint) or hint
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is tuple and typing.get_args(hint)[1:] == (Ellipsis,):
+        return isinstance(value, tuple) and all(_fits(v, typing.get_args(hint)[0]) for v in value)
+    return isinstance(value, kind)
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def to_dict(config: Any) -> Any:
+    """A config as JSON values: dataclasses as dicts with their class, tuples as lists."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        name = f"{type(config).__module__}:{type(config).__qualname__}"
+        fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {CLASS: name, **fields}
+    if isinstance(config, dict):
+        return {str(k): to_dict(v) for k, v in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [to_dict(v) for v in config]
+    if config is None or isinstance(config, (bool, int, float, str)):
+        return config
+    raise UserError(f"config: {config!r} of type {type(config).__name__} cannot be written as JSON; use dataclasses and plain values")
+
+
+def from_dict(data: Any, path: str = "") -> Any:
+    """The config that `to_dict` wrote. Missing fields take their defaults.
+
+    Raises:
+        UserError: a class that cannot be imported, or a field it does not have.
+    """
+    if isinstance(data, list):
+        return tuple(from_dict(v, f"{path}[{i}]") for i, v in enumerate(data))
+    if not isinstance(data, dict):
+        return data
+    if CLASS not in data:
+        return {k: from_dict(v, f"{path}.{k}") for k, v in data.items()}
+    cls = _import(data[CLASS], path or "the config")
+    known = [f.name for f in dataclasses.fields(cls)]
+    for name in data:
+        if name != CLASS and name not in known:
+            raise UserError(f"{path}.{name}: {cls.__name__} has no such field{did_you_mean(name, known)}".lstrip("."))
+    try:
+        return cls(**{k: from_dict(v, f"{path}.{k}".lstrip(".")) for k, v in data.items() if k != CLASS})
+    except TypeError as e:
+        raise UserError(f"{path or 'the config'}: {cls.__name__} cannot be built ({e})") from None
+
+
+def _import(name: str, path: str) -> type:
+    module, _, qualname = str(name).partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in qualname.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise UserError(f"{path}: its class {name!r} cannot be imported ({e}); is the fork it comes from on the path?") from None
+    if not dataclasses.is_dataclass(found):
+        raise UserError(f"{path}: its class {name!r} is not a dataclass")
+    return typing.cast(type, found)
+
+
+def save_json(config: Any, path: pathlib.Path) -> None:
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load_json(path: str | pathlib.Path) -> Any:
+    """Reads a config from JSON. Raises UserError naming the file and what is wrong with it."""
+    path = pathlib.Path(path)
+    try:
+        data = json.loads(path.read_text())
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror}); expected a config saved as JSON") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: not JSON ({e})") from None
+    if not isinstance(data, dict) or CLASS not in data:
+        raise UserError(f"{path}: not a config; expected an object with a {CLASS!r}, as runs/tiny/config.json")
+    return from_dict(data)
+
+
+def flatten(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """('model.num_layers', 4), ... for every leaf; an object's class is the leaf named by its own path."""
+    data = to_dict(config) if dataclasses.is_dataclass(config) else config
+    if isinstance(data, dict):
+        if path and CLASS in data:
+            yield path, f"{data[CLASS].partition(':')[2]}()"
+        for name, value in data.items():
+            if name != CLASS:
+                yield from flatten(value, f"{path}.{name}" if path else name)
+    else:
+        yield path, data
+
+
+def diff(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """The leaves in which two configs differ: (path, old value, new value), "-" where there is none."""
+    a, b = dict(flatten(old)), dict(flatten(new))
+    return [(path, a.get(path, "-"), b.get(path, "-")) for path in {**a, **b} if a.get(path, "-") != b.get(path, "-")]
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """'; did you mean X?', or a list of what there is."""
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
+
+
+def check_path(config: Any, dotted: str) -> None:
+    """Raises UserError unless `dotted` ("model.num_layers") names a field of the config."""
+    holder, walked = config, ""
+    for part in dotted.split("."):
+        if not dataclasses.is_dataclass(holder):
+            raise UserError(f"--config.{dotted}: {walked} is {holder!r} and has no fields")
+        known = [f.name for f in dataclasses.fields(holder)]
+        if part not in known:
+            raise UserError(f"--config.{dotted}: {type(holder).__name__} has no field {part!r}{did_you_mean(part, known)}")
+        holder, walked = getattr(holder, part), f"{walked}.{part}".lstrip(".")
+
+
+def set_path(config: Any, dotted: str, value: Any) -> None:
+    """Sets the field that `dotted` names."""
+    *holders, name = dotted.split(".")
+    for part in holders:
+        config = getattr(config, part)
+    setattr(config, name, value)

@@ -1,0 +1,200 @@
+"""From a source to batches: tokenize once, cut into windows, shuffle, batch, and resume anywhere.
+
+The order of examples is one global sequence, fixed by the seed: epoch after epoch, each
+shuffled anew. The position in it is a single number, the examples read so far by all
+processes together. Each process reads its own rows of every batch, so a run stopped at one
+number of processes and resumed at another reads exactly the examples not yet read.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from jaxnlp.data import packing, sources
+from jaxnlp.data import tokenizer as tokenizers
+from jaxnlp.data.store import TokenStore, build_store
+from jaxnlp.errors import FieldError, UserError
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Tokens:
+    """A corpus that `python -m experiments.tokenize` wrote: a folder with a store for each split."""
+
+    path: str = ""
+
+    def check(self) -> None:
+        if not self.path:
+            raise FieldError("path", self.path, "expected the folder that experiments.tokenize wrote")
+
+    def fingerprint(self, split: str) -> str:
+        return TokenStore(pathlib.Path(self.path) / split).meta.source
+
+
+@dataclasses.dataclass(kw_only=True)
+class DataConfig:
+    """What to train on and how it is cut.
+
+    source: Embedded(), Files(...), TFDS(...), Tokens(...), or any object like them.
+    tokenizer: Bytes(), SentencePiece(...), HuggingFace(...); unused with Tokens, which carries its own.
+    seq_len: tokens in an example. batch_size: examples in a step, over all devices.
+    attend_across_documents: let attention reach over the borders of documents.
+    shuffle: in a new order each epoch; False reads the corpus in its own order.
+    seed: of the shuffle.
+    prefetch_threads: threads that read ahead; 0 reads when asked, cheapest where the
+        model itself runs on these cores.
+    cache_dir: where tokenized text and trained tokenizers are kept; "" is
+        $JAXNLP_CACHE or ~/.cache/jaxnlp.
+    """
+
+    source: Any = dataclasses.field(default_factory=sources.Embedded)
+    tokenizer: Any = dataclasses.field(default_factory=tokenizers.SentencePiece)
+    seq_len: int = 1024
+    batch_size: int = 8
+    attend_across_documents: bool = False
+    shuffle: bool = True
+    seed: int = 0
+    prefetch_threads: int = 1
+    cache_dir: str = ""
+
+    def check(self) -> None:
+        for field in ("seq_len", "batch_size"):
+            if getattr(self, field) < 1:
+                raise FieldError(field, getattr(self, field), "expected a positive number")
+        if not 0 <= self.seed < 2**32:
+            raise FieldError("seed", self.seed, "expected a number in [0, 2^32)")
+        if self.prefetch_threads < 0:
+            raise FieldError("prefetch_threads", self.prefetch_threads, "expected zero or more")
+
+    @property
+    def cache(self) -> pathlib.Path:
+        return pathlib.Path(self.cache_dir or os.environ.get("JAXNLP_CACHE") or "~/.cache/jaxnlp").expanduser()
+
+
+def open_tokenizer(config: DataConfig) -> tokenizers.Tokenizer:
+    """The corpus's tokenizer, trained on the train split first if it has to be."""
+    if isinstance(config.source, Tokens):
+        path = pathlib.Path(config.source.path) / "tokenizer.json"
+        if not path.is_file():
+            raise FieldError("data.source.path", config.source.path, "no tokenizer.json here; expected what experiments.tokenize wrote")
+        return read_tokenizer(path)
+    return config.tokenizer.build(lambda: config.source.documents("train"), config.cache)
+
+
+def read_tokenizer(path: pathlib.Path) -> tokenizers.Tokenizer:
+    import json
+
+    try:
+        return tokenizers.from_json(json.loads(path.read_text()))
+    except (json.JSONDecodeError, KeyError) as e:
+        raise UserError(f"{path}: not a tokenizer written by jaxnlp ({e})") from None
+
+
+def open_split(
+    config: DataConfig, split: str, tokenizer: tokenizers.Tokenizer, progress: Callable[[str], Any] = lambda text: None
+) -> TokenStore:
+    """The token store of a split, built in the cache if it is not there yet."""
+    sources.check_split(split)
+    name = tokenizers.digest(tokenizer)
+    if isinstance(config.source, Tokens):
+        store = TokenStore(pathlib.Path(config.source.path) / split)
+        if store.meta.tokenizer != name:
+            raise UserError(f"{store.path}: written with another tokenizer than this run's; tokenize the source again")
+        return store
+    source = config.source.fingerprint(split)
+    key = hashlib.blake2b(f"{source} {name}".encode(), digest_size=12).hexdigest()
+    path = config.cache / "tokens" / f"{split}-{key}"
+    if (path / "meta.json").exists():
+        try:
+            return TokenStore(path)
+        except UserError as e:
+            print(f"note: rebuilding a damaged cache: {e}", file=sys.stderr)
+    documents = config.source.documents(split)
+    return build_store(path, documents, tokenizer, split=split, source=source, progress=progress)
+
+
+class TrainBatches:
+    """An endless iterator over this process's rows of the global batches.
+
+    Args:
+        store: the split's tokens.
+        config: seq_len, batch_size, shuffle and seed are read.
+        position: examples already read; the first batch begins after them.
+        rows: which rows of each global batch this process reads; None reads all.
+    """
+
+    def __init__(self, store: TokenStore, config: DataConfig, position: int = 0, rows: slice | None = None):
+        windows = packing.Windows(store, config.seq_len)
+        if len(store) < 2:
+            raise UserError(f"{store.path}: holds no tokens to train on")
+        self.position, self.store, self._config = position, store, config
+        self.examples_per_epoch = len(windows)
+        examples = grain.MapDataset.source(windows)
+        if config.shuffle:
+            examples = examples.shuffle(config.seed)
+        examples = examples.repeat()
+        batches = _GlobalBatches(examples, config, position, rows or slice(0, config.batch_size), store.meta.separator)
+        options = grain.ReadOptions(num_threads=config.prefetch_threads, prefetch_buffer_size=2 * config.prefetch_threads)
+        self._iterator = iter(batches.to_iter_dataset(options))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        self.position += self._config.batch_size
+        return batch
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the global position, and the corpus it is a position in."""
+        return {"position": self.position, "corpus": corpus_name(self.store, self._config)}
+
+
+def corpus_name(store: TokenStore, config: DataConfig) -> str:
+    """Names the global sequence of examples: the same tokens, cut and shuffled the same way."""
+    order = f"shuffle={config.shuffle} seed={config.seed} seq_len={config.seq_len}"
+    return f"{store.meta.num_tokens} tokens, source {store.meta.source}, tokenizer {store.meta.tokenizer}, {order}"
+
+
+class _GlobalBatches(grain.MapDataset):
+    """Batch k holds examples position + k * batch_size onwards; each process stacks its own rows."""
+
+    def __init__(self, examples: grain.MapDataset, config: DataConfig, position: int, rows: slice, separator: int):
+        super().__init__(examples)
+        self._config, self._position, self._separator = config, position, separator
+        self._rows = range(config.batch_size)[rows]
+
+    def __len__(self) -> int:
+        return (sys.maxsize - self._position) // self._config.batch_size
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        start = self._position + index * self._config.batch_size
+        windows = np.stack([self._parent[start + row] for row in self._rows])
+        return packing.pack(windows, self._separator, self._config.attend_across_documents)
+
+
+def eval_batches(store: TokenStore, config: DataConfig, limit: int | None = None, rows: slice | None = None) -> Iterator[Batch]:
+    """Every window of a split once, in order; the last batch is filled with rows of weight 0.
+
+    Args:
+        limit: at most this many batches; None is the whole split.
+        rows: which rows of each batch this process reads; None reads all.
+    """
+    windows = packing.Windows(store, config.seq_len)
+    count = -(-len(windows) // config.batch_size)
+    for k in range(count if limit is None else min(count, limit)):
+        indices = range(k * config.batch_size, (k + 1) * config.batch_size)[rows or slice(None)]
+        fill = np.full(config.seq_len + 1, packing.FILL, np.int32)
+        found = np.stack([windows[i] if i < len(windows) else fill for i in indices])
+        yield packing.pack(found, store.meta.separator, config.attend_across_documents)

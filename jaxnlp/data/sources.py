@@ -1,0 +1,338 @@
+"""Sources of text: where documents come from, and which split each belongs to.
+
+A source is a small config object with
+    documents(split): the documents of "train", "validation" or "test", in a fixed order;
+    fingerprint(split): a short name of exactly these documents, for caches.
+"""
+
+import dataclasses
+import glob
+import gzip
+import hashlib
+import io
+import json
+import os
+import pathlib
+import sys
+import sysconfig
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import zstandard
+
+from jaxnlp.errors import FieldError, UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+def split_of(text: str, holdout: float) -> str:
+    """The split a document falls into by the hash of its content: equal documents stay together.
+
+    holdout: the share of each of validation and test.
+    """
+    place = int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()) / 2**64
+    if place < holdout:
+        return "validation"
+    return "test" if place < 2 * holdout else "train"
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise FieldError("split", split, f"expected one of {', '.join(SPLITS)}")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Embedded:
+    """The text of the Python standard library on this machine: real text with nothing to download.
+
+    A document is a source file, or with `part="docstrings"` the docstrings of one. Files come
+    in the order of their paths and are split by content, so that no file leaks between splits.
+    Tests and installed packages are left out.
+    """
+
+    part: str = "source"
+    holdout: float = 0.05
+
+    def check(self) -> None:
+        if self.part not in ("source", "docstrings"):
+            raise FieldError("part", self.part, "expected 'source' or 'docstrings'")
+        _check_holdout(self.holdout)
+
+    def files(self) -> list[pathlib.Path]:
+        root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+        skip = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+        found = [p for p in root.rglob("*.py") if not skip & set(p.relative_to(root).parts)]
+        return sorted(found, key=lambda p: p.relative_to(root).as_posix())
+
+    def documents(self, split: str) -> Iterator[str]:
+        check_split(split)
+        for path in self.files():
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (UnicodeDecodeError, OSError):
+                continue  # a handful of library files are in other encodings on purpose
+            if text.strip() and split_of(text, self.holdout) == split:
+                text = docstrings(text) if self.part == "docstrings" else text
+                if text:
+                    yield text
+
+    def fingerprint(self, split: str) -> str:
+        return _digest([f"{sys.version} {self}", split, *(f"{p} {p.stat().st_size}" for p in self.files())])
+
+
+def docstrings(source: str) -> str:
+    """The docstrings of a Python module, in order, with blank lines between; "" if it has none."""
+    import ast
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the library parses its own deprecated escapes
+        tree = ast.parse(source)
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    return "\n\n".join(text for text in found if text)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Files:
+    """Text, JSON lines and Parquet files. The format goes by the name: .jsonl and .json (also .gz
+    and .zst), .parquet; every other file is UTF-8 text (also .gz and .zst).
+
+    train, validation, test: comma-separated files, globs and folders (read recursively).
+    field: the field or column that holds the text, for JSON lines and Parquet.
+    document: of a text file, what one document is: "file", "paragraph" (between blank
+        lines) or "line".
+    holdout: share of the train documents held out for each of validation and test where
+        those are not given, chosen by the hash of their content.
+    """
+
+    train: str = ""
+    validation: str = ""
+    test: str = ""
+    field: str = "text"
+    document: str = "file"
+    holdout: float = 0.05
+
+    def check(self) -> None:
+        if not self.train:
+            raise FieldError("train", self.train, "expected files, globs or folders, as 'corpus/*.jsonl.gz'")
+        if self.document not in ("file", "paragraph", "line"):
+            raise FieldError("document", self.document, "expected 'file', 'paragraph' or 'line'")
+        _check_holdout(self.holdout)
+
+    def documents(self, split: str) -> Iterator[str]:
+        check_split(split)
+        own = getattr(self, split)
+        empty = True
+        for path in self.files(split):
+            for text in read_file(path, self.field, self.document):
+                if split_of_files(self, split, own, text):
+                    empty = False
+                    yield text
+        if empty and not own:
+            raise UserError(
+                f"data.source: the {split} split is empty: none of the documents in {self.train} falls into it; "
+                f"give data.source.{split}, or split text files with data.source.document='paragraph'"
+            )
+
+    def files(self, split: str) -> list[pathlib.Path]:
+        """The files a split is read from, in a fixed order."""
+        field = split if getattr(self, split) else "train"
+        return expand(f"data.source.{field}", getattr(self, field))
+
+    def fingerprint(self, split: str) -> str:
+        stats = ((p, p.stat()) for p in self.files(split))
+        return _digest([str(self), split, *(f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in stats)])
+
+
+def split_of_files(source: Files, split: str, own: str, text: str) -> bool:
+    """Whether a document read for `split` belongs to it: all do where the split has files of its own."""
+    if own and split != "train":
+        return True
+    place = split_of(text, source.holdout)
+    if split == "train":  # what no file-given split claims stays in train
+        return place == "train" or bool(getattr(source, place))
+    return place == split
+
+
+@dataclasses.dataclass(kw_only=True)
+class TFDS:
+    """A TensorFlow Datasets name, read from its ArrayRecord files without TensorFlow.
+
+    name: as "lm1b" or "wikipedia/20230601.en:1.0.0".
+    train, validation, test: TFDS split expressions, as "train[:99%]".
+    field: the feature that holds the text.
+    data_dir: where it was prepared; "" is TFDS's own default.
+    """
+
+    name: str = ""
+    train: str = "train"
+    validation: str = "validation"
+    test: str = "test"
+    field: str = "text"
+    data_dir: str = ""
+
+    def check(self) -> None:
+        if not self.name:
+            raise FieldError("name", self.name, "expected a TFDS name, as 'lm1b'")
+
+    def _open(self, split: str) -> Any:
+        import tensorflow_datasets as tfds
+
+        where = {"data_dir": self.data_dir} if self.data_dir else {}
+        try:
+            builder = tfds.builder(self.name, **where)
+        except Exception as e:
+            reason = str(e).strip().splitlines()[0]
+            raise FieldError("data.source.name", self.name, f"TFDS cannot find it ({reason})") from None
+        expression = getattr(self, split)
+        try:
+            return builder.as_data_source(split=expression)
+        except Exception as e:
+            folder = f", data_dir={self.data_dir!r}" if self.data_dir else ""
+            if not builder.is_prepared():
+                raise UserError(
+                    f"data.source.name={self.name!r}: not prepared in {builder.data_dir}; prepare it with: "
+                    f'python -c "import tensorflow_datasets as tfds; tfds.builder({self.name!r}{folder}, '
+                    "file_format='array_record').download_and_prepare()\""
+                ) from None
+            reason = str(e).strip().splitlines()[0]
+            raise FieldError(f"data.source.{split}", expression, f"cannot be read: {reason}") from None
+
+    def documents(self, split: str) -> Iterator[str]:
+        check_split(split)
+        for record in self._open(split):
+            if self.field not in record:
+                raise FieldError("data.source.field", self.field, f"{self.name} has the features {', '.join(record)}")
+            text = record[self.field]
+            yield text.decode() if isinstance(text, bytes) else str(text)
+
+    def fingerprint(self, split: str) -> str:
+        check_split(split)
+        return _digest([str(self), split, str(len(self._open(split)))])
+
+
+def expand(field: str, patterns: str) -> list[pathlib.Path]:
+    """Files named by comma-separated paths, globs and folders, sorted within each.
+
+    Raises:
+        FieldError: a pattern that matches no file, or an empty file.
+    """
+    found: list[pathlib.Path] = []
+    for pattern in patterns.split(","):
+        path = pathlib.Path(pattern.strip()).expanduser()
+        if path.is_dir():
+            if not os.access(path, os.R_OK | os.X_OK):
+                raise FieldError(field, str(path), "the folder cannot be read; check its permissions")
+            matches = sorted(p for p in path.rglob("*") if p.is_file())
+        elif path.is_file():
+            matches = [path]
+        else:
+            matches = sorted(pathlib.Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
+        if not matches:
+            raise FieldError(field, pattern.strip(), "no such file, and no file matches; check the path")
+        found += matches
+    for path in found:
+        if path.stat().st_size == 0:
+            raise FieldError(field, str(path), "the file is empty; remove it or leave it out")
+    return found
+
+
+def read_file(path: pathlib.Path, field: str, document: str) -> Iterator[str]:
+    """The documents of one file. Raises UserError naming the file, and the line where there is one."""
+    suffixes = [s for s in path.suffixes if s not in (".gz", ".zst")]
+    kind = suffixes[-1] if suffixes else ""
+    if kind == ".parquet":
+        yield from _read_parquet(path, field)
+        return
+    try:
+        with _open_text(path) as lines:
+            if kind in (".jsonl", ".json"):
+                yield from _read_jsonl(path, lines, field)
+            else:
+                yield from _read_text(path, lines, document)
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not UTF-8 text (byte 0x{e.object[e.start]:02x}); is it a binary file?") from None
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as e:
+        raise UserError(f"{path}: cannot be read ({e})") from None
+
+
+def _open_text(path: pathlib.Path) -> Any:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    if path.suffix == ".zst":
+        raw = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
+        return io.TextIOWrapper(raw, encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
+
+
+def _read_text(path: pathlib.Path, lines: Any, document: str) -> Iterator[str]:
+    if document == "file":
+        text = lines.read()
+        if "\x00" in text:
+            raise UserError(f"{path}: holds a NUL byte; is it a binary file?")
+        yield text
+    elif document == "line":
+        for line in lines:
+            if line.strip():
+                yield line.rstrip("\r\n")
+    else:
+        paragraph: list[str] = []
+        for line in lines:
+            if line.strip():
+                paragraph.append(line)
+            elif paragraph:
+                yield "".join(paragraph)
+                paragraph = []
+        if paragraph:
+            yield "".join(paragraph)
+
+
+def _read_jsonl(path: pathlib.Path, lines: Any, field: str) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise UserError(f"{path}:{number}: not a JSON line ({e.msg}); expected one object a line") from None
+        if not isinstance(record, dict) or field not in record:
+            has = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            raise FieldError("data.source.field", field, f"{path}:{number} has no such field (it has: {has})")
+        if not isinstance(record[field], str):
+            raise FieldError("data.source.field", field, f"{path}:{number} holds {type(record[field]).__name__}, expected text")
+        if record[field]:
+            yield record[field]
+
+
+def _read_parquet(path: pathlib.Path, field: str) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as e:
+        raise UserError(f"{path}: not a Parquet file ({e})") from None
+    if field not in file.schema_arrow.names:
+        raise FieldError("data.source.field", field, f"{path} has the columns {', '.join(file.schema_arrow.names)}")
+    for batch in file.iter_batches(columns=[field], batch_size=1024):
+        for text in batch.column(0).to_pylist():
+            if text is not None and not isinstance(text, str):
+                raise FieldError("data.source.field", field, f"{path} holds {type(text).__name__}, expected text")
+            if text:
+                yield text
+
+
+def _check_holdout(holdout: float) -> None:
+    if not 0 < holdout < 0.5:
+        raise FieldError("holdout", holdout, "expected a share in (0, 0.5), as 0.05")
+
+
+def _digest(parts: list[str]) -> str:
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
+
+
+Source = Any
+"""Embedded, Files, TFDS, or any object with their two methods."""
+

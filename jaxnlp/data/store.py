@@ -1,0 +1,254 @@
+"""The token store: one split of a corpus as one long row of tokens on disk.
+
+    separator, document, separator, document, ..., separator
+
+A store is a folder with `meta.json` and the tokens, either as one memory-mapped file
+(`tokens.bin`) or as ArrayRecord files of equal blocks. Any stretch can be read at once,
+which is what makes shuffling, sharding and exact resumption cheap.
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxnlp.data import tokenizer as tokenizers
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import UserError
+
+VERSION = 1
+BLOCK = 8192  # tokens in an ArrayRecord record
+FORMATS = ("memmap", "array_record")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What is known of a store: counts, dtype, and where the tokens came from."""
+
+    split: str
+    format: str
+    dtype: str
+    num_tokens: int
+    num_documents: int
+    num_bytes: int  # of UTF-8 text, separators not counted
+    separator: int
+    vocab_size: int
+    tokenizer: str  # digest
+    source: str  # fingerprint
+    version: int = VERSION
+
+
+class TokenStore:
+    """Read access to a store's folder. Raises UserError if it is missing, damaged or of another version."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = pathlib.Path(path)
+        meta = self.path / "meta.json"
+        if not meta.is_file():
+            raise UserError(f"{self.path}: no token store here (no meta.json); write one with: python -m experiments.tokenize")
+        try:
+            fields = json.loads(meta.read_text())
+            if fields.get("version") != VERSION:
+                raise UserError(f"{meta}: version {fields.get('version')}, expected {VERSION}; tokenize the source again")
+            self.meta = Meta(**fields)
+        except (json.JSONDecodeError, TypeError) as e:
+            raise UserError(f"{meta}: damaged ({e}); tokenize the source again") from None
+        self._dtype = np.dtype(self.meta.dtype)
+        self._read = self._open_memmap() if self.meta.format == "memmap" else self._open_array_record()
+
+    def __len__(self) -> int:
+        return self.meta.num_tokens
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text a target stands for; a separator is a target of no bytes."""
+        return self.meta.num_bytes / (self.meta.num_tokens - 1)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start..stop, int32. Stops short at the end of the store."""
+        return self._read(start, min(stop, len(self))).astype(np.int32)
+
+    def documents(self) -> Iterator[np.ndarray]:
+        """The tokens of each document, without separators."""
+        rest = np.empty(0, np.int32)
+        for start in range(1, len(self), 1 << 20):
+            rest = np.concatenate([rest, self.read(start, start + (1 << 20))])
+            *whole, rest = np.split(rest, np.flatnonzero(rest == self.meta.separator) + 1)
+            for document in whole:
+                yield document[:-1]
+
+    def _open_memmap(self) -> Callable[[int, int], np.ndarray]:
+        path = self.path / "tokens.bin"
+        expected = self.meta.num_tokens * self._dtype.itemsize
+        size = path.stat().st_size if path.exists() else 0
+        if size != expected:
+            raise UserError(f"{path}: {size} bytes, expected {expected}; tokenize the source again")
+        tokens = np.memmap(path, self._dtype, mode="r")
+        return lambda start, stop: tokens[start:stop]
+
+    def _open_array_record(self) -> Callable[[int, int], np.ndarray]:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        files = sorted(str(p) for p in self.path.glob("tokens.array_record-*"))
+        blocks = ArrayRecordDataSource(files) if files else []
+        expected = -(-self.meta.num_tokens // BLOCK)
+        if len(blocks) != expected:
+            raise UserError(f"{self.path}: {len(blocks)} blocks of tokens, expected {expected}; tokenize the source again")
+
+        def read(start: int, stop: int) -> np.ndarray:
+            first, last = start // BLOCK, max(start, stop - 1) // BLOCK
+            found = blocks.__getitems__(list(range(first, last + 1)))
+            row = np.concatenate([np.frombuffer(block, self._dtype) for block in found])
+            return row[start - first * BLOCK : stop - first * BLOCK]
+
+        return read
+
+
+def build_store(
+    path: str | os.PathLike[str], documents: Iterable[str], tokenizer: Tokenizer, *, split: str, source: str,
+    format: str = "memmap", workers: int = 0, progress: Callable[[str], Any] = lambda text: None,
+) -> TokenStore:  # fmt: skip
+    """Tokenizes documents into a new store. All or nothing: an interrupted build leaves no store.
+
+    Args:
+        documents: texts, in the order they will have.
+        split, source: recorded in the store; `source` is the source's fingerprint.
+        format: "memmap", or "array_record" (several files, for object stores and TFDS-like tools).
+        workers: processes to tokenize in; 0 works in this one.
+        progress: told now and then how far the work is.
+
+    Raises:
+        UserError: no documents, or the disk is full.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+        counts = {"num_tokens": 1, "num_documents": 0, "num_bytes": 0}
+        write, close = (_memmap_writer if format == "memmap" else _array_record_writer)(temporary)
+        write(np.array([tokenizer.separator], dtype))
+        begun = told = time.monotonic()
+        for ids, num_documents, num_bytes in _tokenize(documents, tokenizer, dtype, workers):
+            write(ids)
+            counts["num_tokens"] += len(ids)
+            counts["num_documents"] += num_documents
+            counts["num_bytes"] += num_bytes
+            if time.monotonic() - told > 0.5:
+                told = time.monotonic()
+                rate = counts["num_bytes"] / 1e6 / (told - begun)
+                progress(f"{split}: {counts['num_tokens']:,} tokens, {counts['num_bytes'] / 1e6:,.0f} MB, {rate:.1f} MB/s")
+        close()
+        if not counts["num_documents"]:
+            raise UserError(f"{split}: the source has no documents in this split")
+        meta = Meta(
+            split=split, format=format, dtype=dtype.name, separator=tokenizer.separator, vocab_size=tokenizer.vocab_size,
+            tokenizer=tokenizers.digest(tokenizer), source=source, **counts,
+        )  # fmt: skip
+        (temporary / "meta.json").write_text(json.dumps(dataclasses.asdict(meta), indent=1))
+        shutil.rmtree(path, ignore_errors=True)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not (path / "meta.json").exists():  # else another process finished the same store first
+                raise
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another folder") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return TokenStore(path)
+
+
+def _memmap_writer(folder: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], Callable[[], None]]:
+    file = (folder / "tokens.bin").open("wb")
+    return lambda ids: file.write(ids.tobytes()), file.close
+
+
+def _array_record_writer(folder: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], Callable[[], None]]:
+    """Blocks of BLOCK tokens, a new file every 64 MiB."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    rest: list[np.ndarray] = []
+    state: dict[str, Any] = {"writer": None, "blocks": 0, "files": 0}
+
+    def block(row: np.ndarray) -> None:
+        if state["writer"] is None:
+            name = folder / f"tokens.array_record-{state['files']:05d}"
+            state["writer"] = ArrayRecordWriter(str(name), "group_size:1")
+        state["writer"].write(row.tobytes())
+        state["blocks"] += 1
+        if state["blocks"] * BLOCK * row.itemsize >= 64 << 20:
+            state["writer"].close()
+            state.update(writer=None, blocks=0, files=state["files"] + 1)
+
+    def write(ids: np.ndarray) -> None:
+        rest.append(ids)
+        if sum(len(r) for r in rest) >= BLOCK:
+            row = np.concatenate(rest)
+            whole = len(row) // BLOCK * BLOCK
+            for start in range(0, whole, BLOCK):
+                block(row[start : start + BLOCK])
+            rest[:] = [row[whole:]]
+
+    def close() -> None:
+        row = np.concatenate(rest) if rest else np.empty(0)
+        if len(row):
+            block(row)
+        if state["writer"] is not None:
+            state["writer"].close()
+
+    return write, close
+
+
+def _tokenize(documents, tokenizer, dtype, workers) -> Iterator[tuple[np.ndarray, int, int]]:
+    batches = _batches(documents)
+    if not workers:
+        yield from (_encode(tokenizer, dtype, texts) for texts in batches)
+        return
+    context = multiprocessing.get_context("spawn")
+    setup = {"initializer": _start_worker, "initargs": (tokenizer.to_json(), dtype)}
+    with concurrent.futures.ProcessPoolExecutor(workers, context, **setup) as pool:
+        # A bounded window of work in flight, read back in order.
+        waiting = [pool.submit(_work, texts) for texts in itertools.islice(batches, 2 * workers)]
+        while waiting:
+            yield waiting.pop(0).result()
+            waiting += [pool.submit(_work, texts) for texts in itertools.islice(batches, 1)]
+
+
+def _batches(documents: Iterable[str], size: int = 1 << 20) -> Iterator[list[str]]:
+    batch, room = [], size
+    for text in documents:
+        batch.append(text)
+        room -= len(text)
+        if room <= 0:
+            yield batch
+            batch, room = [], size
+    if batch:
+        yield batch
+
+
+def _encode(tokenizer: Tokenizer, dtype: np.dtype, texts: list[str]) -> tuple[np.ndarray, int, int]:
+    row = [np.asarray([*ids, tokenizer.separator], dtype) for ids in tokenizer.encode_batch(texts)]
+    return np.concatenate(row), len(texts), sum(len(text.encode()) for text in texts)
+
+
+_worker: dict[str, Any] = {}  # a worker process's own tokenizer
+
+
+def _start_worker(data: dict[str, Any], dtype: np.dtype) -> None:
+    _worker.update(tokenizer=tokenizers.from_json(data), dtype=dtype)
+
+
+def _work(texts: list[str]) -> tuple[np.ndarray, int, int]:
+    return _encode(_worker["tokenizer"], _worker["dtype"], texts)

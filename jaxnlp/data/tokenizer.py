@@ -1,0 +1,252 @@
+"""Tokenizers: bytes, sentencepiece trained on the source, and Hugging Face files.
+
+A small config object names a tokenizer; its `build` makes the real one, which can be written
+to JSON and read back without the files it came from.
+
+All are lossless: `decode(encode(text)) == text`. Each has one separator token that no text
+can produce; it stands before every document and after the last, so it is both the
+beginning and the end of a document (GPT-2's <|endoftext|>).
+"""
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from jaxnlp.errors import FieldError, UserError
+
+SEPARATOR = "<|endoftext|>"
+SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+
+Texts = Callable[[], Iterable[str]]
+
+
+class Tokenizer(Protocol):
+    """What the data pipeline and generation need of a tokenizer."""
+
+    vocab_size: int
+    separator: int
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+def from_json(data: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that `to_json` wrote. Raises UserError for an unknown kind."""
+    kinds = {"bytes": ByteTokenizer, "sentencepiece": SentencePieceTokenizer, "huggingface": HuggingFaceTokenizer}
+    if data.get("kind") not in kinds:
+        raise UserError(f"tokenizer: kind {data.get('kind')!r} is unknown; expected one of {', '.join(kinds)}")
+    return kinds[data["kind"]].from_json(data)
+
+
+def digest(tokenizer: Tokenizer) -> str:
+    """A short name of exactly this tokenizer."""
+    text = json.dumps(tokenizer.to_json(), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@dataclasses.dataclass(kw_only=True)
+class Bytes:
+    """UTF-8 bytes, 256 tokens and the separator. Nothing to train, any text."""
+
+    def build(self, texts: Texts, cache_dir: pathlib.Path) -> "ByteTokenizer":
+        return ByteTokenizer()
+
+
+class ByteTokenizer:
+    vocab_size = 257
+    separator = 256
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "bytes"}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ByteTokenizer":
+        return cls()
+
+
+@dataclasses.dataclass(kw_only=True)
+class SentencePiece:
+    """A sentencepiece model (Kudo and Richardson 2018, arXiv:1808.06226), trained on the train split.
+
+    Trained without normalisation and with byte fallback, so that code and any script survive.
+    The trained model is cached by the content it was trained on.
+
+    vocab_size: tokens, the 256 byte fallbacks and the separator included.
+    model_type: "bpe" or "unigram".
+    train_bytes: how much of the train split, from its start, the model is trained on.
+    """
+
+    vocab_size: int = 8192
+    model_type: str = "bpe"
+    train_bytes: int = 20_000_000
+
+    def check(self) -> None:
+        if self.vocab_size < 300:
+            raise FieldError("vocab_size", self.vocab_size, "expected at least 300: 256 bytes, specials and some pieces")
+        if self.model_type not in ("bpe", "unigram"):
+            raise FieldError("model_type", self.model_type, "expected 'bpe' or 'unigram'")
+        if self.train_bytes < 1:
+            raise FieldError("train_bytes", self.train_bytes, "expected a positive number of bytes")
+
+    def build(self, texts: Texts, cache_dir: pathlib.Path) -> "SentencePieceTokenizer":
+        pieces, key = [], hashlib.blake2b(f"{self.vocab_size} {self.model_type}".encode(), digest_size=16)
+        room = self.train_bytes
+        for text in texts():
+            for start in range(0, len(text), 4000):  # sentencepiece wants short "sentences"
+                piece = text[start : start + 4000]
+                pieces.append(piece)
+                key.update(piece.encode())
+                room -= len(piece.encode())
+            if room <= 0:
+                break
+        path = cache_dir / "tokenizers" / f"sentencepiece-{key.hexdigest()}.model"
+        if not path.exists():
+            model = self._train(pieces)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{id(model):x}.tmp")
+            temporary.write_bytes(model)
+            temporary.replace(path)
+        return SentencePieceTokenizer(path.read_bytes())
+
+    def _train(self, pieces: list[str]) -> bytes:
+        import sentencepiece
+
+        out = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(pieces), model_writer=out, vocab_size=self.vocab_size, model_type=self.model_type,
+                byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False, num_threads=1,
+                remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, max_sentence_length=1 << 20,
+                control_symbols=[SEPARATOR], unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2,
+            )  # fmt: skip
+        except RuntimeError as e:
+            reason = str(e).split(") ")[-1].strip()
+            raise UserError(f"data.tokenizer.vocab_size={self.vocab_size}: sentencepiece cannot train on this text: {reason}") from None
+        return out.getvalue()
+
+
+class SentencePieceTokenizer:
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.LoadFromSerializedProto(model)
+        self.vocab_size = self._processor.vocab_size()
+        self.separator = self._processor.piece_to_id(SEPARATOR)
+        # sentencepiece writes a space as U+2581, so a real U+2581 must go in as bytes.
+        self._block = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in "\u2581".encode()]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> list[int]:
+        if "\u2581" not in text:
+            return self._processor.encode(text)
+        first, *rest = (self._processor.encode(part) for part in text.split("\u2581"))
+        for part in rest:
+            first += self._block + part
+        return first
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "sentencepiece", "model": base64.b64encode(self._model).decode()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "SentencePieceTokenizer":
+        return cls(base64.b64decode(data["model"]))
+
+
+@dataclasses.dataclass(kw_only=True)
+class HuggingFace:
+    """A Hugging Face tokenizer from local files.
+
+    path: a `tokenizer.json`, or a folder with one or with GPT-2's `vocab.json` and `merges.txt`.
+    separator: the token that separates documents; None takes the first there is of the
+        usual ones (<|endoftext|>, </s>, ...).
+    """
+
+    path: str = ""
+    separator: str | None = None
+
+    def build(self, texts: Texts, cache_dir: pathlib.Path) -> "HuggingFaceTokenizer":
+        import tokenizers
+
+        path = pathlib.Path(self.path)
+        if not self.path or not path.exists():
+            raise FieldError("data.tokenizer.path", self.path, "no such file or folder; expected a tokenizer.json or its folder")
+        file = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            if file.exists():
+                model = tokenizers.Tokenizer.from_file(str(file))
+            else:
+                model = _byte_level_bpe(path)
+        except Exception as e:  # tokenizers raises bare Exception for a malformed file
+            if isinstance(e, UserError):
+                raise
+            raise FieldError("data.tokenizer.path", str(file), f"not a tokenizer file ({e})") from None
+        return HuggingFaceTokenizer(model.to_str(), self._separator(model))
+
+    def _separator(self, model: Any) -> str:
+        names = SEPARATORS if self.separator is None else (self.separator,)
+        for name in names:
+            if model.token_to_id(name) is not None:
+                return name
+        raise FieldError("data.tokenizer.separator", self.separator, f"the vocabulary has no {' or '.join(names)}; name one of its tokens")
+
+
+def _byte_level_bpe(folder: pathlib.Path) -> Any:
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models, pre_tokenizers
+
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    for file in (vocab, merges):
+        if not file.exists():
+            raise FieldError("data.tokenizer.path", str(folder), f"holds neither tokenizer.json nor {file.name}")
+    model = Fast(models.BPE.from_file(str(vocab), str(merges)))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    model.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    return model
+
+
+class HuggingFaceTokenizer:
+    def __init__(self, model: str, separator: str):
+        import tokenizers
+
+        self._name, self._text = separator, model
+        self._model: Any = tokenizers.Tokenizer.from_str(model)
+        self._model.no_truncation()
+        self._model.no_padding()
+        self._model.encode_special_tokens = True  # a special token's name in a text is text
+        self.vocab_size = self._model.get_vocab_size(with_added_tokens=True)
+        self.separator = self._model.token_to_id(separator)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [e.ids for e in self._model.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids = [int(i) for i in ids if i < self.vocab_size and i != self.separator]
+        return self._model.decode(ids, skip_special_tokens=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "huggingface", "separator": self._name, "tokenizer": self._text}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "HuggingFaceTokenizer":
+        return cls(data["tokenizer"], data["separator"])

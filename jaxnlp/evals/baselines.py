@@ -1,0 +1,39 @@
+"""What a split costs without a model: its unigram entropy and what compressors make of it."""
+
+import gzip
+import lzma
+
+import numpy as np
+
+from jaxnlp.data.store import TokenStore
+from jaxnlp.data.tokenizer import Tokenizer
+
+LIMIT = 8 << 20  # bytes given to a compressor: xz at its best takes about a second a megabyte
+
+
+def unigram_bits_per_byte(store: TokenStore) -> float:
+    """Entropy of the split's own token frequencies, in bits a byte of its text.
+
+    The best any model that ignores context could do on this split, had it known its frequencies.
+    """
+    counts = np.zeros(store.meta.vocab_size, np.int64)
+    for start in range(1, len(store), 1 << 22):
+        counts += np.bincount(store.read(start, start + (1 << 22)), minlength=store.meta.vocab_size)
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log2(share)).sum() * counts.sum() / store.meta.num_bytes)
+
+
+def compressed_bits_per_byte(store: TokenStore, tokenizer: Tokenizer) -> dict[str, float]:
+    """Bits a byte of the split's text under gzip -9 and xz -9e, over its first 8 MiB."""
+    text = bytearray()
+    for ids in store.documents():
+        text += tokenizer.decode(ids.tolist()).encode()
+        if len(text) >= LIMIT:
+            break
+    data = bytes(text[:LIMIT])
+    sizes = {
+        "gzip": len(gzip.compress(data, 9)),
+        "xz": len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
+    }
+    return {name: 8 * size / len(data) for name, size in sizes.items()}
+

@@ -1,0 +1,263 @@
+"""GPT: a decoder-only Transformer language model.
+
+The default choices are GPT-2's (Radford et al. 2019): learned positions, LayerNorm before
+each sublayer, tanh GELU, biases, one matrix for input and output embeddings. Others are
+chosen by component: `positions=Rotary()`, `norm=RMSNorm()`, `mlp=GatedMLP()`, ...
+
+Shape legend: B batch, T length, S cache length, D model, H query heads, N key and value
+heads, K head size, V vocabulary.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn import attention, mlp, norms, positions
+from jaxnlp.nn.linear import Embed, Linear
+from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.partitioning import constrain
+from jaxnlp.nn.policy import Policy
+
+REMAT = ("none", "dots", "full")
+
+
+@dataclasses.dataclass(kw_only=True)
+class GPTConfig:
+    """A GPT's shape and components. Sizes are numbers of units, rates are probabilities.
+
+    vocab_size: None takes the tokenizer's.
+    max_len: longest sequence that learned positions cover.
+    num_kv_heads: None is num_heads; fewer share keys and values among groups of heads.
+    head_dim: None is embed_dim // num_heads.
+    mlp_dim: None is 4 embed_dim, or for a gated MLP 8/3 embed_dim rounded up to a multiple of 8.
+    norm_position: "pre" (GPT-2) or "post" (the 2017 Transformer, GPT-1).
+    qk_norm: a norm for queries and keys (Henry et al. 2020, arXiv:2010.04245), or None.
+    attention_softcap, logit_softcap: c squashes scores or logits to c tanh(x / c); None does not.
+    remat: what the backward pass computes again: "none", everything but products ("dots"),
+        or whole blocks ("full").
+    scan_layers: stack the layers' parameters and scan over them: compiles in the time of one
+        layer, the choice for deep models; unrolled is faster on CPU.
+    """
+
+    vocab_size: int | None = None
+    max_len: int = 1024
+    num_layers: int = 12
+    num_heads: int = 12
+    num_kv_heads: int | None = None
+    embed_dim: int = 768
+    head_dim: int | None = None
+    mlp_dim: int | None = None
+    positions: Any = dataclasses.field(default_factory=positions.Learned)
+    norm: Any = dataclasses.field(default_factory=norms.LayerNorm)
+    norm_position: str = "pre"
+    mlp: Any = dataclasses.field(default_factory=mlp.MLP)
+    attention: Any = dataclasses.field(default_factory=attention.Einsum)
+    qk_norm: Any = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    use_bias: bool = True
+    tie_embeddings: bool = True
+    dropout_rate: float = 0.0
+    remat: str = "none"
+    scan_layers: bool = False
+    policy: Policy = dataclasses.field(default_factory=Policy)
+
+    def check(self) -> None:
+        """Raises FieldError naming the first field whose value cannot work."""
+        for field in ("vocab_size", "max_len", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "head_dim", "mlp_dim"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise FieldError(field, value, "expected a positive number")
+        if self.head_dim is None and self.embed_dim % self.num_heads:
+            near = [h for h in range(1, self.embed_dim + 1) if self.embed_dim % h == 0]
+            near = min(near, key=lambda h: abs(h - self.num_heads))
+            raise FieldError("num_heads", self.num_heads, f"does not divide embed_dim={self.embed_dim}; use {near}, or set head_dim")
+        if self.num_heads % self.kv_heads:
+            raise FieldError("num_kv_heads", self.num_kv_heads, f"does not divide num_heads={self.num_heads}")
+        if isinstance(self.positions, positions.Rotary) and self.key_dim % 2:
+            raise FieldError("head_dim", self.key_dim, "expected an even number with Rotary() positions")
+        if isinstance(self.positions, positions.Sinusoidal) and self.embed_dim % 2:
+            raise FieldError("embed_dim", self.embed_dim, "expected an even number with Sinusoidal() positions")
+        if self.norm_position not in ("pre", "post"):
+            raise FieldError("norm_position", self.norm_position, "expected 'pre' or 'post'")
+        if not 0 <= self.dropout_rate < 1:
+            raise FieldError("dropout_rate", self.dropout_rate, "expected a probability in [0, 1)")
+        if self.dropout_rate and "dropout" not in self.attention.features:
+            raise FieldError("dropout_rate", self.dropout_rate, f"{_name(self.attention)} cannot drop weights; use Einsum(), or 0")
+        if self.attention_softcap is not None and "softcap" not in self.attention.features:
+            raise FieldError("attention_softcap", self.attention_softcap, f"{_name(self.attention)} has none; use Einsum()")
+        for field in ("attention_softcap", "logit_softcap"):
+            value = getattr(self, field)
+            if value is not None and not value > 0:
+                raise FieldError(field, value, "expected a positive number, as 30.0, or None")
+        if self.remat not in REMAT:
+            raise FieldError("remat", self.remat, f"expected one of {', '.join(REMAT)}")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def key_dim(self) -> int:
+        return self.head_dim or self.embed_dim // self.num_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        if self.mlp_dim is not None:
+            return self.mlp_dim
+        return -(-8 * self.embed_dim // 24) * 8 if self.mlp.gated else 4 * self.embed_dim
+
+    @property
+    def longest(self) -> int | None:
+        """The longest sequence the model can read, or None where its positions have no end."""
+        return self.max_len if self.positions.bounded else None
+
+    def module(self) -> "GPT":
+        return GPT(self)
+
+    def flops_per_token(self, length: int) -> float:
+        """Floating-point operations of one training step per token: three times the forward pass.
+
+        Counts matrix products only, attention in full though it is causal (the convention of
+        Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+        """
+        D, F, H, N, K = self.embed_dim, self.hidden_dim, self.num_heads, self.kv_heads, self.key_dim
+        projections = 2 * D * K * (H + 2 * N) + 2 * H * K * D
+        attention_ = 4 * length * H * K
+        feed_forward = (6 if self.mlp.gated else 4) * D * F
+        assert self.vocab_size is not None
+        return 3.0 * (self.num_layers * (projections + attention_ + feed_forward) + 2 * D * self.vocab_size)
+
+    def make_cache(self, batch: int, length: int) -> dict[str, Any]:
+        """An empty key-value cache for `length` positions, in the compute dtype.
+
+        `layers`: a (k, v) pair a layer, each (B, N, S, K), stacked on a leading axis under
+        `scan_layers`; `segments`: (B, S), 0 where nothing is cached yet; `offset`: positions filled.
+        """
+        shape = (batch, self.kv_heads, length, self.key_dim)
+        zeros = lambda *lead: jnp.zeros((*lead, *shape), self.policy.dtype)
+        layers = [(zeros(), zeros()) for _ in range(self.num_layers)]
+        if self.scan_layers:
+            layers = (zeros(self.num_layers), zeros(self.num_layers))
+        return {"layers": layers, "segments": jnp.zeros((batch, length), jnp.int32), "offset": jnp.int32(0)}
+
+
+class GPT(nn.Module):
+    """Tokens to next-token logits."""
+
+    config: GPTConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens_BT, *, segment_ids=None, positions=None, cache=None, logits_to_keep: int | None = None, deterministic: bool = True
+    ):
+        """Logits of the token after each position.
+
+        Args:
+            tokens_BT: integer ids.
+            segment_ids: (B, T) integers; attention stays within equal ones, and 0 is padding.
+                None: one segment.
+            positions: (B, T) place of each token in its document; None: 0, 1, 2, ...
+            cache: from `GPTConfig.make_cache`, to continue a sequence; segment ids say which
+                of the new tokens are real.
+            logits_to_keep: only the logits of this many last positions; None is all.
+            deterministic: False applies dropout, and needs the "dropout" key.
+
+        Returns:
+            logits_BTV in float32; with a cache, (logits_BTV, cache).
+        """
+        c = self.config
+        B, T = tokens_BT.shape
+        offset = 0 if cache is None else cache["offset"]
+        if positions is None:
+            positions = jnp.broadcast_to(offset + jnp.arange(T), (B, T))
+        if c.longest is not None and T > c.longest:
+            raise UserError(f"model.max_len={c.longest}: the sequence has {T} positions; raise max_len or shorten it")
+        keys = segment_ids
+        if cache is not None:
+            segment_ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
+            keys = jax.lax.dynamic_update_slice(cache["segments"], segment_ids, (0, offset))
+        mask = Mask(query_segments_BT=segment_ids, key_segments_BS=keys, offset=offset)
+
+        assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
+        embed = Embed(c.vocab_size, c.embed_dim, c.policy, name="embed")
+        x_BTD = embed(tokens_BT)
+        vectors = c.positions.module(c.max_len, c.embed_dim, c.policy, name="positions")
+        if vectors is not None:
+            x_BTD = x_BTD + vectors(positions)
+        x_BTD = nn.Dropout(c.dropout_rate)(x_BTD, deterministic=deterministic)
+        x_BTD = constrain(x_BTD, "batch", "length", "activation")
+        layers = None if cache is None else cache["layers"]
+        x_BTD, layers = self.blocks(x_BTD, layers, mask, positions, deterministic)
+        if logits_to_keep is not None:
+            x_BTD = x_BTD[:, -logits_to_keep:]
+        if c.norm_position == "pre":
+            x_BTD = c.norm.module(c.policy, name="norm")(x_BTD)
+        if c.tie_embeddings:
+            logits_BTV = embed.logits(x_BTD)
+        else:
+            head = Linear((c.vocab_size,), ("embed", "vocab"), c.policy, use_bias=False, name="head")
+            logits_BTV = head(x_BTD).astype(jnp.float32)
+        if c.logit_softcap is not None:
+            logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
+        if cache is None:
+            return logits_BTV
+        return logits_BTV, {"layers": layers, "segments": keys, "offset": offset + T}
+
+    def blocks(self, x_BTD, layers, mask, positions, deterministic):
+        """The stack of blocks: unrolled, or one scan over stacked parameters."""
+        c = self.config
+        block = Block
+        if c.remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+            block = nn.remat(Block, policy=policy, prevent_cse=not c.scan_layers, static_argnums=(5,))
+        if c.scan_layers:
+            stack = nn.scan(
+                block, length=c.num_layers, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), metadata_params={nn.PARTITION_NAME: "layers"},
+            )  # fmt: skip
+            return stack(c, name="blocks")(x_BTD, layers, mask, positions, deterministic)
+        out = []
+        for i in range(c.num_layers):
+            layer = None if layers is None else layers[i]
+            x_BTD, layer = block(c, name=f"block_{i}")(x_BTD, layer, mask, positions, deterministic)
+            out.append(layer)
+        return x_BTD, out
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer, each with a residual connection around it."""
+
+    config: GPTConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, cache, mask, positions, deterministic):
+        c = self.config
+        # GPT-2 scales what each residual branch adds by 1/sqrt(number of branches) at the start.
+        out_init = nn.initializers.normal(0.02 / (2 * c.num_layers) ** 0.5)
+        attend = attention.MultiHeadAttention(
+            c.num_heads, c.kv_heads, c.key_dim, c.attention, c.positions, c.policy, use_bias=c.use_bias, qk_norm=c.qk_norm,
+            softcap=c.attention_softcap, dropout_rate=c.dropout_rate, out_init=out_init, name="attention",
+        )  # fmt: skip
+        feed = c.mlp.module(
+            hidden=c.hidden_dim, dim=c.embed_dim, use_bias=c.use_bias, out_init=out_init, policy=c.policy, name="mlp"
+        )
+        norm_1, norm_2 = (c.norm.module(c.policy, name=name) for name in ("attention_norm", "mlp_norm"))
+        drop = nn.Dropout(c.dropout_rate)
+        if c.norm_position == "pre":
+            y_BTD, cache = attend(norm_1(x_BTD), mask, positions, cache=cache, deterministic=deterministic)
+            x_BTD = x_BTD + drop(y_BTD, deterministic=deterministic)
+            x_BTD = x_BTD + drop(feed(norm_2(x_BTD)), deterministic=deterministic)
+        else:
+            y_BTD, cache = attend(x_BTD, mask, positions, cache=cache, deterministic=deterministic)
+            x_BTD = norm_1(x_BTD + drop(y_BTD, deterministic=deterministic))
+            x_BTD = norm_2(x_BTD + drop(feed(x_BTD), deterministic=deterministic))
+        return constrain(x_BTD, "batch", "length", "activation"), cache
+
+
+def _name(component: Any) -> str:
+    return f"attention={type(component).__name__}()"

@@ -1,0 +1,136 @@
+"""Linear maps: the matrix product, and the Linen modules made of it.
+
+Shape legend: B batch, T length, D model (input features), V vocabulary, R rows (batch and
+length flattened).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnlp.nn.policy import Policy
+
+Initializer = Callable[..., jax.Array]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def matmul(x: jax.Array, w: jax.Array, policy: Policy, transpose_w: bool = False) -> jax.Array:
+    """x @ w, or x @ w.T with `transpose_w`: rounded operands, float32 accumulation and result.
+
+    Args:
+        x: (..., D).
+        w: (D, F), or (F, D) with `transpose_w`.
+
+    Returns:
+        (..., F), float32. The derivative is the ordinary one; only the form in which the
+        weight's gradient is computed follows `policy.weight_gradient`.
+    """
+    return policy.dot(x, w, _contract(x.ndim - 1, 1 if transpose_w else 0))
+
+
+def _matmul_fwd(x, w, policy, transpose_w):
+    return matmul(x, w, policy, transpose_w), (x, w)
+
+
+def _matmul_bwd(policy, transpose_w, residuals, dy):
+    x, w = residuals
+    dx = policy.dot(dy, w, _contract(dy.ndim - 1, 0 if transpose_w else 1)).astype(x.dtype)
+    x_RD, dy_RF = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    left, right = (dy_RF, x_RD) if transpose_w else (x_RD, dy_RF)
+    plain = functools.partial(_weight_gradient_plain, policy)
+    rows = functools.partial(_weight_gradient_rows, policy)
+    if policy.weight_gradient == "auto":
+        dw = lax.platform_dependent(left, right, cpu=rows, default=plain)
+    else:
+        dw = (rows if policy.weight_gradient == "rows" else plain)(left, right)
+    return dx, dw.astype(w.dtype)
+
+
+matmul.defvjp(_matmul_fwd, _matmul_bwd)
+
+
+def _contract(a: int, b: int) -> Any:
+    return (((a,), (b,)), ((), ()))
+
+
+def _weight_gradient_plain(policy: Policy, left_RA, right_RB):
+    return policy.dot(left_RA, right_RB, _contract(0, 0))
+
+
+def _weight_gradient_rows(policy: Policy, left_RA, right_RB):
+    """left.T @ right with the shorter side first.
+
+    XLA's CPU backend is fast when the result has fewer rows than columns. Where the sides
+    must be swapped, the closing transpose stands behind a barrier, or XLA would fold it back
+    into the product and choose the slow form again.
+    """
+    if left_RA.shape[1] <= right_RB.shape[1]:
+        return policy.dot(left_RA, right_RB, _contract(0, 0))
+    return lax.optimization_barrier(policy.dot(right_RB, left_RA, _contract(0, 0))).T
+
+
+class Linear(nn.Module):
+    """y = x W + b over the last `num_in` axes of x.
+
+    Attributes:
+        features: shape of the output axes, as (heads, head_size) or (features,).
+        axes: logical axis names of the kernel, input axes first.
+        num_in: how many trailing axes of x are contracted.
+
+    Parameters: `kernel` of shape (*inputs, *features), `bias` of shape `features`.
+    """
+
+    features: tuple[int, ...]
+    axes: tuple[str, ...]
+    policy: Policy
+    num_in: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs = x.shape[x.ndim - self.num_in :]
+        dtype = jnp.dtype(self.policy.param_dtype)
+        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+        kernel = self.param("kernel", init, (*inputs, *self.features), dtype)
+        lead = x.shape[: x.ndim - self.num_in]
+        flat = x.reshape(*lead, math.prod(inputs))
+        y = matmul(flat, kernel.reshape(math.prod(inputs), math.prod(self.features)), self.policy)
+        y = y.astype(self.policy.dtype).reshape(*lead, *self.features)
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_in :])
+            bias = self.param("bias", init, self.features, dtype)
+            y = y + bias.astype(y.dtype)
+        return y
+
+
+class Embed(nn.Module):
+    """A table of vectors, read by row and, where output and input share it, used as the output map.
+
+    Parameter: `embedding` of shape (vocab_size, embed_dim).
+    """
+
+    vocab_size: int
+    embed_dim: int
+    policy: Policy
+    axes: tuple[str, str] = ("vocab", "embed")
+    init: Initializer = nn.initializers.normal(0.02)
+
+    def setup(self):
+        init = nn.with_logical_partitioning(self.init, self.axes)
+        shape = (self.vocab_size, self.embed_dim)
+        self.embedding = self.param("embedding", init, shape, jnp.dtype(self.policy.param_dtype))
+
+    def __call__(self, ids_BT: jax.Array) -> jax.Array:
+        """Rows of the table, (B, T, D). An id outside the vocabulary gives NaN, never another row."""
+        return self.embedding.at[ids_BT].get(mode="fill", fill_value=jnp.nan).astype(self.policy.dtype)
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """x W^T, (B, T, V), float32."""
+        return matmul(x_BTD, self.embedding, self.policy, True)

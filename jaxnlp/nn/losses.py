@@ -1,0 +1,43 @@
+"""Token losses.
+
+Shape legend: B batch, T length, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@jax.custom_vjp
+def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Negative log-likelihood of each target, in nats, and the log-partition function.
+
+    Args:
+        logits_BTV: float32.
+        targets_BT: integers in [0, V).
+
+    Returns:
+        nll_BT = logsumexp(logits) - logits[target], and log_z_BT = logsumexp(logits).
+
+    The backward pass keeps only the logits and log_z, where autodiff would keep a second
+    array of the logits' size.
+    """
+    return _token_nll_fwd(logits_BTV, targets_BT)[0]
+
+
+def _token_nll_fwd(logits, targets):
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return (log_z - picked, log_z), (logits, log_z, targets)
+
+
+def _token_nll_bwd(residuals, cotangents):
+    logits, log_z, targets = residuals
+    d_nll, d_log_z = cotangents
+    vocab = lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    probability = jnp.exp(logits - log_z[..., None])
+    hit = jnp.where(vocab == targets[..., None], d_nll[..., None], 0.0)
+    return probability * (d_nll + d_log_z)[..., None] - hit, None
+
+
+token_nll.defvjp(_token_nll_fwd, _token_nll_bwd)

@@ -1,0 +1,77 @@
+"""The feed-forward layer: one hidden layer with an activation, or a gated one.
+
+Each is a small config object that builds its module.
+Shape legend: B batch, T length, D model, F feed-forward.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+
+from jaxnlp.errors import FieldError
+from jaxnlp.nn.linear import Initializer, Linear
+from jaxnlp.nn.policy import Policy
+
+ACTIVATIONS = {
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class MLP:
+    """W2 act(W1 x) (Vaswani et al. 2017, equation 2). GPT-2's activation is "gelu_tanh"."""
+
+    activation: str = "gelu_tanh"
+    gated = False
+
+    def check(self) -> None:
+        _check_activation(self.activation)
+
+    def module(self, *, hidden: int, dim: int, use_bias: bool, out_init: Initializer, policy: Policy, name: str):
+        return _MLP(hidden, dim, self.activation, False, use_bias, out_init, policy, name=name)
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class GatedMLP:
+    """W2 (act(Wg x) * W1 x): SwiGLU with "silu", GEGLU with "gelu" (Shazeer 2020, arXiv:2002.05202)."""
+
+    activation: str = "silu"
+    gated = True
+
+    def check(self) -> None:
+        _check_activation(self.activation)
+
+    def module(self, *, hidden: int, dim: int, use_bias: bool, out_init: Initializer, policy: Policy, name: str):
+        return _MLP(hidden, dim, self.activation, True, use_bias, out_init, policy, name=name)
+
+
+def _check_activation(name: str) -> None:
+    if name not in ACTIVATIONS:
+        raise FieldError("activation", name, f"expected one of {', '.join(ACTIVATIONS)}")
+
+
+class _MLP(nn.Module):
+    """Parameters: `up` (D, F), `gate` (D, F) if gated, `down` (F, D)."""
+
+    hidden: int
+    dim: int
+    activation: str
+    gated: bool
+    use_bias: bool
+    out_init: Initializer
+    policy: Policy
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        def up(name):
+            return Linear((self.hidden,), ("embed", "mlp"), self.policy, use_bias=self.use_bias, name=name)
+
+        act = ACTIVATIONS[self.activation]
+        h_BTF = act(up("gate")(x_BTD)) * up("up")(x_BTD) if self.gated else act(up("up")(x_BTD))
+        return Linear(
+            (self.dim,), ("mlp", "embed"), self.policy, use_bias=self.use_bias, kernel_init=self.out_init, name="down"
+        )(h_BTF)

@@ -1,0 +1,97 @@
+"""Normalisation of the last axis: LayerNorm and RMSNorm.
+
+Each is a small config object (choose one in a model's config) and the Linen module it builds.
+Shape legend: D features.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnlp.errors import FieldError
+from jaxnlp.nn.policy import Policy
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class LayerNorm:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias (Ba et al. 2016, arXiv:1607.06450)."""
+
+    epsilon: float = 1e-5
+    use_bias: bool = True
+
+    def check(self) -> None:
+        _check_epsilon(self.epsilon)
+
+    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+        return _Norm(self.epsilon, True, self.use_bias, policy, name=name)
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class RMSNorm:
+    """x / sqrt(mean(x^2) + epsilon) * scale (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+
+    epsilon: float = 1e-6
+
+    def check(self) -> None:
+        _check_epsilon(self.epsilon)
+
+    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+        return _Norm(self.epsilon, False, False, policy, name=name)
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not epsilon > 0:
+        raise FieldError("epsilon", epsilon, "expected a positive number, as 1e-5")
+
+
+class _Norm(nn.Module):
+    """Statistics in float32, result in the compute dtype. Parameters: `scale`, `bias`, shape (D,)."""
+
+    epsilon: float
+    centre: bool
+    use_bias: bool
+    policy: Policy
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype, shape = jnp.dtype(self.policy.param_dtype), (x.shape[-1],)
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), shape, dtype)
+        y = normalise(x.astype(jnp.float32), scale.astype(jnp.float32), self.epsilon, self.centre)
+        if self.use_bias:
+            bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), shape, dtype)
+            y = y + bias.astype(jnp.float32)
+        return y.astype(self.policy.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def normalise(x: jax.Array, scale_D: jax.Array, epsilon: float, centre: bool) -> jax.Array:
+    """x over the root mean square of its last axis, less the mean first if `centre`, times scale.
+
+    Its backward pass is written out (two means over the row) because what autodiff makes of
+    mean and variance is several more passes over memory; the values are the same.
+    """
+    return _normalise_fwd(x, scale_D, epsilon, centre)[0]
+
+
+def _normalise_fwd(x, scale_D, epsilon, centre):
+    if centre:
+        x = x - x.mean(-1, keepdims=True)
+    inverse = lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon)
+    return x * inverse * scale_D, (x, inverse, scale_D)
+
+
+def _normalise_bwd(epsilon, centre, residuals, dy):
+    x, inverse, scale_D = residuals
+    unit = x * inverse
+    d_unit = dy * scale_D
+    dx = d_unit - unit * (d_unit * unit).mean(-1, keepdims=True)
+    if centre:
+        dx = dx - d_unit.mean(-1, keepdims=True)
+    return inverse * dx, (dy * unit).sum(tuple(range(dy.ndim - 1)))
+
+
+normalise.defvjp(_normalise_fwd, _normalise_bwd)

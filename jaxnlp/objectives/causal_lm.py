@@ -1,0 +1,49 @@
+"""Next-token prediction: the objective of GPT.
+
+Shape legend: B batch, T length, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import FieldError
+from jaxnlp.nn.losses import token_nll
+
+
+@dataclasses.dataclass(kw_only=True)
+class CausalLM:
+    """Cross-entropy of each token given those before it.
+
+    z_loss: weight of log(Z)^2, which keeps the logits' scale (Chowdhery et al. 2022, section 5).
+    """
+
+    z_loss: float = 0.0
+
+    def check(self) -> None:
+        if self.z_loss < 0:
+            raise FieldError("z_loss", self.z_loss, "expected zero or more, as 1e-4")
+
+    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+        """Sums over a batch, to be divided once all microbatches and devices are in.
+
+        Args:
+            apply: (params, tokens, segment_ids=, positions=, key=) -> logits_BTV.
+            batch: `tokens`, `targets` (B, T) integers, `weights` (B, T) float32, 0 on padding;
+                and, unless documents may attend to each other, `segment_ids`, `positions`.
+            key: for dropout; None turns it off.
+
+        Returns:
+            (sum of losses in nats, sum of weights, {"nll": sum without the z-loss}).
+        """
+        place = {"segment_ids": batch.get("segment_ids"), "positions": batch.get("positions")}
+        logits_BTV = apply(params, batch["tokens"], **place, key=key)
+        nll_BT, log_z_BT = token_nll(logits_BTV, batch["targets"])
+        nll = jnp.sum(nll_BT * batch["weights"])
+        total = nll
+        if self.z_loss:
+            total = nll + self.z_loss * jnp.sum(jnp.square(log_z_BT) * batch["weights"])
+        return total, jnp.sum(batch["weights"]), {"nll": nll}

@@ -1,0 +1,175 @@
+"""Optimizers and learning-rate schedules: short names over optax."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from jaxnlp.errors import FieldError
+
+OPTIMIZERS = ("adamw", "lion", "adafactor", "sgd", "muon")
+SCHEDULES = ("cosine", "linear", "wsd", "inverse_sqrt", "constant")
+
+Schedule = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(kw_only=True)
+class OptimConfig:
+    """Optimizer, schedule, weight decay and clipping.
+
+    name: adamw (Loshchilov and Hutter 2019), lion (Chen et al. 2023), adafactor (Shazeer and
+        Stern 2018), sgd with momentum, or muon (Jordan 2024) for the hidden matrices with
+        AdamW for the rest, scaled so that AdamW's learning rates fit (arXiv:2502.16982).
+    learning_rate: the schedule's peak.
+    schedule: after `warmup_steps` of linear warm-up: cosine or linear decay to the end of the
+        run; wsd, constant until the last `decay_fraction` of the run and then linear; inverse_sqrt,
+        peak * sqrt(warmup / step); or constant.
+    final_fraction: what is left of the peak at the end, for cosine, linear and wsd.
+    total_steps: length the schedule is drawn for; None is the run's own `steps`.
+    weight_decay: decoupled, multiplied by the learning rate as PyTorch does.
+    no_decay: regular expressions of parameter paths that are not decayed.
+    b1, b2, epsilon: of Adam and its kin; b2 None is 0.99 for lion and 0.95 for others. b1 is the
+        momentum of sgd and muon. Adafactor keeps none.
+    clip_norm: largest global norm of the gradient; None does not clip.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2
+    final_fraction: float = 0.1
+    total_steps: int | None = None
+    weight_decay: float = 0.1
+    no_decay: tuple[str, ...] = (r"bias$", r"scale$")
+    b1: float = 0.9
+    b2: float | None = None
+    epsilon: float = 1e-8
+    clip_norm: float | None = 1.0
+
+    def check(self) -> None:
+        """Raises FieldError for an unknown name or a number out of range."""
+        if self.name not in OPTIMIZERS:
+            raise FieldError("name", self.name, f"expected one of {', '.join(OPTIMIZERS)}")
+        if self.schedule not in SCHEDULES:
+            raise FieldError("schedule", self.schedule, f"expected one of {', '.join(SCHEDULES)}")
+        for field in ("learning_rate", "epsilon"):
+            if not getattr(self, field) > 0:
+                raise FieldError(field, getattr(self, field), "expected a positive number")
+        for field in ("warmup_steps", "weight_decay"):
+            if getattr(self, field) < 0:
+                raise FieldError(field, getattr(self, field), "expected zero or more")
+        for field in ("decay_fraction", "final_fraction"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise FieldError(field, getattr(self, field), "expected a fraction in [0, 1]")
+        for field in ("b1", "b2"):
+            value = getattr(self, field)
+            if value is not None and not 0 <= value < 1:
+                raise FieldError(field, value, "expected a number in [0, 1)")
+        if self.total_steps is not None and self.total_steps < 1:
+            raise FieldError("total_steps", self.total_steps, "expected a positive number, or None for the run's steps")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise FieldError("clip_norm", self.clip_norm, "expected a positive number, or None")
+        if self.schedule == "inverse_sqrt" and not self.warmup_steps:
+            raise FieldError("warmup_steps", 0, "schedule 'inverse_sqrt' needs a warm-up; expected a positive number")
+        for pattern in self.no_decay:
+            try:
+                re.compile(pattern)
+            except re.error as e:
+                raise FieldError("no_decay", pattern, f"not a regular expression ({e})") from None
+
+
+def make_schedule(config: OptimConfig, steps: int) -> Schedule:
+    """Step (from 0) to learning rate, over a run of `steps`."""
+    peak, warmup, total = config.learning_rate, config.warmup_steps, config.total_steps or steps
+    if warmup and warmup >= total and config.schedule != "constant":
+        raise FieldError("optim.warmup_steps", warmup, f"expected fewer than the run's {total} steps")
+    rest, final = total - warmup, peak * config.final_fraction
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, final, rest)
+    elif config.schedule == "wsd":
+        decay = max(1, round(total * config.decay_fraction))
+        after = optax.join_schedules(
+            [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)], [max(0, rest - decay)]
+        )
+    elif config.schedule == "inverse_sqrt":
+        after = lambda step: peak * (warmup / (step + warmup)) ** 0.5
+    else:
+        after = optax.constant_schedule(peak)
+    if not warmup:
+        return after
+    # The first step already moves: warm-up reaches peak * 1/warmup at step 0.
+    ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
+    return optax.join_schedules([ramp, after], [warmup])
+
+
+def make_optimizer(config: OptimConfig, steps: int, axes: Any) -> tuple[optax.GradientTransformation, Schedule]:
+    """The optimizer and its schedule.
+
+    Args:
+        config: what to make.
+        steps: length of the run.
+        axes: tree like the parameters, of tuples of logical axis names; muon reads from it
+            which axes of a matrix are inputs.
+    """
+    schedule = make_schedule(config, steps)
+    decay = {"weight_decay": config.weight_decay, "mask": lambda params: decay_mask(params, config.no_decay)}
+    b2 = config.b2 if config.b2 is not None else (0.99 if config.name == "lion" else 0.95)
+    if config.name == "adamw":
+        optimizer = optax.adamw(schedule, b1=config.b1, b2=b2, eps=config.epsilon, **decay)
+    elif config.name == "lion":
+        optimizer = optax.lion(schedule, b1=config.b1, b2=b2, **decay)
+    elif config.name == "adafactor":
+        optimizer = optax.chain(
+            optax.adafactor(multiply_by_parameter_scale=True),
+            optax.scale(-1.0),
+            optax.add_decayed_weights(config.weight_decay, decay["mask"]),
+            optax.scale_by_learning_rate(schedule),
+        )
+    elif config.name == "sgd":
+        optimizer = optax.chain(
+            optax.trace(decay=config.b1),
+            optax.add_decayed_weights(config.weight_decay, decay["mask"]),
+            optax.scale_by_learning_rate(schedule),
+        )
+    else:
+        optimizer = optax.contrib.muon(
+            schedule, beta=config.b1, weight_decay=config.weight_decay, weight_decay_mask=decay["mask"], adam_b1=config.b1,
+            adam_b2=b2, eps=config.epsilon, consistent_rms=0.2, muon_weight_dimension_numbers=matrix_axes(axes),
+        )  # fmt: skip
+    if config.clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    return optimizer, schedule
+
+
+def decay_mask(params: Any, no_decay: tuple[str, ...]) -> Any:
+    """True for each parameter whose path matches none of the patterns."""
+
+    def decays(path, _):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return not any(re.search(pattern, name) for pattern in no_decay)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def matrix_axes(axes: Any) -> Any:
+    """Muon's input and output axes of each hidden matrix; None for the parameters it leaves to AdamW.
+
+    A hidden matrix has one "embed" axis, its input if it comes first and its output if last,
+    and no "vocab" or "length" axis. A "layers" axis is a batch of matrices.
+    """
+
+    def one(names):
+        places = [i for i, name in enumerate(names) if name not in ("layers", None)]
+        sides = [names[i] for i in places]
+        if len(places) < 2 or sides.count("embed") != 1 or {"vocab", "length"} & set(sides):
+            return None
+        split = 1 if sides[0] == "embed" else len(places) - 1
+        return optax.contrib.MuonDimensionNumbers(tuple(places[:split]), tuple(places[split:]))
+
+    return jax.tree.map(one, axes, is_leaf=lambda x: isinstance(x, tuple))

@@ -1,0 +1,46 @@
+"""Between Linen modules and plain trees: the one file here that knows Flax."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import PartitionSpec
+
+
+def abstract_params(module: Any, *args: Any) -> tuple[Any, Any]:
+    """Shapes and logical axes of a module's parameters, without making any.
+
+    Args:
+        module: a Linen module. args: abstract or real example inputs.
+
+    Returns:
+        (shapes, names): nested dicts of ShapeDtypeStruct, and of tuples of logical axis names.
+    """
+    boxed = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+    specs = nn.get_partition_spec(boxed)
+    shapes = nn.meta.unbox(boxed)
+
+    def names(leaf, spec):
+        return tuple(spec) + (None,) * (leaf.ndim - len(spec))
+
+    is_spec = lambda x: isinstance(x, PartitionSpec)
+    return shapes, jax.tree.map(names, shapes, jax.tree.map(lambda s: s, specs, is_leaf=is_spec))
+
+
+def init_params(module: Any, key: jax.Array, *args: Any) -> Any:
+    """A module's parameters as plain nested dicts of arrays."""
+    return nn.meta.unbox(module.init(key, *args)["params"])
+
+
+def make_apply(module: Any) -> Any:
+    """`apply(params, *args, key=None, **kwargs)`: the module as a pure function.
+
+    With a key dropout is on, without one it is off.
+    """
+
+    def apply(params, *args, key=None, **kwargs):
+        if key is None:
+            return module.apply({"params": params}, *args, **kwargs)
+        return module.apply({"params": params}, *args, deterministic=False, rngs={"dropout": key}, **kwargs)
+
+    return apply

@@ -1,0 +1,119 @@
+"""Rules: tables from logical axes to mesh axes, and their strict resolution.
+
+A table is a dict such as `{"embed": "fsdp", "mlp": "tensor", "norm": None}`. A value is a mesh
+axis, several (as a tuple), or None to replicate. Nothing is ever replicated because a rule is
+missing or a size does not divide: both are errors that name the parameter and the fix.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.sharding.mesh import AXES, MeshConfig
+
+Rules = Mapping[str, Any]
+
+REPLICATED: dict[str, Any] = dict.fromkeys(
+    ("embed", "mlp", "heads", "kv_heads", "kv", "vocab", "length", "layers", "norm", "rank")
+)
+"""Every parameter whole on every device: one device, or plain data parallelism."""
+
+FSDP: dict[str, Any] = {**REPLICATED, "embed": "fsdp"}
+"""Parameters split over their model dimension and gathered where used."""
+
+TENSOR: dict[str, Any] = {
+    **REPLICATED, "mlp": "tensor", "heads": "tensor", "kv_heads": "tensor", "vocab": "tensor"
+}  # fmt: skip
+"""Heads, feed-forward and vocabulary split, as Megatron-LM does (Shoeybi et al. 2019, arXiv:1909.08053)."""
+
+ACTIVATIONS: dict[str, Any] = {
+    "batch": ("data", "fsdp"), "length": None, "activation": None, "heads": "tensor", "kv_heads": "tensor", "kv": None
+}  # fmt: skip
+"""The batch split over data and fsdp, the rest as the parameters have it."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Sharding:
+    """Parallelism as tables.
+
+    params: rules of parameters. optimizer: rules of the optimizer's state; None: as params.
+    activations: rules of the axes that models name on activations.
+    """
+
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    params: dict[str, Any] = dataclasses.field(default_factory=REPLICATED.copy)
+    optimizer: dict[str, Any] | None = None
+    activations: dict[str, Any] = dataclasses.field(default_factory=ACTIVATIONS.copy)
+
+    def check(self) -> None:
+        for field in ("params", "optimizer", "activations"):
+            for logical, axes in (getattr(self, field) or {}).items():
+                for axis in as_tuple(axes):
+                    if axis not in AXES:
+                        raise FieldError(f"{field}[{logical!r}]", axis, f"no such mesh axis; expected one of {', '.join(AXES)}")
+
+
+def as_tuple(axes: Any) -> tuple[str, ...]:
+    """A rule's value as a tuple of mesh axes."""
+    if axes is None:
+        return ()
+    return (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def resolve(path: str, names: tuple[str | None, ...], shape: tuple[int, ...], rules: Rules, sizes: Mapping[str, int]):
+    """The PartitionSpec of one array.
+
+    Args:
+        path: the array's name, for messages.
+        names: logical axis of each dimension; None replicates that dimension.
+        shape: its shape.
+        rules: logical axis -> mesh axes.
+        sizes: mesh axis -> number of devices.
+
+    Raises:
+        UserError: an axis without a rule, a mesh axis used twice, or a size that does not divide.
+    """
+    used: dict[str, str] = {}
+    spec = []
+    for size, name in zip(shape, names, strict=True):
+        if name is not None and name not in rules:
+            known = ", ".join(sorted(rules))
+            raise UserError(f"{path}: logical axis {name!r} has no rule (rules: {known}); add it, with None to replicate")
+        axes = as_tuple(rules[name]) if name is not None else ()
+        for axis in axes:
+            if axis in used:
+                raise UserError(f"{path}: mesh axis {axis!r} splits both {used[axis]!r} and {name!r}; map one of them elsewhere")
+            used[axis] = str(name)
+        count = math.prod(sizes[axis] for axis in axes)
+        if size % count:
+            raise UserError(
+                f"{path}: {name}={size} does not divide over mesh axes {'x'.join(axes)}={count}; "
+                f"change the model's size, the mesh, or the rule for {name!r}"
+            )
+        spec.append(rules[name] if axes else None)
+    while spec and spec[-1] is None:
+        spec.pop()
+    return PartitionSpec(*(tuple(axes) if isinstance(axes, list) else axes for axes in spec))
+
+
+def shardings(shapes: Any, names: Any, rules: Rules, mesh: Any) -> Any:
+    """A NamedSharding for each leaf.
+
+    Args:
+        shapes: tree of arrays or ShapeDtypeStructs.
+        names: the same tree of tuples of logical axes.
+    """
+    def one(path, leaf, axes):
+        return NamedSharding(mesh, resolve(path_name(path), axes, leaf.shape, rules, mesh.shape))
+
+    return jax.tree_util.tree_map_with_path(one, shapes, names)
+
+
+def path_name(path: Any) -> str:
+    """A tree path as 'block_0/attention/query/kernel'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

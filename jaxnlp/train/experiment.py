@@ -1,0 +1,111 @@
+"""The experiment: everything a run is made of, in one config object."""
+
+import dataclasses
+from typing import Any
+
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import FieldError
+from jaxnlp.objectives.causal_lm import CausalLM
+from jaxnlp.optim import OptimConfig, make_schedule
+from jaxnlp.sharding.rules import Sharding
+
+
+@dataclasses.dataclass(kw_only=True)
+class Experiment:
+    """A run: model, data, objective, optimizer and layout, and the run's lengths and intervals (in steps).
+
+    model: a model's config, as `gpt.GPTConfig(...)`.
+    steps: length of the run.
+    accum_steps: microbatches a batch is cut into; lowers memory, not the result.
+    steps_per_call: steps in one device call, for models so small that the call itself costs.
+        All intervals must be multiples of it.
+    log_every, eval_every, checkpoint_every: intervals; 0 is never (the end always evaluates and saves).
+    eval_batches: validation batches in an evaluation during the run; None is the whole split.
+        The evaluation at the end always takes the whole split.
+    keep_last, keep_best: checkpoints kept: the newest, and those with the lowest validation loss.
+    on_nonfinite: "stop" the run, or "skip" the update, when a loss or gradient is not finite.
+    loss_scale: first scale of the loss under float16.
+    sample_prompt, sample_tokens: a text the run completes at the end; 0 tokens is none.
+    peak_flops: operations a second of one device, for the utilisation; None takes the
+        maker's figure for the chip, or on a CPU measures its matrix product.
+    """
+
+    model: Any
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    objective: Any = dataclasses.field(default_factory=CausalLM)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    sharding: Sharding = dataclasses.field(default_factory=Sharding)
+    steps: int = 1000
+    accum_steps: int = 1
+    steps_per_call: int = 1
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 200
+    eval_batches: int | None = 20
+    checkpoint_every: int = 200
+    keep_last: int = 2
+    keep_best: int = 1
+    on_nonfinite: str = "stop"
+    loss_scale: float = 2.0**15
+    sample_prompt: str = "def main"
+    sample_tokens: int = 160
+    peak_flops: float | None = None
+
+    def check(self) -> None:
+        """Raises FieldError naming the first field that cannot work, alone or with another."""
+        for field in ("steps", "accum_steps", "steps_per_call", "keep_last"):
+            if getattr(self, field) < 1:
+                raise FieldError(field, getattr(self, field), "expected a positive number")
+        for field in ("log_every", "eval_every", "checkpoint_every", "keep_best", "sample_tokens"):
+            if getattr(self, field) < 0:
+                raise FieldError(field, getattr(self, field), "expected zero or more")
+        for field in ("steps", "log_every", "eval_every", "checkpoint_every"):
+            if getattr(self, field) % self.steps_per_call:
+                raise FieldError(field, getattr(self, field), f"not a multiple of steps_per_call={self.steps_per_call}")
+        if self.eval_batches is not None and self.eval_batches < 1:
+            raise FieldError("eval_batches", self.eval_batches, "expected a positive number, or None for the whole split")
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise FieldError("on_nonfinite", self.on_nonfinite, "expected 'stop' or 'skip'")
+        if not 0 <= self.seed < 2**32:
+            raise FieldError("seed", self.seed, "expected a number in [0, 2^32)")
+        if not self.loss_scale >= 1:
+            raise FieldError("loss_scale", self.loss_scale, "expected 1 or more, as 32768.0")
+        if self.peak_flops is not None and not self.peak_flops > 0:
+            raise FieldError("peak_flops", self.peak_flops, "expected operations a second, as 9.9e14, or None")
+        if self.data.batch_size % self.accum_steps:
+            raise FieldError("accum_steps", self.accum_steps, f"does not divide data.batch_size={self.data.batch_size}")
+        longest = getattr(self.model, "longest", None)
+        if longest is not None and self.data.seq_len > longest:
+            raise FieldError("data.seq_len", self.data.seq_len, f"longer than model.max_len={longest}; raise that or shorten this")
+        make_schedule(self.optim, self.steps)
+
+
+def check_batch(experiment: Experiment, num_devices: int) -> None:
+    """Raises FieldError unless a microbatch divides over the devices that split the batch."""
+    sizes = experiment.sharding.mesh.sizes(num_devices)
+    ways, rows = sizes["data"] * sizes["fsdp"], experiment.data.batch_size // experiment.accum_steps
+    if rows % ways:
+        of = f" (over accum_steps={experiment.accum_steps}: {rows} rows)" if experiment.accum_steps > 1 else ""
+        up = -(-rows // ways) * ways * experiment.accum_steps
+        raise FieldError(
+            "data.batch_size", experiment.data.batch_size,
+            f"does not divide over data*fsdp={ways} devices{of}; use {up}, or change sharding.mesh",
+        )  # fmt: skip
+
+
+def resolve(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
+    """The experiment with what depends on the tokenizer filled in.
+
+    Raises:
+        FieldError: a vocabulary smaller than the tokenizer's.
+    """
+    size = experiment.model.vocab_size
+    if size is None:
+        model = dataclasses.replace(experiment.model, vocab_size=tokenizer.vocab_size)
+        return dataclasses.replace(experiment, model=model)
+    if size < tokenizer.vocab_size:
+        raise FieldError("model.vocab_size", size, f"the tokenizer has {tokenizer.vocab_size} tokens; use that or more")
+    return experiment
+
+

@@ -1,0 +1,26 @@
+"""One writer a run: an operating-system lock on the run's folder, freed when the process ends, however it ends."""
+
+import fcntl
+import os
+import pathlib
+import socket
+from typing import IO
+
+from jaxnlp.errors import UserError
+
+
+def lock(workdir: pathlib.Path) -> IO[str]:
+    """Takes the lock; hold on to the file it returns. Raises UserError naming the process that has it."""
+    file = (workdir / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise UserError(f"--workdir={workdir}: another process is training here ({holder}); stop it or choose another folder") from None
+    file.seek(0)
+    file.truncate()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file

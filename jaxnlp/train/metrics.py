@@ -1,0 +1,100 @@
+"""Where a run's numbers go: a JSON-lines file, TensorBoard, and a picture."""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+LOG = "metrics.jsonl"
+CURVES = "curves.png"
+
+
+class MetricLog:
+    """Writes metrics to `metrics.jsonl` and, beside it, TensorBoard event files.
+
+    Args:
+        workdir: the run's folder. step: where the run (re)starts; rows of later steps, left by
+            a run that died after its last checkpoint, are dropped.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int = 0):
+        from tensorboardX import SummaryWriter
+
+        self.path = workdir / LOG
+        kept = [row for row in read_log(self.path) if row["step"] <= step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.replace(self.path)
+        self._file = self.path.open("a", buffering=1)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """One row: `kind` is "train", "validation", ..."""
+        self._file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line cut short by a crash is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return rows
+
+
+def plot(workdir: pathlib.Path, baselines: dict[str, float] | None = None) -> pathlib.Path | None:
+    """Draws loss, learning rate, gradient norm and tokens a second to `curves.png`.
+
+    Args:
+        baselines: name -> loss in nats a token, drawn as level lines.
+
+    Returns:
+        The picture's path, or None if nothing has been logged.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib import pyplot
+
+    rows = read_log(workdir / LOG)
+    train = [row for row in rows if row["kind"] == "train"]
+    if not train:
+        return None
+    steps = [row["step"] for row in train]
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained", sharex=True)
+    loss, rate, norm, speed = axes.flat
+    loss.plot(steps, [row["loss"] for row in train], color="C0", alpha=0.7, label="train")
+    valid = [row for row in rows if row["kind"] == "validation"]
+    if valid:
+        loss.plot([row["step"] for row in valid], [row["loss"] for row in valid], "o-", color="C1", markersize=4, label="validation")
+    for i, (name, value) in enumerate((baselines or {}).items()):
+        loss.axhline(value, color="0.4", linestyle=(":", "--", "-.")[i % 3], linewidth=1, label=name)
+    loss.legend()
+    loss.set_ylabel("loss (nats a token)")
+    rate.plot(steps, [row["learning_rate"] for row in train], color="C2")
+    rate.set_ylabel("learning rate")
+    norm.plot(steps, [row["grad_norm"] for row in train], color="C3", alpha=0.8)
+    norm.set_ylabel("gradient norm (before clipping)")
+    norm.set_yscale("log")
+    timed = [row for row in train if row.get("tokens_per_second")]
+    speed.plot([row["step"] for row in timed], [row["tokens_per_second"] for row in timed], color="C4")
+    speed.set_ylabel("tokens a second")
+    speed.set_ylim(bottom=0)
+    for panel in axes.flat:
+        panel.grid(alpha=0.25)
+    for panel in axes[1]:
+        panel.set_xlabel("step")
+    figure.suptitle(f"{workdir}", fontsize=10)
+    path = workdir / CURVES
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path

@@ -1,0 +1,89 @@
+"""What a run would take, before anything is compiled: the parameter table, FLOPs and memory."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnlp.sharding.rules import path_name
+from jaxnlp.train.program import Program
+
+
+def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
+    """(path, shape, logical axes, sharding, bytes on a device) of each parameter."""
+    rows = []
+    leaves = jax.tree_util.tree_leaves_with_path(program.abstract.params)
+    axes = jax.tree.leaves(program.axes, is_leaf=lambda x: isinstance(x, tuple))
+    for (path, leaf), names in zip(leaves, axes, strict=True):
+        spec = tuple(leaf.sharding.spec) + (None,) * (leaf.ndim - len(leaf.sharding.spec))
+        shown = ", ".join("+".join(a) if isinstance(a, tuple) else str(a or "-") for a in spec)
+        rows.append((path_name(path), "x".join(map(str, leaf.shape)), ", ".join(map(str, names)), shown, device_bytes(leaf)))
+    return rows
+
+
+def device_bytes(leaf: Any) -> int:
+    """Bytes of one device's share of an abstract array."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def memory(program: Program) -> dict[str, int]:
+    """Bytes on one device, by what they hold.
+
+    Parameters and optimizer state are exact. Gradients are counted once, as float32.
+    Activations are what JAX keeps from the forward pass for the backward pass of one
+    microbatch (its own account, so remat and every component count as they are), split over the
+    devices that split the batch; the compiler often fuses some of it away, and adds
+    scratch space of its own.
+    """
+    total = lambda tree: sum(device_bytes(x) for x in jax.tree.leaves(tree))
+    state = program.abstract
+    grads = sum(device_bytes(x) // x.dtype.itemsize * 4 for x in jax.tree.leaves(state.params))
+    accumulated = 1 if program.experiment.accum_steps == 1 else 2
+    found = {
+        "parameters": total(state.params),
+        "optimizer state": total(state.opt_state),
+        "gradients": grads * accumulated,
+        "activations": activation_bytes(program),
+    }
+    return {**found, "total": sum(found.values())}
+
+
+def activation_bytes(program: Program) -> int:
+    e = program.experiment
+    shape = (e.data.batch_size // e.accum_steps, e.data.seq_len)
+    integers, floats = jax.ShapeDtypeStruct(shape, np.int32), jax.ShapeDtypeStruct(shape, np.float32)
+    batch = {"tokens": integers, "targets": integers, "weights": floats}
+    if not e.data.attend_across_documents:
+        batch |= {"segment_ids": integers, "positions": integers}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def residuals(params, batch, key):
+        loss = lambda p: e.objective.loss(program.apply, p, batch, key)[0]
+        return jax.vjp(loss, params)[1]
+
+    with program.context():
+        kept = jax.tree.leaves(jax.eval_shape(residuals, program.abstract.params, batch, key))
+    params = {(x.shape, x.dtype) for x in jax.tree.leaves(program.abstract.params)}
+    size = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in kept if (x.shape, x.dtype) not in params)
+    ways = math.prod(program.mesh.shape[a] for a in ("data", "fsdp"))
+    return size // ways
+
+
+def report(program: Program) -> str:
+    """The plan as text."""
+    e, rows = program.experiment, parameter_rows(program)
+    head = ("parameter", "shape", "logical axes", "mesh axes", "bytes/device")
+    table = [head, *((*row[:4], f"{row[4]:,}") for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(5)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract.params))
+    tokens = e.data.batch_size * e.data.seq_len
+    per_token = e.model.flops_per_token(e.data.seq_len)
+    mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())
+    lines += ["", f"mesh: {mesh} ({program.mesh.size} {program.mesh.devices.flat[0].device_kind} devices)"]
+    lines.append(f"parameters: {count:,}")
+    lines.append(f"tokens a step: {tokens:,} ({e.data.batch_size} x {e.data.seq_len}); run: {e.steps:,} steps, {e.steps * tokens:,} tokens")
+    lines.append(f"FLOPs a token (forward and backward): {per_token:.3e}; a step: {per_token * tokens:.3e}; the run: {per_token * tokens * e.steps:.3e}")
+    lines.append("memory on a device (estimate): " + ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in memory(program).items()))
+    return "\n".join(lines)

@@ -1,0 +1,143 @@
+"""From an experiment to compiled functions: the model, its mesh, and the step over them."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxnlp.errors import UserError
+from jaxnlp.evals.perplexity import make_eval_step
+from jaxnlp.nn.partitioning import axis_rules
+from jaxnlp.optim import make_optimizer
+from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
+from jaxnlp.sharding.mesh import make_mesh
+from jaxnlp.sharding.rules import as_tuple
+from jaxnlp.train.experiment import Experiment, check_batch
+from jaxnlp.train.state import State, new_state, state_shardings
+from jaxnlp.train.step import make_step, many_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """An experiment over a mesh, ready to run.
+
+    apply(params, *args, key=None): the model; call it, or what contains it, within `context()`.
+    axes: logical axes of each parameter. abstract: the state's shapes, dtypes and shardings.
+    init(): a new state. step(state, batch): one call, the state donated; with
+    `steps_per_call` above 1 the batch has that leading axis. eval_step(params, batch): sums.
+    """
+
+    experiment: Experiment
+    mesh: Any
+    apply: Callable
+    axes: Any
+    abstract: State
+    init: Callable[[], State]
+    step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
+    eval_step: Callable[[Any, Any], dict[str, jax.Array]]
+    batch_sharding: NamedSharding
+
+    def context(self) -> contextlib.ExitStack:
+        """The mesh and the rules of activations, for code that traces the model."""
+        return _context(self.mesh, self.experiment.sharding.activations)
+
+    @property
+    def rows(self) -> slice:
+        """Which rows of each global batch this process feeds."""
+        shape = (self.experiment.data.batch_size, self.experiment.data.seq_len)
+        places = self.batch_sharding.addressable_devices_indices_map(shape).values()
+        spans = sorted({s[0].indices(shape[0])[:2] for s in places if s is not None})
+        start, stop = spans[0][0], max(stop for _, stop in spans)
+        if sum(b - a for a, b in spans) != stop - start:
+            raise UserError("sharding.mesh: this process's rows of the batch are not in one piece; put data and fsdp before tensor")
+        return slice(start, stop)
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This process's rows as global arrays on the mesh."""
+        return self._put(batch, self.batch_sharding, ())
+
+    def put_stack(self, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
+        """Several batches as one, with a leading axis, for `steps_per_call`."""
+        stack = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, *self.batch_sharding.spec))
+        return self._put(stack, sharding, (len(batches),))
+
+    def _put(self, batch, sharding, lead):
+        shape = (*lead, self.experiment.data.batch_size, self.experiment.data.seq_len)
+        if jax.process_count() == 1:
+            return jax.device_put(batch, sharding)
+        return {name: jax.make_array_from_process_local_data(sharding, x, shape) for name, x in batch.items()}
+
+
+def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Program:
+    """Lays a resolved experiment out over the devices. Nothing is compiled and no array made yet.
+
+    Raises:
+        UserError: a size that does not divide over the mesh, a missing rule, an attention
+            kernel that cannot run on these devices.
+    """
+    e = experiment
+    mesh = make_mesh(e.sharding.mesh, devices)
+    check_batch(e, mesh.size)
+    platform = mesh.devices.flat[0].platform
+    kernel = getattr(e.model, "attention", None)
+    if kernel is not None and platform not in kernel.platforms and not getattr(kernel, "interpret", False):
+        name = type(kernel).__name__
+        raise UserError(f"model.attention={name}(): does not run on {platform}, only on {', '.join(kernel.platforms)}; use Einsum()")
+    module = e.model.module()
+    apply = make_apply(module)
+    tokens = jax.ShapeDtypeStruct((e.data.batch_size // e.accum_steps, e.data.seq_len), np.int32)
+    shapes, axes = abstract_params(module, tokens)
+    optimizer, schedule = make_optimizer(e.optim, e.steps, axes)
+    policy = getattr(e.model, "policy", None)
+    loss_scale = e.loss_scale if policy is not None and policy.compute_dtype == "float16" else None
+    abstract = jax.eval_shape(lambda p: new_state(p, optimizer, e.seed, loss_scale), shapes)
+    layout = state_shardings(abstract, axes, optimizer, e.sharding, mesh)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
+    rows = PartitionSpec(as_tuple(e.sharding.activations.get("batch")) or None)
+    batch_sharding = NamedSharding(mesh, rows)
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def begin() -> State:
+        # The same numbers on every mesh: keys are split by parameter, not by device.
+        params = init_params(module, jax.random.key(e.seed), np.zeros(tokens.shape, np.int32))
+        return new_state(params, optimizer, e.seed, loss_scale)
+
+    step = make_step(apply, e.objective, optimizer, schedule, accum_steps=e.accum_steps, skip_nonfinite=e.on_nonfinite == "skip")
+    stack = batch_sharding
+    if e.steps_per_call > 1:
+        step = many_steps(step)
+        stack = NamedSharding(mesh, PartitionSpec(None, *rows))
+    within = functools.partial(_within, mesh, e.sharding.activations)
+    return Program(
+        experiment=e, mesh=mesh, apply=apply, axes=axes, abstract=abstract,
+        init=within(jax.jit(begin, out_shardings=layout)),
+        step=within(jax.jit(step, in_shardings=(layout, stack), out_shardings=(layout, whole), donate_argnums=0)),
+        eval_step=within(jax.jit(make_eval_step(apply, e.objective), in_shardings=(layout.params, batch_sharding), out_shardings=whole)),
+        batch_sharding=batch_sharding,
+    )  # fmt: skip
+
+
+def _within(mesh, rules, fn):
+    """fn, traced and run in the context of the mesh and the rules; `fn.lower` too."""
+
+    @functools.wraps(fn)
+    def call(*args, **kwargs):
+        with _context(mesh, rules):
+            return fn(*args, **kwargs)
+
+    if hasattr(fn, "lower"):
+        call.lower = _within(mesh, rules, fn.lower)  # pyright: ignore[reportFunctionMemberAccess]
+    return call
+
+
+def _context(mesh, rules) -> contextlib.ExitStack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(axis_rules(rules))
+        return stack.pop_all()

@@ -1,0 +1,67 @@
+"""What a finished run prints: how good it is beside two baselines, a sample, and what to do next."""
+
+import math
+import pathlib
+
+from jaxnlp.errors import UserError
+from jaxnlp.evals.baselines import compressed_bits_per_byte, unigram_bits_per_byte
+from jaxnlp.generate.sampling import Sampling
+from jaxnlp.train.load import make_generator
+from jaxnlp.train.loop import Result
+from jaxnlp.train.metrics import LOG, plot
+
+
+def report(result: Result, workdir: pathlib.Path, config_flag: str) -> str:
+    """The closing text of a run that ended. Draws the curves on the way.
+
+    Args:
+        config_flag: how the run named its config, as "--config=configs/gpt/tiny.py".
+    """
+    assert result.validation is not None
+    store, found = result.stores["validation"], result.validation
+    unigram = unigram_bits_per_byte(store)
+    packed = compressed_bits_per_byte(store, result.tokenizer)
+    nats = math.log(2) * store.bytes_per_token
+    lines = {"unigram entropy": unigram * nats, "xz -9e": packed["xz"] * nats}
+    picture = plot(workdir, lines)
+    e, step = result.experiment, int(result.state.step)
+    rows = [
+        ("this model", found["loss"], found["bits_per_byte"]),
+        ("unigram entropy of the split", unigram * nats, unigram),
+        ("gzip -9", packed["gzip"] * nats, packed["gzip"]),
+        ("xz -9e", packed["xz"] * nats, packed["xz"]),
+    ]
+    out = ["", f"validation split, {store.meta.num_bytes:,} bytes in {store.meta.num_documents:,} documents, {found['tokens']:,.0f} tokens:", ""]
+    out.append(f"  {'':30}{'nats/token':>12}{'bits/byte':>12}")
+    out += [f"  {name:30}{loss:>12.4f}{bits:>12.4f}" for name, loss, bits in rows]
+    out += [*sample_lines(result), "", "written:"]
+    written = [
+        ("checkpoint", workdir / "checkpoints" / str(step)),
+        ("log", workdir / LOG),
+        ("loss curve", picture),
+        ("TensorBoard", workdir / "tensorboard"),
+        ("config", workdir / "config.json"),
+    ]
+    out += [f"  {name:12}{path}" for name, path in written if path is not None]
+    longer = 2 * e.steps
+    out += ["", "next:"]
+    out.append(f"  train on     python -m experiments.train --workdir={workdir} {config_flag} --config.steps={longer}")
+    out.append(f'  generate     python -m experiments.generate --workdir={workdir} --prompt="def main"')
+    out.append(f"  change it    python -m experiments.train --workdir={workdir}-2 {config_flag} --config.model.num_layers={e.model.num_layers + 2}")
+    return "\n".join(out)
+
+
+def sample_lines(result: Result) -> list[str]:
+    """A continuation of the experiment's prompt, or nothing if it asks for none or has no room for one."""
+    e = result.experiment
+    if not e.sample_tokens:
+        return []
+    generator = make_generator(result.program, result.tokenizer)
+    prompt = result.tokenizer.encode_batch([e.sample_prompt])[0]
+    room = e.sample_tokens if generator.longest is None else min(e.sample_tokens, generator.longest - len(prompt) - 1)
+    try:
+        ids = generator(result.state.params, [prompt], room, Sampling(temperature=0.8, top_p=0.95), seed=e.seed)[0]
+    except UserError as error:
+        return ["", f"no sample: {error}"]
+    text = result.tokenizer.decode([*prompt, *ids])
+    return ["", f"a sample, from {e.sample_prompt!r}:", "", *(f"  | {line}" for line in text.splitlines())]

@@ -1,0 +1,39 @@
+"""Whether a run can go on from a checkpoint under a changed config."""
+
+from typing import Any
+
+from jaxnlp import config as configs
+from jaxnlp.errors import UserError
+
+# Fields that a run carries in its state or its place in the corpus.
+FIXED = (
+    "model", "objective", "optim.name", "optim.b1", "seed", "data.source", "data.tokenizer", "data.seq_len", "data.seed",
+    "data.shuffle", "data.attend_across_documents",
+)  # fmt: skip
+# Fields under those that only change how the same numbers are computed, or cost nothing to change.
+FREE = (
+    "model.attention", "model.remat", "model.dropout_rate", "model.policy.compute_dtype", "model.policy.product_dtype",
+    "model.policy.weight_gradient",
+)  # fmt: skip
+
+
+def changes(stored: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
+    """The fields in which `wanted` differs from the stored config, all of them harmless.
+
+    Raises:
+        UserError: naming the first field that a resumed run cannot change.
+    """
+    found = configs.diff(stored, wanted)
+    fixed = [change for change in found if _under(change[0], FIXED) and not _under(change[0], FREE)]
+    if fixed:
+        path, old, new = fixed[0]
+        others = f" (and {', '.join(change[0] for change in fixed[1:])})" if fixed[1:] else ""
+        raise UserError(
+            f"{path}: the checkpoint has {old!r} and the config has {new!r}{others}; a run cannot resume with that changed: "
+            f"set it back, or choose another --workdir"
+        )
+    return found
+
+
+def _under(path: str, prefixes: tuple[str, ...]) -> bool:
+    return any(path == p or path.startswith((f"{p}.", f"{p}[")) for p in prefixes)

@@ -1,0 +1,41 @@
+"""Ctrl-C and SIGTERM: finish the step, save, and say how to go on."""
+
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+
+
+class StopSignals:
+    """Within the block, a first SIGINT or SIGTERM only sets `received`; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+        name = signal.Signals(number).name
+        print(f"\n{name}: finishing the step, then saving (Ctrl-C again quits at once)", file=sys.stderr, flush=True)
+
+    def agreed(self, num_processes: int) -> int | None:
+        """The signal any process received: all of them stop at the same step."""
+        if num_processes == 1:
+            return self.received
+        from jax.experimental import multihost_utils
+
+        numbers = multihost_utils.process_allgather(np.int32(self.received or 0))
+        return int(np.max(numbers)) or None

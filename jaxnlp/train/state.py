@@ -1,0 +1,72 @@
+"""The training state: one pytree, and how it is laid out over the mesh."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxnlp.sharding.rules import Sharding, shardings
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "opt_state", "key", "skipped", "scaling"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Everything a step reads and writes.
+
+    step: steps taken. params, opt_state: of the model and the optimizer.
+    key: the run's root key (its raw data); a step's keys are folded from it and the step.
+    skipped: steps whose update was left out because it was not finite.
+    scaling: of the loss under float16: `scale`, and `good` steps since it last changed; else None.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    key: jax.Array
+    skipped: jax.Array
+    scaling: dict[str, jax.Array] | None
+
+
+def new_state(params: Any, optimizer: optax.GradientTransformation, seed: int, loss_scale: float | None) -> State:
+    """The state at step 0. `loss_scale` is the first scale of float16 losses, None for other dtypes."""
+    scaling = None
+    if loss_scale is not None:
+        scaling = {"scale": jnp.float32(loss_scale), "good": jnp.int32(0)}
+    return State(
+        step=jnp.int32(0), params=params, opt_state=optimizer.init(params), skipped=jnp.int32(0), scaling=scaling,
+        key=jax.random.key_data(jax.random.key(seed)),
+    )  # fmt: skip
+
+
+def state_shardings(state: State, axes: Any, optimizer: optax.GradientTransformation, config: Sharding, mesh: Any) -> State:
+    """The sharding of every leaf of a state.
+
+    Args:
+        state: abstract or real. axes: logical axes of its parameters, as a tree like them.
+
+    The optimizer's copies of a parameter (moments, accumulators) follow `config.optimizer`,
+    or the parameters' rules; its leaves of any other shape (counters, Adafactor's factors) are
+    whole on every device.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    rules = config.params if config.optimizer is None else config.optimizer
+    like = shardings(state.params, axes, rules, mesh)
+
+    def one(leaf, param, sharding):
+        return sharding if leaf.shape == param.shape else whole
+
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer, one, state.opt_state, state.params, like, transform_non_params=lambda _: whole
+    )
+    return State(
+        step=whole, params=shardings(state.params, axes, config.params, mesh), opt_state=opt_state, key=whole,
+        skipped=whole, scaling=jax.tree.map(lambda _: whole, state.scaling),
+    )  # fmt: skip
