@@ -1,6 +1,6 @@
 """Loss, perplexity and bits per byte of a trained run over a whole split.
 
-  python -m experiments.evaluate --workdir=runs/tiny --split=validation
+python -m experiments.evaluate --workdir=runs/tiny --split=validation
 """
 
 import json
@@ -38,7 +38,9 @@ def main() -> None:
     if JSON.value:
         print(json.dumps({"step": run.saved.step, "split": SPLIT.value, **found}))
         return
-    print(f"step {run.saved.step:,}, {SPLIT.value} split, {found['tokens']:,.0f} tokens, {store.meta.num_bytes:,} bytes:")
+    print(
+        f"step {run.saved.step:,}, {SPLIT.value} split, {found['tokens']:,.0f} tokens, {store.meta.num_bytes:,} bytes:"
+    )
     print(f"  loss           {found['loss']:.4f} nats/token")
     print(f"  perplexity     {found['perplexity']:.3f}")
     print(f"  bits per byte  {found['bits_per_byte']:.4f}")

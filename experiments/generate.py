@@ -1,7 +1,7 @@
 """Generate text from a trained run.
 
-  python -m experiments.generate --workdir=runs/tiny --prompt="def main"
-  python -m experiments.generate --workdir=runs/tiny --prompt="class " --temperature=0.8 --top_p=0.95 --num_samples=3
+python -m experiments.generate --workdir=runs/tiny --prompt="def main"
+python -m experiments.generate --workdir=runs/tiny --prompt="class " --temperature=0.8 --top_p=0.95 --num_samples=3
 """
 
 from absl import flags
@@ -11,7 +11,9 @@ from jaxnlp.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; give it several times for several. None begins a document.")
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", [], "Text to continue; give it several times for several. None begins a document."
+)
 TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "Tokens to generate at most.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token each time.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0 from all.")

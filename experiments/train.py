@@ -19,10 +19,14 @@ from jaxnlp import cli, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, pictures. One that holds a checkpoint resumes.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: checkpoints, logs, pictures. One that holds a checkpoint resumes."
+)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the parameter table, FLOPs and memory, and stop.")
 PROFILE = flags.DEFINE_string("profile_steps", None, "first:last, steps to write a JAX trace of, as 10:15.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of this job, as on a TPU pod or under Slurm.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of this job, as on a TPU pod or under Slurm."
+)
 
 
 def main() -> int:
@@ -45,7 +49,9 @@ def main() -> int:
     if result.signal is not None:
         plot(workdir)
         name = signal.Signals(result.signal).name
-        print(f"\nstopped by {name} at step {int(result.state.step):,} of {result.experiment.steps:,}, saved; go on with:")
+        print(
+            f"\nstopped by {name} at step {int(result.state.step):,} of {result.experiment.steps:,}, saved; go on with:"
+        )
         print(f"  python -m experiments.train --workdir={workdir}{given()}")
         return 128 + result.signal
     from jaxnlp.train.report import report

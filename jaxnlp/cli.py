@@ -18,7 +18,9 @@ def define_config() -> Any:
     """Defines --config and --config_json; returns the flag holder whose value is the config object."""
     from ml_collections import config_flags
 
-    flags.DEFINE_string("config_json", None, "Resolved config to run again, as a run's config.json; instead of --config.")
+    flags.DEFINE_string(
+        "config_json", None, "Resolved config to run again, as a run's config.json; instead of --config."
+    )
     return config_flags.DEFINE_config_file(
         "config", None, "Config file with get_config(variant), as configs/gpt/tiny.py or configs/gpt/tiny.py:variant. "
         "Change its fields with --config.model.num_layers=4 and so on.", lock_config=False,
@@ -73,7 +75,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
             configs.set_path(flags.FLAGS["config"].value, dotted, None)
     except flags.UnrecognizedFlagError as e:
         names = [n for n in flags.FLAGS if not n.startswith("config.")]
-        raise SystemExit(_line(f"--{e.flagname}: no such flag{configs.did_you_mean(e.flagname.split('.')[0], names)}")) from None
+        raise SystemExit(
+            _line(f"--{e.flagname}: no such flag{configs.did_you_mean(e.flagname.split('.')[0], names)}")
+        ) from None
     except flags.Error as e:
         raise SystemExit(_line(str(e))) from None
     except UserError as e:

@@ -72,7 +72,9 @@ def to_dict(config: Any) -> Any:
         return [to_dict(v) for v in config]
     if config is None or isinstance(config, (bool, int, float, str)):
         return config
-    raise UserError(f"config: {config!r} of type {type(config).__name__} cannot be written as JSON; use dataclasses and plain values")
+    raise UserError(
+        f"config: {config!r} of type {type(config).__name__} cannot be written as JSON; use dataclasses and plain values"
+    )
 
 
 def from_dict(data: Any, path: str = "") -> Any:
@@ -105,7 +107,9 @@ def _import(name: str, path: str) -> type:
         for part in qualname.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as e:
-        raise UserError(f"{path}: its class {name!r} cannot be imported ({e}); is the fork it comes from on the path?") from None
+        raise UserError(
+            f"{path}: its class {name!r} cannot be imported ({e}); is the fork it comes from on the path?"
+        ) from None
     if not dataclasses.is_dataclass(found):
         raise UserError(f"{path}: its class {name!r} is not a dataclass")
     return typing.cast(type, found)
@@ -162,7 +166,9 @@ def check_path(config: Any, dotted: str) -> None:
             raise UserError(f"--config.{dotted}: {walked} is {holder!r} and has no fields")
         known = [f.name for f in dataclasses.fields(holder)]
         if part not in known:
-            raise UserError(f"--config.{dotted}: {type(holder).__name__} has no field {part!r}{did_you_mean(part, known)}")
+            raise UserError(
+                f"--config.{dotted}: {type(holder).__name__} has no field {part!r}{did_you_mean(part, known)}"
+            )
         holder, walked = getattr(holder, part), f"{walked}.{part}".lstrip(".")
 
 

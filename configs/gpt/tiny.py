@@ -11,7 +11,9 @@ from jaxnlp.train.experiment import Experiment
 def get_config(variant: str = "") -> Experiment:
     return Experiment(
         model=GPTConfig(max_len=256, num_layers=4, num_heads=4, embed_dim=192),
-        data=DataConfig(source=Embedded(), tokenizer=SentencePiece(vocab_size=2048), seq_len=256, batch_size=8, prefetch_threads=0),
+        data=DataConfig(
+            source=Embedded(), tokenizer=SentencePiece(vocab_size=2048), seq_len=256, batch_size=8, prefetch_threads=0
+        ),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=50),
         steps=600,
         eval_every=200,

@@ -84,7 +84,11 @@ def open_tokenizer(config: DataConfig) -> tokenizers.Tokenizer:
     if isinstance(config.source, Tokens):
         path = pathlib.Path(config.source.path) / "tokenizer.json"
         if not path.is_file():
-            raise FieldError("data.source.path", config.source.path, "no tokenizer.json here; expected what experiments.tokenize wrote")
+            raise FieldError(
+                "data.source.path",
+                config.source.path,
+                "no tokenizer.json here; expected what experiments.tokenize wrote",
+            )
         return read_tokenizer(path)
     return config.tokenizer.build(lambda: config.source.documents("train"), config.cache)
 
@@ -142,7 +146,9 @@ class TrainBatches:
             examples = examples.shuffle(config.seed)
         examples = examples.repeat()
         batches = _GlobalBatches(examples, config, position, rows or slice(0, config.batch_size), store.meta.separator)
-        options = grain.ReadOptions(num_threads=config.prefetch_threads, prefetch_buffer_size=2 * config.prefetch_threads)
+        options = grain.ReadOptions(
+            num_threads=config.prefetch_threads, prefetch_buffer_size=2 * config.prefetch_threads
+        )
         self._iterator = iter(batches.to_iter_dataset(options))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -184,7 +190,9 @@ class _GlobalBatches(grain.MapDataset):
         return packing.pack(windows, self._separator, self._config.attend_across_documents)
 
 
-def eval_batches(store: TokenStore, config: DataConfig, limit: int | None = None, rows: slice | None = None) -> Iterator[Batch]:
+def eval_batches(
+    store: TokenStore, config: DataConfig, limit: int | None = None, rows: slice | None = None
+) -> Iterator[Batch]:
     """Every window of a split once, in order; the last batch is filled with rows of weight 0.
 
     Args:

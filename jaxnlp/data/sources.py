@@ -301,7 +301,9 @@ def _read_jsonl(path: pathlib.Path, lines: Any, field: str) -> Iterator[str]:
             has = ", ".join(record) if isinstance(record, dict) else type(record).__name__
             raise FieldError("data.source.field", field, f"{path}:{number} has no such field (it has: {has})")
         if not isinstance(record[field], str):
-            raise FieldError("data.source.field", field, f"{path}:{number} holds {type(record[field]).__name__}, expected text")
+            raise FieldError(
+                "data.source.field", field, f"{path}:{number} holds {type(record[field]).__name__}, expected text"
+            )
         if record[field]:
             yield record[field]
 
@@ -335,4 +337,3 @@ def _digest(parts: list[str]) -> str:
 
 Source = Any
 """Embedded, Files, TFDS, or any object with their two methods."""
-

@@ -54,11 +54,15 @@ class TokenStore:
         self.path = pathlib.Path(path)
         meta = self.path / "meta.json"
         if not meta.is_file():
-            raise UserError(f"{self.path}: no token store here (no meta.json); write one with: python -m experiments.tokenize")
+            raise UserError(
+                f"{self.path}: no token store here (no meta.json); write one with: python -m experiments.tokenize"
+            )
         try:
             fields = json.loads(meta.read_text())
             if fields.get("version") != VERSION:
-                raise UserError(f"{meta}: version {fields.get('version')}, expected {VERSION}; tokenize the source again")
+                raise UserError(
+                    f"{meta}: version {fields.get('version')}, expected {VERSION}; tokenize the source again"
+                )
             self.meta = Meta(**fields)
         except (json.JSONDecodeError, TypeError) as e:
             raise UserError(f"{meta}: damaged ({e}); tokenize the source again") from None
@@ -102,7 +106,9 @@ class TokenStore:
         blocks = ArrayRecordDataSource(files) if files else []
         expected = -(-self.meta.num_tokens // BLOCK)
         if len(blocks) != expected:
-            raise UserError(f"{self.path}: {len(blocks)} blocks of tokens, expected {expected}; tokenize the source again")
+            raise UserError(
+                f"{self.path}: {len(blocks)} blocks of tokens, expected {expected}; tokenize the source again"
+            )
 
         def read(start: int, stop: int) -> np.ndarray:
             first, last = start // BLOCK, max(start, stop - 1) // BLOCK
@@ -148,7 +154,9 @@ def build_store(
             if time.monotonic() - told > 0.5:
                 told = time.monotonic()
                 rate = counts["num_bytes"] / 1e6 / (told - begun)
-                progress(f"{split}: {counts['num_tokens']:,} tokens, {counts['num_bytes'] / 1e6:,.0f} MB, {rate:.1f} MB/s")
+                progress(
+                    f"{split}: {counts['num_tokens']:,} tokens, {counts['num_bytes'] / 1e6:,.0f} MB, {rate:.1f} MB/s"
+                )
         close()
         if not counts["num_documents"]:
             raise UserError(f"{split}: the source has no documents in this split")
@@ -164,7 +172,9 @@ def build_store(
             if not (path / "meta.json").exists():  # else another process finished the same store first
                 raise
     except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror or e}); free some space or choose another folder") from None
+        raise UserError(
+            f"{path}: cannot be written ({e.strerror or e}); free some space or choose another folder"
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return TokenStore(path)

@@ -96,7 +96,9 @@ class SentencePiece:
 
     def check(self) -> None:
         if self.vocab_size < 300:
-            raise FieldError("vocab_size", self.vocab_size, "expected at least 300: 256 bytes, specials and some pieces")
+            raise FieldError(
+                "vocab_size", self.vocab_size, "expected at least 300: 256 bytes, specials and some pieces"
+            )
         if self.model_type not in ("bpe", "unigram"):
             raise FieldError("model_type", self.model_type, "expected 'bpe' or 'unigram'")
         if self.train_bytes < 1:
@@ -135,7 +137,9 @@ class SentencePiece:
             )  # fmt: skip
         except RuntimeError as e:
             reason = str(e).split(") ")[-1].strip()
-            raise UserError(f"data.tokenizer.vocab_size={self.vocab_size}: sentencepiece cannot train on this text: {reason}") from None
+            raise UserError(
+                f"data.tokenizer.vocab_size={self.vocab_size}: sentencepiece cannot train on this text: {reason}"
+            ) from None
         return out.getvalue()
 
 
@@ -190,7 +194,9 @@ class HuggingFace:
 
         path = pathlib.Path(self.path)
         if not self.path or not path.exists():
-            raise FieldError("data.tokenizer.path", self.path, "no such file or folder; expected a tokenizer.json or its folder")
+            raise FieldError(
+                "data.tokenizer.path", self.path, "no such file or folder; expected a tokenizer.json or its folder"
+            )
         file = path / "tokenizer.json" if path.is_dir() else path
         try:
             if file.exists():
@@ -208,7 +214,11 @@ class HuggingFace:
         for name in names:
             if model.token_to_id(name) is not None:
                 return name
-        raise FieldError("data.tokenizer.separator", self.separator, f"the vocabulary has no {' or '.join(names)}; name one of its tokens")
+        raise FieldError(
+            "data.tokenizer.separator",
+            self.separator,
+            f"the vocabulary has no {' or '.join(names)}; name one of its tokens",
+        )
 
 
 def _byte_level_bpe(folder: pathlib.Path) -> Any:

@@ -36,4 +36,3 @@ def compressed_bits_per_byte(store: TokenStore, tokenizer: Tokenizer) -> dict[st
         "xz": len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
     }
     return {name: 8 * size / len(data) for name, size in sizes.items()}
-

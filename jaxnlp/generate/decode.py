@@ -43,7 +43,12 @@ class Generator:
     context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def __call__(
-        self, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling = Sampling(), seed: int = 0
+        self,
+        params: Any,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling = Sampling(),
+        seed: int = 0,
     ) -> list[list[int]]:
         """Continues each prompt, up to the separator or `max_new_tokens`.
 
@@ -51,7 +56,9 @@ class Generator:
             UserError: no prompts, nothing to generate, or more positions than the model has.
         """
         if not prompts or max_new_tokens < 1:
-            raise UserError(f"generate: {len(prompts)} prompts and max_new_tokens={max_new_tokens}; expected at least one of each")
+            raise UserError(
+                f"generate: {len(prompts)} prompts and max_new_tokens={max_new_tokens}; expected at least one of each"
+            )
         # A prompt begins a document, as every document in training does.
         rows = [[self.separator, *prompt] for prompt in prompts]
         longest = max(len(row) for row in rows)

@@ -68,14 +68,25 @@ class GPTConfig:
 
     def check(self) -> None:
         """Raises FieldError naming the first field whose value cannot work."""
-        for field in ("vocab_size", "max_len", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "head_dim", "mlp_dim"):
+        for field in (
+            "vocab_size",
+            "max_len",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "embed_dim",
+            "head_dim",
+            "mlp_dim",
+        ):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise FieldError(field, value, "expected a positive number")
         if self.head_dim is None and self.embed_dim % self.num_heads:
             near = [h for h in range(1, self.embed_dim + 1) if self.embed_dim % h == 0]
             near = min(near, key=lambda h: abs(h - self.num_heads))
-            raise FieldError("num_heads", self.num_heads, f"does not divide embed_dim={self.embed_dim}; use {near}, or set head_dim")
+            raise FieldError(
+                "num_heads", self.num_heads, f"does not divide embed_dim={self.embed_dim}; use {near}, or set head_dim"
+            )
         if self.num_heads % self.kv_heads:
             raise FieldError("num_kv_heads", self.num_kv_heads, f"does not divide num_heads={self.num_heads}")
         if isinstance(self.positions, positions.Rotary) and self.key_dim % 2:
@@ -87,9 +98,13 @@ class GPTConfig:
         if not 0 <= self.dropout_rate < 1:
             raise FieldError("dropout_rate", self.dropout_rate, "expected a probability in [0, 1)")
         if self.dropout_rate and "dropout" not in self.attention.features:
-            raise FieldError("dropout_rate", self.dropout_rate, f"{_name(self.attention)} cannot drop weights; use Einsum(), or 0")
+            raise FieldError(
+                "dropout_rate", self.dropout_rate, f"{_name(self.attention)} cannot drop weights; use Einsum(), or 0"
+            )
         if self.attention_softcap is not None and "softcap" not in self.attention.features:
-            raise FieldError("attention_softcap", self.attention_softcap, f"{_name(self.attention)} has none; use Einsum()")
+            raise FieldError(
+                "attention_softcap", self.attention_softcap, f"{_name(self.attention)} has none; use Einsum()"
+            )
         for field in ("attention_softcap", "logit_softcap"):
             value = getattr(self, field)
             if value is not None and not value > 0:
@@ -153,7 +168,14 @@ class GPT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BT, *, segment_ids=None, positions=None, cache=None, logits_to_keep: int | None = None, deterministic: bool = True
+        self,
+        tokens_BT,
+        *,
+        segment_ids=None,
+        positions=None,
+        cache=None,
+        logits_to_keep: int | None = None,
+        deterministic: bool = True,
     ):
         """Logits of the token after each position.
 
@@ -175,7 +197,7 @@ class GPT(nn.Module):
         offset = 0 if cache is None else cache["offset"]
         if positions is None:
             positions = jnp.broadcast_to(offset + jnp.arange(T), (B, T))
-        if c.longest is not None and T > c.longest:
+        if c.longest is not None and c.longest < T:
             raise UserError(f"model.max_len={c.longest}: the sequence has {T} positions; raise max_len or shorten it")
         keys = segment_ids
         if cache is not None:

@@ -113,7 +113,9 @@ class Flash:
         if k_BSNK.shape[1] != length:
             return Einsum()(q_BTHK, k_BSNK, v_BSNK, mask, policy=policy, softcap=softcap)
         if length % 128:
-            raise UserError(f"attention Flash(): sequence length {length} is not a multiple of 128; change data.seq_len")
+            raise UserError(
+                f"attention Flash(): sequence length {length} is not a multiple of 128; change data.seq_len"
+            )
         q, k, v = (jnp.swapaxes(x.astype(policy.operand_dtype), 1, 2) for x in (q_BTHK, k_BSNK, v_BSNK))
         q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
         segments_BT = mask.query_segments_BT

@@ -120,10 +120,10 @@ class Embed(nn.Module):
     embed_dim: int
     policy: Policy
     axes: tuple[str, str] = ("vocab", "embed")
-    init: Initializer = nn.initializers.normal(0.02)
+    embedding_init: Initializer = nn.initializers.normal(0.02)
 
     def setup(self):
-        init = nn.with_logical_partitioning(self.init, self.axes)
+        init = nn.with_logical_partitioning(self.embedding_init, self.axes)
         shape = (self.vocab_size, self.embed_dim)
         self.embedding = self.param("embedding", init, shape, jnp.dtype(self.policy.param_dtype))
 

@@ -31,7 +31,9 @@ def mesh_axes(names: tuple[str, ...]) -> PartitionSpec:
         return PartitionSpec()
     for name in names:
         if name not in rules:
-            raise UserError(f"activation axis {name!r} has no rule; add it to sharding.activations, with None to replicate")
+            raise UserError(
+                f"activation axis {name!r} has no rule; add it to sharding.activations, with None to replicate"
+            )
     return PartitionSpec(*(rules[name] for name in names))
 
 

@@ -55,7 +55,9 @@ class Sharding:
             for logical, axes in (getattr(self, field) or {}).items():
                 for axis in as_tuple(axes):
                     if axis not in AXES:
-                        raise FieldError(f"{field}[{logical!r}]", axis, f"no such mesh axis; expected one of {', '.join(AXES)}")
+                        raise FieldError(
+                            f"{field}[{logical!r}]", axis, f"no such mesh axis; expected one of {', '.join(AXES)}"
+                        )
 
 
 def as_tuple(axes: Any) -> tuple[str, ...]:
@@ -83,11 +85,15 @@ def resolve(path: str, names: tuple[str | None, ...], shape: tuple[int, ...], ru
     for size, name in zip(shape, names, strict=True):
         if name is not None and name not in rules:
             known = ", ".join(sorted(rules))
-            raise UserError(f"{path}: logical axis {name!r} has no rule (rules: {known}); add it, with None to replicate")
+            raise UserError(
+                f"{path}: logical axis {name!r} has no rule (rules: {known}); add it, with None to replicate"
+            )
         axes = as_tuple(rules[name]) if name is not None else ()
         for axis in axes:
             if axis in used:
-                raise UserError(f"{path}: mesh axis {axis!r} splits both {used[axis]!r} and {name!r}; map one of them elsewhere")
+                raise UserError(
+                    f"{path}: mesh axis {axis!r} splits both {used[axis]!r} and {name!r}; map one of them elsewhere"
+                )
             used[axis] = str(name)
         count = math.prod(sizes[axis] for axis in axes)
         if size % count:
@@ -108,6 +114,7 @@ def shardings(shapes: Any, names: Any, rules: Rules, mesh: Any) -> Any:
         shapes: tree of arrays or ShapeDtypeStructs.
         names: the same tree of tuples of logical axes.
     """
+
     def one(path, leaf, axes):
         return NamedSharding(mesh, resolve(path_name(path), axes, leaf.shape, rules, mesh.shape))
 

@@ -75,7 +75,9 @@ class Reader:
             except UserError as e:
                 damaged(step, e)
         if steps:
-            raise UserError(f"{self.folder}: every checkpoint is damaged ({', '.join(map(str, steps))}); choose another --workdir")
+            raise UserError(
+                f"{self.folder}: every checkpoint is damaged ({', '.join(map(str, steps))}); choose another --workdir"
+            )
         return None
 
     def best(self) -> int | None:
@@ -122,7 +124,9 @@ class Reader:
 
     def restore(self, step: int, target: State) -> State:
         """The state of a step, laid out as `target`'s abstract leaves say (any mesh, any number of processes)."""
-        return State(params=self.restore_item(step, "params", target.params), **self.restore_item(step, "rest", rest_of(target)))
+        return State(
+            params=self.restore_item(step, "params", target.params), **self.restore_item(step, "rest", rest_of(target))
+        )
 
     def restore_item(self, step: int, item: str, target: Any) -> Any:
         """One tree of arrays, as "params" alone."""
@@ -154,7 +158,9 @@ class Writer:
         policies: list[Any] = [keep.LatestN(keep_last)]
         if keep_best:
             loss = lambda metrics: metrics["loss"]
-            policies.append(keep.BestN(get_metric_fn=loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False))
+            policies.append(
+                keep.BestN(get_metric_fn=loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
+            )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.AnyPreservationPolicy(policies), cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
@@ -162,7 +168,9 @@ class Writer:
         self._saving = -1
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
 
-    def save(self, state: State, experiment: Experiment, tokenizer: Tokenizer, data: dict[str, Any], loss: float | None) -> None:
+    def save(
+        self, state: State, experiment: Experiment, tokenizer: Tokenizer, data: dict[str, Any], loss: float | None
+    ) -> None:
         """Begins to save; the state may be donated as soon as this returns. A step already saved is left as it is.
 
         Args:
@@ -227,7 +235,11 @@ def set_aside(workdir: pathlib.Path, step: int) -> pathlib.Path:
 
 def _intact(reader: Reader) -> str:
     steps = reader.steps()
-    return f"the older checkpoints are intact (step {', '.join(map(str, steps))})" if steps else "there is no older checkpoint"
+    return (
+        f"the older checkpoints are intact (step {', '.join(map(str, steps))})"
+        if steps
+        else "there is no older checkpoint"
+    )
 
 
 @contextlib.contextmanager

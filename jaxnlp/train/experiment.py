@@ -64,7 +64,9 @@ class Experiment:
             if getattr(self, field) % self.steps_per_call:
                 raise FieldError(field, getattr(self, field), f"not a multiple of steps_per_call={self.steps_per_call}")
         if self.eval_batches is not None and self.eval_batches < 1:
-            raise FieldError("eval_batches", self.eval_batches, "expected a positive number, or None for the whole split")
+            raise FieldError(
+                "eval_batches", self.eval_batches, "expected a positive number, or None for the whole split"
+            )
         if self.on_nonfinite not in ("stop", "skip"):
             raise FieldError("on_nonfinite", self.on_nonfinite, "expected 'stop' or 'skip'")
         if not 0 <= self.seed < 2**32:
@@ -77,7 +79,9 @@ class Experiment:
             raise FieldError("accum_steps", self.accum_steps, f"does not divide data.batch_size={self.data.batch_size}")
         longest = getattr(self.model, "longest", None)
         if longest is not None and self.data.seq_len > longest:
-            raise FieldError("data.seq_len", self.data.seq_len, f"longer than model.max_len={longest}; raise that or shorten this")
+            raise FieldError(
+                "data.seq_len", self.data.seq_len, f"longer than model.max_len={longest}; raise that or shorten this"
+            )
         make_schedule(self.optim, self.steps)
 
 
@@ -107,5 +111,3 @@ def resolve(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     if size < tokenizer.vocab_size:
         raise FieldError("model.vocab_size", size, f"the tokenizer has {tokenizer.vocab_size} tokens; use that or more")
     return experiment
-
-

@@ -47,7 +47,10 @@ def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:
     except UserError:
         mesh = MeshConfig()
         rows = -(-saved.experiment.data.batch_size // jax.device_count()) * jax.device_count()
-        print(f"note: the run's mesh does not fit these {jax.device_count()} devices; using data={jax.device_count()}", file=sys.stderr)
+        print(
+            f"note: the run's mesh does not fit these {jax.device_count()} devices; using data={jax.device_count()}",
+            file=sys.stderr,
+        )
         sharding = dataclasses.replace(saved.experiment.sharding, mesh=mesh)
         data = dataclasses.replace(saved.experiment.data, batch_size=rows)
         experiment = dataclasses.replace(saved.experiment, sharding=sharding, data=data, accum_steps=1)
@@ -59,7 +62,9 @@ def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:
 def _choose(reader: Reader, workdir: str | pathlib.Path, checkpoint: str) -> int:
     steps = reader.steps()
     if not steps:
-        raise UserError(f"--workdir={workdir}: no checkpoint here; train one with: python -m experiments.train --config=FILE --workdir={workdir}")
+        raise UserError(
+            f"--workdir={workdir}: no checkpoint here; train one with: python -m experiments.train --config=FILE --workdir={workdir}"
+        )
     if checkpoint == "latest":
         tell = lambda step, error: print(f"note: the checkpoint of step {step} is damaged ({error})", file=sys.stderr)
         found = reader.newest(tell)
@@ -68,11 +73,15 @@ def _choose(reader: Reader, workdir: str | pathlib.Path, checkpoint: str) -> int
     if checkpoint == "best":
         best = reader.best()
         if best is None:
-            raise UserError(f"--checkpoint=best: none in {workdir} has a validation loss; use latest, or a step of {steps}")
+            raise UserError(
+                f"--checkpoint=best: none in {workdir} has a validation loss; use latest, or a step of {steps}"
+            )
         reader.verify(best)
         return best
     if not checkpoint.isdigit() or int(checkpoint) not in steps:
-        raise FieldError("--checkpoint", checkpoint, f"expected latest, best, or a step of {', '.join(map(str, steps))}")
+        raise FieldError(
+            "--checkpoint", checkpoint, f"expected latest, best, or a step of {', '.join(map(str, steps))}"
+        )
     reader.verify(int(checkpoint))
     return int(checkpoint)
 
@@ -80,4 +89,6 @@ def _choose(reader: Reader, workdir: str | pathlib.Path, checkpoint: str) -> int
 def make_generator(program: Program, tokenizer: Any) -> Generator:
     """A generator for a program's model."""
     model = program.experiment.model
-    return Generator(program.apply, model.make_cache, model.longest, tokenizer.separator, tokenizer.vocab_size, program.context)
+    return Generator(
+        program.apply, model.make_cache, model.longest, tokenizer.separator, tokenizer.vocab_size, program.context
+    )

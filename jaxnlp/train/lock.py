@@ -18,7 +18,9 @@ def lock(workdir: pathlib.Path) -> IO[str]:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        raise UserError(f"--workdir={workdir}: another process is training here ({holder}); stop it or choose another folder") from None
+        raise UserError(
+            f"--workdir={workdir}: another process is training here ({holder}); stop it or choose another folder"
+        ) from None
     file.seek(0)
     file.truncate()
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -81,12 +81,16 @@ def train(experiment: Experiment | None, workdir: str | pathlib.Path, profile: t
 def open_workdir(workdir: pathlib.Path) -> Any:
     """Makes the folder and takes its lock. Raises UserError where that cannot be done."""
     if "://" in str(workdir) or ":/" in str(workdir):
-        raise UserError(f"--workdir={workdir}: expected a local path; mount the bucket (as with gcsfuse) and give its folder")
+        raise UserError(
+            f"--workdir={workdir}: expected a local path; mount the bucket (as with gcsfuse) and give its folder"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         return lock(workdir)
     except OSError as e:
-        raise UserError(f"--workdir={workdir}: cannot be written ({e.strerror}); choose a folder you can write to") from None
+        raise UserError(
+            f"--workdir={workdir}: cannot be written ({e.strerror}); choose a folder you can write to"
+        ) from None
 
 
 class Run:
@@ -255,7 +259,9 @@ class Run:
             jax.block_until_ready(self.state)
             jax.profiler.stop_trace()
             self._tracing, self.profile = False, None
-            self.tell(f"wrote the trace of steps {begin} to {last} to {self.workdir / 'profile'} (open it with TensorBoard or xprof)")
+            self.tell(
+                f"wrote the trace of steps {begin} to {last} to {self.workdir / 'profile'} (open it with TensorBoard or xprof)"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,7 +75,14 @@ def plot(workdir: pathlib.Path, baselines: dict[str, float] | None = None) -> pa
     loss.plot(steps, [row["loss"] for row in train], color="C0", alpha=0.7, label="train")
     valid = [row for row in rows if row["kind"] == "validation"]
     if valid:
-        loss.plot([row["step"] for row in valid], [row["loss"] for row in valid], "o-", color="C1", markersize=4, label="validation")
+        loss.plot(
+            [row["step"] for row in valid],
+            [row["loss"] for row in valid],
+            "o-",
+            color="C1",
+            markersize=4,
+            label="validation",
+        )
     for i, (name, value) in enumerate((baselines or {}).items()):
         loss.axhline(value, color="0.4", linestyle=(":", "--", "-.")[i % 3], linewidth=1, label=name)
     loss.legend()

@@ -18,7 +18,9 @@ def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
     for (path, leaf), names in zip(leaves, axes, strict=True):
         spec = tuple(leaf.sharding.spec) + (None,) * (leaf.ndim - len(leaf.sharding.spec))
         shown = ", ".join("+".join(a) if isinstance(a, tuple) else str(a or "-") for a in spec)
-        rows.append((path_name(path), "x".join(map(str, leaf.shape)), ", ".join(map(str, names)), shown, device_bytes(leaf)))
+        rows.append(
+            (path_name(path), "x".join(map(str, leaf.shape)), ", ".join(map(str, names)), shown, device_bytes(leaf))
+        )
     return rows
 
 
@@ -83,7 +85,14 @@ def report(program: Program) -> str:
     mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())
     lines += ["", f"mesh: {mesh} ({program.mesh.size} {program.mesh.devices.flat[0].device_kind} devices)"]
     lines.append(f"parameters: {count:,}")
-    lines.append(f"tokens a step: {tokens:,} ({e.data.batch_size} x {e.data.seq_len}); run: {e.steps:,} steps, {e.steps * tokens:,} tokens")
-    lines.append(f"FLOPs a token (forward and backward): {per_token:.3e}; a step: {per_token * tokens:.3e}; the run: {per_token * tokens * e.steps:.3e}")
-    lines.append("memory on a device (estimate): " + ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in memory(program).items()))
+    lines.append(
+        f"tokens a step: {tokens:,} ({e.data.batch_size} x {e.data.seq_len}); run: {e.steps:,} steps, {e.steps * tokens:,} tokens"
+    )
+    lines.append(
+        f"FLOPs a token (forward and backward): {per_token:.3e}; a step: {per_token * tokens:.3e}; the run: {per_token * tokens * e.steps:.3e}"
+    )
+    lines.append(
+        "memory on a device (estimate): "
+        + ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in memory(program).items())
+    )
     return "\n".join(lines)

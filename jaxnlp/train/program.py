@@ -54,7 +54,9 @@ class Program:
         spans = sorted({s[0].indices(shape[0])[:2] for s in places if s is not None})
         start, stop = spans[0][0], max(stop for _, stop in spans)
         if sum(b - a for a, b in spans) != stop - start:
-            raise UserError("sharding.mesh: this process's rows of the batch are not in one piece; put data and fsdp before tensor")
+            raise UserError(
+                "sharding.mesh: this process's rows of the batch are not in one piece; put data and fsdp before tensor"
+            )
         return slice(start, stop)
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -88,7 +90,9 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Progr
     kernel = getattr(e.model, "attention", None)
     if kernel is not None and platform not in kernel.platforms and not getattr(kernel, "interpret", False):
         name = type(kernel).__name__
-        raise UserError(f"model.attention={name}(): does not run on {platform}, only on {', '.join(kernel.platforms)}; use Einsum()")
+        raise UserError(
+            f"model.attention={name}(): does not run on {platform}, only on {', '.join(kernel.platforms)}; use Einsum()"
+        )
     module = e.model.module()
     apply = make_apply(module)
     tokens = jax.ShapeDtypeStruct((e.data.batch_size // e.accum_steps, e.data.seq_len), np.int32)
@@ -108,7 +112,9 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Progr
         params = init_params(module, jax.random.key(e.seed), np.zeros(tokens.shape, np.int32))
         return new_state(params, optimizer, e.seed, loss_scale)
 
-    step = make_step(apply, e.objective, optimizer, schedule, accum_steps=e.accum_steps, skip_nonfinite=e.on_nonfinite == "skip")
+    step = make_step(
+        apply, e.objective, optimizer, schedule, accum_steps=e.accum_steps, skip_nonfinite=e.on_nonfinite == "skip"
+    )
     stack = batch_sharding
     if e.steps_per_call > 1:
         step = many_steps(step)

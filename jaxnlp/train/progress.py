@@ -37,7 +37,9 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, step: int, loss: float, tokens_per_second: float | None, seconds_left: float | None, note: str = "") -> None:
+    def update(
+        self, step: int, loss: float, tokens_per_second: float | None, seconds_left: float | None, note: str = ""
+    ) -> None:
         """Shows where the run is. `note` is appended, as the last validation loss."""
         speed = f"{tokens_per_second:,.0f} tok/s" if tokens_per_second else "- tok/s"
         left = clock(seconds_left) if seconds_left is not None else "-"

@@ -31,7 +31,11 @@ def report(result: Result, workdir: pathlib.Path, config_flag: str) -> str:
         ("gzip -9", packed["gzip"] * nats, packed["gzip"]),
         ("xz -9e", packed["xz"] * nats, packed["xz"]),
     ]
-    out = ["", f"validation split, {store.meta.num_bytes:,} bytes in {store.meta.num_documents:,} documents, {found['tokens']:,.0f} tokens:", ""]
+    out = [
+        "",
+        f"validation split, {store.meta.num_bytes:,} bytes in {store.meta.num_documents:,} documents, {found['tokens']:,.0f} tokens:",
+        "",
+    ]
     out.append(f"  {'':30}{'nats/token':>12}{'bits/byte':>12}")
     out += [f"  {name:30}{loss:>12.4f}{bits:>12.4f}" for name, loss, bits in rows]
     out += [*sample_lines(result), "", "written:"]
@@ -47,7 +51,9 @@ def report(result: Result, workdir: pathlib.Path, config_flag: str) -> str:
     out += ["", "next:"]
     out.append(f"  train on     python -m experiments.train --workdir={workdir} {config_flag} --config.steps={longer}")
     out.append(f'  generate     python -m experiments.generate --workdir={workdir} --prompt="def main"')
-    out.append(f"  change it    python -m experiments.train --workdir={workdir}-2 {config_flag} --config.model.num_layers={e.model.num_layers + 2}")
+    out.append(
+        f"  change it    python -m experiments.train --workdir={workdir}-2 {config_flag} --config.model.num_layers={e.model.num_layers + 2}"
+    )
     return "\n".join(out)
 
 

@@ -27,7 +27,9 @@ class Meter:
         device = program.mesh.devices.flat[0]
         policy = getattr(experiment.model, "policy", None)
         dtype = policy.operand_dtype if policy is not None else np.dtype(np.float32)
-        peak, self.peak_source = peak_flops(device, dtype) if experiment.peak_flops is None else (experiment.peak_flops, "peak_flops")
+        peak, self.peak_source = (
+            peak_flops(device, dtype) if experiment.peak_flops is None else (experiment.peak_flops, "peak_flops")
+        )
         self._peak = None if peak is None else peak * program.mesh.size
         self._flops = experiment.model.flops_per_token(experiment.data.seq_len)
         self._paused, self._mark = 0.0, None

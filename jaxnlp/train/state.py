@@ -46,7 +46,9 @@ def new_state(params: Any, optimizer: optax.GradientTransformation, seed: int, l
     )  # fmt: skip
 
 
-def state_shardings(state: State, axes: Any, optimizer: optax.GradientTransformation, config: Sharding, mesh: Any) -> State:
+def state_shardings(
+    state: State, axes: Any, optimizer: optax.GradientTransformation, config: Sharding, mesh: Any
+) -> State:
     """The sharding of every leaf of a state.
 
     Args:

@@ -1,0 +1,37 @@
+"""Shared set-up: eight virtual CPU devices, a persistent compile cache, and entry points run in forks."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache"
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ["JAXNLP_CACHE"] = str(CACHE)
+os.environ["JAXNLP_ALLOCATOR"] = "system"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the entry points below are forked
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> pathlib.Path:
+    """A folder with a small text corpus: 60 documents of a few lines, train.txt and validation.txt."""
+    folder = tmp_path_factory.mktemp("corpus")
+    random = np.random.default_rng(0)
+    words = ["def", "return", "self", "value", "for", "in", "if", "not", "None", "import", "class", "=", "(", ")", ":", "x"]
+    for name, count in (("train", 60), ("validation", 12)):
+        documents = [" ".join(random.choice(words, size=random.integers(5, 60))) for _ in range(count)]
+        (folder / f"{name}.txt").write_text("\n\n".join(documents) + "\n")
+    return folder

@@ -1,0 +1,133 @@
+"""Attention kernels agree; masks do what they say; gradients are the ordinary ones."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnlp.nn import attention
+from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.policy import Policy
+
+F32 = Policy()
+
+
+def inputs(rng, B=2, T=24, S=None, H=4, N=2, K=8):
+    shapes = ((B, T, H, K), (B, S or T, N, K), (B, S or T, N, K))
+    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+
+
+def reference(q, k, v, allowed, softcap=None):
+    """Attention written head by head in numpy, float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[2]):
+            n = h * k.shape[2] // q.shape[2]
+            scores = q[b, :, h] @ k[b, :, n].T / np.sqrt(q.shape[-1])
+            if softcap is not None:
+                scores = softcap * np.tanh(scores / softcap)
+            scores = np.where(allowed[b if allowed.shape[0] > 1 else 0, 0], scores, -1e30)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[b, :, h] = weights / weights.sum(-1, keepdims=True) @ v[b, :, n]
+    return out
+
+
+SEGMENTS = jnp.asarray([[1] * 10 + [2] * 14, [1] * 5 + [2] * 5 + [3] * 11 + [0] * 3])
+MASKS = {"causal": Mask(), "segments": Mask(query_segments_BT=SEGMENTS, key_segments_BS=SEGMENTS)}
+KERNELS = {
+    "einsum": attention.Einsum(), "blocked": attention.Blocked(block=7), "dot_product": attention.DotProduct(),
+    "one block": attention.Blocked(block=24),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_equal_the_formula(rng, kernel, mask):
+    q, k, v = inputs(rng)
+    out = jax.jit(functools.partial(KERNELS[kernel], policy=F32))(q, k, v, MASKS[mask])
+    wanted = reference(q, k, v, np.asarray(MASKS[mask].dense(24, 24)))
+    real = np.ones((2, 24), bool) if mask == "causal" else np.asarray(SEGMENTS) != 0
+    np.testing.assert_allclose(out[real], wanted[real], atol=2e-6)
+
+
+@pytest.mark.parametrize("kernel", ["blocked", "dot_product"])
+def test_kernels_have_the_same_gradients(rng, kernel):
+    args = inputs(rng)
+    weight = jnp.asarray(rng.standard_normal(args[0].shape), jnp.float32) * (SEGMENTS != 0)[..., None, None]
+
+    def loss(kernel, q, k, v):
+        return (kernel(q, k, v, MASKS["segments"], policy=F32) * weight).sum()
+
+    wanted = jax.jit(jax.grad(functools.partial(loss, attention.Einsum()), (0, 1, 2)))(*args)
+    found = jax.jit(jax.grad(functools.partial(loss, KERNELS[kernel]), (0, 1, 2)))(*args)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_written_out_backward_pass_equals_autodiff(rng):
+    q, k, v = inputs(rng, T=12, N=4)
+    allowed = Mask().dense(12, 12)
+
+    def plain(q, k, v):
+        scores = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
+        weights = jax.nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1)
+        return jnp.sin(jnp.einsum("bhts,bshk->bthk", weights, v)).sum()
+
+    ours = lambda q, k, v: jnp.sin(attention.attend(q, k, v, allowed, policy=F32)).sum()
+    for a, b in zip(jax.grad(ours, (0, 1, 2))(q, k, v), jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_softcap_and_its_gradient(rng):
+    q, k, v = inputs(rng, T=12)
+    out = attention.Einsum()(3 * q, k, v, Mask(), policy=F32, softcap=2.0)
+    np.testing.assert_allclose(out, reference(3 * q, k, v, np.asarray(Mask().dense(12, 12)), 2.0), atol=2e-6)
+
+
+def test_dropout_keeps_the_mean_and_needs_its_key(rng):
+    q, k, v = inputs(rng, T=12)
+    plain = attention.Einsum()(q, k, v, Mask(), policy=F32)
+    drop = lambda key: attention.Einsum()(q, k, v, Mask(), policy=F32, dropout=(0.25, key))
+    many = jax.vmap(drop)(jax.random.split(jax.random.key(0), 4000))
+    assert not np.allclose(many[0], many[1])
+    np.testing.assert_allclose(many.mean(0), plain, atol=0.08)
+
+
+def test_low_precision_operands_stay_close(rng):
+    q, k, v = inputs(rng)
+    out = attention.Einsum()(q, k, v, Mask(), policy=Policy(product_dtype="bfloat16"))
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, attention.Einsum()(q, k, v, Mask(), policy=F32), atol=0.03)
+
+
+def test_a_row_with_nothing_to_attend_to_is_finite(rng):
+    q, k, v = inputs(rng, T=4)
+    zeros = jnp.zeros((2, 4), jnp.int32)
+    mask = Mask(query_segments_BT=zeros, key_segments_BS=zeros)
+    out, grad = jax.value_and_grad(lambda q: attention.Einsum()(q, k, v, mask, policy=F32).sum())(q)
+    assert jnp.isfinite(out) and jnp.isfinite(grad).all()
+
+
+def test_mask_rows_are_a_slice_of_the_whole():
+    whole = np.asarray(MASKS["segments"].dense(24, 24))
+    part = np.asarray(MASKS["segments"].rows(7, 14).dense(7, 14))
+    np.testing.assert_array_equal(part, whole[:, :, 7:14, :14])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_the_tpu_kernel_in_interpreter_equals_einsum(rng, softcap):
+    q, k, v = inputs(rng, B=1, T=256, H=2, N=1, K=128)
+    segments = jnp.asarray([[1] * 100 + [2] * 156])
+    mask = Mask(query_segments_BT=segments, key_segments_BS=segments)
+
+    def loss(kernel, q, k, v):
+        return jnp.sin(kernel(q, k, v, mask, policy=F32, softcap=softcap)).sum()
+
+    flash, einsum = attention.Flash(block=128, interpret=True), attention.Einsum()
+    for kernel_grad in ((lambda f: f), functools.partial(jax.grad, argnums=(0, 1, 2))):
+        found, wanted = (kernel_grad(functools.partial(loss, k_))(q, k, v) for k_ in (flash, einsum))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, wanted)

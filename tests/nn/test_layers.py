@@ -1,0 +1,107 @@
+"""Linear maps, norms, positions and losses against plain formulas and autodiff."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxnlp.nn import norms, positions
+from jaxnlp.nn.linear import Embed, Linear, matmul
+from jaxnlp.nn.losses import token_nll
+from jaxnlp.nn.policy import Policy
+
+
+@pytest.mark.parametrize("form", ["auto", "rows", "plain"])
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
+def test_matmul_and_its_gradients_are_the_ordinary_ones(rng, form, transpose, shape):
+    x = jnp.asarray(rng.standard_normal((3, 5, shape[0])), jnp.float32)
+    w = jnp.asarray(rng.standard_normal(shape[::-1] if transpose else shape), jnp.float32)
+    ours = lambda x, w: jnp.sin(matmul(x, w, Policy(weight_gradient=form), transpose)).sum()
+    plain = lambda x, w: jnp.sin(x @ (w.T if transpose else w)).sum()
+    found, wanted = (jax.jit(jax.value_and_grad(f, (0, 1)))(x, w) for f in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, wanted)
+
+
+def test_weight_gradients_of_low_precision_products_are_float32(rng):
+    x = jnp.asarray(rng.standard_normal((64, 8)), jnp.bfloat16)
+    w = jnp.asarray(rng.standard_normal((8, 4)), jnp.float32)
+    policy = Policy(compute_dtype="bfloat16")
+    grad = jax.grad(lambda w: matmul(x, w, policy).sum())(w)
+    assert grad.dtype == jnp.float32
+    np.testing.assert_allclose(grad, jax.grad(lambda w: (x.astype(jnp.float32) @ w).sum())(w), rtol=1e-5)
+
+
+def test_linear_contracts_several_axes(rng):
+    x = jnp.asarray(rng.standard_normal((2, 3, 4, 5)), jnp.float32)
+    layer = Linear((6,), ("heads", "kv", "embed"), Policy(), num_in=2)
+    params = nn.meta.unbox(layer.init(jax.random.key(0), x))
+    params["params"]["bias"] += 0.5
+    assert params["params"]["kernel"].shape == (4, 5, 6)
+    wanted = jnp.einsum("bthk,hkd->btd", x, params["params"]["kernel"]) + 0.5
+    np.testing.assert_allclose(layer.apply(params, x), wanted, atol=1e-6)
+
+
+def test_an_id_outside_the_vocabulary_is_not_another_word():
+    layer = Embed(5, 3, Policy())
+    params = nn.meta.unbox(layer.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+    out = layer.apply(params, jnp.asarray([[4, 5]]))
+    assert jnp.isfinite(out[0, 0]).all() and jnp.isnan(out[0, 1]).all()
+
+
+@pytest.mark.parametrize("norm", [norms.LayerNorm(), norms.RMSNorm()])
+def test_norms_equal_flax_in_value_and_gradient(rng, norm):
+    x = jnp.asarray(rng.standard_normal((4, 7, 16)) * 3 + 1, jnp.float32)
+    scale = jnp.asarray(rng.standard_normal(16), jnp.float32)
+    if isinstance(norm, norms.LayerNorm):
+        theirs, params = nn.LayerNorm(epsilon=norm.epsilon), {"scale": scale, "bias": scale[::-1]}
+    else:
+        theirs, params = nn.RMSNorm(epsilon=norm.epsilon), {"scale": scale}
+
+    def loss(module, params, x):
+        return jnp.sin(module.apply({"params": params}, x)).sum()
+
+    found = jax.value_and_grad(loss, (1, 2))(norm.module(Policy()), params, x)
+    wanted = jax.value_and_grad(loss, (1, 2))(theirs, params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, wanted)
+
+
+def test_sinusoid_is_the_papers_formula_and_shifts_linearly():
+    table = np.asarray(positions.sinusoid(jnp.arange(50), 16))
+    p, i = 37, 5
+    np.testing.assert_allclose(table[p, 2 * i], np.sin(p / 10000 ** (2 * i / 16)), atol=1e-5)
+    np.testing.assert_allclose(table[p, 2 * i + 1], np.cos(p / 10000 ** (2 * i / 16)), atol=1e-5)
+    # A shift by k is one linear map for every position.
+    shift, *_ = np.linalg.lstsq(table[:30], table[7:37], rcond=None)
+    np.testing.assert_allclose(table[:43] @ shift, table[7:], atol=2e-3)
+
+
+def test_rotary_scores_depend_on_the_distance_alone(rng):
+    q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, 8)), jnp.float32) for _ in range(2))
+    rotary = positions.Rotary()
+
+    def score(a, b):
+        turn = lambda x, p: rotary.rotate(x, jnp.full((1, 1), p))
+        return float((turn(q, a) * turn(k, b)).sum())
+
+    assert score(3, 1) == pytest.approx(score(103, 101), abs=1e-4)
+    assert score(3, 1) != pytest.approx(score(3, 2), abs=1e-3)
+
+
+def test_token_nll_equals_optax_and_its_gradient(rng):
+    logits = jnp.asarray(rng.standard_normal((3, 4, 11)) * 5, jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 11, (3, 4)))
+    weight = jnp.asarray(rng.random((3, 4)), jnp.float32)
+
+    def ours(z):
+        nll, log_z = token_nll(z, targets)
+        return (nll * weight).sum() + 0.1 * (log_z**2).sum()
+
+    def theirs(z):
+        nll = optax.softmax_cross_entropy_with_integer_labels(z, targets)
+        return (nll * weight).sum() + 0.1 * (jax.nn.logsumexp(z, -1) ** 2).sum()
+
+    found, wanted = (jax.value_and_grad(f)(logits) for f in (ours, theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
