@@ -1,5 +1,6 @@
 """The command line of every entry point: flags, configs, and errors of one line."""
 
+import logging as std_logging
 import pathlib
 import sys
 import traceback
@@ -36,12 +37,28 @@ def run(main: Callable[[], int | None], doc: str | None) -> None:
         print(flags.FLAGS.module_help(sys.modules["__main__"].__name__).strip() or "  none")
         print(_shared_help())
         sys.exit(0)
+    _quiet()
     try:
         code = app.run(lambda _: _guard(main), argv=argv, flags_parser=_parse)
     except UserError as e:
         _fail(e)
     else:
         sys.exit(code)
+
+
+def _quiet() -> None:
+    """Keeps libraries from printing what reaches us as an exception, and is told there in one line.
+
+    A failed save is logged by Orbax from each of its threads, and TensorStore's late callbacks then
+    find their event loop closed, a traceback for each array.
+    """
+    std_logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(event: Any) -> None:
+    if str(event.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(event)
 
 
 def _guard(main: Callable[[], int | None]) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxnlp.errors import FieldError
@@ -98,7 +99,7 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
             [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)], [max(0, rest - decay)]
         )
     elif config.schedule == "inverse_sqrt":
-        after = lambda step: peak * (warmup / (step + warmup)) ** 0.5
+        after = lambda step: peak * (warmup / jnp.maximum(step + warmup, 1)) ** 0.5
     else:
         after = optax.constant_schedule(peak)
     if not warmup:

@@ -48,7 +48,7 @@ def start(module: str, *args: str, cwd: pathlib.Path = ROOT, env: dict[str, str]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     folder = pathlib.Path(tempfile.mkdtemp())
-    process = context.Process(target=_main, args=(module, args, str(cwd), {**os.environ, **(env or {})}, str(folder)))
+    process = context.Process(target=_main, args=(module, args, str(cwd), {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **(env or {})}, str(folder)))
     process.start()
     return Entry(process, folder)
 

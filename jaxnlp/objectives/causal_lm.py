@@ -42,8 +42,10 @@ class CausalLM:
         place = {"segment_ids": batch.get("segment_ids"), "positions": batch.get("positions")}
         logits_BTV = apply(params, batch["tokens"], **place, key=key)
         nll_BT, log_z_BT = token_nll(logits_BTV, batch["targets"])
-        nll = jnp.sum(nll_BT * batch["weights"])
+        weights_BT = batch["weights"]
+        # Padding has some target too, and a model may give it no probability at all: 0 * inf.
+        nll = jnp.sum(jnp.where(weights_BT == 0, 0.0, nll_BT * weights_BT))
         total = nll
         if self.z_loss:
-            total = nll + self.z_loss * jnp.sum(jnp.square(log_z_BT) * batch["weights"])
-        return total, jnp.sum(batch["weights"]), {"nll": nll}
+            total = nll + self.z_loss * jnp.sum(jnp.square(log_z_BT) * weights_BT)
+        return total, jnp.sum(weights_BT), {"nll": nll}

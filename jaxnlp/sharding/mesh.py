@@ -45,9 +45,10 @@ class MeshConfig:
                 sizes[axis] = num_devices // fixed
         if math.prod(sizes.values()) != num_devices:
             axes = ", ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
+            takes = f"a multiple of {fixed}" if -1 in (self.data, self.fsdp, self.tensor) else str(fixed)
             raise UserError(
-                f"sharding.mesh: {axes} needs a multiple of {fixed} devices and there are {num_devices}; "
-                "set the sizes so that they multiply to the number of devices"
+                f"sharding.mesh: {axes} takes {takes} devices and there are {num_devices}; "
+                "set sizes that multiply to that number, or one of them to -1"
             )
         return sizes
 

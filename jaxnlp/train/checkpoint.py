@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import re
 import shutil
 import sys
 import time
@@ -35,6 +36,7 @@ MANIFEST = "MANIFEST.json"
 ITEMS = ("params", "rest", "data", "config", "tokenizer", "versions")
 CRC_LIMIT = 256 << 20  # bytes; larger files are checked by size alone
 PACKAGES = ("jaxnlp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+CAUSES = "No space left on device|Disk quota exceeded|File too large|Read-only file system|Input/output error"
 LATE = ("commit_success.txt", "_CHECKPOINT_METADATA")  # written after the manifest
 
 
@@ -155,16 +157,15 @@ class Writer:
 
         self._ocp, self._reader = ocp, Reader(workdir)
         self.folder = self._reader.folder
-        policies: list[Any] = [keep.LatestN(keep_last)]
-        if keep_best:
-            loss = lambda metrics: metrics["loss"]
-            policies.append(
-                keep.BestN(get_metric_fn=loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
-            )
+        loss = lambda metrics: metrics["loss"]
+        best = keep.BestN(get_metric_fn=loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep.AnyPreservationPolicy(policies), cleanup_tmp_directories=True,
+            preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(keep_last), best]),
+            best_fn=loss,  # without it the manager does not write the metrics down
+            best_mode="min",
+            cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
-        )  # fmt: skip
+        )
         self._saving = -1
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
 
@@ -215,8 +216,8 @@ class Writer:
         free = shutil.disk_usage(self.folder).free
         if free < need:
             raise UserError(
-                f"{self.folder}: no room for the checkpoint of step {int(state.step)} ({free / 1e6:,.0f} MB free, "
-                f"{need / 1e6:,.0f} MB needed); {_intact(self._reader)}; free some space, and run the same command again to go on"
+                f"{self.folder}: no room for the checkpoint of step {int(state.step)} ({free / 1e6:,.1f} MB free, "
+                f"{need / 1e6:,.1f} MB needed); {_intact(self._reader)}; free some space, and run the same command again to go on"
             )
 
 
@@ -250,7 +251,8 @@ def _clear_errors(reader: Reader, step: int) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:  # orbax and tensorstore raise many types, bare Exception among them
-        reason = " ".join(str(e).split())[:300]
+        known = re.search(CAUSES, str(e))
+        reason = known.group() if known else " ".join(str(e).split())[:300]
         raise UserError(
             f"{reader.folder}: the checkpoint of step {step} was not written ({reason}); {_intact(reader)}; "
             "mend the cause, and run the same command again to go on"

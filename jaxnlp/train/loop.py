@@ -4,6 +4,7 @@ Metrics are read one step late: step n is already on its way when the numbers of
 read, so the device never waits for the host.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
@@ -70,12 +71,12 @@ def train(experiment: Experiment | None, workdir: str | pathlib.Path, profile: t
     if experiment is not None:
         configs.check(experiment)
     first = jax.process_index() == 0
-    held = open_workdir(workdir) if first else None
-    try:
-        return Run(experiment, workdir, profile).go()
-    finally:
-        if held is not None:
-            held.close()
+    with contextlib.ExitStack() as stack:
+        if first:
+            stack.enter_context(open_workdir(workdir))
+        run = Run(experiment, workdir, profile)
+        stack.callback(run.close)
+        return run.go()
 
 
 def open_workdir(workdir: pathlib.Path) -> Any:
@@ -176,10 +177,14 @@ class Run:
             self.save()
             self.writer.wait()
         self._profile(end=True)
-        self.writer.close()
+        return Result(e, self.program, self.tokenizer, self.stores, self.state, stopped, validation)
+
+    def close(self) -> None:
+        """Ends the background threads, however the run ended."""
         if self.log is not None:
             self.log.close()
-        return Result(e, self.program, self.tokenizer, self.stores, self.state, stopped, validation)
+        with contextlib.suppress(Exception):  # a failed save has been told already
+            self.writer.close()
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0

@@ -101,7 +101,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Progr
     policy = getattr(e.model, "policy", None)
     loss_scale = e.loss_scale if policy is not None and policy.compute_dtype == "float16" else None
     abstract = jax.eval_shape(lambda p: new_state(p, optimizer, e.seed, loss_scale), shapes)
-    layout = state_shardings(abstract, axes, optimizer, e.sharding, mesh)
+    layout = state_shardings(abstract, axes, e.sharding, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
     rows = PartitionSpec(as_tuple(e.sharding.activations.get("batch")) or None)
     batch_sharding = NamedSharding(mesh, rows)

@@ -46,9 +46,7 @@ def new_state(params: Any, optimizer: optax.GradientTransformation, seed: int, l
     )  # fmt: skip
 
 
-def state_shardings(
-    state: State, axes: Any, optimizer: optax.GradientTransformation, config: Sharding, mesh: Any
-) -> State:
+def state_shardings(state: State, axes: Any, config: Sharding, mesh: Any) -> State:
     """The sharding of every leaf of a state.
 
     Args:
@@ -60,14 +58,17 @@ def state_shardings(
     """
     whole = NamedSharding(mesh, PartitionSpec())
     rules = config.params if config.optimizer is None else config.optimizer
-    like = shardings(state.params, axes, rules, mesh)
+    layout = jax.tree.leaves(shardings(state.params, axes, rules, mesh))
+    params = jax.tree_util.tree_leaves_with_path(state.params)
+    like = {path: (leaf.shape, sharding) for (path, leaf), sharding in zip(params, layout, strict=True)}
 
-    def one(leaf, param, sharding):
-        return sharding if leaf.shape == param.shape else whole
+    def one(path, leaf):
+        # An optimizer keeps its trees like the parameters somewhere inside its own state.
+        tails = (like.get(path[i:]) for i in range(len(path)))
+        shape, sharding = next((found for found in tails if found), (None, whole))
+        return sharding if leaf.shape == shape else whole
 
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer, one, state.opt_state, state.params, like, transform_non_params=lambda _: whole
-    )
+    opt_state = jax.tree_util.tree_map_with_path(one, state.opt_state)
     return State(
         step=whole, params=shardings(state.params, axes, config.params, mesh), opt_state=opt_state, key=whole,
         skipped=whole, scaling=jax.tree.map(lambda _: whole, state.scaling),

@@ -1,0 +1,98 @@
+"""Schedules have their shapes, decay its mask, and every optimizer lowers a loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnlp.errors import FieldError
+from jaxnlp.optim import OPTIMIZERS, OptimConfig, decay_mask, make_optimizer, make_schedule, matrix_axes
+
+AXES = {"w": {"kernel": ("embed", "mlp"), "bias": ("mlp",)}, "e": ("vocab", "embed"), "o": ("heads", "kv", "embed")}
+
+
+def params():
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = {"w": {"kernel": (8, 6), "bias": (6,)}, "e": (5, 8), "o": (2, 4, 8)}
+    leaves, tree = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    return tree.unflatten([jax.random.normal(keys[0], s) for s in leaves])
+
+
+@pytest.mark.parametrize(
+    ("fields", "points"),
+    [
+        ({"schedule": "cosine", "final_fraction": 0.1}, {0: 1.0, 50: 0.55, 100: 0.1}),
+        ({"schedule": "linear", "final_fraction": 0.0}, {0: 1.0, 25: 0.75, 100: 0.0}),
+        ({"schedule": "wsd", "decay_fraction": 0.2, "final_fraction": 0.0}, {0: 1.0, 80: 1.0, 90: 0.5, 100: 0.0}),
+        ({"schedule": "inverse_sqrt", "warmup_steps": 16}, {0: 1 / 16, 15: 1.0, 16: 1.0, 64: 0.5}),
+        ({"schedule": "constant"}, {0: 1.0, 99: 1.0}),
+        ({"schedule": "cosine", "warmup_steps": 10, "final_fraction": 0.0}, {0: 0.1, 9: 1.0, 10: 1.0, 55: 0.5, 100: 0.0}),
+        ({"schedule": "linear", "total_steps": 200, "final_fraction": 0.0}, {100: 0.5}),
+    ],
+)
+def test_schedules(fields, points):
+    schedule = make_schedule(OptimConfig(learning_rate=1.0, **fields), 100)
+    for step, value in points.items():
+        assert float(schedule(step)) == pytest.approx(value, abs=1e-6), step
+
+
+def test_a_warmup_longer_than_the_run_is_an_error():
+    with pytest.raises(FieldError, match="warmup_steps=100: expected fewer than the run's 100"):
+        make_schedule(OptimConfig(warmup_steps=100), 100)
+
+
+def test_decay_leaves_out_what_the_patterns_name():
+    mask = decay_mask(params(), ("bias$", "^e$"))
+    assert mask == {"w": {"kernel": True, "bias": False}, "e": False, "o": True}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_lowers_a_loss_and_decays_only_what_it_should(name):
+    config = OptimConfig(name=name, learning_rate=0.05, weight_decay=0.0, schedule="constant", no_decay=("bias$",))
+    x = jax.random.normal(jax.random.key(1), (32, 8))
+
+    def loss(p):
+        h = x @ p["w"]["kernel"] + p["w"]["bias"] - 1.0
+        return (h**2).mean() + (p["e"] ** 2).mean() + (p["o"] ** 2).mean()
+
+    def train(config, steps, value_and_grad):
+        optimizer, _ = make_optimizer(config, steps, AXES)
+        p = params()
+        state = optimizer.init(p)
+
+        @jax.jit
+        def step(p, state):
+            updates, state = optimizer.update(value_and_grad(p)[1], state, p)
+            return jax.tree.map(jnp.add, p, updates), state
+
+        for _ in range(steps):
+            p, state = step(p, state)
+        return p
+
+    trained = train(config, 60, jax.value_and_grad(loss))
+    assert loss(trained) < 0.6 * loss(params())
+    # With no gradient at all, decay shrinks what it covers and leaves the bias.
+    config.weight_decay = 0.5
+    zero = lambda p: (0.0, jax.tree.map(jnp.zeros_like, p))
+    shrunk = train(config, 3, zero)
+    np.testing.assert_array_equal(shrunk["w"]["bias"], params()["w"]["bias"])
+    factor = np.asarray(shrunk["w"]["kernel"] / params()["w"]["kernel"])
+    np.testing.assert_allclose(factor, (1 - 0.05 * 0.5) ** 3, rtol=1e-5)
+
+
+def test_clipping_bounds_the_global_norm():
+    config = OptimConfig(name="sgd", learning_rate=1.0, schedule="constant", b1=0.0, weight_decay=0.0, clip_norm=0.5)
+    optimizer, _ = make_optimizer(config, 1, AXES)
+    grads = jax.tree.map(lambda x: 10 * x, params())
+    updates, _ = optimizer.update(grads, optimizer.init(params()), params())
+    norm = np.sqrt(sum(float((u**2).sum()) for u in jax.tree.leaves(updates)))
+    assert norm == pytest.approx(0.5, rel=1e-5)
+
+
+def test_muon_reads_matrices_off_their_axes():
+    axes = {
+        **AXES, "stacked": ("layers", "embed", "heads", "kv"), "bias": ("heads", "kv"), "norm": ("norm",), "p": ("length", "embed"),
+    }  # fmt: skip
+    found = matrix_axes(axes)
+    assert found["w"]["kernel"] == ((0,), (1,)) and found["o"] == ((0, 1), (2,)) and found["stacked"] == ((1,), (2, 3))
+    assert all(found[name] is None for name in ("e", "bias", "norm", "p")) and found["w"]["bias"] is None
