@@ -1,5 +1,7 @@
 """Package metadata. Floors and ceilings are versions the test suite has passed on (see docs/design_log.md)."""
 
+import pathlib
+
 from setuptools import find_packages, setup
 
 RUN = [
@@ -43,7 +45,7 @@ setup(
     name="jaxnlp",
     version="0.1.0",
     description="A JAX research codebase for natural language processing, made to be read and forked",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["jaxnlp", "jaxnlp.*"]),
     python_requires=">=3.11",

@@ -44,20 +44,18 @@ def main() -> int:
     result = train(CONFIG.value, workdir, profile_steps(PROFILE.value))
     import jax
 
-    if jax.process_index():
-        return 0
+    speak = print if jax.process_index() == 0 else lambda *_, **__: None
     if result.signal is not None:
-        plot(workdir)
-        name = signal.Signals(result.signal).name
-        print(
-            f"\nstopped by {name} at step {int(result.state.step):,} of {result.experiment.steps:,}, saved; go on with:"
-        )
-        print(f"  python -m experiments.train --workdir={workdir}{given()}")
+        name, step, steps = signal.Signals(result.signal).name, int(result.state.step), result.experiment.steps
+        if jax.process_index() == 0:
+            plot(workdir)
+        speak(f"\nstopped by {name} at step {step:,} of {steps:,}, saved; go on with:")
+        speak(f"  python -m experiments.train --workdir={workdir}{given()}")
         return 128 + result.signal
     from jaxnlp.train.report import report
 
-    print(report(result, workdir, given().strip()))
-    print(f"\n{time.monotonic() - begun:,.0f} seconds in all", file=sys.stderr)
+    speak(report(result, workdir, given().strip()))
+    speak(f"\n{time.monotonic() - begun:,.0f} seconds in all", file=sys.stderr)
     return 0
 
 

@@ -23,9 +23,12 @@ def define_config() -> Any:
         "config_json", None, "Resolved config to run again, as a run's config.json; instead of --config."
     )
     return config_flags.DEFINE_config_file(
-        "config", None, "Config file with get_config(variant), as configs/gpt/tiny.py or configs/gpt/tiny.py:variant. "
-        "Change its fields with --config.model.num_layers=4 and so on.", lock_config=False,
-    )  # fmt: skip
+        "config",
+        None,
+        "Config file with get_config(variant), as configs/gpt/tiny.py or configs/gpt/tiny.py:variant. "
+        "Change its fields with --config.model.num_layers=4 and so on.",
+        lock_config=False,
+    )
 
 
 def run(main: Callable[[], int | None], doc: str | None) -> None:

@@ -73,7 +73,7 @@ def to_dict(config: Any) -> Any:
     if config is None or isinstance(config, (bool, int, float, str)):
         return config
     raise UserError(
-        f"config: {config!r} of type {type(config).__name__} cannot be written as JSON; use dataclasses and plain values"
+        f"config: {config!r} ({type(config).__name__}) cannot be written as JSON; use dataclasses and plain values"
     )
 
 

@@ -140,9 +140,16 @@ def make_optimizer(config: OptimConfig, steps: int, axes: Any) -> tuple[optax.Gr
         )
     else:
         optimizer = optax.contrib.muon(
-            schedule, beta=config.b1, weight_decay=config.weight_decay, weight_decay_mask=decay["mask"], adam_b1=config.b1,
-            adam_b2=b2, eps=config.epsilon, consistent_rms=0.2, muon_weight_dimension_numbers=matrix_axes(axes),
-        )  # fmt: skip
+            schedule,
+            beta=config.b1,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=decay["mask"],
+            adam_b1=config.b1,
+            adam_b2=b2,
+            eps=config.epsilon,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=matrix_axes(axes),
+        )
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer, schedule

@@ -30,7 +30,24 @@ def corpus(tmp_path_factory) -> pathlib.Path:
     """A folder with a small text corpus: 60 documents of a few lines, train.txt and validation.txt."""
     folder = tmp_path_factory.mktemp("corpus")
     random = np.random.default_rng(0)
-    words = ["def", "return", "self", "value", "for", "in", "if", "not", "None", "import", "class", "=", "(", ")", ":", "x"]
+    words = [
+        "def",
+        "return",
+        "self",
+        "value",
+        "for",
+        "in",
+        "if",
+        "not",
+        "None",
+        "import",
+        "class",
+        "=",
+        "(",
+        ")",
+        ":",
+        "x",
+    ]
     for name, count in (("train", 60), ("validation", 12)):
         documents = [" ".join(random.choice(words, size=random.integers(5, 60))) for _ in range(count)]
         (folder / f"{name}.txt").write_text("\n\n".join(documents) + "\n")

@@ -4,6 +4,7 @@ A fork server imports JAX and its friends once; each call is a fork of it that r
 `python -m` would. It is a real process: it can be killed, and its exit status is its own.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import multiprocessing
@@ -48,7 +49,10 @@ def start(module: str, *args: str, cwd: pathlib.Path = ROOT, env: dict[str, str]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     folder = pathlib.Path(tempfile.mkdtemp())
-    process = context.Process(target=_main, args=(module, args, str(cwd), {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **(env or {})}, str(folder)))
+    process = context.Process(
+        target=_main,
+        args=(module, args, str(cwd), {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **(env or {})}, str(folder)),
+    )
     process.start()
     return Entry(process, folder)
 
@@ -80,4 +84,7 @@ def _main(module: str, args: tuple[str, ...], cwd: str, env: dict[str, str], fol
         jax.config.update("jax_num_cpu_devices", int(env.get("JAX_NUM_CPU_DEVICES", "1")))
     sys.path.insert(0, cwd)
     sys.argv = [module, *args]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # a forked child would leave without them, as without leaving jax.distributed

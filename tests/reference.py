@@ -14,9 +14,18 @@ transformers = pytest.importorskip("transformers", reason="parity tests need tra
 def gpt2(*, layers=2, heads=4, dim=32, vocab=65, length=24, seed=0):
     """A transformers GPT-2 with random weights, biases and norms included, and dropout off."""
     config = transformers.GPT2Config(
-        vocab_size=vocab, n_positions=length, n_embd=dim, n_layer=layers, n_head=heads, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=vocab,
+        n_positions=length,
+        n_embd=dim,
+        n_layer=layers,
+        n_head=heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation="eager",
+    )
     torch.manual_seed(seed)
     model = transformers.GPT2LMHeadModel(config).eval()
     with torch.no_grad():
@@ -58,7 +67,10 @@ def gpt2_params(model, heads: int):
         params[f"block_{i}"] = {
             "attention": attention,
             "attention_norm": norm(f"{at}.ln_1"),
-            "mlp": {"up": linear(f"{at}.mlp.c_fc", (dim,), (4 * dim,)), "down": linear(f"{at}.mlp.c_proj", (4 * dim,), (dim,))},
+            "mlp": {
+                "up": linear(f"{at}.mlp.c_fc", (dim,), (4 * dim,)),
+                "down": linear(f"{at}.mlp.c_proj", (4 * dim,), (dim,)),
+            },
             "mlp_norm": norm(f"{at}.ln_2"),
         }
     return params

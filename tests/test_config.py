@@ -15,12 +15,16 @@ from jaxnlp.train.experiment import Experiment
 
 
 def experiment(**fields) -> Experiment:
-    model = GPTConfig(vocab_size=65, max_len=32, num_layers=2, num_heads=2, embed_dim=16, positions=positions.Rotary(base=500.0))
+    model = GPTConfig(
+        vocab_size=65, max_len=32, num_layers=2, num_heads=2, embed_dim=16, positions=positions.Rotary(base=500.0)
+    )
     return Experiment(**{"model": model, "data": DataConfig(seq_len=16, batch_size=4), **fields})
 
 
 def test_json_round_trip_keeps_values_and_classes(tmp_path):
-    model = GPTConfig(norm=norms.RMSNorm(), mlp=mlp.GatedMLP(), attention=attention.Blocked(block=8), qk_norm=norms.RMSNorm())
+    model = GPTConfig(
+        norm=norms.RMSNorm(), mlp=mlp.GatedMLP(), attention=attention.Blocked(block=8), qk_norm=norms.RMSNorm()
+    )
     old = experiment(model=model, optim=OptimConfig(no_decay=("a", "b")))
     configs.save_json(old, tmp_path / "c.json")
     new = configs.load_json(tmp_path / "c.json")
@@ -47,15 +51,24 @@ def test_diff_names_leaves_and_classes():
         (lambda e: setattr(e.model, "num_layers", -2), r"^model.num_layers=-2: "),
         (lambda e: setattr(e.model, "num_heads", 3), r"^model.num_heads=3: does not divide embed_dim=16; use 2"),
         (lambda e: setattr(e.model, "num_kv_heads", 4), r"^model.num_kv_heads=4: does not divide num_heads=2"),
-        (lambda e: setattr(e.model.policy, "compute_dtype", "bf16"), r"^model.policy.compute_dtype='bf16': expected one of"),
+        (
+            lambda e: setattr(e.model.policy, "compute_dtype", "bf16"),
+            r"^model.policy.compute_dtype='bf16': expected one of",
+        ),
         (lambda e: setattr(e.model.positions, "base", -1.0), r"^model.positions.base=-1.0: "),
-        (lambda e: setattr(e.model, "attention_softcap", 2) or setattr(e.model, "attention", attention.DotProduct()), "softcap"),
+        (
+            lambda e: setattr(e.model, "attention_softcap", 2) or setattr(e.model, "attention", attention.DotProduct()),
+            "softcap",
+        ),
         (lambda e: setattr(e.data, "seq_len", 16.0), r"^data.seq_len=16.0: expected int, got float"),
         (lambda e: setattr(e.data, "batch_size", True), r"^data.batch_size=True: expected int, got bool"),
         (lambda e: setattr(e, "accum_steps", 3), r"^accum_steps=3: does not divide data.batch_size=4"),
         (lambda e: setattr(e, "steps_per_call", 7), r"^steps=1000: not a multiple of steps_per_call=7"),
         (lambda e: setattr(e.optim, "learning_rate", -0.1), r"^optim.learning_rate=-0.1: "),
-        (lambda e: setattr(e.optim, "warmup_steps", 2000), r"^optim.warmup_steps=2000: expected fewer than the run's 1000"),
+        (
+            lambda e: setattr(e.optim, "warmup_steps", 2000),
+            r"^optim.warmup_steps=2000: expected fewer than the run's 1000",
+        ),
         (lambda e: setattr(e.optim, "no_decay", ("(",)), r"^optim.no_decay='\(': not a regular expression"),
         (lambda e: setattr(e.sharding.mesh, "fsdp", -1), r"^sharding.mesh.fsdp=-1: only one axis"),
         (lambda e: e.sharding.params.update(mlp="model"), r"^sharding.params\['mlp'\]='model': no such mesh axis"),
@@ -86,9 +99,13 @@ def test_json_with_an_unknown_field_says_which_and_what_is_near(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not JSON"), ("[1]", "not a config"), ('{"class": "nowhere:X"}', "'nowhere:X' cannot be imported"),
-     ('{"class": "json:dumps"}', "is not a dataclass")],
-)  # fmt: skip
+    [
+        ("{", "not JSON"),
+        ("[1]", "not a config"),
+        ('{"class": "nowhere:X"}', "'nowhere:X' cannot be imported"),
+        ('{"class": "json:dumps"}', "is not a dataclass"),
+    ],
+)
 def test_json_that_is_no_config(tmp_path, text, message):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(UserError, match=message):
@@ -97,7 +114,9 @@ def test_json_that_is_no_config(tmp_path, text, message):
 
 def test_override_paths():
     configs.check_path(experiment(), "model.positions.base")
-    with pytest.raises(UserError, match=r"--config.model.num_layer: GPTConfig has no field 'num_layer'; did you mean 'num_layers'\?"):
+    with pytest.raises(
+        UserError, match=r"--config.model.num_layer: GPTConfig has no field 'num_layer'; did you mean 'num_layers'\?"
+    ):
         configs.check_path(experiment(), "model.num_layer")
     with pytest.raises(UserError, match="has no fields"):
         configs.check_path(experiment(), "steps.x")

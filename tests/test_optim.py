@@ -26,7 +26,10 @@ def params():
         ({"schedule": "wsd", "decay_fraction": 0.2, "final_fraction": 0.0}, {0: 1.0, 80: 1.0, 90: 0.5, 100: 0.0}),
         ({"schedule": "inverse_sqrt", "warmup_steps": 16}, {0: 1 / 16, 15: 1.0, 16: 1.0, 64: 0.5}),
         ({"schedule": "constant"}, {0: 1.0, 99: 1.0}),
-        ({"schedule": "cosine", "warmup_steps": 10, "final_fraction": 0.0}, {0: 0.1, 9: 1.0, 10: 1.0, 55: 0.5, 100: 0.0}),
+        (
+            {"schedule": "cosine", "warmup_steps": 10, "final_fraction": 0.0},
+            {0: 0.1, 9: 1.0, 10: 1.0, 55: 0.5, 100: 0.0},
+        ),
         ({"schedule": "linear", "total_steps": 200, "final_fraction": 0.0}, {100: 0.5}),
     ],
 )
@@ -91,8 +94,12 @@ def test_clipping_bounds_the_global_norm():
 
 def test_muon_reads_matrices_off_their_axes():
     axes = {
-        **AXES, "stacked": ("layers", "embed", "heads", "kv"), "bias": ("heads", "kv"), "norm": ("norm",), "p": ("length", "embed"),
-    }  # fmt: skip
+        **AXES,
+        "stacked": ("layers", "embed", "heads", "kv"),
+        "bias": ("heads", "kv"),
+        "norm": ("norm",),
+        "p": ("length", "embed"),
+    }
     found = matrix_axes(axes)
     assert found["w"]["kernel"] == ((0,), (1,)) and found["o"] == ((0, 1), (2,)) and found["stacked"] == ((1,), (2, 3))
     assert all(found[name] is None for name in ("e", "bias", "norm", "p")) and found["w"]["bias"] is None

@@ -180,9 +180,9 @@ class TFDS:
     def _open(self, split: str) -> Any:
         import tensorflow_datasets as tfds
 
-        where = {"data_dir": self.data_dir} if self.data_dir else {}
+        where: dict[str, Any] = {"data_dir": self.data_dir} if self.data_dir else {}
         try:
-            builder = tfds.builder(self.name, **where)
+            builder: Any = tfds.builder(self.name, **where)
         except Exception as e:
             reason = str(e).strip().splitlines()[0]
             raise FieldError("data.source.name", self.name, f"TFDS cannot find it ({reason})") from None

@@ -103,7 +103,7 @@ class TokenStore:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         files = sorted(str(p) for p in self.path.glob("tokens.array_record-*"))
-        blocks = ArrayRecordDataSource(files) if files else []
+        blocks: Any = ArrayRecordDataSource(files) if files else []
         expected = -(-self.meta.num_tokens // BLOCK)
         if len(blocks) != expected:
             raise UserError(
@@ -120,9 +120,16 @@ class TokenStore:
 
 
 def build_store(
-    path: str | os.PathLike[str], documents: Iterable[str], tokenizer: Tokenizer, *, split: str, source: str,
-    format: str = "memmap", workers: int = 0, progress: Callable[[str], Any] = lambda text: None,
-) -> TokenStore:  # fmt: skip
+    path: str | os.PathLike[str],
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    *,
+    split: str,
+    source: str,
+    format: str = "memmap",
+    workers: int = 0,
+    progress: Callable[[str], Any] = lambda text: None,
+) -> TokenStore:
     """Tokenizes documents into a new store. All or nothing: an interrupted build leaves no store.
 
     Args:
@@ -161,9 +168,15 @@ def build_store(
         if not counts["num_documents"]:
             raise UserError(f"{split}: the source has no documents in this split")
         meta = Meta(
-            split=split, format=format, dtype=dtype.name, separator=tokenizer.separator, vocab_size=tokenizer.vocab_size,
-            tokenizer=tokenizers.digest(tokenizer), source=source, **counts,
-        )  # fmt: skip
+            split=split,
+            format=format,
+            dtype=dtype.name,
+            separator=tokenizer.separator,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer=tokenizers.digest(tokenizer),
+            source=source,
+            **counts,
+        )
         (temporary / "meta.json").write_text(json.dumps(dataclasses.asdict(meta), indent=1))
         shutil.rmtree(path, ignore_errors=True)
         try:

@@ -130,11 +130,24 @@ class SentencePiece:
         out = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(pieces), model_writer=out, vocab_size=self.vocab_size, model_type=self.model_type,
-                byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False, num_threads=1,
-                remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, max_sentence_length=1 << 20,
-                control_symbols=[SEPARATOR], unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, minloglevel=2,
-            )  # fmt: skip
+                sentence_iterator=iter(pieces),
+                model_writer=out,
+                vocab_size=self.vocab_size,
+                model_type=self.model_type,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                add_dummy_prefix=False,
+                num_threads=1,
+                remove_extra_whitespaces=False,
+                allow_whitespace_only_pieces=True,
+                max_sentence_length=1 << 20,
+                control_symbols=[SEPARATOR],
+                unk_id=0,
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=-1,
+                minloglevel=2,
+            )
         except RuntimeError as e:
             reason = str(e).split(") ")[-1].strip()
             raise UserError(

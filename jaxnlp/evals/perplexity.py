@@ -19,9 +19,12 @@ def make_eval_step(apply: Callable, objective: Any) -> Callable:
 
 
 def evaluate(
-    eval_step: Callable, params: Any, batches: Iterable[dict[str, Any]], bytes_per_token: float,
+    eval_step: Callable,
+    params: Any,
+    batches: Iterable[dict[str, Any]],
+    bytes_per_token: float,
     progress: Callable[[int], Any] = lambda done: None,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Token means over all batches: padding has weight 0, and the sums are divided once.
 
     Args:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxnlp.errors import UserError
 from jaxnlp.generate.sampling import NEVER, Sampling, sample
@@ -32,7 +33,7 @@ class Generator:
     longest: positions the model can read, or None where there is no end.
     separator: the token that ends a text, and begins one without a prompt.
     num_tokens: ids from here on (a padded vocabulary) are never generated.
-    context: entered around the model, for its mesh and rules.
+    context: (batch size) -> what is entered around the model, for its mesh and rules.
     """
 
     apply: Callable
@@ -40,7 +41,7 @@ class Generator:
     longest: int | None
     separator: int
     num_tokens: int
-    context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    context: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def __call__(
         self,
@@ -64,15 +65,15 @@ class Generator:
         longest = max(len(row) for row in rows)
         if self.longest is not None and longest + max_new_tokens > self.longest:
             raise UserError(
-                f"generate: {longest - 1} prompt tokens, one separator and max_new_tokens={max_new_tokens} are more than "
-                f"model.max_len={self.longest}; shorten the prompt or generate fewer"
+                f"generate: {longest - 1} prompt tokens, one separator and max_new_tokens={max_new_tokens} "
+                f"are more than model.max_len={self.longest}; shorten the prompt or generate fewer"
             )
         tokens_BP = np.full((len(rows), longest), self.separator, np.int32)
         segments_BP = np.zeros_like(tokens_BP)
         for i, row in enumerate(rows):
             tokens_BP[i, longest - len(row) :] = row
             segments_BP[i, longest - len(row) :] = 1
-        with self.context():
+        with self.context(len(rows)):
             out_BT = self._run(params, tokens_BP, segments_BP, jax.random.key(seed), max_new_tokens, sampling)
         return [self._until_separator(row) for row in np.asarray(out_BT).tolist()]
 
@@ -124,7 +125,10 @@ def decode(model: Generator, params, tokens_BP, segments_BP, key, max_new_tokens
         stop = min(length - P, max_new_tokens - 1)
         carry = jax.lax.while_loop(lambda c, stop=stop: (c[0] < stop) & ~c[2].all(), body, carry)
     step, token_B, _, out_BT, _ = carry
-    return jax.lax.dynamic_update_slice(out_BT, token_B[:, None], (0, step))
+    out_BT = jax.lax.dynamic_update_slice(out_BT, token_B[:, None], (0, step))
+    if jax.sharding.get_abstract_mesh().size > 1:  # whole on every device, and so in every process
+        out_BT = jax.lax.with_sharding_constraint(out_BT, PartitionSpec())
+    return out_BT
 
 
 def cache_lengths(prompt: int, total: int) -> list[int]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn import attention, mlp, norms, positions
-from jaxnlp.nn.linear import Embed, Linear
+from jaxnlp.nn.linear import PRODUCT, Embed, Linear
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import constrain
 from jaxnlp.nn.policy import Policy
@@ -37,8 +37,8 @@ class GPTConfig:
     norm_position: "pre" (GPT-2) or "post" (the 2017 Transformer, GPT-1).
     qk_norm: a norm for queries and keys (Henry et al. 2020, arXiv:2010.04245), or None.
     attention_softcap, logit_softcap: c squashes scores or logits to c tanh(x / c); None does not.
-    remat: what the backward pass computes again: "none", everything but products ("dots"),
-        or whole blocks ("full").
+    remat: what the backward pass computes again: "none", everything but linear maps ("dots"),
+        or whole blocks ("full"). XLA's CPU backend undoes it unless the layers are scanned.
     scan_layers: stack the layers' parameters and scan over them: compiles in the time of one
         layer, the choice for deep models; unrolled is faster on CPU.
     """
@@ -235,13 +235,18 @@ class GPT(nn.Module):
         c = self.config
         block = Block
         if c.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+            policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if c.remat == "dots" else None
             block = nn.remat(Block, policy=policy, prevent_cse=not c.scan_layers, static_argnums=(5,))
         if c.scan_layers:
+            inputs: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)  # the cache is per layer, the rest shared
             stack = nn.scan(
-                block, length=c.num_layers, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), metadata_params={nn.PARTITION_NAME: "layers"},
-            )  # fmt: skip
+                block,
+                length=c.num_layers,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=inputs,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
             return stack(c, name="blocks")(x_BTD, layers, mask, positions, deterministic)
         out = []
         for i in range(c.num_layers):
@@ -262,9 +267,19 @@ class Block(nn.Module):
         # GPT-2 scales what each residual branch adds by 1/sqrt(number of branches) at the start.
         out_init = nn.initializers.normal(0.02 / (2 * c.num_layers) ** 0.5)
         attend = attention.MultiHeadAttention(
-            c.num_heads, c.kv_heads, c.key_dim, c.attention, c.positions, c.policy, use_bias=c.use_bias, qk_norm=c.qk_norm,
-            softcap=c.attention_softcap, dropout_rate=c.dropout_rate, out_init=out_init, name="attention",
-        )  # fmt: skip
+            c.num_heads,
+            c.kv_heads,
+            c.key_dim,
+            c.attention,
+            c.positions,
+            c.policy,
+            use_bias=c.use_bias,
+            qk_norm=c.qk_norm,
+            softcap=c.attention_softcap,
+            dropout_rate=c.dropout_rate,
+            out_init=out_init,
+            name="attention",
+        )
         feed = c.mlp.module(
             hidden=c.hidden_dim, dim=c.embed_dim, use_bias=c.use_bias, out_init=out_init, policy=c.policy, name="mlp"
         )

@@ -135,13 +135,23 @@ def _splash(block, interpret, causal, softcap, q_BHTK, k_BNTK, v_BNTK, segments_
     one = (splash.CausalMask if causal else splash.FullMask)((length, length))
     size = next(b for b in range(min(block, length), 0, -128) if length % b == 0)
     sizes = splash.BlockSizes(
-        block_q=size, block_kv=size, block_kv_compute=size, block_q_dkv=size, block_kv_dkv=size,
-        block_kv_dkv_compute=size, block_q_dq=size, block_kv_dq=size,
-    )  # fmt: skip
+        block_q=size,
+        block_kv=size,
+        block_kv_compute=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_kv_dkv_compute=size,
+        block_q_dq=size,
+        block_kv_dq=size,
+    )
     kernel = splash.make_splash_mha(
-        mask=splash.MultiHeadMask([one] * heads), block_sizes=sizes, attn_logits_soft_cap=softcap,
-        head_shards=1, q_seq_shards=1, interpret=interpret,
-    )  # fmt: skip
+        mask=splash.MultiHeadMask([one] * heads),
+        block_sizes=sizes,
+        attn_logits_soft_cap=softcap,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
     groups = heads // k_BNTK.shape[1]
     k, v = (jnp.repeat(x, groups, axis=1) for x in (k_BNTK, v_BNTK))
     return jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(q_BHTK, k, v, segments_BT)
@@ -166,7 +176,7 @@ def attend(q_BTHK, k_BSNK, v_BSNK, allowed, *, policy: Policy, softcap=None, dro
     if allowed is not None and H != N:
         allowed = jnp.tile(allowed, (1, 1, H // N, 1))
     if softcap is None and dropout is None:
-        out_BNRK = _attend(q_BNRK, k_BNSK, v_BNSK, allowed, policy)
+        out_BNRK: jax.Array = _attend(q_BNRK, k_BNSK, v_BNSK, allowed, policy)  # pyright: ignore[reportAssignmentType]
     else:
         weights = jax.nn.softmax(_masked(_scores(q_BNRK, k_BNSK, policy, softcap), allowed), axis=-1)
         if dropout is not None:
@@ -261,9 +271,14 @@ class MultiHeadAttention(nn.Module):
         kernel = functools.partial(self.kernel, policy=self.policy, softcap=self.softcap, dropout=dropout)
         out_BTHK = kernel(q_BTHK, k_BTNK, v_BTNK, mask)
         out = Linear(
-            (x_BTD.shape[-1],), ("heads", "kv", "embed"), self.policy, num_in=2,
-            use_bias=self.use_bias, kernel_init=self.out_init, name="out",
-        )  # fmt: skip
+            (x_BTD.shape[-1],),
+            ("heads", "kv", "embed"),
+            self.policy,
+            num_in=2,
+            use_bias=self.use_bias,
+            kernel_init=self.out_init,
+            name="out",
+        )
         return out(out_BTHK), cache
 
 

@@ -13,13 +13,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
+from jaxnlp.nn.partitioning import parameter
 from jaxnlp.nn.policy import Policy
 
 Initializer = Callable[..., jax.Array]
 
+PRODUCT = "product"  # what remat policies know the output of a linear map by
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+
 def matmul(x: jax.Array, w: jax.Array, policy: Policy, transpose_w: bool = False) -> jax.Array:
     """x @ w, or x @ w.T with `transpose_w`: rounded operands, float32 accumulation and result.
 
@@ -31,11 +34,16 @@ def matmul(x: jax.Array, w: jax.Array, policy: Policy, transpose_w: bool = False
         (..., F), float32. The derivative is the ordinary one; only the form in which the
         weight's gradient is computed follows `policy.weight_gradient`.
     """
+    return _matmul(x, w, policy, transpose_w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _matmul(x, w, policy, transpose_w):
     return policy.dot(x, w, _contract(x.ndim - 1, 1 if transpose_w else 0))
 
 
 def _matmul_fwd(x, w, policy, transpose_w):
-    return matmul(x, w, policy, transpose_w), (x, w)
+    return _matmul(x, w, policy, transpose_w), (x, w)
 
 
 def _matmul_bwd(policy, transpose_w, residuals, dy):
@@ -52,7 +60,7 @@ def _matmul_bwd(policy, transpose_w, residuals, dy):
     return dx, dw.astype(w.dtype)
 
 
-matmul.defvjp(_matmul_fwd, _matmul_bwd)
+_matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 def _contract(a: int, b: int) -> Any:
@@ -96,16 +104,14 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs = x.shape[x.ndim - self.num_in :]
-        dtype = jnp.dtype(self.policy.param_dtype)
-        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-        kernel = self.param("kernel", init, (*inputs, *self.features), dtype)
+        dtype = self.policy.param_dtype
+        kernel = parameter(self, "kernel", self.kernel_init, self.axes, (*inputs, *self.features), dtype)
         lead = x.shape[: x.ndim - self.num_in]
         flat = x.reshape(*lead, math.prod(inputs))
         y = matmul(flat, kernel.reshape(math.prod(inputs), math.prod(self.features)), self.policy)
-        y = y.astype(self.policy.dtype).reshape(*lead, *self.features)
+        y = checkpoint_name(y.astype(self.policy.dtype), PRODUCT).reshape(*lead, *self.features)
         if self.use_bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[self.num_in :])
-            bias = self.param("bias", init, self.features, dtype)
+            bias = parameter(self, "bias", nn.initializers.zeros, self.axes[self.num_in :], self.features, dtype)
             y = y + bias.astype(y.dtype)
         return y
 
@@ -123,9 +129,8 @@ class Embed(nn.Module):
     embedding_init: Initializer = nn.initializers.normal(0.02)
 
     def setup(self):
-        init = nn.with_logical_partitioning(self.embedding_init, self.axes)
         shape = (self.vocab_size, self.embed_dim)
-        self.embedding = self.param("embedding", init, shape, jnp.dtype(self.policy.param_dtype))
+        self.embedding = parameter(self, "embedding", self.embedding_init, self.axes, shape, self.policy.param_dtype)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         """Rows of the table, (B, T, D). An id outside the vocabulary gives NaN, never another row."""

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax import lax
 
 
-@jax.custom_vjp
 def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood of each target, in nats, and the log-partition function.
 
@@ -22,7 +21,12 @@ def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, 
     The backward pass keeps only the logits and log_z, where autodiff would keep a second
     array of the logits' size.
     """
-    return _token_nll_fwd(logits_BTV, targets_BT)[0]
+    return _token_nll(logits_BTV, targets_BT)
+
+
+@jax.custom_vjp
+def _token_nll(logits, targets):
+    return _token_nll_fwd(logits, targets)[0]
 
 
 def _token_nll_fwd(logits, targets):
@@ -40,4 +44,4 @@ def _token_nll_bwd(residuals, cotangents):
     return probability * (d_nll + d_log_z)[..., None] - hit, None
 
 
-token_nll.defvjp(_token_nll_fwd, _token_nll_bwd)
+_token_nll.defvjp(_token_nll_fwd, _token_nll_bwd)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnlp.errors import FieldError
+from jaxnlp.nn.partitioning import parameter
 from jaxnlp.nn.policy import Policy
 
 
@@ -58,22 +59,26 @@ class _Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dtype, shape = jnp.dtype(self.policy.param_dtype), (x.shape[-1],)
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), shape, dtype)
+        dtype, shape = self.policy.param_dtype, (x.shape[-1],)
+        scale = parameter(self, "scale", nn.initializers.ones, ("norm",), shape, dtype)
         y = normalise(x.astype(jnp.float32), scale.astype(jnp.float32), self.epsilon, self.centre)
         if self.use_bias:
-            bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), shape, dtype)
+            bias = parameter(self, "bias", nn.initializers.zeros, ("norm",), shape, dtype)
             y = y + bias.astype(jnp.float32)
         return y.astype(self.policy.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def normalise(x: jax.Array, scale_D: jax.Array, epsilon: float, centre: bool) -> jax.Array:
     """x over the root mean square of its last axis, less the mean first if `centre`, times scale.
 
     Its backward pass is written out (two means over the row) because what autodiff makes of
     mean and variance is several more passes over memory; the values are the same.
     """
+    return _normalise(x, scale_D, epsilon, centre)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _normalise(x, scale_D, epsilon, centre):
     return _normalise_fwd(x, scale_D, epsilon, centre)[0]
 
 
@@ -94,4 +99,4 @@ def _normalise_bwd(epsilon, centre, residuals, dy):
     return inverse * dx, (dy * unit).sum(tuple(range(dy.ndim - 1)))
 
 
-normalise.defvjp(_normalise_fwd, _normalise_bwd)
+_normalise.defvjp(_normalise_fwd, _normalise_bwd)

@@ -1,20 +1,27 @@
-"""Logical axes of activations, and calls that must see one device's share of an array.
+"""Logical axes: of parameters, of activations, and calls that must see one device's share of an array.
 
-A model names the axes of its activations as it does those of its parameters. The names mean
-something only inside `axis_rules(rules)` under a mesh of several devices; elsewhere
-every function here is the identity. An axis that no rule names is an error, never replicated
-in silence.
+A model names the axes of its parameters and of its activations, never those of a mesh. Names of
+activations mean something only inside `axis_rules(rules)` under a mesh of several devices;
+elsewhere `constrain` and `sharded_call` change nothing. An axis that no rule names is an error,
+never replicated in silence.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxnlp.errors import UserError
+
+
+def parameter(module: nn.Module, name: str, init: Callable, axes: tuple[str, ...], shape: tuple[int, ...], dtype: str):
+    """A parameter of a Linen module, with the logical name of each axis."""
+    boxed = nn.with_logical_partitioning(init, axes)
+    return cast(jax.Array, module.param(name, boxed, shape, jnp.dtype(dtype)))
 
 
 @contextlib.contextmanager

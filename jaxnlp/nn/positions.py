@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp.errors import FieldError
+from jaxnlp.nn.partitioning import parameter
 from jaxnlp.nn.policy import Policy
 
 
@@ -87,9 +88,8 @@ class _LearnedPositions(nn.Module):
 
     @nn.compact
     def __call__(self, positions_BT: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("length", "embed"))
-        shape = (self.max_len, self.embed_dim)
-        table = self.param("embedding", init, shape, jnp.dtype(self.policy.param_dtype))
+        init, shape = nn.initializers.normal(0.02), (self.max_len, self.embed_dim)
+        table = parameter(self, "embedding", init, ("length", "embed"), shape, self.policy.param_dtype)
         return table.at[positions_BT].get(mode="fill", fill_value=jnp.nan).astype(self.policy.dtype)
 
 

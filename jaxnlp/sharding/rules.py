@@ -26,14 +26,17 @@ REPLICATED: dict[str, Any] = dict.fromkeys(
 FSDP: dict[str, Any] = {**REPLICATED, "embed": "fsdp"}
 """Parameters split over their model dimension and gathered where used."""
 
-TENSOR: dict[str, Any] = {
-    **REPLICATED, "mlp": "tensor", "heads": "tensor", "kv_heads": "tensor", "vocab": "tensor"
-}  # fmt: skip
+TENSOR: dict[str, Any] = {**REPLICATED, "mlp": "tensor", "heads": "tensor", "kv_heads": "tensor", "vocab": "tensor"}
 """Heads, feed-forward and vocabulary split, as Megatron-LM does (Shoeybi et al. 2019, arXiv:1909.08053)."""
 
 ACTIVATIONS: dict[str, Any] = {
-    "batch": ("data", "fsdp"), "length": None, "activation": None, "heads": "tensor", "kv_heads": "tensor", "kv": None
-}  # fmt: skip
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "activation": None,
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "kv": None,
+}
 """The batch split over data and fsdp, the rest as the parameters have it."""
 
 
@@ -101,7 +104,7 @@ def resolve(path: str, names: tuple[str | None, ...], shape: tuple[int, ...], ru
                 f"{path}: {name}={size} does not divide over mesh axes {'x'.join(axes)}={count}; "
                 f"change the model's size, the mesh, or the rule for {name!r}"
             )
-        spec.append(rules[name] if axes else None)
+        spec.append(rules[str(name)] if axes else None)
     while spec and spec[-1] is None:
         spec.pop()
     return PartitionSpec(*(tuple(axes) if isinstance(axes, list) else axes for axes in spec))

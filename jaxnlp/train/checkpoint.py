@@ -188,10 +188,13 @@ class Writer:
         self._check_room(state)
         args = self._ocp.args
         items = args.Composite(
-            params=args.StandardSave(state.params), rest=args.StandardSave(rest_of(state)), data=args.JsonSave(data),
-            config=args.JsonSave(configs.to_dict(experiment)), tokenizer=args.JsonSave(tokenizer.to_json()),
+            params=args.StandardSave(state.params),
+            rest=args.StandardSave(rest_of(state)),
+            data=args.JsonSave(data),
+            config=args.JsonSave(configs.to_dict(experiment)),
+            tokenizer=args.JsonSave(tokenizer.to_json()),
             versions=args.JsonSave(versions()),
-        )  # fmt: skip
+        )
         self._saving = step
         with _clear_errors(self._reader, step):
             self._manager.save(step, args=items, metrics=None if loss is None else {"loss": loss})
@@ -217,7 +220,8 @@ class Writer:
         if free < need:
             raise UserError(
                 f"{self.folder}: no room for the checkpoint of step {int(state.step)} ({free / 1e6:,.1f} MB free, "
-                f"{need / 1e6:,.1f} MB needed); {_intact(self._reader)}; free some space, and run the same command again to go on"
+                f"{need / 1e6:,.1f} MB needed); {_intact(self._reader)}; free some space, "
+                "and run the same command again to go on"
             )
 
 

@@ -93,9 +93,10 @@ def check_batch(experiment: Experiment, num_devices: int) -> None:
         of = f" (over accum_steps={experiment.accum_steps}: {rows} rows)" if experiment.accum_steps > 1 else ""
         up = -(-rows // ways) * ways * experiment.accum_steps
         raise FieldError(
-            "data.batch_size", experiment.data.batch_size,
+            "data.batch_size",
+            experiment.data.batch_size,
             f"does not divide over data*fsdp={ways} devices{of}; use {up}, or change sharding.mesh",
-        )  # fmt: skip
+        )
 
 
 def resolve(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:

@@ -1,6 +1,7 @@
 """A trained run, from its folder alone."""
 
 import dataclasses
+import math
 import pathlib
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.generate.decode import Generator
 from jaxnlp.sharding.mesh import MeshConfig
+from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.checkpoint import Reader, Saved
 from jaxnlp.train.program import Program, build
 
@@ -63,7 +65,8 @@ def _choose(reader: Reader, workdir: str | pathlib.Path, checkpoint: str) -> int
     steps = reader.steps()
     if not steps:
         raise UserError(
-            f"--workdir={workdir}: no checkpoint here; train one with: python -m experiments.train --config=FILE --workdir={workdir}"
+            f"--workdir={workdir}: no checkpoint here; train one with: "
+            f"python -m experiments.train --config=FILE --workdir={workdir}"
         )
     if checkpoint == "latest":
         tell = lambda step, error: print(f"note: the checkpoint of step {step} is damaged ({error})", file=sys.stderr)
@@ -87,8 +90,11 @@ def _choose(reader: Reader, workdir: str | pathlib.Path, checkpoint: str) -> int
 
 
 def make_generator(program: Program, tokenizer: Any) -> Generator:
-    """A generator for a program's model."""
-    model = program.experiment.model
-    return Generator(
-        program.apply, model.make_cache, model.longest, tokenizer.separator, tokenizer.vocab_size, program.context
-    )
+    """A generator for a program's model. Rows are split over the devices if they divide, else each does them all."""
+    model, sharding = program.experiment.model, program.experiment.sharding
+
+    def context(rows: int) -> Any:
+        ways = math.prod(program.mesh.shape[axis] for axis in as_tuple(sharding.activations.get("batch")))
+        return program.context() if rows % ways == 0 else program.context(batch=None)
+
+    return Generator(program.apply, model.make_cache, model.longest, tokenizer.separator, tokenizer.vocab_size, context)

@@ -144,8 +144,9 @@ class Run:
         now = corpus_name(self.stores["train"], self.experiment.data)
         if saved.data["corpus"] != now:
             raise UserError(
-                f"data.source: the corpus has changed since the checkpoint of step {saved.step} (was: {saved.data['corpus']}; "
-                f"is: {now}), and its place there means nothing now; restore the corpus, or choose another --workdir"
+                f"data.source: the corpus has changed since the checkpoint of step {saved.step} "
+                f"(was: {saved.data['corpus']}; is: {now}), and its place there means nothing now; "
+                "restore the corpus, or choose another --workdir"
             )
 
     def go(self) -> Result:
@@ -228,9 +229,10 @@ class Run:
         begins = read.begins + bad * size
         saved = f"the last good checkpoint is step {good}" if good is not None else "there is no checkpoint yet"
         raise UserError(
-            f"step {at}: the loss is {values['loss'][bad]:.4g} and the gradient norm {values['grad_norm'][bad]:.4g}, not finite; {saved}; "
-            f"batch: examples {begins} to {begins + size - 1} of the corpus, fingerprint {fingerprint(read.host[bad])}; "
-            f"lower optim.learning_rate, or skip such steps with --config.on_nonfinite=skip"
+            f"step {at}: the loss is {values['loss'][bad]:.4g} and the gradient norm {values['grad_norm'][bad]:.4g}, "
+            f"not finite; {saved}; batch: examples {begins} to {begins + size - 1} of the corpus, "
+            f"fingerprint {fingerprint(read.host[bad])}; lower optim.learning_rate, "
+            "or skip such steps with --config.on_nonfinite=skip"
         )
 
     def evaluate(self, limit: int | None) -> dict[str, float]:
@@ -264,9 +266,8 @@ class Run:
             jax.block_until_ready(self.state)
             jax.profiler.stop_trace()
             self._tracing, self.profile = False, None
-            self.tell(
-                f"wrote the trace of steps {begin} to {last} to {self.workdir / 'profile'} (open it with TensorBoard or xprof)"
-            )
+            where = self.workdir / "profile"
+            self.tell(f"wrote the trace of steps {begin} to {last} to {where} (open it with TensorBoard or xprof)")
 
 
 @dataclasses.dataclass(frozen=True)

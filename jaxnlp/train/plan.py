@@ -1,5 +1,6 @@
 """What a run would take, before anything is compiled: the parameter table, FLOPs and memory."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxnlp.sharding.rules import path_name
-from jaxnlp.train.program import Program
+from jaxnlp.train.program import Program, build
 
 
 def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
@@ -52,6 +53,18 @@ def memory(program: Program) -> dict[str, int]:
 
 
 def activation_bytes(program: Program) -> int:
+    """What is kept of a microbatch's forward pass; with remat, and of the one block being computed again."""
+    model = program.experiment.model
+    kept = residual_bytes(program)
+    if getattr(model, "remat", "none") == "none":
+        return kept
+    plain = dataclasses.replace(model, remat="none")
+    whole = residual_bytes(build(dataclasses.replace(program.experiment, model=plain), list(program.mesh.devices.flat)))
+    return kept + (whole - kept) // model.num_layers
+
+
+def residual_bytes(program: Program) -> int:
+    """Bytes on a device that JAX's own derivative of the loss keeps, parameters aside."""
     e = program.experiment
     shape = (e.data.batch_size // e.accum_steps, e.data.seq_len)
     integers, floats = jax.ShapeDtypeStruct(shape, np.int32), jax.ShapeDtypeStruct(shape, np.float32)
@@ -68,8 +81,7 @@ def activation_bytes(program: Program) -> int:
         kept = jax.tree.leaves(jax.eval_shape(residuals, program.abstract.params, batch, key))
     params = {(x.shape, x.dtype) for x in jax.tree.leaves(program.abstract.params)}
     size = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in kept if (x.shape, x.dtype) not in params)
-    ways = math.prod(program.mesh.shape[a] for a in ("data", "fsdp"))
-    return size // ways
+    return size // math.prod(program.mesh.shape[axis] for axis in ("data", "fsdp"))
 
 
 def report(program: Program) -> str:
@@ -85,14 +97,10 @@ def report(program: Program) -> str:
     mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())
     lines += ["", f"mesh: {mesh} ({program.mesh.size} {program.mesh.devices.flat[0].device_kind} devices)"]
     lines.append(f"parameters: {count:,}")
-    lines.append(
-        f"tokens a step: {tokens:,} ({e.data.batch_size} x {e.data.seq_len}); run: {e.steps:,} steps, {e.steps * tokens:,} tokens"
-    )
-    lines.append(
-        f"FLOPs a token (forward and backward): {per_token:.3e}; a step: {per_token * tokens:.3e}; the run: {per_token * tokens * e.steps:.3e}"
-    )
-    lines.append(
-        "memory on a device (estimate): "
-        + ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in memory(program).items())
-    )
+    rows_by = f"{e.data.batch_size} x {e.data.seq_len}"
+    lines.append(f"tokens a step: {tokens:,} ({rows_by}); the run: {e.steps:,} steps, {e.steps * tokens:,} tokens")
+    step, run = per_token * tokens, per_token * tokens * e.steps
+    lines.append(f"FLOPs a token (forward and backward): {per_token:.3e}; a step: {step:.3e}; the run: {run:.3e}")
+    parts = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in memory(program).items())
+    lines.append(f"memory on a device (estimate): {parts}")
     return "\n".join(lines)

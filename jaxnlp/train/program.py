@@ -42,9 +42,9 @@ class Program:
     eval_step: Callable[[Any, Any], dict[str, jax.Array]]
     batch_sharding: NamedSharding
 
-    def context(self) -> contextlib.ExitStack:
-        """The mesh and the rules of activations, for code that traces the model."""
-        return _context(self.mesh, self.experiment.sharding.activations)
+    def context(self, **rules: Any) -> contextlib.ExitStack:
+        """The mesh and the rules of activations (`rules` change some), for code that traces the model."""
+        return _context(self.mesh, {**self.experiment.sharding.activations, **rules})
 
     @property
     def rows(self) -> slice:
@@ -120,13 +120,18 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Progr
         step = many_steps(step)
         stack = NamedSharding(mesh, PartitionSpec(None, *rows))
     within = functools.partial(_within, mesh, e.sharding.activations)
+    eval_step = make_eval_step(apply, e.objective)
     return Program(
-        experiment=e, mesh=mesh, apply=apply, axes=axes, abstract=abstract,
+        experiment=e,
+        mesh=mesh,
+        apply=apply,
+        axes=axes,
+        abstract=abstract,
         init=within(jax.jit(begin, out_shardings=layout)),
         step=within(jax.jit(step, in_shardings=(layout, stack), out_shardings=(layout, whole), donate_argnums=0)),
-        eval_step=within(jax.jit(make_eval_step(apply, e.objective), in_shardings=(layout.params, batch_sharding), out_shardings=whole)),
+        eval_step=within(jax.jit(eval_step, in_shardings=(layout.params, batch_sharding), out_shardings=whole)),
         batch_sharding=batch_sharding,
-    )  # fmt: skip
+    )
 
 
 def _within(mesh, rules, fn):
@@ -138,7 +143,7 @@ def _within(mesh, rules, fn):
             return fn(*args, **kwargs)
 
     if hasattr(fn, "lower"):
-        call.lower = _within(mesh, rules, fn.lower)  # pyright: ignore[reportFunctionMemberAccess]
+        setattr(call, "lower", _within(mesh, rules, fn.lower))  # noqa: B010
     return call
 
 

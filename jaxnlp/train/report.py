@@ -3,6 +3,8 @@
 import math
 import pathlib
 
+import jax
+
 from jaxnlp.errors import UserError
 from jaxnlp.evals.baselines import compressed_bits_per_byte, unigram_bits_per_byte
 from jaxnlp.generate.sampling import Sampling
@@ -14,6 +16,8 @@ from jaxnlp.train.metrics import LOG, plot
 def report(result: Result, workdir: pathlib.Path, config_flag: str) -> str:
     """The closing text of a run that ended. Draws the curves on the way.
 
+    With several processes all must call it: the sample is drawn on the whole mesh.
+
     Args:
         config_flag: how the run named its config, as "--config=configs/gpt/tiny.py".
     """
@@ -23,7 +27,7 @@ def report(result: Result, workdir: pathlib.Path, config_flag: str) -> str:
     packed = compressed_bits_per_byte(store, result.tokenizer)
     nats = math.log(2) * store.bytes_per_token
     lines = {"unigram entropy": unigram * nats, "xz -9e": packed["xz"] * nats}
-    picture = plot(workdir, lines)
+    picture = plot(workdir, lines) if jax.process_index() == 0 else None
     e, step = result.experiment, int(result.state.step)
     rows = [
         ("this model", found["loss"], found["bits_per_byte"]),
@@ -31,11 +35,8 @@ def report(result: Result, workdir: pathlib.Path, config_flag: str) -> str:
         ("gzip -9", packed["gzip"] * nats, packed["gzip"]),
         ("xz -9e", packed["xz"] * nats, packed["xz"]),
     ]
-    out = [
-        "",
-        f"validation split, {store.meta.num_bytes:,} bytes in {store.meta.num_documents:,} documents, {found['tokens']:,.0f} tokens:",
-        "",
-    ]
+    size = f"{store.meta.num_bytes:,} bytes in {store.meta.num_documents:,} documents"
+    out = ["", f"validation split, {size}, {found['tokens']:,.0f} tokens:", ""]
     out.append(f"  {'':30}{'nats/token':>12}{'bits/byte':>12}")
     out += [f"  {name:30}{loss:>12.4f}{bits:>12.4f}" for name, loss, bits in rows]
     out += [*sample_lines(result), "", "written:"]
@@ -47,13 +48,13 @@ def report(result: Result, workdir: pathlib.Path, config_flag: str) -> str:
         ("config", workdir / "config.json"),
     ]
     out += [f"  {name:12}{path}" for name, path in written if path is not None]
-    longer = 2 * e.steps
+    train, change = f"python -m experiments.train {config_flag}", "--config.optim.learning_rate=3e-3"
+    if hasattr(e.model, "num_layers"):
+        change = f"--config.model.num_layers={e.model.num_layers + 2}"
     out += ["", "next:"]
-    out.append(f"  train on     python -m experiments.train --workdir={workdir} {config_flag} --config.steps={longer}")
+    out.append(f"  train on     {train} --workdir={workdir} --config.steps={2 * e.steps}")
     out.append(f'  generate     python -m experiments.generate --workdir={workdir} --prompt="def main"')
-    out.append(
-        f"  change it    python -m experiments.train --workdir={workdir}-2 {config_flag} --config.model.num_layers={e.model.num_layers + 2}"
-    )
+    out.append(f"  change it    {train} --workdir={workdir}-2 {change}")
     return "\n".join(out)
 
 

@@ -7,14 +7,27 @@ from jaxnlp.errors import UserError
 
 # Fields that a run carries in its state or its place in the corpus.
 FIXED = (
-    "model", "objective", "optim.name", "optim.b1", "seed", "data.source", "data.tokenizer", "data.seq_len", "data.seed",
-    "data.shuffle", "data.attend_across_documents",
-)  # fmt: skip
+    "model",
+    "objective",
+    "optim.name",
+    "optim.b1",
+    "seed",
+    "data.source",
+    "data.tokenizer",
+    "data.seq_len",
+    "data.seed",
+    "data.shuffle",
+    "data.attend_across_documents",
+)
 # Fields under those that only change how the same numbers are computed, or cost nothing to change.
 FREE = (
-    "model.attention", "model.remat", "model.dropout_rate", "model.policy.compute_dtype", "model.policy.product_dtype",
+    "model.attention",
+    "model.remat",
+    "model.dropout_rate",
+    "model.policy.compute_dtype",
+    "model.policy.product_dtype",
     "model.policy.weight_gradient",
-)  # fmt: skip
+)
 
 
 def changes(stored: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
@@ -29,8 +42,8 @@ def changes(stored: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
         path, old, new = fixed[0]
         others = f" (and {', '.join(change[0] for change in fixed[1:])})" if fixed[1:] else ""
         raise UserError(
-            f"{path}: the checkpoint has {old!r} and the config has {new!r}{others}; a run cannot resume with that changed: "
-            f"set it back, or choose another --workdir"
+            f"{path}: the checkpoint has {old!r} and the config has {new!r}{others}; "
+            "a run cannot resume with that changed: set it back, or choose another --workdir"
         )
     return found
 

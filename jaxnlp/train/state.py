@@ -41,9 +41,13 @@ def new_state(params: Any, optimizer: optax.GradientTransformation, seed: int, l
     if loss_scale is not None:
         scaling = {"scale": jnp.float32(loss_scale), "good": jnp.int32(0)}
     return State(
-        step=jnp.int32(0), params=params, opt_state=optimizer.init(params), skipped=jnp.int32(0), scaling=scaling,
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        skipped=jnp.int32(0),
+        scaling=scaling,
         key=jax.random.key_data(jax.random.key(seed)),
-    )  # fmt: skip
+    )
 
 
 def state_shardings(state: State, axes: Any, config: Sharding, mesh: Any) -> State:
@@ -69,7 +73,12 @@ def state_shardings(state: State, axes: Any, config: Sharding, mesh: Any) -> Sta
         return sharding if leaf.shape == shape else whole
 
     opt_state = jax.tree_util.tree_map_with_path(one, state.opt_state)
-    return State(
-        step=whole, params=shardings(state.params, axes, config.params, mesh), opt_state=opt_state, key=whole,
-        skipped=whole, scaling=jax.tree.map(lambda _: whole, state.scaling),
-    )  # fmt: skip
+    make: Any = State  # of shardings, where State's own fields are arrays
+    return make(
+        step=whole,
+        params=shardings(state.params, axes, config.params, mesh),
+        opt_state=opt_state,
+        key=whole,
+        skipped=whole,
+        scaling=jax.tree.map(lambda _: whole, state.scaling),
+    )

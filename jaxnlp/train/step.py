@@ -19,9 +19,14 @@ Step = Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]
 
 
 def make_step(
-    apply: Callable, objective: Any, optimizer: optax.GradientTransformation, schedule: Callable[[Any], Any],
-    *, accum_steps: int = 1, skip_nonfinite: bool = False,
-) -> Step:  # fmt: skip
+    apply: Callable,
+    objective: Any,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[Any], Any],
+    *,
+    accum_steps: int = 1,
+    skip_nonfinite: bool = False,
+) -> Step:
     """A pure function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
     Args:
@@ -97,7 +102,10 @@ def sum_gradients(apply, objective, params, batch, key, accum_steps, scale=None)
 
 
 def next_scaling(scaling: dict[str, jax.Array], finite: jax.Array) -> dict[str, jax.Array]:
-    """Dynamic loss scaling (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2): halve on overflow, double after 2000 good steps."""
+    """Dynamic loss scaling: halved on overflow, doubled after 2000 good steps.
+
+    Micikevicius et al. 2018, arXiv:1710.03740, section 3.2.
+    """
     good = jnp.where(finite, scaling["good"] + 1, 0)
     grow = good >= GROWTH_STEPS
     scale = jnp.where(finite, jnp.where(grow, scaling["scale"] * 2, scaling["scale"]), scaling["scale"] / 2)

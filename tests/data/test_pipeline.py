@@ -109,7 +109,7 @@ def test_a_resumed_run_reads_what_was_not_yet_read_at_any_number_of_processes(tm
         share = 4 // processes
         parts = [
             pipeline.TrainBatches(made, setup, position, slice(p * share, (p + 1) * share)) for p in range(processes)
-        ]  # fmt: skip
+        ]
         for _ in range(count):
             for part in parts:
                 found += examples(part, 1)

@@ -40,7 +40,7 @@ def write(folder, kind: str):
 def test_every_format_reads_every_document_into_one_split(tmp_path, kind):
     source = write(tmp_path, kind)
     splits = {split: [text.strip() for text in source.documents(split)] for split in sources.SPLITS}
-    assert sorted(sum(splits.values(), [])) == sorted(DOCUMENTS)
+    assert sorted(text for texts in splits.values() for text in texts) == sorted(DOCUMENTS)
     assert all(splits.values())
     assert {s: [t.strip() for t in source.documents(s)] for s in sources.SPLITS} == splits
 
@@ -70,7 +70,9 @@ def test_folders_and_globs(tmp_path):
     (tmp_path / "deep").mkdir()
     for name in ("b.txt", "a.txt", "deep/c.txt"):
         (tmp_path / name).write_text(f"in {name}")
-    read = lambda train: list(sources.Files(train=train, validation=str(tmp_path / "a.txt"), test=str(tmp_path / "a.txt")).documents("train"))
+    read = lambda train: list(
+        sources.Files(train=train, validation=str(tmp_path / "a.txt"), test=str(tmp_path / "a.txt")).documents("train")
+    )
     assert read(str(tmp_path)) == ["in a.txt", "in b.txt", "in deep/c.txt"]
     assert read(f"{tmp_path}/b.txt, {tmp_path}/a.*") == ["in b.txt", "in a.txt"]
     assert read(f"{tmp_path}/**/c.txt") == ["in deep/c.txt"]
@@ -93,7 +95,11 @@ def test_the_fingerprint_follows_the_files(tmp_path):
         ("binary.txt", b"\x89PNG\xff\xfe\x00", "binary.txt: not UTF-8 text .byte 0x89.; is it a binary file"),
         ("nul.txt", b"text\x00text", "nul.txt: holds a NUL byte"),
         ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "bad.jsonl:2: not a JSON line"),
-        ("field.jsonl", b'{"body": "a"}\n', r"data.source.field='text': .*field.jsonl:1 has no such field \(it has: body\)"),
+        (
+            "field.jsonl",
+            b'{"body": "a"}\n',
+            r"data.source.field='text': .*field.jsonl:1 has no such field \(it has: body\)",
+        ),
         ("number.jsonl", b'{"text": 5}\n', "number.jsonl:1 holds int, expected text"),
         ("list.jsonl", b"[1]\n", "list.jsonl:1 has no such field .it has: list."),
         ("cut.txt.gz", gzip.compress(bytes(range(33, 120)) * 9, mtime=0)[:60], "cut.txt.gz: cannot be read"),
@@ -158,15 +164,19 @@ tiny_tfds.TinyTfds(data_dir={str(tmp_path)!r}, file_format="array_record").downl
 print("train:", list(source.documents("train")))
 print("validation:", list(source.documents("validation")))
 for field, value in (("field", "text"), ("test", "nope"), ("name", "no_such_set")):
+    fields = {{"name": "tiny_tfds", "data_dir": {str(tmp_path)!r}, field: value}}
     try:
-        list(sources.TFDS(**{{"name": "tiny_tfds", "data_dir": {str(tmp_path)!r}, field: value}}).documents("test" if field == "test" else "train"))
+        list(sources.TFDS(**fields).documents("test" if field == "test" else "train"))
     except UserError as e:
         print(field, "error:", e)
 assert "tensorflow" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "unprepared: data.source.name='tiny_tfds': not prepared in" in done.stdout and "download_and_prepare()" in done.stdout
+    assert (
+        "unprepared: data.source.name='tiny_tfds': not prepared in" in done.stdout
+        and "download_and_prepare()" in done.stdout
+    )
     train = next(line for line in done.stdout.splitlines() if line.startswith("train:"))
     assert all(f"record {i}" in train for i in range(5))
     assert "field error: data.source.field='text': tiny_tfds has the features" in done.stdout

@@ -9,9 +9,14 @@ from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.errors import UserError
 
 TEXTS = [
-    "def main():\n    return 0\n", "", " ", "\t\ttabs\r\n and  runs   of spaces ", "naïve 中文 🙂 \x00 \x7f",
-    "a literal <|endoftext|> and <0x41> and </s>", "▁ a block ▁▁ as text",
-]  # fmt: skip
+    "def main():\n    return 0\n",
+    "",
+    " ",
+    "\t\ttabs\r\n and  runs   of spaces ",
+    "naïve 中文 🙂 \x00 \x7f",
+    "a literal <|endoftext|> and <0x41> and </s>",
+    "▁ a block ▁▁ as text",
+]
 CORPUS = [f"def function_{i}(value):\n    return value + {i}\n" for i in range(200)]
 
 
@@ -23,7 +28,9 @@ def huggingface_file(folder: pathlib.Path) -> pathlib.Path:
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    model.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"]))
+    model.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"])
+    )
     model.enable_truncation(4)
     model.enable_padding(length=6)
     model.save(str(folder / "tokenizer.json"))
@@ -79,7 +86,7 @@ def test_a_vocabulary_too_large_for_the_text_is_a_clear_error(tmp_path):
 
 
 def test_huggingface_files_that_are_not_there_or_not_tokenizers(tmp_path):
-    build = lambda path, **kw: tokenizers.HuggingFace(path=str(path), **kw).build(lambda: [], tmp_path)
+    build = lambda path, **kw: tokenizers.HuggingFace(path=str(path), **kw).build(list, tmp_path)
     with pytest.raises(UserError, match="no such file"):
         build(tmp_path / "none.json")
     with pytest.raises(UserError, match=r"holds neither tokenizer.json nor vocab.json"):
@@ -97,7 +104,7 @@ GPT2 = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "gpt2_b
 @pytest.mark.skipif(not GPT2.is_dir(), reason="the GPT-2 BPE files are not on this machine")
 def test_gpt2_files_encode_as_the_reference_does(tmp_path):
     transformers = pytest.importorskip("transformers")
-    ours = tokenizers.HuggingFace(path=str(GPT2)).build(lambda: [], tmp_path)
+    ours = tokenizers.HuggingFace(path=str(GPT2)).build(list, tmp_path)
     theirs = transformers.GPT2Tokenizer(str(GPT2 / "vocab.json"), str(GPT2 / "merges.txt"))
     texts = [t for t in TEXTS if "<|" not in t]
     assert ours.encode_batch(texts) == [theirs.encode(t) for t in texts]

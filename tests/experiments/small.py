@@ -15,7 +15,10 @@ def get_config(corpus: str) -> Experiment:
         model=GPTConfig(max_len=64, num_layers=1, num_heads=2, embed_dim=16),
         data=DataConfig(
             source=Files(train=f"{corpus}/train.txt", validation=f"{corpus}/validation.txt", document="paragraph"),
-            tokenizer=Bytes(), seq_len=16, batch_size=8, prefetch_threads=0,
+            tokenizer=Bytes(),
+            seq_len=16,
+            batch_size=8,
+            prefetch_threads=0,
         ),
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=2),
         sharding=Sharding(mesh=MeshConfig(data=1)),
@@ -26,4 +29,4 @@ def get_config(corpus: str) -> Experiment:
         keep_last=3,
         sample_tokens=8,
         peak_flops=1e12,
-    )  # fmt: skip
+    )

@@ -43,7 +43,9 @@ def assert_same_bits(a, b):
 
 
 def losses(workdir):
-    return {row["step"]: row["loss"] for row in read_log(pathlib.Path(workdir) / "metrics.jsonl") if row["kind"] == "train"}
+    return {
+        row["step"]: row["loss"] for row in read_log(pathlib.Path(workdir) / "metrics.jsonl") if row["kind"] == "train"
+    }
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +59,24 @@ def finished(corpus, tmp_path_factory):
 
 def test_what_a_finished_run_prints_and_leaves(finished):
     workdir, done = finished
-    for words in ("this model", "unigram entropy of the split", "gzip -9", "xz -9e", "bits/byte", "a sample, from 'def main'",
-                  "python -m experiments.train --workdir=", "python -m experiments.generate --workdir=", "--config.model.num_layers=3"):
-        assert words in done.out, words  # fmt: skip
-    for path in (workdir / "checkpoints" / "12", workdir / "metrics.jsonl", workdir / "curves.png", workdir / "config.json"):
+    for words in (
+        "this model",
+        "unigram entropy of the split",
+        "gzip -9",
+        "xz -9e",
+        "bits/byte",
+        "a sample, from 'def main'",
+        "python -m experiments.train --workdir=",
+        "python -m experiments.generate --workdir=",
+        "--config.model.num_layers=3",
+    ):
+        assert words in done.out, words
+    for path in (
+        workdir / "checkpoints" / "12",
+        workdir / "metrics.jsonl",
+        workdir / "curves.png",
+        workdir / "config.json",
+    ):
         assert path.exists() and str(path) in done.out
     assert "step 12/12" in done.err and "tok/s" in done.err
     assert list((workdir / "tensorboard").iterdir())
@@ -77,8 +93,14 @@ def test_what_a_finished_run_prints_and_leaves(finished):
     [
         pytest.param((), id="plain"),
         pytest.param(("model.dropout_rate=0.1", "accum_steps=2"), id="dropout and accumulation"),
-        pytest.param(("steps_per_call=2", "log_every=2", "optim.name=muon"), id="steps per call", marks=pytest.mark.slow),
-        pytest.param(("model.policy.compute_dtype=float16", "model.scan_layers=true"), id="float16, scanned", marks=pytest.mark.slow),
+        pytest.param(
+            ("steps_per_call=2", "log_every=2", "optim.name=muon"), id="steps per call", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ("model.policy.compute_dtype=float16", "model.scan_layers=true"),
+            id="float16, scanned",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_killed_and_resumed_is_the_same_run_to_the_last_bit(corpus, tmp_path, overrides):
@@ -157,7 +179,9 @@ def test_checkpoints_kept_are_the_newest_and_the_best(corpus, tmp_path):
     overrides = ("keep_last=1", "keep_best=1", "steps=20", "optim.schedule=constant", "optim.learning_rate=0.3")
     assert train(corpus, tmp_path / "run", *overrides).code == 0
     reader = Reader(tmp_path / "run")
-    validation = {r["step"]: r["loss"] for r in read_log(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "validation"}
+    validation = {
+        r["step"]: r["loss"] for r in read_log(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "validation"
+    }
     best = min(validation, key=lambda s: validation[s])
     assert set(reader.steps()) == {best, 20} and reader.best() == best
 
@@ -179,7 +203,11 @@ def test_a_full_disk_is_a_clear_error_and_older_checkpoints_are_intact(corpus, t
     full = start_with_file_limit(corpus, tmp_path / "run", 8192)
     assert full.code == 2, full.err
     line = full.err.strip().splitlines()[-1]
-    assert line.startswith("error: ") and "was not written (File too large)" in line and "older checkpoints are intact (step 4, 8, 12)" in line
+    assert (
+        line.startswith("error: ")
+        and "was not written (File too large)" in line
+        and "older checkpoints are intact (step 4, 8, 12)" in line
+    )
     assert "Traceback" not in full.err
     for step, wanted in before.items():
         Reader(tmp_path / "run").verify(step)
@@ -198,9 +226,17 @@ def start_with_file_limit(corpus, workdir, size):
         f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
         "runpy.run_module('experiments.train', run_name='__main__', alter_sys=True)\n"
     )
-    args = [f"--config={CONFIG}:{corpus}", f"--workdir={workdir}", "--config.steps=16", "--config.log_every=0", "--config.eval_every=0"]
+    args = [
+        f"--config={CONFIG}:{corpus}",
+        f"--workdir={workdir}",
+        "--config.steps=16",
+        "--config.log_every=0",
+        "--config.eval_every=0",
+    ]
     env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_NUM_CPU_DEVICES": "1"}
-    done = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, cwd=ROOT, env=env, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *args], capture_output=True, text=True, cwd=ROOT, env=env, timeout=240
+    )
     return types.SimpleNamespace(code=done.returncode, err=done.stderr)
 
 
@@ -215,13 +251,22 @@ def test_no_room_is_seen_before_anything_is_written(tmp_path, monkeypatch):
     writer = Writer(tmp_path, 1, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     state = State(jnp.int32(5), {"w": jnp.ones(1000)}, (), jax.random.key_data(jax.random.key(0)), jnp.int32(0), None)
-    with pytest.raises(UserError, match=r"no room for the checkpoint of step 5 \(0.0 MB free, .*there is no older checkpoint"):
+    with pytest.raises(
+        UserError, match=r"no room for the checkpoint of step 5 \(0.0 MB free, .*there is no older checkpoint"
+    ):
         writer.save(state, None, None, {}, None)
     writer.close()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(corpus, tmp_path):
-    done = train(corpus, tmp_path / "run", "optim.learning_rate=1e18", "optim.clip_norm=1e30", "optim.warmup_steps=6", "optim.name=sgd")
+    done = train(
+        corpus,
+        tmp_path / "run",
+        "optim.learning_rate=1e18",
+        "optim.clip_norm=1e30",
+        "optim.warmup_steps=6",
+        "optim.name=sgd",
+    )
     assert done.code == 2
     line = done.err.strip().splitlines()[-1]
     assert line.startswith("error: step "), done.err
@@ -229,7 +274,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(corpus, tmp_path
     assert "not finite" in line and f"examples {(step - 1) * 8} to {step * 8 - 1} of the corpus, fingerprint " in line
     good = max(Reader(tmp_path / "run").steps(), default=None)
     assert ("there is no checkpoint yet" if good is None else f"the last good checkpoint is step {good}") in line
-    skipping = train(corpus, tmp_path / "skip", "optim.learning_rate=1e18", "optim.clip_norm=1e30", "optim.name=sgd", "on_nonfinite=skip")
+    skipping = train(
+        corpus,
+        tmp_path / "skip",
+        "optim.learning_rate=1e18",
+        "optim.clip_norm=1e30",
+        "optim.name=sgd",
+        "on_nonfinite=skip",
+    )
     rows = [r for r in read_log(tmp_path / "skip" / "metrics.jsonl") if r["kind"] == "train"]
     assert skipping.code == 0 and rows[-1]["skipped"] > 0
 
@@ -237,7 +289,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(corpus, tmp_path
 def test_a_config_that_cannot_resume_names_the_field(corpus, finished):
     workdir, _ = finished
     for override, message in (
-        ("model.num_layers=2", "error: model.num_layers: the checkpoint has 1 and the config has 2; a run cannot resume"),
+        (
+            "model.num_layers=2",
+            "error: model.num_layers: the checkpoint has 1 and the config has 2; a run cannot resume",
+        ),
         ("data.seq_len=8", "error: data.seq_len: the checkpoint has 16 and the config has 8"),
         ("optim.name=lion", "error: optim.name: the checkpoint has 'adamw' and the config has 'lion'"),
     ):
@@ -249,7 +304,11 @@ def test_a_config_that_can_resume_says_what_changed(corpus, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     done = train(corpus, tmp_path / "run", "steps=14", "optim.learning_rate=1e-3", "model.remat=full")
     assert done.code == 0, done.err
-    for words in ("steps changed from 12 to 14", "optim.learning_rate changed from 0.01 to 0.001", "model.remat changed from 'none' to 'full'"):
+    for words in (
+        "steps changed from 12 to 14",
+        "optim.learning_rate changed from 0.01 to 0.001",
+        "model.remat changed from 'none' to 'full'",
+    ):
         assert words in done.err
 
 
@@ -268,7 +327,12 @@ def test_the_resolved_config_runs_again_from_its_json(finished, tmp_path):
     workdir, _ = finished
     stored = configs.load_json(workdir / "config.json")
     assert stored.model.vocab_size == 257
-    done = run("experiments.train", f"--config_json={workdir / 'config.json'}", f"--workdir={tmp_path / 'again'}", "--config.keep_last=1")
+    done = run(
+        "experiments.train",
+        f"--config_json={workdir / 'config.json'}",
+        f"--workdir={tmp_path / 'again'}",
+        "--config.keep_last=1",
+    )
     assert done.code == 0, done.err
     assert_same_bits(arrays(tmp_path / "again", 12), arrays(workdir, 12))
     assert configs.diff(stored, configs.load_json(tmp_path / "again" / "config.json")) == [("keep_last", 3, 1)]
@@ -276,13 +340,32 @@ def test_the_resolved_config_runs_again_from_its_json(finished, tmp_path):
 
 def test_generate_and_evaluate_need_only_the_run(finished, tmp_path):
     shutil.copytree(finished[0] / "checkpoints", tmp_path / "run" / "checkpoints")
-    out = run("experiments.generate", f"--workdir={tmp_path / 'run'}", "--prompt=def main", "--max_new_tokens=12", "--temperature=0")
+    out = run(
+        "experiments.generate",
+        f"--workdir={tmp_path / 'run'}",
+        "--prompt=def main",
+        "--max_new_tokens=12",
+        "--temperature=0",
+    )
     assert out.code == 0 and out.out.startswith("def main"), out.err
-    several = run("experiments.generate", f"--workdir={tmp_path / 'run'}", "--prompt=a", "--prompt=b", "--num_samples=2", "--max_new_tokens=5")
+    several = run(
+        "experiments.generate",
+        f"--workdir={tmp_path / 'run'}",
+        "--prompt=a",
+        "--prompt=b",
+        "--num_samples=2",
+        "--max_new_tokens=5",
+    )
     assert several.out.count("--- ") == 4
     logged = [r for r in read_log(finished[0] / "metrics.jsonl") if r["kind"] == "validation"][-1]
     for choice in ("latest", "12"):
-        found = run("experiments.evaluate", f"--workdir={tmp_path / 'run'}", "--split=validation", "--json", f"--checkpoint={choice}")
+        found = run(
+            "experiments.evaluate",
+            f"--workdir={tmp_path / 'run'}",
+            "--split=validation",
+            "--json",
+            f"--checkpoint={choice}",
+        )
         assert found.code == 0, found.err
         assert json.loads(found.out)["loss"] == pytest.approx(logged["loss"], rel=1e-6)
     eight = run("experiments.evaluate", f"--workdir={tmp_path / 'run'}", "--checkpoint=8")
@@ -290,7 +373,12 @@ def test_generate_and_evaluate_need_only_the_run(finished, tmp_path):
 
 
 def test_a_trace_is_written_for_the_steps_asked_for(corpus, tmp_path):
-    args = (f"--config={CONFIG}:{corpus}", f"--workdir={tmp_path / 'run'}", "--profile_steps=3:5", "--config.sample_tokens=0")
+    args = (
+        f"--config={CONFIG}:{corpus}",
+        f"--workdir={tmp_path / 'run'}",
+        "--profile_steps=3:5",
+        "--config.sample_tokens=0",
+    )
     done = run("experiments.train", *args)
     assert done.code == 0 and "wrote the trace of steps 3 to 5" in done.err
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))

@@ -20,7 +20,15 @@ PROMPTS = [[1, 2, 3], [], [7, 8, 9, 10, 11, 12, 13], [5]]
 
 @functools.cache
 def model(name: str):
-    extra = {"gpt2": {}, "scanned rotary": {"positions": positions.Rotary(), "scan_layers": True, "num_kv_heads": 2, "norm": norms.RMSNorm()}}
+    extra = {
+        "gpt2": {},
+        "scanned rotary": {
+            "positions": positions.Rotary(),
+            "scan_layers": True,
+            "num_kv_heads": 2,
+            "norm": norms.RMSNorm(),
+        },
+    }
     config = GPTConfig(vocab_size=40, max_len=96, num_layers=2, num_heads=4, embed_dim=32, **extra[name])
     params = init_params(config.module(), jax.random.key(1), jnp.zeros((1, 4), jnp.int32))
     params = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, params)
@@ -72,7 +80,9 @@ def test_seeds_decide_and_rows_differ():
 
 def test_more_positions_than_the_model_has():
     generator, params, _ = model("gpt2")
-    with pytest.raises(UserError, match="3 prompt tokens, one separator and max_new_tokens=100 are more than model.max_len=96"):
+    with pytest.raises(
+        UserError, match="3 prompt tokens, one separator and max_new_tokens=100 are more than model.max_len=96"
+    ):
         generator(params, [[1, 2, 3]], 100)
     rotary, params, _ = model("scanned rotary")
     assert len(rotary(params, [[1]], 120)[0]) <= 120
@@ -81,9 +91,14 @@ def test_more_positions_than_the_model_has():
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(temperature=1.0), Sampling(temperature=0.7, top_k=4), Sampling(temperature=1.3, top_p=0.8),
-                 Sampling(temperature=1.0, top_k=6, top_p=0.6)],
-)  # fmt: skip
+    "sampling",
+    [
+        Sampling(temperature=1.0),
+        Sampling(temperature=0.7, top_k=4),
+        Sampling(temperature=1.3, top_p=0.8),
+        Sampling(temperature=1.0, top_k=6, top_p=0.6),
+    ],
+)
 def test_draws_follow_the_filtered_distribution(sampling, rng):
     logits = jnp.asarray(rng.standard_normal(9) * 2, jnp.float32)
     count = 20_000
@@ -112,7 +127,11 @@ def test_filters_keep_at_least_one_token():
 
 
 def test_bad_sampling():
-    for fields, message in (({"temperature": -1.0}, "temperature=-1.0"), ({"top_k": -1}, "top_k=-1"), ({"top_p": 0.0}, "top_p=0.0")):
+    for fields, message in (
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"top_k": -1}, "top_k=-1"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+    ):
         with pytest.raises(UserError, match=message):
             Sampling(**fields)
 

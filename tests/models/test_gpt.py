@@ -15,9 +15,13 @@ from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
 
 SIZES = {"vocab_size": 33, "max_len": 32, "num_layers": 2, "num_heads": 4, "embed_dim": 16}
 LLAMA = {
-    "positions": positions.Rotary(), "norm": norms.RMSNorm(), "mlp": mlp.GatedMLP(), "num_kv_heads": 2, "use_bias": False,
+    "positions": positions.Rotary(),
+    "norm": norms.RMSNorm(),
+    "mlp": mlp.GatedMLP(),
+    "num_kv_heads": 2,
+    "use_bias": False,
     "tie_embeddings": False,
-}  # fmt: skip
+}
 VARIANTS = {
     "gpt2": {},
     "llama-like": LLAMA,

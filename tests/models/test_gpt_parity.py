@@ -24,9 +24,12 @@ SHAPES = [
 
 def ours(shape):
     return GPTConfig(
-        vocab_size=shape["vocab"], max_len=shape["length"], num_layers=shape["layers"], num_heads=shape["heads"],
+        vocab_size=shape["vocab"],
+        max_len=shape["length"],
+        num_layers=shape["layers"],
+        num_heads=shape["heads"],
         embed_dim=shape["dim"],
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s['layers']}x{s['dim']}")
@@ -39,9 +42,11 @@ def test_logits_and_gradients(shape, rng):
     positions = np.maximum(np.cumsum(padding, 1) - 1, 0)
     output = model(
         torch.from_numpy(ids), attention_mask=torch.from_numpy(padding), position_ids=torch.from_numpy(positions)
-    ).logits  # fmt: skip
+    ).logits
     apply = make_apply(ours(shape).module())
-    logits = jax.jit(apply)(params, jnp.asarray(ids), segment_ids=jnp.asarray(padding), positions=jnp.asarray(positions))
+    logits = jax.jit(apply)(
+        params, jnp.asarray(ids), segment_ids=jnp.asarray(padding), positions=jnp.asarray(positions)
+    )
     real = padding.astype(bool)
     wanted = output.detach().numpy()
     scale = np.abs(wanted[real]).max()

@@ -38,9 +38,11 @@ def reference(q, k, v, allowed, softcap=None):
 SEGMENTS = jnp.asarray([[1] * 10 + [2] * 14, [1] * 5 + [2] * 5 + [3] * 11 + [0] * 3])
 MASKS = {"causal": Mask(), "segments": Mask(query_segments_BT=SEGMENTS, key_segments_BS=SEGMENTS)}
 KERNELS = {
-    "einsum": attention.Einsum(), "blocked": attention.Blocked(block=7), "dot_product": attention.DotProduct(),
+    "einsum": attention.Einsum(),
+    "blocked": attention.Blocked(block=7),
+    "dot_product": attention.DotProduct(),
     "one block": attention.Blocked(block=24),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mask", MASKS)

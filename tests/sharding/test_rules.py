@@ -22,8 +22,18 @@ def test_resolution():
 @pytest.mark.parametrize(
     ("names", "shape", "rules", "message"),
     [
-        (("embed", "mpl"), (8, 6), FSDP, r"block/w: logical axis 'mpl' has no rule \(rules: embed, .*add it, with None to replicate"),
-        (("embed", "mlp"), (8, 6), {"embed": "fsdp", "mlp": "fsdp"}, r"block/w: mesh axis 'fsdp' splits both 'embed' and 'mlp'"),
+        (
+            ("embed", "mpl"),
+            (8, 6),
+            FSDP,
+            r"block/w: logical axis 'mpl' has no rule \(rules: embed, .*add it, with None to replicate",
+        ),
+        (
+            ("embed", "mlp"),
+            (8, 6),
+            {"embed": "fsdp", "mlp": "fsdp"},
+            r"block/w: mesh axis 'fsdp' splits both 'embed' and 'mlp'",
+        ),
         (("embed", "mlp"), (7, 6), FSDP, r"block/w: embed=7 does not divide over mesh axes fsdp=2"),
     ],
 )
@@ -44,5 +54,7 @@ def test_mesh_sizes():
 
 
 def test_a_rule_to_a_mesh_axis_that_is_not_there():
-    with pytest.raises(FieldError, match=r"params\['embed'\]='model': no such mesh axis; expected one of data, fsdp, tensor"):
+    with pytest.raises(
+        FieldError, match=r"params\['embed'\]='model': no such mesh axis; expected one of data, fsdp, tensor"
+    ):
         configs.check(Sharding(params={**FSDP, "embed": "model"}))

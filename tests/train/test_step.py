@@ -190,7 +190,9 @@ def test_float16_scales_the_loss_and_trains_as_float32_does():
 
 
 def test_float16_overflow_halves_the_scale_and_leaves_the_parameters():
-    program = build(experiment(model={"policy": Policy(compute_dtype="float16")}, loss_scale=2.0**24), jax.devices()[:1])
+    program = build(
+        experiment(model={"policy": Policy(compute_dtype="float16")}, loss_scale=2.0**24), jax.devices()[:1]
+    )
     state = program.init()
     before = jax.device_get(state.params)
     state, metrics = program.step(state, program.put(batch()))

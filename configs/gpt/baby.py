@@ -1,0 +1,28 @@
+"""nanoGPT's baby GPT, the shape of its documented CPU setting, here on bytes: the benchmark's small shape."""
+
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.sources import Embedded
+from jaxnlp.data.tokenizer import Bytes
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.nn.norms import LayerNorm
+from jaxnlp.optim import OptimConfig
+from jaxnlp.train.experiment import Experiment
+
+
+def get_config(variant: str = "") -> Experiment:
+    return Experiment(
+        model=GPTConfig(
+            max_len=64,
+            num_layers=4,
+            num_heads=4,
+            embed_dim=128,
+            use_bias=False,
+            norm=LayerNorm(use_bias=False),
+        ),
+        data=DataConfig(source=Embedded(), tokenizer=Bytes(), seq_len=64, batch_size=12, prefetch_threads=0),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, weight_decay=0.1, b2=0.99),
+        steps=2000,
+        log_every=20,
+        eval_every=500,
+        checkpoint_every=500,
+    )

@@ -1,0 +1,46 @@
+"""Print a config as it resolves, or what sets it apart from another.
+
+python -m experiments.config --config=configs/gpt/tiny.py --config.model.num_layers=8
+python -m experiments.config --config=configs/gpt/tiny.py --against=runs/tiny/config.json
+python -m experiments.config --config_json=runs/a/config.json --against=runs/b/config.json
+"""
+
+import json
+import os
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+CONFIG = cli.define_config()
+AGAINST = flags.DEFINE_string(
+    "against", None, "Another config: file.py, file.py:variant, file.json, or a run's folder."
+)
+JSON = flags.DEFINE_bool("json", False, "Print JSON that --config_json reads.")
+
+
+def main() -> None:
+    from jaxnlp import config as configs
+
+    if CONFIG.value is None:
+        raise UserError("--config: not given; expected a config file, or --config_json=FILE")
+    configs.check(CONFIG.value)
+    if AGAINST.value is not None:
+        spec = os.path.join(AGAINST.value, "config.json") if os.path.isdir(AGAINST.value) else AGAINST.value
+        found = configs.diff(cli.load(spec), CONFIG.value)
+        width = max((len(path) for path, _, _ in found), default=0)
+        for path, old, new in found:
+            print(f"{path:{width}}  {old!r} -> {new!r}")
+        if not found:
+            print("no difference")
+    elif JSON.value:
+        print(json.dumps(configs.to_dict(CONFIG.value), indent=2))
+    else:
+        for path, value in configs.flatten(CONFIG.value):
+            print(f"{path} = {value!r}")
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)

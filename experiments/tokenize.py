@@ -1,0 +1,80 @@
+"""Tokenize a corpus once, into a folder that any run can train from with `data.source=Tokens(path=...)`.
+
+  python -m experiments.tokenize --config=configs/gpt/tiny.py --out=data/stdlib
+  python -m experiments.tokenize --config=configs/gpt/gpt2_small.py --out=data/web --workers=16 --format=array_record
+
+The source and the tokenizer are the config's; change them with --config.data....
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+CONFIG = cli.define_config()
+OUT = flags.DEFINE_string("out", None, "Folder to write: tokenizer.json, and a store for each split.")
+FORMAT = flags.DEFINE_enum(
+    "format", "memmap", ["memmap", "array_record"], "One memory-mapped file, or ArrayRecord files."
+)
+WORKERS = flags.DEFINE_integer("workers", 0, "Processes to tokenize in; 0 works in this one.")
+SPLITS = flags.DEFINE_list("splits", ["train", "validation", "test"], "Which splits.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write over a folder that already holds a corpus.")
+
+
+def main() -> None:
+    from jaxnlp import config as configs
+    from jaxnlp.data.pipeline import Tokens, open_tokenizer
+    from jaxnlp.data.sources import check_split
+    from jaxnlp.data.store import build_store
+
+    if CONFIG.value is None:
+        raise UserError("--config: not given; expected a config file whose data.source is to be tokenized")
+    if OUT.value is None:
+        raise UserError("--out: not given; expected a folder to write, as data/stdlib")
+    if WORKERS.value < 0:
+        raise UserError(f"--workers={WORKERS.value}: expected zero or more")
+    for split in SPLITS.value:
+        check_split(split)
+    data = CONFIG.value.data
+    configs.check(data, "data.")
+    if isinstance(data.source, Tokens):
+        raise UserError(f"data.source: {data.source.path} is tokenized already")
+    out = pathlib.Path(OUT.value)
+    if (out / "tokenizer.json").exists() and not OVERWRITE.value:
+        raise UserError(
+            f"--out={out}: already holds a corpus; choose another folder, or write over it with --overwrite"
+        )
+    print("tokenizer ...", file=sys.stderr)
+    tokenizer = open_tokenizer(data)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        written = out / f".tokenizer.{os.getpid()}.tmp"
+        for split in SPLITS.value:
+            store = build_store(
+                out / split,
+                data.source.documents(split),
+                tokenizer,
+                split=split,
+                source=data.source.fingerprint(split),
+                format=FORMAT.value,
+                workers=WORKERS.value,
+                progress=lambda text: print(text, file=sys.stderr),
+            )
+            meta = store.meta
+            counts = f"{meta.num_tokens:,} tokens, {meta.num_documents:,} documents, {meta.num_bytes:,} bytes"
+            print(f"{split}: {counts} -> {store.path}")
+        written.write_text(json.dumps(tokenizer.to_json()))
+        written.rename(out / "tokenizer.json")
+    except OSError as e:
+        raise UserError(f"--out={out}: cannot be written ({e.strerror})") from None
+    print(f"\ntrain from it with data.source=Tokens(path={str(out)!r})  (from jaxnlp.data.pipeline import Tokens)")
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)

@@ -1,0 +1,283 @@
+"""Every entry point explains itself, every config builds, and every bad input is one clear line."""
+
+import json
+import os
+import pathlib
+import re
+import stat
+import tempfile
+
+import pytest
+
+from tests.entry import ROOT, run
+
+ENTRIES = sorted(
+    ".".join(p.relative_to(ROOT).with_suffix("").parts)
+    for p in (ROOT / "experiments").rglob("*.py")
+    if '__name__ == "__main__"' in p.read_text()
+)
+CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.py") if p.name != "__init__.py")
+SMALL = ROOT / "tests" / "experiments" / "small.py"
+
+
+def test_there_are_entry_points_and_configs():
+    assert {"experiments.train", "experiments.generate", "experiments.evaluate", "experiments.tokenize"} <= set(ENTRIES)
+    assert "configs/gpt/tiny.py" in CONFIGS
+
+
+@pytest.mark.parametrize("module", ENTRIES)
+def test_help(module):
+    done = run(module, "--help")
+    assert done.code == 0, done.err
+    assert f"python -m {module.removesuffix('.__main__')}" in done.out and "Flags:" in done.out and "--" in done.out
+    assert done.err == ""
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config_builds_and_dry_runs(config):
+    done = run("experiments.train", f"--config={config}", "--dry_run")
+    assert done.code == 0, done.err
+    for words in (
+        "parameter",
+        "logical axes",
+        "mesh axes",
+        "bytes/device",
+        "FLOPs a token",
+        "memory on a device (estimate)",
+    ):
+        assert words in done.out
+    assert re.search(r"embed/embedding +\d+x\d+ +vocab, embed", done.out)
+
+
+def test_a_dry_run_shows_the_sharding_it_resolves(corpus, tmp_path):
+    (tmp_path / "split.py").write_text(
+        "import importlib.util\n"
+        f"spec = importlib.util.spec_from_file_location('small', {str(SMALL)!r})\n"
+        "small = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(small)\n"
+        "from jaxnlp.sharding.mesh import MeshConfig\nfrom jaxnlp.sharding.rules import FSDP, Sharding\n"
+        f"def get_config(variant=''):\n    e = small.get_config({str(corpus)!r})\n"
+        "    e.sharding = Sharding(mesh=MeshConfig(data=2, fsdp=4), params=FSDP)\n    return e\n"
+    )
+    done = run("experiments.train", f"--config={tmp_path / 'split.py'}", "--dry_run", env={"JAX_NUM_CPU_DEVICES": "8"})
+    assert done.code == 0, done.err
+    assert re.search(r"block_0/mlp/up/kernel +16x64 +embed, mlp +fsdp, - +1,024\n", done.out)
+    assert "mesh: data=2 x fsdp=4 x tensor=1 (8 cpu devices)" in done.out
+
+
+def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
+    """(name, module, arguments, words of the error)."""
+    small = f"--config={SMALL}:{corpus}"
+    workdir = f"--workdir={folder / 'run'}"
+    (folder / "empty.txt").write_text("")
+    (folder / "binary.txt").write_bytes(b"\x89PNG\xff\x00" * 50)
+    (folder / "field.jsonl").write_text('{"body": "text"}\n')
+    (folder / "broken.py").write_text("def get_config(variant=''):\n    return 1 +\n")
+    (folder / "raises.py").write_text("import no_such_module\n")
+    (folder / "other.py").write_text("x = 1\n")
+    (folder / "file").write_text("not a folder")
+    (folder / "bad.json").write_text("{")
+    locked = folder / "locked"
+    locked.mkdir()
+    train = "experiments.train"
+    data = "--config.data.source"
+    yield (
+        "missing config",
+        train,
+        ["--config=configs/gpt/tny.py", workdir],
+        "--config=configs/gpt/tny.py: no such file; did you mean 'configs/gpt/tiny.py'?",
+    )
+    yield (
+        "syntax error",
+        train,
+        [f"--config={folder / 'broken.py'}", workdir],
+        "the file cannot be loaded (line 2: SyntaxError",
+    )
+    yield (
+        "import error",
+        train,
+        [f"--config={folder / 'raises.py'}", workdir],
+        "the file cannot be loaded (line 1: ModuleNotFoundError: No module named 'no_such_module'",
+    )
+    yield (
+        "no get_config",
+        train,
+        [f"--config={folder / 'other.py'}", workdir],
+        "the file has no get_config(variant) function",
+    )
+    yield (
+        "unknown variant",
+        train,
+        ["--config=configs/gpt/gpt2.py:huge", workdir],
+        "get_config('huge') failed: KeyError: 'huge'",
+    )
+    yield "bad json", train, [f"--config_json={folder / 'bad.json'}", workdir], "bad.json: not JSON"
+    yield "two configs", train, [small, "--config_json=x.json", workdir], "--config and --config_json: give one of them"
+    yield (
+        "unknown field",
+        train,
+        [small, workdir, "--config.model.num_layer=2"],
+        "--config.model.num_layer: GPTConfig has no field 'num_layer'; did you mean 'num_layers'?",
+    )
+    yield (
+        "field of a number",
+        train,
+        [small, workdir, "--config.steps.x=2"],
+        "--config.steps.x: steps is 12 and has no fields",
+    )
+    yield "wrong type", train, [small, workdir, "--config.steps=ten"], "--config.steps=ten: invalid literal for int"
+    yield (
+        "not a whole number",
+        train,
+        [small, workdir, "--config.steps=1.5"],
+        "--config.steps=1.5: invalid literal for int",
+    )
+    yield "zero steps", train, [small, workdir, "--config.steps=0"], "steps=0: expected a positive number"
+    yield (
+        "negative number",
+        train,
+        [small, workdir, "--config.data.batch_size=-8"],
+        "data.batch_size=-8: expected a positive number",
+    )
+    yield (
+        "heads",
+        train,
+        [small, workdir, "--config.model.num_heads=3"],
+        "model.num_heads=3: does not divide embed_dim=16; use 2",
+    )
+    yield (
+        "vocabulary",
+        train,
+        [small, workdir, "--config.model.vocab_size=100"],
+        "model.vocab_size=100: the tokenizer has 257 tokens",
+    )
+    yield (
+        "mesh",
+        train,
+        [small, workdir, "--config.sharding.mesh.data=3"],
+        "sharding.mesh: data=3, fsdp=1, tensor=1 takes 3 devices and there are 1",
+    )
+    yield "misspelt flag", train, [small, "--wokdir=x"], "--wokdir: no such flag; did you mean 'workdir'?"
+    yield "stray argument", train, [small, workdir, "steps=3"], "'steps=3': not a flag; flags are written --name=value"
+    yield "no workdir", train, [small], "--workdir: not given"
+    yield "nothing", train, [workdir], "no checkpoint to go on with; give a config with --config=FILE"
+    yield (
+        "override alone",
+        train,
+        [workdir, "--config.steps=3"],
+        "--config.steps=3: give the config it changes with --config=FILE",
+    )
+    yield "bucket", train, [small, "--workdir=gs://bucket/run"], "expected a local path; mount the bucket"
+    yield (
+        "workdir in a file",
+        train,
+        [small, f"--workdir={folder / 'file' / 'run'}"],
+        "cannot be written (Not a directory)",
+    )
+    yield "workdir is a file", train, [small, f"--workdir={folder / 'file'}"], "cannot be written (File exists)"
+    yield "profile", train, [small, workdir, "--profile_steps=5:2"], "--profile_steps=5:2: expected first:last"
+    yield (
+        "missing corpus",
+        train,
+        [small, workdir, f"{data}.train={folder / 'nope.txt'}"],
+        "nope.txt': no such file, and no file matches",
+    )
+    yield "empty file", train, [small, workdir, f"{data}.train={folder / 'empty.txt'}"], "empty.txt': the file is empty"
+    yield "binary file", train, [small, workdir, f"{data}.train={folder / 'binary.txt'}"], "binary.txt: not UTF-8 text"
+    yield "wrong field", train, [small, workdir, f"{data}.train={folder / 'field.jsonl'}"], "data.source.field='text': "
+    yield "no run", "experiments.generate", [f"--workdir={folder / 'none'}"], "no checkpoint here; train one with"
+    yield (
+        "no run to evaluate",
+        "experiments.evaluate",
+        [f"--workdir={folder / 'none'}"],
+        "no checkpoint here; train one with",
+    )
+    yield "no workdir to generate", "experiments.generate", [], "--workdir: not given"
+    yield "bad sampling", "experiments.generate", [workdir, "--top_p=2"], "top_p=2.0: expected a probability"
+    yield (
+        "bad format",
+        "experiments.tokenize",
+        [small, "--out=x", "--format=csv"],
+        "--format=csv: value should be one of",
+    )
+    yield (
+        "bad split",
+        "experiments.tokenize",
+        [small, f"--out={folder / 'x'}", "--splits=dev"],
+        "split='dev': expected one of train, validation, test",
+    )
+    if os.geteuid() != 0:  # root reads everything
+        locked.chmod(stat.S_IWUSR)
+        yield "unreadable folder", train, [small, workdir, f"{data}.train={locked}"], "the folder cannot be read"
+
+
+NAMES = [name for name, *_ in bad_inputs(pathlib.Path(tempfile.mkdtemp()), pathlib.Path("corpus"))]
+
+
+@pytest.fixture(scope="module")
+def table(corpus, tmp_path_factory):
+    return {name: rest for name, *rest in bad_inputs(tmp_path_factory.mktemp("bad"), corpus)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_input_is_one_clear_line_and_no_stack_trace(table, name):
+    module, args, words = table[name]
+    done = run(module, *args)
+    assert done.code not in (0, None), done.out
+    assert "Traceback" not in done.err and "Traceback" not in done.out
+    lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and words in lines[0], done.err
+
+
+def test_an_unreadable_folder(tmp_path, monkeypatch):
+    """As root every folder can be read, so the question is answered for it."""
+    from jaxnlp.data.sources import Files
+    from jaxnlp.errors import UserError
+
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="the folder cannot be read; check its permissions"):
+        list(Files(train=str(tmp_path)).documents("train"))
+
+
+@pytest.mark.parametrize("format", ["memmap", "array_record"])
+def test_a_tokenized_corpus_trains_the_same_run(corpus, tmp_path, format):
+    small = f"--config={SMALL}:{corpus}"
+    made = run(
+        "experiments.tokenize", small, f"--out={tmp_path / 'tokens'}", f"--format={format}", "--splits=train,validation"
+    )
+    assert made.code == 0, made.err
+    assert "train:" in made.out and "Tokens(path=" in made.out
+    (tmp_path / "tokens.py").write_text(
+        SMALL.read_text()
+        + "\n\nsmall = get_config\n\n\ndef get_config(path):\n    from jaxnlp.data.pipeline import Tokens\n\n"
+        "    e = small('')\n    e.data.source = Tokens(path=path)\n    return e\n"
+    )
+    losses = []
+    for config, name in ((small, "text"), (f"--config={tmp_path / 'tokens.py'}:{tmp_path / 'tokens'}", "tokens")):
+        done = run("experiments.train", config, f"--workdir={tmp_path / name}", "--config.sample_tokens=0")
+        assert done.code == 0, done.err
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows])
+    assert losses[0] == losses[1]
+    again = run("experiments.tokenize", small, f"--out={tmp_path / 'tokens'}")
+    assert again.code == 2 and "already holds a corpus" in again.err
+
+
+def test_config_prints_and_compares(tmp_path):
+    shown = run("experiments.config", "--config=configs/gpt/tiny.py", "--config.model.num_layers=7")
+    assert "model.num_layers = 7" in shown.out
+    (tmp_path / "a.json").write_text(run("experiments.config", "--config=configs/gpt/tiny.py", "--json").out)
+    args = (
+        "--config=configs/gpt/tiny.py",
+        "--config.steps=300",
+        "--config.eval_batches=None",
+        f"--against={tmp_path / 'a.json'}",
+    )
+    done = run("experiments.config", *args)
+    assert re.search(r"^steps +\d+ -> 300$", done.out, re.M) and re.search(
+        r"^eval_batches +\d+ -> None$", done.out, re.M
+    )
+    assert (
+        run("experiments.config", f"--config_json={tmp_path / 'a.json'}", f"--against={tmp_path / 'a.json'}").out
+        == "no difference\n"
+    )
