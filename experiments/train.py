@@ -2,8 +2,9 @@
 
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/deep --config.model.num_layers=8
-  python -m experiments.train --workdir=runs/tiny                    go on from its newest checkpoint
-  python -m experiments.train --config=configs/gpt/gpt2_small.py --dry_run     parameters, FLOPs, memory
+  python -m experiments.train --workdir=runs/tiny                        go on from its newest checkpoint
+  python -m experiments.train --workdir=runs/tiny --config.steps=2000    the same, with a field changed
+  python -m experiments.train --config=configs/gpt/gpt2.py:xl --dry_run        parameters, FLOPs, memory
 
 Ctrl-C or SIGTERM finishes the step, saves, and prints the command that goes on.
 """
@@ -50,11 +51,11 @@ def main() -> int:
         if jax.process_index() == 0:
             plot(workdir)
         speak(f"\nstopped by {name} at step {step:,} of {steps:,}, saved; go on with:")
-        speak(f"  python -m experiments.train --workdir={workdir}{given()}")
+        speak(f"  python -m experiments.train --workdir={workdir}")
         return 128 + result.signal
     from jaxnlp.train.report import report
 
-    speak(report(result, workdir, given().strip()))
+    speak(report(result, workdir))
     speak(f"\n{time.monotonic() - begun:,.0f} seconds in all", file=sys.stderr)
     return 0
 
@@ -78,12 +79,6 @@ def profile_steps(text: str | None) -> tuple[int, int] | None:
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
         raise UserError(f"--profile_steps={text}: expected first:last with 1 <= first <= last, as 10:15")
     return int(first), int(last)
-
-
-def given() -> str:
-    """The config flags of this command, to be repeated in another."""
-    kept = [a for a in sys.argv[1:] if a.startswith(("--config", "-config"))]
-    return "".join(f" {a}" for a in kept)
 
 
 if __name__ == "__main__":

@@ -126,9 +126,11 @@ def _translate(argv: list[str]) -> tuple[list[str], list[str]]:
         raise UserError("--config and --config_json: give one of them")
     overrides = [a for a in argv if a.startswith("--config.")]
     if not given and not stored:
-        if overrides:
+        if not overrides:
+            return argv, []
+        stored = [path for path in _run_configs(argv) if pathlib.Path(path).is_file()]
+        if not stored:
             raise UserError(f"{overrides[0]}: give the config it changes with --config=FILE")
-        return argv, []
     spec = given[-1] if given else f"{FROM_JSON}:{stored[-1]}"
     config = load(spec)
     for override in overrides:
@@ -138,11 +140,16 @@ def _translate(argv: list[str]) -> tuple[list[str], list[str]]:
     return [argv[0], f"--config={spec}", *rest], [a.removeprefix("--config.").removesuffix("=None") for a in cleared]
 
 
+def _run_configs(argv: list[str]) -> list[str]:
+    """The config.json of the run's folder, which overrides alone change."""
+    return [f"{a.split('=', 1)[1]}/config.json" for a in argv if a.startswith("--workdir=")]
+
+
 def _join_values(argv: list[str]) -> list[str]:
-    """--name value as --name=value, for the config flags."""
+    """--name value as --name=value, for the flags read here."""
     out: list[str] = []
     for a in argv:
-        if out and out[-1] in ("--config", "--config_json"):
+        if out and out[-1] in ("--config", "--config_json", "--workdir"):
             out[-1] += f"={a}"
         else:
             out.append(a)

@@ -129,6 +129,7 @@ class Run:
         if saved is not None:
             self.tell(f"resuming at step {self.step:,} of {e.steps:,}")
         self.meter = Meter(e, self.program, self.step)
+        self.pending: Any = None  # the newest call's step, batches and metrics, not read yet
         self.validation: tuple[int, float] | None = None  # step and loss of the newest evaluation
 
     def tell(self, text: str) -> None:
@@ -153,32 +154,39 @@ class Run:
         """Steps until the end or a signal, then a last evaluation and a last checkpoint."""
         e = self.experiment
         with StopSignals() as signals, Progress(e.steps, self.step, self.first) as self.progress:
-            pending = None
             stopped = None
             while self.step < e.steps and stopped is None:
-                read = self._next_batches()
-                self._profile()
-                self.state, metrics = self.program.step(self.state, read.arrays)
-                self.step += e.steps_per_call
-                if pending is not None:
-                    self._read(*pending)
-                pending = (self.step, read, metrics)
-                if self._due(e.eval_every) or self._due(e.checkpoint_every) or self.step == e.steps:
-                    self._read(*pending)  # a state is saved only once its loss is known to be finite
-                    pending = None
-                if self._due(e.eval_every) and self.step < e.steps:
-                    self.evaluate(e.eval_batches)
-                if self._due(e.checkpoint_every) and self.step < e.steps:
-                    self.save()
-                stopped = self._stopped(signals)
-            if pending is not None:
-                self._read(*pending)
+                stopped = self.advance(signals)
+            self._read_pending()
             validation = None if stopped is not None else self.evaluate(None)
             self.progress.status("saving")
             self.save()
             self.writer.wait()
         self._profile(end=True)
         return Result(e, self.program, self.tokenizer, self.stores, self.state, stopped, validation)
+
+    def advance(self, signals: StopSignals) -> int | None:
+        """One call of the step, and whatever is due after it. Returns the signal that ends the run, if any."""
+        e = self.experiment
+        read = self._next_batches()
+        self._profile()
+        self.state, metrics = self.program.step(self.state, read.arrays)
+        self.step += e.steps_per_call
+        self._read_pending()
+        self.pending = (self.step, read, metrics)
+        evaluates, saves = self._due(e.eval_every), self._due(e.checkpoint_every)
+        if self.step < e.steps and (evaluates or saves):
+            self._read_pending()  # a state is saved only once its loss is known to be finite
+            if evaluates:
+                self.evaluate(e.eval_batches)
+            if saves:
+                self.save()
+        return self._stopped(signals)
+
+    def _read_pending(self) -> None:
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            self._read(*pending)
 
     def close(self) -> None:
         """Ends the background threads, however the run ended."""

@@ -13,13 +13,10 @@ from jaxnlp.train.loop import Result
 from jaxnlp.train.metrics import LOG, plot
 
 
-def report(result: Result, workdir: pathlib.Path, config_flag: str) -> str:
+def report(result: Result, workdir: pathlib.Path) -> str:
     """The closing text of a run that ended. Draws the curves on the way.
 
     With several processes all must call it: the sample is drawn on the whole mesh.
-
-    Args:
-        config_flag: how the run named its config, as "--config=configs/gpt/tiny.py".
     """
     assert result.validation is not None
     store, found = result.stores["validation"], result.validation
@@ -48,13 +45,13 @@ def report(result: Result, workdir: pathlib.Path, config_flag: str) -> str:
         ("config", workdir / "config.json"),
     ]
     out += [f"  {name:12}{path}" for name, path in written if path is not None]
-    train, change = f"python -m experiments.train {config_flag}", "--config.optim.learning_rate=3e-3"
+    train, change = "python -m experiments.train", "--config.optim.learning_rate=3e-3"
     if hasattr(e.model, "num_layers"):
         change = f"--config.model.num_layers={e.model.num_layers + 2}"
     out += ["", "next:"]
     out.append(f"  train on     {train} --workdir={workdir} --config.steps={2 * e.steps}")
     out.append(f'  generate     python -m experiments.generate --workdir={workdir} --prompt="def main"')
-    out.append(f"  change it    {train} --workdir={workdir}-2 {change}")
+    out.append(f"  change it    {train} --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}")
     return "\n".join(out)
 
 

@@ -1,0 +1,242 @@
+"""Speed beside nanoGPT, nanodo and Hugging Face, in one interleaved run on the same cores.
+
+  python -m experiments.bench                          every suite: an hour or so
+  python -m experiments.bench --suites=train-baby,decode-baby
+  NANOGPT=../nanoGPT NANODO=../nanodo python -m experiments.bench      with checkouts of your own
+
+Suites: train-baby, train-mid, bf16-baby, bf16-mid, decode-baby, decode-gpt2, loop, start. Peers are
+installed in .bench/. Results go to docs/performance.json and the tables of docs/performance.md.
+"""
+
+import os
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import flags
+
+from experiments.bench import page, peers
+from experiments.bench.harness import Contender, measure, row
+from experiments.bench.shapes import SHAPES, train_flops
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+SUITES = flags.DEFINE_list("suites", None, "Which suites; all of them by default.")
+ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds, each timing every contender once.")
+SECONDS = flags.DEFINE_float("seconds", 1.0, "Seconds of one contender's turn, or one step if that is longer.")
+SAVE = flags.DEFINE_bool("save", True, "Write docs/performance.json and the tables of docs/performance.md.")
+
+HERE = pathlib.Path(__file__).resolve().parent
+LOGS = peers.FOLDER / "logs"
+
+
+def main() -> None:
+    names = SUITES.value or list(ALL)
+    for name in names:
+        if name not in ALL:
+            raise UserError(f"--suites={name}: no such suite; expected some of {', '.join(ALL)}")
+    if ROUNDS.value < 1 or SECONDS.value <= 0:
+        raise UserError(f"--rounds={ROUNDS.value} --seconds={SECONDS.value}: expected positive numbers")
+    results = {}
+    for name in names:
+        results[name] = ALL[name]()
+        print(page.text(results[name]), flush=True)
+        if SAVE.value:
+            page.save({name: results[name]})
+
+
+def say(text: str) -> None:
+    print(
+        f"\r\033[K{text}" if sys.stderr.isatty() else text,
+        end="" if sys.stderr.isatty() else "\n",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def ours(name: str, *args: str, **fields: Any) -> Contender:
+    return Contender(name, [sys.executable, "-m", "experiments.bench.ours", *args], **fields)
+
+
+def torch_peer(name: str, *args: str, **fields: Any) -> Contender:
+    python = peers.environment("torch", peers.TORCH)
+    return Contender(name, [python, str(HERE / "torch_peer.py"), *args], **fields)
+
+
+def gemm_limit(dtype: str = "float32") -> float:
+    """Operations a second of XLA's own matrix product here, in a process like the contenders'."""
+    program = (
+        "from jaxnlp import runtime; runtime.prepare()\n"
+        "from jaxnlp.train.speed import measure\n"
+        f"print(max(measure({dtype!r}, size) for size in (1024, 2048)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def machine() -> str:
+    name = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"model name\s*: (.*)", cpuinfo.read_text())
+        name = found.group(1) if found else name
+        flags_ = cpuinfo.read_text()
+        name += "".join(f", {f}" for f in ("avx512f", "avx512_bf16", "amx_bf16") if f in flags_)
+    return f"{name}; {len(os.sched_getaffinity(0))} cores"
+
+
+def run(
+    title: str, unit: str, contenders: list[Contender], bases: dict[str, str], limit: float | None, note: str
+) -> dict[str, Any]:
+    measure(contenders, ROUNDS.value, SECONDS.value, LOGS, say)
+    by_name = {c.name: c for c in contenders}
+    found = {short: by_name[name] for short, name in bases.items()}
+    stamp = f"{time.strftime('%Y-%m-%d')}, {machine()}, {ROUNDS.value} rounds"
+    if limit:
+        stamp += f"; the machine's own GEMM limit (XLA, float32 unless the title says else): {limit / 1e9:,.0f} GFLOP/s"
+    rows = [row(c, found, limit) for c in contenders]
+    return {"title": title, "unit": unit, "note": f"{note} {stamp}.", "rows": rows}
+
+
+def train(shape: str) -> dict[str, Any]:
+    """The float32 training step, as shipped and under one allocator."""
+    s = SHAPES[shape]
+    size: dict[str, Any] = {"units": s["batch"] * s["length"], "flops": train_flops(s)}
+    source, args = peers.checkout("nanogpt"), [f"--shape={shape}"]
+    nanogpt = ["train", *args, f"--nanogpt={source}"]
+    nanodo = [
+        peers.environment("nanodo", peers.NANODO),
+        str(HERE / "nanodo_peer.py"),
+        *args,
+        f"--nanodo={peers.checkout('nanodo')}",
+    ]
+    contenders = [
+        torch_peer("nanoGPT eager", *nanogpt, **size),
+        torch_peer("nanoGPT eager, our allocator settings", *nanogpt, "--keep", **size),
+        torch_peer("nanoGPT torch.compile", *nanogpt, "--compile", **size),
+        torch_peer("HF GPT2LMHeadModel", "train", "--impl=hf", *args, **size),
+        Contender("nanodo", nanodo, **size),
+        Contender("nanodo, our allocator settings", [*nanodo, "--keep"], **size),
+        ours("jaxnlp", "train", *args, **size),
+        ours(
+            "jaxnlp, system allocator",
+            "train",
+            *args,
+            env={"JAXNLP_ALLOCATOR": "system", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "true"},
+            **size,
+        ),
+    ]
+    bases = {
+        "nanoGPT": "nanoGPT eager",
+        "nanoGPT, same allocator": "nanoGPT eager, our allocator settings",
+        "torch.compile": "nanoGPT torch.compile",
+        "nanodo": "nanodo",
+    }
+    text = f"{s['layers']} layers, {s['heads']} heads, d {s['dim']}, context {s['length']}, batch {s['batch']}, vocabulary {s['vocab']}."
+    return run(f"Training step, float32, {shape}", "tokens/s", contenders, bases, gemm_limit(), text)
+
+
+def bf16(shape: str) -> dict[str, Any]:
+    """bfloat16 products under float32 parameters, beside autocast."""
+    s = SHAPES[shape]
+    size: dict[str, Any] = {"units": s["batch"] * s["length"], "flops": train_flops(s)}
+    args = [f"--shape={shape}", "--bf16"]
+    nanogpt = ["train", *args, f"--nanogpt={peers.checkout('nanogpt')}"]
+    contenders = [
+        torch_peer("nanoGPT bf16 autocast", *nanogpt, **size),
+        torch_peer("nanoGPT bf16 autocast, our allocator settings", *nanogpt, "--keep", **size),
+        ours("jaxnlp, bf16 products", "train", *args, **size),
+    ]
+    bases = {
+        "nanoGPT": "nanoGPT bf16 autocast",
+        "nanoGPT, same allocator": "nanoGPT bf16 autocast, our allocator settings",
+    }
+    note = "`policy.product_dtype='bfloat16'` beside `torch.autocast`."
+    return run(f"Training step, bfloat16, {shape}", "tokens/s", contenders, bases, gemm_limit("bfloat16"), note)
+
+
+def decode(shape: str, cases: list[tuple[int, int, int]]) -> dict[str, Any]:
+    """Greedy generation with a cache, prefill included, beside `generate` of transformers."""
+    rows: list[dict[str, Any]] = []
+    note = ""
+    for batch, prompt, new in cases:
+        args = ["decode", f"--shape={shape}", f"--batch={batch}", f"--prompt={prompt}", f"--new={new}"]
+        name = f"batch {batch}, {prompt}+{new}"
+        hf, mine = f"HF generate, {name}", f"jaxnlp, {name}"
+        contenders = [torch_peer(hf, *args, units=batch * new), ours(mine, *args, units=batch * new)]
+        found = run("", "", contenders, {"HF": hf}, None, "")
+        rows += found["rows"]
+        note = found["note"]
+    title = f"Greedy generation, float32, {shape} shape"
+    return {"title": title, "unit": "new tokens/s", "note": f"Whole calls, prefill included. {note}", "rows": rows}
+
+
+def loop() -> dict[str, Any]:
+    """What the loop costs over the bare step, and how far the input pipeline outruns it."""
+    size = {"units": SHAPES["baby"]["batch"] * SHAPES["baby"]["length"]}
+    with tempfile.TemporaryDirectory() as cache:
+        env = {"JAXNLP_CACHE": cache}
+        # The loop's vocabulary is bytes, so the bare step it is held against has the same.
+        contenders = [
+            ours("bare step", "loop-step", "--shape=baby", env=env, **size),
+            ours("experiments.train loop", "loop", "--shape=baby", env=env, **size),
+            ours("input pipeline alone", "input", "--shape=baby", env=env, **size),
+        ]
+        note = "The whole loop (reading, packing, logging every 10 steps, progress, checks) beside its own step on fixed batches."
+        return run("The loop, baby", "tokens/s", contenders, {"bare step": "bare step"}, None, note)
+
+
+def start() -> dict[str, Any]:
+    """Seconds from the command to the first step, with empty caches and with full ones."""
+    cache = tempfile.mkdtemp()
+    times = []
+    for _ in range(3):
+        workdir = tempfile.mkdtemp()
+        command = [
+            sys.executable,
+            "-m",
+            "experiments.train",
+            "--config=configs/gpt/tiny.py",
+            f"--workdir={workdir}",
+            "--config.log_every=1",
+        ]
+        begun = time.monotonic()
+        env = {**os.environ, "JAXNLP_CACHE": cache}
+        process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("step "):
+                break
+        times.append(time.monotonic() - begun)
+        process.kill()
+        process.wait()
+        shutil.rmtree(workdir)
+    shutil.rmtree(cache)
+    note = (
+        f"`experiments.train --config=configs/gpt/tiny.py` from the command to the first step's loss: {times[0]:.1f} s with empty caches "
+        f"(tokenizer trained, corpus tokenized, step compiled), then {times[1]:.1f} s and {times[2]:.1f} s. "
+        f"{time.strftime('%Y-%m-%d')}, {machine()}."
+    )
+    return {"title": "Start-up", "note": note}
+
+
+ALL = {
+    "train-baby": lambda: train("baby"),
+    "train-mid": lambda: train("mid"),
+    "bf16-baby": lambda: bf16("baby"),
+    "bf16-mid": lambda: bf16("mid"),
+    "decode-baby": lambda: decode("baby", [(1, 32, 128), (16, 32, 128)]),
+    "decode-gpt2": lambda: decode("gpt2", [(1, 32, 32), (16, 32, 16)]),
+    "loop": loop,
+    "start": start,
+}
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)

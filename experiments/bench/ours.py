@@ -1,0 +1,139 @@
+"""jaxnlp as a contender: `python -m experiments.bench.ours train|decode|loop --shape=baby ...`."""
+
+import argparse
+import dataclasses
+import pathlib
+import tempfile
+
+from experiments.bench import harness
+from experiments.bench.shapes import SHAPES
+
+parser = argparse.ArgumentParser()
+parser.add_argument("what", choices=["train", "decode", "loop", "loop-step", "input"])
+parser.add_argument("--shape", default="baby")
+parser.add_argument("--bf16", action="store_true")
+parser.add_argument("--batch", type=int, default=1)
+parser.add_argument("--prompt", type=int, default=32)
+parser.add_argument("--new", type=int, default=128)
+
+
+def main() -> None:
+    out = harness.protocol()
+    a = parser.parse_args()
+    from jaxnlp import runtime
+
+    runtime.prepare()
+    serve = {"train": train, "decode": decode, "loop": loop, "loop-step": train, "input": read}[a.what]
+    serve(out, a)
+
+
+def experiment(a):
+    """nanoGPT's model (no biases, exact GELU) under AdamW with clipping, on the shape asked for."""
+    from jaxnlp.data.pipeline import DataConfig
+    from jaxnlp.data.tokenizer import Bytes
+    from jaxnlp.models.gpt import GPTConfig
+    from jaxnlp.nn.attention import Blocked, Einsum
+    from jaxnlp.nn.mlp import MLP
+    from jaxnlp.nn.norms import LayerNorm
+    from jaxnlp.nn.policy import Policy
+    from jaxnlp.optim import OptimConfig
+    from jaxnlp.train.experiment import Experiment
+
+    s = SHAPES[a.shape]
+    model = GPTConfig(
+        vocab_size=s["vocab"],
+        max_len=s["length"],
+        num_layers=s["layers"],
+        num_heads=s["heads"],
+        embed_dim=s["dim"],
+        use_bias=False,
+        norm=LayerNorm(use_bias=False),
+        mlp=MLP(activation="gelu"),
+        attention=Blocked() if s["length"] > 64 else Einsum(),
+        policy=Policy(product_dtype="bfloat16" if a.bf16 else None),
+    )
+    data = DataConfig(
+        seq_len=s["length"], batch_size=s["batch"], attend_across_documents=True, tokenizer=Bytes(), prefetch_threads=0
+    )
+    optim = OptimConfig(learning_rate=1e-3, schedule="constant", weight_decay=0.1, b2=0.99)
+    return Experiment(model=model, data=data, optim=optim, steps=10**9, eval_every=0, checkpoint_every=0)
+
+
+def train(out, a) -> None:
+    """The bare step on batches that are there already."""
+    import jax
+    import numpy as np
+
+    from jaxnlp.train.program import build
+
+    e = experiment(a)
+    if a.what == "loop-step":  # the loop's own model: it reads bytes
+        e.model = dataclasses.replace(e.model, vocab_size=257)
+    program = build(e, jax.devices()[:1])
+    random = np.random.default_rng(0)
+    shape = (16, e.data.batch_size, e.data.seq_len + 1)
+    tokens = random.integers(0, e.model.vocab_size, shape).astype(np.int32)
+    weights = np.ones(shape[1:2] + (e.data.seq_len,), np.float32)
+    batches = [program.put({"tokens": t[:, :-1], "targets": t[:, 1:], "weights": weights}) for t in tokens]
+    held = {"state": program.init(), "metrics": None, "i": 0}
+
+    def step():
+        held["state"], held["metrics"] = program.step(held["state"], batches[held["i"] % 16])
+        held["i"] += 1
+
+    harness.serve(out, step, lambda: float(held["metrics"]["loss"]), info={"jax": jax.__version__})
+
+
+def loop(out, a) -> None:
+    """Everything `experiments.train` does between two steps: reading, logging, progress, checks."""
+    from jaxnlp.train.loop import Run
+    from jaxnlp.train.progress import Progress
+    from jaxnlp.train.signals import StopSignals
+
+    e = experiment(a)
+    e.model = dataclasses.replace(e.model, vocab_size=257)
+    run = Run(e, pathlib.Path(tempfile.mkdtemp()), None)
+    with StopSignals() as signals, Progress(e.steps, 0) as run.progress:
+        harness.serve(out, lambda: run.advance(signals), lambda: float(run.state.step), warmup=20)
+
+
+def read(out, a) -> None:
+    """The input pipeline alone: packed, shuffled batches of the embedded corpus."""
+    from jaxnlp.data.pipeline import TrainBatches, open_split, open_tokenizer
+
+    e = experiment(a)
+    e.data.attend_across_documents = False
+    tokenizer = open_tokenizer(e.data)
+    batches = TrainBatches(open_split(e.data, "train", tokenizer), e.data)
+    harness.serve(out, lambda: next(batches), lambda: None)
+
+
+def decode(out, a) -> None:
+    """Greedy generation with a cache: one step is `new` tokens after a prompt, for the whole batch."""
+    import jax
+    import numpy as np
+
+    from jaxnlp.generate.decode import Generator
+    from jaxnlp.models.gpt import GPTConfig
+    from jaxnlp.sharding.axes import init_params, make_apply
+
+    s = SHAPES[a.shape]
+    length = max(s["length"], a.prompt + a.new + 1)
+    config = GPTConfig(
+        vocab_size=s["vocab"], max_len=length, num_layers=s["layers"], num_heads=s["heads"], embed_dim=s["dim"]
+    )
+    module = config.module()
+    params = jax.jit(lambda key: init_params(module, key, np.zeros((1, 8), np.int32)))(jax.random.key(0))
+    # The separator is the last id and never generated, so that every row is as long as the others'.
+    generator = Generator(make_apply(module), config.make_cache, length, s["vocab"] - 1, s["vocab"] - 1)
+    prompts = np.random.default_rng(0).integers(0, s["vocab"] - 1, (a.batch, a.prompt - 1)).tolist()
+
+    def step():
+        rows = generator(params, prompts, a.new)
+        assert all(len(row) == a.new for row in rows)
+
+    harness.serve(out, step, lambda: None, warmup=1, info={"jax": jax.__version__})
+
+
+if __name__ == "__main__":
+    main()

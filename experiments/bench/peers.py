@@ -1,0 +1,47 @@
+"""The peers, each in an environment of its own under .bench/, made on first use."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from jaxnlp.errors import UserError
+
+FOLDER = pathlib.Path(".bench")
+TORCH = ["torch==2.13.0", "transformers==5.23.0", "numpy"]
+NANODO = ["jax==0.10.2", "flax==0.12.8", "optax==0.2.8", "numpy"]
+SOURCES = {  # what is measured, by commit
+    "nanogpt": ("https://github.com/karpathy/nanoGPT", "3adf61e"),
+    "nanodo": ("https://github.com/google-deepmind/nanodo", "10aefde"),
+}
+
+
+def environment(name: str, packages: list[str]) -> str:
+    """The Python of a virtual environment with these packages."""
+    folder = FOLDER / name
+    python = (folder / "bin" / "python").absolute()
+    done = folder / "installed"
+    if not done.exists() or done.read_text() != " ".join(packages):
+        print(f"installing {', '.join(packages)} in {folder} ...", file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+        done.write_text(" ".join(packages))
+    return str(python)
+
+
+def checkout(name: str) -> str:
+    """A peer's source: the folder that $NANOGPT or $NANODO names, or a clone at the measured commit."""
+    given = os.environ.get(name.upper())
+    if given:
+        if not pathlib.Path(given).is_dir():
+            raise UserError(f"{name.upper()}={given}: no such folder; expected a checkout of {SOURCES[name][0]}")
+        return str(pathlib.Path(given).absolute())
+    folder = FOLDER / f"{name}-source"
+    if not folder.exists():
+        url, commit = SOURCES[name]
+        try:
+            subprocess.run(["git", "clone", "--quiet", url, str(folder)], check=True)
+            subprocess.run(["git", "-C", str(folder), "checkout", "--quiet", commit], check=True)
+        except (subprocess.CalledProcessError, OSError) as e:
+            raise UserError(f"{url}: cannot be cloned ({e}); give a checkout with {name.upper()}=FOLDER") from None
+    return str(folder.absolute())

@@ -1,0 +1,140 @@
+"""nanoGPT and Hugging Face transformers as contenders. Runs in the environment of the peers.
+
+python torch_peer.py train  --impl=nanogpt|hf --shape=baby [--compile] [--bf16] [--keep]
+python torch_peer.py decode --shape=gpt2 --batch=1 --prompt=32 --new=32 [--keep]
+"""
+
+import argparse
+import contextlib
+import ctypes
+import os
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import harness
+from shapes import SHAPES
+
+parser = argparse.ArgumentParser()
+parser.add_argument("what", choices=["train", "decode"])
+parser.add_argument("--impl", default="nanogpt")
+parser.add_argument("--shape", default="baby")
+parser.add_argument("--compile", action="store_true")
+parser.add_argument("--bf16", action="store_true")
+parser.add_argument("--keep", action="store_true", help="the allocator settings of jaxnlp.runtime")
+parser.add_argument("--nanogpt", default="")
+parser.add_argument("--batch", type=int, default=1)
+parser.add_argument("--prompt", type=int, default=32)
+parser.add_argument("--new", type=int, default=128)
+
+
+def main() -> None:
+    out = harness.protocol()
+    a = parser.parse_args()
+    if a.keep:
+        mallopt = ctypes.CDLL(None).mallopt
+        assert all(mallopt(*s) for s in ((-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 64 << 20)))
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    (train if a.what == "train" else decode)(out, a, torch)
+
+
+def build(a, torch, positions: int):
+    """The model and a function (model, x, y) -> loss."""
+    s = SHAPES[a.shape]
+    if a.impl == "nanogpt":
+        sys.path.insert(0, a.nanogpt)
+        from model import GPT, GPTConfig
+
+        config = GPTConfig(
+            block_size=positions,
+            vocab_size=s["vocab"],
+            n_layer=s["layers"],
+            n_head=s["heads"],
+            n_embd=s["dim"],
+            dropout=0.0,
+            bias=False,
+        )
+        return GPT(config), lambda model, x, y: model(x, y)[1]
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=s["vocab"],
+        n_positions=positions,
+        n_embd=s["dim"],
+        n_layer=s["layers"],
+        n_head=s["heads"],
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=None,
+        attn_implementation="sdpa",
+    )
+    return transformers.GPT2LMHeadModel(config), lambda model, x, y: model(input_ids=x, labels=x).loss
+
+
+def train(out, a, torch) -> None:
+    import numpy as np
+
+    s = SHAPES[a.shape]
+    model, loss_of = build(a, torch, s["length"])
+    model.train()
+    if a.impl == "nanogpt":
+        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+    else:
+        decay = [p for p in model.parameters() if p.dim() >= 2]
+        rest = [p for p in model.parameters() if p.dim() < 2]
+        groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
+    run = torch.compile(model) if a.compile else model
+    autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if a.bf16 else contextlib.nullcontext
+    data = np.random.default_rng(0).integers(0, s["vocab"], (16, s["batch"], s["length"] + 1))
+    batches = [(torch.from_numpy(b[:, :-1].copy()), torch.from_numpy(b[:, 1:].copy())) for b in data]
+    held = {"i": 0, "loss": None}
+
+    def step():
+        x, y = batches[held["i"] % 16]
+        held["i"] += 1
+        with autocast():
+            loss = loss_of(run, x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        held["loss"] = loss
+
+    harness.serve(out, step, lambda: float(held["loss"].detach()), info={"torch": torch.__version__})
+
+
+def decode(out, a, torch) -> None:
+    import numpy as np
+    import transformers
+
+    s = SHAPES[a.shape]
+    a.impl = "hf"
+    model, _ = build(a, torch, max(s["length"], a.prompt + a.new))
+    model.eval()
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, s["vocab"], (a.batch, a.prompt)))
+    arguments = {
+        "attention_mask": torch.ones_like(ids),
+        "max_new_tokens": a.new,
+        "min_new_tokens": a.new,
+        "do_sample": False,
+        "use_cache": True,
+        "pad_token_id": 0,
+    }
+
+    def step():
+        with torch.inference_mode():
+            rows = model.generate(input_ids=ids, **arguments)
+        assert rows.shape[1] == a.prompt + a.new
+
+    info = {"torch": torch.__version__, "transformers": transformers.__version__}
+    harness.serve(out, step, lambda: None, warmup=1, info=info)
+
+
+if __name__ == "__main__":
+    main()
