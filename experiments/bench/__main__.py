@@ -138,7 +138,10 @@ def train(shape: str) -> dict[str, Any]:
         "torch.compile": "nanoGPT torch.compile",
         "nanodo": "nanodo",
     }
-    text = f"{s['layers']} layers, {s['heads']} heads, d {s['dim']}, context {s['length']}, batch {s['batch']}, vocabulary {s['vocab']}."
+    text = (
+        f"{s['layers']} layers, {s['heads']} heads, d {s['dim']}, context {s['length']}, batch {s['batch']}, "
+        f"vocabulary {s['vocab']}."
+    )
     return run(f"Training step, float32, {shape}", "tokens/s", contenders, bases, gemm_limit(), text)
 
 
@@ -188,7 +191,7 @@ def loop() -> dict[str, Any]:
             ours("experiments.train loop", "loop", "--shape=baby", env=env, **size),
             ours("input pipeline alone", "input", "--shape=baby", env=env, **size),
         ]
-        note = "The whole loop (reading, packing, logging every 10 steps, progress, checks) beside its own step on fixed batches."
+        note = "The whole loop (reading, packing, logging, progress, checks) beside its own step on fixed batches."
         return run("The loop, baby", "tokens/s", contenders, {"bare step": "bare step"}, None, note)
 
 
@@ -219,8 +222,9 @@ def start() -> dict[str, Any]:
         shutil.rmtree(workdir)
     shutil.rmtree(cache)
     note = (
-        f"`experiments.train --config=configs/gpt/tiny.py` from the command to the first step's loss: {times[0]:.1f} s with empty caches "
-        f"(tokenizer trained, corpus tokenized, step compiled), then {times[1]:.1f} s and {times[2]:.1f} s. "
+        "`experiments.train --config=configs/gpt/tiny.py` from the command to the first step's loss: "
+        f"{times[0]:.1f} s with empty caches (tokenizer trained, corpus tokenized, step compiled), "
+        f"then {times[1]:.1f} s and {times[2]:.1f} s. "
         f"{time.strftime('%Y-%m-%d')}, {machine()}."
     )
     return {"title": "Start-up", "note": note}

@@ -5,8 +5,10 @@ python nanodo_peer.py --shape=baby --nanodo=CHECKOUT [--keep]
 
 import argparse
 import ctypes
+import importlib
 import pathlib
 import sys
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import harness
@@ -29,15 +31,15 @@ def main() -> None:
     import jax.numpy as jnp
     import numpy as np
     import optax
-    from nanodo.model import DoConfig, TransformerDo
 
+    nanodo: Any = importlib.import_module("nanodo.model")
     if a.keep:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     s = SHAPES[a.shape]
-    config = DoConfig(
+    config = nanodo.DoConfig(
         D=s["dim"], H=s["heads"], L=s["length"], N=s["layers"], V=s["vocab"], F=4 * s["dim"], fsdp_enabled=False
     )
-    model = TransformerDo(config)
+    model = nanodo.TransformerDo(config)
     data = np.random.default_rng(0).integers(0, s["vocab"], (16, s["batch"], s["length"] + 1)).astype(np.int32)
     params = jax.jit(model.init)(jax.random.PRNGKey(0), data[0, :, :-1])["params"]
     decay = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)

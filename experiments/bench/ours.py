@@ -73,7 +73,7 @@ def train(out, a) -> None:
     random = np.random.default_rng(0)
     shape = (16, e.data.batch_size, e.data.seq_len + 1)
     tokens = random.integers(0, e.model.vocab_size, shape).astype(np.int32)
-    weights = np.ones(shape[1:2] + (e.data.seq_len,), np.float32)
+    weights = np.ones((e.data.batch_size, e.data.seq_len), np.float32)
     batches = [program.put({"tokens": t[:, :-1], "targets": t[:, 1:], "weights": weights}) for t in tokens]
     held = {"state": program.init(), "metrics": None, "i": 0}
 

@@ -7,9 +7,11 @@ python torch_peer.py decode --shape=gpt2 --batch=1 --prompt=32 --new=32 [--keep]
 import argparse
 import contextlib
 import ctypes
+import importlib
 import os
 import pathlib
 import sys
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import harness
@@ -41,14 +43,13 @@ def main() -> None:
     (train if a.what == "train" else decode)(out, a, torch)
 
 
-def build(a, torch, positions: int):
+def build(a, torch, positions: int) -> Any:
     """The model and a function (model, x, y) -> loss."""
     s = SHAPES[a.shape]
     if a.impl == "nanogpt":
         sys.path.insert(0, a.nanogpt)
-        from model import GPT, GPTConfig
-
-        config = GPTConfig(
+        nanogpt: Any = importlib.import_module("model")
+        config = nanogpt.GPTConfig(
             block_size=positions,
             vocab_size=s["vocab"],
             n_layer=s["layers"],
@@ -57,9 +58,8 @@ def build(a, torch, positions: int):
             dropout=0.0,
             bias=False,
         )
-        return GPT(config), lambda model, x, y: model(x, y)[1]
-    import transformers
-
+        return nanogpt.GPT(config), lambda model, x, y: model(x, y)[1]
+    transformers: Any = importlib.import_module("transformers")
     config = transformers.GPT2Config(
         vocab_size=s["vocab"],
         n_positions=positions,
@@ -89,7 +89,7 @@ def train(out, a, torch) -> None:
         rest = [p for p in model.parameters() if p.dim() < 2]
         groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
-    run = torch.compile(model) if a.compile else model
+    run: Any = torch.compile(model) if a.compile else model
     autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if a.bf16 else contextlib.nullcontext
     data = np.random.default_rng(0).integers(0, s["vocab"], (16, s["batch"], s["length"] + 1))
     batches = [(torch.from_numpy(b[:, :-1].copy()), torch.from_numpy(b[:, 1:].copy())) for b in data]
@@ -111,8 +111,8 @@ def train(out, a, torch) -> None:
 
 def decode(out, a, torch) -> None:
     import numpy as np
-    import transformers
 
+    transformers: Any = importlib.import_module("transformers")
     s = SHAPES[a.shape]
     a.impl = "hf"
     model, _ = build(a, torch, max(s["length"], a.prompt + a.new))
