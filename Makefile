@@ -41,6 +41,11 @@ $(VENV)/test.stamp: $(VENV)/run.stamp requirements-test.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
 	@touch $@
 
+# Apart from the rest: a process that finds libtpu installed looks for a TPU.
+$(VENV)/tpu.stamp: $(VENV)/python.stamp requirements-tpu.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/tpu -r requirements-tpu.lock
+	@touch $@
+
 .PHONY: train
 train: setup  ## train CONFIG (configs/gpt/tiny.py) in WORKDIR (runs/tiny) with ARGS; resumes what it finds there
 	$(BIN)/python -m experiments.train --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
@@ -58,8 +63,8 @@ test: $(VENV)/test.stamp lint types  ## lint, types and the default tests (under
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: test-slow
-test-slow: $(VENV)/test.stamp  ## the heavier tests
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
+test-slow: $(VENV)/test.stamp $(VENV)/tpu.stamp  ## the heavier tests; some compile for TPUs, on any machine
+	JAXNLP_LIBTPU=$(abspath $(VENV))/tpu/libtpu/libtpu.so $(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/test.stamp  ## ruff: lint and format

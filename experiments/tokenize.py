@@ -1,7 +1,7 @@
 """Tokenize a corpus once, into a folder that any run can train from with `data.source=Tokens(path=...)`.
 
   python -m experiments.tokenize --config=configs/gpt/tiny.py --out=data/stdlib
-  python -m experiments.tokenize --config=configs/gpt/gpt2_small.py --out=data/web --workers=16 --format=array_record
+  python -m experiments.tokenize --config=configs/gpt/gpt2.py --out=data/web --workers=16 --format=array_record
 
 The source and the tokenizer are the config's; change them with --config.data....
 """
