@@ -1,4 +1,4 @@
-"""Compiles the training step of `configs/gpt/gpt2.py:small` for a real TPU topology; prints what the compiler says as JSON.
+"""Compiles the training step of `configs/gpt/gpt2.py:small-tpu` for a TPU topology; prints what the compiler says.
 
 python -m tests.models.compile_tpu flash|einsum. Needs libtpu (TPU_LIBRARY_PATH) and no TPU.
 """

@@ -29,7 +29,7 @@ def compiled():
 
 
 def test_flash_attention_is_in_the_program_forward_and_backward(compiled):
-    # Forward, and backward for dq and for dk and dv, each once in the scan over layers; remat="dots" runs the forward again.
+    # In the scan over layers: forward, backward for dq, backward for dk and dv; remat="dots" runs the forward again.
     assert compiled["flash"]["kernels"] in (3, 4)
     assert compiled["einsum"]["kernels"] == 0
 
@@ -41,7 +41,7 @@ def test_flash_attention_does_not_keep_the_scores(compiled):
 
 
 def test_parameters_are_split_over_the_chips(compiled):
-    # In float32 with two moments: embeddings over fsdp=2, the layers' matrices also over tensor=2; norms and biases are whole.
+    # In float32 with two moments: embeddings over fsdp=2, the layers' matrices also over tensor=2, the rest whole.
     embeddings, layers = (2048 + 1024) * 768, 2 * 12 * 768**2
     wanted = 3 * 4 * (embeddings / 2 + layers / 4)
     assert compiled["flash"]["arguments"] == pytest.approx(wanted, rel=0.03)
