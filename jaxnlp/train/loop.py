@@ -37,6 +37,7 @@ class Result:
     """A run that has ended, or stopped for a signal.
 
     state: at the end. signal: what stopped it, or None. validation: of the whole split, if it ended.
+    peak: what the utilisation is a share of, in words.
     """
 
     experiment: Experiment
@@ -46,6 +47,7 @@ class Result:
     state: State
     signal: int | None
     validation: dict[str, float] | None
+    peak: str
 
 
 def prepare(experiment: Experiment, saved: Saved | None = None) -> tuple[Experiment, Tokenizer]:
@@ -163,7 +165,7 @@ class Run:
             self.save()
             self.writer.wait()
         self._profile(end=True)
-        return Result(e, self.program, self.tokenizer, self.stores, self.state, stopped, validation)
+        return Result(e, self.program, self.tokenizer, self.stores, self.state, stopped, validation, self.meter.peak)
 
     def advance(self, signals: StopSignals) -> int | None:
         """One call of the step, and whatever is due after it. Returns the signal that ends the run, if any."""

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import statistics
 
 import jax
 
@@ -10,7 +11,7 @@ from jaxnlp.evals.baselines import compressed_bits_per_byte, unigram_bits_per_by
 from jaxnlp.generate.sampling import Sampling
 from jaxnlp.train.load import make_generator
 from jaxnlp.train.loop import Result
-from jaxnlp.train.metrics import LOG, plot
+from jaxnlp.train.metrics import LOG, plot, read_log
 
 
 def report(result: Result, workdir: pathlib.Path) -> str:
@@ -36,7 +37,7 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     out = ["", f"validation split, {size}, {found['tokens']:,.0f} tokens:", ""]
     out.append(f"  {'':30}{'nats/token':>12}{'bits/byte':>12}")
     out += [f"  {name:30}{loss:>12.4f}{bits:>12.4f}" for name, loss, bits in rows]
-    out += [*sample_lines(result), "", "written:"]
+    out += ["", speed_line(workdir, result.peak), *sample_lines(result), "", "written:"]
     written = [
         ("checkpoint", workdir / "checkpoints" / str(step)),
         ("log", workdir / LOG),
@@ -53,6 +54,17 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     out.append(f'  generate     python -m experiments.generate --workdir={workdir} --prompt="def main"')
     out.append(f"  change it    {train} --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}")
     return "\n".join(out)
+
+
+def speed_line(workdir: pathlib.Path, peak: str) -> str:
+    """The median speed of the logged steps, and the share of the stated peak it is."""
+    rows = [row for row in read_log(workdir / LOG) if "tokens_per_second" in row]
+    if not rows:
+        return "speed: too few steps to tell"
+    rate = statistics.median(row["tokens_per_second"] for row in rows)
+    shares = [row["mfu"] for row in rows if "mfu" in row]
+    share = f"{statistics.median(shares):.0%} of the peak" if shares else "peak"
+    return f"speed: {rate:,.0f} tokens/s, {share} ({peak})"
 
 
 def sample_lines(result: Result) -> list[str]:

@@ -27,10 +27,10 @@ class Meter:
         device = program.mesh.devices.flat[0]
         policy = getattr(experiment.model, "policy", None)
         dtype = policy.operand_dtype if policy is not None else np.dtype(np.float32)
-        peak, self.peak_source = (
-            peak_flops(device, dtype) if experiment.peak_flops is None else (experiment.peak_flops, "peak_flops")
-        )
-        self._peak = None if peak is None else peak * program.mesh.size
+        given, count = experiment.peak_flops, program.mesh.size
+        peak, source = peak_flops(device, dtype) if given is None else (given, f"{given:.4g} FLOP/s, as configured")
+        self._peak = None if peak is None else peak * count
+        self.peak = source if count == 1 else f"{count} x {source}"
         self._flops = experiment.model.flops_per_token(experiment.data.seq_len)
         self._paused, self._mark = 0.0, None
         self._recent: list[tuple[int, float]] = []
