@@ -14,7 +14,7 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a ste
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "Text to continue; give it several times for several. None begins a document."
 )
-TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "Tokens to generate at most.")
+TOKENS = flags.DEFINE_integer("max_new_tokens", 120, "Tokens to generate at most.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token each time.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0 from all.")
 TOP_P = flags.DEFINE_float("top_p", 0.95, "Draw from the fewest tokens whose probability reaches p; 1 from all.")

@@ -51,7 +51,7 @@ def main() -> int:
         if jax.process_index() == 0:
             plot(workdir)
         speak(f"\nstopped by {name} at step {step:,} of {steps:,}, saved; go on with:")
-        speak(f"  python -m experiments.train --workdir={workdir}")
+        speak(f"  {runtime.python()} -m experiments.train --workdir={workdir}")
         return 128 + result.signal
     from jaxnlp.train.report import report
 

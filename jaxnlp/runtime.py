@@ -15,6 +15,7 @@ import ctypes
 import os
 import pathlib
 import platform
+import shutil
 import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
@@ -56,3 +57,11 @@ def join_processes() -> None:
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(os.environ.get("JAX_COORDINATOR_ADDRESS"), int(count), int(os.environ["JAX_PROCESS_ID"]))
+
+
+def python() -> str:
+    """How a person in this folder and shell would call the Python that runs: "python", or ".venv/bin/python"."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    path = pathlib.Path(sys.executable)
+    return str(path.relative_to(pathlib.Path.cwd())) if path.is_relative_to(pathlib.Path.cwd()) else str(path)

@@ -21,7 +21,7 @@ ALLOWED = {
     "optim": BASE | {"nn"},
     "evals": BASE | {"nn", "models", "data", "objectives"},
     "generate": BASE | {"nn", "models"},
-    "train": BASE | {"nn", "models", "data", "sharding", "objectives", "optim", "evals", "generate"},
+    "train": BASE | {"runtime", "nn", "models", "data", "sharding", "objectives", "optim", "evals", "generate"},
 }
 FLAX = {"nn", "models", "peft", "sharding/axes.py"}
 NEVER = {"torch", "transformers", "tensorflow", "tyro", "clu"}

@@ -51,6 +51,11 @@ def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
     return rows
 
 
+def smooth(values: list[float], window: int = 10) -> list[float]:
+    """The mean of each value and up to `window - 1` before it."""
+    return [sum(part) / len(part) for part in (values[max(0, i - window + 1) : i + 1] for i in range(len(values)))]
+
+
 def plot(workdir: pathlib.Path, baselines: dict[str, float] | None = None) -> pathlib.Path | None:
     """Draws loss, learning rate, gradient norm and tokens a second to `curves.png`.
 
@@ -72,14 +77,16 @@ def plot(workdir: pathlib.Path, baselines: dict[str, float] | None = None) -> pa
     steps = [row["step"] for row in train]
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained", sharex=True)
     loss, rate, norm, speed = axes.flat
-    loss.plot(steps, [row["loss"] for row in train], color="C0", alpha=0.7, label="train")
+    losses = [row["loss"] for row in train]
+    loss.plot(steps, losses, color="C0", alpha=0.3, label="train, each logged batch")
+    loss.plot(steps, smooth(losses), color="C0", label="train, smoothed")
     valid = [row for row in rows if row["kind"] == "validation"]
     if valid:
         loss.plot(
             [row["step"] for row in valid],
             [row["loss"] for row in valid],
             "o-",
-            color="C1",
+            color="C3",
             markersize=4,
             label="validation",
         )
@@ -89,9 +96,11 @@ def plot(workdir: pathlib.Path, baselines: dict[str, float] | None = None) -> pa
     loss.set_ylabel("loss (nats a token)")
     rate.plot(steps, [row["learning_rate"] for row in train], color="C2")
     rate.set_ylabel("learning rate")
-    norm.plot(steps, [row["grad_norm"] for row in train], color="C3", alpha=0.8)
+    norm.plot(steps, [row["grad_norm"] for row in train], color="C1", alpha=0.8)
     norm.set_ylabel("gradient norm (before clipping)")
     norm.set_yscale("log")
+    for axis in (norm.yaxis.set_major_formatter, norm.yaxis.set_minor_formatter):
+        axis("{x:g}")
     timed = [row for row in train if row.get("tokens_per_second")]
     speed.plot([row["step"] for row in timed], [row["tokens_per_second"] for row in timed], color="C4")
     speed.set_ylabel("tokens a second")

@@ -9,6 +9,7 @@ import jax
 from jaxnlp.errors import UserError
 from jaxnlp.evals.baselines import compressed_bits_per_byte, unigram_bits_per_byte
 from jaxnlp.generate.sampling import Sampling
+from jaxnlp.runtime import python
 from jaxnlp.train.load import make_generator
 from jaxnlp.train.loop import Result
 from jaxnlp.train.metrics import LOG, plot, read_log
@@ -24,7 +25,7 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     unigram = unigram_bits_per_byte(store)
     packed = compressed_bits_per_byte(store, result.tokenizer)
     nats = math.log(2) * store.bytes_per_token
-    lines = {"unigram entropy": unigram * nats, "xz -9e": packed["xz"] * nats}
+    lines = {"unigram entropy": unigram * nats, "gzip -9": packed["gzip"] * nats, "xz -9e": packed["xz"] * nats}
     picture = plot(workdir, lines) if jax.process_index() == 0 else None
     e, step = result.experiment, int(result.state.step)
     rows = [
@@ -46,13 +47,13 @@ def report(result: Result, workdir: pathlib.Path) -> str:
         ("config", workdir / "config.json"),
     ]
     out += [f"  {name:12}{path}" for name, path in written if path is not None]
-    train, change = "python -m experiments.train", "--config.optim.learning_rate=3e-3"
+    run, change = f"{python()} -m experiments", "--config.optim.learning_rate=3e-3"
     if hasattr(e.model, "num_layers"):
         change = f"--config.model.num_layers={e.model.num_layers + 2}"
     out += ["", "next:"]
-    out.append(f"  train on     {train} --workdir={workdir} --config.steps={2 * e.steps}")
-    out.append(f'  generate     python -m experiments.generate --workdir={workdir} --prompt="def main"')
-    out.append(f"  change it    {train} --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}")
+    out.append(f"  train on     {run}.train --workdir={workdir} --config.steps={2 * e.steps}")
+    out.append(f'  generate     {run}.generate --workdir={workdir} --prompt="def main"')
+    out.append(f"  change it    {run}.train --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}")
     return "\n".join(out)
 
 
