@@ -110,22 +110,25 @@ def read(out, a) -> None:
 
 def decode(out, a) -> None:
     """Greedy generation with a cache: one step is `new` tokens after a prompt, for the whole batch."""
+    import types
+
     import jax
     import numpy as np
 
-    from jaxnlp.generate.decode import Generator
     from jaxnlp.models.gpt import GPTConfig
-    from jaxnlp.sharding.axes import init_params, make_apply
+    from jaxnlp.train.load import make_generator
+    from jaxnlp.train.program import build
 
     s = SHAPES[a.shape]
+    e = experiment(a)
     length = max(s["length"], a.prompt + a.new + 1)
-    config = GPTConfig(
+    e.model = GPTConfig(
         vocab_size=s["vocab"], max_len=length, num_layers=s["layers"], num_heads=s["heads"], embed_dim=s["dim"]
     )
-    module = config.module()
-    params = jax.jit(lambda key: init_params(module, key, np.zeros((1, 8), np.int32)))(jax.random.key(0))
+    program = build(e, jax.devices()[:1])
+    params = program.init().params
     # The separator is the last id and never generated, so that every row is as long as the others'.
-    generator = Generator(make_apply(module), config.make_cache, length, s["vocab"] - 1, s["vocab"] - 1)
+    generator = make_generator(program, types.SimpleNamespace(separator=s["vocab"] - 1, vocab_size=s["vocab"] - 1))
     prompts = np.random.default_rng(0).integers(0, s["vocab"] - 1, (a.batch, a.prompt - 1)).tolist()
 
     def step():

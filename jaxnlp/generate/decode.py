@@ -34,6 +34,7 @@ class Generator:
     separator: the token that ends a text, and begins one without a prompt.
     num_tokens: ids from here on (a padded vocabulary) are never generated.
     context: (batch size) -> what is entered around the model, for its mesh and rules.
+    hold: parameters -> what `apply` takes, where it wants them laid out for reading.
     """
 
     apply: Callable
@@ -42,6 +43,7 @@ class Generator:
     separator: int
     num_tokens: int
     context: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    hold: Callable[[Any], Any] = lambda params: params
 
     def __call__(
         self,
@@ -74,21 +76,23 @@ class Generator:
             tokens_BP[i, longest - len(row) :] = row
             segments_BP[i, longest - len(row) :] = 1
         with self.context(len(rows)):
-            out_BT = self._run(params, tokens_BP, segments_BP, jax.random.key(seed), max_new_tokens, sampling)
+            held = self.hold(params)
+            out_BT = self._run(held, tokens_BP, segments_BP, jax.random.key(seed), max_new_tokens, sampling)
         return [self._until_separator(row) for row in np.asarray(out_BT).tolist()]
 
     def _until_separator(self, row: list[int]) -> list[int]:
         return row[: row.index(self.separator)] if self.separator in row else row
 
     @functools.partial(jax.jit, static_argnums=(0, 5, 6))
-    def _run(self, params, tokens_BP, segments_BP, key, max_new_tokens, sampling):
-        return decode(self, params, tokens_BP, segments_BP, key, max_new_tokens, sampling)
+    def _run(self, held, tokens_BP, segments_BP, key, max_new_tokens, sampling):
+        return decode(self, held, tokens_BP, segments_BP, key, max_new_tokens, sampling)
 
 
-def decode(model: Generator, params, tokens_BP, segments_BP, key, max_new_tokens: int, sampling: Sampling) -> jax.Array:
+def decode(model: Generator, held, tokens_BP, segments_BP, key, max_new_tokens: int, sampling: Sampling) -> jax.Array:
     """(B, T) new tokens; a finished row goes on with separators.
 
     Args:
+        held: parameters, as `model.hold` gives them.
         tokens_BP: left-padded prompts. segments_BP: 1 on real tokens, 0 on padding.
     """
     B, P = tokens_BP.shape
@@ -105,7 +109,7 @@ def decode(model: Generator, params, tokens_BP, segments_BP, key, max_new_tokens
         return sample(logits_BV, jax.random.fold_in(key, step), sampling)
 
     place = {"segment_ids": segments_BP, "positions": positions_BP}
-    logits_BTV, cache = model.apply(params, tokens_BP, **place, cache=cache, logits_to_keep=1)
+    logits_BTV, cache = model.apply(held, tokens_BP, **place, cache=cache, logits_to_keep=1)
     token_B = next_token(logits_BTV, 0)
     out_BT = jnp.full((B, max_new_tokens), model.separator, jnp.int32)
     one_B1 = jnp.ones((B, 1), jnp.int32)
@@ -114,7 +118,7 @@ def decode(model: Generator, params, tokens_BP, segments_BP, key, max_new_tokens
         step, token_B, done_B, out_BT, cache = carry
         out_BT = jax.lax.dynamic_update_slice(out_BT, token_B[:, None], (0, step))
         place = {"segment_ids": one_B1, "positions": (count_B + step)[:, None]}
-        logits_BTV, cache = model.apply(params, token_B[:, None], **place, cache=cache)
+        logits_BTV, cache = model.apply(held, token_B[:, None], **place, cache=cache)
         token_B = jnp.where(done_B, model.separator, next_token(logits_BTV, step + 1))
         return step + 1, token_B, done_B | (token_B == model.separator), out_BT, cache
 

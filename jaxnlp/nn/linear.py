@@ -21,6 +21,7 @@ from jaxnlp.nn.policy import Policy
 Initializer = Callable[..., jax.Array]
 
 PRODUCT = "product"  # what remat policies know the output of a linear map by
+FEW_ROWS = 64  # up to so many rows a product is bound by reading the weights
 
 
 def matmul(x: jax.Array, w: jax.Array, policy: Policy, transpose_w: bool = False) -> jax.Array:
@@ -39,6 +40,12 @@ def matmul(x: jax.Array, w: jax.Array, policy: Policy, transpose_w: bool = False
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _matmul(x, w, policy, transpose_w):
+    if policy.weight_layout == "output_major" and x.size // x.shape[-1] <= FEW_ROWS:
+        # Behind a barrier, or XLA would turn the product round again.
+        y_FR = lax.optimization_barrier(
+            policy.dot(w, x.reshape(-1, x.shape[-1]), _contract(1 if transpose_w else 0, 1))
+        )
+        return y_FR.T.reshape(*x.shape[:-1], -1)
     return policy.dot(x, w, _contract(x.ndim - 1, 1 if transpose_w else 0))
 
 
@@ -91,7 +98,8 @@ class Linear(nn.Module):
         axes: logical axis names of the kernel, input axes first.
         num_in: how many trailing axes of x are contracted.
 
-    Parameters: `kernel` of shape (*inputs, *features), `bias` of shape `features`.
+    Parameters: `kernel` of shape (*inputs, *features), or under `weight_layout="output_major"` the matrix
+    (features, inputs); `bias` of shape `features`.
     """
 
     features: tuple[int, ...]
@@ -105,10 +113,14 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs = x.shape[x.ndim - self.num_in :]
         dtype = self.policy.param_dtype
-        kernel = parameter(self, "kernel", self.kernel_init, self.axes, (*inputs, *self.features), dtype)
-        lead = x.shape[: x.ndim - self.num_in]
-        flat = x.reshape(*lead, math.prod(inputs))
-        y = matmul(flat, kernel.reshape(math.prod(inputs), math.prod(self.features)), self.policy)
+        lead, D, F = x.shape[: x.ndim - self.num_in], math.prod(inputs), math.prod(self.features)
+        flat = x.reshape(*lead, D)
+        if self.policy.weight_layout == "output_major":
+            kernel = parameter(self, "kernel", self.kernel_init, ("outputs", "inputs"), (F, D), dtype)
+            y = matmul(flat, kernel, self.policy, True)
+        else:
+            kernel = parameter(self, "kernel", self.kernel_init, self.axes, (*inputs, *self.features), dtype)
+            y = matmul(flat, kernel.reshape(D, F), self.policy)
         y = checkpoint_name(y.astype(self.policy.dtype), PRODUCT).reshape(*lead, *self.features)
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.axes[self.num_in :], self.features, dtype)

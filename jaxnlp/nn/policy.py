@@ -11,6 +11,7 @@ from jaxnlp.errors import FieldError
 
 FLOATS = ("float32", "bfloat16", "float16")
 WEIGHT_GRADIENTS = ("auto", "rows", "plain")
+WEIGHT_LAYOUTS = ("input_major", "output_major")
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -26,12 +27,16 @@ class Policy:
         makes; "rows" contracts both operands over their rows with the shorter side first,
         which XLA's CPU backend runs up to 1.4x faster a step; "auto" is "rows" where the
         program is compiled for a CPU and "plain" elsewhere. See `nn/linear.py`.
+    weight_layout: "output_major" computes products with few rows as (W^T x^T)^T, the fastest way a
+        CPU can read weights that lie so in memory. Generation on a CPU sets it, with weights
+        it has laid out (`generate/layout.py`); for training leave it.
     """
 
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
     product_dtype: str | None = None
     weight_gradient: str = "auto"
+    weight_layout: str = "input_major"
 
     def check(self) -> None:
         """Raises FieldError for an unknown dtype or form."""
@@ -41,6 +46,8 @@ class Policy:
                 raise FieldError(field, value, f"expected one of {', '.join(FLOATS)}")
         if self.weight_gradient not in WEIGHT_GRADIENTS:
             raise FieldError("weight_gradient", self.weight_gradient, f"expected one of {', '.join(WEIGHT_GRADIENTS)}")
+        if self.weight_layout not in WEIGHT_LAYOUTS:
+            raise FieldError("weight_layout", self.weight_layout, f"expected one of {', '.join(WEIGHT_LAYOUTS)}")
 
     @property
     def dtype(self) -> Any:

@@ -7,9 +7,13 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.generate import layout
 from jaxnlp.generate.decode import Generator
+from jaxnlp.nn.policy import Policy
+from jaxnlp.sharding.axes import abstract_params, make_apply
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.checkpoint import Reader, Saved
@@ -97,4 +101,29 @@ def make_generator(program: Program, tokenizer: Any) -> Generator:
         ways = math.prod(program.mesh.shape[axis] for axis in as_tuple(sharding.activations.get("batch")))
         return program.context() if rows % ways == 0 else program.context(batch=None)
 
-    return Generator(program.apply, model.make_cache, model.longest, tokenizer.separator, tokenizer.vocab_size, context)
+    generator = Generator(
+        program.apply, model.make_cache, model.longest, tokenizer.separator, tokenizer.vocab_size, context
+    )
+    one_cpu = program.mesh.size == 1 and program.mesh.devices.flat[0].platform == "cpu"
+    return _output_major(generator, program) if one_cpu and isinstance(_policy(model), Policy) else generator
+
+
+def _policy(model: Any) -> Any:
+    return getattr(model, "policy", None)
+
+
+def _output_major(generator: Generator, program: Program) -> Generator:
+    """The generator with its weights laid out as one CPU reads them fastest."""
+    model = program.experiment.model
+    policy = dataclasses.replace(model.policy, weight_layout="output_major")
+    module = dataclasses.replace(model, policy=policy).module()
+    shapes, axes = abstract_params(module, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+    lay_out = jax.jit(lambda params: layout.output_major(params, shapes, axes))
+    newest: list[Any] = [None, None]
+
+    def hold(params: Any) -> Any:
+        if newest[0] is not params:
+            newest[:] = params, lay_out(params)
+        return newest[1]
+
+    return dataclasses.replace(generator, apply=make_apply(module), hold=hold)
