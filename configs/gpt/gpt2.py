@@ -11,6 +11,7 @@ Point it at a corpus tokenized by experiments.tokenize (see docs/data.md), or ch
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.sources import Embedded
 from jaxnlp.data.tokenizer import SentencePiece
+from jaxnlp.errors import UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.attention import DotProduct, Einsum, Flash
 from jaxnlp.nn.policy import Policy
@@ -28,6 +29,8 @@ KERNELS = {"": Einsum(), "gpu": DotProduct(implementation="cudnn"), "tpu": Flash
 
 def get_config(variant: str = "small") -> Experiment:
     size, _, platform = variant.partition("-")
+    if size not in SIZES or platform not in KERNELS:
+        raise UserError(f"gpt2.py:{variant}: no such variant; expected {', '.join(SIZES)}, or one with -gpu or -tpu")
     layers, heads, dim = SIZES[size]
     return Experiment(
         model=GPTConfig(

@@ -13,8 +13,8 @@ from tests.entry import ROOT, run
 
 ENTRIES = sorted(
     ".".join(p.relative_to(ROOT).with_suffix("").parts)
-    for p in (ROOT / "experiments").rglob("*.py")
-    if '__name__ == "__main__"' in p.read_text()
+    for p in [*(ROOT / "experiments").glob("*.py"), *(ROOT / "experiments").rglob("__main__.py")]
+    if p.name != "__init__.py"
 )
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.py") if p.name != "__init__.py")
 SMALL = ROOT / "tests" / "experiments" / "small.py"
@@ -109,7 +109,7 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
         "unknown variant",
         train,
         ["--config=configs/gpt/gpt2.py:huge", workdir],
-        "get_config('huge') failed: KeyError: 'huge'",
+        "gpt2.py:huge: no such variant; expected small, medium, large, xl, or one with -gpu or -tpu",
     )
     yield "bad json", train, [f"--config_json={folder / 'bad.json'}", workdir], "bad.json: not JSON"
     yield "two configs", train, [small, "--config_json=x.json", workdir], "--config and --config_json: give one of them"
