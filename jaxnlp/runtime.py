@@ -1,4 +1,4 @@
-"""What a process needs to be told before JAX is imported. Call `prepare()` first in an entry point.
+"""What a process needs to be told before JAX makes its first array. Call `prepare()` first in an entry point.
 
 On CPU the memory allocator matters more than any flag of the compiler. XLA allocates its
 scratch memory anew at each step; glibc by default hands large blocks back to the kernel, so each
@@ -26,11 +26,14 @@ def prepare() -> None:
     if "jax" in sys.modules and os.environ.get("JAXNLP_ALLOCATOR") != "system":
         print("note: jax was imported before jaxnlp.runtime.prepare(); its settings come too late", file=sys.stderr)
     keep_freed_memory()
-    os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
     cache = pathlib.Path(os.environ.get("JAXNLP_CACHE") or "~/.cache/jaxnlp").expanduser()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    import jax
+
+    asynchronous = os.environ.get("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false").lower() in ("1", "true")
+    jax.config.update("jax_cpu_enable_async_dispatch", asynchronous)  # JAX itself reads no variable for it
 
 
 def keep_freed_memory() -> bool:
