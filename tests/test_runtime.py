@@ -15,9 +15,8 @@ import json, resource
 from jaxnlp import runtime
 runtime.prepare()
 import jax, jax.numpy as jnp
-def scratch(x):  # two arrays of 128 MB that no fusion removes
-    y = jnp.sort(jnp.broadcast_to(x, (1 << 14, 2048)), axis=0)
-    return jnp.cumsum(y, axis=1)[:, -1].sum()
+def scratch(x):  # an array of 128 MB that no fusion removes
+    return jax.lax.optimization_barrier(jnp.broadcast_to(x, (1 << 14, 2048)) + 1).sum()
 step = jax.jit(scratch)
 x = jnp.arange(2048, dtype=jnp.float32)
 faults = []
