@@ -16,7 +16,7 @@ from jaxnlp import runtime
 runtime.prepare()
 import jax, jax.numpy as jnp
 def scratch(x):  # an array of 128 MB that no fusion removes
-    return jax.lax.optimization_barrier(jnp.broadcast_to(x, (1 << 14, 2048)) + 1).sum()
+    return jnp.cumsum(jnp.broadcast_to(x, (1 << 14, 2048)), axis=1)[:, ::3].sum()
 step = jax.jit(scratch)
 x = jnp.arange(2048, dtype=jnp.float32)
 faults = []

@@ -32,6 +32,8 @@ ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds, each timing every contender 
 SECONDS = flags.DEFINE_float("seconds", 1.0, "Seconds of one contender's turn, or one step if that is longer.")
 SAVE = flags.DEFINE_bool("save", True, "Write docs/performance.json and the tables of docs/performance.md.")
 
+TUNABLES = "glibc.malloc.hugetlb=1"  # as the Makefile sets it
+
 HERE = pathlib.Path(__file__).resolve().parent
 LOGS = peers.FOLDER / "logs"
 
@@ -60,13 +62,19 @@ def say(text: str) -> None:
     )
 
 
-def ours(name: str, *args: str, **fields: Any) -> Contender:
-    return Contender(name, [sys.executable, "-m", "experiments.bench.ours", *args], **fields)
+def ours(name: str, *args: str, env: dict[str, str] | None = None, **fields: Any) -> Contender:
+    """jaxnlp as `make train` starts it."""
+    command = [sys.executable, "-m", "experiments.bench.ours", *args]
+    return Contender(name, command, env={"GLIBC_TUNABLES": TUNABLES, **(env or {})}, **fields)
 
 
 def torch_peer(name: str, *args: str, **fields: Any) -> Contender:
-    python = peers.environment("torch", peers.TORCH)
-    return Contender(name, [python, str(HERE / "torch_peer.py"), *args], **fields)
+    return peer(name, [peers.environment("torch", peers.TORCH), str(HERE / "torch_peer.py"), *args], **fields)
+
+
+def peer(name: str, command: list[str], **fields: Any) -> Contender:
+    """Another library as it comes, or with `--keep` under the allocator settings that jaxnlp has."""
+    return Contender(name, command, env={"GLIBC_TUNABLES": TUNABLES if "--keep" in command else ""}, **fields)
 
 
 def gemm_limit(dtype: str = "float32") -> float:
@@ -121,14 +129,14 @@ def train(shape: str) -> dict[str, Any]:
         torch_peer("nanoGPT eager, our allocator settings", *nanogpt, "--keep", **size),
         torch_peer("nanoGPT torch.compile", *nanogpt, "--compile", **size),
         torch_peer("HF GPT2LMHeadModel", "train", "--impl=hf", *args, **size),
-        Contender("nanodo", nanodo, **size),
-        Contender("nanodo, our allocator settings", [*nanodo, "--keep"], **size),
+        peer("nanodo", nanodo, **size),
+        peer("nanodo, our allocator settings", [*nanodo, "--keep"], **size),
         ours("jaxnlp", "train", *args, **size),
         ours(
             "jaxnlp, system allocator",
             "train",
             *args,
-            env={"JAXNLP_ALLOCATOR": "system", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "true"},
+            env={"JAXNLP_ALLOCATOR": "system", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "true", "GLIBC_TUNABLES": ""},
             **size,
         ),
     ]
