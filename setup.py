@@ -38,7 +38,7 @@ EXTRAS = {
         'torch==2.13.0; python_version < "3.12"',
         'transformers>=5.23,<6; python_version < "3.12"',
     ],
-    "dev": ["pyright>=1.1.400,<2", "ruff>=0.17,<0.18"],
+    "dev": ["pyright[nodejs]>=1.1.400,<2", "ruff>=0.17,<0.18"],
 }
 
 setup(
