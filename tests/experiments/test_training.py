@@ -134,7 +134,7 @@ def test_a_signal_saves_and_says_how_to_go_on(corpus, tmp_path, number):
     step = max(Reader(tmp_path / "run").steps())
     assert f"stopped by {number.name} at step {step:,} of 100,000, saved; go on with:" in going.out
     command = going.out.strip().splitlines()[-1]
-    assert command.strip() == f"python -m experiments.train --workdir={tmp_path / 'run'}"
+    assert command.strip().endswith(f"python -m experiments.train --workdir={tmp_path / 'run'}")
     # The command as printed, with an end in sight.
     args = [*command.split()[3:], f"--config.steps={step + 3}"]
     again = run("experiments.train", *args)
