@@ -36,7 +36,7 @@ def main() -> None:
     if a.keep:
         mallopt = ctypes.CDLL(None).mallopt
         assert all(mallopt(*s) for s in ((-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 64 << 20)))
-    import torch
+    torch: Any = importlib.import_module("torch")
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
