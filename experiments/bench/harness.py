@@ -8,6 +8,7 @@ A contender is a script that calls `serve(step, sync)`; it may be of another lib
 another environment, so this file needs nothing but the standard library.
 """
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -28,6 +29,12 @@ def protocol() -> Any:
     real = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     return real
+
+
+def keep_freed_memory() -> None:
+    """The settings of `jaxnlp.runtime`, for a contender that cannot import it."""
+    mallopt = ctypes.CDLL(None).mallopt
+    assert all(mallopt(*s) for s in ((-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 64 << 20)))
 
 
 def serve(

@@ -149,21 +149,9 @@ def build_store(
     temporary.mkdir()
     try:
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-        counts = {"num_tokens": 1, "num_documents": 0, "num_bytes": 0}
         write, close = (_memmap_writer if format == "memmap" else _array_record_writer)(temporary)
         write(np.array([tokenizer.separator], dtype))
-        begun = told = time.monotonic()
-        for ids, num_documents, num_bytes in _tokenize(documents, tokenizer, dtype, workers):
-            write(ids)
-            counts["num_tokens"] += len(ids)
-            counts["num_documents"] += num_documents
-            counts["num_bytes"] += num_bytes
-            if time.monotonic() - told > 0.5:
-                told = time.monotonic()
-                rate = counts["num_bytes"] / 1e6 / (told - begun)
-                progress(
-                    f"{split}: {counts['num_tokens']:,} tokens, {counts['num_bytes'] / 1e6:,.0f} MB, {rate:.1f} MB/s"
-                )
+        counts = _write_all(write, _tokenize(documents, tokenizer, dtype, workers), split, progress)
         close()
         if not counts["num_documents"]:
             raise UserError(f"{split}: the source has no documents in this split")
@@ -191,6 +179,26 @@ def build_store(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return TokenStore(path)
+
+
+def _write_all(
+    write: Callable[[np.ndarray], Any], parts: Iterable[Any], split: str, progress: Callable[[str], Any]
+) -> dict[str, int]:
+    """Writes parts (ids, number of documents, number of bytes) as they come, and counts them; one separator is there."""
+    counts = {"num_tokens": 1, "num_documents": 0, "num_bytes": 0}
+    begun = told = time.monotonic()
+    for ids, num_documents, num_bytes in parts:
+        write(ids)
+        counts["num_tokens"] += len(ids)
+        counts["num_documents"] += num_documents
+        counts["num_bytes"] += num_bytes
+        if time.monotonic() - told > 0.5:
+            told = time.monotonic()
+            megabytes = counts["num_bytes"] / 1e6
+            progress(
+                f"{split}: {counts['num_tokens']:,} tokens, {megabytes:,.0f} MB, {megabytes / (told - begun):.1f} MB/s"
+            )
+    return counts
 
 
 def _memmap_writer(folder: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], Callable[[], None]]:
