@@ -14,7 +14,9 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a ste
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "Text to continue; give it several times for several. None begins a document."
 )
-TOKENS = flags.DEFINE_integer("max_new_tokens", 120, "Tokens to generate at most.")
+TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "Tokens to generate at most; by default 120, or as many as the model has positions for."
+)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token each time.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0 from all.")
 TOP_P = flags.DEFINE_float("top_p", 0.95, "Draw from the fewest tokens whose probability reaches p; 1 from all.")
@@ -30,12 +32,16 @@ def main() -> None:
         raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")
     if NUM_SAMPLES.value < 1:
         raise UserError(f"--num_samples={NUM_SAMPLES.value}: expected a positive number")
+    if not 0 <= SEED.value < 2**32:
+        raise UserError(f"--seed={SEED.value}: expected a number in [0, 2^32)")
     sampling = Sampling(temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value)
     run = load(WORKDIR.value, CHECKPOINT.value)
     tokenizer = run.saved.tokenizer
     texts = [text for text in PROMPT.value or [""] for _ in range(NUM_SAMPLES.value)]
     prompts = tokenizer.encode_batch(texts)
-    outputs = run.generator()(run.params, prompts, TOKENS.value, sampling, SEED.value)
+    generator = run.generator()
+    count = generator.room(prompts, 120) if TOKENS.value is None else TOKENS.value
+    outputs = generator(run.params, prompts, count, sampling, SEED.value)
     for i, (prompt, ids) in enumerate(zip(prompts, outputs, strict=True)):
         if len(outputs) > 1:
             print(f"{'' if i == 0 else chr(10)}--- {i + 1} of {len(outputs)}")

@@ -1,7 +1,9 @@
 """The command line of every entry point: flags, configs, and errors of one line."""
 
+import dataclasses
 import logging as std_logging
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -149,6 +151,8 @@ def _join_values(argv: list[str]) -> list[str]:
     """--name value as --name=value, for the flags read here."""
     out: list[str] = []
     for a in argv:
+        if re.match(r"-[a-z]", a):  # absl takes one dash for two
+            a = f"-{a}"
         if out and out[-1] in ("--config", "--config_json", "--workdir"):
             out[-1] += f"={a}"
         else:
@@ -175,8 +179,14 @@ def load(spec: str) -> Any:
         line = e.lineno if isinstance(e, SyntaxError) else where.lineno if where else "?"
         raise UserError(f"--config={spec}: the file cannot be loaded (line {line}: {type(e).__name__}: {e})") from None
     try:
-        return make(variant) if variant else make()
+        config = make(variant) if variant else make()
     except UserError:
         raise
-    except (KeyError, ValueError, TypeError) as e:
+    except Exception as e:
         raise UserError(f"--config={spec}: get_config({variant!r}) failed: {type(e).__name__}: {e}") from None
+    if not dataclasses.is_dataclass(config):
+        raise UserError(
+            f"--config={spec}: get_config returned {type(config).__name__}, expected an Experiment "
+            "(from jaxnlp.train.experiment)"
+        )
+    return config

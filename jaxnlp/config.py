@@ -116,7 +116,15 @@ def _import(name: str, path: str) -> type:
 
 
 def save_json(config: Any, path: pathlib.Path) -> None:
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    """Writes a config as JSON, whole or not at all. Raises UserError if it cannot be written."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+        temporary.replace(path)
+    except OSError as e:
+        raise UserError(
+            f"{path}: cannot be written ({e.strerror}); free some space, or choose another folder"
+        ) from None
 
 
 def load_json(path: str | pathlib.Path) -> Any:

@@ -139,20 +139,24 @@ def make_optimizer(config: OptimConfig, steps: int, axes: Any) -> tuple[optax.Gr
             optax.scale_by_learning_rate(schedule),
         )
     else:
-        optimizer = optax.contrib.muon(
+        matrices = matrix_axes(axes)
+        muon = optax.contrib.muon(
             schedule,
             beta=config.b1,
             weight_decay=config.weight_decay,
             weight_decay_mask=decay["mask"],
-            adam_b1=config.b1,
-            adam_b2=b2,
             eps=config.epsilon,
             consistent_rms=0.2,
-            muon_weight_dimension_numbers=matrix_axes(axes),
+            muon_weight_dimension_numbers=matrices,
         )
-    if config.clip_norm is not None:
-        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
-    return optimizer, schedule
+        # muon's own AdamW for the rest knows no decay mask.
+        rest = optax.adamw(schedule, b1=config.b1, b2=b2, eps=config.epsilon, **decay)
+        is_leaf = lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
+        labels = jax.tree.map(lambda x: "rest" if x is None else "muon", matrices, is_leaf=is_leaf)
+        optimizer = optax.partition({"muon": muon, "rest": rest}, labels)
+    # Not clipping has a state like clipping's, so that a run can resume with it changed.
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    return optax.chain(clip, optimizer), schedule
 
 
 def decay_mask(params: Any, no_decay: tuple[str, ...]) -> Any:

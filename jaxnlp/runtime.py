@@ -18,6 +18,8 @@ import platform
 import shutil
 import sys
 
+from jaxnlp.errors import UserError
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 
 
@@ -41,8 +43,9 @@ def keep_freed_memory() -> bool:
     if os.environ.get("JAXNLP_ALLOCATOR", "keep") != "keep" or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    settings = ((M_MMAP_THRESHOLD, 2**31 - 1), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20))
-    return all(mallopt(*setting) == 1 for setting in settings)
+    # Older glibcs refuse a threshold above 32 MiB; that much still helps small models.
+    threshold = mallopt(M_MMAP_THRESHOLD, 2**31 - 1) == 1 or mallopt(M_MMAP_THRESHOLD, 32 << 20) == 1
+    return threshold & (mallopt(M_TRIM_THRESHOLD, 2**31 - 1) == 1) & (mallopt(M_TOP_PAD, 64 << 20) == 1)
 
 
 def join_processes() -> None:
@@ -53,13 +56,21 @@ def join_processes() -> None:
     """
     import jax
 
-    count = os.environ.get("JAX_NUM_PROCESSES")
-    if count is None:
-        jax.distributed.initialize()
-        return
-    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(os.environ.get("JAX_COORDINATOR_ADDRESS"), int(count), int(os.environ["JAX_PROCESS_ID"]))
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, count, process = (os.environ.get(name) for name in names)
+    try:
+        if count is None:
+            jax.distributed.initialize()
+            return
+        if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(address, int(count), int(process or ""))
+    except (ValueError, RuntimeError) as e:
+        found = ", ".join(f"{name}={os.environ.get(name)!r}" for name in names)
+        raise UserError(
+            f"--distributed: cannot join the other processes ({str(e).strip() or type(e).__name__}; {found}); on a TPU "
+            "pod or under Slurm nothing need be set, elsewhere set all three in each process"
+        ) from None
 
 
 def python() -> str:

@@ -11,7 +11,7 @@ ALLOWED = {
     "errors": set(),
     "config": {"errors"},
     "config_json": {"config"},
-    "runtime": set(),
+    "runtime": {"errors"},
     "cli": {"config", "errors"},
     "nn": BASE,
     "models": BASE | {"nn"},

@@ -80,6 +80,12 @@ class Generator:
             out_BT = self._run(held, tokens_BP, segments_BP, jax.random.key(seed), max_new_tokens, sampling)
         return [self._until_separator(row) for row in np.asarray(out_BT).tolist()]
 
+    def room(self, prompts: Sequence[Sequence[int]], wanted: int) -> int:
+        """`wanted` new tokens, or as many as fit after the longest prompt (one at least, which may then be refused)."""
+        if self.longest is None:
+            return wanted
+        return max(1, min(wanted, self.longest - max(map(len, prompts), default=0) - 1))
+
     def _until_separator(self, row: list[int]) -> list[int]:
         return row[: row.index(self.separator)] if self.separator in row else row
 

@@ -28,7 +28,7 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < float("inf"):
             raise FieldError("temperature", self.temperature, "expected zero (greedy) or more")
         if self.top_k < 0:
             raise FieldError("top_k", self.top_k, "expected a positive number, or 0 for all tokens")

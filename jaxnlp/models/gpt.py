@@ -222,8 +222,8 @@ class GPT(nn.Module):
         if c.tie_embeddings:
             logits_BTV = embed.logits(x_BTD)
         else:
-            head = Linear((c.vocab_size,), ("embed", "vocab"), c.policy, use_bias=False, name="head")
-            logits_BTV = head(x_BTD).astype(jnp.float32)
+            axes = ("embed", "vocab")
+            logits_BTV = Linear((c.vocab_size,), axes, c.policy, use_bias=False, dtype="float32", name="head")(x_BTD)
         if c.logit_softcap is not None:
             logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
         if cache is None:

@@ -97,6 +97,7 @@ class Linear(nn.Module):
         features: shape of the output axes, as (heads, head_size) or (features,).
         axes: logical axis names of the kernel, input axes first.
         num_in: how many trailing axes of x are contracted.
+        dtype: of the result; None is the compute dtype.
 
     Parameters: `kernel` of shape (*inputs, *features), or under `weight_layout="output_major"` the matrix
     (features, inputs); `bias` of shape `features`.
@@ -108,6 +109,7 @@ class Linear(nn.Module):
     num_in: int = 1
     use_bias: bool = True
     kernel_init: Initializer = nn.initializers.normal(0.02)
+    dtype: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -121,7 +123,7 @@ class Linear(nn.Module):
         else:
             kernel = parameter(self, "kernel", self.kernel_init, self.axes, (*inputs, *self.features), dtype)
             y = matmul(flat, kernel.reshape(D, F), self.policy)
-        y = checkpoint_name(y.astype(self.policy.dtype), PRODUCT).reshape(*lead, *self.features)
+        y = checkpoint_name(y.astype(self.dtype or self.policy.dtype), PRODUCT).reshape(*lead, *self.features)
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.axes[self.num_in :], self.features, dtype)
             y = y + bias.astype(y.dtype)
@@ -146,7 +148,8 @@ class Embed(nn.Module):
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         """Rows of the table, (B, T, D). An id outside the vocabulary gives NaN, never another row."""
-        return self.embedding.at[ids_BT].get(mode="fill", fill_value=jnp.nan).astype(self.policy.dtype)
+        rows = self.embedding.at[ids_BT].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return rows.astype(self.policy.dtype)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """x W^T, (B, T, V), float32."""

@@ -90,7 +90,8 @@ class _LearnedPositions(nn.Module):
     def __call__(self, positions_BT: jax.Array) -> jax.Array:
         init, shape = nn.initializers.normal(0.02), (self.max_len, self.embed_dim)
         table = parameter(self, "embedding", init, ("length", "embed"), shape, self.policy.param_dtype)
-        return table.at[positions_BT].get(mode="fill", fill_value=jnp.nan).astype(self.policy.dtype)
+        rows = table.at[positions_BT].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return rows.astype(self.policy.dtype)
 
 
 class _SinusoidalPositions(nn.Module):

@@ -64,22 +64,24 @@ class Reader:
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and p.is_dir())
 
     def newest(self, damaged: Callable[[int, UserError], Any]) -> int | None:
-        """The newest step whose files are whole; each damaged one is told to `damaged` and passed over.
+        """The newest step whose files are whole; each damaged one after it is told to `damaged`.
 
         Raises:
             UserError: there are checkpoints and every one is damaged.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        errors: dict[int, UserError] = {}
+        for step in reversed(self.steps()):
             try:
                 self.verify(step)
-                return step
             except UserError as e:
-                damaged(step, e)
-        if steps:
-            raise UserError(
-                f"{self.folder}: every checkpoint is damaged ({', '.join(map(str, steps))}); choose another --workdir"
-            )
+                errors[step] = e
+                continue
+            for bad, error in errors.items():
+                damaged(bad, error)
+            return step
+        if errors:
+            reasons = "; ".join(f"step {step}: {e}" for step, e in errors.items())
+            raise UserError(f"{self.folder}: every checkpoint is damaged ({reasons}); choose another --workdir")
         return None
 
     def best(self) -> int | None:

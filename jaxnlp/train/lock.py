@@ -14,7 +14,7 @@ def lock(workdir: pathlib.Path) -> IO[str]:
     file = (workdir / ".lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()

@@ -75,8 +75,8 @@ def sample_lines(result: Result) -> list[str]:
         return []
     generator = make_generator(result.program, result.tokenizer)
     prompt = result.tokenizer.encode_batch([e.sample_prompt])[0]
-    room = e.sample_tokens if generator.longest is None else min(e.sample_tokens, generator.longest - len(prompt) - 1)
     try:
+        room = generator.room([prompt], e.sample_tokens)
         ids = generator(result.state.params, [prompt], room, Sampling(temperature=0.8, top_p=0.95), seed=e.seed)[0]
     except UserError as error:
         return ["", f"no sample: {error}"]

@@ -37,7 +37,7 @@ def changes(stored: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
         UserError: naming the first field that a resumed run cannot change.
     """
     found = configs.diff(stored, wanted)
-    fixed = [change for change in found if _under(change[0], FIXED) and not _under(change[0], FREE)]
+    fixed = [change for change in found if _under(change[0], FIXED) and not _free(*change)]
     if fixed:
         path, old, new = fixed[0]
         others = f" (and {', '.join(change[0] for change in fixed[1:])})" if fixed[1:] else ""
@@ -46,6 +46,11 @@ def changes(stored: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
             "a run cannot resume with that changed: set it back, or choose another --workdir"
         )
     return found
+
+
+def _free(path: str, old: Any, new: Any) -> bool:
+    # float16 keeps a loss scale in the state.
+    return _under(path, FREE) and not (path.endswith("compute_dtype") and "float16" in (old, new))
 
 
 def _under(path: str, prefixes: tuple[str, ...]) -> bool:
