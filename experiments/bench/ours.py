@@ -93,8 +93,8 @@ def loop(out, a) -> None:
     e = experiment(a)
     e.model = dataclasses.replace(e.model, vocab_size=257)
     run = Run(e, pathlib.Path(tempfile.mkdtemp()), None)
-    with StopSignals() as signals, Progress(e.steps, 0) as run.progress:
-        harness.serve(out, lambda: run.advance(signals), lambda: float(run.state.step), warmup=20)
+    with StopSignals() as run.signals, Progress(e.steps, 0) as run.progress:
+        harness.serve(out, run.advance, lambda: float(run.state.step), warmup=20)
 
 
 def read(out, a) -> None:

@@ -168,7 +168,7 @@ class TrainBatches:
 def corpus_name(store: TokenStore, config: DataConfig) -> str:
     """Names the global sequence of examples: the same tokens, cut and shuffled the same way."""
     order = f"shuffle={config.shuffle} seed={config.seed} seq_len={config.seq_len}"
-    return f"{store.meta.num_tokens} tokens, source {store.meta.source}, tokenizer {store.meta.tokenizer}, {order}"
+    return f"{store.meta.num_tokens} tokens, content {store.meta.content}, tokenizer {store.meta.tokenizer}, {order}"
 
 
 class _GlobalBatches(grain.MapDataset):

@@ -63,7 +63,7 @@ class Embedded:
         root = pathlib.Path(sysconfig.get_paths()["stdlib"])
         skip = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
         found = [p for p in root.rglob("*.py") if not skip & set(p.relative_to(root).parts)]
-        return sorted(found, key=lambda p: p.relative_to(root).as_posix())
+        return sorted((p for p in found if p.is_file()), key=lambda p: p.relative_to(root).as_posix())
 
     def documents(self, split: str) -> Iterator[str]:
         check_split(split)
@@ -137,9 +137,17 @@ class Files:
             )
 
     def files(self, split: str) -> list[pathlib.Path]:
-        """The files a split is read from, in a fixed order."""
-        field = split if getattr(self, split) else "train"
-        return expand(f"data.source.{field}", getattr(self, field))
+        """The files a split is read from, in a fixed order; a file given to another split is none of train's."""
+        if split != "train" and getattr(self, split):
+            return expand(f"data.source.{split}", getattr(self, split))
+        taken: set[pathlib.Path] = set()
+        for other in ("validation", "test"):
+            if getattr(self, other):
+                taken |= {p.resolve() for p in expand(f"data.source.{other}", getattr(self, other))}
+        found = [p for p in expand("data.source.train", self.train) if p.resolve() not in taken]
+        if not found:
+            raise FieldError("data.source.train", self.train, "every file here is given to validation or test as well")
+        return found
 
     def fingerprint(self, split: str) -> str:
         stats = ((p, p.stat()) for p in self.files(split))
@@ -210,7 +218,8 @@ class TFDS:
 
     def fingerprint(self, split: str) -> str:
         check_split(split)
-        return _digest([str(self), split, str(len(self._open(split)))])
+        data = self._open(split)
+        return _digest([str(self), split, data.dataset_info.full_name, str(len(data))])
 
 
 def expand(field: str, patterns: str) -> list[pathlib.Path]:
@@ -222,9 +231,9 @@ def expand(field: str, patterns: str) -> list[pathlib.Path]:
     found: list[pathlib.Path] = []
     for pattern in patterns.split(","):
         path = pathlib.Path(pattern.strip()).expanduser()
+        if not _readable(path):
+            raise FieldError(field, str(path), "cannot be read; check the permissions of it and of its folder")
         if path.is_dir():
-            if not os.access(path, os.R_OK | os.X_OK):
-                raise FieldError(field, str(path), "the folder cannot be read; check its permissions")
             matches = sorted(p for p in path.rglob("*") if p.is_file())
         elif path.is_file():
             matches = [path]
@@ -237,6 +246,14 @@ def expand(field: str, patterns: str) -> list[pathlib.Path]:
         if path.stat().st_size == 0:
             raise FieldError(field, str(path), "the file is empty; remove it or leave it out")
     return found
+
+
+def _readable(path: pathlib.Path) -> bool:
+    """False where permissions are in the way; True also for what is not there."""
+    try:
+        return not path.is_dir() or os.access(path, os.R_OK | os.X_OK)
+    except PermissionError:
+        return False
 
 
 def read_file(path: pathlib.Path, field: str, document: str) -> Iterator[str]:
@@ -259,20 +276,53 @@ def read_file(path: pathlib.Path, field: str, document: str) -> Iterator[str]:
 
 
 def _open_text(path: pathlib.Path) -> Any:
+    encoding = "utf-8-sig"  # UTF-8, with or without the mark that some editors begin a file with
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
+        return gzip.open(path, "rt", encoding=encoding, newline="")
     if path.suffix == ".zst":
-        raw = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-        return io.TextIOWrapper(raw, encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+        return io.TextIOWrapper(io.BufferedReader(_Zstandard(path)), encoding=encoding, newline="")
+    return path.open(encoding=encoding, newline="")
+
+
+class _Zstandard(io.RawIOBase):
+    """The decompressed bytes of a file of whole frames. zstandard's own reader takes a cut file for a short one."""
+
+    def __init__(self, path: pathlib.Path):
+        self._file, self._frame, self._ready = path.open("rb"), None, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            data = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
+            data = data or self._file.read(1 << 16)
+            if not data:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError("it ends in the middle of a zstandard frame; is it cut short?")
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready = self._frame.decompress(data)
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _read_text(path: pathlib.Path, lines: Any, document: str) -> Iterator[str]:
-    if document == "file":
-        text = lines.read()
+    for text in _split_text(lines, document):
         if "\x00" in text:
             raise UserError(f"{path}: holds a NUL byte; is it a binary file?")
         yield text
+
+
+def _split_text(lines: Any, document: str) -> Iterator[str]:
+    if document == "file":
+        yield lines.read()
     elif document == "line":
         for line in lines:
             if line.strip():
@@ -304,6 +354,8 @@ def _read_jsonl(path: pathlib.Path, lines: Any, field: str) -> Iterator[str]:
             raise FieldError(
                 "data.source.field", field, f"{path}:{number} holds {type(record[field]).__name__}, expected text"
             )
+        if "\\u" in line and any("\ud800" <= c <= "\udfff" for c in record[field]):
+            raise UserError(f"{path}:{number}: holds half a surrogate pair, which is no text; mend or remove the line")
         if record[field]:
             yield record[field]
 
@@ -318,12 +370,21 @@ def _read_parquet(path: pathlib.Path, field: str) -> Iterator[str]:
         raise UserError(f"{path}: not a Parquet file ({e})") from None
     if field not in file.schema_arrow.names:
         raise FieldError("data.source.field", field, f"{path} has the columns {', '.join(file.schema_arrow.names)}")
-    for batch in file.iter_batches(columns=[field], batch_size=1024):
+    for batch in _batches(path, file, field):
         for text in batch.column(0).to_pylist():
             if text is not None and not isinstance(text, str):
                 raise FieldError("data.source.field", field, f"{path} holds {type(text).__name__}, expected text")
             if text:
                 yield text
+
+
+def _batches(path: pathlib.Path, file: Any, field: str) -> Iterator[Any]:
+    import pyarrow
+
+    try:
+        yield from file.iter_batches(columns=[field], batch_size=1024)
+    except (pyarrow.ArrowException, OSError) as e:
+        raise UserError(f"{path}: damaged ({' '.join(str(e).split())[:200]})") from None
 
 
 def _check_holdout(holdout: float) -> None:

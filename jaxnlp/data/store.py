@@ -9,6 +9,7 @@ which is what makes shuffling, sharding and exact resumption cheap.
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ import os
 import pathlib
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -25,7 +27,7 @@ from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
 
-VERSION = 1
+VERSION = 2
 BLOCK = 8192  # tokens in an ArrayRecord record
 FORMATS = ("memmap", "array_record")
 
@@ -44,6 +46,7 @@ class Meta:
     vocab_size: int
     tokenizer: str  # digest
     source: str  # fingerprint
+    content: str  # digest of the tokens
     version: int = VERSION
 
 
@@ -143,15 +146,14 @@ def build_store(
         UserError: no documents, or the disk is full.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    tell = lambda text: progress(f"{split}: {text}")
     try:
+        temporary.mkdir(parents=True)
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         write, close = (_memmap_writer if format == "memmap" else _array_record_writer)(temporary)
-        write(np.array([tokenizer.separator], dtype))
-        counts = _write_all(write, _tokenize(documents, tokenizer, dtype, workers), split, progress)
+        parts = _tokenize(documents, tokenizer, dtype, workers)
+        counts = _write_all(write, dtype.type(tokenizer.separator), parts, tell)
         close()
         if not counts["num_documents"]:
             raise UserError(f"{split}: the source has no documents in this split")
@@ -166,39 +168,51 @@ def build_store(
             **counts,
         )
         (temporary / "meta.json").write_text(json.dumps(dataclasses.asdict(meta), indent=1))
-        shutil.rmtree(path, ignore_errors=True)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if not (path / "meta.json").exists():  # else another process finished the same store first
-                raise
+        if not _holds(path, meta):  # else another process has finished the same store first
+            shutil.rmtree(path, ignore_errors=True)
+            try:
+                temporary.rename(path)
+            except OSError:
+                if not _holds(path, meta):
+                    raise
     except OSError as e:
         raise UserError(
-            f"{path}: cannot be written ({e.strerror or e}); free some space or choose another folder"
+            f"{path}: cannot be written ({e.strerror or e}); free some space or choose another folder "
+            "(for caches: $JAXNLP_CACHE or data.cache_dir)"
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return TokenStore(path)
 
 
+def _holds(path: pathlib.Path, meta: Meta) -> bool:
+    """Whether a whole store with exactly this description is there."""
+    try:
+        return TokenStore(path).meta == meta
+    except (UserError, OSError):
+        return False
+
+
 def _write_all(
-    write: Callable[[np.ndarray], Any], parts: Iterable[Any], split: str, progress: Callable[[str], Any]
-) -> dict[str, int]:
-    """Writes parts (ids, number of documents, number of bytes) as they come, and counts them; one separator is there."""
+    write: Callable[[np.ndarray], Any], separator: Any, parts: Iterable[Any], tell: Callable[[str], Any]
+) -> dict[str, Any]:
+    """Writes a separator, then parts (ids, number of documents, number of bytes) as they come. Counts and digests."""
     counts = {"num_tokens": 1, "num_documents": 0, "num_bytes": 0}
+    first = np.array([separator])
+    content = hashlib.blake2b(first.tobytes(), digest_size=12)
+    write(first)
     begun = told = time.monotonic()
     for ids, num_documents, num_bytes in parts:
         write(ids)
+        content.update(np.ascontiguousarray(ids).tobytes())
         counts["num_tokens"] += len(ids)
         counts["num_documents"] += num_documents
         counts["num_bytes"] += num_bytes
         if time.monotonic() - told > 0.5:
             told = time.monotonic()
             megabytes = counts["num_bytes"] / 1e6
-            progress(
-                f"{split}: {counts['num_tokens']:,} tokens, {megabytes:,.0f} MB, {megabytes / (told - begun):.1f} MB/s"
-            )
-    return counts
+            tell(f"{counts['num_tokens']:,} tokens, {megabytes:,.0f} MB, {megabytes / (told - begun):.1f} MB/s")
+    return {**counts, "content": content.hexdigest()}
 
 
 def _memmap_writer(folder: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], Callable[[], None]]:

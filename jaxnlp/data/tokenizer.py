@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import pathlib
+import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -118,10 +119,16 @@ class SentencePiece:
         path = cache_dir / "tokenizers" / f"sentencepiece-{key.hexdigest()}.model"
         if not path.exists():
             model = self._train(pieces)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{id(model):x}.tmp")
-            temporary.write_bytes(model)
-            temporary.replace(path)
+            temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary.write_bytes(model)
+                temporary.replace(path)
+            except OSError as e:
+                raise UserError(
+                    f"{path}: cannot be written ({e.strerror}); choose another folder for caches with "
+                    "$JAXNLP_CACHE or data.cache_dir"
+                ) from None
         return SentencePieceTokenizer(path.read_bytes())
 
     def _train(self, pieces: list[str]) -> bytes:

@@ -73,9 +73,12 @@ class DotProduct:
     implementation: "xla", "cudnn" (GPU with float16 or bfloat16 operands), or None for JAX's choice.
     """
 
-    platforms = ("cpu", "gpu", "tpu")
     features = ()
     implementation: str | None = None
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        return ("gpu",) if self.implementation == "cudnn" else ("cpu", "gpu", "tpu")
 
     def check(self) -> None:
         if self.implementation not in (None, "xla", "cudnn"):

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.generate import layout
 from jaxnlp.generate.decode import Generator
+from jaxnlp.nn.attention import Einsum
 from jaxnlp.nn.policy import Policy
 from jaxnlp.sharding.axes import abstract_params, make_apply
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.checkpoint import Reader, Saved
+from jaxnlp.train.experiment import Experiment, check_batch
 from jaxnlp.train.program import Program, build
 
 
@@ -48,21 +50,31 @@ def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:
     reader = Reader(workdir)
     step = _choose(reader, workdir, checkpoint)
     saved = reader.read(step)
-    try:
-        program = build(saved.experiment)
-    except UserError:
-        mesh = MeshConfig()
-        rows = -(-saved.experiment.data.batch_size // jax.device_count()) * jax.device_count()
-        print(
-            f"note: the run's mesh does not fit these {jax.device_count()} devices; using data={jax.device_count()}",
-            file=sys.stderr,
-        )
-        sharding = dataclasses.replace(saved.experiment.sharding, mesh=mesh)
-        data = dataclasses.replace(saved.experiment.data, batch_size=rows)
-        experiment = dataclasses.replace(saved.experiment, sharding=sharding, data=data, accum_steps=1)
-        saved = dataclasses.replace(saved, experiment=experiment)
-        program = build(experiment)
+    saved = dataclasses.replace(saved, experiment=_fitting(_runnable(saved.experiment)))
+    program = build(saved.experiment)
     return Loaded(saved, program, reader.restore_item(step, "params", program.abstract.params))
+
+
+def _runnable(experiment: Experiment) -> Experiment:
+    """The experiment with an attention kernel that runs on these devices: all kernels give the same numbers."""
+    kernel, platform = getattr(experiment.model, "attention", None), jax.devices()[0].platform
+    if kernel is None or platform in kernel.platforms or getattr(kernel, "interpret", False):
+        return experiment
+    print(f"note: {type(kernel).__name__}() does not run on {platform}; using Einsum()", file=sys.stderr)
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, attention=Einsum()))
+
+
+def _fitting(experiment: Experiment) -> Experiment:
+    """The experiment on a mesh of these devices: its own, or all of them on the data axis."""
+    count = jax.device_count()
+    try:
+        check_batch(experiment, count)
+        return experiment
+    except UserError:
+        print(f"note: the run's mesh does not fit these {count} devices; using data={count}", file=sys.stderr)
+    sharding = dataclasses.replace(experiment.sharding, mesh=MeshConfig())
+    data = dataclasses.replace(experiment.data, batch_size=-(-experiment.data.batch_size // count) * count)
+    return dataclasses.replace(experiment, sharding=sharding, data=data, accum_steps=1)
 
 
 def _choose(reader: Reader, workdir: str | pathlib.Path, checkpoint: str) -> int:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from jaxnlp import config as configs
 from jaxnlp.data.pipeline import TrainBatches, corpus_name, eval_batches, open_split, open_tokenizer
 from jaxnlp.data.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import UserError
+from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.perplexity import evaluate
 from jaxnlp.train import resume
 from jaxnlp.train.checkpoint import Reader, Saved, Writer, set_aside
@@ -123,6 +124,12 @@ class Run:
         else:
             self.state = self.program.init()
         self.step = int(self.state.step)
+        if self.step % e.steps_per_call:
+            raise FieldError(
+                "steps_per_call",
+                e.steps_per_call,
+                f"the checkpoint is at step {self.step}, not a multiple of it; set it to 1, or to a divisor of that",
+            )
         self.batches = TrainBatches(self.stores["train"], e.data, position, self.program.rows)
         self.writer = Writer(workdir, e.keep_last, e.keep_best)
         self.log = MetricLog(workdir, self.step) if self.first else None
@@ -131,8 +138,9 @@ class Run:
         if saved is not None:
             self.tell(f"resuming at step {self.step:,} of {e.steps:,}")
         self.meter = Meter(e, self.program, self.step)
-        self.pending: Any = None  # the newest call's step, batches and metrics, not read yet
+        self.pending: Any = None  # the newest call's step, batches, metrics and end, not read yet
         self.validation: tuple[int, float] | None = None  # step and loss of the newest evaluation
+        self._traced_from: int | None = None
 
     def tell(self, text: str) -> None:
         if self.first:
@@ -155,27 +163,36 @@ class Run:
     def go(self) -> Result:
         """Steps until the end or a signal, then a last evaluation and a last checkpoint."""
         e = self.experiment
-        with StopSignals() as signals, Progress(e.steps, self.step, self.first) as self.progress:
+        with StopSignals() as self.signals, Progress(e.steps, self.step, self.first) as self.progress:
             stopped = None
             while self.step < e.steps and stopped is None:
-                stopped = self.advance(signals)
+                stopped = self.advance()
             self._read_pending()
-            validation = None if stopped is not None else self.evaluate(None)
+            validation = None
+            if stopped is None:  # keep_best compares losses on the same batches, so these first
+                validation = self.evaluate(e.eval_batches)
             self.progress.status("saving")
             self.save()
             self.writer.wait()
+            if validation is not None and e.eval_batches is not None:
+                validation = self.evaluate(None)
+            if stopped is None and validation is None:
+                stopped = self.signals.received
         self._profile(end=True)
         return Result(e, self.program, self.tokenizer, self.stores, self.state, stopped, validation, self.meter.peak)
 
-    def advance(self, signals: StopSignals) -> int | None:
+    def advance(self) -> int | None:
         """One call of the step, and whatever is due after it. Returns the signal that ends the run, if any."""
         e = self.experiment
         read = self._next_batches()
         self._profile()
         self.state, metrics = self.program.step(self.state, read.arrays)
+        # Where dispatch is synchronous (CPU) the step has ended here; else when its metrics can be read.
+        loss: Any = metrics["loss"]
+        ended = self.meter.now() if loss.is_ready() else None
         self.step += e.steps_per_call
         self._read_pending()
-        self.pending = (self.step, read, metrics)
+        self.pending = (self.step, read, metrics, ended)
         evaluates, saves = self._due(e.eval_every), self._due(e.checkpoint_every)
         if self.step < e.steps and (evaluates or saves):
             self._read_pending()  # a state is saved only once its loss is known to be finite
@@ -183,7 +200,7 @@ class Run:
                 self.evaluate(e.eval_batches)
             if saves:
                 self.save()
-        return self._stopped(signals)
+        return self._stopped()
 
     def _read_pending(self) -> None:
         if self.pending is not None:
@@ -200,11 +217,11 @@ class Run:
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
-    def _stopped(self, signals: StopSignals) -> int | None:
+    def _stopped(self) -> int | None:
         # Several processes agree on it at log steps only: it costs them a message.
         if jax.process_count() > 1 and not self._due(self.experiment.log_every or 1):
             return None
-        return signals.agreed(jax.process_count())
+        return self.signals.agreed(jax.process_count())
 
     def _next_batches(self) -> "Batches":
         count, begins = self.experiment.steps_per_call, self.batches.position
@@ -212,13 +229,13 @@ class Run:
         arrays = self.program.put(batches[0]) if count == 1 else self.program.put_stack(batches)
         return Batches(begins, batches, arrays)
 
-    def _read(self, step: int, read: "Batches", metrics: dict[str, jax.Array]) -> None:
+    def _read(self, step: int, read: "Batches", metrics: dict[str, jax.Array], ended: float | None) -> None:
         """Reads the metrics of a call that ended at `step`, and logs and checks them."""
         e = self.experiment
         values = {name: np.atleast_1d(np.asarray(x)) for name, x in metrics.items()}
         if e.on_nonfinite == "stop" and not values["finite"].all():
             self._stop_nonfinite(step, read, values)
-        self.meter.add(step)
+        self.meter.add(step, ended)
         if step != e.steps and (not e.log_every or step % e.log_every):
             return
         row = {name: float(x[-1]) for name, x in values.items() if name not in ("finite", "nll")}
@@ -245,17 +262,30 @@ class Run:
             "or skip such steps with --config.on_nonfinite=skip"
         )
 
-    def evaluate(self, limit: int | None) -> dict[str, float]:
-        """Validation loss at the current step, over `limit` batches or the whole split."""
+    def evaluate(self, limit: int | None) -> dict[str, float] | None:
+        """Validation loss at the current step, over `limit` batches or the whole split; None if a signal ended it."""
         self.progress.status("evaluating")
         with self.meter.pause():
             store, e = self.stores["validation"], self.experiment
-            batches = (self.program.put(b) for b in eval_batches(store, e.data, limit, self.program.rows))
-            found = evaluate(self.program.eval_step, self.state.params, batches, store.bytes_per_token)
-        self.validation = (self.step, found["loss"])
+            batches = eval_batches(store, e.data, limit, self.program.rows)
+            try:
+                found = evaluate(
+                    self.program.eval_step, self.state.params, self._on_mesh(batches), store.bytes_per_token
+                )
+            except _SignalReceived:
+                return None
+        if limit == e.eval_batches:  # those of another number of batches are not comparable
+            self.validation = (self.step, found["loss"])
         if self.log is not None:
-            self.log.write(self.step, "validation", found)
+            self.log.write(self.step, "validation" if limit == e.eval_batches else "whole_validation", found)
         return found
+
+    def _on_mesh(self, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, jax.Array]]:
+        """Batches for an evaluation. Several processes must end it together, and stop at a step instead."""
+        for batch in batches:
+            if self.signals.received is not None and jax.process_count() == 1:
+                raise _SignalReceived
+            yield self.program.put(batch)
 
     def save(self) -> None:
         """Begins to save the current state; its validation loss goes with it if it was just measured."""
@@ -264,20 +294,28 @@ class Run:
             self.writer.save(self.state, self.experiment, self.tokenizer, self.batches.state, loss)
 
     def _profile(self, end: bool = False) -> None:
-        """Starts and stops the trace around the steps asked for."""
+        """Starts and stops the trace around the steps asked for, in whole calls of the step."""
         if self.profile is None:
             return
-        begin, last = self.profile
-        tracing = getattr(self, "_tracing", False)
-        if not tracing and not end and begin <= self.step + 1 <= last:
-            jax.profiler.start_trace(str(self.workdir / "profile"))
-            self._tracing = True
-        elif tracing and (end or self.step >= last):
+        (begin, last), where = self.profile, self.workdir / "profile"
+        if self._traced_from is None:
+            if end:
+                self.tell(f"note: --profile_steps={begin}:{last}: none of these steps ran, so there is no trace")
+            elif self.step + 1 <= last and begin <= self.step + self.experiment.steps_per_call:
+                jax.profiler.start_trace(str(where))
+                self._traced_from = self.step + 1
+        elif end or self.step >= last:
             jax.block_until_ready(self.state)
             jax.profiler.stop_trace()
-            self._tracing, self.profile = False, None
-            where = self.workdir / "profile"
-            self.tell(f"wrote the trace of steps {begin} to {last} to {where} (open it with TensorBoard or xprof)")
+            self.profile = None
+            self.tell(
+                f"wrote the trace of steps {self._traced_from} to {self.step} to {where} "
+                "(open it with TensorBoard or xprof)"
+            )
+
+
+class _SignalReceived(Exception):
+    """A signal arrived in the middle of an evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)

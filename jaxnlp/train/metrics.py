@@ -1,9 +1,13 @@
 """Where a run's numbers go: a JSON-lines file, TensorBoard, and a picture."""
 
+import contextlib
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
+
+from jaxnlp.errors import UserError
 
 LOG = "metrics.jsonl"
 CURVES = "curves.png"
@@ -23,20 +27,34 @@ class MetricLog:
         self.path = workdir / LOG
         kept = [row for row in read_log(self.path) if row["step"] <= step]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(self.path)
-        self._file = self.path.open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        with self._clear_errors():
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.replace(self.path)
+            self._file = self.path.open("a", buffering=1)
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    @contextlib.contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise UserError(
+                f"{self.path}: cannot be written ({e.strerror}); checkpoints are intact; free some space, "
+                "and run the same command again to go on"
+            ) from None
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
         """One row: `kind` is "train", "validation", ..."""
-        self._file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        with self._clear_errors():
+            self._file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **values}) + "\n")
+            for name, value in values.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with contextlib.suppress(OSError):  # told when it was written
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
 
 
 def read_log(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -35,9 +35,13 @@ class Meter:
         self._paused, self._mark = 0.0, None
         self._recent: list[tuple[int, float]] = []
 
-    def add(self, step: int) -> None:
-        """A step's metrics have arrived. The first, which waited for the compiler, only starts the clock."""
-        self._recent.append((step, time.perf_counter() - self._paused))
+    def now(self) -> float:
+        """Seconds on a clock that stands still in pauses."""
+        return time.perf_counter() - self._paused
+
+    def add(self, step: int, ended: float | None = None) -> None:
+        """A step has ended, now or at `ended`. The first, which waited for the compiler, only starts the clock."""
+        self._recent.append((step, self.now() if ended is None else ended))
         keep = max(2, 1 + (self._e.log_every or 10) // self._e.steps_per_call)
         del self._recent[:-keep]
 
