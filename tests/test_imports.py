@@ -38,7 +38,8 @@ def imports(path: pathlib.Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path.name}:{node.lineno}: imports are absolute here"
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
@@ -65,3 +66,6 @@ def test_the_check_sees_an_arrow_that_runs_back(tmp_path):
     file = tmp_path / "x.py"
     file.write_text("def f():\n    from jaxnlp.train import loop\n    import flax.linen as nn\n")
     assert {"jaxnlp.train", "jaxnlp.train.loop", "flax.linen"} <= imports(file)
+    file.write_text("from ..train import loop\n")
+    with pytest.raises(AssertionError, match="absolute"):
+        imports(file)

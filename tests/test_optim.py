@@ -92,6 +92,17 @@ def test_clipping_bounds_the_global_norm():
     assert norm == pytest.approx(0.5, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weight_decay_reaches_every_kind_of_parameter_but_those_named(name):
+    config = OptimConfig(name=name, learning_rate=0.1, weight_decay=0.5, schedule="constant", no_decay=("bias$",))
+    optimizer, _ = make_optimizer(config, 10, AXES)
+    p = params()
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, p), optimizer.init(p), p)
+    for x, update in ((p["w"]["kernel"], updates["w"]["kernel"]), (p["e"], updates["e"]), (p["o"], updates["o"])):
+        np.testing.assert_allclose(update, -0.05 * x, rtol=1e-5)
+    np.testing.assert_allclose(updates["w"]["bias"], 0.0, atol=1e-7)
+
+
 def test_muon_reads_matrices_off_their_axes():
     axes = {
         **AXES,

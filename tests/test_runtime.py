@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ def scratch(x):  # an array of 128 MB that no fusion removes
 step = jax.jit(scratch)
 x = jnp.arange(2048, dtype=jnp.float32)
 faults = []
-for _ in range(3):
+for _ in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     float(step(x))
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -39,7 +40,7 @@ def run(tmp_path, **env):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
 def test_scratch_memory_is_kept_between_calls_unless_declined(tmp_path):
     kept = run(tmp_path)
-    assert max(kept["faults"][1:]) < 2000  # of some 30,000 pages an array
+    assert statistics.median(kept["faults"][1:]) < 2000  # of some 30,000 pages an array
     assert kept["cache"] == str(tmp_path / "xla") and any((tmp_path / "xla").iterdir())
     declined = run(tmp_path, JAXNLP_ALLOCATOR="system", JAX_CPU_ENABLE_ASYNC_DISPATCH="true")
-    assert min(declined["faults"][1:]) > 20_000
+    assert statistics.median(declined["faults"][1:]) > 20_000

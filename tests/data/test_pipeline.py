@@ -164,7 +164,7 @@ def test_stores_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match=r"tokens.bin: \d+ bytes, expected \d+"):
         TokenStore(made.path)
     (made.path / "meta.json").write_text('{"version": 0}')
-    with pytest.raises(UserError, match="version 0, expected 1"):
+    with pytest.raises(UserError, match=r"version 0, expected \d"):
         TokenStore(made.path)
     with pytest.raises(UserError, match="no documents in this split"):
         store(tmp_path, [])

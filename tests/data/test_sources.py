@@ -71,11 +71,55 @@ def test_folders_and_globs(tmp_path):
     for name in ("b.txt", "a.txt", "deep/c.txt"):
         (tmp_path / name).write_text(f"in {name}")
     read = lambda train: list(
-        sources.Files(train=train, validation=str(tmp_path / "a.txt"), test=str(tmp_path / "a.txt")).documents("train")
+        sources.Files(train=train, validation=f"{tmp_path}/v.txt", test=f"{tmp_path}/*/t.txt").documents("train")
     )
+    for name in ("v.txt", "deep/t.txt"):
+        (tmp_path / name).write_text(f"in {name}")
+    # What is given to another split is none of train's, wherever it lies.
     assert read(str(tmp_path)) == ["in a.txt", "in b.txt", "in deep/c.txt"]
     assert read(f"{tmp_path}/b.txt, {tmp_path}/a.*") == ["in b.txt", "in a.txt"]
     assert read(f"{tmp_path}/**/c.txt") == ["in deep/c.txt"]
+    with pytest.raises(UserError, match="every file here is given to validation or test as well"):
+        read(f"{tmp_path}/v.txt")
+
+
+def test_zstandard_frames_one_after_another_and_byte_order_marks(tmp_path):
+    text = "".join(f"line {i} {i * i}\n" for i in range(20_000))
+    frames = [zstandard.compress(part.encode()) for part in (text[:70_000], text[70_000:])]
+    (tmp_path / "a.txt.zst").write_bytes(b"".join(frames))
+    assert list(sources.read_file(tmp_path / "a.txt.zst", "text", "file")) == [text]
+    for cut in (10, len(frames[0]) - 1, len(frames[0]) + 100):
+        (tmp_path / "a.txt.zst").write_bytes(b"".join(frames)[:cut])
+        with pytest.raises(UserError, match="ends in the middle of a zstandard frame"):
+            list(sources.read_file(tmp_path / "a.txt.zst", "text", "file"))
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "marked"}\n')
+    assert list(sources.read_file(tmp_path / "b.jsonl", "text", "file")) == ["marked"]
+
+
+def test_a_damaged_parquet_page(tmp_path):
+    source = write(tmp_path, "parquet")
+    path = pathlib.Path(source.train)
+    data = bytearray(path.read_bytes())
+    data[4:60] = bytes(56)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="(damaged|not a Parquet file)"):
+        list(source.documents("train"))
+
+
+@pytest.mark.parametrize("document", ["line", "paragraph"])
+def test_text_in_another_encoding_is_refused_however_it_is_cut(tmp_path, document):
+    (tmp_path / "a.txt").write_bytes("two lines\n\nof text\n".encode("utf-16-le"))
+    with pytest.raises(UserError, match="NUL byte"):
+        list(sources.read_file(tmp_path / "a.txt", "text", document))
+
+
+def test_a_path_behind_a_locked_folder(tmp_path, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "is_dir", refuse)
+    with pytest.raises(UserError, match="check the permissions of it and of its folder"):
+        sources.expand("data.source.train", str(tmp_path / "a.txt"))
 
 
 def test_the_fingerprint_follows_the_files(tmp_path):
@@ -100,6 +144,7 @@ def test_the_fingerprint_follows_the_files(tmp_path):
             b'{"body": "a"}\n',
             r"data.source.field='text': .*field.jsonl:1 has no such field \(it has: body\)",
         ),
+        ("half.jsonl", b'{"text": "\\ud83d"}\n', "half.jsonl:1: holds half a surrogate pair"),
         ("number.jsonl", b'{"text": 5}\n', "number.jsonl:1 holds int, expected text"),
         ("list.jsonl", b"[1]\n", "list.jsonl:1 has no such field .it has: list."),
         ("cut.txt.gz", gzip.compress(bytes(range(33, 120)) * 9, mtime=0)[:60], "cut.txt.gz: cannot be read"),

@@ -111,6 +111,25 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
         ["--config=configs/gpt/gpt2.py:huge", workdir],
         "gpt2.py:huge: no such variant; expected small, medium, large, xl, or one with -gpu or -tpu",
     )
+    (folder / "late.py").write_text("def get_config(variant=''):\n    import no_such_module\n")
+    (folder / "dict.py").write_text("def get_config(variant=''):\n    return {'steps': 3}\n")
+    yield "import error inside", train, [f"--config={folder / 'late.py'}", workdir], "failed: ModuleNotFoundError"
+    yield (
+        "not an experiment",
+        train,
+        [f"--config={folder / 'dict.py'}", workdir],
+        "get_config returned dict, expected an Experiment",
+    )
+    yield "one dash", train, ["-config=nope.py", workdir], "--config=nope.py: no such file"
+    yield "alone", train, [small, workdir, "--distributed"], "--distributed: cannot join the other processes"
+    yield "huge seed", "experiments.generate", [workdir, f"--seed={2**40}"], f"--seed={2**40}: expected a number in"
+    yield "no temperature", "experiments.generate", [workdir, "--temperature=nan"], "temperature=nan: expected zero"
+    yield (
+        "cache in a file",
+        train,
+        [small, workdir, f"--config.data.cache_dir={folder / 'file'}"],
+        "cannot be written (Not a directory)",
+    )
     yield "bad json", train, [f"--config_json={folder / 'bad.json'}", workdir], "bad.json: not JSON"
     yield "two configs", train, [small, "--config_json=x.json", workdir], "--config and --config_json: give one of them"
     yield (
@@ -208,7 +227,7 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
     )
     if os.geteuid() != 0:  # root reads everything
         locked.chmod(stat.S_IWUSR)
-        yield "unreadable folder", train, [small, workdir, f"{data}.train={locked}"], "the folder cannot be read"
+        yield "unreadable folder", train, [small, workdir, f"{data}.train={locked}"], "cannot be read; check the"
 
 
 NAMES = [name for name, *_ in bad_inputs(pathlib.Path(tempfile.mkdtemp()), pathlib.Path("corpus"))]
@@ -235,7 +254,7 @@ def test_an_unreadable_folder(tmp_path, monkeypatch):
     from jaxnlp.errors import UserError
 
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(UserError, match="the folder cannot be read; check its permissions"):
+    with pytest.raises(UserError, match="cannot be read; check the permissions"):
         list(Files(train=str(tmp_path)).documents("train"))
 
 

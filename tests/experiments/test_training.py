@@ -200,7 +200,10 @@ def test_a_full_disk_is_a_clear_error_and_older_checkpoints_are_intact(corpus, t
     """A file-size limit stands in for the full disk: writes fail half-way with the operating system's own error."""
     assert train(corpus, tmp_path / "run").code == 0
     before = {step: arrays(tmp_path / "run", step) for step in Reader(tmp_path / "run").steps()}
-    full = start_with_file_limit(corpus, tmp_path / "run", 8192)
+    logging = start_with_file_limit(corpus, tmp_path / "run", 2000)
+    assert logging.code == 2 and "Traceback" not in logging.err
+    assert "cannot be written (File too large)" in logging.err.strip().splitlines()[-1]
+    full = start_with_file_limit(corpus, tmp_path / "run", 8192, "log_every=0", "eval_every=0")
     assert full.code == 2, full.err
     line = full.err.strip().splitlines()[-1]
     assert (
@@ -216,7 +219,7 @@ def test_a_full_disk_is_a_clear_error_and_older_checkpoints_are_intact(corpus, t
     assert done.code == 0 and "resuming at step 12 of 16" in done.err
 
 
-def start_with_file_limit(corpus, workdir, size):
+def start_with_file_limit(corpus, workdir, size, *overrides):
     import subprocess
     import sys
     import types
@@ -230,8 +233,7 @@ def start_with_file_limit(corpus, workdir, size):
         f"--config={CONFIG}:{corpus}",
         f"--workdir={workdir}",
         "--config.steps=16",
-        "--config.log_every=0",
-        "--config.eval_every=0",
+        *(f"--config.{o}" for o in overrides),
     ]
     env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run(
@@ -295,6 +297,7 @@ def test_a_config_that_cannot_resume_names_the_field(corpus, finished):
         ),
         ("data.seq_len=8", "error: data.seq_len: the checkpoint has 16 and the config has 8"),
         ("optim.name=lion", "error: optim.name: the checkpoint has 'adamw' and the config has 'lion'"),
+        ("model.policy.compute_dtype=float16", "error: model.policy.compute_dtype: the checkpoint has 'float32'"),
     ):
         done = train(corpus, workdir, override)
         assert done.code == 2 and message in done.err, done.err
@@ -302,7 +305,8 @@ def test_a_config_that_cannot_resume_names_the_field(corpus, finished):
 
 def test_a_config_that_can_resume_says_what_changed(corpus, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
-    done = train(corpus, tmp_path / "run", "steps=14", "optim.learning_rate=1e-3", "model.remat=full")
+    fields = ("steps=14", "optim.learning_rate=1e-3", "model.remat=full", "optim.clip_norm=None")
+    done = train(corpus, tmp_path / "run", *fields)
     assert done.code == 0, done.err
     for words in (
         "steps changed from 12 to 14",
@@ -319,7 +323,9 @@ def test_a_corpus_that_changed_cannot_be_gone_on_with(corpus, finished, tmp_path
         (corpus / "train.txt").write_text(text + "\none more document\n")
         done = train(corpus, tmp_path / "run", "steps=14")
     finally:
-        (corpus / "train.txt").write_text(text)
+        (corpus / "train.txt").write_text(text)  # the same text at another time: the same corpus
+    again = train(corpus, tmp_path / "run", "steps=14")
+    assert again.code == 0 and "resuming at step 12 of 14" in again.err
     assert done.code == 2 and "the corpus has changed since the checkpoint of step 12" in done.err
 
 
@@ -382,3 +388,107 @@ def test_a_trace_is_written_for_the_steps_asked_for(corpus, tmp_path):
     done = run("experiments.train", *args)
     assert done.code == 0 and "wrote the trace of steps 3 to 5" in done.err
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_steps_per_call_must_fit_the_step_it_resumes_at(corpus, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    fields = ("steps=40", "steps_per_call=8", "log_every=8", "eval_every=8", "checkpoint_every=8")
+    done = train(corpus, tmp_path / "run", *fields)
+    assert done.code == 2 and "steps_per_call=8: the checkpoint is at step 12, not a multiple of it" in done.err
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_touched(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        (folder / "MANIFEST.json").unlink()
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    for _ in range(2):
+        done = run("experiments.train", f"--workdir={tmp_path / 'run'}")
+        assert done.code == 2 and "every checkpoint is damaged (step 12: " in done.err
+        assert (tmp_path / "run" / "metrics.jsonl").read_text() == log and not (tmp_path / "run" / "damaged").exists()
+
+
+def test_a_signal_ends_the_last_evaluation_and_loses_nothing(corpus, tmp_path):
+    from jaxnlp.train import loop
+
+    e = configs.load_json(write_config(corpus, tmp_path, eval_every=0, checkpoint_every=0, eval_batches=2))
+    evaluated = []
+    original = loop.eval_batches
+
+    def interrupted(store, data, limit, rows):
+        for i, batch in enumerate(original(store, data, limit, rows)):
+            if limit is None and i == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            evaluated.append(limit)
+            yield batch
+
+    loop.eval_batches = interrupted
+    try:
+        result = loop.train(e, tmp_path / "run")
+    finally:
+        loop.eval_batches = original
+    assert result.signal == signal.SIGTERM and result.validation is None
+    assert evaluated == [2, 2, None, None]
+    assert Reader(tmp_path / "run").steps() == [12]
+    again = loop.train(e, tmp_path / "run")
+    assert again.signal is None and again.validation["loss"] > 0
+
+
+def write_config(corpus, folder, **fields):
+    """The small config with fields changed, over all devices, as JSON."""
+    import dataclasses
+
+    from jaxnlp.sharding.rules import Sharding
+    from tests.experiments import small
+
+    path = folder / "config.json"
+    configs.save_json(dataclasses.replace(small.get_config(str(corpus)), sharding=Sharding(), **fields), path)
+    return path
+
+
+def test_checkpoints_are_scored_on_the_same_batches(corpus, tmp_path):
+    done = train(corpus, tmp_path / "run", "eval_batches=1", "optim.learning_rate=1e-20")
+    assert done.code == 0, done.err
+    reader = Reader(tmp_path / "run")
+    scores = [reader.loss(step) for step in reader.steps()]
+    assert len(scores) == 3 and max(scores) - min(scores) < 1e-6
+    whole = [r for r in read_log(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "whole_validation"]
+    assert [r["step"] for r in whole] == [12] and abs(whole[0]["loss"] - scores[0]) > 1e-4
+
+
+def test_the_printed_generate_command_works_where_the_context_is_short(finished):
+    workdir, done = finished
+    line = next(line for line in done.out.splitlines() if "experiments.generate" in line)
+    assert line.split("experiments.generate")[1] == f' --workdir={workdir} --prompt="def main"'
+    out = run("experiments.generate", f"--workdir={workdir}", "--prompt=def main")
+    assert out.code == 0 and out.out.startswith("def main"), out.err
+
+
+def test_a_run_with_a_kernel_of_another_platform_still_generates_here(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "12"
+    path = folder / "config" / "metadata"
+    path.write_text(path.read_text().replace("jaxnlp.nn.attention:Einsum", "jaxnlp.nn.attention:Flash"))
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    del manifest["config/metadata"]
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+    out = run("experiments.generate", f"--workdir={tmp_path / 'run'}", "--prompt=def main")
+    assert out.code == 0 and "note: Flash() does not run on cpu; using Einsum()" in out.err, out.err
+
+
+def test_a_trace_that_was_asked_for_in_vain_is_told(corpus, tmp_path):
+    import dataclasses
+
+    from jaxnlp.train import loop
+
+    e = configs.load_json(write_config(corpus, tmp_path, sample_tokens=0, eval_every=0, checkpoint_every=0))
+    told = []
+    original, loop.Run.tell = loop.Run.tell, lambda self, text: told.append(text)
+    try:
+        loop.train(e, tmp_path / "a", (50, 60))
+        several = dataclasses.replace(e, steps_per_call=4, log_every=4)
+        loop.train(several, tmp_path / "b", (6, 7))  # within the second call
+    finally:
+        loop.Run.tell = original
+    assert "note: --profile_steps=50:60: none of these steps ran, so there is no trace" in told
+    assert any(text.startswith("wrote the trace of steps 5 to 8 to") for text in told)

@@ -161,3 +161,16 @@ def test_flops_are_what_the_compiler_counts(name):
     loss = lambda p, t: jnp.sin(apply(p, t)).sum()
     cost = jax.jit(jax.grad(loss)).lower(params, jax.ShapeDtypeStruct((4, 32), jnp.int32)).compile().cost_analysis()
     assert wide.flops_per_token(32) * 4 * 32 == pytest.approx(cost["flops"], rel=0.06)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_are_not_rounded_to_the_compute_dtype(tied):
+    policy = Policy(compute_dtype="bfloat16")
+    config = GPTConfig(
+        vocab_size=64, max_len=8, num_layers=1, num_heads=2, embed_dim=16, tie_embeddings=tied, policy=policy
+    )
+    tokens = jnp.arange(8)[None]
+    params = init_params(config.module(), jax.random.key(0), tokens)
+    logits = make_apply(config.module())(params, tokens)
+    assert logits.dtype == jnp.float32
+    assert np.mean(np.asarray(logits) == np.asarray(logits.astype(jnp.bfloat16), np.float32)) < 0.1
