@@ -4,7 +4,8 @@
   python -m experiments.bench --suites=train-baby,decode-baby
   NANOGPT=../nanoGPT NANODO=../nanodo python -m experiments.bench      with checkouts of your own
 
-Suites: train-baby, train-mid, bf16-baby, bf16-mid, decode-baby, decode-gpt2, loop, start. Peers are
+Suites: train-baby, train-baby-one (the same on one core, by CPU time), train-mid, bf16-baby, bf16-mid,
+decode-baby, decode-gpt2, loop, start. Peers are
 installed in .bench/. Results go to docs/performance.json and the tables of docs/performance.md.
 """
 
@@ -100,19 +101,32 @@ def machine() -> str:
 
 
 def run(
-    title: str, unit: str, contenders: list[Contender], bases: dict[str, str], limit: float | None, note: str
+    title: str,
+    unit: str,
+    contenders: list[Contender],
+    bases: dict[str, str],
+    limit: float | None,
+    note: str,
+    one_core: bool = False,
 ) -> dict[str, Any]:
+    """Measures contenders side by side; on one core by the CPU time they take."""
+    if one_core:
+        for c in contenders:
+            c.command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *c.command]
     measure(contenders, ROUNDS.value, SECONDS.value, LOGS, say)
     by_name = {c.name: c for c in contenders}
     found = {short: by_name[name] for short, name in bases.items()}
     stamp = f"{time.strftime('%Y-%m-%d')}, {machine()}, {ROUNDS.value} rounds"
     if limit:
         stamp += f"; the machine's own GEMM limit (XLA, float32 unless the title says else): {limit / 1e9:,.0f} GFLOP/s"
+    if one_core:
+        for c in contenders:
+            c.walls = c.cpus
     rows = [row(c, found, limit) for c in contenders]
     return {"title": title, "unit": unit, "note": f"{note} {stamp}.", "rows": rows}
 
 
-def train(shape: str) -> dict[str, Any]:
+def train(shape: str, one_core: bool = False) -> dict[str, Any]:
     """The float32 training step, as shipped and under one allocator."""
     s = SHAPES[shape]
     size: dict[str, Any] = {"units": s["batch"] * s["length"], "flops": train_flops(s)}
@@ -150,6 +164,9 @@ def train(shape: str) -> dict[str, Any]:
         f"{s['layers']} layers, {s['heads']} heads, d {s['dim']}, context {s['length']}, batch {s['batch']}, "
         f"vocabulary {s['vocab']}."
     )
+    if one_core:
+        title = f"Training step, float32, {shape}, one core, CPU time"
+        return run(title, "tokens/CPU-s", contenders, bases, None, text, one_core=True)
     return run(f"Training step, float32, {shape}", "tokens/s", contenders, bases, gemm_limit(), text)
 
 
@@ -240,6 +257,7 @@ def start() -> dict[str, Any]:
 
 ALL = {
     "train-baby": lambda: train("baby"),
+    "train-baby-one": lambda: train("baby", one_core=True),
     "train-mid": lambda: train("mid"),
     "bf16-baby": lambda: bf16("baby"),
     "bf16-mid": lambda: bf16("mid"),

@@ -3,8 +3,9 @@
 A small config object names a tokenizer; its `build` makes the real one, which can be written
 to JSON and read back without the files it came from.
 
-All are lossless: `decode(encode(text)) == text`. Each has one separator token that no text
-can produce; it stands before every document and after the last, so it is both the
+Bytes and SentencePiece are lossless, `decode(encode(text)) == text`; a Hugging Face file is what its
+makers made of it. Each has one separator token that no text can produce (a Hugging Face vocabulary's
+must be a special token); it stands before every document and after the last, so it is both the
 beginning and the end of a document (GPT-2's <|endoftext|>).
 """
 
@@ -227,7 +228,15 @@ class HuggingFace:
             if isinstance(e, UserError):
                 raise
             raise FieldError("data.tokenizer.path", str(file), f"not a tokenizer file ({e})") from None
-        return HuggingFaceTokenizer(model.to_str(), self._separator(model))
+        name = self._separator(model)
+        tokenizer = HuggingFaceTokenizer(model.to_str(), name)
+        if tokenizer.separator in tokenizer.encode_batch([name])[0]:
+            raise FieldError(
+                "data.tokenizer.separator",
+                name,
+                "text can become this token too; name a special token of the vocabulary",
+            )
+        return tokenizer
 
     def _separator(self, model: Any) -> str:
         names = SEPARATORS if self.separator is None else (self.separator,)

@@ -215,20 +215,25 @@ class GPT(nn.Module):
         x_BTD = constrain(x_BTD, "batch", "length", "activation")
         layers = None if cache is None else cache["layers"]
         x_BTD, layers = self.blocks(x_BTD, layers, mask, positions, deterministic)
-        if logits_to_keep is not None:
-            x_BTD = x_BTD[:, -logits_to_keep:]
+        logits_BTV = self.logits(x_BTD if logits_to_keep is None else x_BTD[:, -logits_to_keep:], embed)
+        if cache is None:
+            return logits_BTV
+        return logits_BTV, {"layers": layers, "segments": keys, "offset": offset + T}
+
+    def logits(self, x_BTD, embed: Embed):
+        """The output map: the embedding again, or a matrix of its own."""
+        c = self.config
         if c.norm_position == "pre":
             x_BTD = c.norm.module(c.policy, name="norm")(x_BTD)
         if c.tie_embeddings:
             logits_BTV = embed.logits(x_BTD)
         else:
+            assert c.vocab_size is not None
             axes = ("embed", "vocab")
             logits_BTV = Linear((c.vocab_size,), axes, c.policy, use_bias=False, dtype="float32", name="head")(x_BTD)
         if c.logit_softcap is not None:
             logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
-        if cache is None:
-            return logits_BTV
-        return logits_BTV, {"layers": layers, "segments": keys, "offset": offset + T}
+        return logits_BTV
 
     def blocks(self, x_BTD, layers, mask, positions, deterministic):
         """The stack of blocks: unrolled, or one scan over stacked parameters."""

@@ -22,7 +22,7 @@ from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.perplexity import evaluate
 from jaxnlp.train import resume
-from jaxnlp.train.checkpoint import Reader, Saved, Writer, set_aside
+from jaxnlp.train.checkpoint import Reader, Saved, Writer, set_aside, versions
 from jaxnlp.train.experiment import Experiment, resolve
 from jaxnlp.train.lock import lock
 from jaxnlp.train.metrics import MetricLog
@@ -119,6 +119,9 @@ class Run:
         position = 0
         if saved is not None:
             self._check_corpus(saved)
+            was, now = (found.get("jaxlib") for found in (saved.versions, versions()))
+            if was != now:
+                self.tell(f"note: the checkpoint was written with jaxlib {was} and this is {now}; bits may differ")
             position = saved.data["position"]
             self.state = reader.restore(saved.step, self.program.abstract)
         else:

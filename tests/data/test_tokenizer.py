@@ -109,3 +109,13 @@ def test_gpt2_files_encode_as_the_reference_does(tmp_path):
     texts = [t for t in TEXTS if "<|" not in t]
     assert ours.encode_batch(texts) == [theirs.encode(t) for t in texts]
     assert (ours.vocab_size, ours.separator) == (50257, 50256)
+
+
+def test_a_separator_that_text_can_make_is_refused(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    model = Tokenizer(models.WordLevel({"[UNK]": 0, "</s>": 1, "a": 2}, unk_token="[UNK]"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    model.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="data.tokenizer.separator='</s>': text can become this token too"):
+        tokenizers.HuggingFace(path=str(tmp_path / "tokenizer.json")).build(lambda: CORPUS, tmp_path)
