@@ -17,19 +17,19 @@ RUN = [
     "numpy>=2.1,<3",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
-    "pyarrow>=20",
+    "pyarrow>=20,<27",
     "rich>=14,<16",
     "sentencepiece>=0.2.1,<0.3",
     "tensorboardX>=2.6.4,<3",
     "tensorflow-datasets>=4.9.9,<5",
-    "tokenizers>=0.22,<0.24",
+    "tokenizers>=0.23.1,<0.24",
     "zstandard>=0.23,<1",
 ]
 
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
-    "hf": ["huggingface_hub>=1,<3", "safetensors>=0.6,<1"],
+    "hf": ["huggingface_hub>=1,<3", "safetensors>=0.8,<1"],
     "test": [
         "pytest>=9,<10",
         "pytest-xdist>=3.8,<4",
