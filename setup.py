@@ -21,7 +21,7 @@ RUN = [
     "rich>=14,<16",
     "sentencepiece>=0.2.1,<0.3",
     "tensorboardX>=2.6.4,<3",
-    "tensorflow-datasets>=4.9.9,<5",
+    "tensorflow-datasets>=4.9.10,<5",
     "tokenizers>=0.23.1,<0.24",
     "zstandard>=0.23,<1",
 ]
