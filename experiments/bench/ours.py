@@ -74,7 +74,8 @@ def train(out, a) -> None:
     shape = (16, e.data.batch_size, e.data.seq_len + 1)
     tokens = random.integers(0, e.model.vocab_size, shape).astype(np.int32)
     weights = np.ones((e.data.batch_size, e.data.seq_len), np.float32)
-    batches = [program.put({"tokens": t[:, :-1], "targets": t[:, 1:], "weights": weights}) for t in tokens]
+    batches = [{"tokens": t[:, :-1], "targets": t[:, 1:], "weights": weights} for t in tokens]
+    batches = jax.device_put(batches, program.batch_sharding)
     held = {"state": program.init(), "metrics": None, "i": 0}
 
     def step():

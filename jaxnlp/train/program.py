@@ -59,20 +59,20 @@ class Program:
             )
         return slice(start, stop)
 
-    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """This process's rows as global arrays on the mesh."""
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """This process's rows as global arrays on the mesh. An only process's stay as they are: `step` places them."""
         return self._put(batch, self.batch_sharding, ())
 
-    def put_stack(self, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
+    def put_stack(self, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
         """Several batches as one, with a leading axis, for `steps_per_call`."""
         stack = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
         sharding = NamedSharding(self.mesh, PartitionSpec(None, *self.batch_sharding.spec))
         return self._put(stack, sharding, (len(batches),))
 
     def _put(self, batch, sharding, lead):
-        shape = (*lead, self.experiment.data.batch_size, self.experiment.data.seq_len)
         if jax.process_count() == 1:
-            return jax.device_put(batch, sharding)
+            return batch
+        shape = (*lead, self.experiment.data.batch_size, self.experiment.data.seq_len)
         return {name: jax.make_array_from_process_local_data(sharding, x, shape) for name, x in batch.items()}
 
 
