@@ -21,6 +21,9 @@ from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import mesh_axes, sharded_call
 from jaxnlp.nn.policy import Policy
 
+SCORES = (((3,), (3,)), ((0, 1), (0, 1)))  # R x K and S x K to R x S, for `Policy.dot`
+MIX = (((3,), (2,)), ((0, 1), (0, 1)))  # R x S and S x K to R x K
+SPREAD = (((2,), (2,)), ((0, 1), (0, 1)))  # R x S and R x K to S x K
 MASKED = -1e30  # finite, so that a row with every key masked gives a mean and not NaN
 
 
@@ -174,23 +177,21 @@ def attend(q_BTHK, k_BSNK, v_BSNK, allowed, *, policy: Policy, softcap=None, dro
     B, T, H, K = q_BTHK.shape
     N = k_BSNK.shape[2]
     # Query heads that share a key head become more rows of the same product.
-    q_BNRK = jnp.swapaxes(q_BTHK, 1, 2).reshape(B, N, H // N * T, K)
-    k_BNSK, v_BNSK = jnp.swapaxes(k_BSNK, 1, 2), jnp.swapaxes(v_BSNK, 1, 2)
+    q_BNRK = jnp.swapaxes(q_BTHK * K**-0.5, 1, 2).reshape(B, N, H // N * T, K)
+    q, k, v = (policy.operand(x) for x in (q_BNRK, jnp.swapaxes(k_BSNK, 1, 2), jnp.swapaxes(v_BSNK, 1, 2)))
     if allowed is not None and H != N:
         allowed = jnp.tile(allowed, (1, 1, H // N, 1))
     if softcap is None and dropout is None:
-        out_BNRK: jax.Array = _attend(q_BNRK, k_BNSK, v_BNSK, allowed, policy)  # pyright: ignore[reportAssignmentType]
+        out_BNRK: jax.Array = _attend(q, k, v, allowed, policy)  # pyright: ignore[reportAssignmentType]
     else:
-        weights = jax.nn.softmax(_masked(_scores(q_BNRK, k_BNSK, policy, softcap), allowed), axis=-1)
+        scores = policy.dot(q, k, SCORES)
+        if softcap is not None:
+            scores = softcap * jnp.tanh(scores / softcap)
+        weights = jax.nn.softmax(_masked(scores, allowed), axis=-1)
         if dropout is not None:
             weights = _drop(weights, *dropout)
-        out_BNRK = policy.einsum("bnrs,bnsk->bnrk", weights, v_BNSK)
+        out_BNRK = policy.dot(weights, v, MIX)
     return jnp.swapaxes(out_BNRK.reshape(B, H, T, K), 1, 2).astype(policy.dtype)
-
-
-def _scores(q_BNRK, k_BNSK, policy, softcap=None):
-    scores = policy.einsum("bnrk,bnsk->bnrs", q_BNRK * q_BNRK.shape[-1] ** -0.5, k_BNSK)
-    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
 def _masked(scores, allowed):
@@ -203,27 +204,28 @@ def _drop(x, rate, key):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(q_BNRK, k_BNSK, v_BNSK, allowed, policy):
-    """Softmax attention whose backward pass takes the row term from the output (R x K), not the weights (R x S)."""
+    """softmax(q k^T) v; the backward pass takes the row term from the output (R x K), not the weights (R x S)."""
     return _attend_fwd(q_BNRK, k_BNSK, v_BNSK, allowed, policy)[0]
 
 
 def _attend_fwd(q, k, v, allowed, policy):
-    weights = _masked(_scores(q, k, policy), allowed)
+    weights = _masked(policy.dot(q, k, SCORES), allowed)
     weights = jnp.exp(weights - weights.max(axis=-1, keepdims=True))
     weights = weights * (1.0 / weights.sum(axis=-1, keepdims=True))
     weights = weights.astype(policy.operand_dtype)
-    out = policy.einsum("bnrs,bnsk->bnrk", weights, v)
+    out = policy.dot(weights, v, MIX)
     return out, (q, k, v, weights, out)
 
 
 def _attend_bwd(policy, residuals, d_out):
     q, k, v, weights, out = residuals
-    d_v = policy.einsum("bnrs,bnrk->bnsk", weights, d_out)
-    d_weights = policy.einsum("bnrk,bnsk->bnrs", d_out, v)
     row = (d_out * out).sum(axis=-1, keepdims=True)
-    d_scores = weights.astype(jnp.float32) * (d_weights - row) * q.shape[-1] ** -0.5
-    d_q = policy.einsum("bnrs,bnsk->bnrk", d_scores, k)
-    d_k = policy.einsum("bnrs,bnrk->bnsk", d_scores, q)
+    d_out = policy.operand(d_out)
+    d_v = policy.dot(weights, d_out, SPREAD)
+    d_weights = policy.dot(d_out, v, SCORES)
+    d_scores = weights.astype(jnp.float32) * (d_weights - row)
+    d_q = policy.dot(d_scores, k, MIX)
+    d_k = policy.dot(d_scores, q, SPREAD)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 

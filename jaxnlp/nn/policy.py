@@ -1,6 +1,7 @@
 """Numerics policy: which dtype holds parameters, activations and the operands of products."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -62,9 +63,33 @@ class Policy:
     def dot(self, x: jax.Array, y: jax.Array, dims: Any) -> jax.Array:
         """`lax.dot_general` of the rounded operands; accumulated and returned in float32."""
         x, y = x.astype(self.operand_dtype), y.astype(self.operand_dtype)
-        return lax.dot_general(x, y, dims, preferred_element_type=jnp.float32)
+        plain = functools.partial(lax.dot_general, dimension_numbers=dims, preferred_element_type=jnp.float32)
+        if self.operand_dtype == jnp.bfloat16 and dims[0][0] != (x.ndim - 1,):
+            return lax.platform_dependent(x, y, cpu=functools.partial(_dot_by_rows, dims), default=plain)
+        return plain(x, y)
 
-    def einsum(self, spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
-        """`jnp.einsum` of the rounded operands; the result is float32."""
-        x, y = x.astype(self.operand_dtype), y.astype(self.operand_dtype)
-        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+    def operand(self, x: jax.Array) -> jax.Array:
+        """x as `dot` wants it: rounded, and lying by rows where that matters. For what comes out of a transpose."""
+        x = x.astype(self.operand_dtype)
+        if self.operand_dtype == jnp.bfloat16:
+            return lax.platform_dependent(x, cpu=by_rows, default=lambda x: x)
+        return x
+
+
+def by_rows(x: jax.Array) -> jax.Array:
+    """x, but in row-major order in memory.
+
+    XLA's CPU backend has fast products of bfloat16 (three times float32 with AMX) only for
+    operands that lie by rows and a left one contracted over its last axis. Any other it converts
+    to float32, without a word. A transpose counts as lying by columns until something is
+    made of it: a reshape makes it so, and the barrier keeps the two from cancelling.
+    """
+    return lax.optimization_barrier(x[..., None]).reshape(x.shape)
+
+
+def _dot_by_rows(dims, x, y):
+    (contract, _), (batch, _) = dims
+    free = [i for i in range(x.ndim) if i not in (*contract, *batch)]
+    x = by_rows(x.transpose(*batch, *free, *contract))
+    dims = ((tuple(range(x.ndim - len(contract), x.ndim)), dims[0][1]), (tuple(range(len(batch))), dims[1][1]))
+    return lax.dot_general(x, y, dims, preferred_element_type=jnp.float32)
