@@ -5,21 +5,34 @@ Shape legend: B batch, T length, D model, F feed-forward.
 """
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.linear import Initializer, Linear
 from jaxnlp.nn.policy import Policy
 
 
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """x Phi(x), exact (Hendrycks and Gimpel 2016, arXiv:1606.08415).
 
     By erf as PyTorch has it, not by erfc as `jax.nn.gelu`: twice as fast on CPU, and differs by rounding only.
+    The backward pass keeps x alone and computes erf again: cheaper than to write it to memory and read it.
     """
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+def _gelu_bwd(x, dy):
+    cdf = 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+    pdf = jnp.exp(-0.5 * x * x) * (2 * math.pi) ** -0.5
+    return ((cdf + x * pdf) * dy,)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_bwd)
 
 
 ACTIVATIONS = {
