@@ -59,13 +59,16 @@ class Blocked:
         length = q_BTHK.shape[1]
         if not mask.causal or k_BSNK.shape[1] != length or length <= self.block:
             return Einsum()(q_BTHK, k_BSNK, v_BSNK, mask, policy=policy, softcap=softcap, dropout=dropout)
+        # Keys in pieces: their gradients are then sums of pieces, not of arrays padded to the full length.
+        stops = [*range(self.block, length, self.block), length]
+        sizes = [stop - start for start, stop in zip([0, *stops], stops, strict=False)]
+        queries, keys, values = (lax.split(x, sizes, axis=1) for x in (q_BTHK, k_BSNK, v_BSNK))
         out = []
-        for i, start in enumerate(range(0, length, self.block)):
-            stop = min(start + self.block, length)
-            dense = mask.rows(start, stop).dense(stop - start, stop)
+        for i, (stop, query) in enumerate(zip(stops, queries, strict=True)):
+            dense = mask.rows(stop - sizes[i], stop).dense(sizes[i], stop)
             drop = dropout and (dropout[0], jax.random.fold_in(dropout[1], i))
-            block = (q_BTHK[:, start:stop], k_BSNK[:, :stop], v_BSNK[:, :stop], dense)
-            out.append(attend(*block, policy=policy, softcap=softcap, dropout=drop))
+            key, value = (jnp.concatenate(x[: i + 1], axis=1) for x in (keys, values))
+            out.append(attend(query, key, value, dense, policy=policy, softcap=softcap, dropout=drop))
         return jnp.concatenate(out, axis=1)
 
 
