@@ -1,5 +1,7 @@
 """Linear maps, norms, positions and losses against plain formulas and autodiff."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,11 @@ import optax
 import pytest
 
 from jaxnlp.nn import norms, positions
+from jaxnlp.nn.attention import Blocked
 from jaxnlp.nn.linear import Embed, Linear, matmul
 from jaxnlp.nn.losses import token_nll
+from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.mlp import gelu
 from jaxnlp.nn.policy import Policy
 
 
@@ -32,6 +37,53 @@ def test_weight_gradients_of_low_precision_products_are_float32(rng):
     grad = jax.grad(lambda w: matmul(x, w, policy).sum())(w)
     assert grad.dtype == jnp.float32
     np.testing.assert_allclose(grad, jax.grad(lambda w: (x.astype(jnp.float32) @ w).sum())(w), rtol=1e-5)
+
+
+DIMS = {  # of two (2, 3, 6, 6): contracting any pair of axes, with two batch axes
+    f"{i}{j}": (((i,), (j,)), ((0, 1), (0, 1))) for i in (2, 3) for j in (2, 3)
+}
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_bfloat16_products_are_products_of_rounded_operands(rng, dims):
+    x, y = (jnp.asarray(rng.standard_normal((2, 3, 6, 6)), jnp.float32) for _ in range(2))
+    policy = Policy(product_dtype="bfloat16")
+    rounded = [a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, y)]
+    dot = jax.jit(lambda x, y: policy.dot(policy.operand(x), y, DIMS[dims]))
+    np.testing.assert_allclose(dot(x, y), jax.lax.dot_general(*rounded, DIMS[dims]), rtol=1e-5, atol=1e-5)
+    swapped = jax.jit(lambda x, y: policy.dot(policy.operand(x.swapaxes(2, 3)), y, DIMS[dims]))
+    np.testing.assert_allclose(swapped(x.swapaxes(2, 3), y), dot(x, y), rtol=1e-5, atol=1e-5)
+
+
+def operands_of_products(fn, *args) -> set[str]:
+    """Dtypes that the products in the compiled program read."""
+    text = jax.jit(fn).lower(*args).compile().as_text()
+    dtypes = dict(re.findall(r"%(\S+) = (\w+)\[", text))
+    return {dtypes[name] for pair in re.findall(r" dot\(%(\S+), %(\S+)\)", text) for name in pair}
+
+
+def test_bfloat16_products_stay_bfloat16_when_compiled(rng):
+    """XLA's CPU backend may turn them to float32 without a word, and the step is then twice as slow."""
+    policy = Policy(product_dtype="bfloat16")
+    x = jnp.asarray(rng.standard_normal((2, 128, 4, 64)), jnp.float32)
+    w = jnp.asarray(rng.standard_normal((256, 512)), jnp.float32)
+    square = lambda w: policy.dot(w[:, :256], w[:, 256:], (((1,), (0,)), ((), ())))
+    if operands_of_products(square, w) != {"bf16"}:
+        pytest.skip("XLA has no bfloat16 product for this processor")
+
+    def loss(w, x):
+        wide = matmul(x.reshape(2, 128, 256), w, policy)
+        y = matmul(wide, w, policy, True).reshape(x.shape)
+        return jnp.sin(Blocked()(y, y, y, Mask(), policy=policy)).sum()
+
+    assert operands_of_products(jax.value_and_grad(loss, (0, 1)), w, x) == {"bf16"}
+
+
+def test_gelu_equals_jax_in_value_and_gradient(rng):
+    x = jnp.asarray(rng.standard_normal(1000) * 4, jnp.float32)
+    value = lambda f: jax.value_and_grad(lambda x: jnp.sin(f(x)).sum())(x)
+    found, wanted = value(gelu), value(lambda x: nn.gelu(x, approximate=False))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), found, wanted)
 
 
 def test_linear_contracts_several_axes(rng):
