@@ -83,9 +83,11 @@ def _weight_gradient_rows(policy: Policy, left_RA, right_RB):
 
     XLA's CPU backend is fast when the result has fewer rows than columns. Where the sides
     must be swapped, the closing transpose stands behind a barrier, or XLA would fold it back
-    into the product and choose the slow form again.
+    into the product and choose the slow form again. In bfloat16 the left side is transposed
+    before the product whichever it is (`Policy.dot`), so swapping pays only for much longer ones.
     """
-    if left_RA.shape[1] <= right_RB.shape[1]:
+    longest = right_RB.shape[1] * (4 if policy.operand_dtype == jnp.bfloat16 else 1)
+    if left_RA.shape[1] <= longest:
         return policy.dot(left_RA, right_RB, _contract(0, 0))
     return lax.optimization_barrier(policy.dot(right_RB, left_RA, _contract(0, 0))).T
 
