@@ -1,6 +1,6 @@
 """Speed beside nanoGPT, nanodo and Hugging Face, in one interleaved run on the same cores.
 
-  python -m experiments.bench                          every suite: an hour or so
+  python -m experiments.bench                          every suite: about ten minutes on two cores
   python -m experiments.bench --suites=train-baby,decode-baby
   NANOGPT=../nanoGPT NANODO=../nanodo python -m experiments.bench      with checkouts of your own
 
