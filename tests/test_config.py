@@ -9,7 +9,7 @@ from jaxnlp import config as configs
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.gpt import GPTConfig
-from jaxnlp.nn import attention, mlp, norms, positions
+from jaxnlp.nn import kernels, mlp, norms, positions
 from jaxnlp.optim import OptimConfig
 from jaxnlp.train.experiment import Experiment
 
@@ -23,7 +23,7 @@ def experiment(**fields) -> Experiment:
 
 def test_json_round_trip_keeps_values_and_classes(tmp_path):
     model = GPTConfig(
-        norm=norms.RMSNorm(), mlp=mlp.GatedMLP(), attention=attention.Blocked(block=8), qk_norm=norms.RMSNorm()
+        norm=norms.RMSNorm(), mlp=mlp.GatedMLP(), attention=kernels.Blocked(block=8), qk_norm=norms.RMSNorm()
     )
     old = experiment(model=model, optim=OptimConfig(no_decay=("a", "b")))
     configs.save_json(old, tmp_path / "c.json")
@@ -57,7 +57,7 @@ def test_diff_names_leaves_and_classes():
         ),
         (lambda e: setattr(e.model.positions, "base", -1.0), r"^model.positions.base=-1.0: "),
         (
-            lambda e: setattr(e.model, "attention_softcap", 2) or setattr(e.model, "attention", attention.DotProduct()),
+            lambda e: setattr(e.model, "attention_softcap", 2) or setattr(e.model, "attention", kernels.DotProduct()),
             "softcap",
         ),
         (lambda e: setattr(e.data, "seq_len", 16.0), r"^data.seq_len=16.0: expected int, got float"),

@@ -13,7 +13,7 @@ from jaxnlp.data.sources import Embedded
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.errors import UserError
 from jaxnlp.models.gpt import GPTConfig
-from jaxnlp.nn.attention import DotProduct, Einsum, Flash
+from jaxnlp.nn.kernels import DotProduct, Einsum, Flash
 from jaxnlp.nn.policy import Policy
 from jaxnlp.optim import OptimConfig
 from jaxnlp.train.experiment import Experiment

@@ -32,7 +32,7 @@ def experiment(a):
     from jaxnlp.data.pipeline import DataConfig
     from jaxnlp.data.tokenizer import Bytes
     from jaxnlp.models.gpt import GPTConfig
-    from jaxnlp.nn.attention import Blocked, Einsum
+    from jaxnlp.nn.kernels import Blocked, Einsum
     from jaxnlp.nn.mlp import MLP
     from jaxnlp.nn.norms import LayerNorm
     from jaxnlp.nn.policy import Policy

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn import attention, mlp, norms, positions
+from jaxnlp.nn import attention, kernels, mlp, norms, positions
 from jaxnlp.nn.linear import PRODUCT, Embed, Linear
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import constrain
@@ -36,6 +36,7 @@ class GPTConfig:
     mlp_dim: None is 4 embed_dim, or for a gated MLP 8/3 embed_dim rounded up to a multiple of 8.
     norm_position: "pre" (GPT-2) or "post" (the 2017 Transformer, GPT-1).
     qk_norm: a norm for queries and keys (Henry et al. 2020, arXiv:2010.04245), or None.
+    window: how many positions each one attends to, itself and those before it; None is all.
     attention_softcap, logit_softcap: c squashes scores or logits to c tanh(x / c); None does not.
     remat: what the backward pass computes again: "none", everything but linear maps ("dots"),
         or whole blocks ("full"). XLA's CPU backend undoes it unless the layers are scanned.
@@ -55,8 +56,9 @@ class GPTConfig:
     norm: Any = dataclasses.field(default_factory=norms.LayerNorm)
     norm_position: str = "pre"
     mlp: Any = dataclasses.field(default_factory=mlp.MLP)
-    attention: Any = dataclasses.field(default_factory=attention.Einsum)
+    attention: Any = dataclasses.field(default_factory=kernels.Einsum)
     qk_norm: Any = None
+    window: int | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     use_bias: bool = True
@@ -77,6 +79,7 @@ class GPTConfig:
             "embed_dim",
             "head_dim",
             "mlp_dim",
+            "window",
         ):
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -99,11 +102,17 @@ class GPTConfig:
             raise FieldError("dropout_rate", self.dropout_rate, "expected a probability in [0, 1)")
         if self.dropout_rate and "dropout" not in self.attention.features:
             raise FieldError(
-                "dropout_rate", self.dropout_rate, f"{_name(self.attention)} cannot drop weights; use Einsum(), or 0"
+                "dropout_rate",
+                self.dropout_rate,
+                f"attention={_name(self.attention)} cannot drop weights; use Einsum(), or 0",
+            )
+        if self.positions.biased and "bias" not in self.attention.features:
+            raise FieldError(
+                "positions", _name(self.positions), f"attention={_name(self.attention)} adds no bias; use Einsum()"
             )
         if self.attention_softcap is not None and "softcap" not in self.attention.features:
             raise FieldError(
-                "attention_softcap", self.attention_softcap, f"{_name(self.attention)} has none; use Einsum()"
+                "attention_softcap", self.attention_softcap, f"attention={_name(self.attention)} has none; use Einsum()"
             )
         for field in ("attention_softcap", "logit_softcap"):
             value = getattr(self, field)
@@ -203,7 +212,7 @@ class GPT(nn.Module):
         if cache is not None:
             segment_ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
             keys = jax.lax.dynamic_update_slice(cache["segments"], segment_ids, (0, offset))
-        mask = Mask(query_segments_BT=segment_ids, key_segments_BS=keys, offset=offset)
+        mask = Mask(query_segments_BT=segment_ids, key_segments_BS=keys, offset=offset, window=c.window)
 
         assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
         embed = Embed(c.vocab_size, c.embed_dim, c.policy, name="embed")
@@ -214,7 +223,10 @@ class GPT(nn.Module):
         x_BTD = nn.Dropout(c.dropout_rate)(x_BTD, deterministic=deterministic)
         x_BTD = constrain(x_BTD, "batch", "length", "activation")
         layers = None if cache is None else cache["layers"]
-        x_BTD, layers = self.blocks(x_BTD, layers, mask, positions, deterministic)
+        bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
+        if bias is not None:  # by place: within a segment, distances are those of positions
+            bias = bias(offset + jnp.arange(T), jnp.arange(T if keys is None or cache is None else keys.shape[1]))
+        x_BTD, layers = self.blocks(x_BTD, layers, mask, positions, bias, deterministic)
         logits_BTV = self.logits(x_BTD if logits_to_keep is None else x_BTD[:, -logits_to_keep:], embed)
         if cache is None:
             return logits_BTV
@@ -235,15 +247,15 @@ class GPT(nn.Module):
             logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
         return logits_BTV
 
-    def blocks(self, x_BTD, layers, mask, positions, deterministic):
+    def blocks(self, x_BTD, layers, mask, positions, bias, deterministic):
         """The stack of blocks: unrolled, or one scan over stacked parameters."""
         c = self.config
         block = Block
         if c.remat != "none":
             policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if c.remat == "dots" else None
-            block = nn.remat(Block, policy=policy, prevent_cse=not c.scan_layers, static_argnums=(5,))
+            block = nn.remat(Block, policy=policy, prevent_cse=not c.scan_layers, static_argnums=(6,))
         if c.scan_layers:
-            inputs: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)  # the cache is per layer, the rest shared
+            inputs: Any = (0, *[nn.broadcast] * 4)  # the cache is per layer, the rest shared
             stack = nn.scan(
                 block,
                 length=c.num_layers,
@@ -252,11 +264,11 @@ class GPT(nn.Module):
                 in_axes=inputs,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            return stack(c, name="blocks")(x_BTD, layers, mask, positions, deterministic)
+            return stack(c, name="blocks")(x_BTD, layers, mask, positions, bias, deterministic)
         out = []
         for i in range(c.num_layers):
             layer = None if layers is None else layers[i]
-            x_BTD, layer = block(c, name=f"block_{i}")(x_BTD, layer, mask, positions, deterministic)
+            x_BTD, layer = block(c, name=f"block_{i}")(x_BTD, layer, mask, positions, bias, deterministic)
             out.append(layer)
         return x_BTD, out
 
@@ -267,7 +279,7 @@ class Block(nn.Module):
     config: GPTConfig
 
     @nn.compact
-    def __call__(self, x_BTD, cache, mask, positions, deterministic):
+    def __call__(self, x_BTD, cache, mask, positions, bias, deterministic):
         c = self.config
         # GPT-2 scales what each residual branch adds by 1/sqrt(number of branches) at the start.
         out_init = nn.initializers.normal(0.02 / (2 * c.num_layers) ** 0.5)
@@ -291,15 +303,15 @@ class Block(nn.Module):
         norm_1, norm_2 = (c.norm.module(c.policy, name=name) for name in ("attention_norm", "mlp_norm"))
         drop = nn.Dropout(c.dropout_rate)
         if c.norm_position == "pre":
-            y_BTD, cache = attend(norm_1(x_BTD), mask, positions, cache=cache, deterministic=deterministic)
+            y_BTD, cache = attend(norm_1(x_BTD), mask, positions, cache=cache, bias=bias, deterministic=deterministic)
             x_BTD = x_BTD + drop(y_BTD, deterministic=deterministic)
             x_BTD = x_BTD + drop(feed(norm_2(x_BTD)), deterministic=deterministic)
         else:
-            y_BTD, cache = attend(x_BTD, mask, positions, cache=cache, deterministic=deterministic)
+            y_BTD, cache = attend(x_BTD, mask, positions, cache=cache, bias=bias, deterministic=deterministic)
             x_BTD = norm_1(x_BTD + drop(y_BTD, deterministic=deterministic))
             x_BTD = norm_2(x_BTD + drop(feed(x_BTD), deterministic=deterministic))
         return constrain(x_BTD, "batch", "length", "activation"), cache
 
 
 def _name(component: Any) -> str:
-    return f"attention={type(component).__name__}()"
+    return f"{type(component).__name__}()"

@@ -1,9 +1,10 @@
-"""Attention: the kernels to choose from, and the multi-head layer around them.
+"""Attention: scores of queries against keys, and the layers around them.
 
-A kernel is a small config object, called as `kernel(q, k, v, mask, policy=..., ...)`. All give
-the same numbers within rounding (tested); they differ in speed, memory and platform.
-Shape legend: B batch, T query length, S key length, D model, H query heads, N key and value
-heads, K head size.
+`Additive`, `General`, `Dot` and `ScaledDot` are the score functions of the literature behind one
+interface; `Attention` is the single-head layer over any of them. `MultiHeadAttention` is the
+Transformer's, over a kernel of `nn/kernels.py`.
+Shape legend: B batch, T query length, S key length, D model, A score units, H query heads, N key
+and value heads, K head size.
 """
 
 import dataclasses
@@ -16,230 +17,133 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn.kernels import MASKED, attention_weights
 from jaxnlp.nn.linear import Initializer, Linear
 from jaxnlp.nn.masks import Mask
-from jaxnlp.nn.partitioning import mesh_axes, sharded_call
+from jaxnlp.nn.partitioning import parameter
 from jaxnlp.nn.policy import Policy
 
-SCORES = (((3,), (3,)), ((0, 1), (0, 1)))  # R x K and S x K to R x S, for `Policy.dot`
-MIX = (((3,), (2,)), ((0, 1), (0, 1)))  # R x S and S x K to R x K
-SPREAD = (((2,), (2,)), ((0, 1), (0, 1)))  # R x S and R x K to S x K
-MASKED = -1e30  # finite, so that a row with every key masked gives a mean and not NaN
+WEIGHTS = "attention_weights"  # what `MultiHeadAttention` calls them among the intermediates
+ROWS = (((2,), (2,)), ((0,), (0,)))  # (B, T, D) and (B, S, D) to (B, T, S), for `Policy.dot`
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Einsum:
-    """softmax(q k^T / sqrt(K)) v, written out (Vaswani et al. 2017, equation 1). Runs anywhere."""
+class Dot:
+    """q . k (Luong et al. 2015, arXiv:1508.04025, section 3.1, "dot")."""
 
-    platforms = ("cpu", "gpu", "tpu")
-    features = ("dropout", "softcap")
-
-    def __call__(self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, softcap=None, dropout=None):
-        dense = mask.dense(q_BTHK.shape[1], k_BSNK.shape[1])
-        return attend(q_BTHK, k_BSNK, v_BSNK, dense, policy=policy, softcap=softcap, dropout=dropout)
+    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+        return _DotScore(False, policy, name=name)
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Blocked:
-    """`Einsum` over blocks of queries, each against the keys up to its own end.
+class ScaledDot:
+    """q . k / sqrt(D) (Vaswani et al. 2017, section 3.2.1)."""
 
-    Skips the half of the scores a causal mask would throw away: faster than `Einsum` on CPU
-    for sequences of several blocks, and lighter in memory. The loop is unrolled.
+    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+        return _DotScore(True, policy, name=name)
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class General:
+    """q W k, the multiplicative score (Luong et al. 2015, "general"); queries and keys may differ in size."""
+
+    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+        return _GeneralScore(policy, name=name)
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Additive:
+    """v . tanh(W q + U k + b) (Bahdanau et al. 2015, arXiv:1409.0473, appendix A.1.2).
+
+    hidden_dim: units of the hidden layer; None is the size of the keys.
     """
 
-    platforms = ("cpu", "gpu", "tpu")
-    features = ("dropout", "softcap")
-    block: int = 64
+    hidden_dim: int | None = None
 
     def check(self) -> None:
-        if self.block < 1:
-            raise FieldError("block", self.block, "expected a positive number of queries, as 64")
+        if self.hidden_dim is not None and self.hidden_dim < 1:
+            raise FieldError("hidden_dim", self.hidden_dim, "expected a positive number of units, or None")
 
-    def __call__(self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, softcap=None, dropout=None):
-        length = q_BTHK.shape[1]
-        if not mask.causal or k_BSNK.shape[1] != length or length <= self.block:
-            return Einsum()(q_BTHK, k_BSNK, v_BSNK, mask, policy=policy, softcap=softcap, dropout=dropout)
-        # Keys in pieces: their gradients are then sums of pieces, not of arrays padded to the full length.
-        stops = [*range(self.block, length, self.block), length]
-        sizes = [stop - start for start, stop in zip([0, *stops], stops, strict=False)]
-        queries, keys, values = (lax.split(x, sizes, axis=1) for x in (q_BTHK, k_BSNK, v_BSNK))
-        out = []
-        for i, (stop, query) in enumerate(zip(stops, queries, strict=True)):
-            dense = mask.rows(stop - sizes[i], stop).dense(sizes[i], stop)
-            drop = dropout and (dropout[0], jax.random.fold_in(dropout[1], i))
-            key, value = (jnp.concatenate(x[: i + 1], axis=1) for x in (keys, values))
-            out.append(attend(query, key, value, dense, policy=policy, softcap=softcap, dropout=drop))
-        return jnp.concatenate(out, axis=1)
+    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+        return _AdditiveScore(self.hidden_dim, policy, name=name)
 
 
-@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class DotProduct:
-    """`jax.nn.dot_product_attention`: XLA's own form, or cuDNN's flash attention on a GPU.
+class _DotScore(nn.Module):
+    scaled: bool
+    policy: Policy
 
-    implementation: "xla", "cudnn" (GPU with float16 or bfloat16 operands), or None for JAX's choice.
-    """
-
-    features = ()
-    implementation: str | None = None
-
-    @property
-    def platforms(self) -> tuple[str, ...]:
-        return ("gpu",) if self.implementation == "cudnn" else ("cpu", "gpu", "tpu")
-
-    def check(self) -> None:
-        if self.implementation not in (None, "xla", "cudnn"):
-            raise FieldError("implementation", self.implementation, "expected 'xla', 'cudnn' or None")
-
-    def __call__(self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, softcap=None, dropout=None):
-        aligned = mask.causal and q_BTHK.shape[1] == k_BSNK.shape[1] and mask.query_segments_BT is None
-        dense = None if aligned else mask.dense(q_BTHK.shape[1], k_BSNK.shape[1])
-        q, k, v = (x.astype(policy.operand_dtype) for x in (q_BTHK, k_BSNK, v_BSNK))
-        kernel: Any = self.implementation
-        out = jax.nn.dot_product_attention(q, k, v, mask=dense, is_causal=aligned, implementation=kernel)
-        return out.astype(policy.dtype)
-
-
-@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Flash:
-    """Pallas splash attention for TPU: scores never leave the chip's fast memory, masked blocks are skipped.
-
-    interpret: run the kernel's program step by step on any platform (slow; for tests).
-    Sequence length must be a multiple of 128. Decoding with a cache falls to `Einsum`'s form,
-    where one query row leaves nothing to fuse.
-    """
-
-    platforms = ("tpu",)
-    features = ("softcap",)
-    block: int = 512
-    interpret: bool = False
-
-    def check(self) -> None:
-        if self.block < 128 or self.block % 128:
-            raise FieldError("block", self.block, "expected a multiple of 128, as 512")
-
-    def __call__(self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, softcap=None, dropout=None):
-        length = q_BTHK.shape[1]
-        if k_BSNK.shape[1] != length:
-            return Einsum()(q_BTHK, k_BSNK, v_BSNK, mask, policy=policy, softcap=softcap)
-        if length % 128:
+    def __call__(self, q_BTD: jax.Array, k_BSD: jax.Array) -> jax.Array:
+        """scores_BTS, float32."""
+        if q_BTD.shape[-1] != k_BSD.shape[-1]:
             raise UserError(
-                f"attention Flash(): sequence length {length} is not a multiple of 128; change data.seq_len"
+                f"attention score: queries have {q_BTD.shape[-1]} features and keys {k_BSD.shape[-1]}; "
+                "a dot product needs as many of each: use General() or Additive()"
             )
-        q, k, v = (jnp.swapaxes(x.astype(policy.operand_dtype), 1, 2) for x in (q_BTHK, k_BSNK, v_BSNK))
-        q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
-        segments_BT = mask.query_segments_BT
-        if segments_BT is None:
-            segments_BT = jnp.ones((q.shape[0], length), jnp.int32)
-        run = functools.partial(_splash, self.block, self.interpret, mask.causal, softcap)
-        heads, keys = ("batch", "heads", "length", "kv"), ("batch", "kv_heads", "length", "kv")
-        specs = (mesh_axes(heads), mesh_axes(keys), mesh_axes(keys), mesh_axes(("batch", "length")))
-        out_BHTK = sharded_call(run, specs, mesh_axes(heads))(q, k, v, segments_BT)
-        return jnp.swapaxes(out_BHTK, 1, 2).astype(policy.dtype)
+        scores_BTS = self.policy.dot(self.policy.operand(q_BTD), self.policy.operand(k_BSD), ROWS)
+        return scores_BTS * q_BTD.shape[-1] ** -0.5 if self.scaled else scores_BTS
 
 
-def _splash(block, interpret, causal, softcap, q_BHTK, k_BNTK, v_BNTK, segments_BT):
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+class _GeneralScore(nn.Module):
+    """Parameter: `query` (D of queries, D of keys)."""
 
-    heads, length = q_BHTK.shape[1:3]
-    one = (splash.CausalMask if causal else splash.FullMask)((length, length))
-    size = next(b for b in range(min(block, length), 0, -128) if length % b == 0)
-    sizes = splash.BlockSizes(
-        block_q=size,
-        block_kv=size,
-        block_kv_compute=size,
-        block_q_dkv=size,
-        block_kv_dkv=size,
-        block_kv_dkv_compute=size,
-        block_q_dq=size,
-        block_kv_dq=size,
-    )
-    kernel = splash.make_splash_mha(
-        mask=splash.MultiHeadMask([one] * heads),
-        block_sizes=sizes,
-        attn_logits_soft_cap=softcap,
-        head_shards=1,
-        q_seq_shards=1,
-        interpret=interpret,
-    )
-    groups = heads // k_BNTK.shape[1]
-    k, v = (jnp.repeat(x, groups, axis=1) for x in (k_BNTK, v_BNTK))
-    return jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(q_BHTK, k, v, segments_BT)
+    policy: Policy
+
+    @nn.compact
+    def __call__(self, q_BTD: jax.Array, k_BSD: jax.Array) -> jax.Array:
+        """scores_BTS, float32."""
+        init = nn.initializers.glorot_uniform()
+        turned = Linear(
+            (k_BSD.shape[-1],), ("embed", "kv"), self.policy, use_bias=False, kernel_init=init, name="query"
+        )
+        return _DotScore(False, self.policy)(turned(q_BTD), k_BSD)
 
 
-def attend(q_BTHK, k_BSNK, v_BSNK, allowed, *, policy: Policy, softcap=None, dropout=None) -> jax.Array:
-    """Scaled dot-product attention with grouped heads; scores and softmax in float32.
+class _AdditiveScore(nn.Module):
+    """Parameters: `query` (D, A) with bias, `key` (D, A), `out` (A,)."""
 
-    Args:
-        allowed: boolean, broadcastable to (B, 1, T, S), or None.
-        softcap: c gives c tanh(scores / c) (Gemma 2, arXiv:2408.00118, section 2).
-        dropout: (rate, key) drops attention weights.
+    hidden_dim: int | None
+    policy: Policy
 
-    Returns:
-        (B, T, H, K) in the compute dtype.
-    """
-    B, T, H, K = q_BTHK.shape
-    N = k_BSNK.shape[2]
-    # Query heads that share a key head become more rows of the same product.
-    q_BNRK = jnp.swapaxes(q_BTHK * K**-0.5, 1, 2).reshape(B, N, H // N * T, K)
-    q, k, v = (policy.operand(x) for x in (q_BNRK, jnp.swapaxes(k_BSNK, 1, 2), jnp.swapaxes(v_BSNK, 1, 2)))
-    if allowed is not None and H != N:
-        allowed = jnp.tile(allowed, (1, 1, H // N, 1))
-    if softcap is None and dropout is None:
-        out_BNRK: jax.Array = _attend(q, k, v, allowed, policy)  # pyright: ignore[reportAssignmentType]
-    else:
-        scores = policy.dot(q, k, SCORES)
-        if softcap is not None:
-            scores = softcap * jnp.tanh(scores / softcap)
-        weights = jax.nn.softmax(_masked(scores, allowed), axis=-1)
-        if dropout is not None:
-            weights = _drop(weights, *dropout)
-        out_BNRK = policy.dot(weights, v, MIX)
-    return jnp.swapaxes(out_BNRK.reshape(B, H, T, K), 1, 2).astype(policy.dtype)
+    @nn.compact
+    def __call__(self, q_BTD: jax.Array, k_BSD: jax.Array) -> jax.Array:
+        """scores_BTS, float32."""
+        A = self.hidden_dim or k_BSD.shape[-1]
+        init, axes = nn.initializers.glorot_uniform(), ("embed", "mlp")
+        q_BTA = Linear((A,), axes, self.policy, kernel_init=init, name="query")(q_BTD)
+        k_BSA = Linear((A,), axes, self.policy, use_bias=False, kernel_init=init, name="key")(k_BSD)
+        out_A = parameter(self, "out", nn.initializers.normal(A**-0.5), ("mlp",), (A,), self.policy.param_dtype)
+        hidden_BTSA = jnp.tanh(q_BTA[:, :, None].astype(jnp.float32) + k_BSA[:, None].astype(jnp.float32))
+        return hidden_BTSA @ out_A.astype(jnp.float32)
 
 
-def _masked(scores, allowed):
-    return scores if allowed is None else jnp.where(allowed, scores, MASKED)
+class Attention(nn.Module):
+    """softmax(score(q, k)) v over one head: what seq2seq decoders and readers attend with."""
 
+    score: Any
+    policy: Policy
 
-def _drop(x, rate, key):
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BNRK, k_BNSK, v_BNSK, allowed, policy):
-    """softmax(q k^T) v; the backward pass takes the row term from the output (R x K), not the weights (R x S)."""
-    return _attend_fwd(q_BNRK, k_BNSK, v_BNSK, allowed, policy)[0]
-
-
-def _attend_fwd(q, k, v, allowed, policy):
-    weights = _masked(policy.dot(q, k, SCORES), allowed)
-    weights = jnp.exp(weights - weights.max(axis=-1, keepdims=True))
-    weights = weights * (1.0 / weights.sum(axis=-1, keepdims=True))
-    weights = weights.astype(policy.operand_dtype)
-    out = policy.dot(weights, v, MIX)
-    return out, (q, k, v, weights, out)
-
-
-def _attend_bwd(policy, residuals, d_out):
-    q, k, v, weights, out = residuals
-    row = (d_out * out).sum(axis=-1, keepdims=True)
-    d_out = policy.operand(d_out)
-    d_v = policy.dot(weights, d_out, SPREAD)
-    d_weights = policy.dot(d_out, v, SCORES)
-    d_scores = weights.astype(jnp.float32) * (d_weights - row)
-    d_q = policy.dot(d_scores, k, MIX)
-    d_k = policy.dot(d_scores, q, SPREAD)
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
-
-
-_attend.defvjp(_attend_fwd, _attend_bwd)
+    @nn.compact
+    def __call__(self, q_BTD, k_BSD, v_BSD, mask: Mask | None = None) -> tuple[jax.Array, jax.Array]:
+        """Returns (context_BTD, weights_BTS); a row with nothing to attend to gets the mean of all values."""
+        scores_BTS = self.score.module(self.policy, name="score")(q_BTD, k_BSD)
+        allowed = None if mask is None else mask.dense(q_BTD.shape[1], k_BSD.shape[1])
+        if allowed is not None:
+            scores_BTS = jnp.where(allowed[:, 0], scores_BTS, MASKED)
+        weights_BTS = jax.nn.softmax(scores_BTS, axis=-1)
+        context_BTD = self.policy.dot(weights_BTS, self.policy.operand(v_BSD), (((2,), (1,)), ((0,), (0,))))
+        return context_BTD.astype(self.policy.dtype), weights_BTS
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention over `num_heads` heads, with `num_kv_heads` <= num_heads shared keys and values.
+    """Attention over `num_heads` heads, with `num_kv_heads` <= num_heads shared keys and values.
 
     Vaswani et al. 2017, section 3.2.2; grouped heads: Ainslie et al. 2023, arXiv:2305.13245.
+    Self-attention unless given the keys and values of another sequence, which `keys_values` makes.
     Parameters: `query` (D, H, K), `key` and `value` (D, N, K), `out` (H, K, D).
+
+    scale: of the scores; None is 1/sqrt(head_dim), T5's is 1.
+
+    Where the collection "intermediates" is mutable, `attention_weights` (B, H, T, S) are put there.
     """
 
     num_heads: int
@@ -249,37 +153,64 @@ class MultiHeadAttention(nn.Module):
     positions: Any
     policy: Policy
     use_bias: bool = True
+    use_qkv_bias: bool | None = None
     qk_norm: Any = None
     softcap: float | None = None
+    scale: float | None = None
     dropout_rate: float = 0.0
     out_init: Initializer = nn.initializers.normal(0.02)
+    out_dim: int | None = None
+
+    def setup(self):
+        use_bias = self.use_bias if self.use_qkv_bias is None else self.use_qkv_bias
+
+        def heads(count, axis):
+            return Linear((count, self.head_dim), ("embed", axis, "kv"), self.policy, use_bias=use_bias)
+
+        self.query = heads(self.num_heads, "heads")
+        self.key = heads(self.num_kv_heads, "kv_heads")
+        self.value = heads(self.num_kv_heads, "kv_heads")
+        if self.qk_norm is not None:
+            self.query_norm = self.qk_norm.module(self.policy)
+            self.key_norm = self.qk_norm.module(self.policy)
+
+    def keys_values(self, x_BSD, positions_BS=None) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of a sequence, each (B, S, N, K), turned by its positions if there are any."""
+        k_BSNK, v_BSNK = self.key(x_BSD), self.value(x_BSD)
+        if self.qk_norm is not None:
+            k_BSNK = self.key_norm(k_BSNK)
+        return k_BSNK if positions_BS is None else self.positions.rotate(k_BSNK, positions_BS), v_BSNK
 
     @nn.compact
-    def __call__(self, x_BTD, mask: Mask, positions_BT, *, cache=None, deterministic: bool = True):
-        """Returns (y_BTD, cache). `cache` is a pair (k, v) of shape (B, N, S, K) to write at `mask.offset`."""
+    def __call__(
+        self, x_BTD, mask: Mask, positions_BT=None, *, keys_values=None, cache=None, bias=None, deterministic=True
+    ):
+        """Returns (y_BTD, cache).
 
-        def heads(name, count, axis):
-            axes = ("embed", axis, "kv")
-            return Linear((count, self.head_dim), axes, self.policy, use_bias=self.use_bias, name=name)(x_BTD)
-
-        q_BTHK = heads("query", self.num_heads, "heads")
-        k_BTNK = heads("key", self.num_kv_heads, "kv_heads")
-        v_BTNK = heads("value", self.num_kv_heads, "kv_heads")
+        Args:
+            positions_BT: for rotary turns; None does not turn.
+            keys_values: of the sequence to attend to, for cross-attention; None is x itself.
+            cache: a pair (k, v) of shape (B, N, S, K) to write x's keys and values into at `mask.offset`.
+            bias: (B or 1, H, T, S), added to the scores.
+        """
+        q_BTHK = self.query(x_BTD)
         if self.qk_norm is not None:
-            q_BTHK = self.qk_norm.module(self.policy, name="query_norm")(q_BTHK)
-            k_BTNK = self.qk_norm.module(self.policy, name="key_norm")(k_BTNK)
-        q_BTHK = self.positions.rotate(q_BTHK, positions_BT)
-        k_BTNK = self.positions.rotate(k_BTNK, positions_BT)
+            q_BTHK = self.query_norm(q_BTHK)
+        if positions_BT is not None:
+            q_BTHK = self.positions.rotate(q_BTHK, positions_BT)
+        k_BSNK, v_BSNK = self.keys_values(x_BTD, positions_BT) if keys_values is None else keys_values
         if cache is not None:
-            cache = tuple(_write(c, x, mask.offset) for c, x in zip(cache, (k_BTNK, v_BTNK), strict=True))
-            k_BTNK, v_BTNK = (jnp.swapaxes(c, 1, 2) for c in cache)
+            cache = tuple(_write(c, x, mask.offset) for c, x in zip(cache, (k_BSNK, v_BSNK), strict=True))
+            k_BSNK, v_BSNK = (jnp.swapaxes(c, 1, 2) for c in cache)
         dropout = None
         if self.dropout_rate and not deterministic:
             dropout = (self.dropout_rate, self.make_rng("dropout"))
-        kernel = functools.partial(self.kernel, policy=self.policy, softcap=self.softcap, dropout=dropout)
-        out_BTHK = kernel(q_BTHK, k_BTNK, v_BTNK, mask)
+        scores = {"policy": self.policy, "softcap": self.softcap, "scale": self.scale, "bias": bias}
+        if self.is_mutable_collection("intermediates") and not self.is_initializing():
+            self.sow("intermediates", WEIGHTS, attention_weights(q_BTHK, k_BSNK, mask, **scores))
+        out_BTHK = functools.partial(self.kernel, dropout=dropout, **scores)(q_BTHK, k_BSNK, v_BSNK, mask)
         out = Linear(
-            (x_BTD.shape[-1],),
+            (self.out_dim or x_BTD.shape[-1],),
             ("heads", "kv", "embed"),
             self.policy,
             num_in=2,

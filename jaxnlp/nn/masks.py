@@ -12,30 +12,45 @@ import jax.numpy as jnp
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["query_segments_BT", "key_segments_BS", "offset"],
-    meta_fields=["causal"],
+    data_fields=["query_segments_BT", "key_segments_BS", "prefix_B", "offset"],
+    meta_fields=["causal", "window"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mask:
     """The conditions a query-key pair must meet, kept apart so that each kernel can use its own form.
 
+    They compose: a pair must meet all of them. `Mask(causal=False)` allows every pair.
+
     causal: a key no later than the query, by place in the sequence.
+    prefix_B: so many first places of each row are open to every query although the mask is causal
+        (prefix LM: Raffel et al. 2020, arXiv:1910.10683, section 3.2.1).
+    window: fewer than so many places between query and key: sliding-window attention
+        (Beltagy et al. 2020, arXiv:2004.05150, section 3.1). None: no such condition.
     query_segments_BT, key_segments_BS: both in the same segment, and that segment not 0
-        (0 is padding). None: no such condition.
+        (0 is padding). Keys' segments alone: keys that are not padding.
     offset: place of the first query among the keys: 0 in training, the number of keys
         already cached when decoding.
     """
 
     causal: bool = True
+    window: int | None = None
     query_segments_BT: jax.Array | None = None
     key_segments_BS: jax.Array | None = None
+    prefix_B: jax.Array | None = None
     offset: jax.Array | int = 0
+
+    @property
+    def conditions(self) -> set[str]:
+        """Names of the conditions in force, for kernels that know only some."""
+        found = {"causal": self.causal, "prefix": self.prefix_B is not None, "window": self.window is not None}
+        found["segments"] = self.key_segments_BS is not None
+        return {name for name, there in found.items() if there}
 
     def rows(self, start: int, stop: int) -> "Mask":
         """The mask of queries start..stop against keys 0..stop: one block of rows of a causal mask."""
         q, k = self.query_segments_BT, self.key_segments_BS
-        return Mask(
-            causal=self.causal,
+        return dataclasses.replace(
+            self,
             query_segments_BT=None if q is None else q[:, start:stop],
             key_segments_BS=None if k is None else k[:, :stop],
             offset=start,
@@ -43,12 +58,17 @@ class Mask:
 
     def dense(self, query_len: int, key_len: int) -> jax.Array | None:
         """Boolean (B or 1, 1, T, S), True where attention is allowed; None where all of it is."""
-        allowed = None
+        parts = []
+        query, key = self.offset + jnp.arange(query_len)[:, None], jnp.arange(key_len)[None, :]
         if self.causal:
-            query = self.offset + jnp.arange(query_len)[:, None]
-            allowed = (jnp.arange(key_len)[None, :] <= query)[None, None]
-        if self.query_segments_BT is not None and self.key_segments_BS is not None:
-            same = self.query_segments_BT[:, :, None] == self.key_segments_BS[:, None, :]
-            same = (same & (self.key_segments_BS != 0)[:, None, :])[:, None]
-            allowed = same if allowed is None else allowed & same
-        return allowed
+            earlier = (key <= query)[None, None]
+            if self.prefix_B is not None:
+                earlier = earlier | (key < self.prefix_B[:, None, None])[:, None]
+            parts.append(earlier)
+        if self.window is not None:
+            parts.append((jnp.abs(query - key) < self.window)[None, None])
+        if self.key_segments_BS is not None:
+            parts.append((self.key_segments_BS != 0)[:, None, None, :])
+            if self.query_segments_BT is not None:
+                parts.append((self.query_segments_BT[:, :, None] == self.key_segments_BS[:, None, :])[:, None])
+        return functools.reduce(jnp.logical_and, parts) if parts else None

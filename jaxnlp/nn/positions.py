@@ -1,11 +1,13 @@
-"""Positions: learned and sinusoidal vectors added to the embeddings, and rotary turns of queries and keys.
+"""Positions: vectors added to the embeddings, turns of queries and keys, or a bias of attention scores.
 
-Each is a small config object. `added` ones build a module that maps positions to vectors;
-`Rotary` instead turns queries and keys inside attention.
-Shape legend: B batch, T length, D model, H heads, K head size.
+Each is a small config object that does one of the three: `Learned` and `Sinusoidal` build a
+module that maps positions to vectors, `Rotary` turns queries and keys inside attention, `Alibi`
+and `RelativeBuckets` build a module that maps the distance of a pair to what is added to its score.
+Shape legend: B batch, T (query) length, S key length, D model, H heads, K head size.
 """
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -18,23 +20,47 @@ from jaxnlp.nn.policy import Policy
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Learned:
-    """A table with one vector a position, up to the model's `max_len` (GPT-2, BERT)."""
+class NoPositions:
+    """None at all, and what a kind of positions does unless it says otherwise."""
 
-    bounded = True
+    bounded = False  # whether there is a longest sequence
+    biased = False  # whether `bias` builds a module
 
     def module(self, max_len: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
-        return _LearnedPositions(max_len, embed_dim, policy, name=name)
+        """positions_BT -> vectors_BTD to add to the embeddings."""
+        return None
 
     def rotate(self, x_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """Queries or keys, turned by their positions."""
         return x_BTHK
+
+    def bias(self, num_heads: int, policy: Policy, name: str) -> nn.Module | None:
+        """(places_T, places_S) -> bias (1, H, T, S) to add to attention scores."""
+        return None
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Sinusoidal:
+class Learned(NoPositions):
+    """A table with one vector a position, up to the model's `max_len` (GPT-2, BERT).
+
+    first: row of the table that position 0 takes (RoBERTa's is 2); the table has so many rows more.
+    """
+
+    bounded = True
+    first: int = 0
+
+    def check(self) -> None:
+        if self.first < 0:
+            raise FieldError("first", self.first, "expected zero or more")
+
+    def module(self, max_len: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
+        return _LearnedPositions(max_len, self.first, embed_dim, policy, name=name)
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Sinusoidal(NoPositions):
     """sin and cos of geometrically spaced wavelengths (Vaswani et al. 2017, section 3.5); any length."""
 
-    bounded = False
     max_wavelength: float = 10000.0
 
     def check(self) -> None:
@@ -45,25 +71,18 @@ class Sinusoidal:
             raise FieldError("embed_dim", embed_dim, "expected an even number with Sinusoidal() positions")
         return _SinusoidalPositions(embed_dim, self.max_wavelength, policy, name=name)
 
-    def rotate(self, x_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        return x_BTHK
-
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Rotary:
+class Rotary(NoPositions):
     """Queries and keys turned by an angle that grows with position (Su et al. 2021, arXiv:2104.09864).
 
     The pairs are (i, i + K/2), as Llama and GPT-NeoX store them.
     """
 
-    bounded = False
     base: float = 10000.0
 
     def check(self) -> None:
         _check_base("base", self.base)
-
-    def module(self, max_len: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
-        return None
 
     def rotate(self, x_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
         half = x_BTHK.shape[-1] // 2
@@ -74,23 +93,63 @@ class Rotary:
         return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHK.dtype)
 
 
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Alibi(NoPositions):
+    """A penalty that grows with distance, at a slope of its own for each head (Press et al. 2021, arXiv:2108.12409).
+
+    Head h of n has slope 2^(-8h/n); where n is no power of two, the slopes of the next lower power
+    come first, then every other one of the next higher, as in the paper's code.
+    """
+
+    biased = True
+
+    def bias(self, num_heads: int, policy: Policy, name: str) -> nn.Module | None:
+        return _AlibiBias(num_heads, name=name)
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class RelativeBuckets(NoPositions):
+    """A learned number for each head and bucket of distances (T5: Raffel et al. 2020, section 2.1).
+
+    num_buckets: half of them for exact small distances, the others growing with their logarithm
+        up to max_distance; beyond it all share the last.
+    bidirectional: keys after the query have half the buckets to themselves; else all are as bucket 0.
+    """
+
+    biased = True
+    num_buckets: int = 32
+    max_distance: int = 128
+    bidirectional: bool = False
+
+    def check(self) -> None:
+        exact = self.num_buckets // (4 if self.bidirectional else 2)
+        if exact < 1:
+            raise FieldError("num_buckets", self.num_buckets, "expected 2 or more, or 4 if bidirectional")
+        if self.max_distance <= exact:
+            raise FieldError("max_distance", self.max_distance, f"expected more than the {exact} exact buckets")
+
+    def bias(self, num_heads: int, policy: Policy, name: str) -> nn.Module | None:
+        return _BucketBias(self, num_heads, policy, name=name)
+
+
 def _check_base(field: str, value: float) -> None:
     if not value > 1:
         raise FieldError(field, value, "expected a number above 1, as 10000.0")
 
 
 class _LearnedPositions(nn.Module):
-    """Parameter: `embedding`, (max_len, embed_dim). A position beyond the table gives NaN."""
+    """Parameter: `embedding`, (max_len + first, embed_dim). A position beyond the table gives NaN."""
 
     max_len: int
+    first: int
     embed_dim: int
     policy: Policy
 
     @nn.compact
     def __call__(self, positions_BT: jax.Array) -> jax.Array:
-        init, shape = nn.initializers.normal(0.02), (self.max_len, self.embed_dim)
+        init, shape = nn.initializers.normal(0.02), (self.max_len + self.first, self.embed_dim)
         table = parameter(self, "embedding", init, ("length", "embed"), shape, self.policy.param_dtype)
-        rows = table.at[positions_BT].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        rows = table.at[positions_BT + self.first].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return rows.astype(self.policy.dtype)
 
 
@@ -108,3 +167,52 @@ def sinusoid(positions: jax.Array, dim: int, max_wavelength: float = 10000.0) ->
     frequency = max_wavelength ** (-np.arange(0, dim, 2, dtype=np.float32) / dim)
     angle = positions.astype(jnp.float32)[..., None] * frequency
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*positions.shape, dim)
+
+
+class _AlibiBias(nn.Module):
+    num_heads: int
+
+    def __call__(self, places_T: jax.Array, places_S: jax.Array) -> jax.Array:
+        distance_TS = jnp.abs(places_T[:, None] - places_S[None, :]).astype(jnp.float32)
+        return -(jnp.asarray(alibi_slopes(self.num_heads))[:, None, None] * distance_TS)[None]
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """(H,), float32: how fast each head's scores fall with distance."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
+    between = [2 ** (-4 * h / power) for h in range(1, 2 * power + 1, 2)]
+    return np.asarray((slopes + between)[:num_heads], np.float32)
+
+
+class _BucketBias(nn.Module):
+    """Parameter: `embedding`, (num_buckets, H)."""
+
+    config: RelativeBuckets
+    num_heads: int
+    policy: Policy
+
+    @nn.compact
+    def __call__(self, places_T: jax.Array, places_S: jax.Array) -> jax.Array:
+        c = self.config
+        init, shape = nn.initializers.normal(0.02), (c.num_buckets, self.num_heads)
+        table = parameter(self, "embedding", init, ("buckets", "heads"), shape, self.policy.param_dtype)
+        bucket_TS = relative_bucket(
+            places_S[None, :] - places_T[:, None], c.num_buckets, c.max_distance, c.bidirectional
+        )
+        return jnp.moveaxis(table[bucket_TS].astype(jnp.float32), -1, 0)[None]
+
+
+def relative_bucket(offset: jax.Array, num_buckets: int, max_distance: int, bidirectional: bool) -> jax.Array:
+    """Bucket of each offset (place of the key less that of the query), integers in [0, num_buckets)."""
+    bucket = jnp.zeros_like(offset)
+    if bidirectional:
+        num_buckets //= 2
+        bucket = jnp.where(offset > 0, num_buckets, 0)
+        distance = jnp.abs(offset)
+    else:
+        distance = jnp.maximum(-offset, 0)
+    exact = num_buckets // 2
+    far = jnp.maximum(distance, exact).astype(jnp.float32)
+    far = exact + (jnp.log(far / exact) / math.log(max_distance / exact) * (num_buckets - exact)).astype(jnp.int32)
+    return bucket + jnp.where(distance < exact, distance, jnp.minimum(far, num_buckets - 1))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.generate import layout
 from jaxnlp.generate.decode import Generator
-from jaxnlp.nn.attention import Einsum
+from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.policy import Policy
 from jaxnlp.sharding.axes import abstract_params, make_apply
 from jaxnlp.sharding.mesh import MeshConfig

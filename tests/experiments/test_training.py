@@ -468,7 +468,7 @@ def test_a_run_with_a_kernel_of_another_platform_still_generates_here(finished, 
     shutil.copytree(finished[0], tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints" / "12"
     path = folder / "config" / "metadata"
-    path.write_text(path.read_text().replace("jaxnlp.nn.attention:Einsum", "jaxnlp.nn.attention:Flash"))
+    path.write_text(path.read_text().replace("jaxnlp.nn.kernels:Einsum", "jaxnlp.nn.kernels:Flash"))
     manifest = json.loads((folder / "MANIFEST.json").read_text())
     del manifest["config/metadata"]
     (folder / "MANIFEST.json").write_text(json.dumps(manifest))

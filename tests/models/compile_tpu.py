@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from configs.gpt.gpt2 import get_config
-from jaxnlp.nn.attention import Einsum, Flash
+from jaxnlp.nn.kernels import Einsum, Flash
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import FSDP, Sharding
 from jaxnlp.train.program import build

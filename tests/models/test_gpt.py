@@ -9,7 +9,7 @@ import pytest
 
 from jaxnlp.errors import UserError
 from jaxnlp.models.gpt import GPTConfig
-from jaxnlp.nn import attention, mlp, norms, positions
+from jaxnlp.nn import kernels, mlp, norms, positions
 from jaxnlp.nn.policy import Policy
 from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
 
@@ -28,7 +28,9 @@ VARIANTS = {
     "post-norm, sinusoidal": {"norm_position": "post", "positions": positions.Sinusoidal()},
     "softcaps, qk-norm": {"attention_softcap": 5.0, "logit_softcap": 3.0, "qk_norm": norms.RMSNorm()},
     "scanned": {"scan_layers": True, **LLAMA},
-    "blocked": {"attention": attention.Blocked(block=5)},
+    "blocked": {"attention": kernels.Blocked(block=5)},
+    "alibi, window": {"positions": positions.Alibi(), "window": 6, "attention": kernels.Blocked(block=5)},
+    "buckets, scanned": {"positions": positions.RelativeBuckets(num_buckets=6, max_distance=12), "scan_layers": True},
     "bf16": {"policy": Policy(compute_dtype="bfloat16")},
 }
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnlp.nn import attention
+from jaxnlp.nn import kernels
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.policy import Policy
 
@@ -38,10 +38,10 @@ def reference(q, k, v, allowed, softcap=None):
 SEGMENTS = jnp.asarray([[1] * 10 + [2] * 14, [1] * 5 + [2] * 5 + [3] * 11 + [0] * 3])
 MASKS = {"causal": Mask(), "segments": Mask(query_segments_BT=SEGMENTS, key_segments_BS=SEGMENTS)}
 KERNELS = {
-    "einsum": attention.Einsum(),
-    "blocked": attention.Blocked(block=7),
-    "dot_product": attention.DotProduct(),
-    "one block": attention.Blocked(block=24),
+    "einsum": kernels.Einsum(),
+    "blocked": kernels.Blocked(block=7),
+    "dot_product": kernels.DotProduct(),
+    "one block": kernels.Blocked(block=24),
 }
 
 
@@ -63,7 +63,7 @@ def test_kernels_have_the_same_gradients(rng, kernel):
     def loss(kernel, q, k, v):
         return (kernel(q, k, v, MASKS["segments"], policy=F32) * weight).sum()
 
-    wanted = jax.jit(jax.grad(functools.partial(loss, attention.Einsum()), (0, 1, 2)))(*args)
+    wanted = jax.jit(jax.grad(functools.partial(loss, kernels.Einsum()), (0, 1, 2)))(*args)
     found = jax.jit(jax.grad(functools.partial(loss, KERNELS[kernel]), (0, 1, 2)))(*args)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-6)
@@ -78,21 +78,21 @@ def test_written_out_backward_pass_equals_autodiff(rng):
         weights = jax.nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1)
         return jnp.sin(jnp.einsum("bhts,bshk->bthk", weights, v)).sum()
 
-    ours = lambda q, k, v: jnp.sin(attention.attend(q, k, v, allowed, policy=F32)).sum()
+    ours = lambda q, k, v: jnp.sin(kernels.attend(q, k, v, allowed, policy=F32)).sum()
     for a, b in zip(jax.grad(ours, (0, 1, 2))(q, k, v), jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
 
 
 def test_softcap_and_its_gradient(rng):
     q, k, v = inputs(rng, T=12)
-    out = attention.Einsum()(3 * q, k, v, Mask(), policy=F32, softcap=2.0)
+    out = kernels.Einsum()(3 * q, k, v, Mask(), policy=F32, softcap=2.0)
     np.testing.assert_allclose(out, reference(3 * q, k, v, np.asarray(Mask().dense(12, 12)), 2.0), atol=2e-6)
 
 
 def test_dropout_keeps_the_mean_and_needs_its_key(rng):
     q, k, v = inputs(rng, T=12)
-    plain = attention.Einsum()(q, k, v, Mask(), policy=F32)
-    drop = lambda key: attention.Einsum()(q, k, v, Mask(), policy=F32, dropout=(0.25, key))
+    plain = kernels.Einsum()(q, k, v, Mask(), policy=F32)
+    drop = lambda key: kernels.Einsum()(q, k, v, Mask(), policy=F32, dropout=(0.25, key))
     many = jax.vmap(drop)(jax.random.split(jax.random.key(0), 4000))
     assert not np.allclose(many[0], many[1])
     np.testing.assert_allclose(many.mean(0), plain, atol=0.08)
@@ -100,16 +100,16 @@ def test_dropout_keeps_the_mean_and_needs_its_key(rng):
 
 def test_low_precision_operands_stay_close(rng):
     q, k, v = inputs(rng)
-    out = attention.Einsum()(q, k, v, Mask(), policy=Policy(product_dtype="bfloat16"))
+    out = kernels.Einsum()(q, k, v, Mask(), policy=Policy(product_dtype="bfloat16"))
     assert out.dtype == jnp.float32
-    np.testing.assert_allclose(out, attention.Einsum()(q, k, v, Mask(), policy=F32), atol=0.03)
+    np.testing.assert_allclose(out, kernels.Einsum()(q, k, v, Mask(), policy=F32), atol=0.03)
 
 
 def test_a_row_with_nothing_to_attend_to_is_finite(rng):
     q, k, v = inputs(rng, T=4)
     zeros = jnp.zeros((2, 4), jnp.int32)
     mask = Mask(query_segments_BT=zeros, key_segments_BS=zeros)
-    out, grad = jax.value_and_grad(lambda q: attention.Einsum()(q, k, v, mask, policy=F32).sum())(q)
+    out, grad = jax.value_and_grad(lambda q: kernels.Einsum()(q, k, v, mask, policy=F32).sum())(q)
     assert jnp.isfinite(out) and jnp.isfinite(grad).all()
 
 
@@ -129,7 +129,7 @@ def test_the_tpu_kernel_in_interpreter_equals_einsum(rng, softcap):
     def loss(kernel, q, k, v):
         return jnp.sin(kernel(q, k, v, mask, policy=F32, softcap=softcap)).sum()
 
-    flash, einsum = attention.Flash(block=128, interpret=True), attention.Einsum()
+    flash, einsum = kernels.Flash(block=128, interpret=True), kernels.Einsum()
     for kernel_grad in ((lambda f: f), functools.partial(jax.grad, argnums=(0, 1, 2))):
         found, wanted = (kernel_grad(functools.partial(loss, k_))(q, k, v) for k_ in (flash, einsum))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, wanted)

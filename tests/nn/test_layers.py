@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jaxnlp.nn import norms, positions
-from jaxnlp.nn.attention import Blocked
+from jaxnlp.nn.kernels import Blocked
 from jaxnlp.nn.linear import Embed, Linear, matmul
 from jaxnlp.nn.losses import token_nll
 from jaxnlp.nn.masks import Mask
@@ -128,6 +128,31 @@ def test_sinusoid_is_the_papers_formula_and_shifts_linearly():
     # A shift by k is one linear map for every position.
     shift, *_ = np.linalg.lstsq(table[:30], table[7:37], rcond=None)
     np.testing.assert_allclose(table[:43] @ shift, table[7:], atol=2e-3)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("buckets", "longest"), [(32, 128), (8, 20), (6, 64)])
+def test_relative_buckets_equal_t5(bidirectional, buckets, longest):
+    pytest.importorskip("torch")
+    t5 = pytest.importorskip("transformers.models.t5.modeling_t5")
+    import torch
+
+    offset = np.arange(-300, 300)
+    theirs = t5.T5Attention._relative_position_bucket(torch.from_numpy(offset), bidirectional, buckets, longest)
+    ours = positions.relative_bucket(jnp.asarray(offset), buckets, longest, bidirectional)
+    np.testing.assert_array_equal(ours, theirs.numpy())
+
+
+@pytest.mark.parametrize("heads", [1, 4, 6, 12, 16])
+def test_alibi_equals_bloom(heads):
+    pytest.importorskip("torch")
+    bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom")
+    import torch
+
+    theirs = bloom.build_alibi_tensor(torch.ones(1, 9), heads, torch.float32).numpy().reshape(heads, 9)
+    ours = positions.Alibi().bias(heads, Policy(), "bias")
+    last = np.asarray(ours.apply({}, jnp.asarray([8]), jnp.arange(9)))[0, :, 0]
+    np.testing.assert_allclose(last - last[:, :1], theirs, atol=1e-6)  # Bloom's differ by a constant a row
 
 
 def test_rotary_scores_depend_on_the_distance_alone(rng):

@@ -212,7 +212,7 @@ def test_the_loss_scale_doubles_after_2000_good_steps():
 
 
 def test_attention_that_cannot_run_here_is_an_error_before_any_compile():
-    from jaxnlp.nn.attention import Flash
+    from jaxnlp.nn.kernels import Flash
 
     with pytest.raises(UserError, match=r"model.attention=Flash\(\): does not run on cpu, only on tpu"):
         build(experiment(model={"attention": Flash()}), jax.devices()[:1])

@@ -1,0 +1,275 @@
+"""Ways to compute multi-head attention, to choose from in a config.
+
+A kernel is a small config object, called as `kernel(q, k, v, mask, policy=..., ...)`; `scale`
+multiplies the scores (None is 1/sqrt(K)), `bias` (B or 1, H, T, S) is added to them. All give
+the same numbers within rounding (tested); they differ in speed, memory and platform.
+Shape legend: B batch, T query length, S key length, D model, H query heads, N key and value
+heads, K head size.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.partitioning import mesh_axes, sharded_call
+from jaxnlp.nn.policy import Policy
+
+SCORES = (((3,), (3,)), ((0, 1), (0, 1)))  # R x K and S x K to R x S, for `Policy.dot`
+MIX = (((3,), (2,)), ((0, 1), (0, 1)))  # R x S and S x K to R x K
+SPREAD = (((2,), (2,)), ((0, 1), (0, 1)))  # R x S and R x K to S x K
+MASKED = -1e30  # finite, so that a row with every key masked gives a mean and not NaN
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Einsum:
+    """softmax(q k^T / sqrt(K)) v, written out (Vaswani et al. 2017, equation 1). Runs anywhere."""
+
+    platforms = ("cpu", "gpu", "tpu")
+    features = ("dropout", "softcap", "bias")
+
+    def __call__(self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, dropout=None, **scores):
+        dense = mask.dense(q_BTHK.shape[1], k_BSNK.shape[1])
+        return attend(q_BTHK, k_BSNK, v_BSNK, dense, policy=policy, dropout=dropout, **scores)
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Blocked:
+    """`Einsum` over blocks of queries, each against the keys up to its own end.
+
+    Skips the half of the scores a causal mask would throw away: faster than `Einsum` on CPU
+    for sequences of several blocks, and lighter in memory. The loop is unrolled.
+    """
+
+    platforms = ("cpu", "gpu", "tpu")
+    features = ("dropout", "softcap", "bias")
+    block: int = 64
+
+    def check(self) -> None:
+        if self.block < 1:
+            raise FieldError("block", self.block, "expected a positive number of queries, as 64")
+
+    def __call__(self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, dropout=None, bias=None, **scores):
+        length = q_BTHK.shape[1]
+        whole = not mask.causal or mask.prefix_B is not None or k_BSNK.shape[1] != length
+        if whole or length <= self.block:
+            return Einsum()(q_BTHK, k_BSNK, v_BSNK, mask, policy=policy, dropout=dropout, bias=bias, **scores)
+        # Keys in pieces: their gradients are then sums of pieces, not of arrays padded to the full length.
+        stops = [*range(self.block, length, self.block), length]
+        sizes = [stop - start for start, stop in zip([0, *stops], stops, strict=False)]
+        queries, keys, values = (lax.split(x, sizes, axis=1) for x in (q_BTHK, k_BSNK, v_BSNK))
+        out = []
+        for i, (stop, query) in enumerate(zip(stops, queries, strict=True)):
+            dense = mask.rows(stop - sizes[i], stop).dense(sizes[i], stop)
+            drop = dropout and (dropout[0], jax.random.fold_in(dropout[1], i))
+            key, value = (jnp.concatenate(x[: i + 1], axis=1) for x in (keys, values))
+            part = None if bias is None else bias[:, :, stop - sizes[i] : stop, :stop]
+            out.append(attend(query, key, value, dense, policy=policy, dropout=drop, bias=part, **scores))
+        return jnp.concatenate(out, axis=1)
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class DotProduct:
+    """`jax.nn.dot_product_attention`: XLA's own form, or cuDNN's flash attention on a GPU.
+
+    implementation: "xla", "cudnn" (GPU with float16 or bfloat16 operands), or None for JAX's choice.
+    """
+
+    features = ("bias",)
+    implementation: str | None = None
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        return ("gpu",) if self.implementation == "cudnn" else ("cpu", "gpu", "tpu")
+
+    def check(self) -> None:
+        if self.implementation not in (None, "xla", "cudnn"):
+            raise FieldError("implementation", self.implementation, "expected 'xla', 'cudnn' or None")
+
+    def __call__(
+        self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, bias=None, scale=None, softcap=None, dropout=None
+    ):
+        aligned = mask.conditions == {"causal"} and q_BTHK.shape[1] == k_BSNK.shape[1]
+        dense = None if aligned else mask.dense(q_BTHK.shape[1], k_BSNK.shape[1])
+        q, k, v = (x.astype(policy.operand_dtype) for x in (q_BTHK, k_BSNK, v_BSNK))
+        kernel: Any = self.implementation
+        out = jax.nn.dot_product_attention(q, k, v, bias, dense, scale=scale, is_causal=aligned, implementation=kernel)
+        return out.astype(policy.dtype)
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Flash:
+    """Pallas splash attention for TPU: scores never leave the chip's fast memory, masked blocks are skipped.
+
+    interpret: run the kernel's program step by step on any platform (slow; for tests).
+    Sequence length must be a multiple of 128. Decoding with a cache falls to `Einsum`'s form,
+    where one query row leaves nothing to fuse.
+    """
+
+    platforms = ("tpu",)
+    features = ("softcap",)
+    block: int = 512
+    interpret: bool = False
+
+    def check(self) -> None:
+        if self.block < 128 or self.block % 128:
+            raise FieldError("block", self.block, "expected a multiple of 128, as 512")
+
+    def __call__(
+        self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, bias=None, scale=None, softcap=None, dropout=None
+    ):
+        length = q_BTHK.shape[1]
+        if k_BSNK.shape[1] != length:
+            return Einsum()(q_BTHK, k_BSNK, v_BSNK, mask, policy=policy, scale=scale, softcap=softcap)
+        if length % 128:
+            raise UserError(
+                f"attention Flash(): sequence length {length} is not a multiple of 128; change data.seq_len"
+            )
+        if mask.prefix_B is not None:
+            raise UserError("attention Flash(): has no prefix mask; use Einsum()")
+        q, k, v = (jnp.swapaxes(x.astype(policy.operand_dtype), 1, 2) for x in (q_BTHK, k_BSNK, v_BSNK))
+        q = (q.astype(jnp.float32) * (q.shape[-1] ** -0.5 if scale is None else scale)).astype(q.dtype)
+        keys_BT, queries_BT = mask.key_segments_BS, mask.query_segments_BT
+        if keys_BT is None:
+            keys_BT = jnp.ones((q.shape[0], length), jnp.int32)
+        if queries_BT is None:
+            queries_BT, keys_BT = jnp.ones_like(keys_BT), (keys_BT != 0).astype(jnp.int32)
+        run = functools.partial(_splash, self.block, self.interpret, mask.causal, mask.window, softcap)
+        heads, keys = ("batch", "heads", "length", "kv"), ("batch", "kv_heads", "length", "kv")
+        rows = mesh_axes(("batch", "length"))
+        specs = (mesh_axes(heads), mesh_axes(keys), mesh_axes(keys), rows, rows)
+        out_BHTK = sharded_call(run, specs, mesh_axes(heads))(q, k, v, queries_BT, keys_BT)
+        return jnp.swapaxes(out_BHTK, 1, 2).astype(policy.dtype)
+
+
+def _splash(block, interpret, causal, window, softcap, q_BHTK, k_BNTK, v_BNTK, queries_BT, keys_BT):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    heads, length = q_BHTK.shape[1:3]
+    one = (splash.CausalMask if causal else splash.FullMask)((length, length))
+    if window is not None:
+        one = one & splash.LocalMask((length, length), (window - 1, window - 1), 0)
+    size = next(b for b in range(min(block, length), 0, -128) if length % b == 0)
+    sizes = splash.BlockSizes(
+        block_q=size,
+        block_kv=size,
+        block_kv_compute=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_kv_dkv_compute=size,
+        block_q_dq=size,
+        block_kv_dq=size,
+    )
+    kernel = splash.make_splash_mha(
+        mask=splash.MultiHeadMask([one] * heads),
+        block_sizes=sizes,
+        attn_logits_soft_cap=softcap,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    groups = heads // k_BNTK.shape[1]
+    k, v = (jnp.repeat(x, groups, axis=1) for x in (k_BNTK, v_BNTK))
+    one_row = lambda q, k, v, s, t: kernel(q, k, v, splash.SegmentIds(s, t))
+    return jax.vmap(one_row)(q_BHTK, k, v, queries_BT, keys_BT)
+
+
+def attend(
+    q_BTHK, k_BSNK, v_BSNK, allowed, *, policy: Policy, scale=None, bias=None, softcap=None, dropout=None
+) -> jax.Array:
+    """Scaled dot-product attention with grouped heads; scores and softmax in float32.
+
+    Args:
+        allowed: boolean, broadcastable to (B, 1, T, S), or None.
+        scale: of the scores; None is 1/sqrt(K).
+        bias: (B or 1, H, T, S), added to the scores.
+        softcap: c gives c tanh(scores / c) (Gemma 2, arXiv:2408.00118, section 2).
+        dropout: (rate, key) drops attention weights.
+
+    Returns:
+        (B, T, H, K) in the compute dtype.
+    """
+    B, T, H, K = q_BTHK.shape
+    q, k, v, allowed, bias = _grouped(q_BTHK, k_BSNK, v_BSNK, allowed, bias, scale, policy)
+    if softcap is None and dropout is None and bias is None:
+        out_BNRK: jax.Array = _attend(q, k, v, allowed, policy)  # pyright: ignore[reportAssignmentType]
+    else:
+        weights = _weights(q, k, allowed, bias, softcap, policy)
+        if dropout is not None:
+            weights = _drop(weights, *dropout)
+        out_BNRK = policy.dot(weights, v, MIX)
+    return jnp.swapaxes(out_BNRK.reshape(B, H, T, K), 1, 2).astype(policy.dtype)
+
+
+def attention_weights(q_BTHK, k_BSNK, mask: Mask, *, policy: Policy, scale=None, bias=None, softcap=None) -> jax.Array:
+    """The weights themselves, (B, H, T, S), float32: what a kernel mixes values by."""
+    B, T, H, _ = q_BTHK.shape
+    allowed = mask.dense(T, k_BSNK.shape[1])
+    q, k, _, allowed, bias = _grouped(q_BTHK, k_BSNK, k_BSNK, allowed, bias, scale, policy)
+    return _weights(q, k, allowed, bias, softcap, policy).reshape(B, H, T, -1)
+
+
+def _grouped(q_BTHK, k_BSNK, v_BSNK, allowed, bias, scale, policy):
+    """Heads before length, and query heads that share a key head as more rows (R) of the same product."""
+    B, T, H, K = q_BTHK.shape
+    N = k_BSNK.shape[2]
+    scaled = q_BTHK * (K**-0.5 if scale is None else scale)
+    q_BNRK = jnp.swapaxes(scaled, 1, 2).reshape(B, N, H // N * T, K)
+    q, k, v = (policy.operand(x) for x in (q_BNRK, jnp.swapaxes(k_BSNK, 1, 2), jnp.swapaxes(v_BSNK, 1, 2)))
+    if allowed is not None and H != N:
+        allowed = jnp.tile(allowed, (1, 1, H // N, 1))
+    if bias is not None:
+        bias = bias.reshape(bias.shape[0], N, H // N * T, -1)
+    return q, k, v, allowed, bias
+
+
+def _weights(q_BNRK, k_BNSK, allowed, bias, softcap, policy):
+    scores = policy.dot(q_BNRK, k_BNSK, SCORES)
+    if bias is not None:
+        scores = scores + bias
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    return jax.nn.softmax(_masked(scores, allowed), axis=-1)
+
+
+def _masked(scores, allowed):
+    return scores if allowed is None else jnp.where(allowed, scores, MASKED)
+
+
+def _drop(x, rate, key):
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q_BNRK, k_BNSK, v_BNSK, allowed, policy):
+    """softmax(q k^T) v; the backward pass takes the row term from the output (R x K), not the weights (R x S)."""
+    return _attend_fwd(q_BNRK, k_BNSK, v_BNSK, allowed, policy)[0]
+
+
+def _attend_fwd(q, k, v, allowed, policy):
+    weights = _masked(policy.dot(q, k, SCORES), allowed)
+    weights = jnp.exp(weights - weights.max(axis=-1, keepdims=True))
+    weights = weights * (1.0 / weights.sum(axis=-1, keepdims=True))
+    weights = weights.astype(policy.operand_dtype)
+    out = policy.dot(weights, v, MIX)
+    return out, (q, k, v, weights, out)
+
+
+def _attend_bwd(policy, residuals, d_out):
+    q, k, v, weights, out = residuals
+    row = (d_out * out).sum(axis=-1, keepdims=True)
+    d_out = policy.operand(d_out)
+    d_v = policy.dot(weights, d_out, SPREAD)
+    d_weights = policy.dot(d_out, v, SCORES)
+    d_scores = weights.astype(jnp.float32) * (d_weights - row)
+    d_q = policy.dot(d_scores, k, MIX)
+    d_k = policy.dot(d_scores, q, SPREAD)
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
