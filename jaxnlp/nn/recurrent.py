@@ -1,0 +1,197 @@
+"""Recurrent networks: LSTM and GRU, stacked, in one direction or both, exact under padding.
+
+A cell is a small config object; `Recurrent` runs it over a sequence. The products with the input are one product
+for all steps; only the recurrence itself is scanned.
+Shape legend: B batch, T length, D input features, G gates, H hidden units, P features of the output
+(H, or an LSTM's projection).
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn.linear import Linear, matmul
+from jaxnlp.nn.partitioning import parameter
+from jaxnlp.nn.policy import Policy
+
+AXES = ("embed", "gates", "mlp")
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class LSTM:
+    """Long short-term memory with forget gate (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
+
+    i, f, o = sigmoid(W x + U h + b), g = tanh(...), c' = f c + i g, h' = o tanh(c').
+    forget_bias: what the forget gate's bias begins at (Jozefowicz et al. 2015, section 5).
+    projection_dim: h' = V (o tanh(c')) of so many features (Sak et al. 2014, arXiv:1402.1128); None: no projection.
+    cell_clip, projection_clip: keep c' and the projection within +-clip, as ELMo does; None does not.
+    """
+
+    gates = 4
+    hidden_bias = False
+    forget_bias: float = 1.0
+    projection_dim: int | None = None
+    cell_clip: float | None = None
+    projection_clip: float | None = None
+
+    def check(self) -> None:
+        if self.projection_dim is not None and self.projection_dim < 1:
+            raise FieldError("projection_dim", self.projection_dim, "expected a positive number of features, or None")
+        for field in ("cell_clip", "projection_clip"):
+            value = getattr(self, field)
+            if value is not None and not value > 0:
+                raise FieldError(field, value, "expected a positive number, as 3.0, or None")
+        if self.projection_clip is not None and self.projection_dim is None:
+            raise FieldError("projection_clip", self.projection_clip, "there is no projection; set projection_dim")
+
+    def outputs(self, features: int) -> int:
+        return self.projection_dim or features
+
+    def bias_init(self, key, shape, dtype):
+        """Zeros, and `forget_bias` in the forget gate; shape (4, H), the gates in the order i, f, g, o."""
+        return jnp.zeros(shape, dtype).at[1].set(self.forget_bias)
+
+    def start(self, batch: int, features: int) -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros((batch, features)), jnp.zeros((batch, self.outputs(features)))
+
+    def step(self, state, x_BGH, hidden, project):
+        """((c, h), W x + b, h -> U h, h -> V h) -> the next (c, h)."""
+        c, h = state
+        i, f, g, o = jnp.moveaxis(x_BGH + hidden(h), 1, 0)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        if self.cell_clip is not None:
+            c = jnp.clip(c, -self.cell_clip, self.cell_clip)
+        h = project(jax.nn.sigmoid(o) * jnp.tanh(c))
+        if self.projection_clip is not None:
+            h = jnp.clip(h, -self.projection_clip, self.projection_clip)
+        return c, h
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class GRU:
+    """Gated recurrent unit (Cho et al. 2014, arXiv:1406.1078), the reset gate after the product as in cuDNN.
+
+    r, z = sigmoid(W x + U h + b), n = tanh(W x + b + r (U h + b')), h' = (1 - z) n + z h.
+    """
+
+    gates = 3
+    hidden_bias = True
+    projection_dim = None
+
+    def outputs(self, features: int) -> int:
+        return features
+
+    def bias_init(self, key, shape, dtype):
+        return jnp.zeros(shape, dtype)
+
+    def start(self, batch: int, features: int) -> tuple[jax.Array]:
+        return (jnp.zeros((batch, features)),)
+
+    def step(self, state, x_BGH, hidden, project):
+        """((h,), W x + b, h -> U h + b', _) -> the next (h,)."""
+        (h,) = state
+        x_r, x_z, x_n = jnp.moveaxis(x_BGH, 1, 0)
+        h_r, h_z, h_n = jnp.moveaxis(hidden(h), 1, 0)
+        z = jax.nn.sigmoid(x_z + h_z)
+        n = jnp.tanh(x_n + jax.nn.sigmoid(x_r + h_r) * h_n)
+        return ((1 - z) * n + z * h,)
+
+
+class Recurrent(nn.Module):
+    """A stack of recurrent layers.
+
+    bidirectional: each layer runs over the sequence both ways, and its output is both, side by side.
+    dropout_rate: between layers, not after the last.
+    Parameters: `layer_i` and, backwards, `layer_i_reverse`: `input` (D, G, H), `bias` (G, H),
+    `hidden` (P, G, H), for a GRU `hidden_bias` (G, H), for a projection `projection` (H, P).
+    """
+
+    cell: Any
+    features: int
+    policy: Policy
+    num_layers: int = 1
+    bidirectional: bool = False
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x_BTD, mask_BT=None, states=None, *, deterministic: bool = True):
+        """Returns (outputs_BTP, states).
+
+        Args:
+            mask_BT: true on real tokens. At padding the state stands still and the output is zero, so a
+                row gives what it would alone, wherever its padding is. None: all are real.
+            states: first states as this returns them, one tuple (c, h) or (h,) a layer and direction,
+                forward first; None is zeros.
+
+        Returns:
+            outputs_BTP: of the last layer (2P wide if bidirectional), in the compute dtype; states after the
+            last real token in each direction, float32.
+
+        Raises:
+            UserError: `states` has another number of layers.
+        """
+        ways = ("", "_reverse") if self.bidirectional else ("",)
+        if states is not None and len(states) != self.num_layers * len(ways):
+            raise UserError(
+                f"recurrent states: got {len(states)}, expected {self.num_layers * len(ways)}: "
+                f"num_layers={self.num_layers} times {len(ways)} directions"
+            )
+        final = []
+        for i in range(self.num_layers):
+            outputs = []
+            for way in ways:
+                layer = _Layer(self.cell, self.features, bool(way), self.policy, name=f"layer_{i}{way}")
+                y_BTP, state = layer(x_BTD, mask_BT, None if states is None else states[len(final)])
+                outputs.append(y_BTP)
+                final.append(state)
+            x_BTD = jnp.concatenate(outputs, axis=-1)
+            if i < self.num_layers - 1:
+                x_BTD = nn.Dropout(self.dropout_rate)(x_BTD, deterministic=deterministic)
+        return x_BTD, final
+
+
+class _Layer(nn.Module):
+    cell: Any
+    features: int
+    reverse: bool
+    policy: Policy
+
+    @nn.compact
+    def __call__(self, x_BTD, mask_BT, state):
+        cell, policy, H = self.cell, self.policy, self.features
+        B, P, shape = x_BTD.shape[0], cell.outputs(H), (cell.gates, H)
+        make = lambda name, init, axes, shape: parameter(self, name, init, axes, shape, policy.param_dtype)
+        x_BTGH = Linear(
+            shape,
+            AXES,
+            policy,
+            use_bias=False,
+            kernel_init=nn.initializers.glorot_uniform(in_axis=0, out_axis=(1, 2)),
+            dtype="float32",
+            name="input",
+        )(x_BTD)
+        x_BTGH = x_BTGH + make("bias", cell.bias_init, AXES[1:], shape).astype(jnp.float32)
+        U = make("hidden", nn.initializers.orthogonal(), AXES, (P, *shape)).reshape(P, -1)
+        b = make("hidden_bias", nn.initializers.zeros, AXES[1:], shape).reshape(-1) if cell.hidden_bias else 0.0
+        V = None
+        if cell.projection_dim is not None:
+            V = make("projection", nn.initializers.glorot_uniform(), ("mlp", "embed"), (H, P))
+        hidden = lambda h_BP: (matmul(h_BP, U, policy) + b).reshape(B, *shape)
+        project = lambda h_BH: h_BH if V is None else matmul(h_BH, V, policy)
+
+        def one(state, inputs):
+            x_BGH, real_B = inputs
+            new = cell.step(state, x_BGH, hidden, project)
+            if real_B is None:
+                return new, new[-1]
+            stay = tuple(jnp.where(real_B[:, None], a, b) for a, b in zip(new, state, strict=True))
+            return stay, jnp.where(real_B[:, None], new[-1], 0.0)
+
+        inputs = (jnp.moveaxis(x_BTGH, 1, 0), None if mask_BT is None else jnp.moveaxis(mask_BT != 0, 1, 0))
+        start = cell.start(B, H) if state is None else jax.tree.map(lambda x: x.astype(jnp.float32), tuple(state))
+        state, y_TBP = jax.lax.scan(one, start, inputs, reverse=self.reverse)
+        return jnp.moveaxis(y_TBP, 0, 1).astype(policy.dtype), state
