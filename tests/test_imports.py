@@ -21,6 +21,7 @@ ALLOWED = {
     "optim": BASE | {"nn"},
     "evals": BASE | {"nn", "models", "data", "objectives"},
     "generate": BASE | {"nn", "models"},
+    "interop": BASE | {"nn", "models", "data", "sharding"},
     "train": BASE | {"runtime", "nn", "models", "data", "sharding", "objectives", "optim", "evals", "generate"},
 }
 FLAX = {"nn", "models", "peft", "sharding/axes.py"}

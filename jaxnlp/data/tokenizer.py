@@ -223,7 +223,7 @@ class HuggingFace:
             if file.exists():
                 model = tokenizers.Tokenizer.from_file(str(file))
             else:
-                model = _byte_level_bpe(path)
+                model = byte_level_bpe(path)
         except Exception as e:  # tokenizers raises bare Exception for a malformed file
             if isinstance(e, UserError):
                 raise
@@ -250,7 +250,8 @@ class HuggingFace:
         )
 
 
-def _byte_level_bpe(folder: pathlib.Path) -> Any:
+def byte_level_bpe(folder: pathlib.Path) -> Any:
+    """GPT-2's tokenizer from its vocab.json and merges.txt, as an object of the `tokenizers` library."""
     from tokenizers import Tokenizer as Fast
     from tokenizers import decoders, models, pre_tokenizers
 

@@ -16,13 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn import attention, kernels, mlp, norms, positions
+from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions
 from jaxnlp.nn.linear import PRODUCT, Embed, Linear
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import constrain
 from jaxnlp.nn.policy import Policy
-
-REMAT = ("none", "dots", "full")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -70,56 +68,29 @@ class GPTConfig:
 
     def check(self) -> None:
         """Raises FieldError naming the first field whose value cannot work."""
-        for field in (
-            "vocab_size",
-            "max_len",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "embed_dim",
-            "head_dim",
-            "mlp_dim",
-            "window",
-        ):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise FieldError(field, value, "expected a positive number")
-        if self.head_dim is None and self.embed_dim % self.num_heads:
-            near = [h for h in range(1, self.embed_dim + 1) if self.embed_dim % h == 0]
-            near = min(near, key=lambda h: abs(h - self.num_heads))
-            raise FieldError(
-                "num_heads", self.num_heads, f"does not divide embed_dim={self.embed_dim}; use {near}, or set head_dim"
-            )
+        sizes = ("vocab_size", "max_len", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "head_dim", "mlp_dim")
+        checks.positive(self, *sizes, "window")
+        checks.heads(self)
         if self.num_heads % self.kv_heads:
             raise FieldError("num_kv_heads", self.num_kv_heads, f"does not divide num_heads={self.num_heads}")
         if isinstance(self.positions, positions.Rotary) and self.key_dim % 2:
             raise FieldError("head_dim", self.key_dim, "expected an even number with Rotary() positions")
         if isinstance(self.positions, positions.Sinusoidal) and self.embed_dim % 2:
             raise FieldError("embed_dim", self.embed_dim, "expected an even number with Sinusoidal() positions")
-        if self.norm_position not in ("pre", "post"):
-            raise FieldError("norm_position", self.norm_position, "expected 'pre' or 'post'")
-        if not 0 <= self.dropout_rate < 1:
-            raise FieldError("dropout_rate", self.dropout_rate, "expected a probability in [0, 1)")
-        if self.dropout_rate and "dropout" not in self.attention.features:
-            raise FieldError(
-                "dropout_rate",
-                self.dropout_rate,
-                f"attention={_name(self.attention)} cannot drop weights; use Einsum(), or 0",
-            )
-        if self.positions.biased and "bias" not in self.attention.features:
-            raise FieldError(
-                "positions", _name(self.positions), f"attention={_name(self.attention)} adds no bias; use Einsum()"
-            )
+        checks.one_of(self, "norm_position", ("pre", "post"))
+        checks.one_of(self, "remat", checks.REMAT)
+        checks.rates(self, "dropout_rate")
+        checks.components(self)
         if self.attention_softcap is not None and "softcap" not in self.attention.features:
             raise FieldError(
-                "attention_softcap", self.attention_softcap, f"attention={_name(self.attention)} has none; use Einsum()"
+                "attention_softcap",
+                self.attention_softcap,
+                f"attention={checks.name(self.attention)} has none; use Einsum()",
             )
         for field in ("attention_softcap", "logit_softcap"):
             value = getattr(self, field)
             if value is not None and not value > 0:
                 raise FieldError(field, value, "expected a positive number, as 30.0, or None")
-        if self.remat not in REMAT:
-            raise FieldError("remat", self.remat, f"expected one of {', '.join(REMAT)}")
 
     @property
     def kv_heads(self) -> int:
@@ -259,7 +230,7 @@ class GPT(nn.Module):
             stack = nn.scan(
                 block,
                 length=c.num_layers,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=inputs,
                 metadata_params={nn.PARTITION_NAME: "layers"},
@@ -310,8 +281,5 @@ class Block(nn.Module):
             y_BTD, cache = attend(x_BTD, mask, positions, cache=cache, bias=bias, deterministic=deterministic)
             x_BTD = norm_1(x_BTD + drop(y_BTD, deterministic=deterministic))
             x_BTD = norm_2(x_BTD + drop(feed(x_BTD), deterministic=deterministic))
+        self.sow("intermediates", "hidden", x_BTD)
         return constrain(x_BTD, "batch", "length", "activation"), cache
-
-
-def _name(component: Any) -> str:
-    return f"{type(component).__name__}()"

@@ -44,3 +44,18 @@ def make_apply(module: Any) -> Any:
         return module.apply({"params": params}, *args, deterministic=False, rngs={"dropout": key}, **kwargs)
 
     return apply
+
+
+def make_capture(module: Any) -> Any:
+    """`capture(params, *args, **kwargs) -> (output, seen)`: the module, and what passed inside it.
+
+    `seen` is a dict by path: "block_0/hidden", the output of each block, and
+    "block_0/attention/attention_weights" (B, H, T, S); with a leading axis of layers where those are scanned.
+    """
+
+    def capture(params, *args, **kwargs):
+        output, state = module.apply({"params": params}, *args, mutable=["intermediates"], **kwargs)
+        leaves = jax.tree_util.tree_leaves_with_path(state["intermediates"])
+        return output, {"/".join(str(k.key) for k in path[:-1]): x for path, x in leaves}
+
+    return capture

@@ -19,7 +19,10 @@ from jaxnlp.sharding.mesh import AXES, MeshConfig
 Rules = Mapping[str, Any]
 
 REPLICATED: dict[str, Any] = dict.fromkeys(
-    ("embed", "mlp", "heads", "kv_heads", "kv", "vocab", "length", "buckets", "gates", "layers", "norm", "rank")
+    (
+        *("embed", "embed_out", "mlp", "heads", "kv_heads", "kv", "vocab", "length", "types", "buckets", "gates"),
+        *("classes", "layers", "norm", "rank"),
+    )
 )
 """Every parameter whole on every device: one device, or plain data parallelism."""
 

@@ -1,0 +1,132 @@
+"""BERT, RoBERTa and sentence encoders made of them, in Hugging Face's layout: `bert` and `roberta` of transformers."""
+
+from collections.abc import Collection
+from typing import Any
+
+from jaxnlp.interop.family import activation, activation_name, demand, dropout
+from jaxnlp.interop.tensors import Tensor, linear, norm, table
+from jaxnlp.models.bert import BertConfig
+from jaxnlp.nn import mlp, norms, positions
+
+MODEL_TYPES = ("bert", "roberta")
+
+
+def config(hf: dict[str, Any], names: Collection[str]) -> BertConfig:
+    """Our config, from config.json; which heads there are, the tensors say."""
+    demand(hf, {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False})
+    roberta = hf["model_type"] == "roberta"
+    first = hf.get("pad_token_id", 1) + 1 if roberta else 0  # RoBERTa's positions begin after its padding id
+    heads = []
+    if any(name in names for name in ("cls.predictions.bias", "cls.predictions.decoder.bias", "lm_head.bias")):
+        heads.append("masked_lm")
+    if "cls.seq_relationship.weight" in names:
+        heads.append("next_sentence")
+    elif any(name.endswith("pooler.dense.weight") for name in names):
+        heads.append("pooler")
+    return BertConfig(
+        vocab_size=hf["vocab_size"],
+        max_len=hf["max_position_embeddings"] - first,
+        num_types=hf.get("type_vocab_size", 2),
+        num_layers=hf["num_hidden_layers"],
+        num_heads=hf["num_attention_heads"],
+        embed_dim=hf["hidden_size"],
+        mlp_dim=hf["intermediate_size"],
+        positions=positions.Learned(first=first),
+        norm=norms.LayerNorm(epsilon=hf.get("layer_norm_eps", 1e-12)),
+        mlp=mlp.MLP(activation=activation(hf, "hidden_act", "gelu")),
+        heads=tuple(heads),
+        dropout_rate=dropout(hf, ("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.1),
+    )
+
+
+def accepts(c: Any) -> bool:
+    """Whether a config of ours is what transformers calls BERT or RoBERTa."""
+    return (
+        isinstance(c, BertConfig)
+        and isinstance(c.positions, positions.Learned)
+        and isinstance(c.norm, norms.LayerNorm)
+        and c.norm.use_bias
+        and isinstance(c.mlp, mlp.MLP)
+        and c.norm_position == "post"
+        and c.key_dim * c.num_heads == c.embed_dim
+    )
+
+
+def is_roberta(c: BertConfig) -> bool:
+    return c.positions.first > 0
+
+
+def to_json(c: BertConfig) -> dict[str, Any]:
+    """config.json for transformers."""
+    kind = "Roberta" if is_roberta(c) else "Bert"
+    model = {
+        ("masked_lm", "next_sentence"): "ForPreTraining",
+        ("next_sentence",): "ForNextSentencePrediction",
+        ("masked_lm",): "ForMaskedLM",
+    }.get(tuple(head for head in ("masked_lm", "next_sentence") if head in c.heads), "Model")
+    return {
+        "architectures": [kind + model],
+        "model_type": kind.lower(),
+        "vocab_size": c.vocab_size,
+        "max_position_embeddings": c.max_len + c.positions.first,
+        "type_vocab_size": c.num_types,
+        "num_hidden_layers": c.num_layers,
+        "num_attention_heads": c.num_heads,
+        "hidden_size": c.embed_dim,
+        "intermediate_size": c.hidden_dim,
+        "hidden_act": activation_name(c.mlp.activation),
+        "layer_norm_eps": c.norm.epsilon,
+        "hidden_dropout_prob": c.dropout_rate,
+        "attention_probs_dropout_prob": c.dropout_rate,
+        **({"pad_token_id": c.positions.first - 1} if is_roberta(c) else {}),
+    }
+
+
+def tensors(c: BertConfig, names: Collection[str] | None = None) -> list[Tensor]:
+    """The table. names: of the checkpoint's tensors, which may lack the prefix; None is the layout we write."""
+    prefix = "roberta." if is_roberta(c) else "bert."
+    bare = not any(name.startswith(prefix) for name in names) if names is not None else not _has_head(c)
+    at = "" if bare else prefix
+    found = [
+        table(f"{at}embeddings.word_embeddings.weight", "embed"),
+        table(f"{at}embeddings.position_embeddings.weight", "positions"),
+        table(f"{at}embeddings.token_type_embeddings.weight", "types"),
+        *norm(f"{at}embeddings.LayerNorm", "embed_norm"),
+    ]
+    for i in range(c.num_layers):
+        theirs, ours = f"{at}encoder.layer.{i}", f"block_{i}"
+        for name in ("query", "key", "value"):
+            found += linear(f"{theirs}.attention.self.{name}", f"{ours}/attention/{name}")
+        found += [
+            *linear(f"{theirs}.attention.output.dense", f"{ours}/attention/out", num_in=2),
+            *norm(f"{theirs}.attention.output.LayerNorm", f"{ours}/attention_norm"),
+            *linear(f"{theirs}.intermediate.dense", f"{ours}/mlp/up"),
+            *linear(f"{theirs}.output.dense", f"{ours}/mlp/down"),
+            *norm(f"{theirs}.output.LayerNorm", f"{ours}/mlp_norm"),
+        ]
+    if "pooler" in c.heads or "next_sentence" in c.heads:
+        found += linear(f"{at}pooler.dense", "pooler")
+    if "next_sentence" in c.heads:
+        found += linear("cls.seq_relationship", "next_sentence")
+    if "masked_lm" in c.heads:
+        head, dense, normed = ("lm_head", "dense", "layer_norm")
+        if not is_roberta(c):
+            head, dense, normed = ("cls.predictions", "transform.dense", "transform.LayerNorm")
+        bias = f"{head}.bias"
+        if names is not None and bias not in names:  # newer files keep the decoder's name for the same vector
+            bias = f"{head}.decoder.bias"
+        found += [
+            *linear(f"{head}.{dense}", "masked_lm/dense"),
+            *norm(f"{head}.{normed}", "masked_lm/norm"),
+            Tensor(bias, ("masked_lm/bias",), "vector"),
+        ]
+    return found
+
+
+def _has_head(c: BertConfig) -> bool:
+    return "masked_lm" in c.heads or "next_sentence" in c.heads
+
+
+def ignored(c: BertConfig) -> tuple[str, ...]:
+    """Patterns of tensors that carry nothing of their own: counters, and the tied output map."""
+    return (r".*embeddings\.position_ids", r"(cls\.predictions|lm_head)\.decoder\.(weight|bias)")

@@ -1,0 +1,45 @@
+"""What the tables of several families share: reading fields of a config.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxnlp.errors import UserError
+
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def activation(hf: Mapping[str, Any], field: str, default: str) -> str:
+    """Our name of an activation of theirs."""
+    name = hf.get(field, default)
+    if name not in ACTIVATIONS:
+        raise UserError(f"config.json: {field}={name!r} is not supported; expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def activation_name(ours: str) -> str:
+    """Their name of an activation of ours."""
+    return next(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
+
+
+def demand(hf: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raises UserError where a field says what this implementation does not do. A missing field is as demanded."""
+    for field, wanted in values.items():
+        if hf.get(field, wanted) != wanted:
+            raise UserError(f"config.json: {field}={hf[field]!r} is not supported; expected {wanted!r}")
+
+
+def dropout(hf: Mapping[str, Any], fields: tuple[str, ...], default: float) -> float:
+    """The one rate of several fields. Raises UserError where they differ."""
+    rates = {field: hf.get(field, default) for field in fields}
+    if len(set(rates.values())) > 1:
+        told = ", ".join(f"{field}={rate}" for field, rate in rates.items())
+        raise UserError(f"config.json: {told}: rates that differ are not supported; make them one in config.json")
+    return rates[fields[0]]

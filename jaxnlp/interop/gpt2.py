@@ -1,0 +1,92 @@
+"""GPT-2 in Hugging Face's layout: `gpt2` of transformers."""
+
+from collections.abc import Collection
+from typing import Any
+
+from jaxnlp.interop.family import activation, activation_name, demand, dropout
+from jaxnlp.interop.tensors import Tensor, linear, norm, table
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.nn import mlp, norms, positions
+
+MODEL_TYPES = ("gpt2",)
+# Masks that old checkpoints stored beside the parameters.
+IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",)
+
+
+def config(hf: dict[str, Any], names: Collection[str]) -> GPTConfig:
+    """Our config, from config.json and the names of the tensors."""
+    demand(hf, {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False})
+    return GPTConfig(
+        vocab_size=hf["vocab_size"],
+        max_len=hf["n_positions"],
+        num_layers=hf["n_layer"],
+        num_heads=hf["n_head"],
+        embed_dim=hf["n_embd"],
+        mlp_dim=hf.get("n_inner"),
+        norm=norms.LayerNorm(epsilon=hf.get("layer_norm_epsilon", 1e-5)),
+        mlp=mlp.MLP(activation=activation(hf, "activation_function", "gelu_new")),
+        dropout_rate=dropout(hf, ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.1),
+        tie_embeddings=hf.get("tie_word_embeddings", True),
+    )
+
+
+def accepts(c: Any) -> bool:
+    """Whether a config of ours is what transformers calls GPT-2."""
+    return (
+        isinstance(c, GPTConfig)
+        and isinstance(c.positions, positions.Learned)
+        and not c.positions.first
+        and isinstance(c.norm, norms.LayerNorm)
+        and isinstance(c.mlp, mlp.MLP)
+        and (c.norm_position, c.qk_norm, c.window, c.attention_softcap, c.logit_softcap) == ("pre", *[None] * 4)
+        and c.use_bias
+        and c.norm.use_bias
+        and c.kv_heads == c.num_heads
+        and c.key_dim * c.num_heads == c.embed_dim
+    )
+
+
+def to_json(c: GPTConfig) -> dict[str, Any]:
+    """config.json for transformers."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": c.vocab_size,
+        "n_positions": c.max_len,
+        "n_embd": c.embed_dim,
+        "n_layer": c.num_layers,
+        "n_head": c.num_heads,
+        "n_inner": c.mlp_dim,
+        "activation_function": activation_name(c.mlp.activation),
+        "layer_norm_epsilon": c.norm.epsilon,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout_rate),
+        "tie_word_embeddings": c.tie_embeddings,
+    }
+
+
+def tensors(c: GPTConfig, names: Collection[str] | None = None) -> list[Tensor]:
+    """The table. names: of the checkpoint's tensors, which may lack the prefix; None is the layout we write."""
+    bare = names is not None and not any(name.startswith("transformer.") for name in names)
+    at = "" if bare else "transformer."
+    found = [
+        table(f"{at}wte.weight", "embed"),
+        table(f"{at}wpe.weight", "positions"),
+        *norm(f"{at}ln_f", "norm"),
+    ]
+    for i in range(c.num_layers):
+        theirs, ours = f"{at}h.{i}", f"block_{i}"
+        qkv = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
+        found += [
+            *norm(f"{theirs}.ln_1", f"{ours}/attention_norm"),
+            *linear(f"{theirs}.attn.c_attn", *qkv, kind="conv1d"),
+            *linear(f"{theirs}.attn.c_proj", f"{ours}/attention/out", kind="conv1d", num_in=2),
+            *norm(f"{theirs}.ln_2", f"{ours}/mlp_norm"),
+            *linear(f"{theirs}.mlp.c_fc", f"{ours}/mlp/up", kind="conv1d"),
+            *linear(f"{theirs}.mlp.c_proj", f"{ours}/mlp/down", kind="conv1d"),
+        ]
+    return found if c.tie_embeddings else [*found, *linear("lm_head", "head", bias=False)]
+
+
+def ignored(c: GPTConfig) -> tuple[str, ...]:
+    """Patterns of tensors that carry nothing of their own."""
+    return (*IGNORED, r"lm_head\.weight") if c.tie_embeddings else IGNORED

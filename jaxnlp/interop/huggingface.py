@@ -1,0 +1,266 @@
+"""Checkpoints in Hugging Face's layout, both ways: config.json, safetensors (in one file or several), tokenizer.json.
+
+  config, params, tokenizer = load("path/to/folder")     # or a hub id, as "openai-community/gpt2"
+  save("path/to/folder", config, params, tokenizer)      # transformers' from_pretrained reads it
+
+A family (`gpt2.py`, `bert.py`, ...) is a table of tensors and the two ways of its config. Every tensor must be there
+with its shape, and none may be left over: nothing is filled in or dropped in silence.
+"""
+
+import fnmatch
+import json
+import pathlib
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnlp.errors import UserError
+from jaxnlp.interop import bert, gpt2
+from jaxnlp.sharding.axes import abstract_params
+from jaxnlp.sharding.rules import REPLICATED, Rules, path_name, shardings
+
+FAMILIES = (gpt2, bert)
+CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+
+
+def load(
+    source: str | pathlib.Path, *, mesh: Any = None, rules: Rules = REPLICATED, ignore: Sequence[str] = ()
+) -> tuple[Any, Any, Any]:
+    """A checkpoint as (config, params, tokenizer).
+
+    Args:
+        source: a folder, which needs no network; or a hub id, which needs `huggingface_hub`.
+        mesh, rules: where each parameter goes, straight from the file, one tensor at a time. None: the first device.
+        ignore: patterns (`classifier.*`) of tensors to leave out.
+
+    Returns:
+        config: a model's config, as `GPTConfig`. params: nested dicts, float32. tokenizer: of the `tokenizers`
+        library, or None where the folder has no tokenizer.json, and no vocab.json with merges.txt.
+
+    Raises:
+        UserError: no such folder, unknown architecture or a setting of it that is not supported; a tensor that is
+            missing, left over, or of another shape.
+    """
+    folder = _folder(source)
+    hf = _read_json(folder / CONFIG)
+    kind = hf.get("model_type")
+    family = next((f for f in FAMILIES if kind in f.MODEL_TYPES), None)
+    if family is None:
+        known = ", ".join(name for f in FAMILIES for name in f.MODEL_TYPES)
+        raise UserError(f"{folder / CONFIG}: model_type={kind!r} is not supported; expected one of {known}")
+    files = _files(folder)
+    try:
+        config = family.config(hf, files.keys())
+    except KeyError as e:
+        raise UserError(f"{folder / CONFIG}: has no field {e}, which {kind} needs") from None
+    config.check()
+    shapes, axes = abstract_params(config.module(), jax.ShapeDtypeStruct((1, 1), np.int32))
+    by_path = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    tensors = family.tensors(config, files.keys())
+    _check(folder, tensors, files, by_path, [*family.ignored(config), *map(fnmatch.translate, ignore)])
+    places = {} if mesh is None else shardings(shapes, axes, rules, mesh)
+    places = {path_name(path): place for path, place in jax.tree_util.tree_leaves_with_path(places)}
+    first = jax.local_devices()[0]
+    found = {}
+    ours = {path: leaf.shape for path, leaf in by_path.items()}
+    for tensor in tensors:
+        array = _read(files[tensor.name], tensor.name)
+        for path, part in tensor.to_ours(array, ours).items():
+            part = np.asarray(part, by_path[path].dtype)
+            found[path] = (
+                jax.make_array_from_callback(part.shape, places[path], part.__getitem__)
+                if places
+                else (jax.device_put(part, first))
+            )
+        del array, part
+    params = jax.tree_util.tree_map_with_path(lambda path, _: found[path_name(path)], shapes)
+    return config, params, _tokenizer(folder)
+
+
+def save(
+    folder: str | pathlib.Path, config: Any, params: Any, tokenizer: Any = None, *, max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Writes what `load`, and transformers' `from_pretrained`, read.
+
+    Args:
+        folder: made if need be; a checkpoint in it is replaced.
+        tokenizer: of the `tokenizers` library, or None.
+        max_shard_bytes: files larger than this are split, with an index.
+
+    Raises:
+        UserError: a model that transformers has no class for; a folder that cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    family = next((f for f in FAMILIES if f.accepts(config)), None)
+    if family is None:
+        raise UserError(
+            f"save: transformers has no class for this {type(config).__name__} (its components are not those of "
+            f"{', '.join(name for f in FAMILIES for name in f.MODEL_TYPES)})"
+        )
+    flat = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(_unstacked(params))}
+    folder = pathlib.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in (folder / INDEX, *folder.glob("model*.safetensors")):
+            old.unlink(missing_ok=True)
+        shards = list(_shards(family.tensors(config), flat, max_shard_bytes))
+        weight_map, total = {}, 0
+        for i, group in enumerate(shards):
+            name = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+            arrays = {t.name: t.to_theirs([np.asarray(flat[path]) for path in t.paths]) for t in group}
+            temporary = folder / f"{name}.{uuid.uuid4().hex}.tmp"
+            save_file({k: np.ascontiguousarray(x) for k, x in arrays.items()}, temporary, metadata={"format": "pt"})
+            temporary.replace(folder / name)
+            weight_map |= dict.fromkeys(arrays, name)
+            total += sum(x.nbytes for x in arrays.values())
+        if len(shards) > 1:
+            _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        _write_json(folder / CONFIG, {**family.to_json(config), "dtype": str(next(iter(flat.values())).dtype)})
+        if tokenizer is not None:
+            tokenizer.save(str(folder / "tokenizer.json"))
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written ({e.strerror or e})") from None
+
+
+def _folder(source: str | pathlib.Path) -> pathlib.Path:
+    path = pathlib.Path(source)
+    if path.is_dir():
+        return path
+    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
+        raise UserError(f"{source}: no such folder; expected one with {CONFIG} and *.safetensors, or a hub id")
+    try:
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.json", "*.safetensors", "*.txt"]
+        return pathlib.Path(snapshot_download(str(source), allow_patterns=patterns))
+    except ImportError:
+        raise UserError(f"{source}: no such folder, and the hub needs: pip install 'jaxnlp[hf]'") from None
+    except Exception as e:  # the hub's own errors, and those of the network below it
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise UserError(f"{source}: no such folder, and the hub did not give it: {reason}") from None
+
+
+def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The file that holds each tensor."""
+    if (folder / INDEX).exists():
+        index = _read_json(folder / INDEX)
+        files = {name: folder / file for name, file in index["weight_map"].items()}
+        for file in sorted(set(files.values())):
+            held = set(_names(file))
+            lost = next((name for name, where in files.items() if where == file and name not in held), None)
+            if lost is not None:
+                raise UserError(f"{file}: has no tensor {lost}, which {INDEX} says it holds")
+        return files
+    path = folder / SINGLE
+    if not path.exists():
+        other = next((p.name for p in folder.glob("*.bin")), None)
+        hint = f"; {other} is a pickle, which is not read: convert it with transformers' save_pretrained"
+        raise UserError(f"{folder}: has no {SINGLE} and no {INDEX}{hint if other else ''}")
+    return dict.fromkeys(_names(path), path)
+
+
+def _open(path: pathlib.Path) -> Any:
+    try:
+        from safetensors import safe_open
+    except ImportError:
+        raise UserError("safetensors is not installed: pip install 'jaxnlp[hf]'") from None
+    try:
+        return safe_open(path, framework="numpy")
+    except Exception as e:  # its own error type is not public
+        raise UserError(f"{path}: not a safetensors file, or cut short ({e})") from None
+
+
+def _names(path: pathlib.Path) -> list[str]:
+    with _open(path) as file:
+        return list(file.keys())
+
+
+def _read(path: pathlib.Path, name: str) -> np.ndarray:
+    with _open(path) as file:
+        return file.get_tensor(name)
+
+
+def _check(folder, tensors, files, by_path, ignored) -> None:
+    """Raises UserError for the first tensor that is missing, left over or of another shape."""
+    wanted = {tensor.name: tensor for tensor in tensors}
+    missing = [name for name in wanted if name not in files]
+    if missing:
+        raise UserError(f"{folder}: has no tensor {missing[0]}{_more(missing)}, which its {CONFIG} asks for")
+    surplus = [name for name in files if name not in wanted and not any(re.fullmatch(p, name) for p in ignored)]
+    if surplus:
+        raise UserError(
+            f"{folder}: tensor {surplus[0]}{_more(surplus)} has no place in this model; "
+            f"leave it out with ignore=[{surplus[0]!r}]"
+        )
+    filled = {path for tensor in tensors for path in tensor.paths}
+    assert filled == set(by_path), filled ^ set(by_path)
+    shapes = {path: leaf.shape for path, leaf in by_path.items()}
+    for path in sorted({files[name] for name in wanted}):
+        with _open(path) as file:
+            for name, tensor in wanted.items():
+                if files[name] == path:
+                    found, expected = tuple(file.get_slice(name).get_shape()), tensor.shape(shapes)
+                    if found != expected:
+                        raise UserError(f"{path}: tensor {name} has shape {found}; {CONFIG} asks for {expected}")
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _shards(tensors, flat, limit) -> Iterator[list[Any]]:
+    """Groups of tensors that together stay within `limit` bytes, or hold one."""
+    group, size = [], 0
+    for tensor in tensors:
+        more = sum(flat[path].nbytes for path in tensor.paths)
+        if group and size + more > limit:
+            yield group
+            group, size = [], 0
+        group.append(tensor)
+        size += more
+    yield group
+
+
+def _unstacked(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with layers apart, whether or not they were scanned."""
+    if "blocks" not in params:
+        return params
+    blocks = params["blocks"]
+    count = jax.tree.leaves(blocks)[0].shape[0]
+    layers = {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(count)}
+    return {**{name: x for name, x in params.items() if name != "blocks"}, **layers}
+
+
+def _tokenizer(folder: pathlib.Path) -> Any:
+    import tokenizers
+
+    from jaxnlp.data.tokenizer import byte_level_bpe
+
+    if (folder / "tokenizer.json").exists():
+        return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        return byte_level_bpe(folder)
+    return None
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except OSError as e:
+        raise UserError(
+            f"{path}: cannot be read ({e.strerror}); expected a checkpoint in Hugging Face's layout"
+        ) from None
+    except ValueError as e:
+        raise UserError(f"{path}: not JSON ({e})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return found
+
+
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

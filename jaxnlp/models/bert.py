@@ -1,0 +1,257 @@
+"""BERT: a bidirectional Transformer encoder with heads for masked words and next sentences.
+
+Devlin et al. 2019, arXiv:1810.04805. The defaults are BERT-base. RoBERTa (Liu et al. 2019, arXiv:1907.11692) and
+sentence encoders are the same model by config: see `roberta`.
+
+Shape legend: B batch, T length, M predicted positions, D model, H heads, K head size, F feed-forward, V vocabulary.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions
+from jaxnlp.nn.linear import PRODUCT, Embed, Linear
+from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.mlp import ACTIVATIONS
+from jaxnlp.nn.partitioning import constrain, parameter
+from jaxnlp.nn.policy import Policy
+
+HEADS = ("masked_lm", "next_sentence", "pooler")
+INIT = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(kw_only=True)
+class BertConfig:
+    """A BERT's shape and components. Sizes are numbers of units, rates are probabilities.
+
+    vocab_size: None takes the tokenizer's.
+    num_types: kinds of tokens (sentence A and B).
+    mlp_dim: None is 4 embed_dim.
+    heads: what is built on the encoder: "masked_lm" (its output map is the embedding), "next_sentence" (which needs
+        and brings the pooler), "pooler" alone; () is the encoder.
+    norm_position: "post" (BERT) or "pre".
+    remat, scan_layers: as GPT's.
+    """
+
+    vocab_size: int | None = None
+    max_len: int = 512
+    num_types: int = 2
+    num_layers: int = 12
+    num_heads: int = 12
+    embed_dim: int = 768
+    head_dim: int | None = None
+    mlp_dim: int | None = None
+    positions: Any = dataclasses.field(default_factory=positions.Learned)
+    norm: Any = dataclasses.field(default_factory=lambda: norms.LayerNorm(epsilon=1e-12))
+    norm_position: str = "post"
+    mlp: Any = dataclasses.field(default_factory=lambda: mlp.MLP(activation="gelu"))
+    attention: Any = dataclasses.field(default_factory=kernels.Einsum)
+    heads: tuple[str, ...] = ("masked_lm", "next_sentence")
+    dropout_rate: float = 0.1
+    remat: str = "none"
+    scan_layers: bool = False
+    policy: Policy = dataclasses.field(default_factory=Policy)
+
+    def check(self) -> None:
+        """Raises FieldError naming the first field whose value cannot work."""
+        sizes = ("vocab_size", "max_len", "num_types", "num_layers", "num_heads", "embed_dim", "head_dim", "mlp_dim")
+        checks.positive(self, *sizes)
+        checks.heads(self)
+        checks.one_of(self, "norm_position", ("pre", "post"))
+        checks.one_of(self, "remat", checks.REMAT)
+        checks.rates(self, "dropout_rate")
+        checks.components(self)
+        for head in self.heads:
+            if head not in HEADS:
+                raise FieldError("heads", head, f"expected some of {', '.join(HEADS)}")
+
+    @property
+    def key_dim(self) -> int:
+        return self.head_dim or self.embed_dim // self.num_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        return self.mlp_dim or 4 * self.embed_dim
+
+    @property
+    def longest(self) -> int | None:
+        """The longest sequence the model can read, or None where its positions have no end."""
+        return self.max_len if self.positions.bounded else None
+
+    def module(self) -> "Bert":
+        return Bert(self)
+
+    def flops_per_token(self, length: int, predicted: float = 1.0) -> float:
+        """Floating-point operations of one training step per token, as GPT's; `predicted`: share of positions that
+        go through the masked-word head."""
+        D, F, P = self.embed_dim, self.hidden_dim, self.num_heads * self.key_dim
+        layer = 8 * D * P + 4 * length * P + (6 if self.mlp.gated else 4) * D * F
+        assert self.vocab_size is not None
+        head = predicted * 2 * D * (D + self.vocab_size) if "masked_lm" in self.heads else 0.0
+        return 3.0 * (self.num_layers * layer + head)
+
+
+def roberta(**changes: Any) -> BertConfig:
+    """RoBERTa-base: one type, no next-sentence head, another epsilon, and a position table that begins at row 2."""
+    fields: dict[str, Any] = {
+        "vocab_size": 50265,
+        "num_types": 1,
+        "positions": positions.Learned(first=2),
+        "norm": norms.LayerNorm(epsilon=1e-5),
+        "heads": ("masked_lm",),
+    }
+    return BertConfig(**{**fields, **changes})
+
+
+class Bert(nn.Module):
+    """Tokens to vectors, and what the heads make of them.
+
+    Parameters: `embed`, `types`, `positions`, `embed_norm`, `block_i`; `pooler` (D, D); `masked_lm` with `dense`,
+    `norm` and `bias` (V,); `next_sentence` (D, 2).
+    """
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT,
+        *,
+        types=None,
+        segment_ids=None,
+        positions=None,
+        predict=None,
+        deterministic: bool = True,
+    ):
+        """A dict of what the config's heads give. Under `jit`, what is not used is not computed.
+
+        Args:
+            tokens_BT: integer ids.
+            types: (B, T) integers below num_types; None: all 0.
+            segment_ids: (B, T) integers; attention stays within equal ones, and 0 is padding. None: one segment.
+            positions: (B, T) place of each token; None: 0, 1, 2, ...
+            predict: (B, M) places whose words the masked-word head predicts; None: all T.
+            deterministic: False applies dropout, and needs the "dropout" key.
+
+        Returns:
+            hidden (B, T, D); pooled (B, D), of the first token; masked_lm (B, M, V) and next_sentence (B, 2), logits
+            in float32.
+        """
+        c = self.config
+        B, T = tokens_BT.shape
+        if c.longest is not None and c.longest < T:
+            raise UserError(f"model.max_len={c.longest}: the sequence has {T} positions; raise max_len or shorten it")
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+        types = jnp.zeros((B, T), jnp.int32) if types is None else types
+        assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
+        embed = Embed(c.vocab_size, c.embed_dim, c.policy, name="embed")
+        kinds = Embed(c.num_types, c.embed_dim, c.policy, axes=("types", "embed"), name="types")
+        x_BTD = embed(tokens_BT) + kinds(types)
+        vectors = c.positions.module(c.max_len, c.embed_dim, c.policy, name="positions")
+        if vectors is not None:
+            x_BTD = x_BTD + vectors(positions)
+        if c.norm_position == "post":
+            x_BTD = c.norm.module(c.policy, name="embed_norm")(x_BTD)
+        x_BTD = constrain(nn.Dropout(c.dropout_rate)(x_BTD, deterministic), "batch", "length", "activation")
+        self.sow("intermediates", "hidden", x_BTD)
+        bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
+        if bias is not None:
+            bias = bias(jnp.arange(T), jnp.arange(T))
+        mask = Mask(causal=False, query_segments_BT=segment_ids, key_segments_BS=segment_ids)
+        x_BTD = self.blocks(x_BTD, mask, positions, bias, deterministic)
+        if c.norm_position == "pre":
+            x_BTD = c.norm.module(c.policy, name="norm")(x_BTD)
+        return self.outputs(x_BTD, embed, predict, deterministic)
+
+    def outputs(self, x_BTD, embed: Embed, predict, deterministic) -> dict[str, jax.Array]:
+        """What the heads give."""
+        c = self.config
+        out = {"hidden": x_BTD}
+        if "next_sentence" in c.heads or "pooler" in c.heads:
+            pooler = Linear((c.embed_dim,), ("embed", "embed_out"), c.policy, kernel_init=INIT, name="pooler")
+            out["pooled"] = jnp.tanh(pooler(x_BTD[:, 0]))
+        if "next_sentence" in c.heads:
+            x_BD = nn.Dropout(c.dropout_rate)(out["pooled"], deterministic)
+            head = Linear((2,), ("embed", "classes"), c.policy, kernel_init=INIT, dtype="float32", name="next_sentence")
+            out["next_sentence"] = head(x_BD)
+        if "masked_lm" in c.heads:
+            x_BMD = x_BTD if predict is None else jnp.take_along_axis(x_BTD, predict[..., None], axis=1)
+            out["masked_lm"] = MaskedWords(c, name="masked_lm")(x_BMD, embed)
+        return out
+
+    def blocks(self, x_BTD, mask, positions, bias, deterministic):
+        """The stack of blocks: unrolled, or one scan over stacked parameters."""
+        c = self.config
+        block = Block
+        if c.remat != "none":
+            policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if c.remat == "dots" else None
+            block = nn.remat(Block, policy=policy, prevent_cse=not c.scan_layers, static_argnums=(5,))
+        if not c.scan_layers:
+            for i in range(c.num_layers):
+                x_BTD, _ = block(c, name=f"block_{i}")(x_BTD, mask, positions, bias, deterministic)
+            return x_BTD
+        shared: Any = nn.broadcast
+        stack = nn.scan(
+            block,
+            length=c.num_layers,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=shared,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return stack(c, name="blocks")(x_BTD, mask, positions, bias, deterministic)[0]
+
+
+class Block(nn.Module):
+    """Self-attention and a feed-forward layer, each with a residual connection around it."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, mask, positions, bias, deterministic):
+        c = self.config
+        attend = attention.MultiHeadAttention(
+            c.num_heads,
+            c.num_heads,
+            c.key_dim,
+            c.attention,
+            c.positions,
+            c.policy,
+            dropout_rate=c.dropout_rate,
+            name="attention",
+        )
+        feed = c.mlp.module(
+            hidden=c.hidden_dim, dim=c.embed_dim, use_bias=True, out_init=INIT, policy=c.policy, name="mlp"
+        )
+        norm_1, norm_2 = (c.norm.module(c.policy, name=name) for name in ("attention_norm", "mlp_norm"))
+        drop = lambda x: nn.Dropout(c.dropout_rate)(x, deterministic)
+        see = lambda x: attend(x, mask, positions, bias=bias, deterministic=deterministic)[0]
+        if c.norm_position == "pre":
+            x_BTD = x_BTD + drop(see(norm_1(x_BTD)))
+            x_BTD = x_BTD + drop(feed(norm_2(x_BTD)))
+        else:
+            x_BTD = norm_1(x_BTD + drop(see(x_BTD)))
+            x_BTD = norm_2(x_BTD + drop(feed(x_BTD)))
+        self.sow("intermediates", "hidden", x_BTD)
+        return constrain(x_BTD, "batch", "length", "activation"), None
+
+
+class MaskedWords(nn.Module):
+    """norm(act(W x + b)) E^T + bias, E the embedding. Parameters: `dense` (D, D), `norm`, `bias` (V,)."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x_BMD, embed: Embed) -> jax.Array:
+        c = self.config
+        assert c.vocab_size is not None
+        dense = Linear((c.embed_dim,), ("embed", "embed_out"), c.policy, kernel_init=INIT, name="dense")
+        x_BMD = c.norm.module(c.policy, name="norm")(ACTIVATIONS[c.mlp.activation](dense(x_BMD)))
+        bias = parameter(self, "bias", nn.initializers.zeros, ("vocab",), (c.vocab_size,), c.policy.param_dtype)
+        return embed.logits(x_BMD) + bias.astype(jnp.float32)

@@ -1,0 +1,50 @@
+"""Checks that configs of several models share. Each raises FieldError for the first field that cannot work."""
+
+from typing import Any
+
+from jaxnlp.errors import FieldError
+
+REMAT = ("none", "dots", "full")
+
+
+def positive(config: Any, *fields: str) -> None:
+    """Each field is None or above zero."""
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and value < 1:
+            raise FieldError(field, value, "expected a positive number")
+
+
+def rates(config: Any, *fields: str) -> None:
+    """Each field is a probability below 1."""
+    for field in fields:
+        if not 0 <= getattr(config, field) < 1:
+            raise FieldError(field, getattr(config, field), "expected a probability in [0, 1)")
+
+
+def one_of(config: Any, field: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, field)
+    if value not in choices:
+        raise FieldError(field, value, f"expected one of {', '.join(choices)}")
+
+
+def heads(config: Any) -> None:
+    """`num_heads` divides `embed_dim`, unless `head_dim` is given."""
+    H, D = config.num_heads, config.embed_dim
+    if config.head_dim is None and D % H:
+        near = min((h for h in range(1, D + 1) if D % h == 0), key=lambda h: abs(h - H))
+        raise FieldError("num_heads", H, f"does not divide embed_dim={D}; use {near}, or set head_dim")
+
+
+def components(config: Any) -> None:
+    """The attention kernel can do what dropout, softcap and positions ask of it."""
+    kernel = f"attention={name(config.attention)}"
+    if config.dropout_rate and "dropout" not in config.attention.features:
+        raise FieldError("dropout_rate", config.dropout_rate, f"{kernel} cannot drop weights; use Einsum(), or 0")
+    if config.positions.biased and "bias" not in config.attention.features:
+        raise FieldError("positions", name(config.positions), f"{kernel} adds no bias; use Einsum()")
+
+
+def name(component: Any) -> str:
+    """As it is written in a config: `Einsum()`."""
+    return f"{type(component).__name__}()"

@@ -1,0 +1,48 @@
+"""Odd-shaped transformers models with random weights, a few for each family, and how to call them."""
+
+from ..reference import torch, transformers
+
+T = transformers
+SMALL = {"vocab_size": 37, "attn_implementation": "eager"}
+
+
+def bert_like(hidden, layers, heads, inner, **kw):
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": inner,
+        "max_position_embeddings": 24,
+        **SMALL,
+        **kw,
+    }
+
+
+def gpt2(dim, layers, heads, **kw):
+    return T.GPT2Config(n_embd=dim, n_layer=layers, n_head=heads, n_positions=24, **SMALL, **kw)
+
+
+CASES = {
+    "gpt2": (T.GPT2LMHeadModel, gpt2(12, 2, 3)),
+    "gpt2-untied": (T.GPT2LMHeadModel, gpt2(10, 3, 1, tie_word_embeddings=False, n_inner=17)),
+    "gpt2-bare": (T.GPT2Model, gpt2(8, 1, 2, activation_function="relu", layer_norm_epsilon=1e-3)),
+    "bert": (T.BertForPreTraining, T.BertConfig(**bert_like(12, 2, 3, 20))),
+    "bert-masked": (T.BertForMaskedLM, T.BertConfig(**bert_like(10, 3, 1, 7, hidden_act="gelu_new"))),
+    "bert-bare": (T.BertModel, T.BertConfig(**bert_like(8, 1, 2, 9, type_vocab_size=3, layer_norm_eps=1e-3))),
+    "roberta": (T.RobertaForMaskedLM, T.RobertaConfig(**bert_like(12, 2, 3, 20, type_vocab_size=1))),
+    "roberta-bare": (T.RobertaModel, T.RobertaConfig(**bert_like(6, 3, 2, 11, type_vocab_size=1))),
+}
+
+
+def build(name: str, seed: int = 0):
+    """(model, its config) with every weight random, biases and norms included, and dropout off."""
+    kind, config = CASES[name]
+    torch.manual_seed(seed)
+    model = kind(config).eval()
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            elif "embeddings" not in path and "wte" not in path and "wpe" not in path:
+                parameter.mul_(6.0)  # so that attention is far from uniform
+    return model
