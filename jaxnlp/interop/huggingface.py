@@ -19,11 +19,11 @@ import jax
 import numpy as np
 
 from jaxnlp.errors import UserError
-from jaxnlp.interop import bert, gpt2
+from jaxnlp.interop import bert, gpt2, llama
 from jaxnlp.sharding.axes import abstract_params
 from jaxnlp.sharding.rules import REPLICATED, Rules, path_name, shardings
 
-FAMILIES = (gpt2, bert)
+FAMILIES = (gpt2, bert, llama)
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 
 

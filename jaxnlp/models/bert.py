@@ -15,11 +15,12 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions
-from jaxnlp.nn.linear import PRODUCT, Embed, Linear
+from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.mlp import ACTIVATIONS
 from jaxnlp.nn.partitioning import constrain, parameter
 from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.stack import stack
 
 HEADS = ("masked_lm", "next_sentence", "pooler")
 INIT = nn.initializers.normal(0.02)
@@ -164,7 +165,7 @@ class Bert(nn.Module):
         if bias is not None:
             bias = bias(jnp.arange(T), jnp.arange(T))
         mask = Mask(causal=False, query_segments_BT=segment_ids, key_segments_BS=segment_ids)
-        x_BTD = self.blocks(x_BTD, mask, positions, bias, deterministic)
+        x_BTD, _ = stack(Block, c, x_BTD, None, mask, positions, bias, deterministic)
         if c.norm_position == "pre":
             x_BTD = c.norm.module(c.policy, name="norm")(x_BTD)
         return self.outputs(x_BTD, embed, predict, deterministic)
@@ -185,28 +186,6 @@ class Bert(nn.Module):
             out["masked_lm"] = MaskedWords(c, name="masked_lm")(x_BMD, embed)
         return out
 
-    def blocks(self, x_BTD, mask, positions, bias, deterministic):
-        """The stack of blocks: unrolled, or one scan over stacked parameters."""
-        c = self.config
-        block = Block
-        if c.remat != "none":
-            policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if c.remat == "dots" else None
-            block = nn.remat(Block, policy=policy, prevent_cse=not c.scan_layers, static_argnums=(5,))
-        if not c.scan_layers:
-            for i in range(c.num_layers):
-                x_BTD, _ = block(c, name=f"block_{i}")(x_BTD, mask, positions, bias, deterministic)
-            return x_BTD
-        shared: Any = nn.broadcast
-        stack = nn.scan(
-            block,
-            length=c.num_layers,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=shared,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        return stack(c, name="blocks")(x_BTD, mask, positions, bias, deterministic)[0]
-
 
 class Block(nn.Module):
     """Self-attention and a feed-forward layer, each with a residual connection around it."""
@@ -214,7 +193,7 @@ class Block(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x_BTD, mask, positions, bias, deterministic):
+    def __call__(self, x_BTD, cache, mask, positions, bias, deterministic):
         c = self.config
         attend = attention.MultiHeadAttention(
             c.num_heads,
@@ -239,7 +218,7 @@ class Block(nn.Module):
             x_BTD = norm_1(x_BTD + drop(see(x_BTD)))
             x_BTD = norm_2(x_BTD + drop(feed(x_BTD)))
         self.sow("intermediates", "hidden", x_BTD)
-        return constrain(x_BTD, "batch", "length", "activation"), None
+        return constrain(x_BTD, "batch", "length", "activation"), cache
 
 
 class MaskedWords(nn.Module):

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions
-from jaxnlp.nn.linear import PRODUCT, Embed, Linear
+from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import constrain
 from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.stack import empty_cache, stack
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -128,17 +129,8 @@ class GPTConfig:
         return 3.0 * (self.num_layers * (projections + attention_ + feed_forward) + 2 * D * self.vocab_size)
 
     def make_cache(self, batch: int, length: int) -> dict[str, Any]:
-        """An empty key-value cache for `length` positions, in the compute dtype.
-
-        `layers`: a (k, v) pair a layer, each (B, N, S, K), stacked on a leading axis under
-        `scan_layers`; `segments`: (B, S), 0 where nothing is cached yet; `offset`: positions filled.
-        """
-        shape = (batch, self.kv_heads, length, self.key_dim)
-        zeros = lambda *lead: jnp.zeros((*lead, *shape), self.policy.dtype)
-        layers = [(zeros(), zeros()) for _ in range(self.num_layers)]
-        if self.scan_layers:
-            layers = (zeros(self.num_layers), zeros(self.num_layers))
-        return {"layers": layers, "segments": jnp.zeros((batch, length), jnp.int32), "offset": jnp.int32(0)}
+        """An empty key-value cache for `length` positions (`nn/stack.py`)."""
+        return empty_cache(self, self.kv_heads, self.key_dim, self.policy, batch, length)
 
 
 class GPT(nn.Module):
@@ -197,7 +189,7 @@ class GPT(nn.Module):
         bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
         if bias is not None:  # by place: within a segment, distances are those of positions
             bias = bias(offset + jnp.arange(T), jnp.arange(T if keys is None or cache is None else keys.shape[1]))
-        x_BTD, layers = self.blocks(x_BTD, layers, mask, positions, bias, deterministic)
+        x_BTD, layers = stack(Block, c, x_BTD, layers, mask, positions, bias, deterministic)
         logits_BTV = self.logits(x_BTD if logits_to_keep is None else x_BTD[:, -logits_to_keep:], embed)
         if cache is None:
             return logits_BTV
@@ -217,31 +209,6 @@ class GPT(nn.Module):
         if c.logit_softcap is not None:
             logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
         return logits_BTV
-
-    def blocks(self, x_BTD, layers, mask, positions, bias, deterministic):
-        """The stack of blocks: unrolled, or one scan over stacked parameters."""
-        c = self.config
-        block = Block
-        if c.remat != "none":
-            policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if c.remat == "dots" else None
-            block = nn.remat(Block, policy=policy, prevent_cse=not c.scan_layers, static_argnums=(6,))
-        if c.scan_layers:
-            inputs: Any = (0, *[nn.broadcast] * 4)  # the cache is per layer, the rest shared
-            stack = nn.scan(
-                block,
-                length=c.num_layers,
-                variable_axes={"params": 0, "intermediates": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=inputs,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
-            return stack(c, name="blocks")(x_BTD, layers, mask, positions, bias, deterministic)
-        out = []
-        for i in range(c.num_layers):
-            layer = None if layers is None else layers[i]
-            x_BTD, layer = block(c, name=f"block_{i}")(x_BTD, layer, mask, positions, bias, deterministic)
-            out.append(layer)
-        return x_BTD, out
 
 
 class Block(nn.Module):

@@ -8,6 +8,7 @@ Shape legend: B batch, T (query) length, S key length, D model, H heads, K head 
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -77,20 +78,107 @@ class Rotary(NoPositions):
     """Queries and keys turned by an angle that grows with position (Su et al. 2021, arXiv:2104.09864).
 
     The pairs are (i, i + K/2), as Llama and GPT-NeoX store them.
+
+    scaling: how frequencies change for sequences longer than those trained on: None, `LinearScaling`,
+        `Llama3Scaling` or `Yarn`.
     """
 
     base: float = 10000.0
+    scaling: Any = None
 
     def check(self) -> None:
         _check_base("base", self.base)
 
     def rotate(self, x_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
         half = x_BTHK.shape[-1] // 2
-        frequency = self.base ** (-np.arange(half, dtype=np.float32) / half)
-        angle = positions_BT.astype(jnp.float32)[..., None, None] * frequency
+        frequency, scale = self.base ** (-np.arange(half, dtype=np.float32) / half), 1.0
+        if self.scaling is not None:
+            frequency, scale = self.scaling(frequency.astype(np.float64), self.base)
+        angle = positions_BT.astype(jnp.float32)[..., None, None] * np.asarray(frequency, np.float32)
         sin, cos = jnp.sin(angle), jnp.cos(angle)
+        if scale != 1.0:
+            sin, cos = scale * sin, scale * cos
         a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
         return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHK.dtype)
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class LinearScaling:
+    """Positions divided by `factor` (Chen et al. 2023, arXiv:2306.15595, section 2.3)."""
+
+    factor: float = 2.0
+
+    def check(self) -> None:
+        _check_factor(self.factor)
+
+    def __call__(self, frequency: np.ndarray, base: float) -> tuple[np.ndarray, float]:
+        """(frequencies, what queries and keys are multiplied by)."""
+        return frequency / self.factor, 1.0
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Llama3Scaling:
+    """Long wavelengths divided by `factor`, short ones kept, a ramp between (Llama 3.1, arXiv:2407.21783).
+
+    original_max_len: length trained on. Wavelengths above original_max_len / low_freq_factor are long, those
+        below original_max_len / high_freq_factor short.
+    """
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_len: int = 8192
+
+    def check(self) -> None:
+        _check_factor(self.factor)
+        if not self.low_freq_factor < self.high_freq_factor:
+            raise FieldError("high_freq_factor", self.high_freq_factor, f"expected more than {self.low_freq_factor}")
+
+    def __call__(self, frequency: np.ndarray, base: float) -> tuple[np.ndarray, float]:
+        turns = self.original_max_len * frequency / (2 * np.pi)
+        keep = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        keep = np.clip(keep, 0.0, 1.0)
+        return frequency * (keep + (1 - keep) / self.factor), 1.0
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Yarn:
+    """Frequencies of few turns divided by `factor`, those of many kept, and scores sharpened.
+
+    Peng et al. 2023, arXiv:2309.00071, sections 3.2 and 3.4.
+    beta_fast, beta_slow: turns within original_max_len from which a frequency is kept, and below which it is divided.
+    attention_factor: what queries and keys are multiplied by; None is 0.1 log(factor) + 1.
+    truncate: round the borders of the ramp to whole dimensions.
+    """
+
+    factor: float = 4.0
+    original_max_len: int = 32768
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    def check(self) -> None:
+        _check_factor(self.factor)
+        if not self.beta_slow < self.beta_fast:
+            raise FieldError("beta_fast", self.beta_fast, f"expected more than beta_slow={self.beta_slow}")
+
+    def __call__(self, frequency: np.ndarray, base: float) -> tuple[np.ndarray, float]:
+        half = len(frequency)
+        border = lambda turns: half * math.log(self.original_max_len / (turns * 2 * math.pi)) / math.log(base)
+        low, high = border(self.beta_fast), border(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, 2 * half - 1)
+        divide = np.clip((np.arange(half) - low) / max(high - low, 0.001), 0.0, 1.0)
+        scale = 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+        scale = scale if self.attention_factor is None else self.attention_factor
+        return frequency * (1 - divide + divide / self.factor), scale
+
+
+def _check_factor(value: float) -> None:
+    if not value >= 1:
+        raise FieldError("factor", value, "expected 1 or more, as 8.0")
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)

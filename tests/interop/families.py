@@ -22,6 +22,32 @@ def gpt2(dim, layers, heads, **kw):
     return T.GPT2Config(n_embd=dim, n_layer=layers, n_head=heads, n_positions=24, **SMALL, **kw)
 
 
+def llama_like(hidden, layers, heads, kv_heads, head_dim, inner, **kw):
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "intermediate_size": inner,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        **SMALL,
+        **kw,
+    }
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 8}
+LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0}
+
 CASES = {
     "gpt2": (T.GPT2LMHeadModel, gpt2(12, 2, 3)),
     "gpt2-untied": (T.GPT2LMHeadModel, gpt2(10, 3, 1, tie_word_embeddings=False, n_inner=17)),
@@ -30,6 +56,16 @@ CASES = {
     "bert-masked": (T.BertForMaskedLM, T.BertConfig(**bert_like(10, 3, 1, 7, hidden_act="gelu_new"))),
     "bert-bare": (T.BertModel, T.BertConfig(**bert_like(8, 1, 2, 9, type_vocab_size=3, layer_norm_eps=1e-3))),
     "roberta": (T.RobertaForMaskedLM, T.RobertaConfig(**bert_like(12, 2, 3, 20, type_vocab_size=1))),
+    "llama": (T.LlamaForCausalLM, T.LlamaConfig(**llama_like(12, 2, 4, 2, 6, 20))),
+    "llama-3.1": (T.LlamaForCausalLM, T.LlamaConfig(**llama_like(9, 3, 3, 1, 8, 7, rope_parameters=LLAMA3))),
+    "llama-yarn": (T.LlamaForCausalLM, T.LlamaConfig(**llama_like(8, 1, 2, 2, 10, 9, rope_parameters=YARN))),
+    "llama-biased": (
+        T.LlamaForCausalLM,
+        T.LlamaConfig(**llama_like(8, 2, 2, 2, 4, 9, rope_parameters=LINEAR, attention_bias=True)),
+    ),
+    "mistral": (T.MistralForCausalLM, T.MistralConfig(**llama_like(12, 2, 4, 2, 6, 20, sliding_window=4))),
+    "qwen2": (T.Qwen2ForCausalLM, T.Qwen2Config(**llama_like(12, 2, 4, 2, 4, 20, tie_word_embeddings=True))),
+    "qwen3": (T.Qwen3ForCausalLM, T.Qwen3Config(**llama_like(12, 2, 4, 2, 6, 20))),
     "roberta-bare": (T.RobertaModel, T.RobertaConfig(**bert_like(6, 3, 2, 11, type_vocab_size=1))),
 }
 

@@ -28,7 +28,7 @@ RIGHT = np.asarray([[1] * T, [1] * (T - 4) + [0] * 4, [1] * 2 + [0] * (T - 2)])
 def inputs(config, rng):
     """(arguments for theirs, for ours, real positions)."""
     ids = rng.integers(3, 37, (B, T))
-    if isinstance(config, GPTConfig):
+    if not isinstance(config, BertConfig):
         places = np.maximum(np.cumsum(PADDING, 1) - 1, 0)
         theirs = {"input_ids": ids, "attention_mask": PADDING, "position_ids": places}
         return theirs, ((ids,), {"segment_ids": PADDING, "positions": places}), PADDING.astype(bool)
@@ -70,7 +70,7 @@ def test_logits_and_every_layer_equal_transformers_and_it_reads_what_we_write(na
     for key, value in wanted.items():
         at = real if value.ndim == 3 else slice(None)
         close(out[key][at], value.numpy()[at], told=key)
-    for i in range(config.num_layers - isinstance(config, GPTConfig)):  # GPT-2's last is given after its norm
+    for i in range(config.num_layers - (not isinstance(config, BertConfig))):  # a decoder's last comes after its norm
         close(seen[f"block_{i}/hidden"][real], layers[i + 1].numpy()[real], told=f"layer {i}")
 
     save(tmp_path / "ours", config, params)
@@ -81,7 +81,7 @@ def test_logits_and_every_layer_equal_transformers_and_it_reads_what_we_write(na
             close(written[key], value, 1e-6, key)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "roberta"])
+@pytest.mark.parametrize("name", ["gpt2", "bert", "roberta", "llama-yarn", "qwen3"])
 def test_gradients_equal_transformers(name, rng, tmp_path):
     model = build(name)
     model.save_pretrained(tmp_path)
@@ -200,7 +200,7 @@ def test_other_bad_checkpoints_have_one_clear_line(tmp_path):
     save(tmp_path, tiny(), params_of(tiny()))
     good = json.loads((tmp_path / "config.json").read_text())
     for change, message in [
-        ({"model_type": "mamba"}, r"model_type='mamba' is not supported; expected one of gpt2, bert, roberta"),
+        ({"model_type": "mamba"}, r"model_type='mamba' is not supported; expected one of gpt2, bert, roberta, llama"),
         ({"scale_attn_by_inverse_layer_idx": True}, r"scale_attn_by_inverse_layer_idx=True is not supported"),
         ({"activation_function": "mish"}, r"activation_function='mish'"),
         ({"resid_pdrop": 0.3}, r"resid_pdrop=0\.3, embd_pdrop=0\.0"),

@@ -155,6 +155,36 @@ def test_alibi_equals_bloom(heads):
     np.testing.assert_allclose(last - last[:, :1], theirs, atol=1e-6)  # Bloom's differ by a constant a row
 
 
+SCALINGS = {
+    "linear": (positions.LinearScaling(factor=3.0), {"factor": 3.0}),
+    "llama3": (
+        positions.Llama3Scaling(factor=8.0, original_max_len=64),
+        {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    ),
+    "yarn": (
+        positions.Yarn(factor=4.0, original_max_len=128),
+        {"factor": 4.0, "original_max_position_embeddings": 128},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_rotary_scalings_equal_transformers(kind):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling, fields = SCALINGS[kind]
+    rope = {"rope_type": kind, "rope_theta": 500.0, **fields}
+    config = transformers.LlamaConfig(
+        hidden_size=64, num_attention_heads=2, max_position_embeddings=512, rope_parameters=rope
+    )
+    wanted, factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+    frequency, scale = scaling(500.0 ** (-np.arange(16) / 16), 500.0)
+    np.testing.assert_allclose(frequency, wanted.numpy(), rtol=1e-5)
+    assert scale == pytest.approx(factor)
+
+
 def test_rotary_scores_depend_on_the_distance_alone(rng):
     q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, 8)), jnp.float32) for _ in range(2))
     rotary = positions.Rotary()

@@ -1,0 +1,168 @@
+"""Llama, Mistral, Qwen2 and Qwen3 in Hugging Face's layout."""
+
+from collections.abc import Collection
+from typing import Any
+
+from jaxnlp.errors import UserError
+from jaxnlp.interop.family import activation, activation_name, demand
+from jaxnlp.interop.tensors import Tensor, linear, norm, table
+from jaxnlp.models.llama import LlamaConfig
+from jaxnlp.nn import mlp, norms, positions
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def config(hf: dict[str, Any], names: Collection[str]) -> LlamaConfig:
+    """Our config, from config.json."""
+    kind = hf["model_type"]
+    demand(hf, {"mlp_bias": False, "attention_dropout": 0.0, "use_sliding_window": False, "pretraining_tp": 1})
+    every = hf.get("attention_bias", False)
+    epsilon = hf.get("rms_norm_eps", 1e-6)
+    return LlamaConfig(
+        vocab_size=hf["vocab_size"],
+        num_layers=hf["num_hidden_layers"],
+        num_heads=hf["num_attention_heads"],
+        num_kv_heads=hf.get("num_key_value_heads"),
+        embed_dim=hf["hidden_size"],
+        head_dim=hf.get("head_dim"),
+        mlp_dim=hf["intermediate_size"],
+        positions=_rotary(hf),
+        norm=norms.RMSNorm(epsilon=epsilon),
+        mlp=mlp.GatedMLP(activation=activation(hf, "hidden_act", "silu")),
+        qk_norm=norms.RMSNorm(epsilon=epsilon) if kind == "qwen3" else None,
+        window=hf.get("sliding_window") if kind == "mistral" else None,
+        qkv_bias=kind == "qwen2" or every,
+        out_bias=kind != "qwen2" and every,
+        tie_embeddings=hf.get("tie_word_embeddings", False),
+    )
+
+
+def _rotary(hf: dict[str, Any]) -> positions.Rotary:
+    """Rotary positions from `rope_parameters`, or from the older `rope_theta` and `rope_scaling`."""
+    rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    base = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    longest = rope.get("original_max_position_embeddings") or hf.get("max_position_embeddings", 2048)
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"config.json: partial_rotary_factor={rope['partial_rotary_factor']} is not supported")
+    scaling: Any = None
+    if kind == "linear":
+        scaling = positions.LinearScaling(factor=rope["factor"])
+    elif kind == "llama3":
+        scaling = positions.Llama3Scaling(
+            factor=rope["factor"],
+            low_freq_factor=rope["low_freq_factor"],
+            high_freq_factor=rope["high_freq_factor"],
+            original_max_len=longest,
+        )
+    elif kind == "yarn":
+        demand(rope, {"mscale": None, "mscale_all_dim": None})
+        scaling = positions.Yarn(
+            factor=rope["factor"],
+            original_max_len=longest,
+            beta_fast=rope.get("beta_fast") or 32.0,
+            beta_slow=rope.get("beta_slow") or 1.0,
+            attention_factor=rope.get("attention_factor"),
+            truncate=rope.get("truncate", True),
+        )
+    elif kind != "default":
+        raise UserError(
+            f"config.json: rope_type={kind!r} is not supported; expected one of default, linear, llama3, yarn"
+        )
+    return positions.Rotary(base=base, scaling=scaling)
+
+
+def accepts(c: Any) -> bool:
+    """Whether a config of ours is one of transformers' classes."""
+    return (
+        isinstance(c, LlamaConfig)
+        and isinstance(c.positions, positions.Rotary)
+        and isinstance(c.norm, norms.RMSNorm)
+        and isinstance(c.mlp, mlp.GatedMLP)
+        and (c.qk_norm is None or c.qk_norm == c.norm)
+        and c.embed_dim % c.num_heads == 0
+        and _kind(c) is not None
+    )
+
+
+def _kind(c: LlamaConfig) -> str | None:
+    """What transformers calls this combination, or None."""
+    has = (c.qk_norm is not None, c.window is not None, c.qkv_bias, c.out_bias)
+    return {
+        (True, False, False, False): "qwen3",
+        (True, False, True, True): "qwen3",
+        (False, True, False, False): "mistral",
+        (False, False, True, False): "qwen2",
+        (False, False, False, False): "llama",
+        (False, False, True, True): "llama",
+    }.get(has)
+
+
+def to_json(c: LlamaConfig) -> dict[str, Any]:
+    """config.json for transformers."""
+    kind = _kind(c)
+    assert kind is not None
+    longest, rope = _rope_json(c.positions)
+    return {
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
+        "model_type": kind,
+        "vocab_size": c.vocab_size,
+        "num_hidden_layers": c.num_layers,
+        "num_attention_heads": c.num_heads,
+        "num_key_value_heads": c.kv_heads,
+        "hidden_size": c.embed_dim,
+        "head_dim": c.key_dim,
+        "intermediate_size": c.mlp_dim,
+        "rms_norm_eps": c.norm.epsilon,
+        "hidden_act": activation_name(c.mlp.activation),
+        "max_position_embeddings": longest,
+        "tie_word_embeddings": c.tie_embeddings,
+        "rope_parameters": rope,
+        "rope_theta": c.positions.base,  # where older readers look
+        **({"rope_scaling": rope} if c.positions.scaling is not None else {}),
+        **({"attention_bias": c.out_bias} if kind in ("llama", "qwen3") else {}),
+        **({"sliding_window": c.window} if kind == "mistral" else {}),
+    }
+
+
+def _rope_json(rotary: positions.Rotary) -> tuple[int, dict[str, Any]]:
+    """(max_position_embeddings, rope_parameters)."""
+    s = rotary.scaling
+    rope = {"rope_theta": rotary.base}
+    if s is None:
+        return 32768, {**rope, "rope_type": "default"}
+    if isinstance(s, positions.LinearScaling):
+        return 32768, {**rope, "rope_type": "linear", "factor": s.factor}
+    rope |= {"factor": s.factor, "original_max_position_embeddings": s.original_max_len}
+    longest = round(s.factor * s.original_max_len)
+    if isinstance(s, positions.Llama3Scaling):
+        ramp = {"low_freq_factor": s.low_freq_factor, "high_freq_factor": s.high_freq_factor}
+        return longest, {**rope, "rope_type": "llama3", **ramp}
+    ramp = {"beta_fast": s.beta_fast, "beta_slow": s.beta_slow, "truncate": s.truncate}
+    factor = {} if s.attention_factor is None else {"attention_factor": s.attention_factor}
+    return longest, {**rope, "rope_type": "yarn", **ramp, **factor}
+
+
+def tensors(c: LlamaConfig, names: Collection[str] | None = None) -> list[Tensor]:
+    """The table. names: of the checkpoint's tensors, which may lack the prefix; None is the layout we write."""
+    at = "" if names is not None and not any(name.startswith("model.") for name in names) else "model."
+    found = [table(f"{at}embed_tokens.weight", "embed"), *norm(f"{at}norm", "norm", bias=False)]
+    for i in range(c.num_layers):
+        theirs, ours = f"{at}layers.{i}", f"block_{i}"
+        for short, name in (("q", "query"), ("k", "key"), ("v", "value")):
+            found += linear(f"{theirs}.self_attn.{short}_proj", f"{ours}/attention/{name}", bias=c.qkv_bias)
+        found += linear(f"{theirs}.self_attn.o_proj", f"{ours}/attention/out", num_in=2, bias=c.out_bias)
+        if c.qk_norm is not None:
+            for short, name in (("q", "query"), ("k", "key")):
+                found += norm(f"{theirs}.self_attn.{short}_norm", f"{ours}/attention/{name}_norm", bias=False)
+        found += norm(f"{theirs}.input_layernorm", f"{ours}/attention_norm", bias=False)
+        found += norm(f"{theirs}.post_attention_layernorm", f"{ours}/mlp_norm", bias=False)
+        for name in ("gate", "up", "down"):
+            found += linear(f"{theirs}.mlp.{name}_proj", f"{ours}/mlp/{name}", bias=False)
+    return found if c.tie_embeddings else [*found, *linear("lm_head", "head", bias=False)]
+
+
+def ignored(c: LlamaConfig) -> tuple[str, ...]:
+    """Patterns of tensors that carry nothing of their own."""
+    counters = r".*rotary_emb\.inv_freq"
+    return (counters, r"lm_head\.weight") if c.tie_embeddings else (counters,)

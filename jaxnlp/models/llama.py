@@ -1,0 +1,183 @@
+"""Llama: a decoder-only Transformer with RMSNorm, SwiGLU, rotary positions and grouped-query attention.
+
+Touvron et al. 2023 (arXiv:2302.13971, arXiv:2307.09288), Grattafiori et al. 2024 (arXiv:2407.21783). The
+defaults are Llama-2 7B's. Mistral, Qwen2 and Qwen3 are the same model by config: a sliding window, biases of queries,
+keys and values, norms of queries and keys.
+
+Shape legend: B batch, T length, S cache length, D model, H query heads, N key and value
+heads, K head size, V vocabulary.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnlp.errors import FieldError
+from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions
+from jaxnlp.nn.linear import Embed, Linear
+from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.partitioning import constrain
+from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.stack import empty_cache, stack
+
+INIT = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(kw_only=True)
+class LlamaConfig:
+    """A Llama's shape and components. Sizes are numbers of units.
+
+    vocab_size: None takes the tokenizer's.
+    num_kv_heads: None is num_heads; fewer share keys and values among groups of heads.
+    head_dim: None is embed_dim // num_heads.
+    qk_norm: a norm for queries and keys (Qwen3), or None.
+    window: how many positions each one attends to, itself and those before it (Mistral); None is all.
+    qkv_bias, out_bias: biases of the attention's linear maps (Qwen2 has the first).
+    remat, scan_layers: see `nn/stack.py`.
+    """
+
+    vocab_size: int | None = None
+    num_layers: int = 32
+    num_heads: int = 32
+    num_kv_heads: int | None = None
+    embed_dim: int = 4096
+    head_dim: int | None = None
+    mlp_dim: int = 11008
+    positions: Any = dataclasses.field(default_factory=positions.Rotary)
+    norm: Any = dataclasses.field(default_factory=lambda: norms.RMSNorm(epsilon=1e-5))
+    mlp: Any = dataclasses.field(default_factory=mlp.GatedMLP)
+    attention: Any = dataclasses.field(default_factory=kernels.Einsum)
+    qk_norm: Any = None
+    window: int | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    tie_embeddings: bool = False
+    remat: str = "none"
+    scan_layers: bool = False
+    policy: Policy = dataclasses.field(default_factory=Policy)
+    dropout_rate = 0.0  # has none
+    longest = None  # rotary positions have no end
+
+    def check(self) -> None:
+        """Raises FieldError naming the first field whose value cannot work."""
+        sizes = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "head_dim", "mlp_dim", "window")
+        checks.positive(self, *sizes)
+        checks.heads(self)
+        checks.one_of(self, "remat", checks.REMAT)
+        checks.components(self)
+        if self.num_heads % self.kv_heads:
+            raise FieldError("num_kv_heads", self.num_kv_heads, f"does not divide num_heads={self.num_heads}")
+        if isinstance(self.positions, positions.Rotary) and self.key_dim % 2:
+            raise FieldError("head_dim", self.key_dim, "expected an even number with Rotary() positions")
+        if self.positions.bounded:
+            raise FieldError(
+                "positions", checks.name(self.positions), "a Llama has no table of positions; use Rotary()"
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def key_dim(self) -> int:
+        return self.head_dim or self.embed_dim // self.num_heads
+
+    def module(self) -> "Llama":
+        return Llama(self)
+
+    def flops_per_token(self, length: int) -> float:
+        """Floating-point operations of one training step per token, counted as GPT's are."""
+        D, H, N, K = self.embed_dim, self.num_heads, self.kv_heads, self.key_dim
+        attend = 2 * D * K * (H + 2 * N) + 2 * H * K * D + 4 * length * H * K
+        feed_forward = (6 if self.mlp.gated else 4) * D * self.mlp_dim
+        assert self.vocab_size is not None
+        return 3.0 * (self.num_layers * (attend + feed_forward) + 2 * D * self.vocab_size)
+
+    def make_cache(self, batch: int, length: int) -> dict[str, Any]:
+        """An empty key-value cache for `length` positions (`nn/stack.py`)."""
+        return empty_cache(self, self.kv_heads, self.key_dim, self.policy, batch, length)
+
+
+class Llama(nn.Module):
+    """Tokens to next-token logits. Parameters: `embed`, `block_i`, `norm`, and `head` unless tied."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens_BT, *, segment_ids=None, positions=None, cache=None, logits_to_keep=None, deterministic=True
+    ):
+        """Logits of the token after each position.
+
+        Args:
+            tokens_BT: integer ids.
+            segment_ids: (B, T) integers; attention stays within equal ones, and 0 is padding. None: one segment.
+            positions: (B, T) place of each token in its document; None: 0, 1, 2, ...
+            cache: from `LlamaConfig.make_cache`, to continue a sequence.
+            logits_to_keep: only the logits of this many last positions; None is all.
+            deterministic: there is no dropout; taken so that every model is called alike.
+
+        Returns:
+            logits_BTV in float32; with a cache, (logits_BTV, cache).
+        """
+        c = self.config
+        B, T = tokens_BT.shape
+        offset = 0 if cache is None else cache["offset"]
+        if positions is None:
+            positions = jnp.broadcast_to(offset + jnp.arange(T), (B, T))
+        keys = segment_ids
+        if cache is not None:
+            segment_ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
+            keys = lax.dynamic_update_slice(cache["segments"], segment_ids, (0, offset))
+        mask = Mask(query_segments_BT=segment_ids, key_segments_BS=keys, offset=offset, window=c.window)
+        assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
+        embed = Embed(c.vocab_size, c.embed_dim, c.policy, name="embed")
+        x_BTD = constrain(embed(tokens_BT), "batch", "length", "activation")
+        bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
+        if bias is not None:
+            bias = bias(offset + jnp.arange(T), jnp.arange(T if keys is None or cache is None else keys.shape[1]))
+        layers = None if cache is None else cache["layers"]
+        x_BTD, layers = stack(Block, c, x_BTD, layers, mask, positions, bias, deterministic)
+        x_BTD = c.norm.module(c.policy, name="norm")(x_BTD if logits_to_keep is None else x_BTD[:, -logits_to_keep:])
+        if c.tie_embeddings:
+            logits_BTV = embed.logits(x_BTD)
+        else:
+            head = Linear((c.vocab_size,), ("embed", "vocab"), c.policy, use_bias=False, dtype="float32", name="head")
+            logits_BTV = head(x_BTD)
+        if cache is None:
+            return logits_BTV
+        return logits_BTV, {"layers": layers, "segments": keys, "offset": offset + T}
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, cache, mask, positions, bias, deterministic):
+        c = self.config
+        attend = attention.MultiHeadAttention(
+            c.num_heads,
+            c.kv_heads,
+            c.key_dim,
+            c.attention,
+            c.positions,
+            c.policy,
+            use_bias=c.out_bias,
+            use_qkv_bias=c.qkv_bias,
+            qk_norm=c.qk_norm,
+            name="attention",
+        )
+        feed = c.mlp.module(
+            hidden=c.mlp_dim, dim=c.embed_dim, use_bias=False, out_init=INIT, policy=c.policy, name="mlp"
+        )
+        norm_1, norm_2 = (c.norm.module(c.policy, name=name) for name in ("attention_norm", "mlp_norm"))
+        y_BTD, cache = attend(norm_1(x_BTD), mask, positions, cache=cache, bias=bias, deterministic=deterministic)
+        x_BTD = x_BTD + y_BTD
+        x_BTD = x_BTD + feed(norm_2(x_BTD))
+        self.sow("intermediates", "hidden", x_BTD)
+        return constrain(x_BTD, "batch", "length", "activation"), cache
