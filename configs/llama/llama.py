@@ -35,7 +35,7 @@ def get_config(variant: str = "3-8b") -> Experiment:
         raise UserError(f"llama.py:{variant}: no such variant; expected {', '.join(SIZES)}")
     return Experiment(
         model=LlamaConfig(**SIZES[variant], scan_layers=True, remat="full", policy=Policy(compute_dtype="bfloat16")),
-        data=DataConfig(source=Embedded(), tokenizer=SentencePiece(vocab_size=32000), seq_len=4096, batch_size=256),
+        data=DataConfig(source=Embedded(), tokenizer=SentencePiece(vocab_size=2048), seq_len=4096, batch_size=256),
         optim=OptimConfig(learning_rate=3e-4, warmup_steps=2000, weight_decay=0.1, b2=0.95),
         steps=250_000,
         log_every=20,

@@ -228,26 +228,30 @@ class HuggingFace:
             if isinstance(e, UserError):
                 raise
             raise FieldError("data.tokenizer.path", str(file), f"not a tokenizer file ({e})") from None
-        name = self._separator(model)
-        tokenizer = HuggingFaceTokenizer(model.to_str(), name)
-        if tokenizer.separator in tokenizer.encode_batch([name])[0]:
-            raise FieldError(
-                "data.tokenizer.separator",
-                name,
-                "text can become this token too; name a special token of the vocabulary",
-            )
-        return tokenizer
+        return wrap(model, self.separator)
 
-    def _separator(self, model: Any) -> str:
-        names = SEPARATORS if self.separator is None else (self.separator,)
-        for name in names:
-            if model.token_to_id(name) is not None:
-                return name
+
+def wrap(model: Any, separator: str | None = None) -> "HuggingFaceTokenizer":
+    """A tokenizer of the `tokenizers` library as one of ours.
+
+    separator: the token that separates documents; None takes the first there is of the usual ones.
+    """
+    names = SEPARATORS if separator is None else (separator,)
+    name = next((name for name in names if model.token_to_id(name) is not None), None)
+    if name is None:
         raise FieldError(
             "data.tokenizer.separator",
-            self.separator,
+            separator,
             f"the vocabulary has no {' or '.join(names)}; name one of its tokens",
         )
+    tokenizer = HuggingFaceTokenizer(model.to_str(), name)
+    if tokenizer.separator in tokenizer.encode_batch([name])[0]:
+        raise FieldError(
+            "data.tokenizer.separator",
+            name,
+            "text can become this token too; name a special token of the vocabulary",
+        )
+    return tokenizer
 
 
 def byte_level_bpe(folder: pathlib.Path) -> Any:
@@ -283,6 +287,13 @@ class HuggingFaceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         ids = [int(i) for i in ids if i < self.vocab_size and i != self.separator]
         return self._model.decode(ids, skip_special_tokens=False)
+
+    @property
+    def library(self) -> Any:
+        """The `tokenizers` object itself, with what it adds to texts and pads as its file says."""
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_str(self._text)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "huggingface", "separator": self._name, "tokenizer": self._text}

@@ -1,0 +1,51 @@
+"""Write a trained run in Hugging Face's layout, for transformers' from_pretrained and everything that reads it.
+
+python -m experiments.export --workdir=runs/gpt2 --out=exported/gpt2
+"""
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+OUT = flags.DEFINE_string("out", None, "Folder to write; made if need be, a checkpoint in it is replaced.")
+SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Files larger than this are split.")
+
+
+def main() -> None:
+    import pathlib
+
+    from jaxnlp.data.tokenizer import HuggingFaceTokenizer
+    from jaxnlp.interop.huggingface import save
+    from jaxnlp.train.load import load
+
+    if WORKDIR.value is None:
+        raise UserError("--workdir: not given; expected the folder of a trained run, as runs/gpt2")
+    if OUT.value is None:
+        raise UserError("--out: not given; expected a folder to write, as exported/gpt2")
+    if not SHARD.value > 0:
+        raise UserError(f"--max_shard_gb={SHARD.value}: expected a positive number of gigabytes")
+    run = load(WORKDIR.value, CHECKPOINT.value)
+    tokenizer = run.saved.tokenizer
+    known = isinstance(tokenizer, HuggingFaceTokenizer)
+    out = pathlib.Path(OUT.value)
+    save(
+        out,
+        run.saved.experiment.model,
+        run.params,
+        tokenizer.library if known else None,
+        max_shard_bytes=int(SHARD.value * 1e9),
+    )
+    print(f"step {run.saved.step:,} written to {out}:")
+    for path in sorted(out.iterdir()):
+        print(f"  {path.name:36} {path.stat().st_size:>15,} bytes")
+    if not known:
+        kind = type(tokenizer).__name__
+        print(f"note: no tokenizer.json: this run's {kind} has no form there; it stays in {WORKDIR.value}")
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)

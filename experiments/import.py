@@ -1,0 +1,41 @@
+"""Make a run of a language model in Hugging Face's layout: a checkpoint at step 0, to generate from or train on.
+
+python -m experiments.import --source=path/to/gpt2 --workdir=runs/gpt2
+python -m experiments.generate --workdir=runs/gpt2 --prompt="The"
+python -m experiments.train --workdir=runs/gpt2 --config.steps=1000 --config.optim.learning_rate=1e-5
+
+The run takes its data, optimizer and lengths from --config=FILE, if given; the model is the one read.
+"""
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+SOURCE = flags.DEFINE_string("source", None, "Folder with config.json and *.safetensors, or a hub id.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the new run.")
+CONFIG = cli.define_config()
+SEPARATOR = flags.DEFINE_string("separator", None, "Token that separates documents; by default one of the usual ones.")
+
+
+def main() -> None:
+    from jaxnlp.interop.huggingface import load
+    from jaxnlp.train.seed_run import seed_run
+
+    if SOURCE.value is None:
+        raise UserError("--source: not given; expected a folder in Hugging Face's layout, or a hub id")
+    if WORKDIR.value is None:
+        raise UserError("--workdir: not given; expected a folder for the new run, as runs/gpt2")
+    model, params, tokenizer = load(SOURCE.value)
+    if tokenizer is None:
+        raise UserError(f"{SOURCE.value}: has no tokenizer.json, and no vocab.json with merges.txt; a run needs one")
+    count = seed_run(CONFIG.value, model, params, tokenizer, SEPARATOR.value, WORKDIR.value)
+    print(f"{type(model).__name__}, {count:,} parameters, written to {WORKDIR.value} as step 0. Next:")
+    python = runtime.python()
+    print(f'  generate   {python} -m experiments.generate --workdir={WORKDIR.value} --prompt="The"')
+    print(f"  train on   {python} -m experiments.train --workdir={WORKDIR.value} --config.steps=1000")
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)

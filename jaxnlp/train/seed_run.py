@@ -1,0 +1,68 @@
+"""A run that begins from parameters made elsewhere: a checkpoint at step 0."""
+
+import contextlib
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+import jax
+
+from jaxnlp import config as configs
+from jaxnlp.data.pipeline import corpus_name, open_split
+from jaxnlp.data.tokenizer import HuggingFace, wrap
+from jaxnlp.errors import UserError
+from jaxnlp.train.checkpoint import Reader, Writer
+from jaxnlp.train.experiment import Experiment, resolve
+from jaxnlp.train.loop import open_workdir
+from jaxnlp.train.program import build
+
+
+def seed_run(
+    experiment: Experiment | None, model: Any, params: Any, tokenizer: Any, separator: str | None, workdir: str
+) -> int:
+    """Writes the checkpoint.
+
+    Args:
+        experiment: data, optimizer and lengths of the run; None takes the defaults, with windows as long as the
+            model can read, 512 tokens at most, and a learning rate for fine-tuning.
+        model, params, tokenizer: as `interop.huggingface.load` gives them.
+        separator: the token that separates documents; None takes the first there is of the usual ones.
+
+    Returns:
+        the number of parameters.
+
+    Raises:
+        UserError: the model is no language model, the folder holds a run already, or the config does not fit.
+    """
+    if not hasattr(model, "make_cache"):
+        raise UserError(
+            f"{type(model).__name__}: not a language model, which is what a run trains and generates from; "
+            "read it in Python with jaxnlp.interop.huggingface.load"
+        )
+    if Reader(workdir).steps():
+        raise UserError(f"--workdir={workdir}: holds a run already; choose another folder")
+    if experiment is None:
+        experiment = Experiment(model=model)
+        experiment.data.seq_len = min(512, model.longest or 512)
+        experiment.optim.learning_rate = 1e-5
+    ours = wrap(tokenizer, separator)
+    data = dataclasses.replace(experiment.data, tokenizer=HuggingFace(path="", separator=separator))
+    e = dataclasses.replace(experiment, model=model, data=data)
+    configs.check(e)
+    e = resolve(e, ours)
+    folder = pathlib.Path(workdir)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(open_workdir(folder))
+        program = build(e)
+        tell = lambda text: print(text, file=sys.stderr, flush=True)
+        store = open_split(e.data, "train", ours, tell)
+        open_split(e.data, "validation", ours, tell)
+        places = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
+        state = dataclasses.replace(program.init(), params=jax.device_put(params, places))
+        writer = Writer(folder, e.keep_last, e.keep_best)
+        stack.callback(writer.close)
+        writer.save(state, e, ours, {"position": 0, "corpus": corpus_name(store, e.data)}, None)
+        writer.wait()
+        configs.save_json(e, folder / "config.json")
+    return sum(x.size for x in jax.tree.leaves(params))

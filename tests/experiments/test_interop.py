@@ -1,0 +1,104 @@
+"""Import and export from the command line: there and back is the same model, and it trains on."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+
+from jaxnlp.interop.huggingface import load, save
+from jaxnlp.models.bert import BertConfig
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.sharding.axes import init_params
+from tests.entry import ROOT, run
+
+SMALL = ROOT / "tests" / "experiments" / "small.py"
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("theirs")
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "a": 1, "b": 2, "line": 3}, "<unk>"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    model.add_special_tokens(["<|endoftext|>"])
+    write(folder, GPTConfig(max_len=32, num_layers=1, num_heads=2, embed_dim=8, vocab_size=5), model)
+    return folder
+
+
+def write(folder, config, tokenizer=None):
+    params = init_params(config.module(), jax.random.key(0), np.zeros((1, 4), np.int32))
+    save(folder, config, params, tokenizer)
+
+
+def test_there_and_back_is_the_same_and_it_trains_on(theirs, corpus, tmp_path):
+    workdir, out = tmp_path / "run", tmp_path / "out"
+    done = run("experiments.import", f"--source={theirs}", f"--workdir={workdir}", f"--config={SMALL}:{corpus}")
+    assert done.code == 0, done.err
+    assert "GPTConfig" in done.out and "as step 0" in done.out and "experiments.generate" in done.out
+    done = run("experiments.export", f"--workdir={workdir}", f"--out={out}")
+    assert done.code == 0, done.err
+    assert "step 0 written" in done.out and "tokenizer.json" in done.out
+    (config, params, tokenizer), (config_2, params_2, tokenizer_2) = load(theirs), load(out)
+    assert config == config_2 and tokenizer.to_str() == tokenizer_2.to_str()
+    jax.tree.map(np.testing.assert_array_equal, params, params_2)
+
+    done = run("experiments.generate", f"--workdir={workdir}", "--prompt=a b", "--max_new_tokens=4")
+    assert done.code == 0 and "a b" in done.out, done.err
+    done = run("experiments.train", f"--workdir={workdir}", "--config.steps=4")
+    assert done.code == 0, done.err
+    assert "resuming at step 0 of 4" in done.err and re.search(r"checkpoints/4\b", done.out)
+    again = run("experiments.import", f"--source={theirs}", f"--workdir={workdir}", f"--config={SMALL}:{corpus}")
+    assert again.code == 2 and "holds a run already" in again.err
+
+
+BAD = {
+    "no source": (["--workdir={t}/r"], "--source: not given"),
+    "no such source": (["--source={t}/nothing here", "--workdir={t}/r"], "no such folder"),
+    "encoder": (["--source={t}/bert", "--workdir={t}/r"], "BertConfig: not a language model"),
+    "no tokenizer": (["--source={t}/gpt", "--workdir={t}/r"], "has no tokenizer.json"),
+    "too long": (["--source={theirs}", "--workdir={t}/r", "--config=configs/gpt/tiny.py"], "data.seq_len=128"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_imports_are_one_clear_line(case, theirs, tmp_path):
+    config = BertConfig(vocab_size=5, max_len=8, num_layers=1, num_heads=1, embed_dim=4)
+    write(tmp_path / "bert", config, load(theirs)[2])
+    write(tmp_path / "gpt", GPTConfig(vocab_size=5, max_len=8, num_layers=1, num_heads=1, embed_dim=4))
+    args, message = BAD[case]
+    done = run("experiments.import", *(a.format(t=tmp_path, theirs=theirs) for a in args))
+    assert done.code == 2 and message in done.err and done.err.count("\n") == 1, done.err
+
+
+def test_bad_exports_are_one_clear_line(tmp_path):
+    for args, message in [
+        ([f"--out={tmp_path}/x"], "--workdir: not given"),
+        ([f"--workdir={tmp_path}"], "--out: not given"),
+        ([f"--workdir={tmp_path}", f"--out={tmp_path}/x"], "no checkpoint here"),
+        ([f"--workdir={tmp_path}", f"--out={tmp_path}/x", "--max_shard_gb=0"], "--max_shard_gb=0.0"),
+    ]:
+        done = run("experiments.export", *args)
+        assert done.code == 2 and message in done.err and done.err.count("\n") == 1, done.err
+
+
+def test_gpt2_files_encode_as_the_reference_does():
+    folder = ROOT.parent / "shared" / "data" / "gpt2_bpe"
+    if not folder.is_dir():
+        pytest.skip("needs GPT-2's vocab.json and merges.txt")
+    transformers = pytest.importorskip("transformers")
+    from jaxnlp.data.tokenizer import HuggingFace
+
+    ours = HuggingFace(path=str(folder)).build(list, folder)
+    theirs = transformers.GPT2Tokenizer(
+        vocab=json.loads((folder / "vocab.json").read_text()),
+        merges=[tuple(m.split()) for m in (folder / "merges.txt").read_text().split("\n")[1:] if m],
+    )
+    texts = [
+        "Hello world", "  two  spaces\n\n\ttabs", "don't we'll I'M", "naïve café 日本語 🙂", "x=1;y+=2  #c", "", " ",
+        "1234567 12.5%", "\u00a0nbsp\u2003em", (ROOT / "README.md").read_text(),
+    ]  # fmt: skip
+    for text, ids in zip(texts, ours.encode_batch(texts), strict=True):
+        assert ids == theirs.encode(text, add_special_tokens=False), text
+        assert ours.decode(ids) == text
