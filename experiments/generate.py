@@ -2,6 +2,7 @@
 
 python -m experiments.generate --workdir=runs/tiny --prompt="def main"
 python -m experiments.generate --workdir=runs/tiny --prompt="class " --temperature=0.8 --top_p=0.95 --num_samples=3
+python -m experiments.generate --workdir=runs/tiny --prompt="import " --num_beams=4 --num_samples=2
 """
 
 from absl import flags
@@ -21,10 +22,13 @@ TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most likely to
 TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0 from all.")
 TOP_P = flags.DEFINE_float("top_p", 0.95, "Draw from the fewest tokens whose probability reaches p; 1 from all.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Continuations of each prompt.")
+BEAMS = flags.DEFINE_integer("num_beams", 0, "Beam search so wide instead of drawing; num_samples best are shown.")
+PENALTY = flags.DEFINE_float("length_penalty", 1.0, "Of beam search: above 0 favours long texts.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 
 
 def main() -> None:
+    from jaxnlp.generate.beam import BeamSearch, beam_search
     from jaxnlp.generate.sampling import Sampling
     from jaxnlp.train.load import load
 
@@ -32,20 +36,34 @@ def main() -> None:
         raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")
     if NUM_SAMPLES.value < 1:
         raise UserError(f"--num_samples={NUM_SAMPLES.value}: expected a positive number")
+    if BEAMS.value < 0:
+        raise UserError(f"--num_beams={BEAMS.value}: expected a positive number, or 0 to draw")
+    if 0 < BEAMS.value < NUM_SAMPLES.value:
+        raise UserError(f"--num_samples={NUM_SAMPLES.value}: beam search finds --num_beams={BEAMS.value} texts at most")
     if not 0 <= SEED.value < 2**32:
         raise UserError(f"--seed={SEED.value}: expected a number in [0, 2^32)")
     sampling = Sampling(temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value)
     run = load(WORKDIR.value, CHECKPOINT.value)
     tokenizer = run.saved.tokenizer
-    texts = [text for text in PROMPT.value or [""] for _ in range(NUM_SAMPLES.value)]
+    texts = [text for text in PROMPT.value or [""] for _ in range(1 if BEAMS.value else NUM_SAMPLES.value)]
     prompts = tokenizer.encode_batch(texts)
     generator = run.generator()
     count = generator.room(prompts, 120) if TOKENS.value is None else TOKENS.value
-    outputs = generator(run.params, prompts, count, sampling, SEED.value)
-    for i, (prompt, ids) in enumerate(zip(prompts, outputs, strict=True)):
+    if BEAMS.value:
+        beams = BeamSearch(num_beams=BEAMS.value, length_penalty=PENALTY.value, num_return=NUM_SAMPLES.value)
+        found = beam_search(generator, run.params, prompts, count, beams)
+        outputs = [
+            ([*prompt, *h.ids], f", score {h.score:.4f}")
+            for prompt, row in zip(prompts, found, strict=True)
+            for h in row
+        ]
+    else:
+        drawn = generator(run.params, prompts, count, sampling, SEED.value)
+        outputs = [([*prompt, *ids], "") for prompt, ids in zip(prompts, drawn, strict=True)]
+    for i, (ids, told) in enumerate(outputs):
         if len(outputs) > 1:
-            print(f"{'' if i == 0 else chr(10)}--- {i + 1} of {len(outputs)}")
-        print(tokenizer.decode([*prompt, *ids]))
+            print(f"{'' if i == 0 else chr(10)}--- {i + 1} of {len(outputs)}{told}")
+        print(tokenizer.decode(ids))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,18 @@ class Generator:
         Raises:
             UserError: no prompts, nothing to generate, or more positions than the model has.
         """
+        tokens_BP, segments_BP = self.rows(prompts, max_new_tokens)
+        with self.context(len(prompts)):
+            held = self.hold(params)
+            out_BT = self._run(held, tokens_BP, segments_BP, jax.random.key(seed), max_new_tokens, sampling)
+        return [self._until_separator(row) for row in np.asarray(out_BT).tolist()]
+
+    def rows(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Prompts after their separators, padded on the left: tokens_BP, and segments_BP with 0 on padding.
+
+        Raises:
+            UserError: no prompts, nothing to generate, or more positions than the model has.
+        """
         if not prompts or max_new_tokens < 1:
             raise UserError(
                 f"generate: {len(prompts)} prompts and max_new_tokens={max_new_tokens}; expected at least one of each"
@@ -75,10 +87,7 @@ class Generator:
         for i, row in enumerate(rows):
             tokens_BP[i, longest - len(row) :] = row
             segments_BP[i, longest - len(row) :] = 1
-        with self.context(len(rows)):
-            held = self.hold(params)
-            out_BT = self._run(held, tokens_BP, segments_BP, jax.random.key(seed), max_new_tokens, sampling)
-        return [self._until_separator(row) for row in np.asarray(out_BT).tolist()]
+        return tokens_BP, segments_BP
 
     def room(self, prompts: Sequence[Sequence[int]], wanted: int) -> int:
         """`wanted` new tokens, or as many as fit after the longest prompt (one at least, which may then be refused)."""
@@ -136,9 +145,13 @@ def decode(model: Generator, held, tokens_BP, segments_BP, key, max_new_tokens: 
         carry = jax.lax.while_loop(lambda c, stop=stop: (c[0] < stop) & ~c[2].all(), body, carry)
     step, token_B, _, out_BT, _ = carry
     out_BT = jax.lax.dynamic_update_slice(out_BT, token_B[:, None], (0, step))
-    if jax.sharding.get_abstract_mesh().size > 1:  # whole on every device, and so in every process
-        out_BT = jax.lax.with_sharding_constraint(out_BT, PartitionSpec())
-    return out_BT
+    return whole(out_BT)
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """x, whole on every device, and so in every process."""
+    several = jax.sharding.get_abstract_mesh().size > 1
+    return jax.lax.with_sharding_constraint(x, PartitionSpec()) if several else x
 
 
 def cache_lengths(prompt: int, total: int) -> list[int]:

@@ -46,6 +46,10 @@ def test_there_and_back_is_the_same_and_it_trains_on(theirs, corpus, tmp_path):
 
     done = run("experiments.generate", f"--workdir={workdir}", "--prompt=a b", "--max_new_tokens=4")
     assert done.code == 0 and "a b" in done.out, done.err
+    beams = run("experiments.generate", f"--workdir={workdir}", "--prompt=a", "--num_beams=3", "--num_samples=2")
+    assert beams.code == 0 and "--- 2 of 2, score -" in beams.out, beams.err
+    beams = run("experiments.generate", f"--workdir={workdir}", "--num_beams=2", "--num_samples=3")
+    assert beams.code == 2 and "--num_samples=3: beam search finds --num_beams=2" in beams.err
     done = run("experiments.train", f"--workdir={workdir}", "--config.steps=4")
     assert done.code == 0, done.err
     assert "resuming at step 0 of 4" in done.err and re.search(r"checkpoints/4\b", done.out)
