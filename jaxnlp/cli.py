@@ -6,6 +6,7 @@ import pathlib
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,10 +55,12 @@ def run(main: Callable[[], int | None], doc: str | None) -> None:
 def _quiet() -> None:
     """Keeps libraries from printing what reaches us as an exception, and is told there in one line.
 
-    A failed save is logged by Orbax from each of its threads, and TensorStore's late callbacks then
-    find their event loop closed, a traceback for each array.
+    A failed save is logged by Orbax from each of its threads, and by asyncio for each array whose own failure nobody
+    asked about; TensorStore's late callbacks then find their event loop closed, a traceback for each.
     """
     std_logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+    std_logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+    warnings.filterwarnings("ignore", message="coroutine 'async_serialize", category=RuntimeWarning)
     sys.unraisablehook = _unraisable
 
 
