@@ -120,3 +120,10 @@ def test_override_paths():
         configs.check_path(experiment(), "model.num_layer")
     with pytest.raises(UserError, match="has no fields"):
         configs.check_path(experiment(), "steps.x")
+
+
+def test_configs_saved_before_the_kernels_moved_still_load():
+    data = configs.to_dict(Experiment(model=GPTConfig()))
+    text = json.dumps(data).replace("jaxnlp.nn.kernels:", "jaxnlp.nn.attention:")
+    assert text != json.dumps(data)
+    assert configs.from_dict(json.loads(text)) == Experiment(model=GPTConfig())

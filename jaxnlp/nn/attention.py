@@ -17,11 +17,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.kernels import MASKED, attention_weights
+from jaxnlp.nn.kernels import MASKED, Blocked, DotProduct, Einsum, Flash, attention_weights
 from jaxnlp.nn.linear import Initializer, Linear
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import parameter
 from jaxnlp.nn.policy import Policy
+
+__all__ = ["Blocked", "DotProduct", "Einsum", "Flash"]  # configs saved before kernels had a file of their own say so
 
 WEIGHTS = "attention_weights"  # what `MultiHeadAttention` calls them among the intermediates
 ROWS = (((2,), (2,)), ((0,), (0,)))  # (B, T, D) and (B, S, D) to (B, T, S), for `Policy.dot`
