@@ -49,6 +49,7 @@ def accepts(c: Any) -> bool:
         and isinstance(c.mlp, mlp.MLP)
         and c.norm_position == "post"
         and c.key_dim * c.num_heads == c.embed_dim
+        and not (is_roberta(c) and "next_sentence" in c.heads)  # transformers' RoBERTa has no such head
     )
 
 

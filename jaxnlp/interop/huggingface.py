@@ -94,8 +94,6 @@ def save(
     Raises:
         UserError: a model that transformers has no class for; a folder that cannot be written.
     """
-    from safetensors.numpy import save_file
-
     family = next((f for f in FAMILIES if f.accepts(config)), None)
     if family is None:
         raise UserError(
@@ -104,20 +102,22 @@ def save(
         )
     flat = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(_unstacked(params))}
     folder = pathlib.Path(folder)
+    written: dict[str, pathlib.Path] = {}  # by the name each file will have: what is there stays until all are whole
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in (folder / INDEX, *folder.glob("model*.safetensors")):
-            old.unlink(missing_ok=True)
         shards = list(_shards(family.tensors(config), flat, max_shard_bytes))
         weight_map, total = {}, 0
         for i, group in enumerate(shards):
             name = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
             arrays = {t.name: t.to_theirs([np.asarray(flat[path]) for path in t.paths]) for t in group}
-            temporary = folder / f"{name}.{uuid.uuid4().hex}.tmp"
-            save_file({k: np.ascontiguousarray(x) for k, x in arrays.items()}, temporary, metadata={"format": "pt"})
-            temporary.replace(folder / name)
+            written[name] = folder / f"{name}.{uuid.uuid4().hex}.tmp"
+            _write(arrays, written[name])
             weight_map |= dict.fromkeys(arrays, name)
             total += sum(x.nbytes for x in arrays.values())
+        for old in (folder / INDEX, *folder.glob("model*.safetensors")):
+            old.unlink(missing_ok=True)
+        for name, path in written.items():
+            path.replace(folder / name)
         if len(shards) > 1:
             _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         _write_json(folder / CONFIG, {**family.to_json(config), "dtype": str(next(iter(flat.values())).dtype)})
@@ -125,6 +125,20 @@ def save(
             tokenizer.save(str(folder / "tokenizer.json"))
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror or e})") from None
+    finally:
+        for path in written.values():
+            path.unlink(missing_ok=True)
+
+
+def _write(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    try:
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise UserError("safetensors is not installed: pip install 'jaxnlp[hf]'") from None
+    try:
+        save_file({k: np.ascontiguousarray(x) for k, x in arrays.items()}, path, metadata={"format": "pt"})
+    except Exception as e:  # its own error type is not public, and hides the operating system's
+        raise UserError(f"{path.parent}: cannot be written ({e}); what was there before is as it was") from None
 
 
 def _folder(source: str | pathlib.Path) -> pathlib.Path:

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from jaxnlp.errors import UserError
 from jaxnlp.interop.huggingface import load, save
-from jaxnlp.models.bert import BertConfig
+from jaxnlp.models.bert import BertConfig, roberta
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn import norms
 from jaxnlp.sharding.axes import init_params, make_apply, make_capture
@@ -227,3 +227,26 @@ def test_a_model_transformers_does_not_have_is_not_written(tmp_path):
     with pytest.raises(UserError, match="transformers has no class for this GPTConfig"):
         save(tmp_path, config, params_of(config))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    config = tiny()
+    save(tmp_path, config, params_of(config))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    real = safetensors.numpy.save_file
+
+    def full(arrays, path, **kw):  # the second file finds the disk full
+        if "00002" in path.name:
+            raise OSError(28, "No space left on device")
+        real(arrays, path, **kw)
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device.*as it was"):
+        save(tmp_path, config, params_of(config, 1), max_shard_bytes=2000)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_roberta_with_a_next_sentence_head_is_not_written(tmp_path):
+    config = roberta(vocab_size=37, max_len=8, num_layers=1, num_heads=1, embed_dim=4, heads=("next_sentence",))
+    with pytest.raises(UserError, match="transformers has no class for this BertConfig"):
+        save(tmp_path, config, params_of(config))
