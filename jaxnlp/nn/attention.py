@@ -161,7 +161,6 @@ class MultiHeadAttention(nn.Module):
     scale: float | None = None
     dropout_rate: float = 0.0
     out_init: Initializer = nn.initializers.normal(0.02)
-    out_dim: int | None = None
 
     def setup(self):
         use_bias = self.use_bias if self.use_qkv_bias is None else self.use_qkv_bias
@@ -212,7 +211,7 @@ class MultiHeadAttention(nn.Module):
             self.sow("intermediates", WEIGHTS, attention_weights(q_BTHK, k_BSNK, mask, **scores))
         out_BTHK = functools.partial(self.kernel, dropout=dropout, **scores)(q_BTHK, k_BSNK, v_BSNK, mask)
         out = Linear(
-            (self.out_dim or x_BTD.shape[-1],),
+            (x_BTD.shape[-1],),
             ("heads", "kv", "embed"),
             self.policy,
             num_in=2,

@@ -46,15 +46,16 @@ def seed_run(
         experiment = Experiment(model=model)
         experiment.data.seq_len = min(512, model.longest or 512)
         experiment.optim.learning_rate = 1e-5
-    ours = wrap(tokenizer, separator)
-    data = dataclasses.replace(experiment.data, tokenizer=HuggingFace(path="", separator=separator))
+    ours, folder = wrap(tokenizer, separator), pathlib.Path(workdir)
+    file = folder / "tokenizer.json"  # a copy, so that the run's config.json can be run again
+    data = dataclasses.replace(experiment.data, tokenizer=HuggingFace(path=str(file), separator=separator))
     e = dataclasses.replace(experiment, model=model, data=data)
     configs.check(e)
     e = resolve(e, ours)
-    folder = pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(open_workdir(folder))
         program = build(e)
+        tokenizer.save(str(file))
         tell = lambda text: print(text, file=sys.stderr, flush=True)
         store = open_split(e.data, "train", ours, tell)
         open_split(e.data, "validation", ours, tell)

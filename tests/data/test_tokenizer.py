@@ -106,8 +106,20 @@ def test_gpt2_files_encode_as_the_reference_does(tmp_path):
     transformers = pytest.importorskip("transformers")
     ours = tokenizers.HuggingFace(path=str(GPT2)).build(list, tmp_path)
     theirs = transformers.GPT2Tokenizer(str(GPT2 / "vocab.json"), str(GPT2 / "merges.txt"))
-    texts = [t for t in TEXTS if "<|" not in t]
+    texts = [
+        *TEXTS,
+        "  two  spaces\n\n\ttabs",
+        "don't we'll I'M",
+        "naïve café 日本語 🙂",
+        "x=1;y+=2  #c",
+        "",
+        " ",
+        "12.5%",
+    ]
+    texts += ["\u00a0nbsp\u2003em", pathlib.Path(__file__).read_text()]
+    texts = [t for t in texts if "<|" not in t]
     assert ours.encode_batch(texts) == [theirs.encode(t) for t in texts]
+    assert [ours.decode(ids) for ids in ours.encode_batch(texts)] == texts
     assert (ours.vocab_size, ours.separator) == (50257, 50256)
 
 
