@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte of a trained run over a whole split.
+"""Loss, perplexity, and bits per byte or accuracy, of a trained run over a whole split.
 
 python -m experiments.evaluate --workdir=runs/tiny --split=validation
 """
@@ -21,20 +21,21 @@ def main() -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from jaxnlp.data.packing import Windows
-    from jaxnlp.data.pipeline import eval_batches, open_split
+    from jaxnlp.data.pipeline import eval_batches, num_batches, open_split
     from jaxnlp.evals.perplexity import evaluate
     from jaxnlp.train.load import load
+    from jaxnlp.train.loop import bytes_per_token
 
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")
     run = load(WORKDIR.value, CHECKPOINT.value)
     data = run.saved.experiment.data
     store = open_split(data, SPLIT.value, run.saved.tokenizer, lambda text: print(text, file=sys.stderr))
-    count = -(-len(Windows(store, data.seq_len)) // data.batch_size)
-    batches = (run.program.put(batch) for batch in eval_batches(store, data, rows=run.program.rows))
+    tokenizer, experiment = run.saved.tokenizer, run.saved.experiment
+    count = num_batches(data.examples.open(store, tokenizer, data), data)
+    batches = map(run.program.put, eval_batches(store, data, rows=run.program.rows, tokenizer=tokenizer))
     shown = track(batches, f"{SPLIT.value} split", count, console=Console(stderr=True), transient=True)
-    found = evaluate(run.program.eval_step, run.params, shown, store.bytes_per_token)
+    found = evaluate(run.program.eval_step, run.params, shown, bytes_per_token(experiment, store))
     if JSON.value:
         print(json.dumps({"step": run.saved.step, "split": SPLIT.value, **found}))
         return
@@ -43,7 +44,8 @@ def main() -> None:
     )
     print(f"  loss           {found['loss']:.4f} nats/token")
     print(f"  perplexity     {found['perplexity']:.3f}")
-    print(f"  bits per byte  {found['bits_per_byte']:.4f}")
+    for name in sorted(set(found) - {"loss", "perplexity", "tokens"}):
+        print(f"  {name.replace('_', ' '):14} {found[name]:.4f}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxnlp.errors import FieldError
@@ -27,7 +26,7 @@ class OptimConfig:
     learning_rate: the schedule's peak.
     schedule: after `warmup_steps` of linear warm-up: cosine or linear decay to the end of the
         run; wsd, constant until the last `decay_fraction` of the run and then linear; inverse_sqrt,
-        peak * sqrt(warmup / step); or constant.
+        peak * sqrt(warmup / step), the Transformer's schedule with `noam_peak`; or constant.
     final_fraction: what is left of the peak at the end, for cosine, linear and wsd.
     total_steps: length the schedule is drawn for; None is the run's own `steps`.
     weight_decay: decoupled, multiplied by the learning rate as PyTorch does.
@@ -83,6 +82,12 @@ class OptimConfig:
                 raise FieldError("no_decay", pattern, f"not a regular expression ({e})") from None
 
 
+def noam_peak(embed_dim: int, warmup_steps: int, factor: float = 1.0) -> float:
+    """The learning rate at the end of the warm-up with which "inverse_sqrt" is the schedule of the 2017 Transformer:
+    embed_dim^-0.5 * min(step^-0.5, step * warmup_steps^-1.5) (Vaswani et al. 2017, equation 3)."""
+    return factor * (embed_dim * warmup_steps) ** -0.5
+
+
 def make_schedule(config: OptimConfig, steps: int) -> Schedule:
     """Step (from 0) to learning rate, over a run of `steps`."""
     peak, warmup, total = config.learning_rate, config.warmup_steps, config.total_steps or steps
@@ -99,7 +104,7 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
             [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)], [max(0, rest - decay)]
         )
     elif config.schedule == "inverse_sqrt":
-        after = lambda step: peak * (warmup / jnp.maximum(step + warmup, 1)) ** 0.5
+        after = lambda step: peak * (warmup / (step + warmup + 1)) ** 0.5  # step 0 of a run is the paper's first
     else:
         after = optax.constant_schedule(peak)
     if not warmup:

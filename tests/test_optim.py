@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxnlp.errors import FieldError
-from jaxnlp.optim import OPTIMIZERS, OptimConfig, decay_mask, make_optimizer, make_schedule, matrix_axes
+from jaxnlp.optim import OPTIMIZERS, OptimConfig, decay_mask, make_optimizer, make_schedule, matrix_axes, noam_peak
 
 AXES = {"w": {"kernel": ("embed", "mlp"), "bias": ("mlp",)}, "e": ("vocab", "embed"), "o": ("heads", "kv", "embed")}
 
@@ -24,7 +24,7 @@ def params():
         ({"schedule": "cosine", "final_fraction": 0.1}, {0: 1.0, 50: 0.55, 100: 0.1}),
         ({"schedule": "linear", "final_fraction": 0.0}, {0: 1.0, 25: 0.75, 100: 0.0}),
         ({"schedule": "wsd", "decay_fraction": 0.2, "final_fraction": 0.0}, {0: 1.0, 80: 1.0, 90: 0.5, 100: 0.0}),
-        ({"schedule": "inverse_sqrt", "warmup_steps": 16}, {0: 1 / 16, 15: 1.0, 16: 1.0, 64: 0.5}),
+        ({"schedule": "inverse_sqrt", "warmup_steps": 16}, {0: 1 / 16, 15: 1.0, 63: 0.5}),
         ({"schedule": "constant"}, {0: 1.0, 99: 1.0}),
         (
             {"schedule": "cosine", "warmup_steps": 10, "final_fraction": 0.0},
@@ -37,6 +37,15 @@ def test_schedules(fields, points):
     schedule = make_schedule(OptimConfig(learning_rate=1.0, **fields), 100)
     for step, value in points.items():
         assert float(schedule(step)) == pytest.approx(value, abs=1e-6), step
+
+
+def test_the_2017_schedule_is_equation_3():
+    schedule = make_schedule(
+        OptimConfig(learning_rate=noam_peak(512, 4000), schedule="inverse_sqrt", warmup_steps=4000), 100_000
+    )
+    for step in (1, 17, 3999, 4000, 4001, 50_000):
+        wanted = 512**-0.5 * min(step**-0.5, step * 4000**-1.5)
+        assert float(schedule(step - 1)) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_warmup_longer_than_the_run_is_an_error():

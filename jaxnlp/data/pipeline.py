@@ -17,8 +17,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from jaxnlp.data import packing, sources
+from jaxnlp.data import sources
 from jaxnlp.data import tokenizer as tokenizers
+from jaxnlp.data.packing import Packed
 from jaxnlp.data.store import TokenStore, build_store
 from jaxnlp.errors import FieldError, UserError
 
@@ -45,10 +46,11 @@ class DataConfig:
 
     source: Embedded(), Files(...), TFDS(...), Tokens(...), or any object like them.
     tokenizer: Bytes(), SentencePiece(...), HuggingFace(...); unused with Tokens, which carries its own.
+    examples: how the tokens become examples: Packed(), or Masked(...), SpanCorruption(...), or any object like them.
     seq_len: tokens in an example. batch_size: examples in a step, over all devices.
     attend_across_documents: let attention reach over the borders of documents.
     shuffle: in a new order each epoch; False reads the corpus in its own order.
-    seed: of the shuffle.
+    seed: of the shuffle, and of whatever else the examples draw.
     prefetch_threads: threads that read ahead; 0 reads when asked, cheapest where the
         model itself runs on these cores.
     cache_dir: where tokenized text and trained tokenizers are kept; "" is
@@ -57,6 +59,7 @@ class DataConfig:
 
     source: Any = dataclasses.field(default_factory=sources.Embedded)
     tokenizer: Any = dataclasses.field(default_factory=tokenizers.SentencePiece)
+    examples: Any = dataclasses.field(default_factory=Packed)
     seq_len: int = 1024
     batch_size: int = 8
     attend_across_documents: bool = False
@@ -130,22 +133,30 @@ class TrainBatches:
 
     Args:
         store: the split's tokens.
-        config: seq_len, batch_size, shuffle and seed are read.
+        config: examples, seq_len, batch_size, shuffle and seed are read.
         position: examples already read; the first batch begins after them.
         rows: which rows of each global batch this process reads; None reads all.
+        tokenizer: of the store, where the examples need its special tokens.
     """
 
-    def __init__(self, store: TokenStore, config: DataConfig, position: int = 0, rows: slice | None = None):
-        windows = packing.Windows(store, config.seq_len)
+    def __init__(
+        self,
+        store: TokenStore,
+        config: DataConfig,
+        position: int = 0,
+        rows: slice | None = None,
+        tokenizer: tokenizers.Tokenizer | None = None,
+    ):
         if len(store) < 2:
             raise UserError(f"{store.path}: holds no tokens to train on")
+        reader = config.examples.open(store, tokenizer, config)
         self.position, self.store, self._config = position, store, config
-        self.examples_per_epoch = len(windows)
-        examples = grain.MapDataset.source(windows)
+        self.examples_per_epoch = len(reader)
+        examples = grain.MapDataset.source(reader)
         if config.shuffle:
             examples = examples.shuffle(config.seed)
         examples = examples.repeat()
-        batches = _GlobalBatches(examples, config, position, rows or slice(0, config.batch_size), store.meta.separator)
+        batches = _GlobalBatches(examples, reader, config, position, rows or slice(0, config.batch_size))
         options = grain.ReadOptions(
             num_threads=config.prefetch_threads, prefetch_buffer_size=2 * config.prefetch_threads
         )
@@ -168,15 +179,17 @@ class TrainBatches:
 def corpus_name(store: TokenStore, config: DataConfig) -> str:
     """Names the global sequence of examples: the same tokens, cut and shuffled the same way."""
     order = f"shuffle={config.shuffle} seed={config.seed} seq_len={config.seq_len}"
+    if config.examples != Packed():
+        order += f" examples={config.examples}"
     return f"{store.meta.num_tokens} tokens, content {store.meta.content}, tokenizer {store.meta.tokenizer}, {order}"
 
 
 class _GlobalBatches(grain.MapDataset):
     """Batch k holds examples position + k * batch_size onwards; each process stacks its own rows."""
 
-    def __init__(self, examples: grain.MapDataset, config: DataConfig, position: int, rows: slice, separator: int):
+    def __init__(self, examples: grain.MapDataset, reader: Any, config: DataConfig, position: int, rows: slice):
         super().__init__(examples)
-        self._config, self._position, self._separator = config, position, separator
+        self._config, self._position, self._reader = config, position, reader
         self._rows = range(config.batch_size)[rows]
 
     def __len__(self) -> int:
@@ -186,23 +199,31 @@ class _GlobalBatches(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         start = self._position + index * self._config.batch_size
-        windows = np.stack([self._parent[start + row] for row in self._rows])
-        return packing.pack(windows, self._separator, self._config.attend_across_documents)
+        numbers = [start + row for row in self._rows]
+        return self._reader.batch([self._parent[number] for number in numbers], numbers)
 
 
 def eval_batches(
-    store: TokenStore, config: DataConfig, limit: int | None = None, rows: slice | None = None
+    store: TokenStore,
+    config: DataConfig,
+    limit: int | None = None,
+    rows: slice | None = None,
+    tokenizer: tokenizers.Tokenizer | None = None,
 ) -> Iterator[Batch]:
-    """Every window of a split once, in order; the last batch is filled with rows of weight 0.
+    """Every example of a split once, in order; the last batch is filled with rows of weight 0.
 
     Args:
         limit: at most this many batches; None is the whole split.
         rows: which rows of each batch this process reads; None reads all.
+        tokenizer: of the store, where the examples need its special tokens.
     """
-    windows = packing.Windows(store, config.seq_len)
-    count = -(-len(windows) // config.batch_size)
+    reader = config.examples.open(store, tokenizer, config)
+    count = num_batches(reader, config)
     for k in range(count if limit is None else min(count, limit)):
         indices = range(k * config.batch_size, (k + 1) * config.batch_size)[rows or slice(None)]
-        fill = np.full(config.seq_len + 1, packing.FILL, np.int32)
-        found = np.stack([windows[i] if i < len(windows) else fill for i in indices])
-        yield packing.pack(found, store.meta.separator, config.attend_across_documents)
+        yield reader.batch([reader[i] if i < len(reader) else None for i in indices], list(indices))
+
+
+def num_batches(reader: Any, config: DataConfig) -> int:
+    """Batches that hold every example once."""
+    return -(-len(reader) // config.batch_size)

@@ -28,10 +28,21 @@ Texts = Callable[[], Iterable[str]]
 
 
 class Tokenizer(Protocol):
-    """What the data pipeline and generation need of a tokenizer."""
+    """What the data pipeline and generation need of a tokenizer.
+
+    special(name): the id of a special token, as "[MASK]"; raises FieldError where there is none.
+    pieces(): the text of each token, in UTF-8 (a token may hold part of a character); None for a special token.
+    continuation: what the pieces that continue a word begin with, as WordPiece's "##"; None where the text tells.
+    """
+
+    continuation: bytes | None
 
     vocab_size: int
     separator: int
+
+    def special(self, name: str) -> int: ...
+
+    def pieces(self) -> list[bytes | None]: ...
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
 
@@ -54,17 +65,38 @@ def digest(tokenizer: Tokenizer) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def _no_special(name: str, known: Iterable[str]) -> FieldError:
+    has = ", ".join(known) or "none"
+    return FieldError(
+        "data.tokenizer.specials", name, f"the vocabulary has no such special token (it has: {has}); add it there"
+    )
+
+
 @dataclasses.dataclass(kw_only=True)
 class Bytes:
-    """UTF-8 bytes, 256 tokens and the separator. Nothing to train, any text."""
+    """UTF-8 bytes, 256 tokens, the separator and `specials` (as "[MASK]"). Nothing to train, any text."""
+
+    specials: tuple[str, ...] = ()
 
     def build(self, texts: Texts, cache_dir: pathlib.Path) -> "ByteTokenizer":
-        return ByteTokenizer()
+        return ByteTokenizer(self.specials)
 
 
 class ByteTokenizer:
-    vocab_size = 257
     separator = 256
+    continuation = None
+
+    def __init__(self, specials: Iterable[str] = ()):
+        self._specials = tuple(specials)
+        self.vocab_size = 257 + len(self._specials)
+
+    def special(self, name: str) -> int:
+        if name not in self._specials:
+            raise _no_special(name, self._specials)
+        return 257 + self._specials.index(name)
+
+    def pieces(self) -> list[bytes | None]:
+        return [*(bytes([i]) for i in range(256)), *[None] * (self.vocab_size - 256)]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
@@ -73,11 +105,11 @@ class ByteTokenizer:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "bytes"}
+        return {"kind": "bytes", **({"specials": list(self._specials)} if self._specials else {})}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ByteTokenizer":
-        return cls()
+        return cls(data.get("specials", ()))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -90,11 +122,13 @@ class SentencePiece:
     vocab_size: tokens, the 256 byte fallbacks and the separator included.
     model_type: "bpe" or "unigram".
     train_bytes: how much of the train split, from its start, the model is trained on.
+    specials: tokens that no text becomes, as "[MASK]", besides the separator; they count in vocab_size.
     """
 
     vocab_size: int = 8192
     model_type: str = "bpe"
     train_bytes: int = 20_000_000
+    specials: tuple[str, ...] = ()
 
     def check(self) -> None:
         if self.vocab_size < 300:
@@ -107,7 +141,8 @@ class SentencePiece:
             raise FieldError("train_bytes", self.train_bytes, "expected a positive number of bytes")
 
     def build(self, texts: Texts, cache_dir: pathlib.Path) -> "SentencePieceTokenizer":
-        pieces, key = [], hashlib.blake2b(f"{self.vocab_size} {self.model_type}".encode(), digest_size=16)
+        setting = " ".join((str(self.vocab_size), self.model_type, *self.specials))
+        pieces, key = [], hashlib.blake2b(setting.encode(), digest_size=16)
         room = self.train_bytes
         for text in texts():
             for start in range(0, len(text), 4000):  # sentencepiece wants short "sentences"
@@ -149,7 +184,7 @@ class SentencePiece:
                 remove_extra_whitespaces=False,
                 allow_whitespace_only_pieces=True,
                 max_sentence_length=1 << 20,
-                control_symbols=[SEPARATOR],
+                control_symbols=[SEPARATOR, *self.specials],
                 unk_id=0,
                 bos_id=-1,
                 eos_id=-1,
@@ -165,6 +200,8 @@ class SentencePiece:
 
 
 class SentencePieceTokenizer:
+    continuation = None
+
     def __init__(self, model: bytes):
         import sentencepiece
 
@@ -175,6 +212,23 @@ class SentencePieceTokenizer:
         self.separator = self._processor.piece_to_id(SEPARATOR)
         # sentencepiece writes a space as U+2581, so a real U+2581 must go in as bytes.
         self._block = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in "\u2581".encode()]
+
+    def special(self, name: str) -> int:
+        found = self._processor.piece_to_id(name)
+        if self._processor.id_to_piece(found) != name or not self._processor.is_control(found):
+            names = (self._processor.id_to_piece(i) for i in range(self.vocab_size) if self._processor.is_control(i))
+            raise _no_special(name, names)
+        return found
+
+    def pieces(self) -> list[bytes | None]:
+        return [self._piece(i) for i in range(self.vocab_size)]
+
+    def _piece(self, i: int) -> bytes | None:
+        piece = self._processor.id_to_piece(i)
+        if self._processor.is_byte(i):
+            return bytes([int(piece[1:-1], 16)])
+        special = self._processor.is_control(i) or self._processor.is_unknown(i)
+        return None if special else piece.replace("\u2581", " ").encode()
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [self._encode(text) for text in texts]
@@ -280,6 +334,21 @@ class HuggingFaceTokenizer:
         self._model.encode_special_tokens = True  # a special token's name in a text is text
         self.vocab_size = self._model.get_vocab_size(with_added_tokens=True)
         self.separator = self._model.token_to_id(separator)
+        prefix = json.loads(model)["model"].get("continuing_subword_prefix")
+        self.continuation: bytes | None = prefix.encode() if prefix else None
+
+    def special(self, name: str) -> int:
+        specials = {t.content: i for i, t in self._model.get_added_tokens_decoder().items() if t.special}
+        if name not in specials:
+            raise _no_special(name, specials)
+        return specials[name]
+
+    def pieces(self) -> list[bytes | None]:
+        specials = {i for i, token in self._model.get_added_tokens_decoder().items() if token.special}
+        names = [None if i in specials else self._model.id_to_token(i) for i in range(self.vocab_size)]
+        if self.continuation is not None:
+            return [None if name is None else name.encode() for name in names]
+        return [None if name is None else _unescape(name) for name in names]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self._model.encode_batch_fast(texts, add_special_tokens=False)]
@@ -301,3 +370,20 @@ class HuggingFaceTokenizer:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "HuggingFaceTokenizer":
         return cls(data["tokenizer"], data["separator"])
+
+
+def _unescape(name: str) -> bytes:
+    """The bytes of a byte-level BPE's piece, or of a sentencepiece's."""
+    if all(c in _BYTES for c in name):
+        return bytes(_BYTES[c] for c in name)
+    return name.replace("\u2581", " ").encode()
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter by which GPT-2's tokenizer writes each byte: itself where it prints, else one from U+0100 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTES = _byte_letters()

@@ -2,6 +2,8 @@
 
 import gzip
 import lzma
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,20 @@ def unigram_bits_per_byte(store: TokenStore) -> float:
         counts += np.bincount(store.read(start, start + (1 << 22)), minlength=store.meta.vocab_size)
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log2(share)).sum() * counts.sum() / store.meta.num_bytes)
+
+
+def unigram_of_targets(batches: Iterable[dict[str, Any]], vocab_size: int) -> tuple[float, float]:
+    """(entropy in nats, accuracy) of a model that knows the targets' own frequencies and nothing else.
+
+    Args:
+        batches: with `targets` and `weights`, as an objective gets them. The accuracy is that of always naming the
+            most frequent target.
+    """
+    counts = np.zeros(vocab_size, np.int64)
+    for batch in batches:
+        counts += np.bincount(batch["targets"][batch["weights"] > 0].reshape(-1), minlength=vocab_size)
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum()), float(counts.max() / counts.sum())
 
 
 def compressed_bits_per_byte(store: TokenStore, tokenizer: Tokenizer) -> dict[str, float]:

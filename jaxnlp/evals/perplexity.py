@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte of a language model over a split."""
+"""Loss, perplexity and the objective's own metrics over a split."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxnlp.objectives.objective import means, prepared
+
 
 def make_eval_step(apply: Callable, objective: Any) -> Callable:
-    """(params, batch) -> {"nll", "loss", "weight"}: sums over the batch, with dropout off. To be jitted."""
+    """(params, batch) -> {"loss", "weight", and the objective's metrics}: sums, with dropout off. To be jitted."""
 
-    def step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        loss, weight, extra = objective.loss(apply, params, batch, None)
+    def step(params: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        loss, weight, extra = objective.loss(apply, params, prepared(objective, batch), None)
         return {"loss": loss, "weight": weight, **extra}
 
     return step
@@ -22,30 +24,32 @@ def evaluate(
     eval_step: Callable,
     params: Any,
     batches: Iterable[dict[str, Any]],
-    bytes_per_token: float,
+    bytes_per_token: float | None,
     progress: Callable[[int], Any] = lambda done: None,
 ) -> dict[str, float]:
-    """Token means over all batches: padding has weight 0, and the sums are divided once.
+    """Means over all batches: padding has weight 0, and the sums are divided once.
 
     Args:
         eval_step: from `make_eval_step`, jitted. batches: device batches.
-        bytes_per_token: of the split's text over the split's targets; with every batch of
-            the split, bits per byte is exact.
+        bytes_per_token: of the split's text over the split's targets; with every batch of the split, bits per byte is
+            exact. None where targets are not the text.
 
     Returns:
-        `loss` (nats a token), `perplexity`, `bits_per_byte`, `tokens`.
+        `loss` (nats a token), `perplexity`, `bits_per_byte` unless that is None, `tokens`, and what else the
+        objective measures.
     """
-    sums: dict[str, float] = {"nll": 0.0, "weight": 0.0}
+    sums: Any = None
     for done, batch in enumerate(batches, 1):
-        for name, x in eval_step(params, batch).items():
-            sums[name] = sums.get(name, 0.0) + float(np.asarray(x))
+        new = jax.tree.map(lambda x: float(np.asarray(x)), eval_step(params, batch))
+        sums = new if sums is None else jax.tree.map(lambda a, b: a + b, sums, new)
         progress(done)
-    if not sums["weight"]:
+    if not sums or not sums["weight"]:
         raise ValueError("evaluate: no batch had a token with weight")
-    nll = sums["nll"] / sums["weight"]
-    return {
-        "loss": nll,
-        "perplexity": math.exp(min(nll, 700.0)),
-        "bits_per_byte": nll / math.log(2) / bytes_per_token,
-        "tokens": sums["weight"],
-    }
+    weight = sums.pop("weight")
+    found = means(sums, weight)
+    nll = found.pop("nll")
+    found["loss"] = nll
+    found["perplexity"] = math.exp(min(nll, 700.0))
+    if bytes_per_token is not None:
+        found["bits_per_byte"] = nll / math.log(2) / bytes_per_token
+    return {**found, "tokens": weight}

@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 
@@ -25,6 +26,13 @@ def abstract_params(module: Any, *args: Any) -> tuple[Any, Any]:
 
     is_spec = lambda x: isinstance(x, PartitionSpec)
     return shapes, jax.tree.map(names, shapes, jax.tree.map(lambda s: s, specs, is_leaf=is_spec))
+
+
+def example_inputs(config: Any, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Positional arguments of a model's module: what its config's `inputs` says, or else tokens (B, T)."""
+    if hasattr(config, "inputs"):
+        return config.inputs(batch, length)
+    return (jax.ShapeDtypeStruct((batch, length), jnp.int32),)
 
 
 def init_params(module: Any, key: jax.Array, *args: Any) -> Any:

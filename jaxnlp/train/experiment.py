@@ -85,6 +85,14 @@ class Experiment:
         make_schedule(self.optim, self.steps)
 
 
+def flops_per_token(experiment: Experiment) -> float:
+    """Floating-point operations of a training step for each of its batch_size * seq_len tokens."""
+    data = experiment.data
+    predicted = data.examples.predicted(data)  # models that predict everywhere do not ask
+    told = () if predicted == 1 else (predicted,)
+    return experiment.model.flops_per_token(data.seq_len, *told)
+
+
 def check_batch(experiment: Experiment, num_devices: int) -> None:
     """Raises FieldError unless a microbatch divides over the devices that split the batch."""
     sizes = experiment.sharding.mesh.sizes(num_devices)

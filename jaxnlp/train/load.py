@@ -7,14 +7,13 @@ import sys
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.generate import layout
 from jaxnlp.generate.decode import Generator
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.policy import Policy
-from jaxnlp.sharding.axes import abstract_params, make_apply
+from jaxnlp.sharding.axes import abstract_params, example_inputs, make_apply
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.checkpoint import Reader, Saved
@@ -129,7 +128,7 @@ def _output_major(generator: Generator, program: Program) -> Generator:
     model = program.experiment.model
     policy = dataclasses.replace(model.policy, weight_layout="output_major")
     module = dataclasses.replace(model, policy=policy).module()
-    shapes, axes = abstract_params(module, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+    shapes, axes = abstract_params(module, *example_inputs(model, 1, 1))
     lay_out = jax.jit(lambda params: layout.output_major(params, shapes, axes))
     newest: list[Any] = [None, None]
 

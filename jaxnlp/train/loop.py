@@ -133,7 +133,7 @@ class Run:
                 e.steps_per_call,
                 f"the checkpoint is at step {self.step}, not a multiple of it; set it to 1, or to a divisor of that",
             )
-        self.batches = TrainBatches(self.stores["train"], e.data, position, self.program.rows)
+        self.batches = TrainBatches(self.stores["train"], e.data, position, self.program.rows, self.tokenizer)
         self.writer = Writer(workdir, e.keep_last, e.keep_best)
         self.log = MetricLog(workdir, self.step) if self.first else None
         if self.first:
@@ -270,11 +270,9 @@ class Run:
         self.progress.status("evaluating")
         with self.meter.pause():
             store, e = self.stores["validation"], self.experiment
-            batches = eval_batches(store, e.data, limit, self.program.rows)
+            batches = self._on_mesh(eval_batches(store, e.data, limit, self.program.rows, self.tokenizer))
             try:
-                found = evaluate(
-                    self.program.eval_step, self.state.params, self._on_mesh(batches), store.bytes_per_token
-                )
+                found = evaluate(self.program.eval_step, self.state.params, batches, bytes_per_token(e, store))
             except _SignalReceived:
                 return None
         if limit == e.eval_batches:  # those of another number of batches are not comparable
@@ -315,6 +313,11 @@ class Run:
                 f"wrote the trace of steps {self._traced_from} to {self.step} to {where} "
                 "(open it with TensorBoard or xprof)"
             )
+
+
+def bytes_per_token(experiment: Experiment, store: TokenStore) -> float | None:
+    """Bytes of text a target stands for; None where the objective does not predict each token of the text once."""
+    return store.bytes_per_token if getattr(experiment.objective, "every_token", True) else None
 
 
 class _SignalReceived(Exception):

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxnlp.objectives.objective import prepared
 from jaxnlp.sharding.rules import path_name
+from jaxnlp.train.experiment import flops_per_token
 from jaxnlp.train.program import Program, build
 
 
@@ -66,15 +68,13 @@ def activation_bytes(program: Program) -> int:
 def residual_bytes(program: Program) -> int:
     """Bytes on a device that JAX's own derivative of the loss keeps, parameters aside."""
     e = program.experiment
-    shape = (e.data.batch_size // e.accum_steps, e.data.seq_len)
-    integers, floats = jax.ShapeDtypeStruct(shape, np.int32), jax.ShapeDtypeStruct(shape, np.float32)
-    batch = {"tokens": integers, "targets": integers, "weights": floats}
-    if not e.data.attend_across_documents:
-        batch |= {"segment_ids": integers, "positions": integers}
+    rows = e.data.batch_size // e.accum_steps
+    shapes = e.data.examples.shapes(e.data)
+    batch = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def residuals(params, batch, key):
-        loss = lambda p: e.objective.loss(program.apply, p, batch, key)[0]
+        loss = lambda p: e.objective.loss(program.apply, p, prepared(e.objective, batch), key)[0]
         return jax.vjp(loss, params)[1]
 
     with program.context():
@@ -93,7 +93,7 @@ def report(program: Program) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract.params))
     tokens = e.data.batch_size * e.data.seq_len
-    per_token = e.model.flops_per_token(e.data.seq_len)
+    per_token = flops_per_token(e)
     mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())
     lines += ["", f"mesh: {mesh} ({program.mesh.size} {program.mesh.devices.flat[0].device_kind} devices)"]
     lines.append(f"parameters: {count:,}")

@@ -14,7 +14,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.evals.perplexity import make_eval_step
 from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.optim import make_optimizer
-from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
+from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, make_apply
 from jaxnlp.sharding.mesh import make_mesh
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.experiment import Experiment, check_batch
@@ -72,8 +72,9 @@ class Program:
     def _put(self, batch, sharding, lead):
         if jax.process_count() == 1:
             return batch
-        shape = (*lead, self.experiment.data.batch_size, self.experiment.data.seq_len)
-        return {name: jax.make_array_from_process_local_data(sharding, x, shape) for name, x in batch.items()}
+        size = (*lead, self.experiment.data.batch_size)
+        make = jax.make_array_from_process_local_data
+        return {name: make(sharding, x, (*size, *x.shape[len(size) :])) for name, x in batch.items()}
 
 
 def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Program:
@@ -95,8 +96,8 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Progr
         )
     module = e.model.module()
     apply = make_apply(module)
-    tokens = jax.ShapeDtypeStruct((e.data.batch_size // e.accum_steps, e.data.seq_len), np.int32)
-    shapes, axes = abstract_params(module, tokens)
+    inputs = example_inputs(e.model, e.data.batch_size // e.accum_steps, e.data.seq_len)
+    shapes, axes = abstract_params(module, *inputs)
     optimizer, schedule = make_optimizer(e.optim, e.steps, axes)
     policy = getattr(e.model, "policy", None)
     loss_scale = e.loss_scale if policy is not None and policy.compute_dtype == "float16" else None
@@ -109,7 +110,8 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Progr
 
     def begin() -> State:
         # The same numbers on every mesh: keys are split by parameter, not by device.
-        params = init_params(module, jax.random.key(e.seed), np.zeros(tokens.shape, np.int32))
+        zeros = (np.zeros(x.shape, x.dtype) for x in inputs)
+        params = init_params(module, jax.random.key(e.seed), *zeros)
         return new_state(params, optimizer, e.seed, loss_scale)
 
     step = make_step(

@@ -6,13 +6,12 @@ import statistics
 
 import jax
 
-from jaxnlp.errors import UserError
-from jaxnlp.evals.baselines import compressed_bits_per_byte, unigram_bits_per_byte
-from jaxnlp.generate.sampling import Sampling
+from jaxnlp.data.pipeline import eval_batches
+from jaxnlp.evals.baselines import compressed_bits_per_byte, unigram_bits_per_byte, unigram_of_targets
 from jaxnlp.runtime import python
-from jaxnlp.train.load import make_generator
 from jaxnlp.train.loop import Result
 from jaxnlp.train.metrics import LOG, plot, read_log
+from jaxnlp.train.samples import sample
 
 
 def report(result: Result, workdir: pathlib.Path) -> str:
@@ -21,24 +20,11 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     With several processes all must call it: the sample is drawn on the whole mesh.
     """
     assert result.validation is not None
-    store, found = result.stores["validation"], result.validation
-    unigram = unigram_bits_per_byte(store)
-    packed = compressed_bits_per_byte(store, result.tokenizer)
-    nats = math.log(2) * store.bytes_per_token
-    lines = {"unigram entropy": unigram * nats, "gzip -9": packed["gzip"] * nats, "xz -9e": packed["xz"] * nats}
+    lines, table = text_table(result) if "bits_per_byte" in result.validation else target_table(result)
     picture = plot(workdir, lines) if jax.process_index() == 0 else None
     e, step = result.experiment, int(result.state.step)
-    rows = [
-        ("this model", found["loss"], found["bits_per_byte"]),
-        ("unigram entropy of the split", unigram * nats, unigram),
-        ("gzip -9", packed["gzip"] * nats, packed["gzip"]),
-        ("xz -9e", packed["xz"] * nats, packed["xz"]),
-    ]
-    size = f"{store.meta.num_bytes:,} bytes in {store.meta.num_documents:,} documents"
-    out = ["", f"validation split, {size}, {found['tokens']:,.0f} tokens:", ""]
-    out.append(f"  {'':30}{'nats/token':>12}{'bits/byte':>12}")
-    out += [f"  {name:30}{loss:>12.4f}{bits:>12.4f}" for name, loss, bits in rows]
-    out += ["", speed_line(workdir, result.peak), *sample_lines(result), "", "written:"]
+    shown = sample(result.program, result.state.params, result.tokenizer, result.stores["validation"])
+    out = ["", *table, "", speed_line(workdir, result.peak), *shown, "", "written:"]
     written = [
         ("checkpoint", workdir / "checkpoints" / str(step)),
         ("log", workdir / LOG),
@@ -52,9 +38,48 @@ def report(result: Result, workdir: pathlib.Path) -> str:
         change = f"--config.model.num_layers={e.model.num_layers + 2}"
     out += ["", "next:"]
     out.append(f"  train on     {run}.train --workdir={workdir} --config.steps={2 * e.steps}")
-    out.append(f'  generate     {run}.generate --workdir={workdir} --prompt="def main"')
+    if hasattr(e.model, "make_cache"):
+        out.append(f'  generate     {run}.generate --workdir={workdir} --prompt="def main"')
+    else:
+        out.append(f"  evaluate     {run}.evaluate --workdir={workdir} --split=test")
     out.append(f"  change it    {run}.train --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}")
     return "\n".join(out)
+
+
+def text_table(result: Result) -> tuple[dict[str, float], list[str]]:
+    """Baselines in nats a token, and the table of a model of text beside them."""
+    assert result.validation is not None
+    store, found = result.stores["validation"], result.validation
+    unigram = unigram_bits_per_byte(store)
+    packed = compressed_bits_per_byte(store, result.tokenizer)
+    nats = math.log(2) * store.bytes_per_token
+    lines = {"unigram entropy": unigram * nats, "gzip -9": packed["gzip"] * nats, "xz -9e": packed["xz"] * nats}
+    rows = [
+        ("this model", found["loss"], found["bits_per_byte"]),
+        ("unigram entropy of the split", unigram * nats, unigram),
+        ("gzip -9", packed["gzip"] * nats, packed["gzip"]),
+        ("xz -9e", packed["xz"] * nats, packed["xz"]),
+    ]
+    size = f"{store.meta.num_bytes:,} bytes in {store.meta.num_documents:,} documents"
+    out = [f"validation split, {size}, {found['tokens']:,.0f} tokens:", ""]
+    out.append(f"  {'':30}{'nats/token':>12}{'bits/byte':>12}")
+    out += [f"  {name:30}{loss:>12.4f}{bits:>12.4f}" for name, loss, bits in rows]
+    return lines, out
+
+
+def target_table(result: Result) -> tuple[dict[str, float], list[str]]:
+    """The same for a model of chosen targets: its accuracy beside that of always naming the most frequent one."""
+    assert result.validation is not None
+    found, store = result.validation, result.stores["validation"]
+    batches = eval_batches(store, result.experiment.data, tokenizer=result.tokenizer)
+    entropy, share = unigram_of_targets(batches, result.tokenizer.vocab_size)
+    rows = [("this model", found["loss"], found.get("accuracy")), ("unigram of the targets", entropy, share)]
+    out = [f"validation split, {found['tokens']:,.0f} predicted tokens:", ""]
+    out.append(f"  {'':30}{'nats/token':>12}{'accuracy':>12}")
+    out += [f"  {name:30}{loss:>12.4f}{'-' if right is None else f'{right:.2%}':>12}" for name, loss, right in rows]
+    if "next_sentence_accuracy" in found:
+        out += ["", f"  next sentence: {found['next_sentence_accuracy']:.2%} right (chance: 50%)"]
+    return {"unigram entropy of the targets": entropy}, out
 
 
 def speed_line(workdir: pathlib.Path, peak: str) -> str:
@@ -66,19 +91,3 @@ def speed_line(workdir: pathlib.Path, peak: str) -> str:
     shares = [row["mfu"] for row in rows if "mfu" in row]
     share = f"{statistics.median(shares):.0%} of the peak" if shares else "peak"
     return f"speed: {rate:,.0f} tokens/s, {share} ({peak})"
-
-
-def sample_lines(result: Result) -> list[str]:
-    """A continuation of the experiment's prompt, or nothing if it asks for none or has no room for one."""
-    e = result.experiment
-    if not e.sample_tokens:
-        return []
-    generator = make_generator(result.program, result.tokenizer)
-    prompt = result.tokenizer.encode_batch([e.sample_prompt])[0]
-    try:
-        room = generator.room([prompt], e.sample_tokens)
-        ids = generator(result.state.params, [prompt], room, Sampling(temperature=0.8, top_p=0.95), seed=e.seed)[0]
-    except UserError as error:
-        return ["", f"no sample: {error}"]
-    text = result.tokenizer.decode([*prompt, *ids])
-    return ["", f"a sample, from {e.sample_prompt!r}:", "", *(f"  | {line}" for line in text.splitlines())]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnlp.objectives.objective import means, prepared
 from jaxnlp.train.state import State
 
 GROWTH_STEPS = 2000  # steps without overflow after which the float16 loss scale doubles
@@ -30,7 +31,7 @@ def make_step(
     """A pure function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
     Args:
-        apply: (params, *args, key=) -> outputs. objective: has `loss(apply, params, batch, key)`.
+        apply: (params, *args, key=) -> outputs. objective: see `objectives/objective.py`.
         schedule: learning rate of a step, for the metrics.
         accum_steps: microbatches the batch is cut into, one after the other.
         skip_nonfinite: leave out an update whose loss or gradient is not finite. Under
@@ -44,6 +45,7 @@ def make_step(
     def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         scale = None if state.scaling is None else state.scaling["scale"]
+        batch = prepared(objective, batch)
         (total, weight, extra), grads = sum_gradients(apply, objective, state.params, batch, key, accum_steps, scale)
         weight = jnp.maximum(weight, 1e-9)  # a batch of nothing but padding has loss 0
         divisor = weight if scale is None else weight * scale
@@ -56,7 +58,7 @@ def make_step(
         if skip_nonfinite or scale is not None:
             params, opt_state = _select(finite, (params, opt_state), (state.params, state.opt_state))
             skipped = skipped + (1 - finite)
-        metrics = {"loss": total / weight, **{name: x / weight for name, x in extra.items()}, "grad_norm": norm}
+        metrics = {"loss": total / weight, **means(extra, weight), "grad_norm": norm}
         metrics |= {"learning_rate": schedule(state.step - state.skipped), "weight": weight}
         metrics |= {"finite": finite if scale is None else jnp.isfinite(total), "skipped": skipped}
         scaling = state.scaling

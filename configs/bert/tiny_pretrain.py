@@ -1,0 +1,59 @@
+"""A BERT that two CPU cores train in minutes on the text of the Python standard library.
+
+Masked words and next sentences.
+Variants: "" (BERT: pairs, single tokens), "whole_words" (whole-word masking), "static" (each text ten times an epoch,
+each copy with a mask that never changes), "roberta" (full sentences, no pairs).
+
+  python -m experiments.train --config=configs/bert/tiny_pretrain.py --workdir=runs/bert
+"""
+
+from jaxnlp.data.masking import Masked, WholeWords
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.sentences import FullSentences
+from jaxnlp.data.sources import Embedded
+from jaxnlp.data.tokenizer import SentencePiece
+from jaxnlp.errors import UserError
+from jaxnlp.models.bert import BertConfig
+from jaxnlp.nn.positions import Rotary
+from jaxnlp.objectives.masked_lm import MaskedLM
+from jaxnlp.optim import OptimConfig
+from jaxnlp.train.experiment import Experiment
+
+EXAMPLES = {
+    "": Masked(),
+    "whole_words": Masked(choose=WholeWords()),
+    "static": Masked(static_copies=10),
+    "roberta": Masked(text=FullSentences()),
+}
+
+
+def get_config(variant: str = "") -> Experiment:
+    if variant not in EXAMPLES:
+        raise UserError(f"tiny_pretrain.py:{variant}: no such variant; expected {', '.join(filter(None, EXAMPLES))}")
+    examples = EXAMPLES[variant]
+    return Experiment(
+        model=BertConfig(
+            num_layers=4,
+            num_heads=4,
+            embed_dim=192,
+            max_len=128,
+            dropout_rate=0.0,  # a run this short never sees a text twice
+            positions=Rotary(),
+            heads=("masked_lm", "next_sentence") if examples.text.pairs else ("masked_lm",),
+        ),
+        data=DataConfig(
+            source=Embedded(),
+            tokenizer=SentencePiece(vocab_size=2048, specials=("[CLS]", "[SEP]", "[MASK]")),
+            examples=examples,
+            seq_len=128,
+            batch_size=16,
+            prefetch_threads=0,
+        ),
+        objective=MaskedLM(),
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=100),
+        steps=1200,
+        log_every=20,
+        eval_every=300,
+        eval_batches=40,
+        checkpoint_every=300,
+    )
