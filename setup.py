@@ -31,6 +31,9 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
     "hf": ["huggingface_hub>=1,<3", "safetensors>=0.8,<1"],
     "test": [
+        "ipykernel>=7.4,<8",  # the notebooks of colab/ run in the tests
+        "nbclient>=0.11,<0.12",
+        "nbformat>=5.11,<6",
         "pytest>=9,<10",
         "pytest-xdist>=3.8,<4",
         # The reference of the parity tests. Its wheel for Python 3.12 brings gigabytes of GPU packages,
