@@ -160,17 +160,20 @@ class MultiHeadAttention(nn.Module):
     softcap: float | None = None
     scale: float | None = None
     dropout_rate: float = 0.0
+    query_init: Initializer = nn.initializers.normal(0.02)
+    key_value_init: Initializer = nn.initializers.normal(0.02)
     out_init: Initializer = nn.initializers.normal(0.02)
 
     def setup(self):
         use_bias = self.use_bias if self.use_qkv_bias is None else self.use_qkv_bias
 
-        def heads(count, axis):
-            return Linear((count, self.head_dim), ("embed", axis, "kv"), self.policy, use_bias=use_bias)
+        def heads(count, axis, init):
+            axes = ("embed", axis, "kv")
+            return Linear((count, self.head_dim), axes, self.policy, use_bias=use_bias, kernel_init=init)
 
-        self.query = heads(self.num_heads, "heads")
-        self.key = heads(self.num_kv_heads, "kv_heads")
-        self.value = heads(self.num_kv_heads, "kv_heads")
+        self.query = heads(self.num_heads, "heads", self.query_init)
+        self.key = heads(self.num_kv_heads, "kv_heads", self.key_value_init)
+        self.value = heads(self.num_kv_heads, "kv_heads", self.key_value_init)
         if self.qk_norm is not None:
             self.query_norm = self.qk_norm.module(self.policy)
             self.key_norm = self.qk_norm.module(self.policy)

@@ -34,6 +34,7 @@ def _gelu_bwd(x, dy):
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_bwd)
 
+INIT = nn.initializers.normal(0.02)
 
 ACTIVATIONS = {
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
@@ -53,8 +54,18 @@ class MLP:
     def check(self) -> None:
         _check_activation(self.activation)
 
-    def module(self, *, hidden: int, dim: int, use_bias: bool, out_init: Initializer, policy: Policy, name: str):
-        return _MLP(hidden, dim, self.activation, False, use_bias, out_init, policy, name=name)
+    def module(
+        self,
+        *,
+        hidden: int,
+        dim: int,
+        use_bias: bool,
+        out_init: Initializer,
+        policy: Policy,
+        name: str,
+        in_init: Initializer = INIT,
+    ):
+        return _MLP(hidden, dim, self.activation, False, use_bias, in_init, out_init, policy, name=name)
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -67,8 +78,18 @@ class GatedMLP:
     def check(self) -> None:
         _check_activation(self.activation)
 
-    def module(self, *, hidden: int, dim: int, use_bias: bool, out_init: Initializer, policy: Policy, name: str):
-        return _MLP(hidden, dim, self.activation, True, use_bias, out_init, policy, name=name)
+    def module(
+        self,
+        *,
+        hidden: int,
+        dim: int,
+        use_bias: bool,
+        out_init: Initializer,
+        policy: Policy,
+        name: str,
+        in_init: Initializer = INIT,
+    ):
+        return _MLP(hidden, dim, self.activation, True, use_bias, in_init, out_init, policy, name=name)
 
 
 def _check_activation(name: str) -> None:
@@ -84,13 +105,17 @@ class _MLP(nn.Module):
     activation: str
     gated: bool
     use_bias: bool
+    in_init: Initializer
     out_init: Initializer
     policy: Policy
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         def up(name):
-            return Linear((self.hidden,), ("embed", "mlp"), self.policy, use_bias=self.use_bias, name=name)
+            axes = ("embed", "mlp")
+            return Linear(
+                (self.hidden,), axes, self.policy, use_bias=self.use_bias, kernel_init=self.in_init, name=name
+            )
 
         act = ACTIVATIONS[self.activation]
         h_BTF = act(up("gate")(x_BTD)) * up("up")(x_BTD) if self.gated else act(up("up")(x_BTD))
