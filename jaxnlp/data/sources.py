@@ -5,6 +5,7 @@ A source is a small config object with
     fingerprint(split): a short name of exactly these documents, for caches.
 """
 
+import contextlib
 import dataclasses
 import glob
 import gzip
@@ -57,7 +58,7 @@ class Embedded:
     def check(self) -> None:
         if self.part not in ("source", "docstrings"):
             raise FieldError("part", self.part, "expected 'source' or 'docstrings'")
-        _check_holdout(self.holdout)
+        check_holdout(self.holdout)
 
     def files(self) -> list[pathlib.Path]:
         root = pathlib.Path(sysconfig.get_paths()["stdlib"])
@@ -78,7 +79,7 @@ class Embedded:
                     yield text
 
     def fingerprint(self, split: str) -> str:
-        return _digest([f"{sys.version} {self}", split, *(f"{p} {p.stat().st_size}" for p in self.files())])
+        return digest([f"{sys.version} {self}", split, *(f"{p} {p.stat().st_size}" for p in self.files())])
 
 
 def docstrings(source: str) -> str:
@@ -119,7 +120,7 @@ class Files:
             raise FieldError("train", self.train, "expected files, globs or folders, as 'corpus/*.jsonl.gz'")
         if self.document not in ("file", "paragraph", "line"):
             raise FieldError("document", self.document, "expected 'file', 'paragraph' or 'line'")
-        _check_holdout(self.holdout)
+        check_holdout(self.holdout)
 
     def documents(self, split: str) -> Iterator[str]:
         check_split(split)
@@ -137,24 +138,33 @@ class Files:
             )
 
     def files(self, split: str) -> list[pathlib.Path]:
-        """The files a split is read from, in a fixed order; a file given to another split is none of train's."""
-        if split != "train" and getattr(self, split):
-            return expand(f"data.source.{split}", getattr(self, split))
-        taken: set[pathlib.Path] = set()
-        for other in ("validation", "test"):
-            if getattr(self, other):
-                taken |= {p.resolve() for p in expand(f"data.source.{other}", getattr(self, other))}
-        found = [p for p in expand("data.source.train", self.train) if p.resolve() not in taken]
-        if not found:
-            raise FieldError("data.source.train", self.train, "every file here is given to validation or test as well")
-        return found
+        return files_of(self, split)
 
     def fingerprint(self, split: str) -> str:
-        stats = ((p, p.stat()) for p in self.files(split))
-        return _digest([str(self), split, *(f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in stats)])
+        return fingerprint_of(self, split)
 
 
-def split_of_files(source: Files, split: str, own: str, text: str) -> bool:
+def files_of(source: Any, split: str) -> list[pathlib.Path]:
+    """The files a split is read from, in a fixed order; a file given to another split is none of train's."""
+    if split != "train" and getattr(source, split):
+        return expand(f"data.source.{split}", getattr(source, split))
+    taken: set[pathlib.Path] = set()
+    for other in ("validation", "test"):
+        if getattr(source, other):
+            taken |= {p.resolve() for p in expand(f"data.source.{other}", getattr(source, other))}
+    found = [p for p in expand("data.source.train", source.train) if p.resolve() not in taken]
+    if not found:
+        raise FieldError("data.source.train", source.train, "every file here is given to validation or test as well")
+    return found
+
+
+def fingerprint_of(source: Any, split: str) -> str:
+    """A short name of a source of files and of what its files hold."""
+    stats = ((p, p.stat()) for p in files_of(source, split))
+    return digest([str(source), split, *(f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in stats)])
+
+
+def split_of_files(source: Any, split: str, own: str, text: str) -> bool:
     """Whether a document read for `split` belongs to it: all do where the split has files of its own."""
     if own and split != "train":
         return True
@@ -219,7 +229,7 @@ class TFDS:
     def fingerprint(self, split: str) -> str:
         check_split(split)
         data = self._open(split)
-        return _digest([str(self), split, data.dataset_info.full_name, str(len(data))])
+        return digest([str(self), split, data.dataset_info.full_name, str(len(data))])
 
 
 def expand(field: str, patterns: str) -> list[pathlib.Path]:
@@ -258,24 +268,35 @@ def _readable(path: pathlib.Path) -> bool:
 
 def read_file(path: pathlib.Path, field: str, document: str) -> Iterator[str]:
     """The documents of one file. Raises UserError naming the file, and the line where there is one."""
-    suffixes = [s for s in path.suffixes if s not in (".gz", ".zst")]
-    kind = suffixes[-1] if suffixes else ""
+    kind = kind_of(path)
     if kind == ".parquet":
         yield from _read_parquet(path, field)
         return
+    with clear_errors(path), open_text(path) as lines:
+        if kind in (".jsonl", ".json"):
+            yield from _read_jsonl(path, lines, field)
+        else:
+            yield from _read_text(path, lines, document)
+
+
+def kind_of(path: pathlib.Path) -> str:
+    """What the name says the file is, as ".jsonl", compressed or not."""
+    suffixes = [s for s in path.suffixes if s not in (".gz", ".zst")]
+    return suffixes[-1] if suffixes else ""
+
+
+@contextlib.contextmanager
+def clear_errors(path: pathlib.Path) -> Iterator[None]:
+    """Turns what reading a file of text raises into one clear line."""
     try:
-        with _open_text(path) as lines:
-            if kind in (".jsonl", ".json"):
-                yield from _read_jsonl(path, lines, field)
-            else:
-                yield from _read_text(path, lines, document)
+        yield
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: not UTF-8 text (byte 0x{e.object[e.start]:02x}); is it a binary file?") from None
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as e:
         raise UserError(f"{path}: cannot be read ({e})") from None
 
 
-def _open_text(path: pathlib.Path) -> Any:
+def open_text(path: pathlib.Path) -> Any:
     encoding = "utf-8-sig"  # UTF-8, with or without the mark that some editors begin a file with
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding=encoding, newline="")
@@ -343,10 +364,7 @@ def _read_jsonl(path: pathlib.Path, lines: Any, field: str) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise UserError(f"{path}:{number}: not a JSON line ({e.msg}); expected one object a line") from None
+        record = json_line(line, f"{path}:{number}")
         if not isinstance(record, dict) or field not in record:
             has = ", ".join(record) if isinstance(record, dict) else type(record).__name__
             raise FieldError("data.source.field", field, f"{path}:{number} has no such field (it has: {has})")
@@ -354,23 +372,30 @@ def _read_jsonl(path: pathlib.Path, lines: Any, field: str) -> Iterator[str]:
             raise FieldError(
                 "data.source.field", field, f"{path}:{number} holds {type(record[field]).__name__}, expected text"
             )
-        if "\\u" in line and any("\ud800" <= c <= "\udfff" for c in record[field]):
-            raise UserError(f"{path}:{number}: holds half a surrogate pair, which is no text; mend or remove the line")
+        if "\\u" in line:
+            check_surrogates(record[field], f"{path}:{number}")
         if record[field]:
             yield record[field]
 
 
-def _read_parquet(path: pathlib.Path, field: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
+def json_line(line: str, where: str) -> Any:
+    """The value of a line of JSON. Raises UserError naming `where` it stands."""
     try:
-        file = parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as e:
-        raise UserError(f"{path}: not a Parquet file ({e})") from None
+        return json.loads(line)
+    except json.JSONDecodeError as e:
+        raise UserError(f"{where}: not a JSON line ({e.msg}); expected one object a line") from None
+
+
+def check_surrogates(text: str, where: str) -> None:
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise UserError(f"{where}: holds half a surrogate pair, which is no text; mend or remove the line")
+
+
+def _read_parquet(path: pathlib.Path, field: str) -> Iterator[str]:
+    file = open_parquet(path)
     if field not in file.schema_arrow.names:
         raise FieldError("data.source.field", field, f"{path} has the columns {', '.join(file.schema_arrow.names)}")
-    for batch in _batches(path, file, field):
+    for batch in parquet_batches(path, file, [field]):
         for text in batch.column(0).to_pylist():
             if text is not None and not isinstance(text, str):
                 raise FieldError("data.source.field", field, f"{path} holds {type(text).__name__}, expected text")
@@ -378,21 +403,31 @@ def _read_parquet(path: pathlib.Path, field: str) -> Iterator[str]:
                 yield text
 
 
-def _batches(path: pathlib.Path, file: Any, field: str) -> Iterator[Any]:
+def open_parquet(path: pathlib.Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        return parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as e:
+        raise UserError(f"{path}: not a Parquet file ({e})") from None
+
+
+def parquet_batches(path: pathlib.Path, file: Any, columns: list[str] | None) -> Iterator[Any]:
     import pyarrow
 
     try:
-        yield from file.iter_batches(columns=[field], batch_size=1024)
+        yield from file.iter_batches(columns=columns, batch_size=1024)
     except (pyarrow.ArrowException, OSError) as e:
         raise UserError(f"{path}: damaged ({' '.join(str(e).split())[:200]})") from None
 
 
-def _check_holdout(holdout: float) -> None:
+def check_holdout(holdout: float) -> None:
     if not 0 < holdout < 0.5:
         raise FieldError("holdout", holdout, "expected a share in (0, 0.5), as 0.05")
 
 
-def _digest(parts: list[str]) -> str:
+def digest(parts: list[str]) -> str:
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
 
 

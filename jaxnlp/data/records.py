@@ -1,0 +1,163 @@
+"""Labelled examples: records with named fields, from JSON lines, CSV, TSV and Parquet files.
+
+A source of records is a source of text (`sources.py`) with one method more,
+    records(split): its `Record`s, in a fixed order.
+Its `documents(split)` are the records' texts, for whatever trains a tokenizer on them.
+"""
+
+import csv
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from jaxnlp.data import sources
+from jaxnlp.errors import FieldError, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One example as it came. where: its place, for messages, as "train.jsonl:7". fields: by name."""
+
+    where: str
+    fields: dict[str, Any]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Records:
+    """Files of records. The format goes by the name: .jsonl and .json (one object a line), .csv and .tsv with a
+    header, each also as .gz and .zst; .parquet.
+
+    train, validation, test: comma-separated files, globs and folders (read recursively).
+    holdout: share of the train records held out for each of validation and test where those are not given.
+    group: the field whose value says which split a record is held out for, so that records that share it (the
+        questions about one text) stay together; "" is the whole record.
+    """
+
+    train: str = ""
+    validation: str = ""
+    test: str = ""
+    holdout: float = 0.05
+    group: str = ""
+
+    def check(self) -> None:
+        if not self.train:
+            raise FieldError("train", self.train, "expected files, globs or folders, as 'reviews/*.jsonl'")
+        sources.check_holdout(self.holdout)
+
+    def records(self, split: str) -> Iterator[Record]:
+        sources.check_split(split)
+        own, empty = getattr(self, split), True
+        for path in sources.files_of(self, split):
+            for record in read_records(path):
+                if sources.split_of_files(self, split, own, self._place(record)):
+                    empty = False
+                    yield record
+        if empty:
+            remedy = "" if own else f"; give data.source.{split}, or more records"
+            raise UserError(f"data.source: the {split} split has no records in {own or self.train}{remedy}")
+
+    def _place(self, record: Record) -> str:
+        value = field(record, self.group, "data.source.group") if self.group else record.fields
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+
+    def documents(self, split: str) -> Iterator[str]:
+        return texts(self.records(split))
+
+    def fingerprint(self, split: str) -> str:
+        return sources.fingerprint_of(self, split)
+
+
+def texts(records: Iterable[Record]) -> Iterator[str]:
+    """The texts of records, a document each."""
+    for record in records:
+        found = "\n".join(_texts(record.fields))
+        if found:
+            yield found
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _texts(part)
+
+
+def field(record: Record, name: str, setting: str) -> Any:
+    """A record's field. Raises FieldError naming the setting that asks for it."""
+    if name not in record.fields:
+        raise FieldError(setting, name, f"{record.where} has no such field (it has: {', '.join(record.fields)})")
+    return record.fields[name]
+
+
+def text_field(record: Record, name: str, setting: str) -> str:
+    """A record's field that holds a text with something in it."""
+    value = field(record, name, setting)
+    if not isinstance(value, str):
+        raise FieldError(setting, name, f"{record.where} holds {type(value).__name__} there, expected text")
+    if not value.strip():
+        raise FieldError(
+            setting, name, f"{record.where} holds an empty text there; fill it in, or leave the record out"
+        )
+    return value
+
+
+def read_records(path: pathlib.Path) -> Iterator[Record]:
+    """The records of one file. Raises UserError naming the file, and the line where there is one."""
+    kind = sources.kind_of(path)
+    if kind == ".parquet":
+        yield from _read_parquet(path)
+        return
+    readers = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".csv": _read_table, ".tsv": _read_table}
+    if kind not in readers:
+        raise UserError(f"{path}: not a file of records; expected a name in {', '.join(readers)}, .parquet")
+    with sources.clear_errors(path), sources.open_text(path) as lines:
+        yield from readers[kind](path, lines)
+
+
+def parse_json(line: str, where: str) -> Record:
+    """The record that a line of JSON holds."""
+    found = sources.json_line(line, where)
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: holds {type(found).__name__}, expected an object with fields")
+    if "\\u" in line:
+        sources.check_surrogates(json.dumps(found, ensure_ascii=False), where)
+    return Record(where, found)
+
+
+def _read_jsonl(path: pathlib.Path, lines: Any) -> Iterator[Record]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield parse_json(line, f"{path}:{number}")
+
+
+def _read_table(path: pathlib.Path, lines: Any) -> Iterator[Record]:
+    if sources.kind_of(path) == ".tsv":  # where a quotation mark is a character as any other
+        rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        rows = csv.reader(lines, strict=True)
+    try:
+        names = next(rows, [])
+        if len(set(names)) < len(names) or not all(names):
+            raise UserError(f"{path}: its first line is no header: {', '.join(names)[:80]}; name every column once")
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(names):
+                raise UserError(f"{path}:{rows.line_num}: has {len(row)} columns, and the header has {len(names)}")
+            yield Record(f"{path}:{rows.line_num}", dict(zip(names, row, strict=True)))
+    except csv.Error as e:
+        raise UserError(f"{path}:{rows.line_num}: not a line of a table ({e})") from None
+
+
+def _read_parquet(path: pathlib.Path) -> Iterator[Record]:
+    file, number = sources.open_parquet(path), 0
+    for batch in sources.parquet_batches(path, file, None):
+        for fields in batch.to_pylist():
+            number += 1
+            yield Record(f"{path}, row {number}", fields)
