@@ -19,11 +19,11 @@ import jax
 import numpy as np
 
 from jaxnlp.errors import UserError
-from jaxnlp.interop import bert, gpt2, llama
-from jaxnlp.sharding.axes import abstract_params
+from jaxnlp.interop import bert, gpt2, llama, t5
+from jaxnlp.sharding.axes import abstract_params, example_inputs
 from jaxnlp.sharding.rules import REPLICATED, Rules, path_name, shardings
 
-FAMILIES = (gpt2, bert, llama)
+FAMILIES = (gpt2, bert, llama, t5)
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 
 
@@ -58,7 +58,7 @@ def load(
     except KeyError as e:
         raise UserError(f"{folder / CONFIG}: has no field {e}, which {kind} needs") from None
     config.check()
-    shapes, axes = abstract_params(config.module(), jax.ShapeDtypeStruct((1, 1), np.int32))
+    shapes, axes = abstract_params(config.module(), *example_inputs(config, 1, 1))
     by_path = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     tensors = family.tensors(config, files.keys())
     _check(folder, tensors, files, by_path, [*family.ignored(config), *map(fnmatch.translate, ignore)])
@@ -242,12 +242,14 @@ def _shards(tensors, flat, limit) -> Iterator[list[Any]]:
 
 def _unstacked(params: dict[str, Any]) -> dict[str, Any]:
     """Parameters with layers apart, whether or not they were scanned."""
-    if "blocks" not in params:
-        return params
-    blocks = params["blocks"]
-    count = jax.tree.leaves(blocks)[0].shape[0]
-    layers = {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(count)}
-    return {**{name: x for name, x in params.items() if name != "blocks"}, **layers}
+    found = {}
+    for name, held in params.items():
+        if name == "blocks":
+            count = jax.tree.leaves(held)[0].shape[0]
+            found |= {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], held) for i in range(count)}
+        else:
+            found[name] = _unstacked(held) if isinstance(held, dict) else held
+    return found
 
 
 def _tokenizer(folder: pathlib.Path) -> Any:

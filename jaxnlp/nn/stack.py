@@ -58,3 +58,17 @@ def empty_cache(config: Any, heads: int, dim: int, policy: Policy, batch: int, l
     else:
         layers = [(zeros(), zeros()) for _ in range(config.num_layers)]
     return {"layers": layers, "segments": jnp.zeros((batch, length), jnp.int32), "offset": jnp.int32(0)}
+
+
+def with_cross(layers: Any, cross: Any, config: Any) -> Any:
+    """Caches of a decoder's layers, each (own keys and values, the encoder's); cross: the latter, None if not there."""
+    if config.scan_layers:
+        return layers, cross
+    return [(own, None if cross is None else cross[i]) for i, own in enumerate(layers)]
+
+
+def without_cross(caches: Any, config: Any) -> tuple[Any, Any]:
+    """(layers, cross): the way back."""
+    if config.scan_layers:
+        return caches
+    return [own for own, _ in caches], [cross for _, cross in caches]

@@ -1,0 +1,125 @@
+"""T5 and mT5 in Hugging Face's layout: `t5` and `mt5` of transformers, versions 1.0 and 1.1."""
+
+from collections.abc import Collection
+from typing import Any
+
+from jaxnlp.errors import UserError
+from jaxnlp.interop.family import ACTIVATIONS, activation_name
+from jaxnlp.interop.tensors import Tensor, linear, norm, table
+from jaxnlp.models.t5 import T5Config
+from jaxnlp.nn import mlp, norms, positions
+
+MODEL_TYPES = ("t5", "mt5")
+
+
+def config(hf: dict[str, Any], names: Collection[str]) -> T5Config:
+    """Our config, from config.json; whether the output map is a matrix of its own, the tensors say."""
+    tied = hf.get("tie_word_embeddings", hf["model_type"] == "t5")
+    return T5Config(
+        vocab_size=hf["vocab_size"],
+        num_layers=hf["num_layers"],
+        num_decoder_layers=hf.get("num_decoder_layers"),
+        num_heads=hf["num_heads"],
+        embed_dim=hf["d_model"],
+        head_dim=hf["d_kv"],
+        mlp_dim=hf["d_ff"],
+        positions=positions.RelativeBuckets(
+            num_buckets=hf.get("relative_attention_num_buckets", 32),
+            max_distance=hf.get("relative_attention_max_distance", 128),
+            bidirectional=True,
+        ),
+        norm=norms.RMSNorm(epsilon=hf.get("layer_norm_epsilon", 1e-6)),
+        mlp=_mlp(hf.get("feed_forward_proj", "relu" if hf["model_type"] == "t5" else "gated-gelu")),
+        tie_embeddings="lm_head.weight" not in names or bool(tied and "scale_decoder_outputs" not in hf),
+        scale_logits=hf.get("scale_decoder_outputs", tied),
+        dropout_rate=hf.get("dropout_rate", 0.1),
+    )
+
+
+def _mlp(name: str) -> Any:
+    gated, _, kind = name.rpartition("-")
+    if gated not in ("", "gated") or kind not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise UserError(f"config.json: feed_forward_proj={name!r} is not supported; expected one of {known}, or gated-")
+    # transformers reads "gated-gelu", and no other name, as the tanh form.
+    ours = "gelu_tanh" if name == "gated-gelu" else ACTIVATIONS[kind]
+    return mlp.GatedMLP(activation=ours) if gated else mlp.MLP(activation=ours)
+
+
+def accepts(c: Any) -> bool:
+    """Whether a config of ours is what transformers calls T5."""
+    return (
+        isinstance(c, T5Config)
+        and isinstance(c.positions, positions.RelativeBuckets)
+        and c.positions.bidirectional
+        and isinstance(c.norm, norms.RMSNorm)
+        and isinstance(c.mlp, (mlp.MLP, mlp.GatedMLP))
+        and not (c.mlp.gated and c.mlp.activation == "gelu")  # which transformers has no name for
+    )
+
+
+def to_json(c: T5Config) -> dict[str, Any]:
+    """config.json for transformers."""
+    kind = activation_name(c.mlp.activation)
+    if c.mlp.gated:
+        kind = "gated-gelu" if c.mlp.activation == "gelu_tanh" else f"gated-{kind}"
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "is_encoder_decoder": True,
+        "vocab_size": c.vocab_size,
+        "num_layers": c.num_layers,
+        "num_decoder_layers": c.decoder.num_layers,
+        "num_heads": c.num_heads,
+        "d_model": c.embed_dim,
+        "d_kv": c.head_dim,
+        "d_ff": c.mlp_dim,
+        "relative_attention_num_buckets": c.positions.num_buckets,
+        "relative_attention_max_distance": c.positions.max_distance,
+        "layer_norm_epsilon": c.norm.epsilon,
+        "feed_forward_proj": kind,
+        "dropout_rate": c.dropout_rate,
+        # Older readers take the first for both; newer ones tie what is not in the file.
+        "tie_word_embeddings": c.tie_embeddings if c.tie_embeddings == c.scale_logits else c.scale_logits,
+        "scale_decoder_outputs": c.scale_logits,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
+def tensors(c: T5Config, names: Collection[str] | None = None) -> list[Tensor]:
+    """The table. names: of the checkpoint's tensors; None is the layout we write."""
+    found = [table("shared.weight", "embed")]
+    for side, layers in (("encoder", c.num_layers), ("decoder", c.decoder.num_layers)):
+        bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        found += [table(bias, f"{side}/position_bias"), *norm(f"{side}.final_layer_norm", f"{side}/norm", bias=False)]
+        for i in range(layers):
+            theirs, ours = f"{side}.block.{i}.layer", f"{side}/block_{i}"
+            found += _attention(f"{theirs}.0", "SelfAttention", ours, "attention")
+            if side == "decoder":
+                found += _attention(f"{theirs}.1", "EncDecAttention", ours, "cross_attention")
+            found += _feed_forward(c, f"{theirs}.{2 if side == 'decoder' else 1}", ours)
+    return found if c.tie_embeddings else [*found, *linear("lm_head", "head", bias=False)]
+
+
+def _attention(theirs: str, kind: str, ours: str, name: str) -> list[Tensor]:
+    found = norm(f"{theirs}.layer_norm", f"{ours}/{name}_norm", bias=False)
+    for short, long in (("q", "query"), ("k", "key"), ("v", "value")):
+        found += linear(f"{theirs}.{kind}.{short}", f"{ours}/{name}/{long}", bias=False)
+    return [*found, *linear(f"{theirs}.{kind}.o", f"{ours}/{name}/out", num_in=2, bias=False)]
+
+
+def _feed_forward(c: T5Config, theirs: str, ours: str) -> list[Tensor]:
+    maps = {"wi_0": "gate", "wi_1": "up", "wo": "down"} if c.mlp.gated else {"wi": "up", "wo": "down"}
+    found = norm(f"{theirs}.layer_norm", f"{ours}/mlp_norm", bias=False)
+    for short, long in maps.items():
+        found += linear(f"{theirs}.DenseReluDense.{short}", f"{ours}/mlp/{long}", bias=False)
+    return found
+
+
+def ignored(c: T5Config) -> tuple[str, ...]:
+    """Patterns of tensors that carry nothing of their own: copies of the embedding, and a bias never used."""
+    unused = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+    copies = (r"(encoder|decoder)\.embed_tokens\.weight", unused)
+    return (*copies, r"lm_head\.weight") if c.tie_embeddings else copies

@@ -1,0 +1,313 @@
+"""T5: an encoder-decoder with relative positions, RMSNorm before each sublayer, and no biases.
+
+Raffel et al. 2020, arXiv:1910.10683. The defaults are the small model of version 1.1, whose feed-forward layer is gated
+and whose output map is a matrix of its own; `t5_v1_0` makes the paper's.
+
+Shape legend: B batch, S input length, T output length, D model, H heads, N key and value heads, K head size,
+F feed-forward, V vocabulary.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn import attention, checks, kernels, mlp, norms
+from jaxnlp.nn.linear import Embed, Linear
+from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.partitioning import constrain
+from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.positions import RelativeBuckets
+from jaxnlp.nn.stack import empty_cache, stack, with_cross, without_cross
+
+
+@dataclasses.dataclass(kw_only=True)
+class T5Config:
+    """A T5's shape and components. Sizes are numbers of units, rates are probabilities.
+
+    vocab_size: of inputs and outputs together; None takes the tokenizer's.
+    num_layers: of the encoder. num_decoder_layers: None is as many.
+    head_dim: heads times it need not be embed_dim.
+    positions: the encoder's; the decoder has the same, looking back only.
+    tie_embeddings: the output map is the embedding (version 1.0).
+    scale_logits: what goes into the output map is multiplied by embed_dim^-0.5 (version 1.0).
+    remat, scan_layers: see `nn/stack.py`.
+    """
+
+    vocab_size: int | None = None
+    num_layers: int = 8
+    num_decoder_layers: int | None = None
+    num_heads: int = 6
+    embed_dim: int = 512
+    head_dim: int = 64
+    mlp_dim: int = 1024
+    positions: Any = dataclasses.field(default_factory=lambda: RelativeBuckets(bidirectional=True))
+    norm: Any = dataclasses.field(default_factory=norms.RMSNorm)
+    mlp: Any = dataclasses.field(default_factory=lambda: mlp.GatedMLP(activation="gelu_tanh"))
+    attention: Any = dataclasses.field(default_factory=kernels.Einsum)
+    tie_embeddings: bool = False
+    scale_logits: bool = False
+    dropout_rate: float = 0.1
+    remat: str = "none"
+    scan_layers: bool = False
+    policy: Policy = dataclasses.field(default_factory=Policy)
+    encoder_decoder = True
+    longest = None  # relative positions have no end
+
+    def check(self) -> None:
+        """Raises FieldError naming the first field whose value cannot work."""
+        sizes = ("vocab_size", "num_layers", "num_decoder_layers", "num_heads", "embed_dim", "head_dim", "mlp_dim")
+        checks.positive(self, *sizes)
+        checks.one_of(self, "remat", checks.REMAT)
+        checks.rates(self, "dropout_rate")
+        checks.components(self)
+        if self.positions.bounded:
+            raise FieldError(
+                "positions", checks.name(self.positions), "a T5 has no table of positions; use RelativeBuckets()"
+            )
+
+    @property
+    def decoder(self) -> "T5Config":
+        """The same as the decoder has it: its number of layers as `num_layers`, positions that look back."""
+        where = self.positions
+        if isinstance(where, RelativeBuckets):
+            where = dataclasses.replace(where, bidirectional=False)
+        return dataclasses.replace(self, num_layers=self.num_decoder_layers or self.num_layers, positions=where)
+
+    def module(self) -> "T5":
+        return T5(self)
+
+    def inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Example arguments of the module: inputs (B, S) and tokens (B, T)."""
+        return (jax.ShapeDtypeStruct((batch, length), jnp.int32),) * 2
+
+    def flops_per_token(self, length: int, targets: float = 1.0) -> float:
+        """Floating-point operations of one training step per input token, counted as GPT's are.
+
+        Args:
+            length: of the inputs. targets: tokens of output for each of input.
+        """
+        D, P = self.embed_dim, self.num_heads * self.head_dim
+        feed = (6 if self.mlp.gated else 4) * D * self.mlp_dim
+        encoder = self.num_layers * (8 * D * P + 4 * length * P + feed)
+        own = self.decoder.num_layers * (12 * D * P + 4 * (targets + 1) * length * P + feed)
+        shared = self.decoder.num_layers * 4 * D * P  # the encoder's keys and values, once for each layer
+        assert self.vocab_size is not None
+        return 3.0 * (encoder + shared + targets * (own + 2 * D * self.vocab_size))
+
+    def make_cache(self, batch: int, length: int) -> dict[str, Any]:
+        """An empty key-value cache for `length` positions of the decoder (`nn/stack.py`).
+
+        The first call with it also gives the inputs; from then on it holds what the decoder needs of them:
+        `cross`, a (k, v) pair a layer, each (B, N, S, K), and `input_segments` (B, S).
+        """
+        return empty_cache(self.decoder, self.num_heads, self.head_dim, self.policy, batch, length)
+
+
+def t5_v1_0(**changes: Any) -> T5Config:
+    """T5 as in the paper: ReLU, 4 embed_dim hidden units, one matrix for embeddings and output. Small, if unchanged."""
+    fields: dict[str, Any] = {"num_layers": 6, "num_heads": 8, "mlp_dim": 2048, "mlp": mlp.MLP(activation="relu")}
+    return T5Config(**{**fields, "tie_embeddings": True, "scale_logits": True, **changes})
+
+
+class T5(nn.Module):
+    """Input and output tokens to logits of the next output token.
+
+    Parameters: `embed`, `encoder` and `decoder` (each `block_i`, `position_bias`, `norm`), and `head` unless tied.
+    """
+
+    config: T5Config
+
+    def setup(self):
+        c = self.config
+        assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
+        self.embed = Embed(c.vocab_size, c.embed_dim, c.policy, embedding_init=nn.initializers.normal(1.0))
+        self.encoder, self.decoder = Encoder(c), Decoder(c.decoder)
+        if not c.tie_embeddings:
+            axes, init = ("embed", "vocab"), nn.initializers.normal(c.embed_dim**-0.5)
+            self.head = Linear((c.vocab_size,), axes, c.policy, use_bias=False, kernel_init=init, dtype="float32")
+
+    def __call__(
+        self,
+        inputs_BS,
+        tokens_BT,
+        *,
+        input_segments=None,
+        segment_ids=None,
+        positions=None,
+        cache=None,
+        logits_to_keep: int | None = None,
+        deterministic: bool = True,
+    ):
+        """Logits of the output token after each position.
+
+        Args:
+            inputs_BS: integer ids of the text to read; None where the cache already holds what it gave.
+            tokens_BT: integer ids of the text written so far.
+            input_segments: (B, S) integers, 0 is padding; attention stays within equal ones. None: one segment.
+            segment_ids: (B, T) likewise; a token of output attends to the inputs of its own segment.
+            positions: (B, T) place of each token of output, for positions that turn; None: 0, 1, 2, ...
+            cache: from `make_cache`, to continue an output.
+            logits_to_keep: only the logits of this many last positions; None is all.
+            deterministic: False applies dropout, and needs the "dropout" key.
+
+        Returns:
+            logits_BTV in float32; with a cache, (logits_BTV, cache).
+        """
+        c = self.config
+        memory_BSD, given = None, {} if cache is None else cache
+        if inputs_BS is None:
+            if "cross" not in given:
+                raise UserError("inputs: None, and the cache holds nothing of them; the first call gives the inputs")
+            input_segments = given["input_segments"]
+        else:
+            memory_BSD = self.encode(inputs_BS, input_segments=input_segments, deterministic=deterministic)
+            if cache is not None and input_segments is None:
+                input_segments = jnp.ones(inputs_BS.shape, jnp.int32)
+        embedded_BTD = self.embed(tokens_BT)
+        x_BTD, cache = self.decoder(
+            embedded_BTD, memory_BSD, input_segments, segment_ids, positions, cache, deterministic
+        )
+        if logits_to_keep is not None:
+            x_BTD = x_BTD[:, -logits_to_keep:]
+        if c.scale_logits:
+            x_BTD = x_BTD * c.embed_dim**-0.5
+        logits_BTV = self.embed.logits(x_BTD) if c.tie_embeddings else self.head(x_BTD)
+        return logits_BTV if cache is None else (logits_BTV, cache)
+
+    def encode(self, inputs_BS, *, input_segments=None, deterministic: bool = True) -> jax.Array:
+        """What the decoder reads of the inputs, (B, S, D)."""
+        return self.encoder(self.embed(inputs_BS), input_segments, deterministic)
+
+
+class Encoder(nn.Module):
+    """Embedded inputs to vectors that have seen each other."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_BSD, segments_BS, deterministic):
+        c, (B, S, _) = self.config, x_BSD.shape
+        places = jnp.arange(S)
+        bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
+        bias = None if bias is None else bias(places, places)
+        mask = Mask(causal=False, query_segments_BT=segments_BS, key_segments_BS=segments_BS)
+        x_BSD = dropped(c, x_BSD, deterministic)
+        positions = jnp.broadcast_to(places, (B, S))
+        x_BSD, _ = stack(EncoderBlock, c, x_BSD, None, mask, positions, bias, deterministic)
+        return dropped(c, c.norm.module(c.policy, name="norm")(x_BSD), deterministic)
+
+
+class Decoder(nn.Module):
+    """Embedded outputs, and the encoder's vectors or what a cache holds of them, to the vectors of the output map."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_BTD, memory_BSD, input_segments, segment_ids, positions, cache, deterministic):
+        c, (B, T, _) = self.config, x_BTD.shape
+        offset = 0 if cache is None else cache["offset"]
+        places = offset + jnp.arange(T)
+        if positions is None:
+            positions = jnp.broadcast_to(places, (B, T))
+        keys, layers, length = segment_ids, None, T
+        if cache is not None:
+            segment_ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
+            keys = jax.lax.dynamic_update_slice(cache["segments"], segment_ids, (0, offset))
+            layers = with_cross(cache["layers"], cache.get("cross") if memory_BSD is None else None, c)
+            length = keys.shape[1]
+        bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
+        bias = None if bias is None else bias(places, jnp.arange(length))
+        mask = Mask(query_segments_BT=segment_ids, key_segments_BS=keys, offset=offset)
+        queries = None if input_segments is None else segment_ids  # without segments of inputs all of them are read
+        cross_mask = Mask(causal=False, query_segments_BT=queries, key_segments_BS=input_segments)
+        shared = (memory_BSD, mask, cross_mask, positions, bias, deterministic)
+        x_BTD, layers = stack(DecoderBlock, c, dropped(c, x_BTD, deterministic), layers, *shared)
+        x_BTD = dropped(c, c.norm.module(c.policy, name="norm")(x_BTD), deterministic)
+        if cache is None:
+            return x_BTD, None
+        layers, cross = without_cross(layers, c)
+        held = {"layers": layers, "segments": keys, "offset": offset + T}
+        return x_BTD, {**held, "cross": cross, "input_segments": input_segments}
+
+
+def dropped(c: T5Config, x_BTD, deterministic) -> jax.Array:
+    return constrain(nn.Dropout(c.dropout_rate)(x_BTD, deterministic), "batch", "length", "activation")
+
+
+class EncoderBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_BSD, cache, mask, positions, bias, deterministic):
+        c = self.config
+        attend, feed = heads(c, "attention"), feed_forward(c)
+        normed = c.norm.module(c.policy, name="attention_norm")(x_BSD)
+        y_BSD, _ = attend(normed, mask, positions, bias=bias, deterministic=deterministic)
+        x_BSD = x_BSD + dropped(c, y_BSD, deterministic)
+        x_BSD = x_BSD + dropped(c, feed(c.norm.module(c.policy, name="mlp_norm")(x_BSD)), deterministic)
+        self.sow("intermediates", "hidden", x_BSD)
+        return x_BSD, cache
+
+
+class DecoderBlock(nn.Module):
+    """The same with attention to the encoder between the two; no positions there."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x_BTD, cache, memory_BSD, mask, cross_mask, positions, bias, deterministic):
+        c = self.config
+        own, cross = (None, None) if cache is None else cache
+        attend, read, feed = heads(c, "attention"), heads(c, "cross_attention"), feed_forward(c)
+        if cross is None:
+            pair = read.keys_values(memory_BSD)
+            cross = tuple(jnp.swapaxes(x, 1, 2) for x in pair)
+        else:
+            pair = tuple(jnp.swapaxes(x, 1, 2) for x in cross)
+        normed = c.norm.module(c.policy, name="attention_norm")(x_BTD)
+        y_BTD, own = attend(normed, mask, positions, cache=own, bias=bias, deterministic=deterministic)
+        x_BTD = x_BTD + dropped(c, y_BTD, deterministic)
+        normed = c.norm.module(c.policy, name="cross_attention_norm")(x_BTD)
+        y_BTD, _ = read(normed, cross_mask, keys_values=pair, deterministic=deterministic)
+        x_BTD = x_BTD + dropped(c, y_BTD, deterministic)
+        x_BTD = x_BTD + dropped(c, feed(c.norm.module(c.policy, name="mlp_norm")(x_BTD)), deterministic)
+        self.sow("intermediates", "hidden", x_BTD)
+        return x_BTD, None if cache is None else (own, cross)
+
+
+def heads(c: T5Config, name: str) -> attention.MultiHeadAttention:
+    """Scores are not scaled; the initial queries are small instead."""
+    normal = nn.initializers.normal
+    return attention.MultiHeadAttention(
+        c.num_heads,
+        c.num_heads,
+        c.head_dim,
+        c.attention,
+        c.positions,
+        c.policy,
+        use_bias=False,
+        scale=1.0,
+        dropout_rate=c.dropout_rate,
+        query_init=normal((c.embed_dim * c.head_dim) ** -0.5),
+        key_value_init=normal(c.embed_dim**-0.5),
+        out_init=normal((c.num_heads * c.head_dim) ** -0.5),
+        name=name,
+    )
+
+
+def feed_forward(c: T5Config) -> Any:
+    return c.mlp.module(
+        hidden=c.mlp_dim,
+        dim=c.embed_dim,
+        use_bias=False,
+        in_init=nn.initializers.normal(c.embed_dim**-0.5),
+        out_init=nn.initializers.normal(c.mlp_dim**-0.5),
+        policy=c.policy,
+        name="mlp",
+    )

@@ -1,0 +1,351 @@
+"""The Transformer of 2017: an encoder that reads a text and a decoder that writes another.
+
+Vaswani et al. 2017, arXiv:1706.03762. The defaults are the paper's base model: a norm after each sublayer,
+sinusoidal positions, ReLU, and one matrix, times sqrt(D), for both embeddings and for the output.
+
+Shape legend: B batch, S input length, T output length, D model, H heads, N key and value heads, K head size,
+F feed-forward, V vocabulary.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions
+from jaxnlp.nn.linear import Embed, Linear
+from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.partitioning import constrain
+from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.stack import empty_cache, stack, with_cross, without_cross
+
+
+@dataclasses.dataclass(kw_only=True)
+class TransformerConfig:
+    """A Transformer's shape and components. Sizes are numbers of units, rates are probabilities.
+
+    vocab_size: of inputs and outputs together; None takes the tokenizer's.
+    max_len: longest text that learned positions cover.
+    num_layers: of the encoder. num_decoder_layers: None is as many.
+    head_dim: None is embed_dim // num_heads. mlp_dim: None is 4 embed_dim.
+    norm_position: "post" (the paper) or "pre" (trains without warmup: Xiong et al. 2020, arXiv:2002.04745).
+    tie_embeddings: the output map is the embedding.
+    remat, scan_layers: see `nn/stack.py`.
+    """
+
+    vocab_size: int | None = None
+    max_len: int = 512
+    num_layers: int = 6
+    num_decoder_layers: int | None = None
+    num_heads: int = 8
+    embed_dim: int = 512
+    head_dim: int | None = None
+    mlp_dim: int | None = None
+    positions: Any = dataclasses.field(default_factory=positions.Sinusoidal)
+    norm: Any = dataclasses.field(default_factory=norms.LayerNorm)
+    norm_position: str = "post"
+    mlp: Any = dataclasses.field(default_factory=lambda: mlp.MLP(activation="relu"))
+    attention: Any = dataclasses.field(default_factory=kernels.Einsum)
+    use_bias: bool = True
+    tie_embeddings: bool = True
+    dropout_rate: float = 0.1
+    remat: str = "none"
+    scan_layers: bool = False
+    policy: Policy = dataclasses.field(default_factory=Policy)
+    encoder_decoder = True
+
+    def check(self) -> None:
+        """Raises FieldError naming the first field whose value cannot work."""
+        sizes = ("vocab_size", "max_len", "num_layers", "num_decoder_layers", "num_heads", "embed_dim", "head_dim")
+        checks.positive(self, *sizes, "mlp_dim")
+        checks.heads(self)
+        if isinstance(self.positions, positions.Sinusoidal) and self.embed_dim % 2:
+            raise FieldError("embed_dim", self.embed_dim, "expected an even number with Sinusoidal() positions")
+        checks.one_of(self, "norm_position", ("pre", "post"))
+        checks.one_of(self, "remat", checks.REMAT)
+        checks.rates(self, "dropout_rate")
+        checks.components(self)
+
+    @property
+    def key_dim(self) -> int:
+        return self.head_dim or self.embed_dim // self.num_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        return self.mlp_dim or 4 * self.embed_dim
+
+    @property
+    def longest(self) -> int | None:
+        """The longest text the model can read or write, or None where its positions have no end."""
+        return self.max_len if self.positions.bounded else None
+
+    @property
+    def decoder(self) -> "TransformerConfig":
+        """The same, with the decoder's number of layers as `num_layers`."""
+        return dataclasses.replace(self, num_layers=self.num_decoder_layers or self.num_layers)
+
+    def module(self) -> "Transformer":
+        return Transformer(self)
+
+    def inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Example arguments of the module: inputs (B, S) and tokens (B, T)."""
+        return (jax.ShapeDtypeStruct((batch, length), jnp.int32),) * 2
+
+    def flops_per_token(self, length: int, targets: float = 1.0) -> float:
+        """Floating-point operations of one training step per input token, counted as GPT's are.
+
+        Args:
+            length: of the inputs. targets: tokens of output for each of input.
+        """
+        D, P = self.embed_dim, self.num_heads * self.key_dim
+        attend = lambda keys: 8 * D * P + 4 * keys * P
+        feed = (6 if self.mlp.gated else 4) * D * self.hidden_dim
+        encoder = self.num_layers * (attend(length) + feed)
+        # The encoder's keys and values are made once for each input, queries and mixing once for each output.
+        own = self.decoder.num_layers * (attend(targets * length) + feed + 4 * D * P + 4 * length * P)
+        assert self.vocab_size is not None
+        shared = self.decoder.num_layers * 4 * D * P
+        return 3.0 * (encoder + shared + targets * (own + 2 * D * self.vocab_size))
+
+    def make_cache(self, batch: int, length: int) -> dict[str, Any]:
+        """An empty key-value cache for `length` positions of the decoder (`nn/stack.py`).
+
+        The first call with it also gives the inputs; from then on it holds what the decoder needs of them:
+        `cross`, a (k, v) pair a layer, each (B, N, S, K), and `input_segments` (B, S).
+        """
+        return empty_cache(self.decoder, self.num_heads, self.key_dim, self.policy, batch, length)
+
+
+class Transformer(nn.Module):
+    """Input and output tokens to logits of the next output token.
+
+    Parameters: `embed`, `encoder` and `decoder` (each `block_i`, and `norm` if pre-norm), `head` unless tied; with
+    learned positions `encoder/positions` and `decoder/positions`.
+    """
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
+        # Times sqrt(D), the entries have variance 1; as the output map, logits begin near it.
+        init = nn.initializers.normal(c.embed_dim**-0.5)
+        self.embed = Embed(c.vocab_size, c.embed_dim, c.policy, embedding_init=init)
+        self.encoder, self.decoder = Encoder(c), Decoder(c.decoder)
+        if not c.tie_embeddings:
+            self.head = Linear((c.vocab_size,), ("embed", "vocab"), c.policy, use_bias=False, dtype="float32")
+
+    def __call__(
+        self,
+        inputs_BS,
+        tokens_BT,
+        *,
+        input_segments=None,
+        segment_ids=None,
+        input_positions=None,
+        positions=None,
+        cache=None,
+        logits_to_keep: int | None = None,
+        deterministic: bool = True,
+    ):
+        """Logits of the output token after each position.
+
+        Args:
+            inputs_BS: integer ids of the text to read; None where the cache already holds what it gave.
+            tokens_BT: integer ids of the text written so far.
+            input_segments: (B, S) integers, 0 is padding; attention stays within equal ones. None: one segment.
+            segment_ids: (B, T) likewise; a token of output attends to the inputs of its own segment.
+            input_positions, positions: (B, S), (B, T) place of each token; None: 0, 1, 2, ...
+            cache: from `make_cache`, to continue an output.
+            logits_to_keep: only the logits of this many last positions; None is all.
+            deterministic: False applies dropout, and needs the "dropout" key.
+
+        Returns:
+            logits_BTV in float32; with a cache, (logits_BTV, cache).
+        """
+        c = self.config
+        memory_BSD, given = None, {} if cache is None else cache
+        if inputs_BS is None:
+            if "cross" not in given:
+                raise UserError("inputs: None, and the cache holds nothing of them; the first call gives the inputs")
+            input_segments = given["input_segments"]
+        else:
+            memory_BSD = self.encode(
+                inputs_BS, input_segments=input_segments, positions=input_positions, deterministic=deterministic
+            )
+            if cache is not None and input_segments is None:
+                input_segments = jnp.ones(inputs_BS.shape, jnp.int32)
+        x_BTD = self.embed(tokens_BT) * math.sqrt(c.embed_dim)
+        x_BTD, cache = self.decoder(x_BTD, memory_BSD, input_segments, segment_ids, positions, cache, deterministic)
+        if logits_to_keep is not None:
+            x_BTD = x_BTD[:, -logits_to_keep:]
+        logits_BTV = self.embed.logits(x_BTD) if c.tie_embeddings else self.head(x_BTD)
+        return logits_BTV if cache is None else (logits_BTV, cache)
+
+    def encode(self, inputs_BS, *, input_segments=None, positions=None, deterministic: bool = True) -> jax.Array:
+        """What the decoder reads of the inputs, (B, S, D)."""
+        x_BSD = self.embed(inputs_BS) * math.sqrt(self.config.embed_dim)
+        return self.encoder(x_BSD, input_segments, positions, deterministic)
+
+
+class Encoder(nn.Module):
+    """Embedded inputs to vectors that have seen each other."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BSD, segments_BS, positions, deterministic):
+        c, (B, S, _) = self.config, x_BSD.shape
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(S), (B, S))
+        x_BSD = placed(c, x_BSD, positions, deterministic)
+        bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
+        if bias is not None:
+            bias = bias(jnp.arange(S), jnp.arange(S))
+        mask = Mask(causal=False, query_segments_BT=segments_BS, key_segments_BS=segments_BS)
+        x_BSD, _ = stack(EncoderBlock, c, x_BSD, None, mask, positions, bias, deterministic)
+        return x_BSD if c.norm_position == "post" else c.norm.module(c.policy, name="norm")(x_BSD)
+
+
+class Decoder(nn.Module):
+    """Embedded outputs, and the encoder's vectors or what a cache holds of them, to the vectors of the output map."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, memory_BSD, input_segments, segment_ids, positions, cache, deterministic):
+        c, (B, T, _) = self.config, x_BTD.shape
+        offset = 0 if cache is None else cache["offset"]
+        if positions is None:
+            positions = jnp.broadcast_to(offset + jnp.arange(T), (B, T))
+        keys, layers = segment_ids, None
+        if cache is not None:
+            segment_ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
+            keys = jax.lax.dynamic_update_slice(cache["segments"], segment_ids, (0, offset))
+            layers = with_cross(cache["layers"], cache.get("cross") if memory_BSD is None else None, c)
+        x_BTD = placed(c, x_BTD, positions, deterministic)
+        bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
+        if bias is not None:
+            bias = bias(offset + jnp.arange(T), jnp.arange(T if cache is None or keys is None else keys.shape[1]))
+        mask = Mask(query_segments_BT=segment_ids, key_segments_BS=keys, offset=offset)
+        queries = None if input_segments is None else segment_ids  # without segments of inputs all of them are read
+        cross_mask = Mask(causal=False, query_segments_BT=queries, key_segments_BS=input_segments)
+        shared = (memory_BSD, mask, cross_mask, positions, bias, deterministic)
+        x_BTD, layers = stack(DecoderBlock, c, x_BTD, layers, *shared)
+        if c.norm_position == "pre":
+            x_BTD = c.norm.module(c.policy, name="norm")(x_BTD)
+        if cache is None:
+            return x_BTD, None
+        layers, cross = without_cross(layers, c)
+        held = {"layers": layers, "segments": keys, "offset": offset + T}
+        return x_BTD, {**held, "cross": cross, "input_segments": input_segments}
+
+
+def placed(c: TransformerConfig, x_BTD, positions_BT, deterministic) -> jax.Array:
+    """Embeddings with their positions added. To be called within a compact module."""
+    T = x_BTD.shape[1]
+    if c.longest is not None and c.longest < T:
+        raise UserError(f"model.max_len={c.longest}: the text has {T} positions; raise max_len or shorten it")
+    vectors = c.positions.module(c.max_len, c.embed_dim, c.policy, name="positions")
+    if vectors is not None:
+        x_BTD = x_BTD + vectors(positions_BT)
+    return constrain(nn.Dropout(c.dropout_rate)(x_BTD, deterministic), "batch", "length", "activation")
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and a feed-forward layer."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BSD, cache, mask, positions, bias, deterministic):
+        c = self.config
+        attend, feed = heads(c, "attention"), feed_forward(c)
+        see = lambda x: attend(x, mask, positions, bias=bias, deterministic=deterministic)[0]
+        x_BSD = residual(c, "attention_norm", see, x_BSD, deterministic)
+        x_BSD = residual(c, "mlp_norm", feed, x_BSD, deterministic)
+        self.sow("intermediates", "hidden", x_BSD)
+        return constrain(x_BSD, "batch", "length", "activation"), cache
+
+
+class DecoderBlock(nn.Module):
+    """Masked self-attention, attention to the encoder, and a feed-forward layer."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, cache, memory_BSD, mask, cross_mask, positions, bias, deterministic):
+        c = self.config
+        own, cross = (None, None) if cache is None else cache
+        attend, read, feed = heads(c, "attention"), heads(c, "cross_attention"), feed_forward(c)
+        if cross is None:
+            pair = read.keys_values(memory_BSD)
+            cross = tuple(jnp.swapaxes(x, 1, 2) for x in pair)
+        else:
+            pair = tuple(jnp.swapaxes(x, 1, 2) for x in cross)
+
+        def see(x):
+            nonlocal own
+            y, own = attend(x, mask, positions, cache=own, bias=bias, deterministic=deterministic)
+            return y
+
+        look = lambda x: read(x, cross_mask, keys_values=pair, deterministic=deterministic)[0]
+        x_BTD = residual(c, "attention_norm", see, x_BTD, deterministic)
+        x_BTD = residual(c, "cross_attention_norm", look, x_BTD, deterministic)
+        x_BTD = residual(c, "mlp_norm", feed, x_BTD, deterministic)
+        self.sow("intermediates", "hidden", x_BTD)
+        x_BTD = constrain(x_BTD, "batch", "length", "activation")
+        return x_BTD, None if cache is None else (own, cross)
+
+
+def residual(c: TransformerConfig, norm: str, sublayer, x_BTD, deterministic) -> jax.Array:
+    """norm(x + sublayer(x)), or x + sublayer(norm(x)), with dropout on what is added."""
+    normed = c.norm.module(c.policy, name=norm)
+    drop = lambda x: nn.Dropout(c.dropout_rate)(x, deterministic)
+    if c.norm_position == "pre":
+        return x_BTD + drop(sublayer(normed(x_BTD)))
+    return normed(x_BTD + drop(sublayer(x_BTD)))
+
+
+def heads(c: TransformerConfig, name: str) -> attention.MultiHeadAttention:
+    return attention.MultiHeadAttention(
+        c.num_heads,
+        c.num_heads,
+        c.key_dim,
+        c.attention,
+        c.positions,
+        c.policy,
+        use_bias=c.use_bias,
+        dropout_rate=c.dropout_rate,
+        query_init=xavier,
+        key_value_init=xavier,
+        out_init=xavier_out,
+        name=name,
+    )
+
+
+def feed_forward(c: TransformerConfig) -> Any:
+    return c.mlp.module(
+        hidden=c.hidden_dim,
+        dim=c.embed_dim,
+        use_bias=c.use_bias,
+        in_init=xavier,
+        out_init=xavier,
+        policy=c.policy,
+        name="mlp",
+    )
+
+
+def xavier(key, shape, dtype, num_in: int = 1) -> jax.Array:
+    """Uniform with variance 2 / (inputs + outputs) (Glorot and Bengio 2010, equation 16)."""
+    limit = math.sqrt(6 / (math.prod(shape[:num_in]) + math.prod(shape[num_in:])))
+    return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+def xavier_out(key, shape, dtype) -> jax.Array:
+    """The same for a kernel whose first two axes, heads and head size, are inputs."""
+    return xavier(key, shape, dtype, num_in=len(shape) - 1)
