@@ -20,6 +20,7 @@ import numpy as np
 from jaxnlp.data import sources
 from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.data.packing import Packed
+from jaxnlp.data.record_store import RecordStore, open_records
 from jaxnlp.data.store import TokenStore, build_store
 from jaxnlp.errors import FieldError, UserError
 
@@ -44,9 +45,10 @@ class Tokens:
 class DataConfig:
     """What to train on and how it is cut.
 
-    source: Embedded(), Files(...), TFDS(...), Tokens(...), or any object like them.
+    source: Embedded(), Files(...), TFDS(...), Tokens(...), Records(...), or any object like them.
     tokenizer: Bytes(), SentencePiece(...), HuggingFace(...); unused with Tokens, which carries its own.
-    examples: how the tokens become examples: Packed(), or Masked(...), SpanCorruption(...), or any object like them.
+    examples: how the tokens become examples: Packed(), or Masked(...), SpanCorruption(...), or a task of `data/tasks`,
+        as Classification(...), or any object like them.
     seq_len: tokens in an example. batch_size: examples in a step, over all devices.
     attend_across_documents: let attention reach over the borders of documents.
     shuffle: in a new order each epoch; False reads the corpus in its own order.
@@ -96,6 +98,13 @@ def open_tokenizer(config: DataConfig) -> tokenizers.Tokenizer:
     return config.tokenizer.build(lambda: config.source.documents("train"), config.cache)
 
 
+def resolved(config: DataConfig) -> DataConfig:
+    """The config with what its examples take from the source filled in, as the classes of a task."""
+    if not hasattr(config.examples, "resolved") or not hasattr(config.source, "records"):
+        return config
+    return dataclasses.replace(config, examples=config.examples.resolved(config.source))
+
+
 def read_tokenizer(path: pathlib.Path) -> tokenizers.Tokenizer:
     import json
 
@@ -107,9 +116,11 @@ def read_tokenizer(path: pathlib.Path) -> tokenizers.Tokenizer:
 
 def open_split(
     config: DataConfig, split: str, tokenizer: tokenizers.Tokenizer, progress: Callable[[str], Any] = lambda text: None
-) -> TokenStore:
-    """The token store of a split, built in the cache if it is not there yet."""
+) -> Any:
+    """The token store of a split, built in the cache if it is not there yet; of labelled records, a store in memory."""
     sources.check_split(split)
+    if getattr(config.examples, "records", False):
+        return open_records(config, split, tokenizer, progress)
     name = tokenizers.digest(tokenizer)
     if isinstance(config.source, Tokens):
         store = TokenStore(pathlib.Path(config.source.path) / split)
@@ -141,7 +152,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        store: TokenStore,
+        store: TokenStore | RecordStore,
         config: DataConfig,
         position: int = 0,
         rows: slice | None = None,
@@ -176,7 +187,7 @@ class TrainBatches:
         return {"position": self.position, "corpus": corpus_name(self.store, self._config)}
 
 
-def corpus_name(store: TokenStore, config: DataConfig) -> str:
+def corpus_name(store: TokenStore | RecordStore, config: DataConfig) -> str:
     """Names the global sequence of examples: the same tokens, cut and shuffled the same way."""
     order = f"shuffle={config.shuffle} seed={config.seed} seq_len={config.seq_len}"
     if config.examples != Packed():
@@ -204,7 +215,7 @@ class _GlobalBatches(grain.MapDataset):
 
 
 def eval_batches(
-    store: TokenStore,
+    store: TokenStore | RecordStore,
     config: DataConfig,
     limit: int | None = None,
     rows: slice | None = None,

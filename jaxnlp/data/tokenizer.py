@@ -353,6 +353,10 @@ class HuggingFaceTokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self._model.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_spans(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Ids, and the characters each stands for: (first, one after the last)."""
+        return [(e.ids, e.offsets) for e in self._model.encode_batch(texts, add_special_tokens=False)]
+
     def decode(self, ids: Iterable[int]) -> str:
         ids = [int(i) for i in ids if i < self.vocab_size and i != self.separator]
         return self._model.decode(ids, skip_special_tokens=False)

@@ -1,0 +1,84 @@
+"""The store of a split of labelled records: what `store.TokenStore` is to text.
+
+Records are few and small, so they are held in memory, tokenized when the split is opened.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxnlp.data import tokenizer as tokenizers
+from jaxnlp.data.records import Record, texts
+from jaxnlp.data.store import Meta
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import FieldError
+
+
+class RecordStore:
+    """records: of the split, in order. path: names the split in messages. newest: a key, and the examples it has."""
+
+    def __init__(self, path: str, records: list[Record], meta: Meta, newest: tuple[Any, list[Any]]):
+        self.path, self.records, self.meta, self._newest = path, records, meta, newest
+
+    def __len__(self) -> int:
+        return self.meta.num_tokens
+
+    def encoded(self, task: Any, tokenizer: Tokenizer, length: int) -> list[Any]:
+        """What the task makes of each record; kept, since every evaluation asks again."""
+        key = _key(task, tokenizers.digest(tokenizer), length)
+        if self._newest[0] != key:
+            self._newest = key, task.encode(self.records, tokenizer, length, lambda text: None)
+        return self._newest[1]
+
+
+def _key(task: Any, tokenizer: str, length: int) -> tuple[str, str, int]:
+    return str(task), tokenizer, length
+
+
+def open_records(config: Any, split: str, tokenizer: Tokenizer, progress: Callable[[str], Any]) -> RecordStore:
+    """The records of a split and, in memory, the examples that `config.examples` makes of them.
+
+    Raises:
+        FieldError: a source of plain text, or what the task raises for a record it cannot use.
+    """
+    if not hasattr(config.source, "records"):
+        source, task = type(config.source).__name__, type(config.examples).__name__
+        raise FieldError("data.source", source, f"holds text; {task}() needs records, as of Records(train='x.jsonl')")
+    records = list(config.source.records(split))
+    tell = lambda text: progress(f"{split}: {text}")
+    examples = config.examples.encode(records, tokenizer, config.seq_len, tell)
+    name = tokenizers.digest(tokenizer)
+    meta = Meta(
+        split=split,
+        format="records",
+        dtype="int32",
+        num_tokens=sum(len(s.tokens) for example in examples for s in example.sequences),
+        num_documents=len(records),
+        num_bytes=sum(len(text.encode()) for text in texts(records)),
+        separator=tokenizer.separator,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer=name,
+        source=config.source.fingerprint(split),
+        content=_content(examples),
+    )
+    newest = _key(config.examples, name, config.seq_len), examples
+    return RecordStore(f"{type(config.source).__name__}, {split} split", records, meta, newest)
+
+
+def _content(examples: list[Any]) -> str:
+    """A digest of exactly these examples."""
+    digest = hashlib.blake2b(digest_size=12)
+    for example in examples:
+        for array in itertools.chain(*((s.tokens, s.types) for s in example.sequences)):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(_bytes(example.label))
+    return digest.hexdigest()
+
+
+def _bytes(label: Any) -> bytes:
+    if isinstance(label, tuple):
+        return b"".join(np.ascontiguousarray(part).tobytes() for part in label)
+    return repr(label).encode()  # a number, or a span's `Place`

@@ -1,0 +1,78 @@
+"""A text, or two, and a class: topics, sentiment, entailment, paraphrase.
+
+Metrics: cross-entropy and accuracy (`objectives/classify.py`).
+Shape legend: B batch, C sequences of an example, T length.
+"""
+
+import dataclasses
+from collections.abc import Sequence as Many
+from typing import Any
+
+import numpy as np
+
+from jaxnlp.data.records import Record, field
+from jaxnlp.data.tasks import task
+from jaxnlp.data.tasks.classes import check_classes, class_of, found_classes
+from jaxnlp.data.tasks.inputs import Single
+from jaxnlp.data.tasks.layout import EncoderLayout
+from jaxnlp.data.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(kw_only=True)
+class Classification:
+    """Examples for `objectives.classify`.
+
+    inputs: Single(...), Pair(...) or Unordered(...), which name the fields of the texts.
+    label: the field that holds the class: a text or a whole number.
+    classes: their names in order; () takes the train split's, sorted.
+    layout: EncoderLayout(), RobertaLayout() or DecoderLayout().
+    truncate: cut what is longer than data.seq_len, the longest text first, and say how many were; False is an error.
+    """
+
+    inputs: Any = dataclasses.field(default_factory=Single)
+    label: str = "label"
+    classes: tuple[str, ...] = ()
+    layout: Any = dataclasses.field(default_factory=EncoderLayout)
+    truncate: bool = False
+
+    records = True
+
+    def check(self) -> None:
+        check_classes(self.classes)
+
+    @property
+    def num_classes(self) -> int | None:
+        return len(self.classes) or None
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.inputs.orders(self.layout))
+
+    def resolved(self, source: Any) -> "Classification":
+        return self if self.classes else dataclasses.replace(self, classes=found_classes(source, self.label))
+
+    def encode(self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell) -> list[task.Example]:
+        orders = self.inputs.orders(self.layout)
+        rows = task.sequences(records, self.inputs.texts, orders, self, tokenizer, length, tell)
+        return [task.Example(i, row, self.gold(r)) for i, (row, r) in enumerate(zip(rows, records, strict=True))]
+
+    def gold(self, record: Record) -> int:
+        """The number of a record's class."""
+        setting = "data.examples.label"
+        return class_of(field(record, self.label, setting), record, setting, self.label, self.classes)
+
+    def open(self, store: Any, tokenizer: Tokenizer | None, config: Any) -> task.TaskReader:
+        return task.TaskReader(self, store, tokenizer, config.seq_len)
+
+    def batch(self, examples: Many[Any], length: int, fill: int) -> dict[str, np.ndarray]:
+        """Section by section as `task.stack`, and `labels` (B,) int32."""
+        batch = task.stack(examples, self.num_sequences, length, fill, self.layout.language_model)
+        return {**batch, "labels": np.asarray([e.label if e else 0 for e in examples], np.int32)}
+
+    def shapes(self, config: Any) -> dict[str, Any]:
+        """As `Packed.shapes`."""
+        return task.shapes(self.num_sequences, config.seq_len, np.int32, self.layout.language_model)
+
+    def predicted(self, config: Any) -> float:
+        """As `Packed.predicted`: all of them, by a decoder's auxiliary loss."""
+        return float(self.layout.language_model)

@@ -1,0 +1,53 @@
+"""Which characters of a text each of its tokens stands for."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxnlp.data.tokenizer import HuggingFaceTokenizer, Tokenizer
+from jaxnlp.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """The tokens of a text: ids and the characters starts to stops of each, (T,). Part of a character is all of it."""
+
+    ids: list[int]
+    starts: np.ndarray
+    stops: np.ndarray
+
+
+class Offsets:
+    """Tokenizes with offsets. Raises UserError for a tokenizer whose pieces are not those of the text."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._pieces = None if isinstance(tokenizer, HuggingFaceTokenizer) else tokenizer.pieces()
+
+    def __call__(self, texts: list[str]) -> list[Pieces]:
+        if isinstance(self._tokenizer, HuggingFaceTokenizer):
+            return [Pieces(ids, *_columns(spans)) for ids, spans in self._tokenizer.encode_spans(texts)]
+        return [self._by_bytes(text, ids) for text, ids in zip(texts, self._tokenizer.encode_batch(texts), strict=True)]
+
+    def _by_bytes(self, text: str, ids: list[int]) -> Pieces:
+        """By adding up the bytes of the pieces, which together are the text."""
+        assert self._pieces is not None
+        pieces = [self._pieces[i] or b"" for i in ids]
+        data = text.encode()
+        if b"".join(pieces) != data:
+            raise UserError(
+                f"data.tokenizer: {type(self._tokenizer).__name__} changes the text {text[:40]!r}, so the characters "
+                "that its tokens stand for are not known"
+            )
+        ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+        begins = np.concatenate([[0], ends])[:-1]
+        # The character that byte i is of: how many have begun up to it.
+        character = np.cumsum(np.frombuffer(data, np.uint8) & 0xC0 != 0x80) - 1
+        if not ids:
+            return Pieces(ids, begins, ends)
+        return Pieces(ids, character[begins], character[ends - 1] + 1)
+
+
+def _columns(spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    both = np.asarray(spans, np.int64).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
