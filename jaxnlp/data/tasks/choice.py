@@ -63,7 +63,7 @@ class Choice:
         setting = "data.examples.options"
         if len(self.options) > 1:
             return [context, *(text_field(record, name, setting) for name in self.options)]
-        (name,) = self.options
+        name = next(iter(self.options))
         found = field(record, name, setting)
         whole = isinstance(found, (list, tuple)) and all(isinstance(x, str) and x.strip() for x in found)
         if not whole or len(found) != self.num_options:
