@@ -205,7 +205,7 @@ class SentencePieceTokenizer:
     def __init__(self, model: bytes):
         import sentencepiece
 
-        self._model = model
+        self.model = model
         self._processor = sentencepiece.SentencePieceProcessor()
         self._processor.LoadFromSerializedProto(model)
         self.vocab_size = self._processor.vocab_size()
@@ -245,7 +245,7 @@ class SentencePieceTokenizer:
         return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "sentencepiece", "model": base64.b64encode(self._model).decode()}
+        return {"kind": "sentencepiece", "model": base64.b64encode(self.model).decode()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "SentencePieceTokenizer":
