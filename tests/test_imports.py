@@ -19,10 +19,12 @@ ALLOWED = {
     "sharding": BASE | {"nn"},
     "objectives": BASE | {"nn"},
     "optim": BASE | {"nn"},
+    "figures": BASE,
     "evals": BASE | {"nn", "models", "data", "objectives"},
     "generate": BASE | {"nn", "models"},
     "interop": BASE | {"nn", "models", "data", "sharding"},
-    "train": BASE | {"runtime", "nn", "models", "data", "sharding", "objectives", "optim", "evals", "generate"},
+    "train": BASE
+    | {"runtime", "nn", "models", "data", "sharding", "objectives", "optim", "evals", "generate", "figures"},
 }
 FLAX = {"nn", "models", "peft", "sharding/axes.py"}
 NEVER = {"torch", "transformers", "tensorflow", "tyro", "clu"}

@@ -1,0 +1,66 @@
+"""Draw what each attention head of a trained run looks at in a text.
+
+  python -m experiments.attention_map --workdir=runs/tiny --text="def main(argv):"
+  python -m experiments.attention_map --workdir=runs/bert --text="the list" --target="is empty" --layers=0,3
+  python -m experiments.attention_map --workdir=runs/translate --text="ein Hund" --target="a dog"
+
+--target is what the decoder of an encoder-decoder reads, or the second text of an encoder's pair. The picture of an
+encoder-decoder has three parts: the encoder, the decoder, and what the decoder looks at in the source.
+"""
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+TEXT = flags.DEFINE_string("text", None, "Text to look at; an encoder-decoder's source.")
+TARGET = flags.DEFINE_string("target", None, "Text of the decoder, or the second one of an encoder's pair.")
+LAYERS = flags.DEFINE_list("layers", None, "Layers to draw, from 0, as 0,3; by default all.")
+HEADS = flags.DEFINE_list("heads", None, "Heads to draw, from 0; by default all.")
+OUT = flags.DEFINE_string("out", None, "PNG to write; by default WORKDIR/attention_map.png.")
+
+
+def main() -> None:
+    import pathlib
+
+    from jaxnlp.figures.attention import draw, habits, select
+    from jaxnlp.train.attention import attention_maps
+    from jaxnlp.train.load import load
+
+    if WORKDIR.value is None:
+        raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")
+    if TEXT.value is None:
+        raise UserError('--text: not given; expected a text to look at, as --text="def main"')
+    layers, heads = numbers("layers", LAYERS.value), numbers("heads", HEADS.value)
+    out = pathlib.Path(OUT.value or f"{WORKDIR.value}/attention_map.png")
+    if out.suffix != ".png":
+        raise UserError(f"--out={out}: expected a name that ends in .png")
+    run = load(WORKDIR.value, CHECKPOINT.value)
+    maps = [select(found, layers, heads) for found in attention_maps(run, TEXT.value, TARGET.value)]
+    figure = draw(maps, f"{WORKDIR.value}, step {run.saved.step:,}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
+    except OSError as e:
+        raise UserError(f"--out={out}: cannot be written ({e.strerror})") from None
+    print(f"written: {out}")
+    for found in maps:
+        print(f"\n{found.name}, {len(found.queries)} x {len(found.keys)} tokens; the head that most looks at")
+        for place, layer, head, weight in habits(found):
+            print(f"  {place:40} layer {layer}, head {head}: {weight:.2f} of its weight")
+
+
+def numbers(flag: str, values: list[str] | None) -> list[int] | None:
+    """The numbers of a list flag; None where it is not given."""
+    if values is None:
+        return None
+    if not values or not all(value.strip().isdigit() for value in values):
+        raise UserError(f"--{flag}={','.join(values)}: expected numbers from 0, as 0,3")
+    return [int(value) for value in values]
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)

@@ -1,0 +1,1 @@
+"""Pictures of models: arrays and plain trees in, a matplotlib figure out."""

@@ -1,0 +1,189 @@
+"""Attention weights as heatmaps: one panel a head, one row of panels a layer.
+
+Shape legend: L layers, H heads, T query length, S key length.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxnlp.errors import UserError
+from jaxnlp.figures.fonts import legible
+
+WEIGHTS = "attention_weights"
+LAYER = re.compile(r"^(?:block_(\d+)|blocks)$")
+DPI = 100
+MAX_PIXELS = 12_000  # a side of the picture; more is not opened by common viewers
+CHARACTER, LINE = 0.06, 0.13  # inches, of a label in 7 point
+GAP, HEADING = 0.08, 0.42  # inches
+LEGEND = "Each row is a token that looks, its squares are what it looks at; grey is masked."
+
+
+@dataclasses.dataclass(frozen=True)
+class Map:
+    """The weights of one kind of attention.
+
+    name: as "attention", or "decoder/cross_attention". layers, heads: their numbers.
+    weights_LHTS: each row sums to 1. queries, keys: a label for each.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    weights_LHTS: np.ndarray
+    queries: Sequence[str]
+    keys: Sequence[str]
+
+
+def collect(seen: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
+    """The attention weights among what `make_capture` saw of a batch of one text, by the kind of attention.
+
+    "block_3/attention/attention_weights" (1, H, T, S) is layer 3 of the kind "attention"; where layers are scanned,
+    "blocks/attention/attention_weights" (L, 1, H, T, S) holds all of them.
+
+    Returns:
+        kind -> (numbers of the layers, weights_LHTS in float32).
+    """
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for path, weights in seen.items():
+        *parts, last = path.split("/")
+        if last != WEIGHTS:
+            continue
+        layers = found.setdefault("/".join(part for part in parts if not LAYER.match(part)), {})
+        if weights.ndim == 5:
+            layers |= {i: np.asarray(w[0], np.float32) for i, w in enumerate(weights)}
+        else:
+            numbers = [int(m[1]) for part in parts if (m := LAYER.match(part)) and m[1]]
+            layers[numbers[-1] if numbers else 0] = np.asarray(weights[0], np.float32)
+    return {
+        kind: (tuple(sorted(layers)), np.stack([layers[i] for i in sorted(layers)])) for kind, layers in found.items()
+    }
+
+
+def select(whole: Map, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Map:
+    """Some layers and heads, in the order given; None is all. Raises UserError for one that is not there."""
+    rows = _places("--layers", layers, whole.layers)
+    columns = _places("--heads", heads, whole.heads)
+    return dataclasses.replace(
+        whole,
+        layers=tuple(whole.layers[i] for i in rows),
+        heads=tuple(whole.heads[i] for i in columns),
+        weights_LHTS=whole.weights_LHTS[rows][:, columns],
+    )
+
+
+def _places(flag: str, wanted: Sequence[int] | None, there: tuple[int, ...]) -> list[int]:
+    for number in wanted or ():
+        if number not in there:
+            raise UserError(f"{flag}={number}: the model has {there[0]} to {there[-1]}")
+    return [there.index(number) for number in (there if wanted is None else wanted)]
+
+
+PATTERNS = {
+    "its own token": lambda t, s, queries, keys: s == t,
+    "the token before": lambda t, s, queries, keys: s == t - 1,
+    "the token after": lambda t, s, queries, keys: s == t + 1,
+    "the first token": lambda t, s, queries, keys: s == 0,
+    "what came after the same token before": lambda t, s, queries, keys: 0 < s <= t and keys[s - 1] == queries[t],
+}
+
+
+def habits(found: Map) -> list[tuple[str, int, int, float]]:
+    """The head that most keeps to each of a few known habits: (where it looks, layer, head, mean weight there).
+
+    The mean is over the queries that have such a key and a choice: of a causal mask the first query has none. Of
+    attention to another sequence only "the first token" means something. The last pattern is the induction head's
+    (Olsson et al. 2022, arXiv:2209.11895).
+    """
+    own = list(found.queries) == list(found.keys)
+    choice_T = (found.weights_LHTS > 0).sum(-1).max((0, 1)) > 1
+    rows = []
+    for name, fits in PATTERNS.items():
+        if not own and name != "the first token":
+            continue
+        at_TS = np.asarray(
+            [[fits(t, s, found.queries, found.keys) for s in range(len(found.keys))] for t in range(len(found.queries))]
+        )
+        rows_T = at_TS.any(-1) & choice_T & (np.arange(len(found.queries)) > 0)
+        mean_LH = (found.weights_LHTS * at_TS).sum(-1)[..., rows_T].mean(-1) if rows_T.any() else np.zeros((1, 1))
+        if mean_LH.any():
+            layer, head = np.unravel_index(mean_LH.argmax(), mean_LH.shape)
+            rows.append((name, found.layers[layer], found.heads[head], float(mean_LH[layer, head])))
+    return rows
+
+
+def draw(maps: Sequence[Map], title: str) -> Any:
+    """A matplotlib figure of the maps, one below the other, with one colour bar. Grey is exactly 0: masked.
+
+    Raises:
+        UserError: it would be too large to look at.
+    """
+    from matplotlib import cm, colormaps, colors
+    from matplotlib.figure import Figure
+
+    parts = [_Part(m) for m in maps]
+    width = max(part.width for part in parts) + 1.0
+    height = sum(part.height for part in parts) + 0.65
+    if max(width, height) * DPI > MAX_PIXELS:
+        sizes = "; ".join(
+            f"{m.name}: {len(m.layers)} layers, {len(m.heads)} heads, {len(m.queries)} x {len(m.keys)}" for m in maps
+        )
+        raise UserError(
+            f"--text: the picture would have {width * DPI:,.0f} x {height * DPI:,.0f} pixels, more than {MAX_PIXELS:,} "
+            f"on a side ({sizes} tokens); shorten the text, or choose some with --layers=0,1 and --heads=0,1"
+        )
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    # The root of the weight, so that a weight of 0.1 is still seen beside one of 1.
+    scale = cm.ScalarMappable(colors.PowerNorm(0.5, 0.0, 1.0), colormaps["Blues"].with_extremes(bad="0.9"))
+    top = height - 0.55
+    figure.text(0.12 / width, (height - 0.2) / height, title, fontsize=11, va="center")
+    figure.text(0.12 / width, (height - 0.4) / height, LEGEND, fontsize=8, color="0.35", va="center")
+    for part in parts:
+        part.draw(figure, top, scale)
+        top -= part.height
+    bar_height = min(3.0, height - 1.2)
+    axis = figure.add_axes((1 - 0.75 / width, (height - 0.75 - bar_height) / height, 0.14 / width, bar_height / height))
+    figure.colorbar(scale, cax=axis, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
+    axis.tick_params(labelsize=7)
+    axis.set_title("weight", fontsize=8)
+    return figure
+
+
+class _Part:
+    """One map's panels, and the room that they take, in inches."""
+
+    def __init__(self, found: Map):
+        self.map = found
+        self.queries, self.query_fonts = legible(found.queries)
+        self.keys, self.key_fonts = legible(found.keys)
+        self.left = 0.55 + CHARACTER * max(map(len, self.queries))
+        self.foot = 0.25 + CHARACTER * max(map(len, self.keys))
+        self.panel = (max(1.1, LINE * len(self.keys)), max(1.1, LINE * len(self.queries)))
+        self.width = self.left + len(found.heads) * (self.panel[0] + GAP)
+        self.height = HEADING + len(found.layers) * (self.panel[1] + GAP) + self.foot
+
+    def draw(self, figure: Any, top: float, scale: Any) -> None:
+        width, height = figure.get_size_inches()
+        write = lambda x, y, text, **how: figure.text(x / width, y / height, text, va="center", **how)
+        write(0.12, top - 0.15, self.map.name, fontsize=9, weight="bold")
+        for i, layer in enumerate(self.map.layers):
+            y = top - HEADING - (i + 1) * (self.panel[1] + GAP) + GAP
+            write(0.22, y + self.panel[1] / 2, f"layer {layer}", rotation=90, fontsize=8, ha="center")
+            for j, head in enumerate(self.map.heads):
+                x = self.left + j * (self.panel[0] + GAP)
+                axis = figure.add_axes((x / width, y / height, self.panel[0] / width, self.panel[1] / height))
+                weights_TS = self.map.weights_LHTS[i, j]
+                shown = np.ma.masked_where(weights_TS == 0, weights_TS)
+                axis.imshow(shown, cmap=scale.cmap, norm=scale.norm, aspect="auto", interpolation="nearest")
+                axis.set(label=f"{self.map.name}, layer {layer}, head {head}", xticks=[], yticks=[])
+                axis.tick_params(length=1.5, labelsize=7, pad=2)
+                axis.spines[:].set_linewidth(0.4)
+                if i == 0:
+                    axis.set_title(f"head {head}", fontsize=8, pad=3)
+                if i == len(self.map.layers) - 1:
+                    axis.set_xticks(range(len(self.keys)), self.keys, rotation=90, family=self.key_fonts)
+                if j == 0:
+                    axis.set_yticks(range(len(self.queries)), self.queries, family=self.query_fonts)

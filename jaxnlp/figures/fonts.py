@@ -1,0 +1,47 @@
+"""Labels in any script: fonts of this machine that have the characters, and codes for what none has."""
+
+import functools
+from collections.abc import Iterable
+
+FIRST = "DejaVu Sans Mono"  # comes with matplotlib
+
+
+def legible(labels: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(labels, families): the labels, and the font families to draw them with, for matplotlib's `family`.
+
+    Characters that the first family lacks are looked for in the fonts of the machine; one that none has is written as
+    its code, as <U+4E2D>, so that nothing becomes an empty box unnoticed.
+    """
+    labels = list(labels)
+    chosen = [FIRST]
+    missing = {c for label in labels for c in label if ord(c) not in _characters(FIRST)}
+    for family in sorted(_files()) if missing else ():
+        if family.startswith("Last Resort"):  # has a box for every character
+            continue
+        has = {c for c in missing if ord(c) in _characters(family)}
+        if has:
+            chosen.append(family)
+            missing -= has
+        if not missing:
+            break
+    codes = str.maketrans({c: f"<U+{ord(c):04X}>" for c in missing})
+    return [label.translate(codes) for label in labels], chosen
+
+
+@functools.cache
+def _files() -> dict[str, str]:
+    """Upright families of this machine, in order of name, and a file of each."""
+    from matplotlib import font_manager
+
+    upright = [entry for entry in font_manager.fontManager.ttflist if entry.style == "normal"]
+    return {entry.name: entry.fname for entry in sorted(upright, key=lambda e: (e.name, e.weight != 400))[::-1]}
+
+
+@functools.cache
+def _characters(family: str) -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(FT2Font(_files()[family]).get_charmap())
+    except (KeyError, OSError, RuntimeError):  # a font file that cannot be read has no characters
+        return frozenset()
