@@ -85,7 +85,7 @@ class SentencePairReader:
         self._cls, self._sep, self._room = cls, sep, length - 3
         if self._room < 2:
             raise FieldError("data.seq_len", length, "expected 5 or more: two texts between [CLS], [SEP] and [SEP]")
-        borders = _borders(store)
+        borders = borders_of(store)
         starts, sizes = borders[:-1] + 1, np.diff(borders) - 1
         self._starts, self._sizes = starts[sizes > 0], sizes[sizes > 0]
         if len(self._starts) < 2:
@@ -135,7 +135,7 @@ class SentencePairReader:
         return self._store.read(start + int(begin), start + int(end))
 
 
-def _borders(store: TokenStore) -> np.ndarray:
+def borders_of(store: TokenStore) -> np.ndarray:
     """Places of the separators, in order: before each document, and after the last."""
     found = []
     for start in range(0, len(store), 1 << 22):

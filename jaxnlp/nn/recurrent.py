@@ -1,6 +1,7 @@
 """Recurrent networks: LSTM and GRU, stacked, in one direction or both, exact under padding.
 
-A cell is a small config object; `Recurrent` runs it over a sequence. The products with the input are one product
+A cell is a small config object; `Recurrent` runs it over a sequence, `RecurrentLayer` is one layer of it in one
+direction, to be stacked otherwise. The products with the input are one product
 for all steps; only the recurrence itself is scanned.
 Shape legend: B batch, T length, D input features, G gates, H hidden units, P features of the output
 (H, or an LSTM's projection).
@@ -122,8 +123,9 @@ class Recurrent(nn.Module):
         """Returns (outputs_BTP, states).
 
         Args:
-            mask_BT: true on real tokens. At padding the state stands still and the output is zero, so a
-                row gives what it would alone, wherever its padding is. None: all are real.
+            mask_BT: true on real tokens, or segments: integers, 0 on padding, and where another number follows
+                a new sequence begins, from the zero state. At padding the state stands still and the output is
+                zero, so a sequence gives what it would alone, wherever the padding is. None: all are real.
             states: first states as this returns them, one tuple (c, h) or (h,) a layer and direction,
                 forward first; None is zeros.
 
@@ -144,7 +146,7 @@ class Recurrent(nn.Module):
         for i in range(self.num_layers):
             outputs = []
             for way in ways:
-                layer = _Layer(self.cell, self.features, bool(way), self.policy, name=f"layer_{i}{way}")
+                layer = RecurrentLayer(self.cell, self.features, bool(way), self.policy, name=f"layer_{i}{way}")
                 y_BTP, state = layer(x_BTD, mask_BT, None if states is None else states[len(final)])
                 outputs.append(y_BTP)
                 final.append(state)
@@ -154,7 +156,12 @@ class Recurrent(nn.Module):
         return x_BTD, final
 
 
-class _Layer(nn.Module):
+class RecurrentLayer(nn.Module):
+    """One layer in one direction: (x_BTD, mask_BT, state or None) -> (outputs_BTP, state), as `Recurrent` has them.
+
+    reverse: from the last token to the first; the outputs stay in their places.
+    """
+
     cell: Any
     features: int
     reverse: bool
@@ -183,15 +190,21 @@ class _Layer(nn.Module):
         hidden = lambda h_BP: (matmul(h_BP, U, policy) + b).reshape(B, *shape)
         project = lambda h_BH: h_BH if V is None else matmul(h_BH, V, policy)
 
-        def one(state, inputs):
-            x_BGH, real_B = inputs
+        def one(carry, inputs):
+            (state, segment_B), (x_BGH, mask_B) = carry, inputs
+            if mask_B is None:
+                new = cell.step(state, x_BGH, hidden, project)
+                return (new, segment_B), new[-1]
+            real_B = mask_B != 0
+            begins_B = real_B & (segment_B != 0) & (segment_B != mask_B)
+            state = tuple(jnp.where(begins_B[:, None], 0.0, x) for x in state)
             new = cell.step(state, x_BGH, hidden, project)
-            if real_B is None:
-                return new, new[-1]
             stay = tuple(jnp.where(real_B[:, None], a, b) for a, b in zip(new, state, strict=True))
-            return stay, jnp.where(real_B[:, None], new[-1], 0.0)
+            return (stay, jnp.where(real_B, mask_B, segment_B)), jnp.where(real_B[:, None], new[-1], 0.0)
 
-        inputs = (jnp.moveaxis(x_BTGH, 1, 0), None if mask_BT is None else jnp.moveaxis(mask_BT != 0, 1, 0))
+        mask_TB = None if mask_BT is None else jnp.moveaxis(jnp.asarray(mask_BT, jnp.int32), 1, 0)
         start = cell.start(B, H) if state is None else jax.tree.map(lambda x: x.astype(jnp.float32), tuple(state))
-        state, y_TBP = jax.lax.scan(one, start, inputs, reverse=self.reverse)
+        # The carry holds the segment of the last real token.
+        inputs, carry = (jnp.moveaxis(x_BTGH, 1, 0), mask_TB), (start, jnp.zeros(B, jnp.int32))
+        (state, _), y_TBP = jax.lax.scan(one, carry, inputs, reverse=self.reverse)
         return jnp.moveaxis(y_TBP, 0, 1).astype(policy.dtype), state

@@ -21,7 +21,7 @@ Rules = Mapping[str, Any]
 REPLICATED: dict[str, Any] = dict.fromkeys(
     (
         *("embed", "embed_out", "mlp", "heads", "kv_heads", "kv", "vocab", "length", "types", "buckets", "gates"),
-        *("classes", "layers", "norm", "rank"),
+        *("classes", "layers", "norm", "rank", "characters", "char", "width", "filters"),
     )
 )
 """Every parameter whole on every device: one device, or plain data parallelism."""

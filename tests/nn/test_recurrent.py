@@ -126,3 +126,14 @@ def test_bad_fields_are_named(field):
     if field == "projection_clip":
         with pytest.raises(FieldError, match="set projection_dim"):
             LSTM(projection_clip=3.0).check()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_packed_sequences_equal_themselves_alone(rng, cell):
+    a, b, c = (jnp.asarray(rng.standard_normal((1, n, 3)), jnp.float32) for n in (3, 4, 2))
+    module = network(cell)
+    params = {"params": init(module, a)}
+    packed = jnp.concatenate([a, b, b[:, :1] * 9, c], 1)
+    out, _ = module.apply(params, packed, jnp.asarray([[1] * 3 + [2] * 4 + [0] + [3] * 2]))
+    alone = [module.apply(params, x)[0] for x in (a, b)] + [jnp.zeros_like(out[:, :1]), module.apply(params, c)[0]]
+    np.testing.assert_allclose(out, jnp.concatenate(alone, 1), atol=1e-6)

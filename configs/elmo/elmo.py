@@ -1,0 +1,47 @@
+"""ELMo at its published sizes (Peters et al. 2018; the smaller ones are AllenNLP's).
+
+Variants, with their parameters softmax aside: "original" (93.6M), "medium" (28.0M), "small" (13.6M).
+
+  python -m experiments.train --config=configs/elmo/elmo.py:original --workdir=runs/elmo --dry_run
+
+Windows of 20 words in batches of 3 x 128, for ten epochs of the 1B Word Benchmark, are the published setting. Point
+`data` at a corpus tokenized by experiments.tokenize (docs/data.md). The softmax is over the whole vocabulary, where the
+authors sampled it (8,192 of 793,471 words a step): take a vocabulary of tens of thousands.
+"""
+
+from jaxnlp.data.characters import Characters
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.sources import Embedded
+from jaxnlp.data.tokenizer import SentencePiece
+from jaxnlp.errors import UserError
+from jaxnlp.models.elmo import ElmoConfig
+from jaxnlp.objectives.bilm import BiLM
+from jaxnlp.optim import OptimConfig
+from jaxnlp.train.experiment import Experiment
+
+SIZES = {
+    "original": {},
+    "medium": {"num_highway": 1, "embed_dim": 256, "hidden_dim": 2048},
+    "small": {"num_highway": 1, "embed_dim": 128, "hidden_dim": 1024},
+}
+
+
+def get_config(variant: str = "original") -> Experiment:
+    if variant not in SIZES:
+        raise UserError(f"elmo.py:{variant}: no such variant; expected {', '.join(SIZES)}")
+    return Experiment(
+        model=ElmoConfig(**SIZES[variant]),
+        data=DataConfig(
+            source=Embedded(),
+            tokenizer=SentencePiece(vocab_size=32768),
+            examples=Characters(),
+            seq_len=20,
+            batch_size=384,
+        ),
+        objective=BiLM(),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=1000, weight_decay=0.0, clip_norm=10.0),
+        steps=1_000_000,
+        log_every=100,
+        eval_every=5000,
+        checkpoint_every=5000,
+    )

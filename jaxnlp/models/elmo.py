@@ -1,0 +1,233 @@
+"""ELMo: a forward and a backward LSTM language model over words read as characters.
+
+Peters et al. 2018, arXiv:1802.05365, sections 3.1 to 3.4; the sizes and the character CNN are those of the published
+model (Jozefowicz et al. 2016, arXiv:1602.02410; Kim et al. 2016). A word's features are a mix of all layers of both
+directions: `ScalarMix`, and `features` from words to vectors.
+
+Shape legend: B batch, T words, C characters of a word, L layers, P size of a direction, H units of an LSTM,
+V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn import checks
+from jaxnlp.nn.characters import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, CharacterCNN, spell
+from jaxnlp.nn.linear import Embed
+from jaxnlp.nn.norms import normalise
+from jaxnlp.nn.partitioning import constrain, parameter
+from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.recurrent import LSTM, RecurrentLayer
+
+FILTERS = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
+ROUND = 16  # `features` pads sentences to multiples of so many words, so that few lengths are compiled
+
+
+@dataclasses.dataclass(kw_only=True)
+class ElmoConfig:
+    """An ELMo's shape. The defaults are the published model's.
+
+    vocab_size: of the words it predicts; None takes the tokenizer's. It reads any word.
+    max_chars: characters of a word, its two markers included.
+    char_dim: size of a character's vector. filters: (width, how many) of each kind.
+    num_highway: highway layers after the filters.
+    embed_dim: P, of the word vectors and of each direction of each layer. hidden_dim: H, units of an LSTM.
+    num_layers: LSTMs in each direction. All but the first add their input to their output.
+    cell_clip, projection_clip: bounds of an LSTM's cell and of its output; None: none.
+    dropout_rate: of the input of each LSTM and of the output map.
+    """
+
+    longest = None
+    vocab_size: int | None = None
+    max_chars: int = 50
+    char_dim: int = 16
+    filters: tuple[tuple[int, int], ...] = FILTERS
+    num_highway: int = 2
+    embed_dim: int = 512
+    hidden_dim: int = 4096
+    num_layers: int = 2
+    cell_clip: float | None = 3.0
+    projection_clip: float | None = 3.0
+    dropout_rate: float = 0.1
+    policy: Policy = dataclasses.field(default_factory=Policy)
+
+    def check(self) -> None:
+        """Raises FieldError naming the first field whose value cannot work."""
+        checks.positive(self, "vocab_size", "char_dim", "embed_dim", "hidden_dim", "num_layers")
+        checks.rates(self, "dropout_rate")
+        if self.num_highway < 0:
+            raise FieldError("num_highway", self.num_highway, "expected zero or more")
+        if not self.filters:
+            raise FieldError("filters", self.filters, "expected one kind or more, as ((1, 32), (2, 64))")
+        for kind in self.filters:
+            if len(kind) != 2 or min(kind) < 1:
+                raise FieldError("filters", kind, "expected (width, how many), both positive, as (3, 64)")
+        widest = max(width for width, _ in self.filters)
+        if self.max_chars < max(3, widest):
+            raise FieldError("max_chars", self.max_chars, f"expected 3 or more, and the widest filter has {widest}")
+        self.cell.check()
+
+    @property
+    def cell(self) -> LSTM:
+        return LSTM(projection_dim=self.embed_dim, cell_clip=self.cell_clip, projection_clip=self.projection_clip)
+
+    def module(self) -> "Elmo":
+        return Elmo(self)
+
+    def inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct]:
+        """What the module is called with: character ids (B, T, C)."""
+        return (jax.ShapeDtypeStruct((batch, length, self.max_chars), jnp.int32),)
+
+    def flops_per_token(self, length: int) -> float:
+        """Floating-point operations of one training step per word: three times the forward pass. Products only."""
+        C, E, F, P, H = self.max_chars, self.char_dim, sum(n for _, n in self.filters), self.embed_dim, self.hidden_dim
+        characters = sum(2 * (C - width + 1) * width * E * count for width, count in self.filters)
+        characters += self.num_highway * 4 * F * F + 2 * F * P
+        assert self.vocab_size is not None
+        direction = self.num_layers * 2 * (8 * H * P + H * P) + 2 * P * self.vocab_size
+        return 3.0 * (characters + 2 * direction)
+
+
+class Elmo(nn.Module):
+    """Words to the layers of both directions, and to what each predicts.
+
+    Parameters: `words`, the character CNN; `forward_i` and `backward_i`, the LSTMs; `softmax`, which both
+    directions share: `embed` (V, P) and `bias` (V,).
+    """
+
+    config: ElmoConfig
+
+    @nn.compact
+    def __call__(self, tokens_BTC, *, segment_ids=None, deterministic: bool = True) -> dict[str, jax.Array]:
+        """A dict of layers and logits. Under `jit`, what is not used is not computed.
+
+        Args:
+            tokens_BTC: character ids, as `nn.characters.spell` makes them.
+            segment_ids: (B, T) integers; another number begins another sentence, which sees nothing of the one
+                before, and 0 is padding. None: one sentence a row, and its padding is where every character is 0.
+            deterministic: False applies dropout, and needs the "dropout" key.
+
+        Returns:
+            layers (L + 1, B, T, 2P), float32: the word vectors twice side by side, then each layer's forward and
+                backward output; 0 at padding.
+            forward, backward (B, T, V), float32: logits of the word after and of the word before.
+
+        Raises:
+            UserError: words of another length than `max_chars`.
+        """
+        c = self.config
+        if tokens_BTC.ndim != 3 or tokens_BTC.shape[-1] != c.max_chars:
+            raise UserError(
+                f"model.max_chars={c.max_chars}: the tokens have shape {tokens_BTC.shape}, expected (batch, words, "
+                f"{c.max_chars}); give data.examples.max_chars and model.max_chars the same number"
+            )
+        segments_BT = (tokens_BTC != NO_WORD).any(-1) if segment_ids is None else segment_ids
+        drop = nn.Dropout(c.dropout_rate, deterministic=deterministic)
+        words = CharacterCNN(c.char_dim, c.filters, c.num_highway, c.embed_dim, c.policy, name="words")
+        x_BTP = jnp.where((segments_BT != 0)[..., None], words(tokens_BTC), 0)
+        x_BTP = constrain(x_BTP, "batch", "length", "activation")
+        ways = {"forward": [x_BTP], "backward": [x_BTP]}
+        for way, found in ways.items():
+            for i in range(c.num_layers):
+                x_BTP = drop(found[-1])
+                layer = RecurrentLayer(c.cell, c.hidden_dim, way == "backward", c.policy, name=f"{way}_{i}")
+                y_BTP, _ = layer(x_BTP, segments_BT, None)
+                y_BTP = y_BTP if i == 0 else x_BTP + y_BTP
+                found.append(constrain(y_BTP, "batch", "length", "activation"))
+        both = [jnp.concatenate(pair, axis=-1) for pair in zip(*ways.values(), strict=True)]
+        softmax = Softmax(c, name="softmax")
+        logits = {way: softmax(drop(found[-1])) for way, found in ways.items()}
+        return {"layers": jnp.stack(both).astype(jnp.float32), **logits}
+
+
+class Softmax(nn.Module):
+    """W h + b, over the vocabulary. Parameters: `embed` (V, P), `bias` (V,)."""
+
+    config: ElmoConfig
+
+    @nn.compact
+    def __call__(self, x_BTP) -> jax.Array:
+        c = self.config
+        assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
+        init = nn.initializers.normal(c.embed_dim**-0.5)
+        table = Embed(c.vocab_size, c.embed_dim, c.policy, embedding_init=init, name="embed")
+        bias_V = parameter(self, "bias", nn.initializers.zeros, ("vocab",), (c.vocab_size,), c.policy.param_dtype)
+        return table.logits(x_BTP) + bias_V.astype(jnp.float32)
+
+
+class ScalarMix(nn.Module):
+    """gamma sum_j s_j h_j, s = softmax of weights a task learns (equation 1): one vector a word out of all layers.
+
+    norm: each vector is first brought to mean 0 and variance 1 (Ba et al. 2016), without gain and bias of its own.
+    Parameters: `weights` (L + 1,), zeros, so that it begins as the mean; `gamma` (), 1.
+    """
+
+    norm: bool = False
+    epsilon: float = 1e-12
+
+    @nn.compact
+    def __call__(self, layers: jax.Array) -> jax.Array:
+        """layers (L + 1, ..., D) -> (..., D)."""
+        weights = parameter(self, "weights", nn.initializers.zeros, ("layers",), layers.shape[:1], "float32")
+        gamma = parameter(self, "gamma", nn.initializers.ones, (), (), "float32")
+        if self.norm:
+            layers = normalise(layers, jnp.ones(layers.shape[-1:]), self.epsilon, True)
+        return gamma * jnp.tensordot(jax.nn.softmax(weights), layers, 1)
+
+
+def features(
+    config: ElmoConfig,
+    params: Any,
+    sentences: Sequence[Sequence[str]],
+    *,
+    mix: Any = None,
+    norm: bool = False,
+    batch_size: int = 32,
+) -> list[np.ndarray]:
+    """Contextual vectors of words; any word has one.
+
+    Args:
+        config, params: of a trained `Elmo`.
+        sentences: the words of each, spelled as in training (where its tokens carry the space before a word, so do
+            these). Each sentence stands between the two sentence markers, which get no vector.
+        mix: parameters of a trained `ScalarMix` with this `norm`; None gives every layer.
+        batch_size: sentences run together; those of like length are.
+
+    Returns:
+        For each sentence, in order, its words' vectors: (words, 2P), or without a mix (L + 1, words, 2P). float32.
+    """
+    module = config.module()
+
+    def run(params, mix, tokens_BTC):
+        out: Any = module.apply({"params": params}, tokens_BTC)
+        layers = out["layers"]
+        return layers if mix is None else ScalarMix(norm).apply({"params": mix}, layers)
+
+    run, found = jax.jit(run), {}
+    for numbers, tokens_BTC in batches(config, sentences, batch_size):
+        vectors = np.asarray(run(params, mix, tokens_BTC))
+        for row, number in enumerate(numbers):
+            found[number] = vectors[..., row, 1 : 1 + len(sentences[number]), :]
+    return [found[number] for number in range(len(sentences))]
+
+
+def batches(
+    config: ElmoConfig, sentences: Sequence[Sequence[str]], batch_size: int
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """(numbers of the sentences, their character ids (B, T, C)), shortest first; unused rows are padding."""
+    order = sorted(range(len(sentences)), key=lambda number: len(sentences[number]))
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        T = -(-(len(sentences[numbers[-1]]) + 2) // ROUND) * ROUND
+        tokens_BTC = np.full((batch_size, T, config.max_chars), NO_WORD, np.int32)
+        for row, number in enumerate(numbers):
+            words = spell([BEGIN_SENTENCE, *sentences[number], END_SENTENCE], config.max_chars)
+            tokens_BTC[row, : len(words)] = words
+        yield numbers, tokens_BTC

@@ -1,0 +1,44 @@
+"""Predicting the next word and the word before: the objective of ELMo.
+
+Shape legend: B batch, T length, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.nn.losses import token_nll
+
+
+@dataclasses.dataclass(kw_only=True)
+class BiLM:
+    """The mean cross-entropy of a forward and a backward language model, trained together.
+
+    Peters et al. 2018, arXiv:1802.05365, section 3.1. Each direction predicts every word of the text once, so the mean
+    of the two is in nats a word, as a `CausalLM`'s is.
+    """
+
+    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+        """Sums over a batch, as `CausalLM.loss`.
+
+        Args:
+            apply: (params, tokens, segment_ids=, key=) -> {"forward", "backward": logits_BTV}.
+            batch: as `data.characters.Characters` makes it.
+
+        Returns:
+            (half the sum of both directions in nats, half the sum of their weights, {"nll": that sum, "forward_nll",
+            "backward_nll": each with its own weight}).
+        """
+        out = apply(params, batch["tokens"], segment_ids=batch["segment_ids"], key=key)
+        metrics: dict[str, Any] = {}
+        for way in ("forward", "backward"):
+            nll_BT, _ = token_nll(out[way], batch[f"{way}_targets"])
+            weights_BT = batch[f"{way}_weights"]
+            # Where nothing is predicted a model may give the target no probability at all: 0 * inf.
+            nll = jnp.sum(jnp.where(weights_BT == 0, 0.0, nll_BT * weights_BT))
+            metrics[f"{way}_nll"] = (nll, jnp.sum(weights_BT))
+        total, weight = (sum(pair) / 2 for pair in zip(*metrics.values(), strict=True))
+        return total, weight, {"nll": total, **metrics}
