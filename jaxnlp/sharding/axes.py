@@ -1,5 +1,6 @@
 """Between Linen modules and plain trees: the one file here that knows Flax."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -26,6 +27,26 @@ def abstract_params(module: Any, *args: Any) -> tuple[Any, Any]:
 
     is_spec = lambda x: isinstance(x, PartitionSpec)
     return shapes, jax.tree.map(names, shapes, jax.tree.map(lambda s: s, specs, is_leaf=is_spec))
+
+
+def parameter_table(module: Any, *args: Any) -> list[tuple[tuple[str, ...], tuple[int, ...], tuple[str | None, ...]]]:
+    """(path, shape, logical axes) of each parameter, in the order in which the module makes them.
+
+    That is the order of the computation for whatever is not scanned; trees that have passed through JAX have the
+    order of the alphabet. Arguments as `abstract_params`.
+    """
+    rows = []
+
+    def walk(tree, path):
+        for name, x in tree.items():
+            if isinstance(x, Mapping):
+                walk(x, (*path, name))
+            else:
+                shape, names = nn.meta.unbox(x).shape, tuple(nn.get_partition_spec(x))
+                rows.append(((*path, name), shape, names + (None,) * (len(shape) - len(names))))
+
+    jax.eval_shape(lambda *a: walk(module.init(jax.random.key(0), *a)["params"], ()), *args)
+    return rows
 
 
 def example_inputs(config: Any, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:

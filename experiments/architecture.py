@@ -1,0 +1,53 @@
+"""Draw a model's architecture from its parameter table: boxes by path, shapes by logical axis, counts.
+
+python -m experiments.architecture --config=configs/gpt/gpt2.py:small --out=gpt2.png
+python -m experiments.architecture --config=configs/gpt/tiny.py --config.model.num_layers=8 --out=deep.png
+"""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+CONFIG = cli.define_config()
+OUT = flags.DEFINE_string("out", None, "PNG to write.")
+
+
+def main() -> None:
+    from jaxnlp.figures.architecture import draw, tree
+    from jaxnlp.sharding.axes import example_inputs, parameter_table
+    from jaxnlp.train.loop import prepare
+
+    if CONFIG.value is None:
+        raise UserError("--config: not given; expected a config file, or --config_json=FILE")
+    if OUT.value is None or not OUT.value.endswith(".png"):
+        raise UserError(f"--out={OUT.value}: expected a name that ends in .png")
+    experiment, _ = prepare(CONFIG.value)
+    model, name = experiment.model, type(experiment.model).__name__.removesuffix("Config")
+    # Neither changes the parameters, and without them the table has the order in which they are used.
+    plain = {name: value for name, value in (("scan_layers", False), ("remat", "none")) if hasattr(model, name)}
+    model = dataclasses.replace(model, **plain)
+    root = tree(name, parameter_table(model.module(), *example_inputs(model, 1, experiment.data.seq_len)))
+    out = pathlib.Path(OUT.value)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draw(root, f"{name}, {config_name()}").savefig(out)
+    except OSError as e:
+        raise UserError(f"--out={out}: cannot be written ({e.strerror})") from None
+    print(f"written: {out} ({root.count:,} parameters)")
+
+
+def config_name() -> str:
+    """The config as the command line gives it, without folders."""
+    import sys
+
+    given = [a.split("=", 1)[1] for a in sys.argv if a.startswith(("--config=", "--config_json="))]
+    return given[-1].rsplit("/", 1)[-1] if given else ""
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)
