@@ -5,8 +5,8 @@
   NANOGPT=../nanoGPT NANODO=../nanodo python -m experiments.bench      with checkouts of your own
 
 Suites: train-baby, train-baby-one (the same on one core, by CPU time), train-mid, bf16-baby, bf16-mid,
-decode-baby, decode-gpt2, loop, start. Peers are
-installed in .bench/. Results go to docs/performance.json and the tables of docs/performance.md.
+decode-baby, decode-gpt2, bert-forward, bert-forward-bf16, bert-mlm, bert-mlm-bf16, beam-gpt2, beam-baby, loop,
+start. Peers are installed in .bench/. Results go to docs/performance.json and the tables of docs/performance.md.
 """
 
 import os
@@ -24,7 +24,7 @@ from absl import flags
 
 from experiments.bench import page, peers
 from experiments.bench.harness import Contender, measure, row
-from experiments.bench.shapes import SHAPES, train_flops
+from experiments.bench.shapes import PREDICTED, SHAPES, masked_lm_flops, train_flops, trunk_flops
 from jaxnlp import cli, runtime
 from jaxnlp.errors import UserError
 
@@ -34,6 +34,7 @@ SECONDS = flags.DEFINE_float("seconds", 1.0, "Seconds of one contender's turn, o
 SAVE = flags.DEFINE_bool("save", True, "Write docs/performance.json and the tables of docs/performance.md.")
 
 TUNABLES = "glibc.malloc.hugetlb=1"  # as the Makefile sets it
+SYSTEM = {"JAXNLP_ALLOCATOR": "system", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "true", "GLIBC_TUNABLES": ""}
 
 HERE = pathlib.Path(__file__).resolve().parent
 LOGS = peers.FOLDER / "logs"
@@ -150,7 +151,7 @@ def train(shape: str, one_core: bool = False) -> dict[str, Any]:
             "jaxnlp, system allocator",
             "train",
             *args,
-            env={"JAXNLP_ALLOCATOR": "system", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "true", "GLIBC_TUNABLES": ""},
+            env=SYSTEM,
             **size,
         ),
     ]
@@ -189,19 +190,64 @@ def bf16(shape: str) -> dict[str, Any]:
     return run(f"Training step, bfloat16, {shape}", "tokens/s", contenders, bases, gemm_limit("bfloat16"), note)
 
 
-def decode(shape: str, cases: list[tuple[int, int, int]]) -> dict[str, Any]:
-    """Greedy generation with a cache, prefill included, beside `generate` of transformers."""
+def bert(what: str, bf16: bool) -> dict[str, Any]:
+    """BERT-base: its forward pass, or a training step of masked words, beside transformers.
+
+    Every row has the same tokens, types and (whole) attention mask, and no dropout. transformers puts every position
+    through the output map; the row "all positions" does the same work here.
+    """
+    s, forward = SHAPES["bert"], what == "forward"
+    flops = trunk_flops(s) if forward else masked_lm_flops(s, s["length"])
+    size: dict[str, Any] = {"units": s["batch"] * s["length"], "flops": flops}
+    args = [what, "--shape=bert", *(["--bf16"] if bf16 else [])]
+    kind = " bf16 autocast" if bf16 else ""
+    hf = f"HF {'BertModel' if forward else 'BertForMaskedLM'}{kind}"
+    contenders = [
+        torch_peer(f"{hf}, {attention}{words}", *args, "--impl=bert", f"--attention={attention}", *keep, **size)
+        for attention in ("eager", "sdpa")
+        for words, keep in (("", []), (", our allocator settings", ["--keep"]))
+    ]
+    mine = "jaxnlp, bf16 products" if bf16 else "jaxnlp"
+    if forward:
+        contenders.append(ours(mine, *args, **size))
+    else:
+        few = {**size, "flops": masked_lm_flops(s, PREDICTED)}
+        contenders.append(ours(f"{mine}, the {PREDICTED} masked positions", *args, **few))
+        contenders.append(ours(f"{mine}, all positions", *args, f"--predict={s['length']}", **size))
+    if not bf16 and forward:
+        contenders.append(ours("jaxnlp, system allocator", *args, env=SYSTEM, **size))
+    bases = {
+        "HF eager": f"{hf}, eager",
+        "HF eager, same allocator": f"{hf}, eager, our allocator settings",
+        "HF sdpa, same allocator": f"{hf}, sdpa, our allocator settings",
+    }
+    title = "BERT-base forward pass" if forward else "BERT-base masked-word training step"
+    text = f"Batch {s['batch']} x {s['length']}, no dropout."
+    if not forward:
+        text += f" transformers puts all {s['length']} positions of a row through the output map."
+    dtype = "bfloat16" if bf16 else "float32"
+    return run(f"{title}, {dtype}", "tokens/s", contenders, bases, gemm_limit(dtype), text)
+
+
+def decode(shape: str, cases: list[tuple[int, int, int]], beams: int = 1) -> dict[str, Any]:
+    """Generation with a cache, prefill included, beside `generate` of transformers: greedy, or by beam search."""
     rows: list[dict[str, Any]] = []
     note = ""
     for batch, prompt, new in cases:
         args = ["decode", f"--shape={shape}", f"--batch={batch}", f"--prompt={prompt}", f"--new={new}"]
+        args.append(f"--beams={beams}")
         name = f"batch {batch}, {prompt}+{new}"
         hf, mine = f"HF generate, {name}", f"jaxnlp, {name}"
+        kept = f"HF generate, our allocator settings, {name}"
         contenders = [torch_peer(hf, *args, units=batch * new), ours(mine, *args, units=batch * new)]
-        found = run("", "", contenders, {"HF": hf}, None, "")
+        bases = {"HF": hf}
+        if beams > 1:
+            contenders.insert(1, torch_peer(kept, *args, "--keep", units=batch * new))
+            bases["HF, same allocator"] = kept
+        found = run("", "", contenders, bases, None, "")
         rows += found["rows"]
         note = found["note"]
-    title = f"Greedy generation, float32, {shape} shape"
+    title = f"{f'Beam search, {beams} beams' if beams > 1 else 'Greedy generation'}, float32, {shape} shape"
     return {"title": title, "unit": "new tokens/s", "note": f"Whole calls, prefill included. {note}", "rows": rows}
 
 
@@ -263,6 +309,12 @@ ALL = {
     "bf16-mid": lambda: bf16("mid"),
     "decode-baby": lambda: decode("baby", [(1, 32, 128), (16, 32, 128)]),
     "decode-gpt2": lambda: decode("gpt2", [(1, 32, 32), (16, 32, 16)]),
+    "bert-forward": lambda: bert("forward", bf16=False),
+    "bert-forward-bf16": lambda: bert("forward", bf16=True),
+    "bert-mlm": lambda: bert("train", bf16=False),
+    "bert-mlm-bf16": lambda: bert("train", bf16=True),
+    "beam-gpt2": lambda: decode("gpt2", [(1, 32, 32)], beams=4),
+    "beam-baby": lambda: decode("baby", [(4, 32, 128)], beams=4),
     "loop": loop,
     "start": start,
 }

@@ -1,20 +1,23 @@
-"""jaxnlp as a contender: `python -m experiments.bench.ours train|decode|loop --shape=baby ...`."""
+"""jaxnlp as a contender: `python -m experiments.bench.ours train|forward|decode|loop --shape=baby ...`."""
 
 import argparse
 import dataclasses
 import pathlib
 import tempfile
+from typing import Any
 
 from experiments.bench import harness
-from experiments.bench.shapes import SHAPES
+from experiments.bench.shapes import PREDICTED, SHAPES
 
 parser = argparse.ArgumentParser()
-parser.add_argument("what", choices=["train", "decode", "loop", "loop-step", "input"])
+parser.add_argument("what", choices=["train", "forward", "decode", "loop", "loop-step", "input"])
 parser.add_argument("--shape", default="baby")
 parser.add_argument("--bf16", action="store_true")
+parser.add_argument("--predict", type=int, default=PREDICTED, help="words of each sequence that BERT predicts")
 parser.add_argument("--batch", type=int, default=1)
 parser.add_argument("--prompt", type=int, default=32)
 parser.add_argument("--new", type=int, default=128)
+parser.add_argument("--beams", type=int, default=1)
 
 
 def main() -> None:
@@ -23,8 +26,8 @@ def main() -> None:
     from jaxnlp import runtime
 
     runtime.prepare()
-    serve = {"train": train, "decode": decode, "loop": loop, "loop-step": train, "input": read}[a.what]
-    serve(out, a)
+    whats = {"train": train, "forward": forward, "decode": decode, "loop": loop, "loop-step": train, "input": read}
+    whats[a.what](out, a)
 
 
 def experiment(a):
@@ -59,23 +62,38 @@ def experiment(a):
     return Experiment(model=model, data=data, optim=optim, steps=10**9, eval_every=0, checkpoint_every=0)
 
 
+def bert_experiment(a):
+    """BERT-base on masked words alone, under the same optimizer."""
+    from jaxnlp.models.bert import BertConfig
+    from jaxnlp.nn.policy import Policy
+    from jaxnlp.objectives.masked_lm import MaskedLM
+
+    s, e = SHAPES[a.shape], experiment(a)
+    e.model = BertConfig(
+        vocab_size=s["vocab"],
+        max_len=s["length"],
+        num_layers=s["layers"],
+        num_heads=s["heads"],
+        embed_dim=s["dim"],
+        heads=("masked_lm",) if a.what == "train" else ("pooler",),
+        dropout_rate=0.0,
+        policy=Policy(product_dtype="bfloat16" if a.bf16 else None),
+    )
+    e.objective = MaskedLM()
+    return e
+
+
 def train(out, a) -> None:
     """The bare step on batches that are there already."""
     import jax
-    import numpy as np
 
     from jaxnlp.train.program import build
 
-    e = experiment(a)
+    e = bert_experiment(a) if a.shape == "bert" else experiment(a)
     if a.what == "loop-step":  # the loop's own model: it reads bytes
         e.model = dataclasses.replace(e.model, vocab_size=257)
     program = build(e, jax.devices()[:1])
-    random = np.random.default_rng(0)
-    shape = (16, e.data.batch_size, e.data.seq_len + 1)
-    tokens = random.integers(0, e.model.vocab_size, shape).astype(np.int32)
-    weights = np.ones((e.data.batch_size, e.data.seq_len), np.float32)
-    batches = [{"tokens": t[:, :-1], "targets": t[:, 1:], "weights": weights} for t in tokens]
-    batches = jax.device_put(batches, program.batch_sharding)
+    batches = jax.device_put(examples(e, a.predict), program.batch_sharding)
     held = {"state": program.init(), "metrics": None, "i": 0}
 
     def step():
@@ -83,6 +101,42 @@ def train(out, a) -> None:
         held["i"] += 1
 
     harness.serve(out, step, lambda: float(held["metrics"]["loss"]), info={"jax": jax.__version__})
+
+
+def examples(e, predict: int) -> list[dict[str, Any]]:
+    """16 batches of random tokens, as the experiment's objective reads them."""
+    import numpy as np
+
+    random, B, T = np.random.default_rng(0), e.data.batch_size, e.data.seq_len
+    tokens = random.integers(0, e.model.vocab_size, (16, B, T + 1)).astype(np.int32)
+    if getattr(e.objective, "every_token", True):
+        weights = np.ones((B, T), np.float32)
+        return [{"tokens": t[:, :-1], "targets": t[:, 1:], "weights": weights} for t in tokens]
+    places = np.sort(random.permuted(np.broadcast_to(np.arange(T, dtype=np.int32), (16, B, T)), axis=-1)[..., :predict])
+    same = {"types": np.zeros((B, T), np.int32), "segment_ids": np.ones((B, T), np.int32)}
+    same |= {"weights": np.ones((B, predict), np.float32)}
+    found = zip(tokens[..., :-1], places, strict=True)
+    return [{"tokens": t, "predict": p, "targets": np.take_along_axis(t, p, -1), **same} for t, p in found]
+
+
+def forward(out, a) -> None:
+    """The encoder and its pooler, on whole rows with their segments."""
+    import jax
+
+    from jaxnlp.train.program import build
+
+    program = build(bert_experiment(a), jax.devices()[:1])
+    params = program.init().params
+    batches = jax.device_put(examples(program.experiment, a.predict), program.batch_sharding)
+    run = jax.jit(lambda params, b: program.apply(params, b["tokens"], types=b["types"], segment_ids=b["segment_ids"]))
+    held: dict[str, Any] = {"i": 0}
+
+    def step():
+        held["out"] = run(params, batches[held["i"] % 16])
+        held["i"] += 1
+
+    with program.context():
+        harness.serve(out, step, lambda: float(held["out"]["pooled"][0, 0]), info={"jax": jax.__version__})
 
 
 def loop(out, a) -> None:
@@ -110,12 +164,13 @@ def read(out, a) -> None:
 
 
 def decode(out, a) -> None:
-    """Greedy generation with a cache: one step is `new` tokens after a prompt, for the whole batch."""
+    """Greedy generation or beam search with a cache: one step is `new` tokens after a prompt, for the whole batch."""
     import types
 
     import jax
     import numpy as np
 
+    from jaxnlp.generate.beam import BeamSearch, beam_search
     from jaxnlp.models.gpt import GPTConfig
     from jaxnlp.train.load import make_generator
     from jaxnlp.train.program import build
@@ -133,7 +188,11 @@ def decode(out, a) -> None:
     prompts = np.random.default_rng(0).integers(0, s["vocab"] - 1, (a.batch, a.prompt - 1)).tolist()
 
     def step():
-        rows = generator(params, prompts, a.new)
+        if a.beams > 1:
+            found = beam_search(generator, params, prompts, a.new, BeamSearch(num_beams=a.beams))
+            rows = [best.ids for best, *_ in found]
+        else:
+            rows = generator(params, prompts, a.new)
         assert all(len(row) == a.new for row in rows)
 
     harness.serve(out, step, lambda: None, warmup=1, info={"jax": jax.__version__})

@@ -1,7 +1,8 @@
 """nanoGPT and Hugging Face transformers as contenders. Runs in the environment of the peers.
 
-python torch_peer.py train  --impl=nanogpt|hf --shape=baby [--compile] [--bf16] [--keep]
-python torch_peer.py decode --shape=gpt2 --batch=1 --prompt=32 --new=32 [--keep]
+python torch_peer.py train   --impl=nanogpt|hf|bert --shape=baby [--compile] [--bf16] [--keep]
+python torch_peer.py forward --impl=bert --shape=bert --attention=eager [--bf16] [--keep]
+python torch_peer.py decode  --shape=gpt2 --batch=1 --prompt=32 --new=32 [--beams=4] [--keep]
 """
 
 import argparse
@@ -14,19 +15,21 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import harness
-from shapes import SHAPES
+from shapes import PREDICTED, SHAPES
 
 parser = argparse.ArgumentParser()
-parser.add_argument("what", choices=["train", "decode"])
+parser.add_argument("what", choices=["train", "forward", "decode"])
 parser.add_argument("--impl", default="nanogpt")
 parser.add_argument("--shape", default="baby")
 parser.add_argument("--compile", action="store_true")
 parser.add_argument("--bf16", action="store_true")
 parser.add_argument("--keep", action="store_true", help="the allocator settings of jaxnlp.runtime")
 parser.add_argument("--nanogpt", default="")
+parser.add_argument("--attention", default="sdpa", choices=["eager", "sdpa"])
 parser.add_argument("--batch", type=int, default=1)
 parser.add_argument("--prompt", type=int, default=32)
 parser.add_argument("--new", type=int, default=128)
+parser.add_argument("--beams", type=int, default=1)
 
 
 def main() -> None:
@@ -38,7 +41,7 @@ def main() -> None:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    (train if a.what == "train" else decode)(out, a, torch)
+    {"train": train, "forward": forward, "decode": decode}[a.what](out, a, torch)
 
 
 def build(a, torch, positions: int) -> Any:
@@ -58,6 +61,13 @@ def build(a, torch, positions: int) -> Any:
         )
         return nanogpt.GPT(config), lambda model, x, y: model(x, y)[1]
     transformers: Any = importlib.import_module("transformers")
+    if a.impl == "bert":
+        model = transformers.BertForMaskedLM(bert_config(a, transformers, positions))
+        whole = torch.ones((s["batch"], positions), dtype=torch.long)
+        return (
+            model,
+            lambda model, x, y: model(input_ids=x, attention_mask=whole, token_type_ids=whole - 1, labels=y).loss,
+        )
     config = transformers.GPT2Config(
         vocab_size=s["vocab"],
         n_positions=positions,
@@ -69,14 +79,40 @@ def build(a, torch, positions: int) -> Any:
         attn_pdrop=0.0,
         bos_token_id=0,
         eos_token_id=None,
-        attn_implementation="sdpa",
+        attn_implementation=a.attention,
     )
     return transformers.GPT2LMHeadModel(config), lambda model, x, y: model(input_ids=x, labels=x).loss
 
 
-def train(out, a, torch) -> None:
+def bert_config(a, transformers, positions: int) -> Any:
+    s = SHAPES[a.shape]
+    return transformers.BertConfig(
+        vocab_size=s["vocab"],
+        max_position_embeddings=positions,
+        hidden_size=s["dim"],
+        num_hidden_layers=s["layers"],
+        num_attention_heads=s["heads"],
+        intermediate_size=4 * s["dim"],
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attn_implementation=a.attention,
+    )
+
+
+def examples(a, torch) -> list[Any]:
+    """16 pairs (x, y): the next token of each, or for BERT the masked words and -100 elsewhere."""
     import numpy as np
 
+    s, random = SHAPES[a.shape], np.random.default_rng(0)
+    data = random.integers(0, s["vocab"], (16, s["batch"], s["length"] + 1))
+    if a.impl != "bert":
+        return [(torch.from_numpy(b[:, :-1].copy()), torch.from_numpy(b[:, 1:].copy())) for b in data]
+    chosen = random.permuted(np.broadcast_to(np.arange(s["length"]), data[..., 1:].shape), axis=-1) < PREDICTED
+    labels = np.where(chosen, data[..., 1:], -100)
+    return [(torch.from_numpy(x.copy()), torch.from_numpy(y)) for x, y in zip(data[..., :-1], labels, strict=True)]
+
+
+def train(out, a, torch) -> None:
     s = SHAPES[a.shape]
     model, loss_of = build(a, torch, s["length"])
     model.train()
@@ -89,8 +125,7 @@ def train(out, a, torch) -> None:
         optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
     run: Any = torch.compile(model) if a.compile else model
     autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if a.bf16 else contextlib.nullcontext
-    data = np.random.default_rng(0).integers(0, s["vocab"], (16, s["batch"], s["length"] + 1))
-    batches = [(torch.from_numpy(b[:, :-1].copy()), torch.from_numpy(b[:, 1:].copy())) for b in data]
+    batches = examples(a, torch)
     held = {"i": 0, "loss": None}
 
     def step():
@@ -105,6 +140,24 @@ def train(out, a, torch) -> None:
         held["loss"] = loss
 
     harness.serve(out, step, lambda: float(held["loss"].detach()), info={"torch": torch.__version__})
+
+
+def forward(out, a, torch) -> None:
+    """The encoder and its pooler, on whole rows with their attention mask."""
+    transformers: Any = importlib.import_module("transformers")
+    model = transformers.BertModel(bert_config(a, transformers, SHAPES[a.shape]["length"])).eval()
+    tokens = [x for x, _ in examples(a, torch)]
+    whole = torch.ones_like(tokens[0])
+    autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if a.bf16 else contextlib.nullcontext
+    held: dict[str, Any] = {"i": 0}
+
+    def step():
+        with torch.inference_mode(), autocast():
+            held["out"] = model(tokens[held["i"] % 16], attention_mask=whole, token_type_ids=whole - 1)
+        held["i"] += 1
+
+    info = {"torch": torch.__version__, "transformers": transformers.__version__}
+    harness.serve(out, step, lambda: float(held["out"].pooler_output[0, 0]), info=info)
 
 
 def decode(out, a, torch) -> None:
@@ -124,6 +177,8 @@ def decode(out, a, torch) -> None:
         "use_cache": True,
         "pad_token_id": 0,
     }
+    if a.beams > 1:
+        arguments |= {"num_beams": a.beams, "early_stopping": False}
 
     def step():
         with torch.inference_mode():
