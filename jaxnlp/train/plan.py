@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxnlp.objectives.objective import prepared
 from jaxnlp.sharding.rules import path_name
@@ -80,7 +79,7 @@ def residual_bytes(program: Program) -> int:
     with program.context():
         kept = jax.tree.leaves(jax.eval_shape(residuals, program.abstract.params, batch, key))
     params = {(x.shape, x.dtype) for x in jax.tree.leaves(program.abstract.params)}
-    size = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in kept if (x.shape, x.dtype) not in params)
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in kept if (x.shape, x.dtype) not in params)
     return size // math.prod(program.mesh.shape[axis] for axis in ("data", "fsdp"))
 
 
