@@ -61,7 +61,7 @@ class FromRun:
         return HuggingFace(path=self.path, separator=self.separator).build(texts, cache_dir)
 
 
-def extended(tokenizer: Any, names: Iterable[str]) -> Tokenizer:
+def extended(tokenizer: Any, names: Iterable[str]) -> Any:
     """The tokenizer with special tokens of these names, new ones at the end of its vocabulary.
 
     Raises:
@@ -103,7 +103,7 @@ def _has(tokenizer: Tokenizer, name: str) -> bool:
 
 
 def _control_piece(name: str) -> bytes:
-    """A control symbol as bytes to append to a sentencepiece model, a protocol buffer, where that adds it to its pieces:
+    """A control symbol as bytes to append to a sentencepiece model, a protocol buffer, which adds it to the pieces:
     field 1 of the model; in it fields 1, the text, and 3, the type (3: control)."""
     text = name.encode()
     assert len(text) < 100, name  # lengths in one byte

@@ -24,6 +24,7 @@ from jaxnlp.sharding.axes import abstract_params, example_inputs
 from jaxnlp.sharding.rules import REPLICATED, Rules, path_name, shardings
 
 FAMILIES = (gpt2, bert, llama, t5)
+COPY_ROWS = 4096
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 
 
@@ -45,23 +46,13 @@ def load(
         UserError: no such folder, unknown architecture or a setting of it that is not supported; a tensor that is
             missing, left over, or of another shape.
     """
-    folder = _folder(source)
-    hf = _read_json(folder / CONFIG)
-    kind = hf.get("model_type")
-    family = next((f for f in FAMILIES if kind in f.MODEL_TYPES), None)
-    if family is None:
-        known = ", ".join(name for f in FAMILIES for name in f.MODEL_TYPES)
-        raise UserError(f"{folder / CONFIG}: model_type={kind!r} is not supported; expected one of {known}")
-    files = _files(folder)
-    try:
-        config = family.config(hf, files.keys())
-    except KeyError as e:
-        raise UserError(f"{folder / CONFIG}: has no field {e}, which {kind} needs") from None
-    config.check()
+    folder, family, config, files = _open_folder(source)
     shapes, axes = abstract_params(config.module(), *example_inputs(config, 1, 1))
     by_path = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     tensors = family.tensors(config, files.keys())
-    _check(folder, tensors, files, by_path, [*family.ignored(config), *map(fnmatch.translate, ignore)])
+    copies, left_out = family.copies(config), [*map(fnmatch.translate, ignore)]
+    _check(folder, tensors, files, by_path, [*family.ignored(config), *copies, *left_out])
+    _check_copies(tensors, files, copies, left_out)
     places = {} if mesh is None else shardings(shapes, axes, rules, mesh)
     places = {path_name(path): place for path, place in jax.tree_util.tree_leaves_with_path(places)}
     first = jax.local_devices()[0]
@@ -79,6 +70,30 @@ def load(
         del array, part
     params = jax.tree_util.tree_map_with_path(lambda path, _: found[path_name(path)], shapes)
     return config, params, _tokenizer(folder)
+
+
+def read_config(source: str | pathlib.Path) -> tuple[Any, Any]:
+    """A checkpoint's (config, tokenizer) as `load` gives them, without its parameters."""
+    folder, _, config, _ = _open_folder(source)
+    return config, _tokenizer(folder)
+
+
+def _open_folder(source: str | pathlib.Path) -> tuple[pathlib.Path, Any, Any, dict[str, pathlib.Path]]:
+    """A checkpoint's folder, family, config, and the file that holds each of its tensors."""
+    folder = _folder(source)
+    hf = _read_json(folder / CONFIG)
+    kind = hf.get("model_type")
+    family = next((f for f in FAMILIES if kind in f.MODEL_TYPES), None)
+    if family is None:
+        known = ", ".join(name for f in FAMILIES for name in f.MODEL_TYPES)
+        raise UserError(f"{folder / CONFIG}: model_type={kind!r} is not supported; expected one of {known}")
+    files = _files(folder)
+    try:
+        config = family.config(hf, files.keys())
+    except KeyError as e:
+        raise UserError(f"{folder / CONFIG}: has no field {e}, which {kind} needs") from None
+    config.check()
+    return folder, family, config, files
 
 
 def save(
@@ -221,6 +236,27 @@ def _check(folder, tensors, files, by_path, ignored) -> None:
                     found, expected = tuple(file.get_slice(name).get_shape()), tensor.shape(shapes)
                     if found != expected:
                         raise UserError(f"{path}: tensor {name} has shape {found}; {CONFIG} asks for {expected}")
+
+
+def _check_copies(tensors, files, copies: dict[str, str], left_out: Sequence[str]) -> None:
+    """Raises UserError for a tensor that should be a copy of another and is not: the model would be another."""
+    by_path = {path: tensor.name for tensor in tensors for path in tensor.paths}
+    for name in files:
+        path = next((path for pattern, path in copies.items() if re.fullmatch(pattern, name)), None)
+        first = by_path.get(path)
+        if first in (None, name) or any(re.fullmatch(pattern, name) for pattern in left_out):
+            continue
+        with _open(files[name]) as a, _open(files[first]) as b:
+            copy, original = a.get_slice(name), b.get_slice(first)
+            rows = copy.get_shape()[0]
+            same = copy.get_shape() == original.get_shape()
+            steps = range(0, rows if same else 0, COPY_ROWS)  # not whole: they are the largest tensors there are
+            if not same or any((copy[i : i + COPY_ROWS] != original[i : i + COPY_ROWS]).any() for i in steps):
+                raise UserError(
+                    f"{files[name]}: tensor {name} should be a copy of {first}, and differs from it; "
+                    f"set tie_word_embeddings to false in {CONFIG} if the model is so, or leave the tensor out with "
+                    f"ignore=[{name!r}]"
+                )
 
 
 def _more(names: Sequence[str]) -> str:

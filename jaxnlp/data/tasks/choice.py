@@ -19,7 +19,7 @@ from jaxnlp.errors import FieldError
 
 
 @dataclasses.dataclass(kw_only=True)
-class Choice:
+class Choices:
     """Examples for `objectives.choice`.
 
     context: the field of the text before the options.
@@ -49,7 +49,7 @@ class Choice:
     def num_sequences(self) -> int:
         return self.num_options
 
-    def resolved(self, source: Any) -> "Choice":
+    def resolved(self, source: Any) -> "Choices":
         return self
 
     def encode(self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell) -> list[task.Example]:

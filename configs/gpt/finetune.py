@@ -1,0 +1,93 @@
+"""Fine-tuning GPT as Radford et al. 2018 do, on tasks made of the Python standard library: minutes on two CPU cores.
+
+Texts are laid out between a start, a delimiter and an extract token (section 3.3 and figure 1), three rows new to the
+vocabulary; the head reads the last, and the language model's own loss is kept with weight 0.5 (equation 5).
+The variant is TASK,RUN, as in `configs/bert/finetune.py`:
+
+  python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
+  python -m experiments.train --config=configs/gpt/finetune.py:entail,runs/tiny --workdir=runs/tiny-entail
+
+Tasks: "classify" (the topic of a docstring; also ""), "entail" (does a docstring belong to a signature?), "similar"
+(are two docstrings from the same file? read in both orders), "choice" (which of four belongs to a signature?).
+"""
+
+import dataclasses
+
+from configs.gpt.tiny import get_config as pretraining
+from jaxnlp.data.embedded_tasks import (
+    TOPICS,
+    EmbeddedChoice,
+    EmbeddedDocstrings,
+    EmbeddedEntailment,
+    EmbeddedSimilarity,
+)
+from jaxnlp.data.from_run import FromRun
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.tasks.choice import Choices
+from jaxnlp.data.tasks.classification import Classification
+from jaxnlp.data.tasks.inputs import Pair, Unordered
+from jaxnlp.data.tasks.layout import DecoderLayout
+from jaxnlp.data.tokenizer import SentencePiece
+from jaxnlp.errors import UserError
+from jaxnlp.models.heads import FineTuned, MultipleChoice, SequenceClassification
+from jaxnlp.objectives.choice import Choice
+from jaxnlp.objectives.classify import Classify
+from jaxnlp.optim import OptimConfig
+from jaxnlp.train import pretrained
+from jaxnlp.train.experiment import Experiment
+from jaxnlp.train.pretrained import Pretrained
+
+LAYOUT = DecoderLayout()
+SPECIALS = (LAYOUT.start, LAYOUT.delimiter, LAYOUT.extract)
+TASKS = {  # source, examples, head, objective, seq_len, batch_size
+    "classify": (
+        EmbeddedDocstrings(),
+        Classification(classes=tuple(TOPICS), layout=LAYOUT, truncate=True),
+        SequenceClassification(num_classes=len(TOPICS)),
+        *(Classify(lm_weight=0.5), 128, 16),
+    ),
+    "entail": (
+        EmbeddedEntailment(),
+        Classification(inputs=Pair(), classes=("other", "own"), layout=LAYOUT, truncate=True),
+        SequenceClassification(num_classes=2),
+        *(Classify(lm_weight=0.5), 128, 16),
+    ),
+    "similar": (
+        EmbeddedSimilarity(),
+        Classification(inputs=Unordered(), classes=("other", "same"), layout=LAYOUT, truncate=True),
+        SequenceClassification(num_classes=2),
+        *(Classify(lm_weight=0.5), 160, 8),
+    ),
+    "choice": (EmbeddedChoice(), Choices(layout=LAYOUT, truncate=True), MultipleChoice(), Choice(lm_weight=0.5), 96, 8),
+}
+
+
+def get_config(variant: str = "") -> Experiment:
+    task, _, run = variant.partition(",")
+    if (task or "classify") not in TASKS:
+        raise UserError(f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, as entail,runs/tiny")
+    source, examples, head, objective, seq_len, batch_size = TASKS[task or "classify"]
+    if run:
+        trunk, tokenizer = pretrained.model(run, dropout_rate=0.1), FromRun(path=run, specials=SPECIALS)
+    else:
+        trunk = dataclasses.replace(pretraining().model, dropout_rate=0.1)
+        tokenizer = SentencePiece(vocab_size=2048, specials=SPECIALS)
+    return Experiment(
+        model=FineTuned(trunk=trunk, head=head),
+        init_from=Pretrained(path=run) if run else None,
+        data=DataConfig(
+            source=source,
+            tokenizer=tokenizer,
+            examples=examples,
+            seq_len=seq_len,
+            batch_size=batch_size,
+            prefetch_threads=0,
+        ),
+        objective=objective,
+        optim=OptimConfig(learning_rate=5e-4, warmup_steps=80),
+        steps=800,
+        log_every=20,
+        eval_every=200,
+        eval_batches=None,
+        checkpoint_every=200,
+    )

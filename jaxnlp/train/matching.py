@@ -1,0 +1,137 @@
+"""Which parameters of a pretrained model go where in another: by path, with layers scanned or not.
+
+Scanned layers are one parameter `blocks/x` with a leading axis, others `block_0/x`, `block_1/x`, ... (`nn/stack.py`).
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+from jaxnlp.errors import UserError
+
+Shapes = dict[str, tuple[int, ...]]
+HEADS = ("masked_lm", "next_sentence", "pooler", "head")
+"""What stands on a trunk, by the first name in a path below it: these may be fresh, or left over."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Where a parameter comes from. sources: paths. stacked: each is a layer. layer: of the one, only that.
+    axis: along which it is shorter than wanted (the vocabulary), if `extended`."""
+
+    sources: tuple[str, ...]
+    stacked: bool = False
+    layer: int | None = None
+    extended: bool = False
+    axis: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """pieces: of each parameter that is loaded. left_over: paths of the source that none takes.
+    rows: of each extended one, how many there are in the source."""
+
+    pieces: dict[str, Piece]
+    left_over: list[str]
+    rows: dict[str, int]
+
+
+def match(
+    source: Shapes,
+    target: Shapes,
+    axes: dict[str, Any],
+    *,
+    prefixes: tuple[str, str],
+    same_head: bool,
+    allowed: Callable[[str], bool],
+    dropped: Callable[[str], bool],
+    name: str,
+) -> Match:
+    """Finds each parameter of the target in the source.
+
+    Args:
+        source, target: shapes by path. axes: logical axes of the target's.
+        prefixes: where the trunk is, in the source and in the target.
+        same_head: whether what stands beside the trunks is the same too.
+        allowed, dropped: paths, besides heads, that may be fresh or left over. name: of the source, for messages.
+
+    Raises:
+        UserError: naming the first parameter of another shape, or of a trunk and fresh or left over.
+    """
+    old, new = prefixes
+    pieces: dict[str, Piece] = {}
+    rows: dict[str, int] = {}
+    for path, shape in target.items():
+        beside = not path.startswith(new)
+        if beside and not (same_head and path in source):
+            continue
+        piece = Piece((path,)) if beside else _find(f"{old}{path.removeprefix(new)}", shape, source)
+        if piece is None:
+            continue
+        found = _shape(piece, source)
+        if found != shape:
+            piece = _extended(piece, path, found, shape, axes[path], name)
+            rows[path] = found[piece.axis]
+        pieces[path] = piece
+    taken = [(path, piece.layer) for piece in pieces.values() for path in piece.sources]
+    left = [path for path, shape in source.items() if not _taken(path, shape, taken)]
+    _check(sorted(set(target) - set(pieces)), new, allowed, f"is not in {name}", "init_from.fresh")
+    _check(sorted(left), old, dropped, f"of {name} has no place in this model", "init_from.left_over")
+    return Match(pieces, left, rows)
+
+
+def _find(path: str, shape: tuple[int, ...], source: Shapes) -> Piece | None:
+    if path in source:
+        return Piece((path,))
+    if scanned := re.fullmatch(r"(.*/)?blocks/(.*)", path):
+        before, after = scanned[1] or "", scanned[2]
+        layers = tuple(f"{before}block_{i}/{after}" for i in range(shape[0]))
+        return Piece(layers, stacked=True) if all(layer in source for layer in layers) else None
+    if single := re.fullmatch(r"(.*/)?block_(\d+)/(.*)", path):
+        whole, layer = f"{single[1] or ''}blocks/{single[3]}", int(single[2])
+        return Piece((whole,), layer=layer) if whole in source and layer < source[whole][0] else None
+    return None
+
+
+def _shape(piece: Piece, source: Shapes) -> tuple[int, ...]:
+    shape = source[piece.sources[0]]
+    if piece.stacked:
+        return (len(piece.sources), *shape)
+    return shape if piece.layer is None else shape[1:]
+
+
+def _extended(piece: Piece, path: str, found: tuple, wanted: tuple, axes: tuple, name: str) -> Piece:
+    differ = [i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b]
+    if len(found) == len(wanted) and len(differ) == 1 and axes[differ[0]] == "vocab":
+        axis = differ[0]
+        if found[axis] < wanted[axis]:
+            return dataclasses.replace(piece, extended=True, axis=axis)
+    raise UserError(
+        f"{path}: its shape in {name} is {_by(found)} and in this model {_by(wanted)}; "
+        "take the model's config from there with pretrained.model(path)"
+    )
+
+
+def _taken(path: str, shape: tuple[int, ...], taken: list[tuple[str, int | None]]) -> bool:
+    """Whether a parameter of the source is used, all of its layers where it is taken layer by layer."""
+    layers = {layer for other, layer in taken if other == path}
+    return None in layers or (bool(layers) and layers == set(range(shape[0])))
+
+
+def _check(paths: list[str], prefix: str, allowed: Callable[[str], bool], what: str, field: str) -> None:
+    def free(path: str) -> bool:
+        inner = path.removeprefix(prefix)
+        return not path.startswith(prefix) or inner.partition("/")[0] in HEADS or allowed(path)
+
+    wrong = [path for path in paths if not free(path)]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{wrong[0]}{more} {what}, and part of a trunk is no trunk; take the model's config from there with "
+            f"pretrained.model(path), or allow it with {field}=({wrong[0]!r},)"
+        )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a number"
