@@ -64,6 +64,9 @@ def text_table(result: Result) -> tuple[dict[str, float], list[str]]:
     out = [f"validation split, {size}, {found['tokens']:,.0f} tokens:", ""]
     out.append(f"  {'':30}{'nats/token':>12}{'bits/byte':>12}")
     out += [f"  {name:30}{loss:>12.4f}{bits:>12.4f}" for name, loss, bits in rows]
+    if "forward_nll" in found:
+        ways = (f"{way} {found[f'{way}_nll']:.4f}" for way in ("forward", "backward"))
+        out += ["", f"  the mean of two directions: {', '.join(ways)} nats/token"]
     return lines, out
 
 

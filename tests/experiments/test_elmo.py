@@ -1,0 +1,46 @@
+"""An ELMo as a user trains, resumes, evaluates and uses it."""
+
+import json
+import math
+
+import numpy as np
+
+from jaxnlp.data.pipeline import open_split
+from jaxnlp.models import elmo
+from jaxnlp.train.load import load
+from tests.entry import ROOT, run
+from tests.experiments.test_training import arrays, assert_same_bits, losses
+
+CONFIG = ROOT / "tests" / "experiments" / "small_elmo.py"
+
+
+def train(corpus, workdir, *overrides):
+    done = run("experiments.train", f"--config={CONFIG}:{corpus}", f"--workdir={workdir}", *overrides)
+    assert done.code == 0, done.err
+    return done
+
+
+def test_train_resume_evaluate_and_features(corpus, tmp_path):
+    done = train(corpus, tmp_path / "whole")
+    for words in ("bits/byte", "the mean of two directions: forward", "experiments.evaluate", "num_layers=4"):
+        assert words in done.out, words
+    told = losses(tmp_path / "whole")
+    assert told[12] < told[1] - 0.5
+
+    train(corpus, tmp_path / "half", "--config.steps=4", "--config.optim.total_steps=12")
+    train(corpus, tmp_path / "half", "--config.steps=12")
+    assert_same_bits(arrays(tmp_path / "whole", 12), arrays(tmp_path / "half", 12))
+
+    done = run("experiments.evaluate", f"--workdir={tmp_path / 'whole'}", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    saved = load(tmp_path / "whole")
+    e, tokenizer = saved.program.experiment, saved.saved.tokenizer
+    store = open_split(e.data, "validation", tokenizer)
+    assert found["tokens"] == len(store) - 1  # each token once
+    assert math.isclose(2 * found["loss"], found["forward_nll"] + found["backward_nll"], rel_tol=1e-6)
+    bits = found["loss"] / math.log(2) * (len(store) - 1) / store.meta.num_bytes
+    assert math.isclose(found["bits_per_byte"], bits, rel_tol=1e-6)
+
+    vectors = elmo.features(e.model, saved.params, [["def", "never-seen"], ["x"]])
+    assert [x.shape for x in vectors] == [(3, 2, 32), (3, 1, 32)] and np.isfinite(vectors[0]).all()
