@@ -129,5 +129,11 @@ def _has_head(c: BertConfig) -> bool:
 
 
 def ignored(c: BertConfig) -> tuple[str, ...]:
-    """Patterns of tensors that carry nothing of their own: counters, and the tied output map."""
-    return (r".*embeddings\.position_ids", r"(cls\.predictions|lm_head)\.decoder\.(weight|bias)")
+    """Patterns of tensors that carry nothing of their own."""
+    return (r".*embeddings\.position_ids",)
+
+
+def copies(c: BertConfig) -> dict[str, str]:
+    """Patterns of tensors that may be there as copies of a parameter of ours: the tied output map."""
+    head = r"(cls\.predictions|lm_head)\.decoder"
+    return {rf"{head}\.weight": "embed/embedding", rf"{head}\.bias": "masked_lm/bias"}

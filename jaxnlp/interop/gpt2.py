@@ -89,4 +89,9 @@ def tensors(c: GPTConfig, names: Collection[str] | None = None) -> list[Tensor]:
 
 def ignored(c: GPTConfig) -> tuple[str, ...]:
     """Patterns of tensors that carry nothing of their own."""
-    return (*IGNORED, r"lm_head\.weight") if c.tie_embeddings else IGNORED
+    return IGNORED
+
+
+def copies(c: GPTConfig) -> dict[str, str]:
+    """Patterns of tensors that may be there as copies of a parameter of ours."""
+    return {r"lm_head\.weight": "embed/embedding"} if c.tie_embeddings else {}

@@ -250,8 +250,9 @@ def _check_copies(tensors, files, copies: dict[str, str], left_out: Sequence[str
             copy, original = a.get_slice(name), b.get_slice(first)
             rows = copy.get_shape()[0]
             same = copy.get_shape() == original.get_shape()
-            steps = range(0, rows if same else 0, COPY_ROWS)  # not whole: they are the largest tensors there are
-            if not same or any((copy[i : i + COPY_ROWS] != original[i : i + COPY_ROWS]).any() for i in steps):
+            starts = range(0, rows if same else 0, COPY_ROWS)  # in parts: they are the largest tensors there are
+            parts = [slice(start, min(start + COPY_ROWS, rows)) for start in starts]
+            if not same or any((copy[part] != original[part]).any() for part in parts):
                 raise UserError(
                     f"{files[name]}: tensor {name} should be a copy of {first}, and differs from it; "
                     f"set tie_word_embeddings to false in {CONFIG} if the model is so, or leave the tensor out with "

@@ -164,5 +164,9 @@ def tensors(c: LlamaConfig, names: Collection[str] | None = None) -> list[Tensor
 
 def ignored(c: LlamaConfig) -> tuple[str, ...]:
     """Patterns of tensors that carry nothing of their own."""
-    counters = r".*rotary_emb\.inv_freq"
-    return (counters, r"lm_head\.weight") if c.tie_embeddings else (counters,)
+    return (r".*rotary_emb\.inv_freq",)
+
+
+def copies(c: LlamaConfig) -> dict[str, str]:
+    """Patterns of tensors that may be there as copies of a parameter of ours."""
+    return {r"lm_head\.weight": "embed/embedding"} if c.tie_embeddings else {}

@@ -14,7 +14,8 @@ MODEL_TYPES = ("t5", "mt5")
 
 def config(hf: dict[str, Any], names: Collection[str]) -> T5Config:
     """Our config, from config.json; whether the output map is a matrix of its own, the tensors say."""
-    tied = hf.get("tie_word_embeddings", hf["model_type"] == "t5")
+    first = hf["model_type"] == "t5"  # mT5 is version 1.1
+    tied = hf.get("tie_word_embeddings", first)
     return T5Config(
         vocab_size=hf["vocab_size"],
         num_layers=hf["num_layers"],
@@ -29,9 +30,9 @@ def config(hf: dict[str, Any], names: Collection[str]) -> T5Config:
             bidirectional=True,
         ),
         norm=norms.RMSNorm(epsilon=hf.get("layer_norm_epsilon", 1e-6)),
-        mlp=_mlp(hf.get("feed_forward_proj", "relu" if hf["model_type"] == "t5" else "gated-gelu")),
-        tie_embeddings="lm_head.weight" not in names or bool(tied and "scale_decoder_outputs" not in hf),
-        scale_logits=hf.get("scale_decoder_outputs", tied),
+        mlp=_mlp(hf.get("feed_forward_proj", "relu" if first else "gated-gelu")),
+        tie_embeddings="lm_head.weight" not in names or (first and tied and "scale_decoder_outputs" not in hf),
+        scale_logits=first and hf.get("scale_decoder_outputs", tied),
         dropout_rate=hf.get("dropout_rate", 0.1),
     )
 
@@ -119,7 +120,11 @@ def _feed_forward(c: T5Config, theirs: str, ours: str) -> list[Tensor]:
 
 
 def ignored(c: T5Config) -> tuple[str, ...]:
-    """Patterns of tensors that carry nothing of their own: copies of the embedding, and a bias never used."""
-    unused = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
-    copies = (r"(encoder|decoder)\.embed_tokens\.weight", unused)
-    return (*copies, r"lm_head\.weight") if c.tie_embeddings else copies
+    """Patterns of tensors that carry nothing of their own: a bias that old checkpoints have and no model uses."""
+    return (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
+
+
+def copies(c: T5Config) -> dict[str, str]:
+    """Patterns of tensors that may be there as copies of a parameter of ours."""
+    tables = {r"(encoder|decoder)\.embed_tokens\.weight": "embed/embedding"}
+    return {**tables, r"lm_head\.weight": "embed/embedding"} if c.tie_embeddings else tables

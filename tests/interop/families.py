@@ -1,5 +1,7 @@
 """Odd-shaped transformers models with random weights, a few for each family, and how to call them."""
 
+import copy
+
 from ..reference import torch, transformers
 
 T = transformers
@@ -37,6 +39,22 @@ def llama_like(hidden, layers, heads, kv_heads, head_dim, inner, **kw):
     }
 
 
+def t5(dim, layers, decoder_layers, heads, head_dim, inner, **kw):
+    return T.T5Config(
+        d_model=dim,
+        num_layers=layers,
+        num_decoder_layers=decoder_layers,
+        num_heads=heads,
+        d_kv=head_dim,
+        d_ff=inner,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=9,
+        decoder_start_token_id=0,
+        **SMALL,
+        **kw,
+    )
+
+
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -46,7 +64,13 @@ LLAMA3 = {
     "original_max_position_embeddings": 8,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 8}
+MT5_FIELDS = (
+    *("vocab_size", "d_model", "num_layers", "num_decoder_layers", "num_heads", "d_kv", "d_ff"),
+    *("relative_attention_num_buckets", "relative_attention_max_distance", "decoder_start_token_id"),
+)
 LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0}
+
+mt5 = {name: value for name, value in t5(8, 2, 1, 2, 6, 11).to_dict().items() if name in MT5_FIELDS}
 
 CASES = {
     "gpt2": (T.GPT2LMHeadModel, gpt2(12, 2, 3)),
@@ -66,19 +90,30 @@ CASES = {
     "mistral": (T.MistralForCausalLM, T.MistralConfig(**llama_like(12, 2, 4, 2, 6, 20, sliding_window=4))),
     "qwen2": (T.Qwen2ForCausalLM, T.Qwen2Config(**llama_like(12, 2, 4, 2, 4, 20, tie_word_embeddings=True))),
     "qwen3": (T.Qwen3ForCausalLM, T.Qwen3Config(**llama_like(12, 2, 4, 2, 6, 20))),
+    "t5": (T.T5ForConditionalGeneration, t5(12, 2, 2, 3, 5, 20)),
+    "t5-1.1": (
+        T.T5ForConditionalGeneration,
+        t5(10, 1, 3, 2, 7, 9, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    ),
+    "t5-deep": (T.T5ForConditionalGeneration, t5(9, 3, 1, 1, 4, 7, feed_forward_proj="gated-silu")),
+    "mt5": (T.MT5ForConditionalGeneration, T.MT5Config(**mt5, attn_implementation="eager")),
     "roberta-bare": (T.RobertaModel, T.RobertaConfig(**bert_like(6, 3, 2, 11, type_vocab_size=1))),
 }
 
 
 def build(name: str, seed: int = 0):
     """(model, its config) with every weight random, biases and norms included, and dropout off."""
-    kind, config = CASES[name]
+    kind, config = copy.deepcopy(CASES[name])
     torch.manual_seed(seed)
     model = kind(config).eval()
+    if getattr(config, "scale_decoder_outputs", True) is False:  # T5 1.1: its output map is a matrix of its own
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+        config.tie_word_embeddings = model.config.tie_word_embeddings = False
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
-            elif "embeddings" not in path and "wte" not in path and "wpe" not in path:
-                parameter.mul_(6.0)  # so that attention is far from uniform
+            elif not any(name in path for name in ("embeddings", "wte", "wpe", "shared", "lm_head")):
+                # So that attention is far from uniform. T5's scores are not scaled down.
+                parameter.mul_(2.0 if hasattr(config, "d_kv") else 6.0)
     return model

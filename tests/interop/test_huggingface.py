@@ -12,6 +12,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.interop.huggingface import load, save
 from jaxnlp.models.bert import BertConfig, roberta
 from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.models.t5 import T5Config
 from jaxnlp.nn import norms
 from jaxnlp.sharding.axes import init_params, make_apply, make_capture
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
@@ -28,6 +29,10 @@ RIGHT = np.asarray([[1] * T, [1] * (T - 4) + [0] * 4, [1] * 2 + [0] * (T - 2)])
 def inputs(config, rng):
     """(arguments for theirs, for ours, real positions)."""
     ids = rng.integers(3, 37, (B, T))
+    if isinstance(config, T5Config):
+        written = rng.integers(3, 37, (B, T - 3))
+        theirs = {"input_ids": ids, "attention_mask": RIGHT, "decoder_input_ids": written}
+        return theirs, ((ids, written), {"input_segments": RIGHT}), np.ones_like(written, bool)
     if not isinstance(config, BertConfig):
         places = np.maximum(np.cumsum(PADDING, 1) - 1, 0)
         theirs = {"input_ids": ids, "attention_mask": PADDING, "position_ids": places}
@@ -47,7 +52,9 @@ def outputs_of_theirs(model, arguments):
         "pooler_output": "pooled",
         "last_hidden_state": "hidden",
     }
-    return {ours: out[theirs] for theirs, ours in names.items() if out.get(theirs) is not None}, out.hidden_states
+    sides = {"": "hidden_states", "encoder/": "encoder_hidden_states", "decoder/": "decoder_hidden_states"}
+    layers = {side: out[theirs] for side, theirs in sides.items() if theirs in out}
+    return {ours: out[theirs] for theirs, ours in names.items() if out.get(theirs) is not None}, layers
 
 
 def close(found, wanted, scale=2e-5, told=""):
@@ -70,8 +77,11 @@ def test_logits_and_every_layer_equal_transformers_and_it_reads_what_we_write(na
     for key, value in wanted.items():
         at = real if value.ndim == 3 else slice(None)
         close(out[key][at], value.numpy()[at], told=key)
-    for i in range(config.num_layers - (not isinstance(config, BertConfig))):  # a decoder's last comes after its norm
-        close(seen[f"block_{i}/hidden"][real], layers[i + 1].numpy()[real], told=f"layer {i}")
+    for side, states in layers.items():
+        at = RIGHT.astype(bool) if side == "encoder/" else real
+        count = len(states) - 1 - (not isinstance(config, BertConfig))  # a decoder's last comes after its norm
+        for i in range(count):
+            close(seen[f"{side}block_{i}/hidden"][at], states[i + 1].numpy()[at], told=f"{side}{i}")
 
     save(tmp_path / "ours", config, params)
     again = type(model).from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
@@ -81,7 +91,7 @@ def test_logits_and_every_layer_equal_transformers_and_it_reads_what_we_write(na
             close(written[key], value, 1e-6, key)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "roberta", "llama-yarn", "qwen3"])
+@pytest.mark.parametrize("name", ["gpt2", "bert", "roberta", "llama-yarn", "qwen3", "t5-1.1"])
 def test_gradients_equal_transformers(name, rng, tmp_path):
     model = build(name)
     model.save_pretrained(tmp_path)
@@ -178,6 +188,10 @@ BAD = {
         lambda a: a.update({WTE: a[WTE][:-1]}),
         r"wte\.weight has shape \(36, 16\); config\.json asks for \(37, 16\)",
     ),
+    "copy": (
+        lambda a: a.update({"lm_head.weight": a[WTE] + (np.arange(37) == 36)[:, None].astype(np.float32)}),
+        r"lm_head\.weight should be a copy of transformer\.wte\.weight, and differs from it",
+    ),
 }
 
 
@@ -190,6 +204,10 @@ def test_a_tensor_that_does_not_fit_is_named(case, tmp_path):
         load(tmp_path)
     if case == "surplus":
         load(tmp_path, ignore=["class*"])
+    if case == "copy":
+        load(tmp_path, ignore=["lm_head.weight"])
+        edit(tmp_path, lambda a: a.update({"lm_head.weight": a[WTE]}))
+        load(tmp_path)
 
 
 def test_other_bad_checkpoints_have_one_clear_line(tmp_path):
