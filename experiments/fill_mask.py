@@ -1,0 +1,40 @@
+"""Fill in masked words with a trained encoder.
+
+python -m experiments.fill_mask --workdir=runs/bert --text="for i in [MASK](10):"
+"""
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+TEXT = flags.DEFINE_multi_string(
+    "text", [], "Text with [MASK] where words are to be guessed; several times for several."
+)
+TOP = flags.DEFINE_integer("top", 5, "Guesses to show for each mask.")
+
+
+def main() -> None:
+    from jaxnlp.train.load import load
+    from jaxnlp.train.texts import fill_mask
+
+    if WORKDIR.value is None:
+        raise UserError("--workdir: not given; expected the folder of a trained encoder, as runs/bert")
+    if not TEXT.value:
+        raise UserError('--text: not given; expected a text with a mask, as --text="for i in [MASK](10):"')
+    if TOP.value < 1:
+        raise UserError(f"--top={TOP.value}: expected a positive number")
+    run = load(WORKDIR.value, CHECKPOINT.value)
+    for text in TEXT.value:
+        print(text)
+        for k, guesses in enumerate(fill_mask(run, text, TOP.value)):
+            print(f"  mask {k + 1}")
+            for guess in guesses:
+                print(f"    {guess.probability:6.1%}  {'special token' if guess.piece is None else repr(guess.piece)}")
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)

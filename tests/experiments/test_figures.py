@@ -1,0 +1,109 @@
+"""The entry points that draw and fill in, on runs of seconds, and the one line each says of bad input."""
+
+import pathlib
+
+import pytest
+
+from tests.entry import ROOT, run
+
+SMALL = ROOT / "tests" / "experiments" / "small.py"
+PNG = b"\x89PNG\r\n\x1a\n"
+BERT = """
+
+small = get_config
+
+
+def get_config(corpus):
+    from jaxnlp.data.masking import Masked
+    from jaxnlp.models.bert import BertConfig
+    from jaxnlp.objectives.masked_lm import MaskedLM
+
+    e = small(corpus)
+    e.model = BertConfig(max_len=64, num_layers=1, num_heads=2, embed_dim=16)
+    e.data.tokenizer, e.data.examples = Bytes(specials=("[CLS]", "[SEP]", "[MASK]")), Masked()
+    e.objective = MaskedLM()
+    return e
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(corpus, tmp_path_factory):
+    """Folders of a GPT's run and of a BERT's, of four steps each."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "bert.py").write_text(SMALL.read_text() + BERT)
+    for name, config in (("gpt", SMALL), ("bert", folder / "bert.py")):
+        lengths = ("--config.steps=4", "--config.sample_tokens=0")
+        done = run("experiments.train", f"--config={config}:{corpus}", f"--workdir={folder / name}", *lengths)
+        assert done.code == 0, done.err
+    return folder
+
+
+def is_png(path: pathlib.Path) -> bool:
+    return path.read_bytes().startswith(PNG)
+
+
+def test_an_attention_map_from_a_run(runs, tmp_path):
+    done = run("experiments.attention_map", f"--workdir={runs / 'gpt'}", "--text=def f")
+    assert done.code == 0, done.err
+    assert f"written: {runs / 'gpt' / 'attention_map.png'}" in done.out and is_png(runs / "gpt" / "attention_map.png")
+    assert "attention, 6 x 6 tokens" in done.out and "the token before" in done.out
+    out = tmp_path / "new" / "pair.png"
+    args = (f"--workdir={runs / 'bert'}", "--text=a", "--target=b", "--heads=1", "--layers=0", f"--out={out}")
+    done = run("experiments.attention_map", *args)
+    assert done.code == 0, done.err
+    assert is_png(out) and "attention, 5 x 5 tokens" in done.out and "head 0" not in done.out
+
+
+def test_masked_words_from_a_run(runs):
+    done = run("experiments.fill_mask", f"--workdir={runs / 'bert'}", "--text=de[MASK] f[MASK]", "--top=2")
+    assert done.code == 0, done.err
+    assert done.out.count("%") == 4 and "mask 2" in done.out
+
+
+def test_an_architecture_from_a_config(tmp_path):
+    out = tmp_path / "new" / "gpt.png"
+    done = run("experiments.architecture", "--config=configs/gpt/gpt2.py:xl", f"--out={out}")
+    assert done.code == 0, done.err
+    assert done.out == f"written: {out} (1,557,686,400 parameters)\n" and is_png(out)
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "message"),
+    [
+        ("attention_map", ["--text=a"], "--workdir: not given"),
+        ("attention_map", ["--workdir=GPT"], "--text: not given"),
+        ("attention_map", ["--workdir=GPT", "--text=a", "--layers=one"], "--layers=one: expected numbers from 0"),
+        ("attention_map", ["--workdir=GPT", "--text=a", "--layers=3"], "--layers=3: the model has 0 to 0"),
+        ("attention_map", ["--workdir=GPT", "--text=a", "--heads=0,7"], "--heads=7: the model has 0 to 1"),
+        ("attention_map", ["--workdir=GPT", "--text=a", "--target=b"], "--target: the run's model is a decoder alone"),
+        ("attention_map", ["--workdir=GPT", f"--text={'a' * 64}"], "--text: has 65 tokens and the model 64 positions"),
+        (
+            "attention_map",
+            ["--workdir=GPT", "--text=a", "--out=x.pdf"],
+            "--out=x.pdf: expected a name that ends in .png",
+        ),
+        (
+            "attention_map",
+            ["--workdir=GPT", "--text=a", "--out=setup.py/x.png"],
+            "--out=setup.py/x.png: cannot be written",
+        ),
+        ("attention_map", ["--workdir=none", "--text=a"], "--workdir=none: no checkpoint here"),
+        ("fill_mask", ["--workdir=BERT", "--text=a"], "has no [MASK]; put it where a word is to be guessed"),
+        ("fill_mask", ["--workdir=GPT", "--text=[MASK]"], "its model, GPTConfig, has no masked-word head"),
+        ("fill_mask", ["--workdir=BERT"], "--text: not given"),
+        ("architecture", ["--out=x.png"], "--config: not given"),
+        ("architecture", ["--config=configs/gpt/tiny.py"], "--out=None: expected a name that ends in .png"),
+        (
+            "architecture",
+            ["--config=configs/gpt/tiny.py", "--out=setup.py/x.png"],
+            "--out=setup.py/x.png: cannot be written",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(runs, module, args, message):
+    args = [a.replace("=GPT", f"={runs / 'gpt'}").replace("=BERT", f"={runs / 'bert'}") for a in args]
+    done = run(f"experiments.{module}", *args)
+    assert done.code == 2, done.out
+    assert "Traceback" not in done.err
+    lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0], done.err
