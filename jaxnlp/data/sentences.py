@@ -110,7 +110,7 @@ class SentencePairReader:
         tokens = self._read(document, begin, end)
         cuts = np.flatnonzero(~self._words.continues(tokens))[1:]  # half a word would give the answer away
         cut = int(random.choice(cuts)) if len(cuts) else len(tokens)
-        a, b, label = tokens[:cut], tokens[cut:], IS_NEXT
+        a, b, label = tokens[: min(cut, self._room - 1)], tokens[cut:], IS_NEXT  # one word may fill it all
         if not len(b) or random.random() >= self._config.next_rate:
             b, label = self._other(document, max(1, len(b)), random), NOT_NEXT
         row = np.asarray([self._cls, *a, self._sep, *b, self._sep], np.int32)
