@@ -35,15 +35,18 @@ def main() -> None:
     count = num_batches(data.examples.open(store, tokenizer, data), data)
     batches = map(run.program.put, eval_batches(store, data, rows=run.program.rows, tokenizer=tokenizer))
     shown = track(batches, f"{SPLIT.value} split", count, console=Console(stderr=True), transient=True)
-    found = evaluate(run.program.eval_step, run.params, shown, bytes_per_token(experiment, store))
+    found = evaluate(
+        run.program.eval_step, run.params, shown, bytes_per_token(experiment, store), objective=experiment.objective
+    )
     if JSON.value:
         print(json.dumps({"step": run.saved.step, "split": SPLIT.value, **found}))
         return
     print(
         f"step {run.saved.step:,}, {SPLIT.value} split, {found['tokens']:,.0f} tokens, {store.meta.num_bytes:,} bytes:"
     )
-    print(f"  loss           {found['loss']:.4f} nats/token")
-    print(f"  perplexity     {found['perplexity']:.3f}")
+    print(f"  loss           {found['loss']:.4f}{' nats/token' if 'perplexity' in found else ''}")
+    if "perplexity" in found:
+        print(f"  perplexity     {found['perplexity']:.3f}")
     for name in sorted(set(found) - {"loss", "perplexity", "tokens"}):
         print(f"  {name.replace('_', ' '):14} {found[name]:.4f}")
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnlp.objectives.objective import means, prepared
+from jaxnlp.objectives.objective import means, prepared, summarised
 
 
 def make_eval_step(apply: Callable, objective: Any) -> Callable:
@@ -26,6 +26,7 @@ def evaluate(
     batches: Iterable[dict[str, Any]],
     bytes_per_token: float | None,
     progress: Callable[[int], Any] = lambda done: None,
+    objective: Any = None,
 ) -> dict[str, float]:
     """Means over all batches: padding has weight 0, and the sums are divided once.
 
@@ -33,6 +34,7 @@ def evaluate(
         eval_step: from `make_eval_step`, jitted. batches: device batches.
         bytes_per_token: of the split's text over the split's targets; with every batch of the split, bits per byte is
             exact. None where targets are not the text.
+        objective: whose metrics these are, if it has a `summary`.
 
     Returns:
         `loss` (nats a token), `perplexity`, `bits_per_byte` unless that is None, `tokens`, and what else the
@@ -40,7 +42,7 @@ def evaluate(
     """
     sums: Any = None
     for done, batch in enumerate(batches, 1):
-        new = jax.tree.map(lambda x: float(np.asarray(x)), eval_step(params, batch))
+        new = jax.tree.map(lambda x: np.asarray(x, np.float64), eval_step(params, batch))
         sums = new if sums is None else jax.tree.map(lambda a, b: a + b, sums, new)
         progress(done)
     if not sums or not sums["weight"]:
@@ -52,4 +54,5 @@ def evaluate(
     found["perplexity"] = math.exp(min(nll, 700.0))
     if bytes_per_token is not None:
         found["bits_per_byte"] = nll / math.log(2) / bytes_per_token
-    return {**found, "tokens": weight}
+    found = summarised(objective, {**found, "tokens": weight})
+    return {name: float(x) for name, x in found.items()}

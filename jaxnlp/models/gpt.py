@@ -147,6 +147,7 @@ class GPT(nn.Module):
         positions=None,
         cache=None,
         logits_to_keep: int | None = None,
+        with_hidden: bool = False,
         deterministic: bool = True,
     ):
         """Logits of the token after each position.
@@ -159,10 +160,11 @@ class GPT(nn.Module):
             cache: from `GPTConfig.make_cache`, to continue a sequence; segment ids say which
                 of the new tokens are real.
             logits_to_keep: only the logits of this many last positions; None is all.
+            with_hidden: also the states that the logits are read from, after the last norm.
             deterministic: False applies dropout, and needs the "dropout" key.
 
         Returns:
-            logits_BTV in float32; with a cache, (logits_BTV, cache).
+            logits_BTV in float32, or with `with_hidden` (logits_BTV, hidden_BTD); with a cache, (that, cache).
         """
         c = self.config
         B, T = tokens_BT.shape
@@ -190,16 +192,15 @@ class GPT(nn.Module):
         if bias is not None:  # by place: within a segment, distances are those of positions
             bias = bias(offset + jnp.arange(T), jnp.arange(T if keys is None or cache is None else keys.shape[1]))
         x_BTD, layers = stack(Block, c, x_BTD, layers, mask, positions, bias, deterministic)
-        logits_BTV = self.logits(x_BTD if logits_to_keep is None else x_BTD[:, -logits_to_keep:], embed)
-        if cache is None:
-            return logits_BTV
-        return logits_BTV, {"layers": layers, "segments": keys, "offset": offset + T}
+        x_BTD = x_BTD if logits_to_keep is None else x_BTD[:, -logits_to_keep:]
+        if c.norm_position == "pre":
+            x_BTD = c.norm.module(c.policy, name="norm")(x_BTD)
+        out = (self.logits(x_BTD, embed), x_BTD) if with_hidden else self.logits(x_BTD, embed)
+        return out if cache is None else (out, {"layers": layers, "segments": keys, "offset": offset + T})
 
     def logits(self, x_BTD, embed: Embed):
         """The output map: the embedding again, or a matrix of its own."""
         c = self.config
-        if c.norm_position == "pre":
-            x_BTD = c.norm.module(c.policy, name="norm")(x_BTD)
         if c.tie_embeddings:
             logits_BTV = embed.logits(x_BTD)
         else:

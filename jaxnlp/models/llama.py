@@ -108,7 +108,15 @@ class Llama(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BT, *, segment_ids=None, positions=None, cache=None, logits_to_keep=None, deterministic=True
+        self,
+        tokens_BT,
+        *,
+        segment_ids=None,
+        positions=None,
+        cache=None,
+        logits_to_keep: int | None = None,
+        with_hidden: bool = False,
+        deterministic: bool = True,
     ):
         """Logits of the token after each position.
 
@@ -117,11 +125,12 @@ class Llama(nn.Module):
             segment_ids: (B, T) integers; attention stays within equal ones, and 0 is padding. None: one segment.
             positions: (B, T) place of each token in its document; None: 0, 1, 2, ...
             cache: from `LlamaConfig.make_cache`, to continue a sequence.
+            with_hidden: also the states that the logits are read from, after the last norm.
             logits_to_keep: only the logits of this many last positions; None is all.
             deterministic: there is no dropout; taken so that every model is called alike.
 
         Returns:
-            logits_BTV in float32; with a cache, (logits_BTV, cache).
+            logits_BTV in float32, or with `with_hidden` (logits_BTV, hidden_BTD); with a cache, (that, cache).
         """
         c = self.config
         B, T = tokens_BT.shape
@@ -147,9 +156,8 @@ class Llama(nn.Module):
         else:
             head = Linear((c.vocab_size,), ("embed", "vocab"), c.policy, use_bias=False, dtype="float32", name="head")
             logits_BTV = head(x_BTD)
-        if cache is None:
-            return logits_BTV
-        return logits_BTV, {"layers": layers, "segments": keys, "offset": offset + T}
+        out = (logits_BTV, x_BTD) if with_hidden else logits_BTV
+        return out if cache is None else (out, {"layers": layers, "segments": keys, "offset": offset + T})
 
 
 class Block(nn.Module):

@@ -24,6 +24,11 @@ def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, 
     return _token_nll(logits_BTV, targets_BT)
 
 
+def weighted_sum(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """The sum of x times its weights. Where the weight is 0, x may be infinite or not a number: padding can be."""
+    return jnp.sum(jnp.where(weights == 0, 0.0, x * weights))
+
+
 @jax.custom_vjp
 def _token_nll(logits, targets):
     return _token_nll_fwd(logits, targets)[0]

@@ -1,9 +1,10 @@
 """The experiment: everything a run is made of, in one config object."""
 
 import dataclasses
+import math
 from typing import Any
 
-from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.pipeline import DataConfig, resolved
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 from jaxnlp.objectives.causal_lm import CausalLM
@@ -16,6 +17,7 @@ class Experiment:
     """A run: model, data, objective, optimizer and layout, and the run's lengths and intervals (in steps).
 
     model: a model's config, as `gpt.GPTConfig(...)`.
+    init_from: where the first parameters come from, as `pretrained.Pretrained(path="runs/bert")`; None draws them.
     steps: length of the run.
     accum_steps: microbatches a batch is cut into; lowers memory, not the result.
     steps_per_call: steps in one device call, for models so small that the call itself costs.
@@ -35,6 +37,7 @@ class Experiment:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     objective: Any = dataclasses.field(default_factory=CausalLM)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    init_from: Any = None
     sharding: Sharding = dataclasses.field(default_factory=Sharding)
     steps: int = 1000
     accum_steps: int = 1
@@ -85,12 +88,24 @@ class Experiment:
         make_schedule(self.optim, self.steps)
 
 
+def trunk(model: Any) -> Any:
+    """The config that has the layers: a model's own, or that of what is fine-tuned."""
+    return getattr(model, "trunk", model)
+
+
+def with_trunk(model: Any, **changes: Any) -> Any:
+    """The model with fields of its trunk changed."""
+    changed = dataclasses.replace(trunk(model), **changes)
+    return dataclasses.replace(model, trunk=changed) if hasattr(model, "trunk") else changed
+
+
 def flops_per_token(experiment: Experiment) -> float:
     """Floating-point operations of a training step for each of its batch_size * seq_len tokens."""
     data = experiment.data
     predicted = data.examples.predicted(data)  # models that predict everywhere do not ask
     told = () if predicted == 1 else (predicted,)
-    return experiment.model.flops_per_token(data.seq_len, *told)
+    sequences = math.prod(data.examples.shapes(data)["tokens"][0][:-1])  # an example may be made of several
+    return sequences * experiment.model.flops_per_token(data.seq_len, *told)
 
 
 def check_batch(experiment: Experiment, num_devices: int) -> None:
@@ -107,16 +122,27 @@ def check_batch(experiment: Experiment, num_devices: int) -> None:
         )
 
 
+def check_classes(experiment: Experiment) -> None:
+    """Raises FieldError where the head has another number of classes than the task."""
+    names = getattr(experiment.data.examples, "classes", None)
+    count = getattr(getattr(experiment.model, "head", None), "num_classes", None)
+    if names is not None and count is not None and count != len(names):
+        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise FieldError("model.head.num_classes", count, f"data.examples has {len(names)} classes ({some}); use that")
+
+
 def resolve(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
-    """The experiment with what depends on the tokenizer filled in.
+    """The experiment with what depends on the tokenizer, and on labelled data, filled in.
 
     Raises:
-        FieldError: a vocabulary smaller than the tokenizer's.
+        FieldError: a vocabulary smaller than the tokenizer's; as many classes as the data does not have.
     """
-    size = experiment.model.vocab_size
+    experiment = dataclasses.replace(experiment, data=resolved(experiment.data))
+    check_classes(experiment)
+    model, size = experiment.model, trunk(experiment.model).vocab_size
     if size is None:
-        model = dataclasses.replace(experiment.model, vocab_size=tokenizer.vocab_size)
-        return dataclasses.replace(experiment, model=model)
+        return dataclasses.replace(experiment, model=with_trunk(model, vocab_size=tokenizer.vocab_size))
     if size < tokenizer.vocab_size:
-        raise FieldError("model.vocab_size", size, f"the tokenizer has {tokenizer.vocab_size} tokens; use that or more")
+        where = "model.trunk.vocab_size" if hasattr(model, "trunk") else "model.vocab_size"
+        raise FieldError(where, size, f"the tokenizer has {tokenizer.vocab_size} tokens; use that or more")
     return experiment

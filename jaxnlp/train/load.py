@@ -17,7 +17,7 @@ from jaxnlp.sharding.axes import abstract_params, example_inputs, make_apply
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.checkpoint import Reader, Saved
-from jaxnlp.train.experiment import Experiment, check_batch
+from jaxnlp.train.experiment import Experiment, check_batch, with_trunk
 from jaxnlp.train.program import Program, build
 
 
@@ -60,7 +60,7 @@ def _runnable(experiment: Experiment) -> Experiment:
     if kernel is None or platform in kernel.platforms or getattr(kernel, "interpret", False):
         return experiment
     print(f"note: {type(kernel).__name__}() does not run on {platform}; using Einsum()", file=sys.stderr)
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, attention=Einsum()))
+    return dataclasses.replace(experiment, model=with_trunk(experiment.model, attention=Einsum()))
 
 
 def _fitting(experiment: Experiment) -> Experiment:

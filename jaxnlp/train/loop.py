@@ -125,7 +125,7 @@ class Run:
             position = saved.data["position"]
             self.state = reader.restore(saved.step, self.program.abstract)
         else:
-            self.state = self.program.init()
+            self.state = self._begin()
         self.step = int(self.state.step)
         if self.step % e.steps_per_call:
             raise FieldError(
@@ -144,6 +144,17 @@ class Run:
         self.pending: Any = None  # the newest call's step, batches, metrics and end, not read yet
         self.validation: tuple[int, float] | None = None  # step and loss of the newest evaluation
         self._traced_from: int | None = None
+
+    def _begin(self) -> State:
+        """A new state, with parameters from elsewhere if the experiment says so, and what became of them told."""
+        state, init_from = self.program.init(), self.experiment.init_from
+        if init_from is None:
+            return state
+        state, report = init_from.begin(self.program, state, self.tokenizer, self.tell)
+        self.tell("\n".join(report.lines()))
+        if self.first:
+            report.save(self.workdir)
+        return state
 
     def tell(self, text: str) -> None:
         if self.first:
@@ -272,7 +283,13 @@ class Run:
             store, e = self.stores["validation"], self.experiment
             batches = self._on_mesh(eval_batches(store, e.data, limit, self.program.rows, self.tokenizer))
             try:
-                found = evaluate(self.program.eval_step, self.state.params, batches, bytes_per_token(e, store))
+                found = evaluate(
+                    self.program.eval_step,
+                    self.state.params,
+                    batches,
+                    bytes_per_token(e, store),
+                    objective=e.objective,
+                )
             except _SignalReceived:
                 return None
         if limit == e.eval_batches:  # those of another number of batches are not comparable

@@ -8,7 +8,7 @@ import jax
 
 from jaxnlp.objectives.objective import prepared
 from jaxnlp.sharding.rules import path_name
-from jaxnlp.train.experiment import flops_per_token
+from jaxnlp.train.experiment import flops_per_token, trunk, with_trunk
 from jaxnlp.train.program import Program, build
 
 
@@ -57,11 +57,11 @@ def activation_bytes(program: Program) -> int:
     """What is kept of a microbatch's forward pass; with remat, and of the one block being computed again."""
     model = program.experiment.model
     kept = residual_bytes(program)
-    if getattr(model, "remat", "none") == "none":
+    if getattr(trunk(model), "remat", "none") == "none":
         return kept
-    plain = dataclasses.replace(model, remat="none")
+    plain = with_trunk(model, remat="none")
     whole = residual_bytes(build(dataclasses.replace(program.experiment, model=plain), list(program.mesh.devices.flat)))
-    return kept + (whole - kept) // model.num_layers
+    return kept + (whole - kept) // trunk(model).num_layers
 
 
 def residual_bytes(program: Program) -> int:

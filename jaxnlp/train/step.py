@@ -65,7 +65,7 @@ def make_step(
         if scaling is not None:
             metrics["loss_scale"] = scaling["scale"]
             scaling = next_scaling(scaling, finite)
-        metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
+        metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items() if not jnp.ndim(x)}
         new = State(state.step + 1, params, opt_state, state.key, skipped, scaling)
         return new, metrics
 

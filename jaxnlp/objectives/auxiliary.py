@@ -1,0 +1,57 @@
+"""The language-model loss that GPT keeps beside the loss of the task it is fine-tuned on.
+
+Radford et al. 2018, section 3.2, equation 5: L3 = L2 + lambda L1, here with both terms means, over examples and over
+tokens.
+
+Shape legend: B batch, C sequences an example is made of, T length, V vocabulary.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn.losses import token_nll, weighted_sum
+
+
+def check(lm_weight: float) -> None:
+    if not lm_weight >= 0:
+        raise FieldError("lm_weight", lm_weight, "expected zero or more, as 0.5")
+
+
+def prepare(batch: dict[str, jax.Array], lm_weight: float) -> dict[str, jax.Array]:
+    """The whole batch with tokens weighted so that one division by the examples' weight gives both means, in any
+    microbatches; `lm_weight` is lambda.
+
+    Raises:
+        UserError: a weight for a loss that the examples have no targets of.
+    """
+    if not lm_weight:
+        return batch
+    if "lm_targets" not in batch:
+        raise UserError(
+            f"objective.lm_weight={lm_weight}: these examples have no targets of a language model; let data.examples "
+            "make them, or set it to 0"
+        )
+    share = jnp.sum(batch["weights"]) / jnp.maximum(jnp.sum(batch["lm_weights"]), 1.0)
+    return {**batch, "lm_shares": lm_weight * share * batch["lm_weights"]}
+
+
+def loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[Any, dict[str, Any]]:
+    """(what to add to the sum over examples, metrics): nothing unless `prepare` has seen to it.
+
+    Args:
+        out: of the model, with `lm` logits (B, C, T, V). batch: with `lm_targets`, `lm_weights`, `lm_shares` (B, C, T).
+
+    Raises:
+        UserError: a model without such logits.
+    """
+    if "lm_shares" not in batch:
+        return 0.0, {}
+    if "lm" not in out:
+        raise UserError("objective.lm_weight: the trunk is no language model; use a decoder, or set it to 0")
+    nll_BCT, _ = token_nll(out["lm"], batch["lm_targets"])
+    weights_BCT = batch["lm_weights"]
+    mean = (weighted_sum(nll_BCT, weights_BCT), jnp.sum(weights_BCT))
+    return weighted_sum(nll_BCT, batch["lm_shares"]), {"lm_loss": mean}
