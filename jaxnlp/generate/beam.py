@@ -7,7 +7,6 @@ Shape legend: B batch, P prompt length, T new tokens, N beams, C candidates (2N)
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,15 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp.errors import FieldError
-from jaxnlp.generate.decode import Generator, cache_lengths, grow, whole
-from jaxnlp.generate.sampling import NEVER
+from jaxnlp.generate.cache import cache_lengths, grow, reorder, repeat
+from jaxnlp.generate.decode import Generator
+from jaxnlp.generate.loop import log_probs, prompt_seen, whole
+from jaxnlp.generate.processors import Processors, process, seen_in
+from jaxnlp.generate.rows import Ids, Rows
 
 WORST = -1e9  # the score of a beam that is not there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BeamSearch:
-    """How wide to search and when to stop.
+class BeamSearch(Processors):
+    """How wide to search and when to stop, besides the options of `Processors`, which change log-probabilities here.
 
     num_beams: beams a row. num_return: how many finished texts to give for each, best first.
     length_penalty: a text's score is its log-probability over length ** length_penalty (its end counts as a token):
@@ -40,6 +42,7 @@ class BeamSearch:
     num_return: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_beams < 1:
             raise FieldError("num_beams", self.num_beams, "expected a positive number")
         if not 1 <= self.num_return <= self.num_beams:
@@ -54,43 +57,63 @@ class BeamSearch:
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """A finished text: its tokens without the separator that ends it, and its score."""
+    """A finished text: its tokens, forced ones first, without the separator that ends it, and its score.
+
+    score: the sum of its new tokens' log-probabilities, its end's included and forced ones' not, over their number **
+        length_penalty; the log-probabilities are those that penalties have changed.
+    log_probs, end_log_prob: the model's own, as `Generation` has them (exhaustive search leaves them out).
+    """
 
     ids: list[int]
     score: float
+    log_probs: list[float] = dataclasses.field(default_factory=list)
+    end_log_prob: float | None = None
 
 
 def beam_search(
     generator: Generator,
     params: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Ids,
     max_new_tokens: int,
     beams: BeamSearch = BeamSearch(),
+    *,
+    forced_prefix: Ids | None = None,
 ) -> list[list[Hypothesis]]:
     """The `num_return` best continuations of each prompt, best first.
+
+    Args:
+        prompts, forced_prefix: as `Generator.generate` takes them.
 
     Raises:
         UserError: no prompts, nothing to generate, or more positions than the model has.
     """
-    tokens_BP, segments_BP = generator.rows(prompts, max_new_tokens)
+    forced = forced_prefix or [[]] * len(prompts)
+    rows = generator.rows(prompts, max_new_tokens, forced)
     with generator.context(len(prompts)):
         held = generator.hold(params)
-        out_BNT, lengths_BN, scores_BN = _search(generator, held, tokens_BP, segments_BP, max_new_tokens, beams)
-    found = []
-    for out_NT, lengths_N, scores_N in zip(*map(np.asarray, (out_BNT, lengths_BN, scores_BN)), strict=True):
+        found = _search(generator, held, rows, max_new_tokens, beams, max(map(len, forced)))
+    finished, forced_BK = jax.tree.map(np.asarray, found)
+    texts = []
+    for i, prefix in enumerate(forced):
+        first = forced_BK[i, forced_BK.shape[1] - len(prefix) :].tolist()
         row = []
-        for ids, length, score in zip(out_NT.tolist(), lengths_N.tolist(), scores_N.tolist(), strict=True):
-            ids = ids[:length]
-            row.append(Hypothesis(ids[:-1] if ids and ids[-1] == generator.separator else ids, score))
-        found.append(row[: beams.num_return])
-    return found
+        for n in range(beams.num_return):
+            length = int(finished.lengths[i, n])
+            ids, told = (x[i, n, :length].tolist() for x in (finished.tokens, finished.log_probs))
+            end = told.pop() if ids and ids[-1] == generator.separator else None
+            ids = ids[: len(told)]
+            row.append(Hypothesis([*prefix, *ids], float(finished.scores[i, n]), [*first, *told], end))
+        texts.append(row)
+    return texts
 
 
 @dataclasses.dataclass(frozen=True)
 class _Beams:
-    """N texts a row: tokens (B, N, T), their number (B, N), scores (B, N), and whether they are there (B, N)."""
+    """N texts a row: tokens and the model's log-probabilities of them (B, N, T), their number (B, N), scores (B, N),
+    and whether they are there (B, N)."""
 
     tokens: jax.Array
+    log_probs: jax.Array
     lengths: jax.Array
     scores: jax.Array
     there: jax.Array
@@ -102,43 +125,45 @@ class _Beams:
 
     def take(self, index_BN: jax.Array) -> "_Beams":
         pick = lambda x: jnp.take_along_axis(x, index_BN.reshape(*index_BN.shape, *[1] * (x.ndim - 2)), axis=1)
-        return _Beams(pick(self.tokens), pick(self.lengths), pick(self.scores), pick(self.there))
+        return jax.tree.map(pick, self)
 
     def with_(self, other: "_Beams") -> "_Beams":
-        both = zip(jax.tree.leaves(self), jax.tree.leaves(other), strict=True)
-        return _Beams(*(jnp.concatenate(pair, axis=1) for pair in both))
+        return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), self, other)
 
 
-jax.tree_util.register_dataclass(_Beams, ["tokens", "lengths", "scores", "there"], [])
+jax.tree_util.register_dataclass(_Beams, ["tokens", "log_probs", "lengths", "scores", "there"], [])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _search(model: Generator, held, tokens_BP, segments_BP, max_new_tokens: int, beams: BeamSearch):
-    B, P = tokens_BP.shape
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
+def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: BeamSearch, forced: int):
+    """The finished texts, best first, and log-probabilities of the forced tokens (B, K), right-aligned."""
+    B, P = rows.tokens.shape
     N, T = beams.num_beams, max_new_tokens
     sizes = cache_lengths(P, P + T)
-    place = {"segment_ids": segments_BP, "positions": jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)}
-    logits_BTV, cache = model.apply(held, tokens_BP, **place, cache=model.make_cache(B, sizes[0]), logits_to_keep=1)
-    cache = _repeat(cache, N)
-    count_R1 = jnp.repeat(segments_BP.sum(axis=1), N)[:, None]
+    logits_BTV, cache = model.prefill(held, rows, model.make_cache(B, sizes[0]), 1 + forced)
+    logits_BTV = model.real(logits_BTV)
+    forced_BK = log_probs(logits_BTV[:, :-1], rows.tokens[:, P - forced :])
+    cache = repeat(cache, N)
+    count_R1 = jnp.repeat(rows.count_B, N)[:, None]
+    prompt_BV = prompt_seen(rows, beams.repetition_penalty, logits_BTV.shape[-1])
+    prompt_RV = None if prompt_BV is None else jnp.repeat(prompt_BV, N, axis=0)
+    extend = functools.partial(_extend, model.separator, beams, T, prompt_RV)
 
     def empty() -> _Beams:
-        tokens = jnp.full((B, N, T), model.separator, jnp.int32)
-        return _Beams(tokens, jnp.zeros((B, N), jnp.int32), jnp.full((B, N), WORST), jnp.zeros((B, N), bool))
+        tokens_BNT = jnp.full((B, N, T), model.separator, jnp.int32)
+        zeros, none = jnp.zeros((B, N), jnp.int32), jnp.zeros((B, N), bool)
+        return _Beams(tokens_BNT, jnp.zeros((B, N, T)), zeros, jnp.full((B, N), WORST), none)
 
     live = dataclasses.replace(empty(), scores=jnp.full((B, N), WORST).at[:, 0].set(0.0))
-    first_BNV = jnp.repeat(_log_probs(model, logits_BTV)[:, None], N, axis=1)
-    open_B = jnp.ones(B, bool)
-    begun = _extend(model, beams, T, 0, first_BNV, live, empty(), open_B)
+    begun = extend(0, jnp.repeat(logits_BTV[:, -1:], N, axis=1), live, empty(), jnp.ones(B, bool))
 
     def body(carry):
         step, live, finished, open_B, parents_BN, _, cache = carry
-        cache = _reorder(cache, parents_BN)
+        cache = reorder(cache, parents_BN)
         last_R1 = jax.lax.dynamic_index_in_dim(live.tokens, step - 1, axis=2).reshape(B * N, 1)
-        place = {"segment_ids": jnp.ones_like(last_R1), "positions": count_R1 + step - 1}
-        logits_RTV, cache = model.apply(held, last_R1, **place, cache=cache)
-        log_probs_BNV = _log_probs(model, logits_RTV).reshape(B, N, -1)
-        return step + 1, *_extend(model, beams, T, step, log_probs_BNV, live, finished, open_B), cache
+        logits_RTV, cache = model.step(held, last_R1, count_R1 + step - 1, cache)
+        logits_BNV = model.real(logits_RTV[:, -1]).reshape(B, N, -1)
+        return step + 1, *extend(step, logits_BNV, live, finished, open_B), cache
 
     carry: Any = (jnp.int32(1), *begun, cache)
     for size in sizes:
@@ -146,28 +171,24 @@ def _search(model: Generator, held, tokens_BP, segments_BP, max_new_tokens: int,
         stop = min(size - P + 1, T)
         carry = (*rest, grow(cache, size))
         carry = jax.lax.while_loop(lambda c, stop=stop: (c[0] < stop) & c[5], body, carry)
-    finished = carry[2]
-    return tuple(whole(x) for x in (finished.tokens, finished.lengths, finished.scores))
+    return jax.tree.map(whole, (carry[2], forced_BK))
 
 
-def _log_probs(model: Generator, logits_RTV) -> jax.Array:
-    """(R, V): of the next token; of a padded vocabulary's ids, never."""
-    logits_RV = logits_RTV[:, -1]
-    real = jnp.arange(logits_RV.shape[-1]) < model.num_tokens
-    return jax.nn.log_softmax(jnp.where(real, logits_RV, NEVER), axis=-1)
-
-
-def _extend(model, beams, T, step, log_probs_BNV, live: _Beams, finished: _Beams, open_B):
+def _extend(separator, beams, T, prompt_RV, step, logits_BNV, live: _Beams, finished: _Beams, open_B):
     """One step: live and finished beams after it, which rows may improve, the live ones' parents, whether to go on."""
-    B, N, V = log_probs_BNV.shape
+    B, N, V = logits_BNV.shape
     width = min(2 * N, N * V)  # even if N of them end here, N go on
-    scores_BC, flat_BC = jax.lax.top_k((live.scores[..., None] + log_probs_BNV).reshape(B, -1), width)
+    raw_BNV = jax.nn.log_softmax(logits_BNV, axis=-1)
+    totals_BNV = live.scores[..., None] + _processed(separator, beams, prompt_RV, step, raw_BNV, live)
+    scores_BC, flat_BC = jax.lax.top_k(totals_BNV.reshape(B, -1), width)
     parents_BC, ids_BC = flat_BC // V, (flat_BC % V).astype(jnp.int32)
-    tokens_BCT = live.take(parents_BC).tokens
-    tokens_BCT = jax.lax.dynamic_update_slice_in_dim(tokens_BCT, ids_BC[..., None], step, axis=2)
+    raw_BC = jnp.take_along_axis(raw_BNV.reshape(B, -1), flat_BC, axis=1)
+    put = lambda x_BCT, new_BC: jax.lax.dynamic_update_slice_in_dim(x_BCT, new_BC[..., None], step, axis=2)
+    from_ = live.take(parents_BC)
     length = step + 1
-    ended_BC = (ids_BC == model.separator) | (length == T)
-    candidates = _Beams(tokens_BCT, jnp.full_like(ids_BC, length), scores_BC, ~ended_BC)
+    ended_BC = (ids_BC == separator) | (length == T)
+    lengths_BC = jnp.full_like(ids_BC, length)
+    candidates = _Beams(put(from_.tokens, ids_BC), put(from_.log_probs, raw_BC), lengths_BC, scores_BC, ~ended_BC)
 
     going = dataclasses.replace(candidates, scores=jnp.where(ended_BC, scores_BC + WORST, scores_BC))
     live, chosen_BN = going.best(N)
@@ -191,14 +212,11 @@ def _extend(model, beams, T, step, log_probs_BNV, live: _Beams, finished: _Beams
     return live, finished, open_B, parents_BN, more
 
 
-def _repeat(cache: dict[str, Any], times: int) -> dict[str, Any]:
-    """The cache with each row so many times, one for each beam."""
-    layers = jax.tree.map(lambda x: jnp.repeat(x, times, axis=x.ndim - 4), cache["layers"])
-    return {**cache, "layers": layers, "segments": jnp.repeat(cache["segments"], times, axis=0)}
-
-
-def _reorder(cache: dict[str, Any], parents_BN: jax.Array) -> dict[str, Any]:
-    """The cache with each beam's keys and values those of its parent; beams of a row share its segments."""
-    B, N = parents_BN.shape
-    rows_R = (parents_BN + N * jnp.arange(B)[:, None]).reshape(-1)
-    return {**cache, "layers": jax.tree.map(lambda x: jnp.take(x, rows_R, axis=x.ndim - 4), cache["layers"])}
+def _processed(separator, beams: BeamSearch, prompt_RV, step, raw_BNV, live: _Beams) -> jax.Array:
+    """(B, N, V): the log-probabilities that beams add up."""
+    R, seen_RV = raw_BNV.shape[0] * raw_BNV.shape[1], None
+    if prompt_RV is not None:
+        tokens_RT = live.tokens.reshape(R, -1)
+        there_RT = jnp.broadcast_to(jnp.arange(tokens_RT.shape[1]) < step, tokens_RT.shape)
+        seen_RV = prompt_RV | seen_in(tokens_RT, there_RT, raw_BNV.shape[-1])
+    return process(raw_BNV.reshape(R, -1), beams, separator, step, seen_RV).reshape(raw_BNV.shape)

@@ -1,40 +1,70 @@
-"""Generating text: one jitted loop over a static key-value cache.
+"""Generating text with one engine, for decoder-only models and encoder-decoders.
 
-Prompts of different lengths are padded on the left, so that every row writes its next token at
-the same place; segment 0 keeps the padding out of attention, and positions count real
-tokens only. The cache begins small and doubles as the text grows, since each step reads all of it.
+A jitted loop (`generate/loop.py`) over a static key-value cache. Prompts of different lengths are padded on the left,
+so that every row writes its next token at the same place; segment 0 keeps the padding out of attention, and positions
+count real tokens only. The cache begins small and doubles as the text grows, since each step reads all of it.
 
-Shape legend: B batch, P prompt length, T new tokens, V vocabulary.
+Shape legend: B batch, P prompt length, R rows or beams, T new tokens, V vocabulary.
 """
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
-from jaxnlp.errors import UserError
-from jaxnlp.generate.sampling import NEVER, Sampling, sample
+from jaxnlp.errors import FieldError
+from jaxnlp.generate import loop
+from jaxnlp.generate.cache import cache_lengths
+from jaxnlp.generate.processors import NEVER
+from jaxnlp.generate.rows import Ids, Rows, held, make_rows
+from jaxnlp.generate.sampling import Sampling
 
-FIRST_CACHE = 64  # positions in the first cache; it doubles from there
+CHUNK = 8  # steps between two calls of `on_tokens`
+OnTokens = Callable[[int, list[int]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A new text.
+
+    ids: its tokens, forced ones first, without the separator that ends it.
+    log_probs: the model's own log-probability of each of them given all before it, whatever temperature, filters and
+        penalties they were drawn with. end_log_prob: of the separator; None where the text did not end with it.
+    finish: "end" (the model ended it), "stop" (`on_tokens` or a stop string did) or "length" (max_new_tokens).
+    text: decoded, up to a stop string; None where nothing decoded it (`generate/text.py` does).
+    """
+
+    ids: list[int]
+    log_probs: list[float]
+    end_log_prob: float | None
+    finish: str
+    text: str | None = None
+
+    @property
+    def score(self) -> float:
+        """The log-probability of the whole text, its end included."""
+        return sum(self.log_probs) + (self.end_log_prob or 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
     """A model ready to generate.
 
-    apply: (params, tokens, segment_ids=, positions=, cache=, logits_to_keep=) -> (logits, cache).
+    apply: (params, tokens, segment_ids=, positions=, cache=, logits_to_keep=) -> (logits, cache); of an encoder-decoder
+        (params, inputs, tokens, input_segments=, ...), inputs None once the cache holds what the encoder made of them.
     make_cache: (batch, length) -> an empty cache.
     longest: positions the model can read, or None where there is no end.
-    separator: the token that ends a text, and begins one without a prompt.
+    separator: the token that ends a text.
     num_tokens: ids from here on (a padded vocabulary) are never generated.
     context: (batch size) -> what is entered around the model, for its mesh and rules.
     hold: parameters -> what `apply` takes, where it wants them laid out for reading.
+    start: what every text the decoder reads begins with, as every document in training does; None is the separator,
+        () nothing. source_end: what every source an encoder reads ends with; None is the separator, () nothing.
+    encoder_decoder: prompts are sources, for the encoder; the decoder begins with `start` and the forced prefix.
     """
 
     apply: Callable
@@ -44,135 +74,154 @@ class Generator:
     num_tokens: int
     context: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     hold: Callable[[Any], Any] = lambda params: params
+    start: tuple[int, ...] | None = None
+    source_end: tuple[int, ...] | None = None
+    encoder_decoder: bool = False
 
     def __call__(
         self,
         params: Any,
-        prompts: Sequence[Sequence[int]],
+        prompts: Ids,
         max_new_tokens: int,
         sampling: Sampling = Sampling(),
         seed: int = 0,
+        *,
+        forced_prefix: Ids | None = None,
     ) -> list[list[int]]:
+        """The ids of `generate`, which says what the arguments are."""
+        forced = forced_prefix or [[]] * len(prompts)
+        tokens_BT, _ = self._all(params, prompts, max_new_tokens, sampling, seed, forced, log_probs=False)
+        return [[*f, *self.until_separator(row)] for f, row in zip(forced, tokens_BT.tolist(), strict=True)]
+
+    def generate(
+        self,
+        params: Any,
+        prompts: Ids,
+        max_new_tokens: int,
+        sampling: Sampling = Sampling(),
+        seed: int = 0,
+        *,
+        forced_prefix: Ids | None = None,
+        on_tokens: OnTokens | None = None,
+        chunk: int = CHUNK,
+    ) -> list[Generation]:
         """Continues each prompt, up to the separator or `max_new_tokens`.
 
+        Args:
+            prompts: ids, without what every text begins with (`start`); of an encoder-decoder the sources.
+            forced_prefix: for each prompt, ids that its new text must begin with. They are part of what comes back,
+                and not counted in max_new_tokens.
+            on_tokens: called as (row, its new ids) as they come, forced ones first; where it returns True, that row
+                ends there. The loop then runs in chunks of so many steps, with the same results.
+
         Raises:
             UserError: no prompts, nothing to generate, or more positions than the model has.
         """
-        tokens_BP, segments_BP = self.rows(prompts, max_new_tokens)
+        forced = forced_prefix or [[]] * len(prompts)
+        args = (params, prompts, max_new_tokens, sampling, seed, forced)
+        if on_tokens is None:
+            tokens_BT, log_probs = self._all(*args, log_probs=True)
+            ends: list[int | None] = [None] * len(prompts)
+        else:
+            tokens_BT, log_probs, ends = self._in_chunks(*args, on_tokens, chunk)
+        found = []
+        for i, row in enumerate(tokens_BT.tolist()):
+            ids = self.until_separator(row) if ends[i] is None else row[: ends[i]]
+            ended = ends[i] is None and len(ids) < len(row)
+            forced_K, new_T = (x[i].tolist() for x in log_probs)
+            told = [*forced_K[len(forced_K) - len(forced[i]) :], *new_T[: len(ids)]]
+            end = new_T[len(ids)] if ended else None
+            finish = "end" if ended else "length" if ends[i] is None else "stop"
+            found.append(Generation([*forced[i], *ids], told, end, finish))
+        return found
+
+    def _all(self, params, prompts, max_new_tokens, sampling, seed, forced, *, log_probs: bool):
+        """In one call: tokens_BT and, if wanted, log-probabilities of forced tokens (B, K) and of new ones (B, T)."""
+        rows = self.rows(prompts, max_new_tokens, forced)
+        plan = loop.Plan(max_new_tokens, sampling, log_probs, max(map(len, forced)))
         with self.context(len(prompts)):
-            held = self.hold(params)
-            out_BT = self._run(held, tokens_BP, segments_BP, jax.random.key(seed), max_new_tokens, sampling)
-        return [self._until_separator(row) for row in np.asarray(out_BT).tolist()]
+            found = loop.run(self, plan, self.hold(params), rows, jax.random.key(seed))
+        return jax.tree.map(np.asarray, found)
 
-    def rows(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """Prompts after their separators, padded on the left: tokens_BP, and segments_BP with 0 on padding.
+    def _in_chunks(self, params, prompts, max_new_tokens, sampling, seed, forced, on_tokens, chunk):
+        """As `_all`, with `on_tokens` told after each chunk; also the place where it ended each row, or None."""
+        if chunk < 1:
+            raise FieldError("chunk", chunk, "expected a positive number of steps")
+        rows = self.rows(prompts, max_new_tokens, forced)
+        plan = loop.Plan(max_new_tokens, sampling, True, max(map(len, forced)))
+        B, P, T = len(prompts), rows.tokens.shape[1], max_new_tokens
+        size, *later = cache_lengths(P, P + T)
+        told = [0] * B
+        ends = [0 if prefix and on_tokens(i, list(prefix)) else None for i, prefix in enumerate(forced)]
+        with self.context(B):
+            held_params, key = self.hold(params), jax.random.key(seed)
+            state, forced_BK = loop.begin(self, plan, held_params, rows, key)
+            while True:
+                step, tokens_BT, done_B = (np.asarray(x) for x in (state.step, state.tokens, state.done))
+                for i, row in enumerate(tokens_BT[:, :step].tolist()):
+                    new = self.until_separator(row)[told[i] :] if ends[i] is None else []
+                    told[i] += len(new)
+                    if new and on_tokens(i, new):
+                        ends[i] = told[i]
+                ended_B = np.asarray([end is not None for end in ends])
+                if step == T or (done_B | ended_B).all():
+                    break
+                cache = state.cache
+                if step == size - P + 1:
+                    size, *later = later
+                    cache = loop.larger(cache, size)
+                state, stop = dataclasses.replace(state, cache=None), np.int32(min(step + chunk, size - P + 1, T))
+                state = loop.advance(self, plan, held_params, rows, key, state, cache, ended_B, stop)
+        return tokens_BT, (np.asarray(forced_BK), np.asarray(state.log_probs)), ends
+
+    def rows(self, prompts: Ids, max_new_tokens: int, forced_prefix: Ids | None = None) -> Rows:
+        """Prompts as arrays (`generate/rows.py`).
 
         Raises:
             UserError: no prompts, nothing to generate, or more positions than the model has.
         """
-        if not prompts or max_new_tokens < 1:
-            raise UserError(
-                f"generate: {len(prompts)} prompts and max_new_tokens={max_new_tokens}; expected at least one of each"
-            )
-        # A prompt begins a document, as every document in training does.
-        rows = [[self.separator, *prompt] for prompt in prompts]
-        longest = max(len(row) for row in rows)
-        if self.longest is not None and longest + max_new_tokens > self.longest:
-            raise UserError(
-                f"generate: {longest - 1} prompt tokens, one separator and max_new_tokens={max_new_tokens} "
-                f"are more than model.max_len={self.longest}; shorten the prompt or generate fewer"
-            )
-        tokens_BP = np.full((len(rows), longest), self.separator, np.int32)
-        segments_BP = np.zeros_like(tokens_BP)
-        for i, row in enumerate(rows):
-            tokens_BP[i, longest - len(row) :] = row
-            segments_BP[i, longest - len(row) :] = 1
-        return tokens_BP, segments_BP
+        return make_rows(self, prompts, max_new_tokens, forced_prefix)
 
-    def room(self, prompts: Sequence[Sequence[int]], wanted: int) -> int:
+    def room(self, prompts: Ids, wanted: int, forced_prefix: Ids | None = None) -> int:
         """`wanted` new tokens, or as many as fit after the longest prompt (one at least, which may then be refused)."""
         if self.longest is None:
             return wanted
-        return max(1, min(wanted, self.longest - max(map(len, prompts), default=0) - 1))
+        forced = forced_prefix or [[]] * len(prompts)
+        longest = max((held(self, p, f) for p, f in zip(prompts, forced, strict=True)), default=len(self.first))
+        return max(1, min(wanted, self.longest - longest))
 
-    def _until_separator(self, row: list[int]) -> list[int]:
+    @property
+    def first(self) -> tuple[int, ...]:
+        """What every text the decoder reads begins with."""
+        return (self.separator,) if self.start is None else self.start
+
+    @property
+    def last(self) -> tuple[int, ...]:
+        """What every source the encoder reads ends with; () of a decoder-only model."""
+        if not self.encoder_decoder:
+            return ()
+        return (self.separator,) if self.source_end is None else self.source_end
+
+    def until_separator(self, row: list[int]) -> list[int]:
+        """A row of new tokens without the separator that ends it."""
         return row[: row.index(self.separator)] if self.separator in row else row
 
-    @functools.partial(jax.jit, static_argnums=(0, 5, 6))
-    def _run(self, held, tokens_BP, segments_BP, key, max_new_tokens, sampling):
-        return decode(self, held, tokens_BP, segments_BP, key, max_new_tokens, sampling)
+    def prefill(self, held_params: Any, rows: Rows, cache: Any, logits_to_keep: int) -> tuple[jax.Array, Any]:
+        """Logits of the last places of `rows.tokens`, and the cache that holds them all."""
+        given = {"segment_ids": rows.segments, "positions": rows.positions_BP, "cache": cache}
+        if not self.encoder_decoder:
+            return self.apply(held_params, rows.tokens, **given, logits_to_keep=logits_to_keep)
+        given["input_segments"] = rows.input_segments
+        return self.apply(held_params, rows.inputs, rows.tokens, **given, logits_to_keep=logits_to_keep)
 
+    def step(self, held_params: Any, last_R1: jax.Array, positions_R1: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        """Logits (R, 1, V) of the token after `last_R1`, and the cache that holds it."""
+        given = {"segment_ids": jnp.ones_like(last_R1), "positions": positions_R1, "cache": cache}
+        tokens = (None, last_R1) if self.encoder_decoder else (last_R1,)
+        return self.apply(held_params, *tokens, **given)
 
-def decode(model: Generator, held, tokens_BP, segments_BP, key, max_new_tokens: int, sampling: Sampling) -> jax.Array:
-    """(B, T) new tokens; a finished row goes on with separators.
-
-    Args:
-        held: parameters, as `model.hold` gives them.
-        tokens_BP: left-padded prompts. segments_BP: 1 on real tokens, 0 on padding.
-    """
-    B, P = tokens_BP.shape
-    total = P + max_new_tokens
-    lengths = cache_lengths(P, total)
-    count_B = segments_BP.sum(axis=1)
-    positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
-    cache = model.make_cache(B, lengths[0])
-
-    def next_token(logits_BTV, step):
-        logits_BV = logits_BTV[:, -1]
-        if logits_BV.shape[-1] > model.num_tokens:
-            logits_BV = jnp.where(jnp.arange(logits_BV.shape[-1]) < model.num_tokens, logits_BV, NEVER)
-        return sample(logits_BV, jax.random.fold_in(key, step), sampling)
-
-    place = {"segment_ids": segments_BP, "positions": positions_BP}
-    logits_BTV, cache = model.apply(held, tokens_BP, **place, cache=cache, logits_to_keep=1)
-    token_B = next_token(logits_BTV, 0)
-    out_BT = jnp.full((B, max_new_tokens), model.separator, jnp.int32)
-    one_B1 = jnp.ones((B, 1), jnp.int32)
-
-    def body(carry):
-        step, token_B, done_B, out_BT, cache = carry
-        out_BT = jax.lax.dynamic_update_slice(out_BT, token_B[:, None], (0, step))
-        place = {"segment_ids": one_B1, "positions": (count_B + step)[:, None]}
-        logits_BTV, cache = model.apply(held, token_B[:, None], **place, cache=cache)
-        token_B = jnp.where(done_B, model.separator, next_token(logits_BTV, step + 1))
-        return step + 1, token_B, done_B | (token_B == model.separator), out_BT, cache
-
-    carry = (jnp.int32(0), token_B, token_B == model.separator, out_BT, cache)
-    for length in lengths:
-        step, token_B, done_B, out_BT, cache = carry
-        carry = (step, token_B, done_B, out_BT, grow(cache, length))
-        stop = min(length - P, max_new_tokens - 1)
-        carry = jax.lax.while_loop(lambda c, stop=stop: (c[0] < stop) & ~c[2].all(), body, carry)
-    step, token_B, _, out_BT, _ = carry
-    out_BT = jax.lax.dynamic_update_slice(out_BT, token_B[:, None], (0, step))
-    return whole(out_BT)
-
-
-def whole(x: jax.Array) -> jax.Array:
-    """x, whole on every device, and so in every process."""
-    several = jax.sharding.get_abstract_mesh().size > 1
-    return jax.lax.with_sharding_constraint(x, PartitionSpec()) if several else x
-
-
-def cache_lengths(prompt: int, total: int) -> list[int]:
-    """The lengths a cache goes through: doubling from one that holds the prompt, up to `total`."""
-    length = FIRST_CACHE
-    while length <= prompt:
-        length *= 2
-    lengths = []
-    while length < total:
-        lengths.append(length)
-        length *= 2
-    return [*lengths, total]
-
-
-def grow(cache: dict[str, Any], length: int) -> dict[str, Any]:
-    """The cache with room for `length` positions: S is axis -2 of keys and values, axis 1 of segments."""
-
-    def pad(x, axis):
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, length - x.shape[axis])
-        return jnp.pad(x, widths)
-
-    layers = jax.tree.map(lambda x: pad(x, x.ndim - 2), cache["layers"])
-    return {**cache, "layers": layers, "segments": pad(cache["segments"], 1)}
+    def real(self, logits_V: jax.Array) -> jax.Array:
+        """Logits (..., V), with -inf for a padded vocabulary's ids."""
+        if logits_V.shape[-1] == self.num_tokens:
+            return logits_V
+        return jnp.where(jnp.arange(logits_V.shape[-1]) < self.num_tokens, logits_V, NEVER)

@@ -9,9 +9,10 @@ import numpy as np
 
 from jaxnlp.data.pipeline import eval_batches
 from jaxnlp.errors import UserError
-from jaxnlp.generate.decode import whole
+from jaxnlp.generate.loop import whole
 from jaxnlp.generate.sampling import Sampling
 from jaxnlp.train.load import make_generator
+from jaxnlp.train.samples_tasks import task_samples
 
 MASKED_SHOWN = 600  # characters
 
@@ -24,6 +25,8 @@ def sample(program: Any, params: Any, tokenizer: Any, store: Any) -> list[str]:
     e = program.experiment
     if not e.sample_tokens:
         return []
+    if hasattr(store, "records"):
+        return task_samples(program, params, tokenizer, store)
     if hasattr(e.model, "make_cache"):
         return _continuation(program, params, tokenizer)
     if "predict" in e.data.examples.shapes(e.data):

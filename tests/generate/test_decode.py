@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxnlp.errors import UserError
-from jaxnlp.generate.decode import Generator, cache_lengths
+from jaxnlp.generate.cache import cache_lengths
+from jaxnlp.generate.decode import Generator
 from jaxnlp.generate.sampling import Sampling, filtered, sample
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn import norms, positions

@@ -1,0 +1,57 @@
+"""The key-value cache of generation: it grows with the text, and each beam has its own.
+
+What models keep in it (`nn/stack.py`): "layers", the (k, v) pairs of self-attention, each (B, N, S, K) or with a
+leading axis of layers; "segments" (B, S); "offset"; an encoder-decoder also "cross", such pairs of the encoder's keys
+and values, and "input_segments", which never change.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+FIRST_CACHE = 64  # positions in the first cache; it doubles from there
+
+
+def cache_lengths(prompt: int, total: int) -> list[int]:
+    """The lengths a cache goes through: doubling from one that holds the prompt, up to `total`."""
+    length = FIRST_CACHE
+    while length <= prompt:
+        length *= 2
+    lengths = []
+    while length < total:
+        lengths.append(length)
+        length *= 2
+    return [*lengths, total]
+
+
+def grow(cache: dict[str, Any], length: int) -> dict[str, Any]:
+    """The cache with room for `length` positions: S is axis -2 of keys and values, axis 1 of segments."""
+
+    def pad(x, axis):
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, length - x.shape[axis])
+        return jnp.pad(x, widths)
+
+    layers = jax.tree.map(lambda x: pad(x, x.ndim - 2), cache["layers"])
+    return {**cache, "layers": layers, "segments": pad(cache["segments"], 1)}
+
+
+def repeat(cache: dict[str, Any], times: int) -> dict[str, Any]:
+    """The cache with each row so many times, one for each beam."""
+
+    def pairs(tree):
+        return jax.tree.map(lambda x: jnp.repeat(x, times, axis=x.ndim - 4), tree)
+
+    more = {name: pairs(cache[name]) for name in ("layers", "cross") if name in cache}
+    for name in ("segments", "input_segments"):
+        if cache.get(name) is not None:
+            more[name] = jnp.repeat(cache[name], times, axis=0)
+    return {**cache, **more}
+
+
+def reorder(cache: dict[str, Any], parents_BN: jax.Array) -> dict[str, Any]:
+    """The cache with each beam's keys and values those of its parent; beams of a row share all else."""
+    B, N = parents_BN.shape
+    rows_R = (parents_BN + N * jnp.arange(B)[:, None]).reshape(-1)
+    return {**cache, "layers": jax.tree.map(lambda x: jnp.take(x, rows_R, axis=x.ndim - 4), cache["layers"])}

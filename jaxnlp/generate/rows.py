@@ -1,0 +1,104 @@
+"""Ragged prompts, sources and forced prefixes as arrays.
+
+What the decoder reads is padded on the left, so that every row writes its next token at the same place; what the
+encoder reads is padded on the right. Segment 0 is padding.
+
+Shape legend: B batch, P what the decoder reads at first, S what the encoder reads, K longest forced prefix.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnlp.errors import UserError
+
+Ids = Sequence[Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A batch to go on with: tokens_BP and segments_BP; of an encoder-decoder also inputs_BS and input_segments_BS."""
+
+    tokens: Any
+    segments: Any
+    inputs: Any = None
+    input_segments: Any = None
+
+    @property
+    def count_B(self) -> Any:
+        """Real tokens of each row, and so the position of the first new one."""
+        return self.segments.sum(axis=1)
+
+    @property
+    def positions_BP(self) -> jax.Array:
+        return jnp.maximum(jnp.cumsum(self.segments, axis=1) - 1, 0)
+
+
+jax.tree_util.register_dataclass(Rows, ["tokens", "segments", "inputs", "input_segments"], [])
+
+
+def make_rows(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids | None) -> Rows:
+    """Prompts and forced prefixes of a `Generator`'s model. An encoder-decoder's prompts are its sources.
+
+    Raises:
+        UserError: no prompts, nothing to generate, a forced prefix too few, nothing to begin with, or more positions
+            than the model has.
+    """
+    if not prompts or max_new_tokens < 1:
+        raise UserError(
+            f"generate: {len(prompts)} prompts and max_new_tokens={max_new_tokens}; expected at least one of each"
+        )
+    if forced is None:
+        forced = [[]] * len(prompts)
+    if len(forced) != len(prompts):
+        raise UserError(f"forced_prefix: {len(forced)} of them for {len(prompts)} prompts; expected one for each")
+    heads = [[]] * len(prompts) if model.encoder_decoder else prompts
+    _check_room(model, prompts, max_new_tokens, forced)
+    rows = [[*model.first, *head, *prefix] for head, prefix in zip(heads, forced, strict=True)]
+    if not all(rows):
+        raise UserError("generate: an empty prompt, and the model has no start token; give it a text to begin with")
+    tokens_BP, segments_BP = _pad(rows, model.separator, left=True)
+    if not model.encoder_decoder:
+        return Rows(tokens_BP, segments_BP)
+    sources = [[*prompt, *model.last] for prompt in prompts]
+    if not all(sources):
+        raise UserError("generate: an empty source, and the model ends none with a token; give it a text")
+    return Rows(tokens_BP, segments_BP, *_pad(sources, model.separator, left=False))
+
+
+def _check_room(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids) -> None:
+    limit = model.longest
+    if limit is None:
+        return
+    count, given = max((held(model, p, f), len(p)) for p, f in zip(prompts, forced, strict=True))
+    start = "one separator" if model.start is None else f"{len(model.first)} start tokens"
+    told = [] if model.encoder_decoder else [f"{given} prompt tokens"]
+    told += [start] + ([f"{count - len(model.first)} forced tokens"] if model.encoder_decoder and any(forced) else [])
+    if count + max_new_tokens > limit:
+        raise UserError(
+            f"generate: {', '.join(told)} and max_new_tokens={max_new_tokens} are more than "
+            f"model.max_len={limit}; shorten the prompt or generate fewer"
+        )
+    longest = max(map(len, prompts)) + len(model.last)
+    if model.encoder_decoder and longest > limit:
+        raise UserError(f"generate: a source of {longest} tokens is more than model.max_len={limit}; shorten it")
+
+
+def held(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> int:
+    """How many tokens the decoder reads before the first new one."""
+    return len(model.first) + len(forced) + (0 if model.encoder_decoder else len(prompt))
+
+
+def _pad(rows: list[list[int]], fill: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, segments): 1 on real tokens, 0 on padding."""
+    size = max(map(len, rows))
+    tokens = np.full((len(rows), size), fill, np.int32)
+    segments = np.zeros_like(tokens)
+    for i, row in enumerate(rows):
+        place = slice(size - len(row), size) if left else slice(0, len(row))
+        tokens[i, place], segments[i, place] = row, 1
+    return tokens, segments
