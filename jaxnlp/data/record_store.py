@@ -3,6 +3,7 @@
 Records are few and small, so they are held in memory, tokenized when the split is opened.
 """
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable
@@ -79,6 +80,6 @@ def _content(examples: list[Any]) -> str:
 
 
 def _bytes(label: Any) -> bytes:
-    if isinstance(label, tuple):
-        return b"".join(np.ascontiguousarray(part).tobytes() for part in label)
-    return repr(label).encode()  # a number, or a span's `Place`
+    parts = dataclasses.is_dataclass(label)
+    fields = [getattr(label, field.name) for field in dataclasses.fields(label)] if parts else [label]
+    return b"".join(np.ascontiguousarray(part).tobytes() for part in fields)

@@ -37,6 +37,7 @@ class Choices:
     truncate: bool = False
 
     records = True
+    unit = "examples"
 
     def check(self) -> None:
         if self.num_options < 2:
@@ -52,10 +53,13 @@ class Choices:
     def resolved(self, source: Any) -> "Choices":
         return self
 
-    def encode(self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell) -> list[task.Example]:
+    def encode(
+        self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
+    ) -> list[task.Example]:
         orders = [(0, 1 + k) for k in range(self.num_options)]
         rows = task.sequences(records, self.texts, orders, self, tokenizer, length, tell)
-        return [task.Example(i, row, self.gold(r)) for i, (row, r) in enumerate(zip(rows, records, strict=True))]
+        labels = [self.gold(record) if labelled else 0 for record in records]
+        return [task.Example(i, row, label) for i, (row, label) in enumerate(zip(rows, labels, strict=True))]
 
     def texts(self, record: Record) -> list[str]:
         """The context, and the options."""
@@ -84,6 +88,20 @@ class Choices:
                 f"{record.where} holds {value!r} there, expected the number of an option, 0 to {self.num_options - 1}",
             )
         return number
+
+    def answer(self, record: Record, examples: Many[Any], logits: np.ndarray) -> dict[str, Any]:
+        (shares,) = task.softmax(logits)
+        return {"option": int(np.argmax(shares)), "probabilities": [float(share) for share in shares]}
+
+    def gold_answer(self, record: Record) -> dict[str, Any]:
+        return {"option": self.gold(record)}
+
+    def shown(self, record: Record) -> str:
+        context, *options = self.texts(record)
+        return " | ".join([context, *(f"{i}: {option}" for i, option in enumerate(options))])
+
+    def targets(self, examples: Many[Any]) -> list[Any]:
+        return [example.label for example in examples]
 
     def open(self, store: Any, tokenizer: Tokenizer | None, config: Any) -> task.TaskReader:
         return task.TaskReader(self, store, tokenizer, config.seq_len)

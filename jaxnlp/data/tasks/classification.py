@@ -36,6 +36,7 @@ class Classification:
     truncate: bool = False
 
     records = True
+    unit = "examples"
 
     def check(self) -> None:
         check_classes(self.classes)
@@ -51,15 +52,32 @@ class Classification:
     def resolved(self, source: Any) -> "Classification":
         return self if self.classes else dataclasses.replace(self, classes=found_classes(source, self.label))
 
-    def encode(self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell) -> list[task.Example]:
+    def encode(
+        self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
+    ) -> list[task.Example]:
         orders = self.inputs.orders(self.layout)
         rows = task.sequences(records, self.inputs.texts, orders, self, tokenizer, length, tell)
-        return [task.Example(i, row, self.gold(r)) for i, (row, r) in enumerate(zip(rows, records, strict=True))]
+        labels = [self.gold(record) if labelled else 0 for record in records]
+        return [task.Example(i, row, label) for i, (row, label) in enumerate(zip(rows, labels, strict=True))]
 
     def gold(self, record: Record) -> int:
         """The number of a record's class."""
         setting = "data.examples.label"
         return class_of(field(record, self.label, setting), record, setting, self.label, self.classes)
+
+    def answer(self, record: Record, examples: Many[Any], logits: np.ndarray) -> dict[str, Any]:
+        (shares,) = task.softmax(logits)
+        label = self.classes[int(np.argmax(shares))]
+        return {"label": label, "probabilities": dict(zip(self.classes, map(float, shares), strict=True))}
+
+    def gold_answer(self, record: Record) -> dict[str, Any]:
+        return {"label": self.classes[self.gold(record)]}
+
+    def shown(self, record: Record) -> str:
+        return " | ".join(self.inputs.texts(record))
+
+    def targets(self, examples: Many[Any]) -> list[Any]:
+        return [example.label for example in examples]
 
     def open(self, store: Any, tokenizer: Tokenizer | None, config: Any) -> task.TaskReader:
         return task.TaskReader(self, store, tokenizer, config.seq_len)

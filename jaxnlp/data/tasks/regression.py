@@ -29,6 +29,7 @@ class Regression:
     truncate: bool = False
 
     records = True
+    unit = "examples"
 
     @property
     def num_sequences(self) -> int:
@@ -37,10 +38,13 @@ class Regression:
     def resolved(self, source: Any) -> "Regression":
         return self
 
-    def encode(self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell) -> list[task.Example]:
+    def encode(
+        self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
+    ) -> list[task.Example]:
         orders = self.inputs.orders(self.layout)
         rows = task.sequences(records, self.inputs.texts, orders, self, tokenizer, length, tell)
-        return [task.Example(i, row, self.gold(r)) for i, (row, r) in enumerate(zip(rows, records, strict=True))]
+        labels = [self.gold(record) if labelled else 0 for record in records]
+        return [task.Example(i, row, label) for i, (row, label) in enumerate(zip(rows, labels, strict=True))]
 
     def gold(self, record: Record) -> float:
         """A record's number."""
@@ -53,6 +57,18 @@ class Regression:
         if not math.isfinite(number):
             raise FieldError(setting, self.label, f"{record.where} holds {value!r} there, expected a number")
         return number
+
+    def answer(self, record: Record, examples: Many[Any], logits: np.ndarray) -> dict[str, Any]:
+        return {"value": float(logits[0])}
+
+    def gold_answer(self, record: Record) -> dict[str, Any]:
+        return {"value": self.gold(record)}
+
+    def shown(self, record: Record) -> str:
+        return " | ".join(self.inputs.texts(record))
+
+    def targets(self, examples: Many[Any]) -> list[Any]:
+        return [example.label for example in examples]
 
     def open(self, store: Any, tokenizer: Tokenizer | None, config: Any) -> task.TaskReader:
         return task.TaskReader(self, store, tokenizer, config.seq_len)

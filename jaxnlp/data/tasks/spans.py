@@ -68,6 +68,7 @@ class Spans:
     layout: Any = dataclasses.field(default_factory=EncoderLayout)
 
     records = True
+    unit = "questions"
 
     def check(self) -> None:
         if self.stride < 0:
@@ -78,7 +79,9 @@ class Spans:
     def resolved(self, source: Any) -> "Spans":
         return self
 
-    def encode(self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell) -> list[task.Example]:
+    def encode(
+        self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
+    ) -> list[task.Example]:
         specials, pieces = self.layout.specials(tokenizer), Offsets(tokenizer)
         fits = task.Fit(length, truncate=False, remedy=REMEDY)
         found: list[task.Example] = []
@@ -92,7 +95,7 @@ class Spans:
                 if self.stride > room > 0:
                     expected = f"{record.where} has room for {room} tokens of its context; expected no more than that"
                     raise FieldError("data.examples.stride", self.stride, expected)
-                span = self._tokens(record, context)
+                span = self._tokens(record, context) if labelled else None
                 for begin, end in _windows(len(context.ids), max(room, 1), self.stride):
                     sequence = self.layout.sequence([question, context.ids[begin:end]], specials)
                     place = _place(span, context, begin, end, sequence.begins[1])
@@ -125,6 +128,31 @@ class Spans:
                 )
             found.append((start, text))
         return found
+
+    def answer(self, record: Record, examples: Many[Any], logits: np.ndarray) -> dict[str, Any]:
+        """The best span of all windows, "" for none, where it begins, and its score above that of none."""
+        none, best, where = np.inf, -np.inf, (0, 0)
+        for example, logits_T2 in zip(examples, logits, strict=True):
+            place = example.label
+            none = min(none, float(logits_T2[0].sum()))
+            answerable = np.zeros(len(logits_T2))
+            answerable[place.first : place.first + len(place.starts)] = 1
+            start, end, score = best_span(logits_T2, answerable)
+            if score > best:
+                best, where = score, place.characters(start, end)
+        text = self.context_of(record)[where[0] : where[1]] if best > none else ""
+        start = where[0] + len(text) - len(text.lstrip())
+        return {"answer": text.strip(), "start": start if text else None, "score": best - none}
+
+    def gold_answer(self, record: Record) -> dict[str, Any]:
+        start, text = (self.gold(record) or [(None, "")])[0]
+        return {"answer": text, "start": start}
+
+    def shown(self, record: Record) -> str:
+        return f"{record.fields.get(self.question)} | {self.context_of(record)}"
+
+    def targets(self, examples: Many[Any]) -> list[Any]:
+        return [(example.label.start, example.label.end) for example in examples]
 
     def _malformed(self, record: Record, value: Any) -> FieldError:
         expected = 'expected {"text": [...], "answer_start": [...]}'
@@ -186,12 +214,11 @@ def _place(span: tuple[int, int] | None, context: Pieces, begin: int, end: int, 
 
 
 def best_span(logits_T2: np.ndarray, answerable_T: np.ndarray, longest: int = 30) -> tuple[int, int, float]:
-    """The likeliest (start, end) and its score: the sum of both logits; at most `longest` tokens, or (0, 0)."""
+    """The likeliest (start, end) of at most `longest` tokens, and its score: the sum of both logits."""
     may = answerable_T > 0
     starts_T, ends_T = (np.where(may, logits_T2[:, k].astype(np.float64), -np.inf) for k in range(2))
     scores_TT = starts_T[:, None] + ends_T[None]
     allowed = np.triu(np.ones_like(scores_TT, bool)) & ~np.triu(np.ones_like(scores_TT, bool), longest)
-    allowed[0, 1:] = False
     scores_TT = np.where(allowed, scores_TT, -np.inf)
     start, end = np.unravel_index(int(np.argmax(scores_TT)), scores_TT.shape)
     return int(start), int(end), float(scores_TT[start, end])

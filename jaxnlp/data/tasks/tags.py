@@ -20,6 +20,15 @@ from jaxnlp.errors import FieldError
 WORDS, TAGS = "data.examples.words", "data.examples.tags"
 
 
+@dataclasses.dataclass(frozen=True)
+class FirstPieces:
+    """Of the words that have pieces, (W,) each: their numbers, the places of their first pieces, their classes."""
+
+    words: np.ndarray
+    places: np.ndarray
+    classes: np.ndarray
+
+
 @dataclasses.dataclass(kw_only=True)
 class Tags:
     """Examples for `objectives.tag`.
@@ -38,6 +47,7 @@ class Tags:
     truncate: bool = False
 
     records = True
+    unit = "words"
 
     def check(self) -> None:
         check_classes(self.classes)
@@ -49,8 +59,9 @@ class Tags:
     def resolved(self, source: Any) -> "Tags":
         return self if self.classes else dataclasses.replace(self, classes=found_classes(source, self.tags, TAGS))
 
-    def encode(self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell) -> list[task.Example]:
-        """Labels are (places, classes): of the first piece of each word, (W,) each."""
+    def encode(
+        self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
+    ) -> list[task.Example]:
         specials, fits = self.layout.specials(tokenizer), task.Fit(length, self.truncate)
         room, found, nothing = length - self.layout.overhead(1), [], 0
         for part in task.chunks(records, tell):
@@ -65,7 +76,8 @@ class Tags:
                 kept = np.asarray([len(piece) > 0 for piece in pieces]) & (starts < len(tokens))
                 nothing += sum(not piece for piece in pieces)
                 places = (starts + sequence.begins[0])[kept].astype(np.int32)
-                label = places, np.asarray(self.gold(record), np.int32)[kept]
+                classes = np.asarray(self.gold(record) if labelled else [0] * len(words), np.int32)[kept]
+                label = FirstPieces(np.flatnonzero(kept), places, classes)
                 found.append(task.Example(len(found), (sequence,), label))
         fits.done(tell)
         if nothing:
@@ -78,6 +90,24 @@ class Tags:
         if len(words) != len(tags):
             raise FieldError(TAGS, self.tags, f"{record.where} has {len(words)} words and {len(tags)} tags")
         return [class_of(tag, record, TAGS, self.tags, self.classes) for tag in tags]
+
+    def answer(self, record: Record, examples: Many[Any], logits: np.ndarray) -> dict[str, Any]:
+        """The tags of the words, None for one that was cut away or is nothing to the tokenizer."""
+        words = self.listed(record, self.words, WORDS)
+        (example,), (logits_TN,) = examples, logits
+        tags: list[str | None] = [None] * len(words)
+        for word, place in zip(example.label.words, example.label.places, strict=True):
+            tags[word] = self.classes[int(np.argmax(logits_TN[place]))]
+        return {"tags": tags}
+
+    def gold_answer(self, record: Record) -> dict[str, Any]:
+        return {"tags": [self.classes[k] for k in self.gold(record)]}
+
+    def shown(self, record: Record) -> str:
+        return self.joiner.join(self.listed(record, self.words, WORDS))
+
+    def targets(self, examples: Many[Any]) -> list[Any]:
+        return [label for example in examples for label in example.label.classes.tolist()]
 
     def listed(self, record: Record, name: str, setting: str) -> list[Any]:
         value = field(record, name, setting)
@@ -97,8 +127,8 @@ class Tags:
         batch["weights"] = np.zeros((len(examples), length), np.float32)
         for i, example in enumerate(examples):
             if example is not None:
-                places, classes = example.label
-                batch["labels"][i, places], batch["weights"][i, places] = classes, 1.0
+                places = example.label.places
+                batch["labels"][i, places], batch["weights"][i, places] = example.label.classes, 1.0
         return batch
 
     def shapes(self, config: Any) -> dict[str, Any]:

@@ -4,8 +4,11 @@ A task is the `examples` of a `DataConfig` whose source has records. Besides the
 (`data/packing.py`) it has
     records = True;
     resolved(source): the task with what depends on the data filled in (the classes);
-    encode(records, tokenizer, length, tell): an example for each record, pure but for what it tells;
-    batch(examples, length, fill): their arrays; an example of None is a row of weight 0.
+    encode(records, tokenizer, length, tell, labelled=True): an example for each record; pure but for what it tells;
+    batch(examples, length, fill): their arrays; an example of None is a row of weight 0;
+    answer(record, examples, logits): what a model's logits, a row for each of a record's examples, say of it, as JSON;
+    gold_answer(record): the same of its label; shown(record): the text a person judges them by;
+    targets(examples): what there is to predict, for baselines; unit: what these are.
 
 Shape legend: B batch, C sequences of an example, T length.
 """
@@ -35,6 +38,12 @@ class Example:
     record: int
     sequences: tuple[Sequence, ...]
     label: Any
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float64."""
+    powers = np.exp(np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
 
 
 class TaskReader:
