@@ -26,13 +26,13 @@ LEGEND = "Each row is a token that looks, its squares are what it looks at; grey
 class Map:
     """The weights of one kind of attention.
 
-    name: as "attention", or "decoder/cross_attention". layers, heads: their numbers.
+    name: as "attention", or "decoder/cross_attention". layers, heads: their numbers, or any names for rows and columns.
     weights_LHTS: each row sums to 1. queries, keys: a label for each.
     """
 
     name: str
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
+    layers: tuple[int | str, ...]
+    heads: tuple[int | str, ...]
     weights_LHTS: np.ndarray
     queries: Sequence[str]
     keys: Sequence[str]
@@ -75,7 +75,7 @@ def select(whole: Map, layers: Sequence[int] | None = None, heads: Sequence[int]
     )
 
 
-def _places(flag: str, wanted: Sequence[int] | None, there: tuple[int, ...]) -> list[int]:
+def _places(flag: str, wanted: Sequence[int] | None, there: tuple[int | str, ...]) -> list[int]:
     for number in wanted or ():
         if number not in there:
             raise UserError(f"{flag}={number}: the model has {there[0]} to {there[-1]}")
@@ -91,7 +91,7 @@ PATTERNS = {
 }
 
 
-def habits(found: Map) -> list[tuple[str, int, int, float]]:
+def habits(found: Map) -> list[tuple[str, int | str, int | str, float]]:
     """The head that most keeps to each of a few known habits: (where it looks, layer, head, mean weight there).
 
     The mean is over the queries that have such a key and a choice: of a causal mask the first query has none. Of
@@ -171,7 +171,7 @@ class _Part:
         write(0.12, top - 0.15, self.map.name, fontsize=9, weight="bold")
         for i, layer in enumerate(self.map.layers):
             y = top - HEADING - (i + 1) * (self.panel[1] + GAP) + GAP
-            write(0.22, y + self.panel[1] / 2, f"layer {layer}", rotation=90, fontsize=8, ha="center")
+            write(0.22, y + self.panel[1] / 2, _title("layer", layer), rotation=90, fontsize=8, ha="center")
             for j, head in enumerate(self.map.heads):
                 x = self.left + j * (self.panel[0] + GAP)
                 axis = figure.add_axes((x / width, y / height, self.panel[0] / width, self.panel[1] / height))
@@ -182,8 +182,12 @@ class _Part:
                 axis.tick_params(length=1.5, labelsize=7, pad=2)
                 axis.spines[:].set_linewidth(0.4)
                 if i == 0:
-                    axis.set_title(f"head {head}", fontsize=8, pad=3)
+                    axis.set_title(_title("head", head), fontsize=8, pad=3)
                 if i == len(self.map.layers) - 1:
                     axis.set_xticks(range(len(self.keys)), self.keys, rotation=90, family=self.key_fonts)
                 if j == 0:
                     axis.set_yticks(range(len(self.queries)), self.queries, family=self.query_fonts)
+
+
+def _title(kind: str, name: int | str) -> str:
+    return f"{kind} {name}" if isinstance(name, int) else name
