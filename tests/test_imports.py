@@ -23,8 +23,9 @@ ALLOWED = {
     "evals": BASE | {"nn", "models", "data", "objectives"},
     "generate": BASE | {"nn", "models"},
     "interop": BASE | {"nn", "models", "data", "sharding"},
+    # interop: a run may begin from a checkpoint of others (`train/pretrained.py`).
     "train": BASE
-    | {"runtime", "nn", "models", "data", "sharding", "objectives", "optim", "evals", "generate", "figures"},
+    | {"runtime", "nn", "models", "data", "sharding", "objectives", "optim", "evals", "generate", "figures", "interop"},
 }
 FLAX = {"nn", "models", "peft", "sharding/axes.py"}
 NEVER = {"torch", "transformers", "tensorflow", "tyro", "clu"}

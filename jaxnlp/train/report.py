@@ -12,6 +12,7 @@ from jaxnlp.runtime import python
 from jaxnlp.train.loop import Result
 from jaxnlp.train.metrics import LOG, plot, read_log
 from jaxnlp.train.samples import sample
+from jaxnlp.train.samples_tasks import task_table
 
 
 def report(result: Result, workdir: pathlib.Path) -> str:
@@ -20,10 +21,13 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     With several processes all must call it: the sample is drawn on the whole mesh.
     """
     assert result.validation is not None
-    lines, table = text_table(result) if "bits_per_byte" in result.validation else target_table(result)
+    e, step, store = result.experiment, int(result.state.step), result.stores["validation"]
+    if hasattr(store, "records"):
+        lines, table = task_table(result.validation, store, result.tokenizer, e.data)
+    else:
+        lines, table = text_table(result) if "bits_per_byte" in result.validation else target_table(result)
     picture = plot(workdir, lines) if jax.process_index() == 0 else None
-    e, step = result.experiment, int(result.state.step)
-    shown = sample(result.program, result.state.params, result.tokenizer, result.stores["validation"])
+    shown = sample(result.program, result.state.params, result.tokenizer, store)
     out = ["", *table, "", speed_line(workdir, result.peak), *shown, "", "written:"]
     written = [
         ("checkpoint", workdir / "checkpoints" / str(step)),

@@ -15,6 +15,7 @@ Shape legend: B batch, C sequences of an example, T length.
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from typing import Any
@@ -131,9 +132,11 @@ class Fit:
 
 
 def chunks(records: Many[Record], tell: Tell) -> Iterator[Many[Record]]:
-    """The records in parts, telling how far the work is."""
+    """The records in parts, telling now and then how far the work is."""
+    told = time.monotonic()
     for start in range(0, len(records), CHUNK):
-        if start:
+        if time.monotonic() - told > 1:
+            told = time.monotonic()
             tell(f"{start:,} of {len(records):,} records tokenized")
         yield records[start : start + CHUNK]
 
