@@ -58,6 +58,7 @@ class Spans:
         the first.
     stride: tokens from one window's begin to the next; an answer that is not whole in a window is none there. 0 is an
         error where a context does not fit.
+    longest_answer: tokens in an answer of the model; training takes any.
     layout: EncoderLayout() or RobertaLayout().
     """
 
@@ -65,6 +66,7 @@ class Spans:
     context: str = "context"
     answers: str = "answers"
     stride: int = 0
+    longest_answer: int = 30
     layout: Any = dataclasses.field(default_factory=EncoderLayout)
 
     records = True
@@ -73,6 +75,8 @@ class Spans:
     def check(self) -> None:
         if self.stride < 0:
             raise FieldError("stride", self.stride, "expected a positive number of tokens, or 0")
+        if self.longest_answer < 1:
+            raise FieldError("longest_answer", self.longest_answer, "expected a positive number of tokens, as 30")
         if self.layout.language_model:
             raise FieldError("layout", type(self.layout).__name__, "a decoder has no [CLS]; expected EncoderLayout()")
 
@@ -137,7 +141,7 @@ class Spans:
             none = min(none, float(logits_T2[0].sum()))
             answerable = np.zeros(len(logits_T2))
             answerable[place.first : place.first + len(place.starts)] = 1
-            start, end, score = best_span(logits_T2, answerable)
+            start, end, score = best_span(logits_T2, answerable, self.longest_answer)
             if score > best:
                 best, where = score, place.characters(start, end)
         text = self.context_of(record)[where[0] : where[1]] if best > none else ""
@@ -213,7 +217,7 @@ def _place(span: tuple[int, int] | None, context: Pieces, begin: int, end: int, 
     return Place(span[0] - begin + first, span[1] - begin + first, first, starts, stops)
 
 
-def best_span(logits_T2: np.ndarray, answerable_T: np.ndarray, longest: int = 30) -> tuple[int, int, float]:
+def best_span(logits_T2: np.ndarray, answerable_T: np.ndarray, longest: int) -> tuple[int, int, float]:
     """The likeliest (start, end) of at most `longest` tokens, and its score: the sum of both logits."""
     may = answerable_T > 0
     starts_T, ends_T = (np.where(may, logits_T2[:, k].astype(np.float64), -np.inf) for k in range(2))

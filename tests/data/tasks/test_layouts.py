@@ -1,0 +1,253 @@
+"""Every input transformation against tables written by hand, and BERT's against transformers' tokenizer."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from jaxnlp.data.records import Record
+from jaxnlp.data.tasks import task
+from jaxnlp.data.tasks.choice import Choices
+from jaxnlp.data.tasks.classification import Classification
+from jaxnlp.data.tasks.inputs import Pair, Single, Unordered
+from jaxnlp.data.tasks.layout import DecoderLayout, EncoderLayout, RobertaLayout, shorten
+from jaxnlp.data.tasks.regression import Regression
+from jaxnlp.data.tasks.tags import Tags
+from jaxnlp.data.tokenizer import ByteTokenizer
+from jaxnlp.errors import UserError
+
+NAMES = ("[CLS]", "[SEP]", "<s>", "</s>", "<start>", "<delimiter>", "<extract>")
+TOKENIZER = ByteTokenizer(NAMES)
+CLS, SEP, S, E, START, DELIMITER, EXTRACT = (TOKENIZER.special(name) for name in NAMES)
+A, B, C, D = b"ABCD"
+FILL = TOKENIZER.separator
+silent = lambda text: None
+XY = Classification(classes=("x", "y"))
+EITHER = Unordered(first="premise", second="hypothesis")
+
+
+def batch_of(examples, *fields, length=8):
+    """The batch of records with these fields."""
+    records = [Record(f"x:{i}", f) for i, f in enumerate(fields)]
+    found = examples.encode(records, TOKENIZER, length, silent)
+    return examples.batch(found, length, FILL)
+
+
+def real(batch, name="tokens"):
+    """Rows without their padding, whose segment is 0."""
+    return [
+        [row[name][: int((row["segment_ids"] > 0).sum())].tolist() for row in rows]
+        for rows in (
+            [{n: batch[n][i, k] for n in (name, "segment_ids")} for k in range(batch["tokens"].shape[1])]
+            for i in range(len(batch["tokens"]))
+        )
+    ]
+
+
+ONE, TWO = {"text": "AB", "label": "x"}, {"premise": "AB", "hypothesis": "C", "label": "y"}
+
+
+@pytest.mark.parametrize(
+    "layout, inputs, fields, tokens, types, extract",
+    [
+        (EncoderLayout(), Single(), ONE, [[CLS, A, B, SEP]], [[0, 0, 0, 0]], [0]),
+        (EncoderLayout(), Pair(), TWO, [[CLS, A, B, SEP, C, SEP]], [[0, 0, 0, 0, 1, 1]], [0]),
+        (RobertaLayout(), Single(), ONE, [[S, A, B, E]], [[0, 0, 0, 0]], [0]),
+        (RobertaLayout(), Pair(), TWO, [[S, A, B, E, E, C, E]], [[0] * 7], [0]),
+        (DecoderLayout(), Single(), ONE, [[START, A, B, EXTRACT]], [[0] * 4], [3]),
+        (DecoderLayout(), Pair(), TWO, [[START, A, B, DELIMITER, C, EXTRACT]], [[0] * 6], [5]),
+        (
+            DecoderLayout(),
+            EITHER,
+            TWO,
+            [[START, A, B, DELIMITER, C, EXTRACT], [START, C, DELIMITER, A, B, EXTRACT]],
+            [[0] * 6] * 2,
+            [5, 5],
+        ),
+        (
+            EncoderLayout(),
+            EITHER,
+            TWO,
+            [[CLS, A, B, SEP, C, SEP]],
+            [[0, 0, 0, 0, 1, 1]],
+            [0],
+        ),
+    ],
+)
+def test_texts_as_sequences(layout, inputs, fields, tokens, types, extract):
+    examples = Classification(inputs=inputs, layout=layout, classes=("x", "y"))
+    batch = batch_of(examples, fields)
+    assert real(batch) == [tokens] and real(batch, "types") == [types]
+    assert batch["extract"].tolist() == [extract] and batch["labels"].tolist() == ["xy".index(fields["label"])]
+    assert ("lm_targets" in batch) == isinstance(layout, DecoderLayout)
+
+
+def test_a_decoder_keeps_predicting_every_next_token_of_the_sequence():
+    batch = batch_of(Classification(inputs=Pair(), layout=DecoderLayout(), classes=("x", "y")), TWO)
+    assert batch["lm_targets"][0, 0, :5].tolist() == [A, B, DELIMITER, C, EXTRACT]
+    assert batch["lm_weights"][0, 0].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "layout, tokens",
+    [
+        (EncoderLayout(), [[CLS, A, SEP, B, SEP], [CLS, A, SEP, C, D, SEP]]),
+        (DecoderLayout(), [[START, A, DELIMITER, B, EXTRACT], [START, A, DELIMITER, C, D, EXTRACT]]),
+    ],
+)
+def test_each_option_is_a_sequence_after_the_context(layout, tokens):
+    examples = Choices(num_options=2, layout=layout)
+    batch = batch_of(examples, {"context": "A", "options": ["B", "CD"], "label": 1})
+    assert real(batch) == [tokens] and batch["labels"].tolist() == [1]
+    assert batch["extract"].tolist() == ([[0, 0]] if isinstance(layout, EncoderLayout) else [[4, 5]])
+    columns = Choices(num_options=2, layout=layout, options=("first", "second"))
+    other = batch_of(columns, {"context": "A", "first": "B", "second": "CD", "label": "1"})
+    assert all((other[name] == batch[name]).all() for name in batch)
+
+
+def test_a_number_is_a_float():
+    batch = batch_of(Regression(), {"text": "A", "label": "2.5"}, {"text": "B", "label": -1})
+    assert batch["labels"].dtype == np.float32 and batch["labels"].tolist() == [2.5, -1.0]
+
+
+@pytest.mark.parametrize("make", [Tags, lambda **kw: Tags(layout=DecoderLayout(), **kw)])
+def test_the_first_piece_of_each_word_has_its_tag(make):
+    fields = {"words": ["AB", "C", "D"], "tags": ["n", "v", "n"]}
+    batch = batch_of(make(classes=("n", "v")), fields, length=10)
+    first = [CLS, SEP] if make is Tags else [START, EXTRACT]
+    assert batch["tokens"][0, :8].tolist() == [first[0], A, B, ord(" "), C, ord(" "), D, first[1]]
+    assert np.flatnonzero(batch["weights"][0]).tolist() == [1, 3, 5]
+    assert batch["labels"][0, [1, 3, 5]].tolist() == [0, 1, 0]
+
+
+def test_a_row_that_fills_up_a_batch_has_no_weight_and_no_labels():
+    for examples in (Classification(classes=("x", "y")), Regression(), Tags(classes=("x", "y"))):
+        batch = examples.batch([None], 8, FILL)
+        assert not batch["weights"].any() and not batch["labels"].any() and not batch["segment_ids"].any()
+
+
+def test_batches_are_what_shapes_says():
+    class Config:
+        seq_len = 8
+
+    cases = [
+        (Classification(inputs=Pair(), classes=("x", "y")), TWO),
+        (
+            Classification(inputs=EITHER, layout=DecoderLayout(), classes=("x", "y")),
+            TWO,
+        ),
+        (Regression(), {"text": "A", "label": 1}),
+        (Choices(num_options=2, layout=DecoderLayout()), {"context": "A", "options": ["B", "CD"], "label": 1}),
+        (Tags(classes=("n", "v")), {"words": "A B", "tags": "n v"}),
+    ]
+    for examples, fields in cases:
+        batch = batch_of(examples, fields)
+        assert {n: (x.shape[1:], x.dtype) for n, x in batch.items()} == examples.shapes(Config)
+
+
+@pytest.mark.parametrize("sizes", [*itertools.product(range(5), repeat=2)])
+def test_the_longest_is_shortened_as_in_bert(sizes):
+    texts = [list(range(size)) for size in sizes]
+    for room in range(sum(sizes) + 2):
+        a, b = (list(text) for text in texts)
+        while len(a) + len(b) > room:  # google-research/bert truncates so
+            (a if len(a) > len(b) else b).pop()
+        assert [list(text) for text in shorten(texts, room)] == [a, b]
+
+
+def test_nothing_is_cut_in_silence():
+    fields = [{"premise": "A" * n, "hypothesis": "B" * 3, "label": "x"} for n in (1, 9, 30)]
+    records = [Record(f"pairs.jsonl:{i + 1}", f) for i, f in enumerate(fields)]
+    strict = Classification(inputs=Pair(), classes=("x", "y"))
+    with pytest.raises(UserError, match=r"data.seq_len=10: pairs.jsonl:3 makes 36 tokens \(2 records are too long"):
+        strict.encode(records, TOKENIZER, 10, silent)
+    told = []
+    cut = Classification(inputs=Pair(), classes=("x", "y"), truncate=True)
+    examples = cut.encode(records, TOKENIZER, 10, told.append)
+    assert told == ["note: 2 records cut to data.seq_len=10 tokens; the longest, pairs.jsonl:3, had 36"]
+    assert examples[2].sequences[0].tokens.tolist() == [CLS, A, A, A, A, SEP, B, B, B, SEP]
+    tags = Tags(classes=("n", "v"), truncate=True)
+    (example,) = tags.encode(
+        [Record("t:1", {"words": ["AAA", "B", "C"], "tags": ["n", "v", "v"]})], TOKENIZER, 7, silent
+    )
+    assert example.sequences[0].tokens.tolist() == [CLS, A, A, A, ord(" "), B, SEP]
+    assert example.label.places.tolist() == [1, 4] and example.label.words.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "examples, fields, words",
+    [
+        (XY, {"body": "A"}, "inputs.text='text': x:0 has no such field (it has: body)"),
+        (XY, {"text": "A"}, "data.examples.label='label': x:0 has no such field"),
+        (XY, {"text": " ", "label": "x"}, "x:0 holds an empty text there"),
+        (XY, {"text": 3, "label": "x"}, "x:0 holds int there, expected text"),
+        (
+            Classification(classes=("good", "bad")),
+            {"text": "A", "label": "godo"},
+            "label 'godo', none of the classes; did you mean 'good'?",
+        ),
+        (XY, {"text": "A", "label": None}, "x:0 holds None there, expected a label"),
+        (Classification(), {"text": "A", "label": "x"}, "data.examples.classes=(): not known yet"),
+        (Regression(), {"text": "A", "label": "many"}, "x:0 holds 'many' there, expected a number"),
+        (Regression(), {"text": "A", "label": "nan"}, "x:0 holds 'nan' there, expected a number"),
+        (
+            Choices(),
+            {"context": "A", "options": ["B"], "label": 0},
+            "x:0 holds ['B'] there, expected a list of 4 texts",
+        ),
+        (
+            Choices(num_options=2),
+            {"context": "A", "options": ["B", "C"], "label": 2},
+            "holds 2 there, expected the number of an option, 0 to 1",
+        ),
+        (Tags(classes=("x", "y")), {"words": "A B", "tags": "x"}, "x:0 has 2 words and 1 tags"),
+        (Tags(classes=("x", "y")), {"words": [], "tags": []}, "x:0 holds [] there, expected a list of one or more"),
+        (
+            Classification(layout=EncoderLayout(cls="[C]"), classes=("x", "y")),
+            {"text": "A", "label": "x"},
+            "layout.cls='[C]': the vocabulary has no such special token",
+        ),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_named(examples, fields, words):
+    with pytest.raises(UserError) as error:
+        batch_of(examples, fields)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_answers_of_logits():
+    record = Record(
+        "x:0", {"text": "A", "label": "y", "words": "A B", "tags": "x y", "context": "A", "options": ["B", "C"]}
+    )
+    (example,) = Classification(classes=("x", "y")).encode([record], TOKENIZER, 8, silent)
+    found = Classification(classes=("x", "y")).answer(record, [example], np.log([[0.25, 0.75]]))
+    assert found == {"label": "y", "probabilities": {"x": pytest.approx(0.25), "y": pytest.approx(0.75)}}
+    tags = Tags(classes=("x", "y"))
+    (example,) = tags.encode([record], TOKENIZER, 8, silent, labelled=False)
+    logits = np.zeros((1, 8, 2))
+    logits[0, example.label.places[1], 1] = 1
+    assert tags.answer(record, [example], logits) == tags.gold_answer(record) == {"tags": ["x", "y"]}
+    assert Choices(num_options=2).answer(record, [None], np.asarray([[0.0, 0.0]]))["probabilities"] == [0.5, 0.5]
+    assert task.softmax(np.asarray([1e5, 0.0])).tolist() == [1, 0]
+
+
+def test_sequences_are_those_of_transformers_bert_tokenizer(tmp_path):
+    from jaxnlp.data.tokenizer import HuggingFace
+
+    from ...reference import transformers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s", "on", "mat", "a", "."]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    theirs = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
+    theirs.save_pretrained(tmp_path / "saved")
+    ours = HuggingFace(path=str(tmp_path / "saved")).build(None, tmp_path)
+    a, b = "The cat sats on a mat.", "a dog sat on the cat"
+    for inputs, given in ((Single(text="a"), (a,)), (Pair(first="a", second="b"), (a, b))):
+        for length in (32, 12, 9):
+            examples = Classification(inputs=inputs, classes=("x", "y"), truncate=True)
+            (example,) = examples.encode([Record("x:0", {"a": a, "b": b, "label": "x"})], ours, length, silent)
+            wanted = theirs(*given, truncation="longest_first", max_length=length)
+            assert example.sequences[0].tokens.tolist() == wanted["input_ids"]
+            assert example.sequences[0].types.tolist() == wanted["token_type_ids"]
+    assert json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
