@@ -1,0 +1,195 @@
+"""Fine-tuned models against transformers: logits, losses and gradients, on random weights, with padding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnlp.interop.huggingface import load
+from jaxnlp.models.heads import (
+    FineTuned,
+    MultipleChoice,
+    SequenceClassification,
+    SequenceRegression,
+    SpanExtraction,
+    TokenClassification,
+)
+from jaxnlp.objectives.choice import Choice
+from jaxnlp.objectives.classify import Classify
+from jaxnlp.objectives.objective import means, prepared
+from jaxnlp.objectives.regress import Regress
+from jaxnlp.objectives.span import Span
+from jaxnlp.objectives.tag import Tag
+from jaxnlp.sharding.axes import make_apply
+
+from ..interop.families import bert_like, gpt2, llama_like, randomised
+from ..reference import torch, transformers
+
+B, C, T, N = 3, 2, 11, 5
+LENGTHS = np.asarray([T, 7, 2])
+
+
+def bert(**kw):
+    return transformers.BertConfig(**bert_like(12, 2, 3, 20), **kw)
+
+
+def llama(**kw):
+    return transformers.LlamaConfig(**llama_like(12, 2, 4, 2, 6, 20, tie_word_embeddings=True, **kw))
+
+
+CASES = {  # class of transformers, its config, our head
+    "bert classes": ("BertForSequenceClassification", bert(num_labels=N), SequenceClassification(num_classes=N)),
+    "bert number": ("BertForSequenceClassification", bert(num_labels=1), SequenceRegression()),
+    "bert tokens": ("BertForTokenClassification", bert(num_labels=N), TokenClassification(num_classes=N)),
+    "bert span": ("BertForQuestionAnswering", bert(num_labels=2), SpanExtraction()),
+    "bert choice": ("BertForMultipleChoice", bert(), MultipleChoice()),
+    "roberta tokens": (
+        "RobertaForTokenClassification",
+        transformers.RobertaConfig(**bert_like(10, 3, 1, 7, type_vocab_size=1, num_labels=N)),
+        TokenClassification(num_classes=N),
+    ),
+    "gpt2 classes": (
+        "GPT2ForSequenceClassification",
+        gpt2(12, 2, 3, num_labels=N, pad_token_id=0),
+        SequenceClassification(num_classes=N),
+    ),
+    "gpt2 number": ("GPT2ForSequenceClassification", gpt2(8, 1, 2, num_labels=1, pad_token_id=0), SequenceRegression()),
+    "gpt2 tokens": ("GPT2ForTokenClassification", gpt2(10, 3, 1, num_labels=N), TokenClassification(num_classes=N)),
+    "gpt2 choice": ("GPT2DoubleHeadsModel", gpt2(12, 2, 3), MultipleChoice()),
+    "llama classes": ("LlamaForSequenceClassification", llama(num_labels=N), SequenceClassification(num_classes=N)),
+}
+OBJECTIVES = {
+    SequenceClassification: Classify,
+    SequenceRegression: Regress,
+    TokenClassification: Tag,
+    SpanExtraction: Span,
+    MultipleChoice: Choice,
+}
+LINEAR = ("classifier", "qa_outputs", "score", "multiple_choice_head.summary")
+
+
+def head_of(model, config):
+    """Our parameters of their linear map, by its weights or, after a backward pass, its gradients."""
+    name, module = next((name, m) for name, m in model.named_modules() if name in LINEAR)
+    found = {"kernel": jnp.asarray(module.weight.detach().numpy().T)}
+    if config.head.use_bias:  # some of theirs have none
+        bias = np.zeros(config.head.features) if module.bias is None else module.bias.detach().numpy()
+        found["bias"] = jnp.asarray(bias, jnp.float32)
+    return name, module, found
+
+
+def read(model, head, folder):
+    """(config, params): their model as ours, through its files."""
+    model.save_pretrained(folder)
+    trunk, params, _ = load(folder, ignore=[f"{name}.*" for name in LINEAR])
+    config = FineTuned(trunk=trunk, head=head, dropout_rate=0.0)
+    config.check()
+    return config, {"trunk": params, "head": head_of(model, config)[2]}
+
+
+def batches(config, model, rng):
+    """(arguments of theirs with labels, our batch), right-padded, the padding holding the padding id."""
+    head, sequences = config.head, C if isinstance(config.head, MultipleChoice) else 1
+    shape = (B, T) if head.of_tokens else (B, sequences, T)
+    lengths = LENGTHS if head.of_tokens else np.stack([np.roll(LENGTHS, i) for i in range(sequences)], 1)
+    real = (np.arange(T) < lengths[..., None]).astype(np.int32)
+    pad = model.config.pad_token_id or 0
+    ours = {"tokens": np.where(real, rng.integers(3, 37, shape), pad), "segment_ids": real}
+    theirs = {"input_ids": ours["tokens"], "attention_mask": real}
+    if getattr(config.trunk, "num_types", 1) > 1:
+        ours["types"] = theirs["token_type_ids"] = np.sort(rng.integers(0, 2, shape), -1)
+    ours["weights"] = np.ones(B, np.float32)
+    if isinstance(head, SpanExtraction):
+        ours["starts"], ours["ends"] = rng.integers(0, 2, B), rng.integers(1, 2, B)
+        theirs |= {"start_positions": ours["starts"], "end_positions": ours["ends"]}
+        ours["answerable"] = np.ones((B, T), np.float32)  # theirs allows every place, padding too
+    elif isinstance(head, TokenClassification):
+        ours["labels"], ours["weights"] = rng.integers(0, N, (B, T)), (real * (rng.random((B, T)) < 0.7)).astype("f4")
+        theirs["labels"] = np.where(ours["weights"] > 0, ours["labels"], -100)
+    elif isinstance(head, SequenceRegression):
+        ours["labels"] = theirs["labels"] = rng.standard_normal(B).astype(np.float32)
+    else:
+        ours["labels"] = theirs["labels"] = rng.integers(0, N if head.features > 1 else C, B)
+    if config.decodes and not head.of_tokens:
+        ours["extract"] = lengths - 1
+    if isinstance(head, MultipleChoice) and config.decodes:  # the language model beside the choice
+        theirs["mc_token_ids"], theirs["mc_labels"] = ours["extract"], theirs.pop("labels")
+        theirs["labels"] = np.where(real, ours["tokens"], -100)
+        ours["lm_targets"] = np.roll(ours["tokens"], -1, -1)
+        ours["lm_weights"] = (np.arange(T) < lengths[..., None] - 1).astype(np.float32)
+    if not isinstance(head, MultipleChoice):
+        theirs = {name: x[:, 0] if x.ndim == 3 else x for name, x in theirs.items()}
+    return {
+        name: torch.from_numpy(x if x.dtype == np.float32 else x.astype(np.int64)) for name, x in theirs.items()
+    }, ours
+
+
+def close(found, wanted, scale=2e-5):
+    found, wanted = np.asarray(found), np.asarray(wanted)
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() <= scale * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_loss_equal_transformers(name, rng, tmp_path):
+    kind, theirs_config, head = CASES[name]
+    torch.manual_seed(0)
+    model = randomised(getattr(transformers, kind)(theirs_config).eval())
+    config, params = read(model, head, tmp_path)
+    theirs, batch = batches(config, model, rng)
+    with torch.no_grad():
+        out = model(**theirs)
+    wanted = out["mc_logits"] if "mc_logits" in out else out.get("logits")
+    if wanted is None:
+        wanted = torch.stack([out["start_logits"], out["end_logits"]], -1)
+    _, linear, _ = head_of(model, config)
+    if not head.use_bias:  # theirs has one, which a softmax cancels
+        wanted = wanted - linear.bias.detach()
+    wanted = wanted[:, 0] if isinstance(head, SequenceRegression) else wanted
+    apply, objective = make_apply(config.module()), OBJECTIVES[type(head)]()
+    lm_weight = 0.5 if "lm_targets" in batch else 0.0
+    if lm_weight:
+        objective.lm_weight = lm_weight
+
+    @jax.jit
+    def run(params):
+        given = {name: batch[name] for name in ("types", "segment_ids", "extract") if name in batch}
+        return apply(params, batch["tokens"], **given), objective.loss(apply, params, prepared(objective, batch), None)
+
+    found, (total, weight, metrics) = run(params)
+    real = batch["segment_ids"].astype(bool) if head.of_tokens else slice(None)
+    close(found["logits"][real], wanted.numpy()[real])
+    task_loss = out["mc_loss"] if lm_weight else out["loss"]
+    expected = task_loss.item() + (lm_weight * out["loss"].item() if lm_weight else 0.0)
+    assert float(total / weight) == pytest.approx(expected, rel=2e-5)
+    if lm_weight:
+        real = batch["segment_ids"].astype(bool)
+        close(found["lm"][real], out["logits"].numpy()[real])
+        assert float(means(metrics, weight)["lm_loss"]) == pytest.approx(out["loss"].item(), rel=2e-5)
+
+
+@pytest.mark.parametrize("name", ["bert classes", "gpt2 choice"])
+def test_gradients_equal_transformers(name, rng, tmp_path):
+    kind, theirs_config, head = CASES[name]
+    torch.manual_seed(1)
+    model = randomised(getattr(transformers, kind)(theirs_config).eval(), 3.0)
+    config, params = read(model, head, tmp_path / "weights")
+    theirs, batch = batches(config, model, rng)
+    out = model(**theirs)
+    objective = OBJECTIVES[type(head)](lm_weight=0.5 if "mc_loss" in out else 0.0)
+    (out["mc_loss"] + 0.5 * out["loss"] if "mc_loss" in out else out["loss"]).backward()
+    apply = make_apply(config.module())
+
+    def loss(params):
+        total, weight, _ = objective.loss(apply, params, prepared(objective, batch), None)
+        return total / weight
+
+    grads = jax.jit(jax.grad(loss))(params)
+    for parameter in model.parameters():
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    _, wanted = read(model, head, tmp_path / "gradients")
+
+    def compare(path, a, b):
+        assert np.abs(a - b).max() <= 5e-5 * np.abs(b).max() + 1e-6, jax.tree_util.keystr(path)
+
+    jax.tree_util.tree_map_with_path(compare, grads, wanted)
