@@ -9,8 +9,9 @@ from jaxnlp.data.labels import token_labels
 from jaxnlp.errors import UserError
 from jaxnlp.figures.attention import WEIGHTS, Map, collect
 from jaxnlp.sharding.axes import make_capture
+from jaxnlp.train.experiment import trunk
 from jaxnlp.train.load import Loaded
-from jaxnlp.train.texts import encoder_row, trunk
+from jaxnlp.train.texts import encoder_row
 
 
 def attention_maps(run: Loaded, text: str, target: str | None = None) -> list[Map]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.train.experiment import trunk
 from jaxnlp.train.load import Loaded
 
 NAMES = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "mask": ("[MASK]", "<mask>")}
@@ -29,11 +30,6 @@ class Guess:
     token: int
     piece: str | None
     probability: float
-
-
-def trunk(model: Any) -> Any:
-    """A fine-tuned model's trunk, or the model itself."""
-    return getattr(model, "trunk", model)
 
 
 def special(run: Loaded, role: str) -> tuple[str, int]:

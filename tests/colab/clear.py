@@ -1,0 +1,35 @@
+"""Writes notebooks as they are kept in git: no outputs, cells numbered. `python -m tests.colab.clear` does all."""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+FOLDER = pathlib.Path(__file__).resolve().parents[2] / "colab"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def cleared(text: str) -> str:
+    """A notebook's JSON without what an execution or an editor leaves in it."""
+    notebook: dict[str, Any] = json.loads(text)
+    cells = []
+    for i, cell in enumerate(notebook["cells"]):
+        kept = {"cell_type": cell["cell_type"], "id": f"cell-{i:02d}", "metadata": {}, "source": _lines(cell["source"])}
+        if cell["cell_type"] == "code":
+            kept |= {"execution_count": None, "outputs": []}
+        cells.append(kept)
+    whole = {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(whole, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _lines(source: str | list[str]) -> list[str]:
+    return "".join(source).strip("\n").splitlines(keepends=True)
+
+
+if __name__ == "__main__":
+    for path in map(pathlib.Path, sys.argv[1:] or sorted(FOLDER.glob("*.ipynb"))):
+        path.write_text(cleared(path.read_text()))
+        print(f"cleared: {path}")

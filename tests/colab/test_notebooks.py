@@ -1,0 +1,100 @@
+"""The notebooks: valid, thin, without outputs, and they run from the first cell to the last."""
+
+import ast
+import json
+import os
+import pathlib
+import re
+import sys
+
+import pytest
+
+from tests.entry import ROOT
+
+from .clear import cleared
+
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+MODULES = {"IPython", "dataclasses", "jax", "jaxnlp", "numpy", "os", "pathlib", "subprocess", "sys"}
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_of(path: pathlib.Path) -> list[str]:
+    cells = json.loads(path.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_the_notebooks_are_there():
+    assert [path.name for path in NOTEBOOKS] == ["01_attention_to_gpt.ipynb", "02_bert.ipynb"]
+
+
+@each
+def test_a_notebook_is_valid_and_as_it_is_kept_in_git(path):
+    nbformat = pytest.importorskip("nbformat")
+    nbformat.validate(nbformat.read(path, as_version=4))
+    assert path.read_text() == cleared(path.read_text()), "clear its outputs: python -m tests.colab.clear"
+    first = code_of(path)[0]
+    assert 'REPO = ""' in first and first == code_of(NOTEBOOKS[0])[0]  # the same set-up in all
+
+
+@each
+def test_a_notebook_is_thin(path):
+    """It calls the library and defines nothing of its own; no folder of any machine, no address."""
+    for source in code_of(path):
+        tree = ast.parse(source)
+        assert len(source.splitlines()) <= 20
+        for node in ast.walk(tree):
+            assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda | ast.While)
+            if isinstance(node, ast.Import):
+                assert {alias.name.split(".")[0] for alias in node.names} <= MODULES
+            if isinstance(node, ast.ImportFrom):
+                assert node.module and node.module.split(".")[0] in MODULES
+        assert not re.search(r"""["'][/~]|://""", source)
+
+
+@each
+def test_its_links_lead_to_files(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
+    links = re.findall(r"\]\(([^)#]+)\)", "".join("".join(cell["source"]) for cell in cells))
+    assert links
+    for link in links:
+        assert (path.parent / link).resolve().exists(), link
+
+
+def test_clearing_takes_out_what_an_execution_leaves():
+    path = NOTEBOOKS[0]
+    notebook = json.loads(path.read_text())
+    notebook["metadata"]["colab"] = {"provenance": []}
+    for i, cell in enumerate(notebook["cells"]):
+        cell["id"] = f"x{i}"
+        if cell["cell_type"] == "code":
+            cell |= {"execution_count": i, "outputs": [{"output_type": "stream", "name": "stdout", "text": "hello"}]}
+    changed = json.dumps(notebook)
+    assert "hello" in changed and cleared(changed) == path.read_text()
+
+
+RUNS = {
+    "01_attention_to_gpt": {"CONFIG": "small.py", "STEPS": "12", "TEXT": "def f(x):\n    return x"},
+    "02_bert": {"CONFIG": "small_bert.py", "STEPS": "12", "TUNE_STEPS": "100"},
+}
+
+
+@pytest.mark.slow
+@each
+def test_a_notebook_runs(path, corpus, tmp_path, monkeypatch):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    settings = dict(RUNS[path.stem])
+    settings["CONFIG"] = f"tests/experiments/{settings['CONFIG']}:{corpus}"
+    settings |= {"WORKDIR": str(tmp_path / "run"), "JAX_NUM_CPU_DEVICES": "1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]))
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    )
+    client.execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == {"01_attention_to_gpt": 5, "02_bert": 2}[path.stem]
+    assert "validation split" in "".join(output.get("text", "") for output in outputs)
