@@ -343,8 +343,9 @@ def _statements(tree: ast.Module, source: str, file: str, seen: set[str]) -> Ite
     for node in chosen:
         if node.lineno <= len(lines):
             line = lines[node.lineno - 1].strip()
-            if line not in seen and 8 <= len(line) <= 100:
-                seen.add(line)
+            squeezed = "".join(line.split())  # the tokens are the same however they are spaced
+            if squeezed not in seen and 8 <= len(line) <= 100:
+                seen.add(squeezed)
                 yield line
 
 
