@@ -1,4 +1,4 @@
-"""The 2017 Transformer equals Marian of transformers, given the paper's positions, and PyTorch's own where it is pre-norm."""
+"""The 2017 Transformer equals Marian of transformers given the paper's positions, and PyTorch's where pre-norm."""
 
 import jax
 import numpy as np
