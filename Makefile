@@ -67,6 +67,11 @@ test: $(VENV)/test.stamp lint types  ## lint, types and the default tests (under
 test-slow: $(VENV)/test.stamp $(VENV)/tpu.stamp  ## the heavier tests; some compile for TPUs, on any machine
 	JAXNLP_LIBTPU=$(abspath $(VENV))/tpu/libtpu/libtpu.so $(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
+.PHONY: notebooks
+notebooks: $(VENV)/test.stamp  ## run the notebooks of colab/ on tiny configs, and clear what an editor left in them
+	$(BIN)/python -m tests.colab.clear
+	$(BIN)/python -m pytest -m "slow or not slow" tests/colab $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/test.stamp  ## ruff: lint and format
 	$(BIN)/ruff check .
