@@ -109,11 +109,15 @@ def build(name: str, seed: int = 0):
     if getattr(config, "scale_decoder_outputs", True) is False:  # T5 1.1: its output map is a matrix of its own
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
         config.tie_word_embeddings = model.config.tie_word_embeddings = False
+    return randomised(model, 2.0 if hasattr(config, "d_kv") else 6.0)  # T5's scores are not scaled down
+
+
+def randomised(model, factor: float = 6.0):
+    """The model with norms and biases random, and matrices so large that attention is far from uniform."""
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
             elif not any(name in path for name in ("embeddings", "wte", "wpe", "shared", "lm_head")):
-                # So that attention is far from uniform. T5's scores are not scaled down.
-                parameter.mul_(2.0 if hasattr(config, "d_kv") else 6.0)
+                parameter.mul_(factor)
     return model

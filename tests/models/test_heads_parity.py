@@ -92,6 +92,8 @@ def batches(config, model, rng):
     head, sequences = config.head, C if isinstance(config.head, MultipleChoice) else 1
     shape = (B, T) if head.of_tokens else (B, sequences, T)
     lengths = LENGTHS if head.of_tokens else np.stack([np.roll(LENGTHS, i) for i in range(sequences)], 1)
+    if isinstance(head, SpanExtraction):  # theirs lets answers lie in the padding, so there is none
+        lengths = np.full(B, T)
     real = (np.arange(T) < lengths[..., None]).astype(np.int32)
     pad = model.config.pad_token_id or 0
     ours = {"tokens": np.where(real, rng.integers(3, 37, shape), pad), "segment_ids": real}
@@ -100,9 +102,9 @@ def batches(config, model, rng):
         ours["types"] = theirs["token_type_ids"] = np.sort(rng.integers(0, 2, shape), -1)
     ours["weights"] = np.ones(B, np.float32)
     if isinstance(head, SpanExtraction):
-        ours["starts"], ours["ends"] = rng.integers(0, 2, B), rng.integers(1, 2, B)
+        ours["starts"], ours["ends"] = rng.integers(0, 5, B), rng.integers(5, T, B)
         theirs |= {"start_positions": ours["starts"], "end_positions": ours["ends"]}
-        ours["answerable"] = np.ones((B, T), np.float32)  # theirs allows every place, padding too
+        ours["answerable"] = np.ones((B, T), np.float32)
     elif isinstance(head, TokenClassification):
         ours["labels"], ours["weights"] = rng.integers(0, N, (B, T)), (real * (rng.random((B, T)) < 0.7)).astype("f4")
         theirs["labels"] = np.where(ours["weights"] > 0, ours["labels"], -100)
