@@ -1,0 +1,81 @@
+"""What a fine-tuned run says of new records: labels with their probabilities, tags, spans or options, as JSON lines.
+
+  python -m experiments.predict --workdir=runs/bert-topics --text="Return a new decoder object."
+  python -m experiments.predict --workdir=runs/bert-topics --input=new.jsonl --out=predicted.jsonl
+
+The input's records have the fields that the run's task reads, its label aside; each comes back with a field more,
+`prediction`.
+"""
+
+import contextlib
+import json
+import pathlib
+import sys
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+INPUT = flags.DEFINE_string("input", None, "Records: .jsonl, .csv, .tsv (these also .gz or .zst) or .parquet.")
+TEXT = flags.DEFINE_string("text", None, "One text instead, for a task that reads a single one.")
+OUT = flags.DEFINE_string("out", None, "File to write; by default they are printed.")
+
+
+def main() -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    from jaxnlp.train.load import load
+    from jaxnlp.train.predict import answers
+
+    if WORKDIR.value is None:
+        raise UserError("--workdir: not given; expected the folder of a fine-tuned run, as runs/bert-topics")
+    if (INPUT.value is None) == (TEXT.value is None):
+        raise UserError("--input, --text: give one of them")
+    run = load(WORKDIR.value, CHECKPOINT.value)
+    data, tokenizer = run.saved.experiment.data, run.saved.tokenizer
+    if not hasattr(data.examples, "answer"):
+        raise UserError(f"--workdir={WORKDIR.value}: not a run of a labelled task ({type(data.examples).__name__}())")
+    records = given(data.examples)
+    tell = lambda text: print(text, file=sys.stderr)
+    examples = data.examples.encode(records, tokenizer, data.seq_len, tell, labelled=False)
+    found = answers(run.program, run.params, tokenizer, records, examples)
+    shown = track(found, "predicting", len(records), console=Console(stderr=True), transient=True)
+    with contextlib.ExitStack() as stack:
+        out = sys.stdout if OUT.value is None else stack.enter_context(opened(OUT.value))
+        for record, answer in zip(records, shown, strict=True):
+            print(json.dumps({**record.fields, "prediction": answer}, ensure_ascii=False, default=str), file=out)
+    if OUT.value is not None:
+        tell(f"step {run.saved.step:,}, {len(records):,} records written to {OUT.value}")
+
+
+def given(task: object) -> list:
+    """The records to predict."""
+    from jaxnlp.data.records import Record, read_records
+    from jaxnlp.data.sources import expand
+
+    if TEXT.value is not None:
+        field = getattr(getattr(task, "inputs", None), "text", None)
+        if field is None:
+            raise UserError("--text: this run's task reads more than one text; give records with --input=FILE")
+        return [Record("--text", {field: TEXT.value})]
+    found = [record for path in expand("--input", INPUT.value or "") for record in read_records(path)]
+    if not found:
+        raise UserError(f"--input={INPUT.value}: holds no records")
+    return found
+
+
+def opened(path: str):
+    try:
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "w", encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"--out={path}: cannot be written ({e.strerror}); choose another file") from None
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)
