@@ -57,7 +57,7 @@ def test_parts_of_an_encoder_decoder_do_not_overlap():
 def test_weights_are_collected_by_kind_from_unrolled_and_scanned_layers():
     random = np.random.default_rng(0)
     each = {i: random.random((1, 2, 3, 3)) for i in range(11)}
-    unrolled = {f"block_{i}/attention/attention_weights": x for i, x in each.items()}
+    unrolled = {f"block_{i}/attention/attention_weights": each[i] for i in sorted(each, key=str)}  # as JAX sorts paths
     unrolled["block_0/hidden"] = np.zeros((1, 3, 8))
     scanned = {"blocks/attention/attention_weights": np.stack([each[i] for i in range(11)])}
     (layers, a), (also, b) = collect(unrolled)["attention"], collect(scanned)["attention"]
