@@ -23,13 +23,15 @@ def exhaustive_search(
     num_tokens: int,
     length_penalty: float = 1.0,
     num_return: int = 1,
+    source: Sequence[int] | None = None,
 ) -> list[Hypothesis]:
     """The continuations with the best scores, best first, scored as beam search does.
 
     A continuation ends with the separator, or has max_new_tokens.
 
     Args:
-        apply: (params, tokens_BT) -> logits_BTV, without a cache. prompt: ids, the first token included.
+        apply: (params, tokens_BT) -> logits_BTV, without a cache; with a source (params, inputs_BS, tokens_BT).
+        prompt: ids, the first token included. source: ids that an encoder reads, their end included.
 
     Raises:
         UserError: there are more than a million continuations.
@@ -44,7 +46,8 @@ def exhaustive_search(
     live, scores = np.asarray([list(prompt)], np.int32), np.zeros(1)
     found: list[Hypothesis] = []
     for length in range(1, max_new_tokens + 1):
-        logits = jnp.asarray(apply(params, live))[:, -1, :num_tokens]
+        inputs = () if source is None else (np.tile(np.asarray(source, np.int32), (len(live), 1)),)
+        logits = jnp.asarray(apply(params, *inputs, live))[:, -1, :num_tokens]
         totals = scores[:, None] + np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
         ends = range(num_tokens) if length == max_new_tokens else [separator]
         for token in ends:
