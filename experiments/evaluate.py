@@ -41,8 +41,9 @@ def main() -> None:
     if JSON.value:
         print(json.dumps({"step": run.saved.step, "split": SPLIT.value, **found}))
         return
+    unit = getattr(data.examples, "unit", "tokens")
     print(
-        f"step {run.saved.step:,}, {SPLIT.value} split, {found['tokens']:,.0f} tokens, {store.meta.num_bytes:,} bytes:"
+        f"step {run.saved.step:,}, {SPLIT.value} split, {found['tokens']:,.0f} {unit}, {store.meta.num_bytes:,} bytes:"
     )
     print(f"  loss           {found['loss']:.4f}{' nats/token' if 'perplexity' in found else ''}")
     if "perplexity" in found:

@@ -70,9 +70,7 @@ TASKS = {  # source, examples, head, objective, seq_len, batch_size
 def get_config(variant: str = "") -> Experiment:
     task, _, run = variant.partition(",")
     if (task or "classify") not in TASKS:
-        raise UserError(
-            f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, as classify,runs/bert"
-        )
+        raise UserError(f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, as classify,runs/bert")
     source, examples, head, objective, seq_len, batch_size = TASKS[task or "classify"]
     heads = () if head.of_tokens else ("pooler",)
     if run:

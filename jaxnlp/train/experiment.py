@@ -78,6 +78,8 @@ class Experiment:
             raise FieldError("loss_scale", self.loss_scale, "expected 1 or more, as 32768.0")
         if self.peak_flops is not None and not self.peak_flops > 0:
             raise FieldError("peak_flops", self.peak_flops, "expected operations a second, as 9.9e14, or None")
+        if self.init_from is not None and not hasattr(self.init_from, "begin"):
+            raise FieldError("init_from", self.init_from, "expected Pretrained(path='runs/bert'), or None")
         if self.data.batch_size % self.accum_steps:
             raise FieldError("accum_steps", self.accum_steps, f"does not divide data.batch_size={self.data.batch_size}")
         longest = getattr(self.model, "longest", None)
@@ -126,7 +128,7 @@ def check_classes(experiment: Experiment) -> None:
     """Raises FieldError where the head has another number of classes than the task."""
     names = getattr(experiment.data.examples, "classes", None)
     count = getattr(getattr(experiment.model, "head", None), "num_classes", None)
-    if names is not None and count is not None and count != len(names):
+    if names and count is not None and count != len(names):
         some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise FieldError("model.head.num_classes", count, f"data.examples has {len(names)} classes ({some}); use that")
 
