@@ -210,3 +210,25 @@ def test_flops_leave_out_a_language_model_that_is_not_trained():
     assert classes.flops_per_token(length, 0.0) == pytest.approx(trunk.flops_per_token(length) - 6 * 8 * V + head)
     tags = FineTuned(trunk=TRUNKS["bert"], head=TokenClassification(num_classes=N))
     assert tags.flops_per_token(length) == pytest.approx(TRUNKS["bert"].flops_per_token(length) + 6 * 8 * N)
+
+
+@dataclasses.dataclass(kw_only=True)
+class FarthestApart:
+    """The head that docs/finetuning.md adds."""
+
+    of_tokens, use_bias, features = False, False, 16
+
+    def logits(self, states_BCD, linear):
+        x_BCF = linear(states_BCD)
+        return jnp.square(x_BCF[:, 0] - x_BCF[:, 1]).sum(-1)
+
+
+def test_a_head_of_ones_own(rng):
+    config = FineTuned(trunk=TRUNKS["gpt"], head=FarthestApart())
+    configs.check(config)
+    params = init_params(config.module(), jax.random.key(0), jnp.zeros((1, C, 4), jnp.int32))
+    batch = example(config, rng)
+    found = call(make_apply(config.module()), params, batch)["logits"]
+    assert found.shape == (B,) and (found > 0).all()
+    same = {name: np.repeat(x[:, :1], C, 1) for name, x in batch.items()}
+    np.testing.assert_allclose(call(make_apply(config.module()), params, same)["logits"], 0, atol=1e-10)

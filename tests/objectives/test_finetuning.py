@@ -1,0 +1,265 @@
+"""The objectives of fine-tuning: means whatever the batch is cut into, and scores that follow from their sums."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.evals.perplexity import evaluate, make_eval_step
+from jaxnlp.models.bert import BertConfig
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.models.heads import (
+    FineTuned,
+    MultipleChoice,
+    SequenceClassification,
+    SequenceRegression,
+    SpanExtraction,
+    TokenClassification,
+)
+from jaxnlp.objectives.choice import Choice
+from jaxnlp.objectives.classes import class_scores, class_sums
+from jaxnlp.objectives.classify import Classify
+from jaxnlp.objectives.objective import means, prepared
+from jaxnlp.objectives.regress import Regress
+from jaxnlp.objectives.span import Span
+from jaxnlp.objectives.tag import Tag
+from jaxnlp.optim import OptimConfig
+from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
+from jaxnlp.train.experiment import Experiment
+from jaxnlp.train.program import build
+from jaxnlp.train.state import new_state
+from jaxnlp.train.step import make_step
+
+B, C, T, N, V = 8, 2, 6, 3, 17
+SIZES = {"vocab_size": V, "max_len": 8, "num_layers": 1, "num_heads": 2, "embed_dim": 8, "dropout_rate": 0.0}
+GPT, BERT = GPTConfig(**SIZES), BertConfig(**SIZES, heads=())
+TASKS = {
+    "classify": (GPT, SequenceClassification(num_classes=N), Classify(lm_weight=0.5, label_smoothing=0.1)),
+    "regress": (GPT, SequenceRegression(), Regress(lm_weight=0.5)),
+    "choice": (GPT, MultipleChoice(), Choice(lm_weight=0.5)),
+    "tag": (BERT, TokenClassification(num_classes=N), Tag()),
+    "span": (BERT, SpanExtraction(), Span()),
+}
+
+
+@functools.cache
+def built(name):
+    trunk, head, objective = TASKS[name]
+    config = FineTuned(trunk=trunk, head=head, dropout_rate=0.0)
+    zeros = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(config, 1, 4)]
+    params = jax.jit(lambda: init_params(config.module(), jax.random.key(0), *zeros))()
+    return config, jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, params), objective
+
+
+def batch_of(name, rng, rows=B):
+    """Ragged in every weight; row 5 fills up the batch."""
+    of_tokens = name in ("tag", "span")
+    shape = (rows, T) if of_tokens else (rows, C, T)
+    lengths = rng.integers(2, T + 1, shape[:-1])
+    batch = {"tokens": rng.integers(0, V, shape), "segment_ids": np.arange(T) < lengths[..., None]}
+    batch |= {"types": rng.integers(0, 2, shape), "weights": np.ones(rows, np.float32)}
+    batch["segment_ids"][5], batch["weights"][5] = 0, 0
+    if name == "tag":
+        batch["labels"] = rng.integers(0, N, shape)
+        batch["weights"] = ((rng.random(shape) < 0.5) & batch["segment_ids"]).astype(np.float32)
+    elif name == "span":
+        batch["starts"], batch["ends"] = rng.integers(0, 2, rows), rng.integers(0, 2, rows)
+        batch["answerable"] = (np.arange(T) < 1 + lengths[..., None] // 2).astype(np.float32)
+    else:
+        batch["extract"] = lengths - 1
+        real = rng.standard_normal(rows).astype(np.float32) if name == "regress" else None
+        batch["labels"] = rng.integers(0, N if name == "classify" else C, rows) if real is None else real
+        batch["lm_targets"] = np.roll(batch["tokens"], -1, -1)
+        shown = (np.arange(T) < lengths[..., None] - 1) & batch["segment_ids"]
+        batch["lm_weights"] = shown.astype(np.float32)
+    return {k: x if x.dtype == np.float32 else x.astype(np.int32) for k, x in batch.items()}
+
+
+def run(name, batch, objective=None):
+    """(loss, mean metrics, the model's output)."""
+    config, params, default = built(name)
+    objective, apply = objective or default, make_apply(config.module())
+
+    @jax.jit
+    def both(params, batch):
+        given = {k: batch[k] for k in ("types", "segment_ids", "extract") if k in batch}
+        return objective.loss(apply, params, prepared(objective, batch), None), apply(params, batch["tokens"], **given)
+
+    (total, weight, metrics), out = both(params, batch)
+    return float(total / weight), means(metrics, weight), out
+
+
+def mean(x, weights):
+    return float(np.sum(np.asarray(x) * weights) / np.sum(weights))
+
+
+def cross_entropy(logits, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+@pytest.mark.parametrize("name", ["classify", "regress", "choice"])
+def test_the_loss_is_the_tasks_mean_plus_lambda_times_the_mean_of_the_tokens(name, rng):
+    batch = batch_of(name, rng)
+    loss, found, out = run(name, batch)
+    logits, labels, weights = out["logits"], batch["labels"], batch["weights"]
+    if name == "regress":
+        nll = task = mean(np.square(logits - labels), weights)
+    else:
+        if name == "choice":  # an option without a token is none
+            logits = np.where(batch["segment_ids"].any(-1), logits, -1e9)
+        nll = task = mean(cross_entropy(logits, labels), weights)
+        assert float(found["accuracy"]) == pytest.approx(mean(np.argmax(logits, -1) == labels, weights))
+    if name == "classify":
+        soft = optax.smooth_labels(jax.nn.one_hot(labels, N), 0.1)
+        task = mean(optax.softmax_cross_entropy(logits, soft), weights)
+    lm = mean(cross_entropy(out["lm"], batch["lm_targets"]), batch["lm_weights"])
+    assert loss == pytest.approx(task + 0.5 * lm, rel=1e-5)
+    assert float(found["nll"]) == pytest.approx(nll, rel=1e-5)
+    assert float(found["lm_loss"]) == pytest.approx(lm, rel=1e-5)
+
+
+def test_the_loss_of_tags_is_their_mean(rng):
+    batch = batch_of("tag", rng)
+    loss, found, out = run("tag", batch)
+    assert loss == pytest.approx(mean(cross_entropy(out["logits"], batch["labels"]), batch["weights"]), rel=1e-5)
+    right = np.argmax(out["logits"], -1) == batch["labels"]
+    assert float(found["accuracy"]) == pytest.approx(mean(right, batch["weights"]))
+
+
+def test_the_loss_of_a_span_is_over_the_places_where_an_answer_may_be(rng):
+    batch = batch_of("span", rng)
+    loss, found, out = run("span", batch)
+    logits = np.where(batch["answerable"][..., None] > 0, out["logits"], -np.inf)
+    both = [cross_entropy(logits[..., i], batch[name]) for i, name in enumerate(("starts", "ends"))]
+    assert loss == pytest.approx(mean((both[0] + both[1]) / 2, batch["weights"]), rel=1e-5)
+    right = [np.argmax(logits[..., i], -1) == batch[name] for i, name in enumerate(("starts", "ends"))]
+    assert float(found["accuracy"]) == pytest.approx(mean(right[0] & right[1], batch["weights"]))
+    assert float(found["end_accuracy"]) == pytest.approx(mean(right[1], batch["weights"]))
+
+
+@pytest.mark.parametrize("name", ["classify", "choice"])
+def test_lambda_0_is_no_auxiliary_loss(name, rng):
+    config, params, objective = built(name)
+    objective = dataclasses.replace(objective, lm_weight=0.0)
+    batch, apply = batch_of(name, rng), make_apply(config.module())
+    without = {key: x for key, x in batch.items() if not key.startswith("lm_")}
+
+    @jax.jit
+    def gradient(batch):
+        return jax.value_and_grad(lambda p: objective.loss(apply, p, prepared(objective, batch), None)[0])(params)
+
+    jax.tree.map(np.testing.assert_array_equal, gradient(batch), gradient(without))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_microbatches_give_the_step_of_the_whole_batch(name, rng):
+    config, params, objective = built(name)
+    apply, optimizer, batch = make_apply(config.module()), optax.sgd(1.0), batch_of(name, rng)
+    states, metrics = [], []
+    for accum in (1, 4):
+        step = jax.jit(make_step(apply, objective, optimizer, lambda step: 1.0, accum_steps=accum))
+        state, found = step(new_state(params, optimizer, 0, None), batch)
+        states.append(state.params)
+        metrics.append(found)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *states)
+    assert metrics[0].keys() == metrics[1].keys() and not {"classes", "moments"} & set(metrics[0])
+    for key in ("loss", "nll", "accuracy" if name != "regress" else "lm_loss"):
+        assert float(metrics[0][key]) == pytest.approx(float(metrics[1][key]), rel=1e-5)
+
+
+def test_eight_devices_equal_one(rng):
+    config, _, objective = built("classify")
+    e = Experiment(
+        model=config,
+        data=DataConfig(seq_len=T, batch_size=B),
+        objective=objective,
+        optim=OptimConfig(name="sgd", learning_rate=0.5, schedule="constant", clip_norm=None),
+    )
+    batches, found = [batch_of("classify", rng) for _ in range(2)], []
+    for count in (1, 8):
+        program = build(e, jax.devices()[:count])
+        state, losses = program.init(), []
+        for batch in batches:
+            state, metrics = program.step(state, program.put(batch))
+            losses.append([float(metrics[name]) for name in ("loss", "nll", "lm_loss", "accuracy")])
+        found.append((losses, jax.device_get(state.params)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+
+
+@pytest.mark.parametrize(("name", "scores"), [("classify", True), ("tag", True), ("regress", False)])
+def test_a_split_in_batches_has_the_scores_of_the_whole(name, scores, rng):
+    config, params, objective = built(name)
+    batches = [batch_of(name, rng) for _ in range(3)]
+    apply = make_apply(config.module())
+    step = jax.jit(make_eval_step(apply, objective))
+    found = evaluate(step, params, batches, None, objective=objective)
+    assert all(isinstance(x, float) for x in found.values())
+    whole = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
+    _, _, out = run(name, whole)
+    real = whole["weights"] > 0
+    logits, labels = np.asarray(out["logits"])[real], whole["labels"][real]
+    if not scores:
+        assert found["pearson"] == pytest.approx(np.corrcoef(logits, labels)[0, 1], abs=1e-4)
+        assert found["loss"] == pytest.approx(np.square(logits - labels).mean(), rel=1e-5)
+        assert "perplexity" not in found
+        return
+    predicted = logits.argmax(-1)
+    # The definition: the correlation of indicator vectors, summed over the classes.
+    x, y = (np.eye(N)[z] - np.eye(N)[z].mean(0) for z in (predicted, labels))
+    assert found["matthews"] == pytest.approx((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()), abs=1e-5)
+    each = []
+    for k in range(N):
+        hits = ((predicted == k) & (labels == k)).sum()
+        wrong = ((predicted == k) != (labels == k)).sum()
+        each.append(2 * hits / (2 * hits + wrong) if hits + wrong else 0.0)
+    assert found["f1_macro"] == pytest.approx(np.mean(each), abs=1e-6)
+
+
+def test_scores_of_two_classes(rng):
+    labels = rng.integers(0, 2, 50)
+    logits = np.eye(2)[np.where(rng.random(50) < 0.7, labels, 1 - labels)]
+    found = class_scores(class_sums(jnp.asarray(logits), jnp.asarray(labels), jnp.ones(50)))
+    predicted = logits.argmax(-1)
+    hits = (predicted & labels).sum()
+    assert found["precision"] == pytest.approx(hits / predicted.sum())
+    assert found["recall"] == pytest.approx(hits / labels.sum())
+    assert found["f1"] == pytest.approx(2 * hits / (predicted.sum() + labels.sum()))
+    assert found["matthews"] == pytest.approx(np.corrcoef(predicted, labels)[0, 1])
+    constant = class_scores(class_sums(jnp.zeros((50, 2)), jnp.asarray(labels), jnp.ones(50)))
+    assert constant["matthews"] == constant["f1"] == constant["precision"] == 0.0
+
+
+def test_a_constant_prediction_has_no_correlation():
+    moments = np.asarray([2.0, 3.0, 4.0, 10.0, 6.0])
+    assert Regress().summary({"moments": moments, "loss": 1.0}) == {"loss": 1.0, "pearson": 0.0}
+
+
+def test_an_auxiliary_loss_needs_its_targets_and_a_language_model(rng):
+    batch = batch_of("classify", rng)
+    with pytest.raises(UserError, match=r"objective.lm_weight=0.5: .*no targets"):
+        prepared(Classify(lm_weight=0.5), {key: x for key, x in batch.items() if key != "lm_targets"})
+    encoder = FineTuned(trunk=BERT, head=SequenceClassification(num_classes=N))
+    params = init_params(encoder.module(), jax.random.key(0), jnp.zeros((1, 1, 4), jnp.int32))
+    objective = Classify(lm_weight=0.5)
+    with pytest.raises(UserError, match=r"objective.lm_weight: the trunk is no language model; use a decoder"):
+        objective.loss(make_apply(encoder.module()), params, prepared(objective, batch), None)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (Classify(lm_weight=-1.0), "lm_weight=-1.0"),
+        (Classify(label_smoothing=1.0), "label_smoothing=1.0"),
+        (Choice(lm_weight=float("nan")), "lm_weight=nan"),
+        (Regress(lm_weight=-0.5), "lm_weight=-0.5"),
+    ],
+)
+def test_bad_fields_are_named(objective, message):
+    with pytest.raises(FieldError, match=message):
+        objective.check()
