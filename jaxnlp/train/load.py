@@ -105,15 +105,29 @@ def _choose(reader: Reader, workdir: str | pathlib.Path, checkpoint: str) -> int
 
 
 def make_generator(program: Program, tokenizer: Any) -> Generator:
-    """A generator for a program's model. Rows are split over the devices if they divide, else each does them all."""
+    """A generator for a program's model. Rows are split over the devices if they divide, else each does them all.
+
+    Raises:
+        UserError: the model has no decoding cache, as encoders have none.
+    """
     model, sharding = program.experiment.model, program.experiment.sharding
+    if not hasattr(model, "make_cache"):
+        raise UserError(f"{type(model).__name__}: cannot generate, it has no make_cache(); expected a decoder's run")
 
     def context(rows: int) -> Any:
         ways = math.prod(program.mesh.shape[axis] for axis in as_tuple(sharding.activations.get("batch")))
         return program.context() if rows % ways == 0 else program.context(batch=None)
 
+    start = getattr(program.experiment.data.examples, "start", None)  # what the decoder began with in training
     generator = Generator(
-        program.apply, model.make_cache, model.longest, tokenizer.separator, tokenizer.vocab_size, context
+        program.apply,
+        model.make_cache,
+        model.longest,
+        tokenizer.separator,
+        tokenizer.vocab_size,
+        context,
+        start=None if start is None else (tokenizer.special(start),),
+        encoder_decoder=getattr(model, "encoder_decoder", False),
     )
     one_cpu = program.mesh.size == 1 and program.mesh.devices.flat[0].platform == "cpu"
     return _output_major(generator, program) if one_cpu and isinstance(_policy(model), Policy) else generator

@@ -1,4 +1,4 @@
-"""What a finished run shows of its model: a text it goes on with, or words it fills in."""
+"""What a finished run shows of its model: a text it goes on with, answers, or words it fills in."""
 
 import itertools
 from typing import Any
@@ -12,6 +12,8 @@ from jaxnlp.errors import UserError
 from jaxnlp.generate.loop import whole
 from jaxnlp.generate.sampling import Sampling
 from jaxnlp.train.load import make_generator
+from jaxnlp.train.samples_bilm import bilm_samples
+from jaxnlp.train.samples_seq2seq import seq2seq_samples
 from jaxnlp.train.samples_tasks import task_samples
 
 MASKED_SHOWN = 600  # characters
@@ -25,12 +27,16 @@ def sample(program: Any, params: Any, tokenizer: Any, store: Any) -> list[str]:
     e = program.experiment
     if not e.sample_tokens:
         return []
-    if hasattr(store, "records"):
+    if hasattr(e.data.examples, "answer"):
         return task_samples(program, params, tokenizer, store)
+    if getattr(e.model, "encoder_decoder", False):
+        return seq2seq_samples(program, params, tokenizer, store)
     if hasattr(e.model, "make_cache"):
         return _continuation(program, params, tokenizer)
     if "predict" in e.data.examples.shapes(e.data):
         return _filled_in(program, params, tokenizer, store)
+    if "backward_targets" in e.data.examples.shapes(e.data):
+        return bilm_samples(program, params, tokenizer, store)
     return []
 
 
