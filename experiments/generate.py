@@ -1,14 +1,20 @@
 """Generate text from a trained run.
 
 python -m experiments.generate --workdir=runs/tiny --prompt="def main"
-python -m experiments.generate --workdir=runs/tiny --prompt="class " --temperature=0.8 --top_p=0.95 --num_samples=3
-python -m experiments.generate --workdir=runs/tiny --prompt="import " --num_beams=4 --num_samples=2
+python -m experiments.generate --workdir=runs/tiny --prompt="class " --temperature=0.8 --min_p=0.05 --num_samples=3
+python -m experiments.generate --workdir=runs/tiny --prompt="import " --num_beams=4 --num_samples=2 --log_probs
+python -m experiments.generate --workdir=runs/tiny --prompt="def f(" --stream --stop="def " --repetition_penalty=1.2
+
+Of an encoder-decoder, as configs/t5/tiny.py and configs/transformer/tiny.py, the prompt is the text it reads.
 """
+
+import dataclasses
+from typing import Any
 
 from absl import flags
 
 from jaxnlp import cli, runtime
-from jaxnlp.errors import UserError
+from jaxnlp.errors import FieldError, UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -18,20 +24,127 @@ PROMPT = flags.DEFINE_multi_string(
 TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "Tokens to generate at most; by default 120, or as many as the model has positions for."
 )
+MIN_TOKENS = flags.DEFINE_integer("min_new_tokens", 0, "Tokens before which no text may end.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token each time.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0 from all.")
 TOP_P = flags.DEFINE_float("top_p", 0.95, "Draw from the fewest tokens whose probability reaches p; 1 from all.")
+MIN_P = flags.DEFINE_float("min_p", 0.0, "Draw from tokens at least p times as likely as the likeliest; 0 from all.")
+REPETITION = flags.DEFINE_float("repetition_penalty", 1.0, "Above 1 makes tokens that are there already less likely.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Continuations of each prompt.")
 BEAMS = flags.DEFINE_integer("num_beams", 0, "Beam search so wide instead of drawing; num_samples best are shown.")
 PENALTY = flags.DEFINE_float("length_penalty", 1.0, "Of beam search: above 0 favours long texts.")
+EARLY = flags.DEFINE_enum(
+    "early_stopping", "false", ["true", "false", "never"], "Of beam search: when to stop (docs/generation.md)."
+)
+STOP = flags.DEFINE_multi_string(
+    "stop", [], "Text that ends a continuation where it appears; several times for several."
+)
+PREFIX = flags.DEFINE_string("forced_prefix", "", "What the new text must begin with.")
+START = flags.DEFINE_string(
+    "start", None, "Special token that comes first, or none; by default what the run was trained with."
+)
+STREAM = flags.DEFINE_boolean("stream", False, "Print the text as it comes; of several, the first.")
+LOG_PROBS = flags.DEFINE_boolean("log_probs", False, "Print the log-probability of each token.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 
 
 def main() -> None:
-    from jaxnlp.generate.beam import BeamSearch, beam_search
-    from jaxnlp.generate.sampling import Sampling
+    from jaxnlp.data.sentinels import with_sentinels
+    from jaxnlp.generate.beam import beam_search
+    from jaxnlp.generate.text import continuation, generate_text
     from jaxnlp.train.load import load
 
+    _check()
+    options = _options()
+    assert WORKDIR.value is not None
+    run = load(WORKDIR.value, CHECKPOINT.value)
+    generator, tokenizer = run.generator(), run.saved.tokenizer
+    if START.value is not None:
+        first = () if START.value == "none" else (_special(tokenizer, START.value),)
+        generator = dataclasses.replace(generator, start=first)
+    if generator.encoder_decoder:
+        tokenizer = with_sentinels(tokenizer)
+    texts = [text for text in PROMPT.value or [""] for _ in range(1 if BEAMS.value else NUM_SAMPLES.value)]
+    prompts, prefixes = tokenizer.encode_batch(texts), tokenizer.encode_batch([PREFIX.value] * len(texts))
+    count = generator.room(prompts, 120, prefixes) if TOKENS.value is None else TOKENS.value
+    heads = [[]] * len(prompts) if generator.encoder_decoder else prompts
+    shown = [tokenizer.decode(head) for head in heads]
+    printer = _Printer([head for head in shown for _ in range(NUM_SAMPLES.value if BEAMS.value else 1)], tokenizer)
+    if BEAMS.value:
+        found = beam_search(generator, run.params, prompts, count, options, forced_prefix=prefixes)
+        for i, (head, h) in enumerate((head, h) for head, row in zip(heads, found, strict=True) for h in row):
+            printer.whole(i, continuation(tokenizer, head, h.ids), h, f", score {h.score:.4f}")
+        return
+    drawn = generate_text(
+        generator,
+        tokenizer,
+        run.params,
+        texts,
+        count,
+        options,
+        SEED.value,
+        stop=STOP.value,
+        forced_prefix=PREFIX.value,
+        on_text=printer.piece if STREAM.value else None,
+        chunk=4 if STREAM.value else 16,
+    )
+    for i, g in enumerate(drawn):
+        printer.whole(i, g.text, g)
+
+
+class _Printer:
+    """Prints texts one after the other; of the first also its pieces, as they come."""
+
+    def __init__(self, shown: list[str], tokenizer: Any):
+        self.shown, self._tokenizer = shown, tokenizer
+        self._now, self._printed = -1, ""
+
+    def piece(self, row: int, text: str) -> None:
+        """The next part of a row: of the first, as the others wait until it is whole."""
+        if row == 0:
+            self._begin(0, "")
+            print(text, end="", flush=True)
+            self._printed += text
+
+    def whole(self, row: int, text: str | None, result: Any, told: str = "") -> None:
+        """All of a row, less what was printed of it."""
+        assert text is not None
+        self._begin(row, told)
+        print(text[len(self._printed) :])
+        if LOG_PROBS.value:
+            _print_log_probs(result, self._tokenizer)
+
+    def _begin(self, row: int, told: str) -> None:
+        if row == self._now:
+            return
+        if len(self.shown) > 1:
+            print(f"{'' if row == 0 else chr(10)}--- {row + 1} of {len(self.shown)}{told}")
+        self._now, self._printed = row, ""
+        print(self.shown[row], end="")
+
+
+def _print_log_probs(result: Any, tokenizer: Any) -> None:
+    """A line for each token: its log-probability, its probability and its text."""
+    pieces, lines = tokenizer.pieces(), []
+    for token, log_prob in zip(result.ids, result.log_probs, strict=True):
+        piece = pieces[token]
+        lines.append((log_prob, f"special token {token}" if piece is None else repr(piece.decode(errors="replace"))))
+    if result.end_log_prob is not None:
+        lines.append((result.end_log_prob, "end of text"))
+    print(f"\n  {'log-prob':>9} {'prob':>8}  token")
+    for log_prob, text in lines:
+        print(f"  {log_prob:9.4f} {2.718281828459045**log_prob:8.2%}  {text}")
+    print(f"  {sum(log_prob for log_prob, _ in lines):9.4f} {'':8}  sum of {len(lines)}")
+
+
+def _special(tokenizer: Any, name: str) -> int:
+    try:
+        return tokenizer.special(name)
+    except FieldError as error:
+        raise UserError(f"--start={name}: {error.expected}") from None
+
+
+def _check() -> None:
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")
     if NUM_SAMPLES.value < 1:
@@ -42,28 +155,32 @@ def main() -> None:
         raise UserError(f"--num_samples={NUM_SAMPLES.value}: beam search finds --num_beams={BEAMS.value} texts at most")
     if not 0 <= SEED.value < 2**32:
         raise UserError(f"--seed={SEED.value}: expected a number in [0, 2^32)")
-    sampling = Sampling(temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value)
-    run = load(WORKDIR.value, CHECKPOINT.value)
-    tokenizer = run.saved.tokenizer
-    texts = [text for text in PROMPT.value or [""] for _ in range(1 if BEAMS.value else NUM_SAMPLES.value)]
-    prompts = tokenizer.encode_batch(texts)
-    generator = run.generator()
-    count = generator.room(prompts, 120) if TOKENS.value is None else TOKENS.value
-    if BEAMS.value:
-        beams = BeamSearch(num_beams=BEAMS.value, length_penalty=PENALTY.value, num_return=NUM_SAMPLES.value)
-        found = beam_search(generator, run.params, prompts, count, beams)
-        outputs = [
-            ([*prompt, *h.ids], f", score {h.score:.4f}")
-            for prompt, row in zip(prompts, found, strict=True)
-            for h in row
-        ]
-    else:
-        drawn = generator(run.params, prompts, count, sampling, SEED.value)
-        outputs = [([*prompt, *ids], "") for prompt, ids in zip(prompts, drawn, strict=True)]
-    for i, (ids, told) in enumerate(outputs):
-        if len(outputs) > 1:
-            print(f"{'' if i == 0 else chr(10)}--- {i + 1} of {len(outputs)}{told}")
-        print(tokenizer.decode(ids))
+    if "" in STOP.value:
+        raise UserError("--stop=: expected a text that is not empty")
+    if BEAMS.value and (STOP.value or STREAM.value):
+        name = "--stop" if STOP.value else "--stream"
+        raise UserError(f"{name}: not with --num_beams, whose texts are known only at the end; leave one out")
+
+
+def _options() -> Any:
+    """A BeamSearch or a Sampling."""
+    from jaxnlp.generate.beam import BeamSearch
+    from jaxnlp.generate.sampling import Sampling
+
+    common: dict[str, Any] = {"repetition_penalty": REPETITION.value, "min_new_tokens": MIN_TOKENS.value}
+    sampling = Sampling(
+        temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, min_p=MIN_P.value, **common
+    )
+    if not BEAMS.value:
+        return sampling
+    early = {"true": True, "false": False, "never": "never"}[EARLY.value]
+    return BeamSearch(
+        num_beams=BEAMS.value,
+        length_penalty=PENALTY.value,
+        early_stopping=early,
+        num_return=NUM_SAMPLES.value,
+        **common,
+    )
 
 
 if __name__ == "__main__":
