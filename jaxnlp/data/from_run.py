@@ -85,13 +85,21 @@ def extended(tokenizer: Any, names: Iterable[str]) -> Any:
 
 
 def same_ids(old: Tokenizer, new: Tokenizer) -> bool:
-    """Whether every id of `old` means the same to `new`, which may have special tokens more."""
+    """Whether every id of `old` means the same to `new`, which may have more special tokens, as `extended` adds them."""
     if old.to_json() == new.to_json():
         return True
-    if type(old) is not type(new) or old.separator != new.separator or old.vocab_size > new.vocab_size:
+    if type(old) is not type(new) or old.separator != new.separator or old.vocab_size >= new.vocab_size:
         return False
-    pieces, more = old.pieces(), new.pieces()
-    return more[: len(pieces)] == pieces and not any(more[len(pieces) :])
+    if isinstance(old, SentencePieceTokenizer) and isinstance(new, SentencePieceTokenizer):
+        return new.model.startswith(old.model)
+    if isinstance(old, HuggingFaceTokenizer):
+        ours, theirs = (json.loads(t.to_json()["tokenizer"]) for t in (old, new))
+        specials = (ours.pop("added_tokens"), theirs.pop("added_tokens"))
+        framing = ("truncation", "padding", "post_processor")  # what is put around a text, which we do ourselves
+        same = all(ours.get(key) == theirs.get(key) for key in {*ours, *theirs} - {*framing})
+        return same and specials[1][: len(specials[0])] == specials[0]
+    names, more = (list(t.to_json().get("specials", ())) for t in (old, new))
+    return more[: len(names)] == names
 
 
 def _has(tokenizer: Tokenizer, name: str) -> bool:
