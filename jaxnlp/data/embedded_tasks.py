@@ -6,6 +6,7 @@
   EmbeddedChoice        which of four docstrings belongs to this signature?          context, options -> label, 0 to 3
   EmbeddedTags          what is each token of this line of source?                   words -> tags
   EmbeddedSpans         where in this signature is the default of NAME, if any is?   question, context -> answers
+  EmbeddedCalls         which call passes on all that this signature takes?          source -> target
 
 A docstring is one of a function, class or module with its white space made single spaces: as many of its first
 paragraphs as have 300 characters in all. Of equal ones only the first is there, and of a file at most 60, so none leaks
@@ -222,6 +223,17 @@ class EmbeddedSpans(EmbeddedTask):
                 yield Record(d.where, {"question": f"default of {p.name}", "context": d.signature, "answers": answers})
 
 
+@dataclasses.dataclass(kw_only=True)
+class EmbeddedCalls(EmbeddedTask):
+    """Fields: `source`, a signature; `target`, the call that passes all of its parameters on: "def f(self, a, b=1, *,
+    c)" is called as "self.f(a, b, c=c)". Of equal signatures one is there."""
+
+    def make(self, files: list[File]) -> Iterator[Record]:
+        for file in files:
+            for d in _drawn(file, [d for d in file.definitions if d.parameters and not d.again]):
+                yield Record(d.where, {"source": d.signature, "target": _call(d.signature or "")})
+
+
 class _Others:
     """Draws docstrings of functions of other files."""
 
@@ -332,6 +344,17 @@ def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str | None
         text += value or ""
     text += ")"
     return (text, tuple(found)) if len(text) <= LONGEST else (None, ())
+
+
+def _call(signature: str) -> str:
+    """The call that passes on what a signature takes."""
+    node = ast.parse(f"{signature}: pass").body[0]
+    assert isinstance(node, ast.FunctionDef)
+    a = node.args
+    names = [x.arg for x in (*a.posonlyargs, *a.args)]
+    holder = names.pop(0) + "." if names and names[0] in ("self", "cls") else ""
+    parts = [*names, *([f"*{a.vararg.arg}"] if a.vararg else []), *(f"{x.arg}={x.arg}" for x in a.kwonlyargs)]
+    return f"{holder}{node.name}({', '.join([*parts, *([f'**{a.kwarg.arg}'] if a.kwarg else [])])})"
 
 
 def _statements(tree: ast.Module, source: str, file: str, seen: set[str]) -> Iterator[str]:

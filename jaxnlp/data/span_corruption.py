@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxnlp.data import encoder_decoder
 from jaxnlp.data.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
@@ -33,11 +34,13 @@ class SpanCorruption:
 
     noise_density: share of the tokens that are taken out.
     mean_span_length: tokens in a span, on average.
-    Inputs and targets end with the tokenizer's separator, and the decoder begins with it.
+    start: name of the special token the decoder begins with; None is the separator. T5's own is "<pad>".
+    Inputs and targets end with the tokenizer's separator.
     """
 
     noise_density: float = 0.15
     mean_span_length: float = 3.0
+    start: str | None = None
 
     def check(self) -> None:
         if not 0 < self.noise_density < 1:
@@ -70,19 +73,15 @@ class SpanCorruption:
 
     def shapes(self, config: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
         """As `Packed.shapes`."""
-        S, T = config.seq_len, self.lengths(config.seq_len)[1]
-        found: dict[str, Any] = dict.fromkeys(("inputs", "input_segments"), ((S,), np.int32))
-        found |= dict.fromkeys(("tokens", "segment_ids", "targets"), ((T,), np.int32))
-        return {**found, "weights": ((T,), np.float32)}
+        return encoder_decoder.shapes(config.seq_len, self.lengths(config.seq_len)[1])
 
     def predicted(self, config: Any) -> float:
-        """As `Packed.predicted`: all of the targets are."""
-        return 1.0
+        """As `Packed.predicted`: targets for each token of input."""
+        return self.lengths(config.seq_len)[1] / config.seq_len
 
 
 class SpanCorruptionReader:
-    """Batches hold `inputs`, `input_segments` (B, S); `tokens`, what the decoder reads, `targets`, `segment_ids` and
-    `weights` (B, T). Segment 0 is padding."""
+    """Batches as `data/encoder_decoder.py` makes them."""
 
     def __init__(self, config: SpanCorruption, store: TokenStore, tokenizer: Tokenizer, seq_len: int, seed: int):
         if tokenizer is None:
@@ -90,6 +89,7 @@ class SpanCorruptionReader:
         self._config, self._store, self._seed, self._separator = config, store, seed, store.meta.separator
         self._size = seq_len
         self._text, self._target_size = config.lengths(seq_len)
+        self._start = self._separator if config.start is None else tokenizer.special(config.start)
         names = sentinels(config.counts(self._text)[1])
         self._sentinels = np.asarray([tokenizer.special(name) for name in names], np.int32)
 
@@ -102,24 +102,15 @@ class SpanCorruptionReader:
         return self._store.read(index * self._text, (index + 1) * self._text)
 
     def batch(self, records: Sequence[np.ndarray | None], numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        B, S, T = len(records), self._size, self._target_size
-        rows = {"inputs": S, "input_segments": S, "tokens": T, "segment_ids": T, "targets": T}
-        batch: dict[str, np.ndarray] = {name: np.zeros((B, size), np.int32) for name, size in rows.items()}
-        batch["weights"] = np.zeros((B, T), np.float32)
-        for name in ("inputs", "tokens", "targets"):
-            batch[name][:] = self._separator
-        for i, (tokens, number) in enumerate(zip(records, numbers, strict=True)):
+        pairs: list[Any] = []
+        for tokens, number in zip(records, numbers, strict=True):
             if tokens is None:
+                pairs.append(None)
                 continue
             random = np.random.default_rng((self._seed, number))
-            source, target = corrupt(tokens, *self._config.counts(len(tokens)), self._sentinels, random)
-            batch["inputs"][i, : len(source)] = source
-            batch["input_segments"][i, : len(source) + 1] = 1
-            batch["targets"][i, : len(target)] = target
-            batch["tokens"][i, 1 : len(target) + 1] = target
-            for name in ("segment_ids", "weights"):
-                batch[name][i, : len(target) + 1] = 1
-        return batch
+            texts = corrupt(tokens, *self._config.counts(len(tokens)), self._sentinels, random)
+            pairs.append(tuple(np.append(text, np.int32(self._separator)) for text in texts))
+        return encoder_decoder.batch(pairs, self._size, self._target_size, self._separator, self._start)
 
 
 def corrupt(

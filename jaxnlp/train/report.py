@@ -22,7 +22,7 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     """
     assert result.validation is not None
     e, step, store = result.experiment, int(result.state.step), result.stores["validation"]
-    if hasattr(store, "records"):
+    if hasattr(e.data.examples, "answer"):
         lines, table = task_table(result.validation, store, result.tokenizer, e.data)
     else:
         lines, table = text_table(result) if "bits_per_byte" in result.validation else target_table(result)
@@ -45,6 +45,8 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     if hasattr(e.model, "make_cache"):
         out.append(f'  generate     {run}.generate --workdir={workdir} --prompt="def main"')
     else:
+        if hasattr(e.data.examples, "answer"):
+            out.append(f"  predict      {run}.predict --workdir={workdir} --input=new.jsonl")
         out.append(f"  evaluate     {run}.evaluate --workdir={workdir} --split=test")
     out.append(f"  change it    {run}.train --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}")
     return "\n".join(out)

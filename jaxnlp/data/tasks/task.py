@@ -107,8 +107,8 @@ def sequences(
 class Fit:
     """Sees to it that texts fit: counts those that do not, and cuts them if it may."""
 
-    def __init__(self, length: int, truncate: bool, remedy: str = CUT):
-        self._length, self._truncate, self._remedy = length, truncate, remedy
+    def __init__(self, length: int, truncate: bool, remedy: str = CUT, setting: str = "data.seq_len"):
+        self._length, self._truncate, self._remedy, self._setting = length, truncate, remedy, setting
         self._over: dict[str, int] = {}
 
     def __call__(self, record: Record, texts: Many[Any], room: int) -> Many[Any]:
@@ -126,9 +126,9 @@ class Fit:
         if not self._truncate:
             more = f" ({count} records are too long, this one the longest)" if count > 1 else ""
             raise FieldError(
-                "data.seq_len", self._length, f"{where} makes {size} tokens{more}; use {size}, or {self._remedy}"
+                self._setting, self._length, f"{where} makes {size} tokens{more}; use {size}, or {self._remedy}"
             )
-        tell(f"note: {count:,} records cut to data.seq_len={self._length} tokens; the longest, {where}, had {size}")
+        tell(f"note: {count:,} records cut to {self._setting}={self._length} tokens; the longest, {where}, had {size}")
 
 
 def chunks(records: Many[Record], tell: Tell) -> Iterator[Many[Record]]:

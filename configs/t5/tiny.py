@@ -1,0 +1,34 @@
+"""A T5 that two CPU cores train in minutes: span corruption on the text of the Python standard library.
+
+python -m experiments.train --config=configs/t5/tiny.py --workdir=runs/t5
+"""
+
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.sources import Embedded
+from jaxnlp.data.span_corruption import SpanCorruption, sentinels
+from jaxnlp.data.tokenizer import SentencePiece
+from jaxnlp.models.t5 import T5Config
+from jaxnlp.objectives.seq2seq import Seq2Seq
+from jaxnlp.optim import OptimConfig
+from jaxnlp.train.experiment import Experiment
+
+
+def get_config(variant: str = "") -> Experiment:
+    return Experiment(
+        model=T5Config(num_layers=3, num_heads=4, embed_dim=192, head_dim=48, mlp_dim=512, dropout_rate=0.0),
+        data=DataConfig(
+            source=Embedded(),
+            tokenizer=SentencePiece(vocab_size=2048, specials=tuple(sentinels(8))),
+            examples=SpanCorruption(),
+            seq_len=128,
+            batch_size=8,
+            prefetch_threads=0,
+        ),
+        objective=Seq2Seq(),
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=100),
+        steps=2000,
+        log_every=20,
+        eval_every=500,
+        eval_batches=40,
+        checkpoint_every=500,
+    )

@@ -1,0 +1,40 @@
+"""A Transformer of 2017 that two CPU cores train in minutes: from the signature of a function to a call of it.
+
+  def dump(self, obj, fp, *, skipkeys=False)   ->   self.dump(obj, fp, skipkeys=skipkeys)
+
+The signatures are those of the Python standard library. What the decoder must copy it must first find: its attention to
+the encoder shows where (`experiments.attention_map`).
+
+  python -m experiments.train --config=configs/transformer/tiny.py --workdir=runs/calls
+  python -m experiments.generate --workdir=runs/calls --temperature=0 --prompt="def copy(self, src, *, deep=True)"
+"""
+
+from jaxnlp.data.embedded_tasks import EmbeddedCalls
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.tasks.text_pairs import TextPairs
+from jaxnlp.data.tokenizer import SentencePiece
+from jaxnlp.models.transformer import TransformerConfig
+from jaxnlp.objectives.seq2seq import Seq2Seq
+from jaxnlp.optim import OptimConfig
+from jaxnlp.train.experiment import Experiment
+
+
+def get_config(variant: str = "") -> Experiment:
+    return Experiment(
+        model=TransformerConfig(num_layers=3, num_heads=4, embed_dim=128, dropout_rate=0.1),
+        data=DataConfig(
+            source=EmbeddedCalls(),
+            tokenizer=SentencePiece(vocab_size=512),
+            examples=TextPairs(truncate=True),
+            seq_len=64,
+            batch_size=16,
+            prefetch_threads=0,
+        ),
+        objective=Seq2Seq(label_smoothing=0.1),
+        optim=OptimConfig(learning_rate=1e-3, schedule="inverse_sqrt", warmup_steps=200, weight_decay=0.0, b2=0.98),
+        steps=2500,
+        log_every=20,
+        eval_every=500,
+        eval_batches=None,
+        checkpoint_every=500,
+    )

@@ -1,0 +1,68 @@
+"""The Transformer at the sizes of its paper (Vaswani et al. 2017, arXiv:1706.03762, table 3), trained as there.
+
+The variant is SIZE,FOLDER: "base" (65M parameters) or "big" (213M), and a folder with train.jsonl and validation.jsonl,
+a line of which is {"source": "...", "target": "..."} (also .csv, .tsv, .parquet, .gz; any number of files train*).
+Without a folder it learns from the standard library (`EmbeddedCalls`), to see that it works.
+
+  python -m experiments.train --config=configs/transformer/transformer.py:base,data/wmt14 --workdir=runs/translate
+
+A batch of 25,000 tokens a side is 392 pairs of up to 64 tokens.
+"""
+
+from jaxnlp.data.embedded_tasks import EmbeddedCalls
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.records import Records
+from jaxnlp.data.tasks.text_pairs import TextPairs
+from jaxnlp.data.tokenizer import SentencePiece
+from jaxnlp.errors import UserError
+from jaxnlp.models.transformer import TransformerConfig
+from jaxnlp.nn.policy import Policy
+from jaxnlp.objectives.seq2seq import Seq2Seq
+from jaxnlp.optim import OptimConfig, noam_peak
+from jaxnlp.train.experiment import Experiment
+
+WARMUP = 4000
+SIZES = {  # sizes, dropout rate, steps
+    "base": ({}, 0.1, 100_000),
+    "big": ({"embed_dim": 1024, "num_heads": 16, "mlp_dim": 4096}, 0.3, 300_000),
+}
+
+
+def get_config(variant: str = "base") -> Experiment:
+    size, _, folder = variant.partition(",")
+    if size not in SIZES:
+        raise UserError(f"transformer.py:{variant}: no such size; expected {', '.join(SIZES)}, as base,data/wmt14")
+    sizes, dropout_rate, steps = SIZES[size]
+    model = TransformerConfig(
+        **sizes,
+        vocab_size=37_000 if folder else None,
+        dropout_rate=dropout_rate,
+        scan_layers=True,
+        policy=Policy(compute_dtype="bfloat16"),
+    )
+    source = Records(train=f"{folder}/train*", validation=f"{folder}/validation*") if folder else EmbeddedCalls()
+    peak = noam_peak(model.embed_dim, WARMUP)
+    return Experiment(
+        model=model,
+        data=DataConfig(
+            source=source,
+            tokenizer=SentencePiece(vocab_size=37_000 if folder else 2048),
+            examples=TextPairs(truncate=True),
+            seq_len=64,
+            batch_size=392,
+        ),
+        objective=Seq2Seq(label_smoothing=0.1),
+        optim=OptimConfig(
+            learning_rate=peak,
+            schedule="inverse_sqrt",
+            warmup_steps=WARMUP,
+            weight_decay=0.0,
+            b2=0.98,
+            epsilon=1e-9,
+            clip_norm=None,
+        ),
+        steps=steps,
+        log_every=20,
+        eval_every=1000,
+        checkpoint_every=1000,
+    )
