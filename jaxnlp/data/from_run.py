@@ -85,7 +85,7 @@ def extended(tokenizer: Any, names: Iterable[str]) -> Any:
 
 
 def same_ids(old: Tokenizer, new: Tokenizer) -> bool:
-    """Whether every id of `old` means the same to `new`, which may have more special tokens, as `extended` adds them."""
+    """Whether every id of `old` means the same to `new`, which may have special tokens more (`extended`)."""
     if old.to_json() == new.to_json():
         return True
     if type(old) is not type(new) or old.separator != new.separator or old.vocab_size >= new.vocab_size:
