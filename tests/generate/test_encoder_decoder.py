@@ -1,10 +1,15 @@
 """Encoder-decoders in the same engine: equal to transformers' T5, to exhaustive search and to recomputing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.span_corruption import SpanCorruption
+from jaxnlp.data.tokenizer import ByteTokenizer
 from jaxnlp.errors import UserError
 from jaxnlp.generate.beam import BeamSearch, beam_search
 from jaxnlp.generate.decode import Generator
@@ -13,7 +18,11 @@ from jaxnlp.generate.sampling import Sampling
 from jaxnlp.models.t5 import T5Config
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.nn import mlp
+from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
+from jaxnlp.train.experiment import Experiment
+from jaxnlp.train.load import make_generator
+from jaxnlp.train.program import build
 
 PAD, END = 0, 1
 SOURCES = [[3, 11, 4, 9], [2], [7, 5, 8, 2, 8, 12, 8]]
@@ -205,3 +214,13 @@ def test_t5_beams_with_processors_equal_transformers(theirs, options):
 def test_t5_forced_prefix_equals_transformers(theirs):
     texts = compare(theirs, 9, BeamSearch(num_beams=3, num_return=2), prefix=(5, 9))
     assert all(text[:2] == [5, 9] for text in texts)
+
+
+def test_the_decoder_begins_as_it_did_in_training():
+    tokenizer = ByteTokenizer(("<pad>",))
+    for start, wanted in ((None, (256,)), ("<pad>", (257,))):
+        data = DataConfig(seq_len=16, batch_size=8, examples=SpanCorruption(start=start))
+        model = dataclasses.replace(KINDS["t5"], vocab_size=258)
+        program = build(Experiment(model=model, data=data, objective=Seq2Seq()), jax.devices()[:1])
+        generator = make_generator(program, tokenizer)
+        assert generator.first == wanted and generator.last == (256,) and generator.encoder_decoder
