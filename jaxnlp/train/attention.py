@@ -30,6 +30,8 @@ def attention_maps(run: Loaded, text: str, target: str | None = None) -> list[Ma
     model, params, tokenizer = run.saved.experiment.model, run.params, run.saved.tokenizer
     if trunk(model) is not model:
         model, params = trunk(model), params["trunk"]
+    if not hasattr(model, "attention"):
+        raise _without_attention(model)
     separator = tokenizer.separator
     encode = lambda text: tokenizer.encode_batch([text])[0]
     given: dict[str, Any] = {}
@@ -69,8 +71,12 @@ def weights_of(run: Loaded, model: Any, params: Any, arguments: list[np.ndarray]
     with run.program.context(batch=None):
         found = jax.tree.map(np.asarray, jax.jit(weights)(params))
     if not found:
-        raise UserError(f"--workdir: the run's model, {type(model).__name__}, has no attention to look at")
+        raise _without_attention(model)
     return found
+
+
+def _without_attention(model: Any) -> UserError:
+    return UserError(f"--workdir: the run's model, {type(model).__name__}, has no attention to look at")
 
 
 def _labelled(kind: str, layers: tuple[int, ...], weights_LHTS: np.ndarray, labels: dict[str, list[str]]) -> Map:
