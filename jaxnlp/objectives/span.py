@@ -32,7 +32,8 @@ class Span:
 
         Returns:
             (sum in nats, number of examples, metrics): "nll", the same sum; "start_accuracy", "end_accuracy", and
-            "accuracy" of both together, the likeliest place of each taken alone (an answer is the best pair: `data/tasks/spans.py`).
+            "accuracy" of both together, the likeliest place of each taken alone (an answer is the best pair:
+            `data/tasks/spans.py`).
         """
         given = {name: batch.get(name) for name in ("types", "segment_ids")}
         logits_BT2 = apply(params, batch["tokens"], **given, key=key)["logits"]
