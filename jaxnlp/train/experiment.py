@@ -87,7 +87,15 @@ class Experiment:
             raise FieldError(
                 "data.seq_len", self.data.seq_len, f"longer than model.max_len={longest}; raise that or shorten this"
             )
+        self._check_examples()
         make_schedule(self.optim, self.steps)
+
+    def _check_examples(self) -> None:
+        pairs = "inputs" in self.data.examples.shapes(self.data)
+        if pairs != getattr(self.model, "encoder_decoder", False):
+            fits = "TextPairs() or SpanCorruption(), with objective=Seq2Seq()" if not pairs else "Packed()"
+            found, model = f"{type(self.data.examples).__name__}()", type(self.model).__name__
+            raise FieldError("data.examples", found, f"not what model={model}() reads; use {fits}")
 
 
 def trunk(model: Any) -> Any:

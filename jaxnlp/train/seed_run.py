@@ -10,8 +10,10 @@ import jax
 
 from jaxnlp import config as configs
 from jaxnlp.data.pipeline import corpus_name, open_split
+from jaxnlp.data.span_corruption import SpanCorruption
 from jaxnlp.data.tokenizer import HuggingFace, wrap
 from jaxnlp.errors import UserError
+from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.train.checkpoint import Reader, Writer
 from jaxnlp.train.experiment import Experiment, resolve
 from jaxnlp.train.loop import open_workdir
@@ -25,7 +27,8 @@ def seed_run(
 
     Args:
         experiment: data, optimizer and lengths of the run; None takes the defaults, with windows as long as the
-            model can read, 512 tokens at most, and a learning rate for fine-tuning.
+            model can read, 512 tokens at most, and a learning rate for fine-tuning; an encoder-decoder's examples
+            are those of T5.
         model, params, tokenizer: as `interop.huggingface.load` gives them.
         separator: the token that separates documents; None takes the first there is of the usual ones.
 
@@ -42,11 +45,9 @@ def seed_run(
         )
     if Reader(workdir).steps():
         raise UserError(f"--workdir={workdir}: holds a run already; choose another folder")
-    if experiment is None:
-        experiment = Experiment(model=model)
-        experiment.data.seq_len = min(512, model.longest or 512)
-        experiment.optim.learning_rate = 1e-5
     ours, folder = wrap(tokenizer, separator), pathlib.Path(workdir)
+    if experiment is None:
+        experiment = _usual(model, tokenizer)
     file = folder / "tokenizer.json"  # a copy, so that the run's config.json can be run again
     data = dataclasses.replace(experiment.data, tokenizer=HuggingFace(path=str(file), separator=separator))
     e = dataclasses.replace(experiment, model=model, data=data)
@@ -67,3 +68,14 @@ def seed_run(
         writer.wait()
         configs.save_json(e, folder / "config.json")
     return sum(x.size for x in jax.tree.leaves(params))
+
+
+def _usual(model: Any, tokenizer: Any) -> Experiment:
+    """What a model of this kind is trained on where nothing else is said."""
+    experiment = Experiment(model=model)
+    experiment.data.seq_len = min(512, model.longest or 512)
+    experiment.optim.learning_rate = 1e-5
+    if getattr(model, "encoder_decoder", False):
+        start = "<pad>" if tokenizer.token_to_id("<pad>") is not None else None
+        experiment.data.examples, experiment.objective = SpanCorruption(start=start), Seq2Seq()
+    return experiment

@@ -1,5 +1,6 @@
 """Import and export from the command line: there and back is the same model, and it trains on."""
 
+import json
 import re
 
 import jax
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import tokenizers
 
+from jaxnlp.data.span_corruption import sentinels
 from jaxnlp.interop.huggingface import load, save
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.models.t5 import t5_v1_0
 from jaxnlp.sharding.axes import init_params
 from tests.entry import ROOT, run
 
@@ -56,6 +59,30 @@ def test_there_and_back_is_the_same_and_it_trains_on(theirs, corpus, tmp_path):
     assert fresh.code == 0 and "parameters:" in fresh.out, fresh.err
     again = run("experiments.import", f"--source={theirs}", f"--workdir={workdir}", f"--config={SMALL}:{corpus}")
     assert again.code == 2 and "holds a run already" in again.err
+
+
+def test_a_t5_comes_and_goes_and_trains_on(corpus, tmp_path):
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "def": 3, "return": 4, "self": 5}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<unk>"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    model.add_special_tokens(["<pad>", "</s>", *sentinels(30)])
+    config = t5_v1_0(vocab_size=40, num_layers=1, num_heads=2, embed_dim=8, head_dim=4, mlp_dim=12)
+    source, workdir, out = tmp_path / "t5", tmp_path / "run", tmp_path / "out"
+    params = init_params(config.module(), jax.random.key(0), *(np.zeros((1, 4), np.int32),) * 2)
+    save(source, config, params, model)
+    done = run("experiments.import", f"--source={source}", f"--workdir={workdir}")
+    assert done.code == 0 and "T5Config" in done.out, done.err
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["data"]["examples"]["start"] == "<pad>" and saved["objective"]["class"].endswith("Seq2Seq")
+    done = run("experiments.generate", f"--workdir={workdir}", "--prompt=def self", "--max_new_tokens=3")
+    assert done.code == 0, done.err
+    fields = ("--config.steps=2", "--config.data.batch_size=4", "--config.eval_batches=1")
+    resumed = run("experiments.train", f"--workdir={workdir}", *fields)
+    assert resumed.code == 0 and "resuming at step 0 of 2" in resumed.err, resumed.err
+    assert run("experiments.export", f"--workdir={workdir}", f"--out={out}", "--checkpoint=0").code == 0
+    assert load(out)[0] == load(source)[0]
+    wrong = run("experiments.import", f"--source={source}", f"--workdir={tmp_path}/x", f"--config={SMALL}:{corpus}")
+    assert wrong.code == 2 and "data.examples='Packed()': not what model=T5Config() reads" in wrong.err, wrong.err
 
 
 BAD = {
