@@ -90,7 +90,7 @@ def get_config(variant: str = "") -> Experiment:
             prefetch_threads=0,
         ),
         objective=objective,
-        optim=OptimConfig(learning_rate=5e-4, warmup_steps=80),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=80),
         steps=800,
         log_every=20,
         eval_every=200,
