@@ -265,14 +265,14 @@ class DecoderBlock(nn.Module):
         c = self.config
         own, cross = (None, None) if cache is None else cache
         attend, read, feed = heads(c, "attention"), heads(c, "cross_attention"), feed_forward(c)
+        normed = c.norm.module(c.policy, name="attention_norm")(x_BTD)
+        y_BTD, own = attend(normed, mask, positions, cache=own, bias=bias, deterministic=deterministic)
+        x_BTD = x_BTD + dropped(c, y_BTD, deterministic)
         if cross is None:
             pair = read.keys_values(memory_BSD)
             cross = tuple(jnp.swapaxes(x, 1, 2) for x in pair)
         else:
             pair = tuple(jnp.swapaxes(x, 1, 2) for x in cross)
-        normed = c.norm.module(c.policy, name="attention_norm")(x_BTD)
-        y_BTD, own = attend(normed, mask, positions, cache=own, bias=bias, deterministic=deterministic)
-        x_BTD = x_BTD + dropped(c, y_BTD, deterministic)
         normed = c.norm.module(c.policy, name="cross_attention_norm")(x_BTD)
         y_BTD, _ = read(normed, cross_mask, keys_values=pair, deterministic=deterministic)
         x_BTD = x_BTD + dropped(c, y_BTD, deterministic)

@@ -282,19 +282,19 @@ class DecoderBlock(nn.Module):
         c = self.config
         own, cross = (None, None) if cache is None else cache
         attend, read, feed = heads(c, "attention"), heads(c, "cross_attention"), feed_forward(c)
-        if cross is None:
-            pair = read.keys_values(memory_BSD)
-            cross = tuple(jnp.swapaxes(x, 1, 2) for x in pair)
-        else:
-            pair = tuple(jnp.swapaxes(x, 1, 2) for x in cross)
 
         def see(x):
             nonlocal own
             y, own = attend(x, mask, positions, cache=own, bias=bias, deterministic=deterministic)
             return y
 
-        look = lambda x: read(x, cross_mask, keys_values=pair, deterministic=deterministic)[0]
         x_BTD = residual(c, "attention_norm", see, x_BTD, deterministic)
+        if cross is None:
+            pair = read.keys_values(memory_BSD)
+            cross = tuple(jnp.swapaxes(x, 1, 2) for x in pair)
+        else:
+            pair = tuple(jnp.swapaxes(x, 1, 2) for x in cross)
+        look = lambda x: read(x, cross_mask, keys_values=pair, deterministic=deterministic)[0]
         x_BTD = residual(c, "cross_attention_norm", look, x_BTD, deterministic)
         x_BTD = residual(c, "mlp_norm", feed, x_BTD, deterministic)
         self.sow("intermediates", "hidden", x_BTD)
