@@ -6,6 +6,8 @@ python -m experiments.architecture --config=configs/gpt/tiny.py --config.model.n
 
 import dataclasses
 import pathlib
+import re
+import sys
 
 from absl import flags
 
@@ -17,7 +19,9 @@ OUT = flags.DEFINE_string("out", None, "PNG to write.")
 
 
 def main() -> None:
+    from jaxnlp import config as configs
     from jaxnlp.figures.architecture import draw, tree
+    from jaxnlp.figures.files import save_png
     from jaxnlp.sharding.axes import example_inputs, parameter_table
     from jaxnlp.train.loop import prepare
 
@@ -25,27 +29,25 @@ def main() -> None:
         raise UserError("--config: not given; expected a config file, or --config_json=FILE")
     if OUT.value is None or not OUT.value.endswith(".png"):
         raise UserError(f"--out={OUT.value}: expected a name that ends in .png")
-    experiment, _ = prepare(CONFIG.value)
+    experiment = CONFIG.value
+    if getattr(experiment.model, "vocab_size", None) is None:  # the tokenizer's, which may have to be trained first
+        experiment, _ = prepare(experiment)
+    configs.check(experiment)
     model, name = experiment.model, type(experiment.model).__name__.removesuffix("Config")
     # Neither changes the parameters, and without them the table has the order in which they are used.
     plain = {name: value for name, value in (("scan_layers", False), ("remat", "none")) if hasattr(model, name)}
     model = dataclasses.replace(model, **plain)
     root = tree(name, parameter_table(model.module(), *example_inputs(model, 1, experiment.data.seq_len)))
     out = pathlib.Path(OUT.value)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draw(root, f"{name}, {config_name()}").savefig(out)
-    except OSError as e:
-        raise UserError(f"--out={out}: cannot be written ({e.strerror})") from None
+    save_png(draw(root, f"{name}, {config_name()}"), out)
     print(f"written: {out} ({root.count:,} parameters)")
 
 
 def config_name() -> str:
-    """The config as the command line gives it, without folders."""
-    import sys
-
-    given = [a.split("=", 1)[1] for a in sys.argv if a.startswith(("--config=", "--config_json="))]
-    return given[-1].rsplit("/", 1)[-1] if given else ""
+    """The config as the command line gives it, without its folder."""
+    given = re.findall(r"^--config(?:_json)?=([^:]*)(.*)$", "\n".join(sys.argv), re.M)
+    path, variant = given[-1] if given else ("", "")
+    return pathlib.Path(path).name + variant
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def main() -> None:
     import pathlib
 
     from jaxnlp.figures.attention import draw, habits, select
+    from jaxnlp.figures.files import save_png
     from jaxnlp.train.attention import attention_maps
     from jaxnlp.train.load import load
 
@@ -39,12 +40,7 @@ def main() -> None:
         raise UserError(f"--out={out}: expected a name that ends in .png")
     run = load(WORKDIR.value, CHECKPOINT.value)
     maps = [select(found, layers, heads) for found in attention_maps(run, TEXT.value, TARGET.value)]
-    figure = draw(maps, f"{WORKDIR.value}, step {run.saved.step:,}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out)
-    except OSError as e:
-        raise UserError(f"--out={out}: cannot be written ({e.strerror})") from None
+    save_png(draw(maps, f"{WORKDIR.value}, step {run.saved.step:,}"), out)
     print(f"written: {out}")
     for found in maps:
         print(f"\n{found.name}, {len(found.queries)} x {len(found.keys)} tokens; the head that most looks at")
