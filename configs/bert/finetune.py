@@ -1,11 +1,12 @@
 """Fine-tuning BERT on tasks made of the Python standard library, in minutes on two CPU cores.
 
 The variant is TASK,RUN: what to learn, and the folder of the pretrained run (or of a model in Hugging Face's layout) to
-begin from. Without a folder the same model begins from nothing: what pretraining is worth is the difference.
+begin from. TASK,RUN,fresh is the same model with the same tokenizer and fresh parameters: what pretraining is worth is
+the difference. TASK alone needs no run: a tiny model and a tokenizer of the task's own texts.
 
   python -m experiments.train --config=configs/bert/tiny_pretrain.py --workdir=runs/bert
   python -m experiments.train --config=configs/bert/finetune.py:classify,runs/bert --workdir=runs/bert-topics
-  python -m experiments.train --config=configs/bert/finetune.py:classify --workdir=runs/scratch-topics
+  python -m experiments.train --config=configs/bert/finetune.py:classify,runs/bert,fresh --workdir=runs/fresh-topics
 
 Tasks: "classify" (the topic of a docstring; also ""), "pairs" (does a docstring belong to a signature?), "choice"
 (which of four does?), "tags" (what is each token of a line of source?), "spans" (where is the default of a parameter?).
@@ -68,9 +69,11 @@ TASKS = {  # source, examples, head, objective, seq_len, batch_size
 
 
 def get_config(variant: str = "") -> Experiment:
-    task, _, run = variant.partition(",")
+    task, run, fresh = [*variant.split(","), "", ""][:3]
     if (task or "classify") not in TASKS:
         raise UserError(f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, as classify,runs/bert")
+    if fresh not in ("", "fresh"):
+        raise UserError(f"finetune.py:{variant}: after TASK,RUN expected nothing, or fresh")
     source, examples, head, objective, seq_len, batch_size = TASKS[task or "classify"]
     heads = () if head.of_tokens else ("pooler",)
     if run:
@@ -80,7 +83,7 @@ def get_config(variant: str = "") -> Experiment:
         tokenizer = SentencePiece(vocab_size=2048, specials=("[CLS]", "[SEP]"))
     return Experiment(
         model=FineTuned(trunk=trunk, head=head),
-        init_from=Pretrained(path=run) if run else None,
+        init_from=Pretrained(path=run) if run and not fresh else None,
         data=DataConfig(
             source=source,
             tokenizer=tokenizer,

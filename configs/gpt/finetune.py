@@ -2,7 +2,7 @@
 
 Texts are laid out between a start, a delimiter and an extract token (section 3.3 and figure 1), three rows new to the
 vocabulary; the head reads the last, and the language model's own loss is kept with weight 0.5 (equation 5).
-The variant is TASK,RUN, as in `configs/bert/finetune.py`:
+The variant is TASK, TASK,RUN or TASK,RUN,fresh, as in `configs/bert/finetune.py`:
 
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
   python -m experiments.train --config=configs/gpt/finetune.py:entail,runs/tiny --workdir=runs/tiny-entail
@@ -63,9 +63,11 @@ TASKS = {  # source, examples, head, objective, seq_len, batch_size
 
 
 def get_config(variant: str = "") -> Experiment:
-    task, _, run = variant.partition(",")
+    task, run, fresh = [*variant.split(","), "", ""][:3]
     if (task or "classify") not in TASKS:
         raise UserError(f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, as entail,runs/tiny")
+    if fresh not in ("", "fresh"):
+        raise UserError(f"finetune.py:{variant}: after TASK,RUN expected nothing, or fresh")
     source, examples, head, objective, seq_len, batch_size = TASKS[task or "classify"]
     if run:
         trunk, tokenizer = pretrained.model(run, dropout_rate=0.1), FromRun(path=run, specials=SPECIALS)
@@ -74,7 +76,7 @@ def get_config(variant: str = "") -> Experiment:
         tokenizer = SentencePiece(vocab_size=2048, specials=SPECIALS)
     return Experiment(
         model=FineTuned(trunk=trunk, head=head),
-        init_from=Pretrained(path=run) if run else None,
+        init_from=Pretrained(path=run) if run and not fresh else None,
         data=DataConfig(
             source=source,
             tokenizer=tokenizer,
