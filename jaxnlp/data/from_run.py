@@ -25,7 +25,7 @@ from jaxnlp.errors import FieldError, UserError
 class FromRun:
     """Trains nothing: what is pretrained fixes it.
 
-    path: a run's folder, or one in Hugging Face's layout.
+    path: a run's folder, or one in Hugging Face's layout (a hub id's files have to be downloaded first).
     specials: tokens to add, as "<extract>"; those it has already are left as they are.
     separator: as `HuggingFace.separator`, for a folder in that layout.
     """

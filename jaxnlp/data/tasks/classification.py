@@ -83,7 +83,7 @@ class Classification:
         return task.TaskReader(self, store, tokenizer, config.seq_len)
 
     def batch(self, examples: Many[Any], length: int, fill: int) -> dict[str, np.ndarray]:
-        """Section by section as `task.stack`, and `labels` (B,) int32."""
+        """As `task.stack`, and `labels` (B,) int32."""
         batch = task.stack(examples, self.num_sequences, length, fill, self.layout.language_model)
         return {**batch, "labels": np.asarray([e.label if e else 0 for e in examples], np.int32)}
 
