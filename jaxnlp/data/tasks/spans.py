@@ -95,7 +95,7 @@ class Spans:
             for i, (record, question, context) in enumerate(zip(part, questions, contexts, strict=True)):
                 room = length - self.layout.overhead(2) - len(question)
                 if not self.stride or room < 1:
-                    fits(record, [context.ids] if room > 0 else [question], max(room, 0))
+                    fits(record, [question, context.ids], length - self.layout.overhead(2))
                 if self.stride > room > 0:
                     expected = f"{record.where} has room for {room} tokens of its context; expected no more than that"
                     raise FieldError("data.examples.stride", self.stride, expected)

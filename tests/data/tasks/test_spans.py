@@ -149,7 +149,7 @@ def test_the_best_span_is_the_best_of_all_pairs():
         ({"answers": {"text": ["no"]}}, 40, 'expected {"text": [...], "answer_start": [...]}'),
         ({"answers": "no"}, 40, "q:1 holds no there"),
         ({"context": "no " * 30}, 40, "q:1 makes 96 tokens; use 96, or read contexts in overlapping windows with"),
-        ({"question": "q" * 50}, 40, "q:1 makes"),
+        ({"question": "q" * 50}, 40, "q:1 makes 59 tokens; use 59"),
     ],
 )
 def test_bad_records(fields, length, words):
