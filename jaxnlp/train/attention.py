@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jaxnlp.data.labels import token_labels
+from jaxnlp.data.sentinels import with_sentinels
 from jaxnlp.errors import UserError
 from jaxnlp.figures.attention import WEIGHTS, Map, collect
 from jaxnlp.sharding.axes import make_capture
@@ -18,8 +19,8 @@ def attention_maps(run: Loaded, text: str, target: str | None = None) -> list[Ma
     """The weights of every attention layer of the run's model as it reads a text.
 
     A decoder reads the separator and the text, as in training; an encoder [CLS] text [SEP]; the encoder of an
-    encoder-decoder the text and the separator, its decoder the separator and `target`. A fine-tuned model shows its
-    trunk.
+    encoder-decoder the text and the separator, its decoder the separator, or what it began with, and `target`; names of
+    sentinels stand for them. A fine-tuned model shows its trunk.
 
     Args:
         target: the decoder's text, or the second text of an encoder's pair.
@@ -32,17 +33,20 @@ def attention_maps(run: Loaded, text: str, target: str | None = None) -> list[Ma
         model, params = trunk(model), params["trunk"]
     if not hasattr(model, "attention"):
         raise _without_attention(model)
-    separator = tokenizer.separator
+    start = getattr(run.saved.experiment.data.examples, "start", None)  # what a decoder began with in training
+    separator, begin = tokenizer.separator, tokenizer.separator if start is None else tokenizer.special(start)
+    if getattr(model, "encoder_decoder", False):
+        tokenizer = with_sentinels(tokenizer)
     encode = lambda text: tokenizer.encode_batch([text])[0]
     given: dict[str, Any] = {}
     if getattr(model, "encoder_decoder", False):
         if target is None:
             raise UserError("--target: not given; expected the text that the decoder of this model reads")
-        rows = {"inputs": [*encode(text), separator], "tokens": [separator, *encode(target)]}
+        rows = {"inputs": [*encode(text), separator], "tokens": [begin, *encode(target)]}
     elif hasattr(model, "make_cache"):
         if target is not None:
             raise UserError("--target: the run's model is a decoder alone; give the whole text as --text")
-        rows = {"tokens": [separator, *encode(text)]}
+        rows = {"tokens": [begin, *encode(text)]}
     else:
         row = encoder_row(run, text, target)
         rows = {"tokens": row.tokens}

@@ -9,10 +9,12 @@ import pytest
 from jaxnlp.data.masking import Masked
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.sources import Files
+from jaxnlp.data.span_corruption import SpanCorruption
 from jaxnlp.data.tokenizer import ByteTokenizer
 from jaxnlp.errors import UserError
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.models.heads import FineTuned, TokenClassification
 from jaxnlp.models.llama import LlamaConfig
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.nn import kernels
@@ -97,6 +99,25 @@ def test_an_encoder_decoder_has_three_parts(scanned):
     for m in found.values():
         assert m.weights_LHTS.shape[2:] == (len(m.queries), len(m.keys))
         np.testing.assert_allclose(m.weights_LHTS.sum(-1), 1, atol=1e-6)
+
+
+def test_a_decoder_begins_as_in_training_and_sentinels_have_their_names():
+    run = made(TransformerConfig(**SIZES))
+    tokenizer = ByteTokenizer(("<pad>", "<extra_id_0>"))
+    data = dataclasses.replace(run.saved.experiment.data, examples=SpanCorruption(start="<pad>"))
+    saved = dataclasses.replace(run.saved, experiment=dataclasses.replace(run.saved.experiment, data=data))
+    run = dataclasses.replace(run, saved=dataclasses.replace(saved, tokenizer=tokenizer))
+    _, _, cross = attention_maps(run, "a<extra_id_0>", "<extra_id_0>b")
+    assert cross.keys == ["a", "<extra_id_0>", "<|endoftext|>"] and cross.queries == ["<pad>", "<extra_id_0>", "b"]
+
+
+def test_a_fine_tuned_model_shows_its_trunk():
+    bert = BertConfig(**SIZES, heads=())
+    run = made(FineTuned(trunk=bert, head=TokenClassification(num_classes=3)))
+    (found,) = attention_maps(run, "ab")
+    assert found.name == "attention" and found.keys == ["[CLS]", "a", "b", "[SEP]"]
+    (alone,) = attention_maps(dataclasses.replace(made(bert), params=run.params["trunk"]), "ab")
+    np.testing.assert_array_equal(found.weights_LHTS, alone.weights_LHTS)
 
 
 def test_masks_in_a_text_are_filled_in():
