@@ -9,6 +9,7 @@ import jax
 from jaxnlp.data.pipeline import eval_batches
 from jaxnlp.evals.baselines import compressed_bits_per_byte, unigram_bits_per_byte, unigram_of_targets
 from jaxnlp.runtime import python
+from jaxnlp.train.experiment import trunk
 from jaxnlp.train.loop import Result
 from jaxnlp.train.metrics import LOG, plot, read_log
 from jaxnlp.train.samples import sample
@@ -48,6 +49,12 @@ def report(result: Result, workdir: pathlib.Path) -> str:
         if hasattr(e.data.examples, "answer"):
             out.append(f"  predict      {run}.predict --workdir={workdir} --input=new.jsonl")
         out.append(f"  evaluate     {run}.evaluate --workdir={workdir} --split=test")
+    if "masked_lm" in getattr(e.model, "heads", ()):
+        mask = getattr(e.data.examples, "mask", "[MASK]")
+        out.append(f'  fill in      {run}.fill_mask --workdir={workdir} --text="def {mask}(self):"')
+    if hasattr(trunk(e.model), "attention"):
+        target = ' --target="main"' if getattr(e.model, "encoder_decoder", False) else ""
+        out.append(f'  look inside  {run}.attention_map --workdir={workdir} --text="def main"{target}')
     out.append(f"  change it    {run}.train --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}")
     return "\n".join(out)
 

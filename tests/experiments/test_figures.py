@@ -4,37 +4,22 @@ import pathlib
 
 import pytest
 
-from tests.entry import ROOT, run
+from tests.entry import run
 
-SMALL = ROOT / "tests" / "experiments" / "small.py"
+CONFIGS = {"gpt": "tests/experiments/small.py", "bert": "tests/experiments/small_bert.py"}
 PNG = b"\x89PNG\r\n\x1a\n"
-BERT = """
-
-small = get_config
-
-
-def get_config(corpus):
-    from jaxnlp.data.masking import Masked
-    from jaxnlp.models.bert import BertConfig
-    from jaxnlp.objectives.masked_lm import MaskedLM
-
-    e = small(corpus)
-    e.model = BertConfig(max_len=64, num_layers=1, num_heads=2, embed_dim=16)
-    e.data.tokenizer, e.data.examples = Bytes(specials=("[CLS]", "[SEP]", "[MASK]")), Masked()
-    e.objective = MaskedLM()
-    return e
-"""
 
 
 @pytest.fixture(scope="module")
 def runs(corpus, tmp_path_factory):
     """Folders of a GPT's run and of a BERT's, of four steps each."""
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "bert.py").write_text(SMALL.read_text() + BERT)
-    for name, config in (("gpt", SMALL), ("bert", folder / "bert.py")):
+    for name, config in CONFIGS.items():
         lengths = ("--config.steps=4", "--config.sample_tokens=0")
         done = run("experiments.train", f"--config={config}:{corpus}", f"--workdir={folder / name}", *lengths)
         assert done.code == 0, done.err
+        assert f"python -m experiments.attention_map --workdir={folder / name}" in done.out
+        assert ("experiments.fill_mask" in done.out) == (name == "bert")
     return folder
 
 
