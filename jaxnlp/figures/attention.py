@@ -82,6 +82,7 @@ def _places(flag: str, wanted: Sequence[int] | None, there: tuple[int | str, ...
     return [there.index(number) for number in (there if wanted is None else wanted)]
 
 
+FEWEST = 3  # queries, to call it a habit
 PATTERNS = {
     "its own token": lambda t, s, queries, keys: s == t,
     "the token before": lambda t, s, queries, keys: s == t - 1,
@@ -94,7 +95,8 @@ PATTERNS = {
 def habits(found: Map) -> list[tuple[str, int | str, int | str, float]]:
     """The head that most keeps to each of a few known habits: (where it looks, layer, head, mean weight there).
 
-    The mean is over the queries that have such a key and a choice: of a causal mask the first query has none. Of
+    The mean is over the queries that have such a key and a choice: of a causal mask the first query has none. It is left
+    out where there are fewer than three, and where no head looks there. Of
     attention to another sequence only "the first token" means something. The last pattern is the induction head's
     (Olsson et al. 2022, arXiv:2209.11895).
     """
@@ -108,7 +110,9 @@ def habits(found: Map) -> list[tuple[str, int | str, int | str, float]]:
             [[fits(t, s, found.queries, found.keys) for s in range(len(found.keys))] for t in range(len(found.queries))]
         )
         rows_T = at_TS.any(-1) & choice_T & (np.arange(len(found.queries)) > 0)
-        mean_LH = (found.weights_LHTS * at_TS).sum(-1)[..., rows_T].mean(-1) if rows_T.any() else np.zeros((1, 1))
+        mean_LH = (
+            (found.weights_LHTS * at_TS).sum(-1)[..., rows_T].mean(-1) if rows_T.sum() >= FEWEST else np.zeros((1, 1))
+        )
         if mean_LH.any():
             layer, head = np.unravel_index(mean_LH.argmax(), mean_LH.shape)
             rows.append((name, found.layers[layer], found.heads[head], float(mean_LH[layer, head])))

@@ -87,21 +87,22 @@ def test_a_picture_too_large_to_open_is_refused_with_the_way_out():
 
 
 def test_habits_name_the_head_that_has_them():
-    weights = np.zeros((2, 2, 6, 6), np.float32)
-    for t in range(6):
+    tokens = ["<|endoftext|>", "a", "b", "c", "a", "b", "c"]
+    weights = np.zeros((2, 2, 7, 7), np.float32)
+    for t in range(7):
         weights[0, 0, t, t] = 1
         weights[0, 1, t, max(t - 1, 0)] = 1
         weights[1, 0, t, 0] = 1
-        weights[1, 1, t, : t + 1] = 1 / (t + 1)
-    weights[1, 1, 4], weights[1, 1, 5] = np.eye(6)[2], np.eye(6)[3]  # after the earlier a, after the earlier b
-    weights += np.tril(np.full((6, 6), 1e-9, np.float32))  # what is not masked is never exactly 0
-    tokens = ["<|endoftext|>", "a", "b", "c", "a", "b"]
+        weights[1, 1, t, t - 2 if t > 3 else 0] = 1  # after the earlier a, b and c
+    weights += np.tril(np.full((7, 7), 1e-9, np.float32))  # what is not masked is never exactly 0
     found = {place: rest for place, *rest in habits(Map("attention", (0, 1), (0, 1), weights, tokens, tokens))}
     assert found["its own token"] == [0, 0, pytest.approx(1.0)]
     assert found["the token before"] == [0, 1, pytest.approx(1.0)]
     assert found["the first token"] == [1, 0, pytest.approx(1.0)]
     assert found["what came after the same token before"] == [1, 1, pytest.approx(1.0)]
     assert "the token after" not in found  # nothing looks ahead
+    few = Map("attention", (0, 1), (0, 1), weights[..., :6, :6], tokens[:6], tokens[:6])
+    assert "what came after the same token before" not in [place for place, *_ in habits(few)]  # two are no habit
 
 
 def test_characters_that_no_font_has_are_codes():
