@@ -95,10 +95,10 @@ PATTERNS = {
 def habits(found: Map) -> list[tuple[str, int | str, int | str, float]]:
     """The head that most keeps to each of a few known habits: (where it looks, layer, head, mean weight there).
 
-    The mean is over the queries that have such a key and a choice: of a causal mask the first query has none. It is left
-    out where there are fewer than three, and where no head looks there. Of
-    attention to another sequence only "the first token" means something. The last pattern is the induction head's
-    (Olsson et al. 2022, arXiv:2209.11895).
+    The mean is over the queries that have such a key and a choice: of a causal mask the first query has none. A habit
+    is left out where there are fewer than three such queries, or no head looks there. Of attention to another sequence
+    only "the first token" means something. The last pattern is the induction head's (Olsson et al. 2022,
+    arXiv:2209.11895).
     """
     own = list(found.queries) == list(found.keys)
     choice_T = (found.weights_LHTS > 0).sum(-1).max((0, 1)) > 1
