@@ -17,6 +17,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
 TEXT = flags.DEFINE_string("text", None, "Text to look at; an encoder-decoder's source.")
 TARGET = flags.DEFINE_string("target", None, "Text of the decoder, or the second one of an encoder's pair.")
+PARTS = flags.DEFINE_list("parts", None, "Parts to draw, as decoder/cross_attention; by default all.")
 LAYERS = flags.DEFINE_list("layers", None, "Layers to draw, from 0, as 0,3; by default all.")
 HEADS = flags.DEFINE_list("heads", None, "Heads to draw, from 0; by default all.")
 OUT = flags.DEFINE_string("out", None, "PNG to write; by default WORKDIR/attention_map.png.")
@@ -39,7 +40,11 @@ def main() -> None:
     if out.suffix != ".png":
         raise UserError(f"--out={out}: expected a name that ends in .png")
     run = load(WORKDIR.value, CHECKPOINT.value)
-    maps = [select(found, layers, heads) for found in attention_maps(run, TEXT.value, TARGET.value)]
+    whole = {found.name: found for found in attention_maps(run, TEXT.value, TARGET.value)}
+    for name in PARTS.value or ():
+        if name not in whole:
+            raise UserError(f"--parts={name}: the model has {', '.join(whole)}")
+    maps = [select(whole[name], layers, heads) for name in PARTS.value or whole]
     save_png(draw(maps, f"{WORKDIR.value}, step {run.saved.step:,}"), out)
     print(f"written: {out}")
     for found in maps:

@@ -59,6 +59,7 @@ def test_an_architecture_from_a_config(tmp_path):
         ("attention_map", ["--workdir=GPT"], "--text: not given"),
         ("attention_map", ["--workdir=GPT", "--text=a", "--layers=one"], "--layers=one: expected numbers from 0"),
         ("attention_map", ["--workdir=GPT", "--text=a", "--layers=3"], "--layers=3: the model has 0 to 0"),
+        ("attention_map", ["--workdir=GPT", "--text=a", "--parts=cross"], "--parts=cross: the model has attention"),
         ("attention_map", ["--workdir=GPT", "--text=a", "--heads=0,7"], "--heads=7: the model has 0 to 1"),
         ("attention_map", ["--workdir=GPT", "--text=a", "--target=b"], "--target: the run's model is a decoder alone"),
         ("attention_map", ["--workdir=GPT", f"--text={'a' * 64}"], "--text: has 65 tokens and the model 64 positions"),
