@@ -75,11 +75,12 @@ def get_config(variant: str = "") -> Experiment:
     if fresh not in ("", "fresh"):
         raise UserError(f"finetune.py:{variant}: after TASK,RUN expected nothing, or fresh")
     source, examples, head, objective, seq_len, batch_size = TASKS[task or "classify"]
-    heads = () if head.of_tokens else ("pooler",)
+    # So small a BERT learns little from next sentences: its pooler, which they train, is better left out.
+    changes = {"heads": (), "dropout_rate": 0.1}
     if run:
-        trunk, tokenizer = pretrained.model(run, heads=heads, dropout_rate=0.1), FromRun(path=run)
+        trunk, tokenizer = pretrained.model(run, **changes), FromRun(path=run)
     else:
-        trunk = dataclasses.replace(pretraining().model, heads=heads, dropout_rate=0.1)
+        trunk = dataclasses.replace(pretraining().model, **changes)
         tokenizer = SentencePiece(vocab_size=2048, specials=("[CLS]", "[SEP]"))
     return Experiment(
         model=FineTuned(trunk=trunk, head=head),
