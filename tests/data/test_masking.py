@@ -112,6 +112,13 @@ def test_half_the_pairs_follow_and_the_others_come_from_another_document(store):
     assert np.mean(lengths[IS_NEXT]) == pytest.approx(np.mean(lengths[NOT_NEXT]), rel=0.06)
 
 
+def test_a_word_that_fills_an_input_leaves_room_for_the_other_text(tmp_path):
+    texts = ["a" * 13 * n for n in range(1, 6)]  # pieces of one word each, which cannot be cut
+    made = build_store(tmp_path / "store", texts, TOKENIZER, split="train", source="test")
+    for batch in batches(made, Masked(text=SentencePairs(short_rate=0.0)), 4, seq_len=16):
+        assert (batch["next_sentence"] == NOT_NEXT).all() and ((batch["tokens"] == SEP).sum(1) == 2).all()
+
+
 def test_whole_words_are_chosen_together(store):
     words, cut = Words(TOKENIZER), 0
     b = joined(batches(store, Masked(text=FullSentences(), choose=WholeWords()), 40))
