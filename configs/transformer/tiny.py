@@ -21,18 +21,18 @@ from jaxnlp.train.experiment import Experiment
 
 def get_config(variant: str = "") -> Experiment:
     return Experiment(
-        model=TransformerConfig(num_layers=3, num_heads=4, embed_dim=128, dropout_rate=0.1),
+        model=TransformerConfig(num_layers=2, num_heads=4, embed_dim=128, dropout_rate=0.0),
         data=DataConfig(
             source=EmbeddedCalls(),
             tokenizer=SentencePiece(vocab_size=512),
             examples=TextPairs(truncate=True),
             seq_len=64,
-            batch_size=16,
+            batch_size=32,
             prefetch_threads=0,
         ),
         objective=Seq2Seq(label_smoothing=0.1),
-        optim=OptimConfig(learning_rate=1e-3, schedule="inverse_sqrt", warmup_steps=200, weight_decay=0.0, b2=0.98),
-        steps=2500,
+        optim=OptimConfig(learning_rate=2e-3, schedule="inverse_sqrt", warmup_steps=200, weight_decay=0.0, b2=0.98),
+        steps=1500,
         log_every=20,
         eval_every=500,
         eval_batches=None,
