@@ -36,12 +36,12 @@ def outputs(model, sharding, devices, prompts):
     program = build(e, jax.devices()[:devices])
     params = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, program.init().params)
     generator = make_generator(program, TOKENIZER)
-    drawn = generator.generate(params, prompts, 12, Sampling(temperature=1.0, min_p=0.01, repetition_penalty=1.2), 5)
-    chunks = generator.generate(
-        params, prompts, 12, on_tokens=lambda row, ids: None, forced_prefix=[[3]] * len(prompts)
-    )
+    sampling = Sampling(temperature=1.0, min_p=0.01, repetition_penalty=1.2)
+    on_tokens = (lambda row, ids: None) if devices > 1 else None  # in chunks there, as a whole here
+    forced = [[3]] * len(prompts)
+    drawn = generator.generate(params, prompts, 12, sampling, 5, forced_prefix=forced, on_tokens=on_tokens)
     beams = beam_search(generator, params, prompts, 12, BeamSearch(num_beams=3, num_return=2))
-    return drawn, chunks, [h for row in beams for h in row]
+    return drawn, [h for row in beams for h in row]
 
 
 @functools.cache
