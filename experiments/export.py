@@ -3,6 +3,8 @@
 python -m experiments.export --workdir=runs/gpt2 --out=exported/gpt2
 """
 
+from typing import Any
+
 from absl import flags
 
 from jaxnlp import cli, runtime
@@ -36,6 +38,7 @@ def main() -> None:
         run.saved.experiment.model,
         run.params,
         tokenizer.library if known else None,
+        special_ids=special_ids(run.saved.experiment, tokenizer),
         max_shard_bytes=int(SHARD.value * 1e9),
     )
     print(f"step {run.saved.step:,} written to {out}:")
@@ -44,6 +47,18 @@ def main() -> None:
     if not known:
         kind = type(tokenizer).__name__
         print(f"note: no tokenizer.json: this run's {kind} has no form there; it stays in {WORKDIR.value}")
+
+
+def special_ids(experiment: Any, tokenizer: Any) -> dict[str, int]:
+    """What texts begin and end with in this run; nothing for a model that writes none."""
+    model, end = experiment.model, tokenizer.separator
+    if not hasattr(model, "make_cache"):
+        return {}
+    if not getattr(model, "encoder_decoder", False):
+        return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    name = getattr(experiment.data.examples, "start", None)
+    start = end if name is None else tokenizer.special(name)
+    return {"decoder_start_token_id": start, "pad_token_id": start, "eos_token_id": end}
 
 
 if __name__ == "__main__":

@@ -99,6 +99,9 @@ def beam_search(
         row = []
         for n in range(beams.num_return):
             length = int(finished.lengths[i, n])
+            total = finished.scores[i, n] * float(length) ** beams.length_penalty
+            if not finished.there[i, n] or not total > WORST / 2:
+                break  # there are no more texts than these
             ids, told = (x[i, n, :length].tolist() for x in (finished.tokens, finished.log_probs))
             end = told.pop() if ids and ids[-1] == generator.separator else None
             ids = ids[: len(told)]

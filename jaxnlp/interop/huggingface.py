@@ -12,7 +12,8 @@ import json
 import pathlib
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -97,13 +98,21 @@ def _open_folder(source: str | pathlib.Path) -> tuple[pathlib.Path, Any, Any, di
 
 
 def save(
-    folder: str | pathlib.Path, config: Any, params: Any, tokenizer: Any = None, *, max_shard_bytes: int = 5 * 10**9
+    folder: str | pathlib.Path,
+    config: Any,
+    params: Any,
+    tokenizer: Any = None,
+    *,
+    special_ids: Mapping[str, int] = MappingProxyType({}),
+    max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes what `load`, and transformers' `from_pretrained`, read.
 
     Args:
         folder: made if need be; a checkpoint in it is replaced.
         tokenizer: of the `tokenizers` library, or None.
+        special_ids: by their names in config.json (`bos_token_id`, `eos_token_id`, `pad_token_id`,
+            `decoder_start_token_id`), which transformers begins and ends texts with; those it has by itself otherwise.
         max_shard_bytes: files larger than this are split, with an index.
 
     Raises:
@@ -135,7 +144,8 @@ def save(
             path.replace(folder / name)
         if len(shards) > 1:
             _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        _write_json(folder / CONFIG, {**family.to_json(config), "dtype": str(next(iter(flat.values())).dtype)})
+        dtype = str(next(iter(flat.values())).dtype)
+        _write_json(folder / CONFIG, {**family.to_json(config), **special_ids, "dtype": dtype})
         if tokenizer is not None:
             tokenizer.save(str(folder / "tokenizer.json"))
     except OSError as e:
@@ -184,6 +194,7 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
             lost = next((name for name, where in files.items() if where == file and name not in held), None)
             if lost is not None:
                 raise UserError(f"{file}: has no tensor {lost}, which {INDEX} says it holds")
+            files |= dict.fromkeys(held - files.keys(), file)  # not in the index: left over, and told so
         return files
     path = folder / SINGLE
     if not path.exists():

@@ -16,6 +16,8 @@ def config(hf: dict[str, Any], names: Collection[str]) -> T5Config:
     """Our config, from config.json; whether the output map is a matrix of its own, the tensors say."""
     first = hf["model_type"] == "t5"  # mT5 is version 1.1
     tied = hf.get("tie_word_embeddings", first)
+    apart = first and "tie_word_embeddings" in hf and not tied  # then its absence from the file is an error
+    copied = first and tied and "scale_decoder_outputs" not in hf  # older files hold a copy of the embedding
     return T5Config(
         vocab_size=hf["vocab_size"],
         num_layers=hf["num_layers"],
@@ -31,7 +33,7 @@ def config(hf: dict[str, Any], names: Collection[str]) -> T5Config:
         ),
         norm=norms.RMSNorm(epsilon=hf.get("layer_norm_epsilon", 1e-6)),
         mlp=_mlp(hf.get("feed_forward_proj", "relu" if first else "gated-gelu")),
-        tie_embeddings="lm_head.weight" not in names or (first and tied and "scale_decoder_outputs" not in hf),
+        tie_embeddings=copied or ("lm_head.weight" not in names and not apart),
         scale_logits=first and hf.get("scale_decoder_outputs", tied),
         dropout_rate=hf.get("dropout_rate", 0.1),
     )
@@ -80,8 +82,7 @@ def to_json(c: T5Config) -> dict[str, Any]:
         "layer_norm_epsilon": c.norm.epsilon,
         "feed_forward_proj": kind,
         "dropout_rate": c.dropout_rate,
-        # Older readers take the first for both; newer ones tie what is not in the file.
-        "tie_word_embeddings": c.tie_embeddings if c.tie_embeddings == c.scale_logits else c.scale_logits,
+        "tie_word_embeddings": c.tie_embeddings,
         "scale_decoder_outputs": c.scale_logits,
         "decoder_start_token_id": 0,
         "pad_token_id": 0,

@@ -114,10 +114,11 @@ def fill_mask(run: Loaded, text: str, top: int = 5) -> list[list[Guess]]:
 
     def probabilities(params: Any) -> jax.Array:
         given = {"types": row.types[None], "predict": predict}
-        return jax.nn.softmax(run.program.apply(params, row.tokens[None], **given)["masked_lm"][0])
+        logits_MV = run.program.apply(params, row.tokens[None], **given)["masked_lm"][0]
+        return jax.nn.softmax(logits_MV[:, : run.saved.tokenizer.vocab_size])  # not of ids that round the size up
 
     with run.program.context(batch=None):
-        found_MV = np.asarray(jax.jit(probabilities)(run.params))[:, : run.saved.tokenizer.vocab_size]
+        found_MV = np.asarray(jax.jit(probabilities)(run.params))
     pieces = run.saved.tokenizer.pieces()
     show = lambda i: None if pieces[i] is None else pieces[i].decode(errors="replace")
     best = np.argsort(-found_MV, axis=-1)[:, :top]

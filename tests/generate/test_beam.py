@@ -124,6 +124,27 @@ def test_wide_enough_it_is_exhaustive_search(kind, length_penalty):
     np.testing.assert_allclose([h.score for h in found], [h.score for h in wanted], atol=1e-5)
 
 
+@pytest.mark.parametrize("length_penalty", [0.0, 2.0])
+def test_no_more_texts_are_found_than_there_are(length_penalty):
+    config, params = tiny("gpt")
+    apply = jax.jit(make_apply(config.module()))
+    beams = BeamSearch(num_beams=12, num_return=12, length_penalty=length_penalty, early_stopping="never")
+    for max_new_tokens, count in ((1, 3), (2, 7)):  # of three tokens, one of which ends a text
+        found = beam_search(generator(config, 3), params, [[1, 2]], max_new_tokens, beams)[0]
+        wanted = exhaustive_search(
+            apply,
+            params,
+            [SEP, 1, 2],
+            max_new_tokens,
+            separator=SEP,
+            num_tokens=3,
+            length_penalty=length_penalty,
+            num_return=12,
+        )
+        assert len(found) == count and [h.ids for h in found] == [h.ids for h in wanted]
+        np.testing.assert_allclose([h.score for h in found], [h.score for h in wanted], atol=1e-5)
+
+
 def test_a_narrow_beam_can_miss_the_best_and_a_wider_one_never_scores_less():
     config, params = tiny("gpt")
     best = [

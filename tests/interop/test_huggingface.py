@@ -18,7 +18,7 @@ from jaxnlp.sharding.axes import init_params, make_apply, make_capture
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
 from jaxnlp.sharding.rules import TENSOR
 
-from ..reference import torch
+from ..reference import torch, transformers
 from .families import CASES, build
 
 B, T = 3, 11
@@ -208,6 +208,38 @@ def test_a_tensor_that_does_not_fit_is_named(case, tmp_path):
         load(tmp_path, ignore=["lm_head.weight"])
         edit(tmp_path, lambda a: a.update({"lm_head.weight": a[WTE]}))
         load(tmp_path)
+
+
+def test_a_tensor_that_an_index_does_not_name_is_left_over_too(tmp_path):
+    save(tmp_path, tiny(), params_of(tiny()), max_shard_bytes=2000)
+    shard = next(tmp_path.glob("model-00001*"))
+    arrays = safetensors.numpy.load_file(shard)
+    safetensors.numpy.save_file({**arrays, "extra": np.zeros(3, np.float32)}, shard)
+    with pytest.raises(UserError, match="tensor extra has no place"):
+        load(tmp_path)
+    load(tmp_path, ignore=["extra"])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_every_kind_of_t5_is_read_as_it_was_written(tied, scaled, tmp_path, rng):
+    config = T5Config(
+        vocab_size=37, num_layers=1, num_decoder_layers=1, num_heads=2, embed_dim=8, head_dim=3, mlp_dim=9
+    )
+    config.tie_embeddings, config.scale_logits = tied, scaled
+    params = init_params(config.module(), jax.random.key(0), *(np.zeros((1, 4), np.int32),) * 2)
+    save(tmp_path, config, params, special_ids={"decoder_start_token_id": 5, "pad_token_id": 5, "eos_token_id": 36})
+    assert load(tmp_path)[0] == config
+    ids = rng.integers(3, 37, (2, 7))
+    theirs = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert (theirs.config.eos_token_id, theirs.config.decoder_start_token_id) == (36, 5)
+    with torch.no_grad():
+        wanted = theirs(input_ids=torch.from_numpy(ids), decoder_input_ids=torch.from_numpy(ids)).logits
+    close(make_apply(config.module())(params, ids, ids), wanted.numpy())
+    if not tied:
+        edit(tmp_path, lambda arrays: arrays.pop("lm_head.weight"))
+        with pytest.raises(UserError, match=r"has no tensor lm_head\.weight"):
+            load(tmp_path)
 
 
 def test_other_bad_checkpoints_have_one_clear_line(tmp_path):
