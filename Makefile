@@ -13,7 +13,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/gpt/tiny.py
-WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
+# runs/tiny for the default config, runs/bert-tiny_pretrain for configs/bert/tiny_pretrain.py:roberta.
+FILE := $(basename $(firstword $(subst :, ,$(CONFIG))))
+NAME := $(if $(filter configs/%,$(FILE)),$(subst /,-,$(patsubst configs/%,%,$(FILE))),$(notdir $(FILE)))
+WORKDIR ?= runs/$(patsubst gpt-%,%,$(NAME))
 ARGS ?=
 
 # Transparent huge pages for glibc's heap: about 4% of a CPU step. Harmless elsewhere.

@@ -45,7 +45,7 @@ def main() -> None:
 
 def config_name() -> str:
     """The config as the command line gives it, without its folder."""
-    given = re.findall(r"^--config(?:_json)?=([^:]*)(.*)$", "\n".join(sys.argv), re.M)
+    given = re.findall(r"^--config(?:_json)?=([^:\n]*)(.*)$", "\n".join(sys.argv), re.M)
     path, variant = given[-1] if given else ("", "")
     return pathlib.Path(path).name + variant
 

@@ -33,7 +33,7 @@ def main() -> None:
 
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")
-    if TEXT.value is None:
+    if not TEXT.value:
         raise UserError('--text: not given; expected a text to look at, as --text="def main"')
     layers, heads = numbers("layers", LAYERS.value), numbers("heads", HEADS.value)
     out = pathlib.Path(OUT.value or f"{WORKDIR.value}/attention_map.png")
@@ -48,8 +48,10 @@ def main() -> None:
     save_png(draw(maps, f"{WORKDIR.value}, step {run.saved.step:,}"), out)
     print(f"written: {out}")
     for found in maps:
-        print(f"\n{found.name}, {len(found.queries)} x {len(found.keys)} tokens; the head that most looks at")
-        for place, layer, head, weight in habits(found):
+        shown = habits(found)
+        told = "; the head that most looks at" if shown else ""
+        print(f"\n{found.name}, {len(found.queries)} x {len(found.keys)} tokens{told}")
+        for place, layer, head, weight in shown:
             print(f"  {place:40} layer {layer}, head {head}: {weight:.2f} of its weight")
 
 

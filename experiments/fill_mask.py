@@ -28,8 +28,9 @@ def main() -> None:
         raise UserError(f"--top={TOP.value}: expected a positive number")
     run = load(WORKDIR.value, CHECKPOINT.value)
     for text in TEXT.value:
+        found = fill_mask(run, text, TOP.value)
         print(text)
-        for k, guesses in enumerate(fill_mask(run, text, TOP.value)):
+        for k, guesses in enumerate(found):
             print(f"  mask {k + 1}")
             for guess in guesses:
                 print(f"    {guess.probability:6.1%}  {'special token' if guess.piece is None else repr(guess.piece)}")

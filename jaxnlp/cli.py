@@ -1,6 +1,7 @@
 """The command line of every entry point: flags, configs, and errors of one line."""
 
 import dataclasses
+import inspect
 import logging as std_logging
 import pathlib
 import re
@@ -182,6 +183,8 @@ def load(spec: str) -> Any:
         line = e.lineno if isinstance(e, SyntaxError) else where.lineno if where else "?"
         raise UserError(f"--config={spec}: the file cannot be loaded (line {line}: {type(e).__name__}: {e})") from None
     try:
+        if variant and not inspect.signature(make).parameters:
+            raise UserError(f"--config={spec}: this config has no variants; expected --config={path}")
         config = make(variant) if variant else make()
     except UserError:
         raise

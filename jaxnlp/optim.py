@@ -92,7 +92,7 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
     """Step (from 0) to learning rate, over a run of `steps`."""
     peak, warmup, total = config.learning_rate, config.warmup_steps, config.total_steps or steps
     if warmup and warmup >= total and config.schedule != "constant":
-        raise FieldError("optim.warmup_steps", warmup, f"expected fewer than the run's {total} steps")
+        raise FieldError("optim.warmup_steps", warmup, f"expected fewer than the run's {total} steps; lower it too")
     rest, final = total - warmup, peak * config.final_fraction
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)

@@ -64,7 +64,7 @@ TASKS = {  # source, examples, head, objective, seq_len, batch_size
     ),
     "choice": (EmbeddedChoice(), Choices(truncate=True), MultipleChoice(), Choice(), 96, 8),
     "tags": (EmbeddedTags(), Tags(classes=TAGS), TokenClassification(num_classes=len(TAGS)), Tag(), 80, 16),
-    "spans": (EmbeddedSpans(), Spans(), SpanExtraction(), Span(), 128, 16),
+    "spans": (EmbeddedSpans(), Spans(stride=64), SpanExtraction(), Span(), 128, 16),
 }
 
 

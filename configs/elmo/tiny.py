@@ -13,7 +13,7 @@ from jaxnlp.optim import OptimConfig
 from jaxnlp.train.experiment import Experiment
 
 
-def get_config(variant: str = "") -> Experiment:
+def get_config() -> Experiment:
     return Experiment(
         model=ElmoConfig(
             max_chars=16,

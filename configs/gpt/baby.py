@@ -9,7 +9,7 @@ from jaxnlp.optim import OptimConfig
 from jaxnlp.train.experiment import Experiment
 
 
-def get_config(variant: str = "") -> Experiment:
+def get_config() -> Experiment:
     return Experiment(
         model=GPTConfig(
             max_len=64,

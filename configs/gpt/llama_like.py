@@ -8,7 +8,7 @@ from jaxnlp.nn.positions import Rotary
 from jaxnlp.train.experiment import Experiment
 
 
-def get_config(variant: str = "") -> Experiment:
+def get_config() -> Experiment:
     experiment = tiny.get_config()
     experiment.model = GPTConfig(
         num_layers=4,

@@ -12,7 +12,7 @@ from jaxnlp.optim import OptimConfig
 from jaxnlp.train.experiment import Experiment
 
 
-def get_config(variant: str = "") -> Experiment:
+def get_config() -> Experiment:
     return Experiment(
         model=GPTConfig(num_layers=4, num_heads=4, embed_dim=192, positions=Rotary()),
         data=DataConfig(

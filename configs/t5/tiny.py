@@ -13,7 +13,7 @@ from jaxnlp.optim import OptimConfig
 from jaxnlp.train.experiment import Experiment
 
 
-def get_config(variant: str = "") -> Experiment:
+def get_config() -> Experiment:
     return Experiment(
         model=T5Config(num_layers=3, num_heads=4, embed_dim=192, head_dim=48, mlp_dim=512, dropout_rate=0.0),
         data=DataConfig(

@@ -19,7 +19,7 @@ from jaxnlp.optim import OptimConfig
 from jaxnlp.train.experiment import Experiment
 
 
-def get_config(variant: str = "") -> Experiment:
+def get_config() -> Experiment:
     return Experiment(
         model=TransformerConfig(num_layers=2, num_heads=4, embed_dim=128, dropout_rate=0.0),
         data=DataConfig(

@@ -1,7 +1,6 @@
 """The experiment: everything a run is made of, in one config object."""
 
 import dataclasses
-import math
 from typing import Any
 
 from jaxnlp.data.pipeline import DataConfig, resolved
@@ -114,7 +113,7 @@ def flops_per_token(experiment: Experiment) -> float:
     data = experiment.data
     predicted = data.examples.predicted(data)  # models that predict everywhere do not ask
     told = () if predicted == 1 else (predicted,)
-    sequences = math.prod(data.examples.shapes(data)["tokens"][0][:-1])  # an example may be made of several
+    sequences = getattr(data.examples, "num_sequences", 1)  # an example may be made of several
     return sequences * experiment.model.flops_per_token(data.seq_len, *told)
 
 

@@ -112,7 +112,9 @@ def make_generator(program: Program, tokenizer: Any) -> Generator:
     """
     model, sharding = program.experiment.model, program.experiment.sharding
     if not hasattr(model, "make_cache"):
-        raise UserError(f"{type(model).__name__}: cannot generate, it has no make_cache(); expected a decoder's run")
+        tuned = "it answers with experiments.predict; generate from the run it began from"
+        why = tuned if hasattr(model, "trunk") else "it has no make_cache(); expected a decoder's run"
+        raise UserError(f"{type(model).__name__}: cannot generate, {why}")
 
     def context(rows: int) -> Any:
         ways = math.prod(program.mesh.shape[axis] for axis in as_tuple(sharding.activations.get("batch")))

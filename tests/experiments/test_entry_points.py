@@ -111,6 +111,12 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
         ["--config=configs/gpt/gpt2.py:huge", workdir],
         "gpt2.py:huge: no such variant; expected small, medium, large, xl, or one with -gpu or -tpu",
     )
+    yield (
+        "a variant of none",
+        train,
+        ["--config=configs/gpt/tiny.py:foo", workdir],
+        "--config=configs/gpt/tiny.py:foo: this config has no variants; expected --config=configs/gpt/tiny.py",
+    )
     (folder / "late.py").write_text("def get_config(variant=''):\n    import no_such_module\n")
     (folder / "dict.py").write_text("def get_config(variant=''):\n    return {'steps': 3}\n")
     yield "import error inside", train, [f"--config={folder / 'late.py'}", workdir], "failed: ModuleNotFoundError"

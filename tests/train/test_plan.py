@@ -80,3 +80,16 @@ def test_the_table_shows_each_devices_share():
 
 def sum_parameters(program) -> int:
     return sum(x.size for x in jax.tree.leaves(program.abstract.params))
+
+
+def test_flops_of_a_config_are_those_of_its_model_for_each_token():
+    from configs.bert.finetune import get_config as finetune
+    from configs.elmo.tiny import get_config as elmo
+    from jaxnlp.train.experiment import flops_per_token, with_trunk
+
+    for make, sequences in ((elmo, 1), (lambda: finetune("choice"), 4)):
+        e = make()
+        e = dataclasses.replace(e, model=with_trunk(e.model, vocab_size=2048))
+        predicted = e.data.examples.predicted(e.data)
+        told = () if predicted == 1 else (predicted,)
+        assert flops_per_token(e) == sequences * e.model.flops_per_token(e.data.seq_len, *told)
