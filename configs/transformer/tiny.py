@@ -6,7 +6,7 @@ The signatures are those of the Python standard library. What the decoder must c
 the encoder shows where (`experiments.attention_map`).
 
   python -m experiments.train --config=configs/transformer/tiny.py --workdir=runs/calls
-  python -m experiments.generate --workdir=runs/calls --temperature=0 --prompt="def copy(self, src, *, deep=True)"
+  python -m experiments.generate --workdir=runs/calls --temperature=0 --prompt="def send(self, data, timeout=None)"
 """
 
 from jaxnlp.data.embedded_tasks import EmbeddedCalls

@@ -117,7 +117,8 @@ def model(path: str, **changes: Any) -> Any:
     for name in changes:
         if name not in known:
             near = did_you_mean(name, known)
-            raise UserError(f"pretrained.model: {type(found).__name__} has no field {name!r}{near}")
+            kind = type(found).__name__
+            raise UserError(f"{path}: its model is a {kind}, which has no field {name!r} (is it the right run?){near}")
     if source.tokenizer is not None and found.vocab_size == source.tokenizer.vocab_size:
         changes = {"vocab_size": None, **changes}
     return dataclasses.replace(found, **changes)
