@@ -41,7 +41,7 @@ def seed_run(
     if not hasattr(model, "make_cache"):
         raise UserError(
             f"{type(model).__name__}: not a language model, which is what a run trains and generates from; "
-            "read it in Python with jaxnlp.interop.huggingface.load, or fine-tune it with init_from=Pretrained(path=...)"
+            "fine-tune it with init_from=Pretrained(path=...), or read it with jaxnlp.interop.huggingface.load"
         )
     if Reader(workdir).steps():
         raise UserError(f"--workdir={workdir}: holds a run already; choose another folder")
