@@ -1,7 +1,9 @@
 """Shared set-up: eight virtual CPU devices, a persistent compile cache, and entry points run in forks."""
 
+import gc
 import os
 import pathlib
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache"
@@ -23,6 +25,15 @@ import pytest  # noqa: E402
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Each compiled program maps memory, and a process may have 65,530 maps: beyond them XLA ends it with a fault."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -148,8 +148,7 @@ def open_source(path: str, checkpoint: str, tell: Callable[[str], Any]) -> Sourc
         try:
             return huggingface.load(path, mesh=mesh, rules=rules, ignore=tuple(ignore))[1]
         except UserError as e:
-            if "does not divide" not in str(e):
-                raise
+            _demand_indivisible(path, e, tell)
             return huggingface.load(path, mesh=mesh, rules=REPLICATED, ignore=tuple(ignore))[1]
 
     return Source(path, config, tokenizer if tokenizer is None else wrap(tokenizer), read)
@@ -175,12 +174,20 @@ def _open_run(path: str, reader: Reader, checkpoint: str, tell: Callable[[str], 
         shapes, axes = abstract_params(plain.module(), *example_inputs(plain, 1, 1))
         try:
             places = shardings(shapes, axes, rules, mesh)
-        except UserError:  # a size that does not divide; it may be another one that the new model has
+        except UserError as e:
+            _demand_indivisible(path, e, tell)
             places = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), shapes)
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
         return reader.restore_item(step, "params", target)
 
     return Source(f"{path}, step {step:,}", config, saved.tokenizer, read, head_of(saved.experiment))
+
+
+def _demand_indivisible(path: str, error: UserError, tell: Callable[[str], Any]) -> None:
+    """Raises the error again unless it is of a size that does not divide: the new model may have another one there."""
+    if "does not divide" not in str(error):
+        raise error
+    tell(f"note: {path} is read whole onto every device and split afterwards ({error})")
 
 
 def check_ids(source: Source, tokenizer: Any) -> None:

@@ -26,7 +26,8 @@ class Choices:
     options: the field that holds their list, or the fields that hold one each.
     num_options: how many each record has.
     label: the field that holds the number of the right one, from 0.
-    layout, truncate: as `Classification`'s.
+    layout: as `Classification`'s. truncate: cut contexts that are too long; options are never cut, or some would be
+        alike.
     """
 
     context: str = "context"
@@ -37,6 +38,7 @@ class Choices:
     truncate: bool = False
 
     records = True
+    keeps_last = True
     unit = "examples"
 
     def check(self) -> None:

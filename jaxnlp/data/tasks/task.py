@@ -81,13 +81,14 @@ def sequences(
 
     Args:
         texts: of a record. orders: the texts that each of its sequences is made of, in their order.
-        task: its `layout` lays them out; with `truncate` longer ones are cut, and how many is told.
+        task: its `layout` lays them out; with `truncate` longer ones are cut, and how many is told. Where it has
+            `keeps_last`, the last text of a sequence is never cut.
 
     Raises:
-        FieldError: a sequence longer than `length`, and truncate is False.
+        FieldError: a sequence longer than `length`, and truncate is False; a `length` that leaves no room.
     """
     layout, specials = task.layout, task.layout.specials(tokenizer)
-    fits = Fit(length, task.truncate)
+    fits = Fit(length, task.truncate, keeps_last=getattr(task, "keeps_last", False))
     found = []
     for part in chunks(records, tell):
         given = [texts(record) for record in part]
@@ -97,8 +98,10 @@ def sequences(
             rows = []
             for order in orders:
                 chosen = [tokens[i] for i in order]
-                room = length - layout.overhead(len(chosen))
-                rows.append(layout.sequence(fits(record, chosen, room), specials))
+                overhead = layout.overhead(len(chosen))
+                if overhead >= length:
+                    raise FieldError("data.seq_len", length, f"special tokens alone take {overhead}; use far more")
+                rows.append(layout.sequence(fits(record, chosen, length - overhead), specials))
             found.append(tuple(rows))
     fits.done(tell)
     return found
@@ -107,8 +110,16 @@ def sequences(
 class Fit:
     """Sees to it that texts fit: counts those that do not, and cuts them if it may."""
 
-    def __init__(self, length: int, truncate: bool, remedy: str = CUT, setting: str = "data.seq_len"):
+    def __init__(
+        self,
+        length: int,
+        truncate: bool,
+        remedy: str = CUT,
+        setting: str = "data.seq_len",
+        keeps_last: bool = False,
+    ):
         self._length, self._truncate, self._remedy, self._setting = length, truncate, remedy, setting
+        self._keeps_last = keeps_last
         self._over: dict[str, int] = {}
 
     def __call__(self, record: Record, texts: Many[Any], room: int) -> Many[Any]:
@@ -116,7 +127,13 @@ class Fit:
         if excess <= 0:
             return texts
         self._over[record.where] = max(self._over.get(record.where, 0), self._length + excess)
-        return shorten(texts, max(0, room))
+        if not self._keeps_last or not self._truncate:
+            return shorten(texts, max(0, room))
+        *others, last = texts
+        if len(last) > room:
+            size = self._length - room + len(last)
+            raise FieldError(self._setting, self._length, f"{record.where} has an option of {size} tokens; use {size}")
+        return [*shorten(others, room - len(last)), last]
 
     def done(self, tell: Tell) -> None:
         if not self._over:

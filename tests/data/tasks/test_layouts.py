@@ -251,3 +251,24 @@ def test_sequences_are_those_of_transformers_bert_tokenizer(tmp_path):
             assert example.sequences[0].tokens.tolist() == wanted["input_ids"]
             assert example.sequences[0].types.tolist() == wanted["token_type_ids"]
     assert json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+
+
+def test_options_are_never_cut():
+    fields = {"context": "abcdefgh", "options": ["long option A", "long option B"], "label": 1}
+    task_ = Choices(num_options=2, truncate=True)
+    batch = batch_of(task_, fields, length=20)
+    first, second = real(batch)[0]
+    assert first == [CLS, *b"abcd", SEP, *b"long option A", SEP]
+    assert second == [CLS, *b"abcd", SEP, *b"long option B", SEP]
+    with pytest.raises(UserError, match=r"data\.seq_len=15: x:0 has an option of 16 tokens; use 16"):
+        batch_of(task_, fields, length=15)
+
+
+def test_a_length_that_special_tokens_fill_is_refused():
+    for length in (2, 3):
+        with pytest.raises(UserError, match=rf"data\.seq_len={length}: special tokens alone take 3"):
+            batch_of(
+                Classification(inputs=Pair(), classes=("x", "y"), truncate=True),
+                {"premise": "a", "hypothesis": "b", "label": "x"},
+                length=length,
+            )
