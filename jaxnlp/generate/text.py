@@ -66,15 +66,14 @@ def generate_text(
         on_tokens=on_tokens if watched else None,
         chunk=chunk,
     )
-    texts = []
-    for row, (stream, generation) in enumerate(zip(streams, found, strict=True)):
-        if not watched:
+    if not watched:
+        for stream, generation in zip(streams, found, strict=True):
             stream.force(generation.ids)
+    for row, stream in enumerate(streams):
         rest = stream.close()
         if rest:
             tell(row, rest)
-        texts.append(_ended(generation, stream.ended_at, stream.text))
-    return texts
+    return [_ended(g, stream.ended_at, stream.text) for stream, g in zip(streams, found, strict=True)]
 
 
 def _ended(generation: Generation, count: int | None, text: str) -> Generation:
