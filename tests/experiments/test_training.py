@@ -415,8 +415,8 @@ def test_a_signal_ends_the_last_evaluation_and_loses_nothing(corpus, tmp_path):
     evaluated = []
     original = loop.eval_batches
 
-    def interrupted(store, data, limit, rows):
-        for i, batch in enumerate(original(store, data, limit, rows)):
+    def interrupted(store, data, limit, *rest):
+        for i, batch in enumerate(original(store, data, limit, *rest)):
             if limit is None and i == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             evaluated.append(limit)
