@@ -44,17 +44,7 @@ def generate_text(
     prefixes = tokenizer.encode_batch(forced)
     before = [[]] * len(ids) if generator.encoder_decoder else ids
     streams = [TextStream(tokenizer.decode, row, stop) for row in before]
-    begun = [not prefix for prefix in prefixes]
     tell = on_text or (lambda row, text: None)
-
-    def on_tokens(row: int, new: list[int]) -> bool:
-        stream = streams[row]
-        text = stream.push(new) if begun[row] else stream.force(new)
-        begun[row] = True
-        if text:
-            tell(row, text)
-        return stream.ended_at is not None
-
     watched = stop or on_text is not None
     found = generator.generate(
         params,
@@ -63,7 +53,7 @@ def generate_text(
         sampling,
         seed,
         forced_prefix=prefixes,
-        on_tokens=on_tokens if watched else None,
+        on_tokens=_listener(streams, prefixes, tell) if watched else None,
         chunk=chunk,
     )
     if not watched:
@@ -74,6 +64,24 @@ def generate_text(
         if rest:
             tell(row, rest)
     return [_ended(g, stream.ended_at, stream.text) for stream, g in zip(streams, found, strict=True)]
+
+
+def _listener(
+    streams: Sequence[TextStream], prefixes: Sequence[Sequence[int]], tell: Callable[[int, str], Any]
+) -> Callable[[int, list[int]], bool]:
+    """What `Generator.generate` calls with a row's new tokens: tells their text, and returns whether the row ends.
+    The first tokens of a row with a forced prefix are that prefix."""
+    begun = [not prefix for prefix in prefixes]
+
+    def on_tokens(row: int, new: list[int]) -> bool:
+        stream = streams[row]
+        text = stream.push(new) if begun[row] else stream.force(new)
+        begun[row] = True
+        if text:
+            tell(row, text)
+        return stream.ended_at is not None
+
+    return on_tokens
 
 
 def _ended(generation: Generation, count: int | None, text: str) -> Generation:

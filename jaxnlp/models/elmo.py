@@ -8,7 +8,9 @@ Shape legend: B batch, T words, C characters of a word, L layers, P size of a di
 V vocabulary.
 """
 
+import copy
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -203,19 +205,34 @@ def features(
     Returns:
         For each sentence, in order, its words' vectors: (words, 2P), or without a mix (L + 1, words, 2P). float32.
     """
-    module = config.module()
-
-    def run(params, mix, tokens_BTC):
-        out: Any = module.apply({"params": params}, tokens_BTC)
-        layers = out["layers"]
-        return layers if mix is None else ScalarMix(norm).apply({"params": mix}, layers)
-
-    run, found = jax.jit(run), {}
+    shape, found = _Shape(copy.deepcopy(config)), {}
     for numbers, tokens_BTC in batches(config, sentences, batch_size):
-        vectors = np.asarray(run(params, mix, tokens_BTC))
+        vectors = np.asarray(_vectors(shape, norm, params, mix, tokens_BTC))
         for row, number in enumerate(numbers):
             found[number] = vectors[..., row, 1 : 1 + len(sentences[number]), :]
     return [found[number] for number in range(len(sentences))]
+
+
+class _Shape:
+    """A config as a static argument of `jit`, which a dataclass that can change is not: equal where the config is.
+    The config must be a copy that nobody changes."""
+
+    def __init__(self, config: ElmoConfig):
+        self.config = config
+        self._key = repr(config)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shape) and self._key == other._key
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _vectors(shape: _Shape, norm: bool, params: Any, mix: Any, tokens_BTC: jax.Array) -> Any:
+    """What `features` gives, of a batch. Here, and not in it, so that calls alike compile once."""
+    out: Any = shape.config.module().apply({"params": params}, tokens_BTC)
+    return out["layers"] if mix is None else ScalarMix(norm).apply({"params": mix}, out["layers"])
 
 
 def batches(

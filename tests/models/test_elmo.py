@@ -273,6 +273,31 @@ def test_features_of_any_words_are_those_of_the_sentence_alone():
     assert features(config, params, []) == []
 
 
+def test_calls_alike_compile_once(caplog):
+    config, params, _ = built()
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        compiled = lambda: sum("Finished XLA compilation of jit(" in r.getMessage() for r in caplog.records)
+        first = features(config, params, SENTENCES, batch_size=5)
+        assert compiled()  # the probe sees them
+        caplog.clear()
+        again = features(ElmoConfig(**SIZES), params, SENTENCES[::-1], batch_size=5)
+        assert not compiled()
+        features(ElmoConfig(**{**SIZES, "cell_clip": 1e-3}), params, SENTENCES, batch_size=5)
+        assert compiled()
+    np.testing.assert_array_equal(first[0], again[-1])
+
+
+def test_a_config_that_changes_between_two_calls_is_seen():
+    _, params, _ = built()
+    config = ElmoConfig(**SIZES)
+    before = features(config, params, SENTENCES)
+    config.cell_clip = 1e-3
+    after = features(config, params, SENTENCES)
+    config.cell_clip = 3.0
+    assert np.abs(before[0] - after[0]).max() > 1e-3
+    np.testing.assert_array_equal(features(config, params, SENTENCES)[0], before[0])
+
+
 def test_the_mix_is_equation_1(rng):
     config, params, _ = built()
     layers = features(config, params, SENTENCES)

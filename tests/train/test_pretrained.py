@@ -19,12 +19,12 @@ from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.heads import FineTuned, SequenceClassification
 from jaxnlp.nn.positions import Rotary
-from jaxnlp.sharding.mesh import MeshConfig
-from jaxnlp.sharding.rules import FSDP, Sharding, path_name
+from jaxnlp.sharding.mesh import MeshConfig, make_mesh
+from jaxnlp.sharding.rules import FSDP, TENSOR, Sharding, path_name
 from jaxnlp.train import pretrained
 from jaxnlp.train.checkpoint import Writer
 from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.pretrained import Pretrained, modules
+from jaxnlp.train.pretrained import Pretrained, by_path, modules
 from jaxnlp.train.program import build
 from jaxnlp.train.state import State
 
@@ -295,3 +295,21 @@ def test_paths_by_module():
     paths = ["trunk/block_0/a", "trunk/block_11/a", "trunk/embed/b", "head/kernel", "trunk/block_0/c"]
     assert modules(paths) == ["head", "trunk/block_0 to block_11", "trunk/embed"]
     assert json.loads(json.dumps(modules(["block_0/a"]))) == ["block_0"]
+
+
+@pytest.mark.parametrize("layout", ["run", "hugging face"])
+def test_only_a_size_that_does_not_divide_is_read_whole_and_that_is_told(gpt, tmp_path, layout):
+    path = gpt[0]
+    if layout == "hugging face":
+        path = str(tmp_path)
+        huggingface.save(tmp_path, GPT, fresh(program(GPT)).params)
+    mesh, told = make_mesh(MeshConfig(data=2, tensor=2), jax.devices()[:4]), []
+    source = pretrained.open_source(path, "latest", told.append)
+    params = by_path(source.read(mesh, TENSOR, ()))
+    assert len(told) == 1 and "embed/embedding: vocab=259 does not divide over mesh axes tensor=2" in told[0]
+    assert params["embed/embedding"].sharding.is_fully_replicated
+    lacking = {name: axes for name, axes in TENSOR.items() if name != "embed"}
+    for rules, words in ((lacking, "'embed' has no rule"), ({**FSDP, "mlp": "fsdp"}, "mesh axis 'fsdp' splits both")):
+        with pytest.raises(UserError, match=words):
+            source.read(mesh, rules, ())
+    assert len(told) == 1

@@ -63,7 +63,7 @@ class Tags:
         self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
     ) -> list[task.Example]:
         specials, fits = self.layout.specials(tokenizer), task.Fit(length, self.truncate)
-        room, found, nothing = length - self.layout.overhead(1), [], 0
+        room, found, nothing = task.room_of(length, self.layout.overhead(1)), [], 0
         for part in task.chunks(records, tell):
             given = [self.listed(record, self.words, WORDS) for record in part]
             texts = [self.joiner * (i > 0) + word for words in given for i, word in enumerate(words)]

@@ -98,13 +98,18 @@ def sequences(
             rows = []
             for order in orders:
                 chosen = [tokens[i] for i in order]
-                overhead = layout.overhead(len(chosen))
-                if overhead >= length:
-                    raise FieldError("data.seq_len", length, f"special tokens alone take {overhead}; use far more")
-                rows.append(layout.sequence(fits(record, chosen, length - overhead), specials))
+                room = room_of(length, layout.overhead(len(chosen)))
+                rows.append(layout.sequence(fits(record, chosen, room), specials))
             found.append(tuple(rows))
     fits.done(tell)
     return found
+
+
+def room_of(length: int, overhead: int) -> int:
+    """The tokens of text that so many special tokens leave room for. Raises FieldError where that is none."""
+    if overhead >= length:
+        raise FieldError("data.seq_len", length, f"special tokens alone take {overhead}; use far more")
+    return length - overhead
 
 
 class Fit:

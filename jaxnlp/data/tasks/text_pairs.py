@@ -54,6 +54,7 @@ class TextPairs:
         Raises:
             FieldError: a text longer than its length, and truncate is False.
         """
+        task.room_of(length, 1)  # the separator; `check` sees to target_len
         lengths = (length, self.target_len or length)
         fits = [task.Fit(n, self.truncate, setting=s) for n, s in zip(lengths, self._settings, strict=True)]
         fields = {side: f"data.examples.{side}" for side in ("source", "target")}

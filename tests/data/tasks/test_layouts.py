@@ -14,6 +14,7 @@ from jaxnlp.data.tasks.inputs import Pair, Single, Unordered
 from jaxnlp.data.tasks.layout import DecoderLayout, EncoderLayout, RobertaLayout, shorten
 from jaxnlp.data.tasks.regression import Regression
 from jaxnlp.data.tasks.tags import Tags
+from jaxnlp.data.tasks.text_pairs import TextPairs
 from jaxnlp.data.tokenizer import ByteTokenizer
 from jaxnlp.errors import UserError
 
@@ -272,3 +273,15 @@ def test_a_length_that_special_tokens_fill_is_refused():
                 {"premise": "a", "hypothesis": "b", "label": "x"},
                 length=length,
             )
+
+
+@pytest.mark.parametrize(
+    "examples, fields, length, taken",
+    [
+        (Tags(classes=("n",), truncate=True), {"words": ["A"], "tags": ["n"]}, 2, 2),
+        (TextPairs(truncate=True), {"source": "A", "target": "B"}, 1, 1),
+    ],
+)
+def test_so_is_one_of_tags_and_pairs(examples, fields, length, taken):
+    with pytest.raises(UserError, match=rf"data\.seq_len={length}: special tokens alone take {taken}"):
+        examples.encode([Record("x:0", fields)], TOKENIZER, length, silent)
