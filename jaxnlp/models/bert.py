@@ -159,7 +159,7 @@ class Bert(nn.Module):
             x_BTD = x_BTD + vectors(positions)
         if c.norm_position == "post":
             x_BTD = c.norm.module(c.policy, name="embed_norm")(x_BTD)
-        x_BTD = constrain(nn.Dropout(c.dropout_rate)(x_BTD, deterministic), "batch", "length", "activation")
+        x_BTD = constrain(nn.Dropout(c.dropout_rate)(x_BTD, deterministic), "batch", "residual", "activation")
         self.sow("intermediates", "hidden", x_BTD)
         bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
         if bias is not None:
@@ -218,7 +218,7 @@ class Block(nn.Module):
             x_BTD = norm_1(x_BTD + drop(see(x_BTD)))
             x_BTD = norm_2(x_BTD + drop(feed(x_BTD)))
         self.sow("intermediates", "hidden", x_BTD)
-        return constrain(x_BTD, "batch", "length", "activation"), cache
+        return constrain(x_BTD, "batch", "residual", "activation"), cache
 
 
 class MaskedWords(nn.Module):

@@ -186,7 +186,7 @@ class GPT(nn.Module):
         if vectors is not None:
             x_BTD = x_BTD + vectors(positions)
         x_BTD = nn.Dropout(c.dropout_rate)(x_BTD, deterministic=deterministic)
-        x_BTD = constrain(x_BTD, "batch", "length", "activation")
+        x_BTD = constrain(x_BTD, "batch", "residual", "activation")
         layers = None if cache is None else cache["layers"]
         bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
         if bias is not None:  # by place: within a segment, distances are those of positions
@@ -250,4 +250,4 @@ class Block(nn.Module):
             x_BTD = norm_1(x_BTD + drop(y_BTD, deterministic=deterministic))
             x_BTD = norm_2(x_BTD + drop(feed(x_BTD), deterministic=deterministic))
         self.sow("intermediates", "hidden", x_BTD)
-        return constrain(x_BTD, "batch", "length", "activation"), cache
+        return constrain(x_BTD, "batch", "residual", "activation"), cache

@@ -144,7 +144,7 @@ class Llama(nn.Module):
         mask = Mask(query_segments_BT=segment_ids, key_segments_BS=keys, offset=offset, window=c.window)
         assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
         embed = Embed(c.vocab_size, c.embed_dim, c.policy, name="embed")
-        x_BTD = constrain(embed(tokens_BT), "batch", "length", "activation")
+        x_BTD = constrain(embed(tokens_BT), "batch", "residual", "activation")
         bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
         if bias is not None:
             bias = bias(offset + jnp.arange(T), jnp.arange(T if keys is None or cache is None else keys.shape[1]))
@@ -188,4 +188,4 @@ class Block(nn.Module):
         x_BTD = x_BTD + y_BTD
         x_BTD = x_BTD + feed(norm_2(x_BTD))
         self.sow("intermediates", "hidden", x_BTD)
-        return constrain(x_BTD, "batch", "length", "activation"), cache
+        return constrain(x_BTD, "batch", "residual", "activation"), cache

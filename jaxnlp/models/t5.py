@@ -235,7 +235,7 @@ class Decoder(nn.Module):
 
 
 def dropped(c: T5Config, x_BTD, deterministic) -> jax.Array:
-    return constrain(nn.Dropout(c.dropout_rate)(x_BTD, deterministic), "batch", "length", "activation")
+    return constrain(nn.Dropout(c.dropout_rate)(x_BTD, deterministic), "batch", "residual", "activation")
 
 
 class EncoderBlock(nn.Module):

@@ -253,7 +253,7 @@ def placed(c: TransformerConfig, x_BTD, positions_BT, deterministic) -> jax.Arra
     vectors = c.positions.module(c.max_len, c.embed_dim, c.policy, name="positions")
     if vectors is not None:
         x_BTD = x_BTD + vectors(positions_BT)
-    return constrain(nn.Dropout(c.dropout_rate)(x_BTD, deterministic), "batch", "length", "activation")
+    return constrain(nn.Dropout(c.dropout_rate)(x_BTD, deterministic), "batch", "residual", "activation")
 
 
 class EncoderBlock(nn.Module):
@@ -269,7 +269,7 @@ class EncoderBlock(nn.Module):
         x_BSD = residual(c, "attention_norm", see, x_BSD, deterministic)
         x_BSD = residual(c, "mlp_norm", feed, x_BSD, deterministic)
         self.sow("intermediates", "hidden", x_BSD)
-        return constrain(x_BSD, "batch", "length", "activation"), cache
+        return constrain(x_BSD, "batch", "residual", "activation"), cache
 
 
 class DecoderBlock(nn.Module):
@@ -298,7 +298,7 @@ class DecoderBlock(nn.Module):
         x_BTD = residual(c, "cross_attention_norm", look, x_BTD, deterministic)
         x_BTD = residual(c, "mlp_norm", feed, x_BTD, deterministic)
         self.sow("intermediates", "hidden", x_BTD)
-        x_BTD = constrain(x_BTD, "batch", "length", "activation")
+        x_BTD = constrain(x_BTD, "batch", "residual", "activation")
         return x_BTD, None if cache is None else (own, cross)
 
 

@@ -20,7 +20,7 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.kernels import MASKED, Blocked, DotProduct, Einsum, Flash, attention_weights
 from jaxnlp.nn.linear import Initializer, Linear
 from jaxnlp.nn.masks import Mask
-from jaxnlp.nn.partitioning import parameter
+from jaxnlp.nn.partitioning import enter, leave, parameter
 from jaxnlp.nn.policy import Policy
 
 __all__ = ["Blocked", "DotProduct", "Einsum", "Flash"]  # configs saved before kernels had a file of their own say so
@@ -197,6 +197,7 @@ class MultiHeadAttention(nn.Module):
             cache: a pair (k, v) of shape (B, N, S, K) to write x's keys and values into at `mask.offset`.
             bias: (B or 1, H, T, S), added to the scores.
         """
+        x_BTD = enter(x_BTD)
         q_BTHK = self.query(x_BTD)
         if self.qk_norm is not None:
             q_BTHK = self.query_norm(q_BTHK)
@@ -222,7 +223,7 @@ class MultiHeadAttention(nn.Module):
             kernel_init=self.out_init,
             name="out",
         )
-        return out(out_BTHK), cache
+        return leave(out(out_BTHK)), cache
 
 
 def _write(cache_BNSK, new_BTNK, offset):

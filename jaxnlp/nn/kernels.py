@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.masks import Mask
-from jaxnlp.nn.partitioning import mesh_axes, sharded_call
+from jaxnlp.nn.partitioning import mesh_axes, sharded_call, split
 from jaxnlp.nn.policy import Policy
 
 SCORES = (((3,), (3,)), ((0, 1), (0, 1)))  # R x K and S x K to R x S, for `Policy.dot`
@@ -130,6 +130,8 @@ class Flash:
             raise UserError(
                 f"attention Flash(): sequence length {length} is not a multiple of 128; change data.seq_len"
             )
+        if split("length") > 1:
+            raise UserError("attention Flash(): cannot see other devices' keys; use Ring() where mesh.sequence > 1")
         if mask.prefix_B is not None:
             raise UserError("attention Flash(): has no prefix mask; use Einsum()")
         q, k, v = (jnp.swapaxes(x.astype(policy.operand_dtype), 1, 2) for x in (q_BTHK, k_BSNK, v_BSNK))

@@ -56,8 +56,7 @@ def _matmul_fwd(x, w, policy, transpose_w):
 def _matmul_bwd(policy, transpose_w, residuals, dy):
     x, w = residuals
     dx = policy.dot(dy, w, _contract(dy.ndim - 1, 0 if transpose_w else 1)).astype(x.dtype)
-    x_RD, dy_RF = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    left, right = (dy_RF, x_RD) if transpose_w else (x_RD, dy_RF)
+    left, right = (dy, x) if transpose_w else (x, dy)
     plain = functools.partial(_weight_gradient_plain, policy)
     rows = functools.partial(_weight_gradient_rows, policy)
     if policy.weight_gradient == "auto":
@@ -74,18 +73,21 @@ def _contract(a: int, b: int) -> Any:
     return (((a,), (b,)), ((), ()))
 
 
-def _weight_gradient_plain(policy: Policy, left_RA, right_RB):
-    return policy.dot(left_RA, right_RB, _contract(0, 0))
+def _weight_gradient_plain(policy: Policy, left, right):
+    # Over batch and length as they are: made one axis first, a length split over devices would be gathered.
+    rows = tuple(range(left.ndim - 1))
+    return policy.dot(left, right, ((rows, rows), ((), ())))
 
 
-def _weight_gradient_rows(policy: Policy, left_RA, right_RB):
-    """left.T @ right with the shorter side first.
+def _weight_gradient_rows(policy: Policy, left, right):
+    """left.T @ right, over their rows, with the shorter side first.
 
     XLA's CPU backend is fast when the result has fewer rows than columns. Where the sides
     must be swapped, the closing transpose stands behind a barrier, or XLA would fold it back
     into the product and choose the slow form again. In bfloat16 the left side is transposed
     before the product whichever it is (`Policy.dot`), so swapping pays only for much longer ones.
     """
+    left_RA, right_RB = left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1])
     longest = right_RB.shape[1] * (4 if policy.operand_dtype == jnp.bfloat16 else 1)
     if left_RA.shape[1] <= longest:
         return policy.dot(left_RA, right_RB, _contract(0, 0))

@@ -3,9 +3,13 @@
 Shape legend: B batch, T length, V vocabulary.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxnlp.nn.partitioning import constrain, split
 
 
 def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -18,10 +22,14 @@ def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, 
     Returns:
         nll_BT = logsumexp(logits) - logits[target], and log_z_BT = logsumexp(logits).
 
-    The backward pass keeps only the logits and log_z, where autodiff would keep a second
-    array of the logits' size.
+    Where the vocabulary is split over devices it stays so: what they exchange are three numbers a token, never
+    logits (Shoeybi et al. 2019, section 3).
+    The backward pass keeps only the logits and log_z, where autodiff would keep a second array of the logits' size.
     """
-    return _token_nll(logits_BTV, targets_BT)
+    vocab_split = split("vocab") > 1
+    if vocab_split:
+        logits_BTV = constrain(logits_BTV, *(None,) * (logits_BTV.ndim - 1), "vocab")
+    return _token_nll(logits_BTV, targets_BT, vocab_split)
 
 
 def weighted_sum(x: jax.Array, weights: jax.Array) -> jax.Array:
@@ -29,18 +37,22 @@ def weighted_sum(x: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(weights == 0, 0.0, x * weights))
 
 
-@jax.custom_vjp
-def _token_nll(logits, targets):
-    return _token_nll_fwd(logits, targets)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _token_nll(logits, targets, vocab_split):
+    return _token_nll_fwd(logits, targets, vocab_split)[0]
 
 
-def _token_nll_fwd(logits, targets):
+def _token_nll_fwd(logits, targets, vocab_split):
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    if vocab_split:  # each device picks among its own columns; a gather would bring all of them together
+        vocab = lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+        picked = jnp.where(vocab == targets[..., None], logits, 0.0).sum(-1)
+    else:
+        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return (log_z - picked, log_z), (logits, log_z, targets)
 
 
-def _token_nll_bwd(residuals, cotangents):
+def _token_nll_bwd(vocab_split, residuals, cotangents):
     logits, log_z, targets = residuals
     d_nll, d_log_z = cotangents
     vocab = lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.linear import Initializer, Linear
+from jaxnlp.nn.partitioning import enter, leave
 from jaxnlp.nn.policy import Policy
 
 
@@ -117,8 +118,9 @@ class _MLP(nn.Module):
                 (self.hidden,), axes, self.policy, use_bias=self.use_bias, kernel_init=self.in_init, name=name
             )
 
-        act = ACTIVATIONS[self.activation]
+        act, x_BTD = ACTIVATIONS[self.activation], enter(x_BTD)
         h_BTF = act(up("gate")(x_BTD)) * up("up")(x_BTD) if self.gated else act(up("up")(x_BTD))
-        return Linear(
+        down = Linear(
             (self.dim,), ("mlp", "embed"), self.policy, use_bias=self.use_bias, kernel_init=self.out_init, name="down"
-        )(h_BTF)
+        )
+        return leave(down(h_BTF))

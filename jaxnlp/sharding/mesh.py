@@ -1,4 +1,4 @@
-"""The device mesh: how many devices lie along each named axis."""
+"""The device mesh: how many devices lie along each named axis, and in what order."""
 
 import dataclasses
 import math
@@ -7,11 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxnlp.errors import FieldError, UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "stage", "fsdp", "sequence", "tensor")
+"""From the outermost, whose neighbours are farthest apart and talk least, to the innermost."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -19,13 +21,21 @@ class MeshConfig:
     """Devices along each axis; -1, at most once, takes whatever is left.
 
     data: copies of the model, each on its own share of the batch.
-    fsdp: the batch is split here too, and so are the parameters a rules table maps here.
+    stage: pipeline stages, each with its own layers.
+    fsdp: the batch is split here too, and so are the parameters, gradients or optimizer state that a rules table
+        maps here (ZeRO).
+    sequence: splits of a sequence's length (context parallelism).
     tensor: splits of heads, feed-forward and vocabulary; innermost, on the fastest links.
+    slices: axis -> how many of its parts lie on different TPU slices, which talk over the data-centre network (DCN)
+        and not over chip links (ICI): `slices={"data": 2}` with `data=8` is four on each of two slices.
     """
 
     data: int = -1
+    stage: int = 1
     fsdp: int = 1
+    sequence: int = 1
     tensor: int = 1
+    slices: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def check(self) -> None:
         sizes = {axis: getattr(self, axis) for axis in AXES}
@@ -35,17 +45,24 @@ class MeshConfig:
         if list(sizes.values()).count(-1) > 1:
             second = [axis for axis, size in sizes.items() if size == -1][1]
             raise FieldError(second, -1, "only one axis can be -1")
+        for axis, parts in self.slices.items():
+            if axis not in AXES:
+                raise FieldError("slices", axis, f"no such mesh axis; expected one of {', '.join(AXES)}")
+            if parts < 1 or (sizes[axis] != -1 and sizes[axis] % parts):
+                raise FieldError(f"slices[{axis!r}]", parts, f"expected a divisor of {axis}={sizes[axis]}")
 
     def sizes(self, num_devices: int) -> dict[str, int]:
         """Size of each axis over `num_devices`. Raises UserError if they do not multiply to it."""
         sizes = {axis: getattr(self, axis) for axis in AXES}
         fixed = math.prod(size for size in sizes.values() if size != -1)
+        open_ = -1 in sizes.values()
         for axis, size in sizes.items():
             if size == -1:
                 sizes[axis] = num_devices // fixed
         if math.prod(sizes.values()) != num_devices:
-            axes = ", ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
-            takes = f"a multiple of {fixed}" if -1 in (self.data, self.fsdp, self.tensor) else str(fixed)
+            given = {axis: getattr(self, axis) for axis in AXES}
+            axes = ", ".join(f"{axis}={size}" for axis, size in given.items() if size != 1) or "data=1"
+            takes = f"a multiple of {fixed}" if open_ else str(fixed)
             raise UserError(
                 f"sharding.mesh: {axes} takes {takes} devices and there are {num_devices}; "
                 "set sizes that multiply to that number, or one of them to -1"
@@ -54,10 +71,48 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over `devices` (all of them by default), in the order that suits their links."""
+    """The mesh over `devices` (all of them by default), in the order that suits their links.
+
+    With `config.slices` the devices of one slice stay together (a hybrid mesh).
+
+    Raises:
+        UserError: sizes that do not multiply to the number of devices, or slices that are not there.
+    """
     devices = jax.devices() if devices is None else list(devices)
     sizes = config.sizes(len(devices))
     shape = tuple(sizes[axis] for axis in AXES)
     if len(devices) == 1:
-        return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        order = np.asarray(devices).reshape(shape)
+    elif math.prod(config.slices.values()) > 1:
+        order = _hybrid(shape, tuple(config.slices.get(axis, 1) for axis in AXES), devices)
+    else:
+        order = _order(shape, devices)
+    return Mesh(order, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _order(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:  # no whole physical axes multiply to these sizes: one is cut
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+
+
+def _hybrid(shape: tuple[int, ...], slices: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    for axis, size, parts in zip(AXES, shape, slices, strict=True):
+        if size % parts:
+            raise UserError(f"sharding.mesh: slices[{axis!r}]={parts} does not divide {axis}={size}")
+    by_process = getattr(devices[0], "slice_index", None) is None  # hosts of GPUs and CPUs are the slices
+    of = (lambda d: d.process_index) if by_process else (lambda d: d.slice_index)
+    there, wanted = len({of(d) for d in devices}), math.prod(slices)
+    if there != wanted:
+        what = "processes" if by_process else "slices"
+        raise UserError(
+            f"sharding.mesh.slices: the sizes multiply to {wanted} and the devices lie on {there} {what}; "
+            f"set sizes that multiply to {there}, or slices={{}}"
+        )
+    inner = tuple(size // parts for size, parts in zip(shape, slices, strict=True))
+    make = mesh_utils.create_hybrid_device_mesh
+    try:
+        return make(inner, slices, devices, process_is_granule=by_process)
+    except NotImplementedError:
+        return make(inner, slices, devices, process_is_granule=by_process, allow_split_physical_axes=True)

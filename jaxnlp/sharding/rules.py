@@ -5,6 +5,7 @@ axis, several (as a tuple), or None to replicate. Nothing is ever replicated bec
 missing or a size does not divide: both are errors that name the parameter and the fix.
 """
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -34,30 +35,62 @@ TENSOR: dict[str, Any] = {**REPLICATED, "mlp": "tensor", "heads": "tensor", "kv_
 
 ACTIVATIONS: dict[str, Any] = {
     "batch": ("data", "fsdp"),
-    "length": None,
+    "length": "sequence",
+    "residual": "sequence",
     "activation": None,
     "heads": "tensor",
     "kv_heads": "tensor",
     "kv": None,
+    "mlp": "tensor",
+    "vocab": "tensor",
 }
-"""The batch split over data and fsdp, the rest as the parameters have it."""
+"""The batch split over data and fsdp, the length over sequence, the rest as the parameters have it.
+
+`length` is that of what attention and feed-forward layers read, `residual` that of the residual stream between them
+(norms and dropout): split over tensor too, it is Megatron's sequence parallelism."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Sharding:
     """Parallelism as tables.
 
-    params: rules of parameters. optimizer: rules of the optimizer's state; None: as params.
+    params: rules of parameters, as they are kept. A parameter split over an axis that splits the batch too is
+        gathered where it is used, layer by layer, and let go after use.
+    gradients: rules of their gradients; None: as params. Split over an axis of the batch they are reduce-scattered,
+        else all-reduced.
+    optimizer: rules of the optimizer's state; None: as params.
     activations: rules of the axes that models name on activations.
+    pipeline: the schedule of the stages, as `pipeline.GPipe()`, where the mesh has any (`sharding/pipeline.py`).
     """
 
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     params: dict[str, Any] = dataclasses.field(default_factory=REPLICATED.copy)
+    gradients: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None
     activations: dict[str, Any] = dataclasses.field(default_factory=ACTIVATIONS.copy)
+    pipeline: Any = None
+
+    def on(self, **sizes: Any) -> "Sharding":
+        """A copy of these tables over a mesh of these sizes, as `ZERO3.on(fsdp=8)`; -1 takes the devices left over.
+
+        Sizes not given are 1, and fields of `MeshConfig` not named here keep their defaults.
+        """
+        new = copy.deepcopy(self)
+        return dataclasses.replace(new, mesh=MeshConfig(**{"data": 1, **sizes}))
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """Rules of parameters where they are used: as kept, but whole over the axes that split the batch."""
+        batch = set(as_tuple(self.activations.get("batch")))
+        keep = {name: tuple(a for a in as_tuple(axes) if a not in batch) for name, axes in self.params.items()}
+        return {name: axes[0] if len(axes) == 1 else (axes or None) for name, axes in keep.items()}
 
     def check(self) -> None:
-        for field in ("params", "optimizer", "activations"):
+        if self.mesh.stage != 1 and self.pipeline is None:
+            raise FieldError(
+                "pipeline", None, f"mesh.stage={self.mesh.stage} needs a schedule, as jaxnlp.sharding.pipeline.GPipe()"
+            )
+        for field in ("params", "gradients", "optimizer", "activations"):
             for logical, axes in (getattr(self, field) or {}).items():
                 for axis in as_tuple(axes):
                     if axis not in AXES:

@@ -72,7 +72,7 @@ def weights_of(run: Loaded, model: Any, params: Any, arguments: list[np.ndarray]
         seen = capture(params, *arguments, **given)[1]
         return {path: x for path, x in seen.items() if path.split("/")[-1] == WEIGHTS}
 
-    with run.program.context(batch=None):
+    with run.program.context(any_length=True, batch=None):
         found = jax.tree.map(np.asarray, jax.jit(weights)(params))
     if not found:
         raise _without_attention(model)

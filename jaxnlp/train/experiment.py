@@ -1,6 +1,7 @@
 """The experiment: everything a run is made of, in one config object."""
 
 import dataclasses
+import math
 from typing import Any
 
 from jaxnlp.data.pipeline import DataConfig, resolved
@@ -8,7 +9,7 @@ from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.optim import OptimConfig, make_schedule
-from jaxnlp.sharding.rules import Sharding
+from jaxnlp.sharding.rules import Sharding, as_tuple
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -120,14 +121,15 @@ def flops_per_token(experiment: Experiment) -> float:
 def check_batch(experiment: Experiment, num_devices: int) -> None:
     """Raises FieldError unless a microbatch divides over the devices that split the batch."""
     sizes = experiment.sharding.mesh.sizes(num_devices)
-    ways, rows = sizes["data"] * sizes["fsdp"], experiment.data.batch_size // experiment.accum_steps
+    batch = as_tuple(experiment.sharding.activations.get("batch"))
+    ways, rows = math.prod(sizes[axis] for axis in batch), experiment.data.batch_size // experiment.accum_steps
     if rows % ways:
         of = f" (over accum_steps={experiment.accum_steps}: {rows} rows)" if experiment.accum_steps > 1 else ""
         up = -(-rows // ways) * ways * experiment.accum_steps
         raise FieldError(
             "data.batch_size",
             experiment.data.batch_size,
-            f"does not divide over data*fsdp={ways} devices{of}; use {up}, or change sharding.mesh",
+            f"does not divide over {'*'.join(batch)}={ways} devices{of}; use {up}, or change sharding.mesh",
         )
 
 

@@ -118,7 +118,7 @@ def make_generator(program: Program, tokenizer: Any) -> Generator:
 
     def context(rows: int) -> Any:
         ways = math.prod(program.mesh.shape[axis] for axis in as_tuple(sharding.activations.get("batch")))
-        return program.context() if rows % ways == 0 else program.context(batch=None)
+        return program.context(any_length=True) if rows % ways == 0 else program.context(any_length=True, batch=None)
 
     start = getattr(program.experiment.data.examples, "start", None)  # what the decoder began with in training
     generator = Generator(

@@ -80,7 +80,7 @@ def residual_bytes(program: Program) -> int:
         kept = jax.tree.leaves(jax.eval_shape(residuals, program.abstract.params, batch, key))
     params = {(x.shape, x.dtype) for x in jax.tree.leaves(program.abstract.params)}
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in kept if (x.shape, x.dtype) not in params)
-    return size // math.prod(program.mesh.shape[axis] for axis in ("data", "fsdp"))
+    return size // math.prod(program.mesh.shape[axis] for axis in ("data", "fsdp", "sequence"))
 
 
 def report(program: Program) -> str:

@@ -35,7 +35,7 @@ def answers(
         rows: list[Any] = [*examples[start : start + size]]
         batch = task.batch(rows + [None] * (size - len(rows)), e.data.seq_len, tokenizer.separator)
         local = {name: x[program.rows] for name, x in batch.items()}
-        with program.context():
+        with program.context(any_length=True):
             found = np.asarray(run(params, program.put(local)))
         for example, row in zip(rows, found, strict=False):
             if waiting and waiting[0][0].record != example.record:

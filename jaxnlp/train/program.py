@@ -18,7 +18,7 @@ from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, m
 from jaxnlp.sharding.mesh import make_mesh
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.experiment import Experiment, check_batch
-from jaxnlp.train.state import State, new_state, state_shardings
+from jaxnlp.train.state import State, gradient_shardings, new_state, state_shardings
 from jaxnlp.train.step import make_step, many_steps
 
 
@@ -42,9 +42,15 @@ class Program:
     eval_step: Callable[[Any, Any], dict[str, jax.Array]]
     batch_sharding: NamedSharding
 
-    def context(self, **rules: Any) -> contextlib.ExitStack:
-        """The mesh and the rules of activations (`rules` change some), for code that traces the model."""
-        return _context(self.mesh, {**self.experiment.sharding.activations, **rules})
+    def context(self, *, any_length: bool = False, **rules: Any) -> contextlib.ExitStack:
+        """The mesh and the tables, for code that traces the model.
+
+        Args:
+            any_length: sequences are not the data's `seq_len` but of any length, and so are not split.
+            rules: rules of activations to change.
+        """
+        free: dict[str, Any] = {"length": None, "residual": None} if any_length else {}
+        return _context(self.mesh, self.experiment.sharding, {**free, **rules})
 
     @property
     def rows(self) -> slice:
@@ -103,6 +109,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Progr
     loss_scale = e.loss_scale if policy is not None and policy.compute_dtype == "float16" else None
     abstract = jax.eval_shape(lambda p: new_state(p, optimizer, e.seed, loss_scale), shapes)
     layout = state_shardings(abstract, axes, e.sharding, mesh)
+    gradients = gradient_shardings(shapes, axes, e.sharding, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
     rows = PartitionSpec(as_tuple(e.sharding.activations.get("batch")) or None)
     batch_sharding = NamedSharding(mesh, rows)
@@ -115,13 +122,19 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Progr
         return new_state(params, optimizer, e.seed, loss_scale)
 
     step = make_step(
-        apply, e.objective, optimizer, schedule, accum_steps=e.accum_steps, skip_nonfinite=e.on_nonfinite == "skip"
+        apply,
+        e.objective,
+        optimizer,
+        schedule,
+        accum_steps=e.accum_steps,
+        skip_nonfinite=e.on_nonfinite == "skip",
+        gradients=None if mesh.size == 1 else gradients,
     )
     stack = batch_sharding
     if e.steps_per_call > 1:
         step = many_steps(step)
         stack = NamedSharding(mesh, PartitionSpec(None, *rows))
-    within = functools.partial(_within, mesh, e.sharding.activations)
+    within = functools.partial(_within, mesh, e.sharding)
     eval_step = make_eval_step(apply, e.objective)
     return Program(
         experiment=e,
@@ -136,21 +149,24 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Progr
     )
 
 
-def _within(mesh, rules, fn):
-    """fn, traced and run in the context of the mesh and the rules; `fn.lower` too."""
+def _within(mesh, sharding, fn):
+    """fn, traced and run in the context of the mesh and the tables; `fn.lower` too."""
 
     @functools.wraps(fn)
     def call(*args, **kwargs):
-        with _context(mesh, rules):
+        with _context(mesh, sharding, {}):
             return fn(*args, **kwargs)
 
     if hasattr(fn, "lower"):
-        setattr(call, "lower", _within(mesh, rules, fn.lower))  # noqa: B010
+        setattr(call, "lower", _within(mesh, sharding, fn.lower))  # noqa: B010
     return call
 
 
-def _context(mesh, rules) -> contextlib.ExitStack:
+def _context(mesh, sharding, changed) -> contextlib.ExitStack:
+    activations, kept = {**sharding.activations, **changed}, sharding.params
+    used, gradients = sharding.used, kept if sharding.gradients is None else sharding.gradients
+    same = all(as_tuple(kept.get(name)) == as_tuple(used.get(name)) == as_tuple(gradients.get(name)) for name in kept)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        stack.enter_context(axis_rules(rules))
+        stack.enter_context(axis_rules(activations) if same else axis_rules(activations, used, gradients))
         return stack.pop_all()

@@ -63,7 +63,7 @@ def _filled_in(program: Any, params: Any, tokenizer: Any, store: Any) -> list[st
         return whole(jnp.argmax(program.apply(params, batch["tokens"], **given)["masked_lm"], -1))
 
     local = {name: x[program.rows] for name, x in batch.items()}
-    with program.context():
+    with program.context(any_length=True):
         guesses = np.asarray(jax.jit(guess)(params, program.put(local)))
     row = int(np.argmax(batch["segment_ids"].sum(1)))
     wanted, found = batch["targets"][row], guesses[row]

@@ -26,7 +26,7 @@ def bilm_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> list[
         return {way: whole(jnp.argmax(out[way], -1)) for way in ("forward", "backward")}
 
     local = {name: x[program.rows] for name, x in batch.items()}
-    with program.context():
+    with program.context(any_length=True):
         found = jax.tree.map(np.asarray, jax.jit(guess)(params, program.put(local)))
     # The word at t is what is predicted forward at t - 1 and backward at t + 1.
     words = batch["forward_targets"][0, :-2]

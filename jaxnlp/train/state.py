@@ -50,6 +50,11 @@ def new_state(params: Any, optimizer: optax.GradientTransformation, seed: int, l
     )
 
 
+def gradient_shardings(params: Any, axes: Any, config: Sharding, mesh: Any) -> Any:
+    """The sharding of each parameter's gradient. Arguments as `state_shardings`."""
+    return shardings(params, axes, config.params if config.gradients is None else config.gradients, mesh)
+
+
 def state_shardings(state: State, axes: Any, config: Sharding, mesh: Any) -> State:
     """The sharding of every leaf of a state.
 

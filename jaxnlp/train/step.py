@@ -27,6 +27,7 @@ def make_step(
     *,
     accum_steps: int = 1,
     skip_nonfinite: bool = False,
+    gradients: Any = None,
 ) -> Step:
     """A pure function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -36,6 +37,7 @@ def make_step(
         accum_steps: microbatches the batch is cut into, one after the other.
         skip_nonfinite: leave out an update whose loss or gradient is not finite. Under
             float16 an overflowing gradient is always left out, and the loss scale halved.
+        gradients: the sharding of each gradient; None leaves it to the compiler.
 
     Metrics (scalars): `loss` a token, what the objective adds, `grad_norm` before clipping,
     `learning_rate`, `weight` (tokens with a target), `finite` (1 or 0), `skipped` (so far)
@@ -46,7 +48,9 @@ def make_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         scale = None if state.scaling is None else state.scaling["scale"]
         batch = prepared(objective, batch)
-        (total, weight, extra), grads = sum_gradients(apply, objective, state.params, batch, key, accum_steps, scale)
+        (total, weight, extra), grads = sum_gradients(
+            apply, objective, state.params, batch, key, accum_steps, scale, gradients
+        )
         weight = jnp.maximum(weight, 1e-9)  # a batch of nothing but padding has loss 0
         divisor = weight if scale is None else weight * scale
         grads = jax.tree.map(lambda g, p: (g / divisor).astype(p.dtype), grads, state.params)
@@ -72,12 +76,13 @@ def make_step(
     return step
 
 
-def sum_gradients(apply, objective, params, batch, key, accum_steps, scale=None):
+def sum_gradients(apply, objective, params, batch, key, accum_steps, scale=None, layout=None):
     """Sums over the batch: ((loss, weight, metrics), gradient of the loss, times `scale` if given).
 
     Microbatch a holds the rows a, a + A, a + 2A, ...: where the batch is split over devices, each
-    keeps its own rows.
+    keeps its own rows. `layout`: the sharding of each gradient, kept by the sums over microbatches too.
     """
+    place = (lambda grads: grads) if layout is None else (lambda g: jax.lax.with_sharding_constraint(g, layout))
 
     def loss(params, rows, key):
         total, weight, extra = objective.loss(apply, params, rows, key)
@@ -86,18 +91,18 @@ def sum_gradients(apply, objective, params, batch, key, accum_steps, scale=None)
     gradient = jax.grad(loss, has_aux=True)
     if accum_steps == 1:
         grads, sums = gradient(params, batch, key)
-        return sums, grads
+        return sums, place(grads)
     micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accum_steps, *x.shape[1:]), 1, 0), batch)
 
     def one(carry, inputs):
         rows, i = inputs
         grads, sums = gradient(params, rows, jax.random.fold_in(key, i))
-        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        grads = place(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         return jax.tree.map(jnp.add, carry, (sums, grads)), None
 
     first = jax.tree.map(lambda x: x[0], micro)
     _, sums = jax.eval_shape(gradient, params, first, key)
-    grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    grads = place(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
     zeros = (jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums), grads)
     (sums, grads), _ = jax.lax.scan(one, zeros, (micro, jnp.arange(accum_steps)))
     return sums, grads

@@ -117,7 +117,7 @@ def fill_mask(run: Loaded, text: str, top: int = 5) -> list[list[Guess]]:
         logits_MV = run.program.apply(params, row.tokens[None], **given)["masked_lm"][0]
         return jax.nn.softmax(logits_MV[:, : run.saved.tokenizer.vocab_size])  # not of ids that round the size up
 
-    with run.program.context(batch=None):
+    with run.program.context(any_length=True, batch=None):
         found_MV = np.asarray(jax.jit(probabilities)(run.params))
     pieces = run.saved.tokenizer.pieces()
     show = lambda i: None if pieces[i] is None else pieces[i].decode(errors="replace")
