@@ -1,0 +1,34 @@
+"""Parallelism by name: each preset is the tables of `sharding/rules.py`, to take, to print or to copy and change.
+
+`sharding=ZERO3.on(fsdp=8)` in a config is the preset over a mesh; `dict(TP.params, vocab=None)` the start of a table
+of one's own. `fsdp` is the axis of ZeRO: like `data` it splits the batch, and what a table maps to it is split too.
+"""
+
+from jaxnlp.sharding.rules import ACTIVATIONS, FSDP, REPLICATED, TENSOR, Sharding
+
+DDP = Sharding()
+"""Data parallel: every device has the whole model; gradients are all-reduced (Li et al. 2020, arXiv:2006.15704)."""
+
+ZERO1 = Sharding(gradients=REPLICATED, optimizer=FSDP).on(fsdp=-1)
+"""The optimizer's state is split (Rajbhandari et al. 2020, arXiv:1910.02054, P_os); gradients are all-reduced."""
+
+ZERO2 = Sharding(gradients=FSDP, optimizer=FSDP).on(fsdp=-1)
+"""Gradients are split too (P_os+g): reduce-scattered, and the new parameters gathered."""
+
+ZERO3 = Sharding(params=FSDP, gradients=FSDP, optimizer=FSDP).on(fsdp=-1)
+"""Parameters are split too (P_os+g+p): gathered layer by layer where used; what PyTorch calls FSDP."""
+
+TP = Sharding(params=TENSOR).on(tensor=-1)
+"""Tensor parallel: heads, feed-forward and vocabulary are split (Shoeybi et al. 2019, arXiv:1909.08053)."""
+
+TP_SP = Sharding(params=TENSOR, activations={**ACTIVATIONS, "residual": ("sequence", "tensor")}).on(tensor=-1)
+"""TP, and norms and dropout on a share of the sequence each (Korthikanti et al. 2022, arXiv:2205.05198)."""
+
+PRESETS = {
+    "DDP": DDP,
+    "ZERO1": ZERO1,
+    "ZERO2": ZERO2,
+    "ZERO3": ZERO3,
+    "TP": TP,
+    "TP_SP": TP_SP,
+}
