@@ -1,0 +1,137 @@
+"""The parity matrix: any table over eight devices trains as one device does, with dropout, padding and accumulation.
+
+SGD with momentum: after the first step its trace is the gradient, bit for bit, so that losses, gradients and
+parameters are all compared, each relative to the largest number of its tensor.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxnlp.data import encoder_decoder
+from jaxnlp.data.packing import FILL, pack
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.tasks.text_pairs import TextPairs
+from jaxnlp.models.bert import BertConfig
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.models.t5 import T5Config
+from jaxnlp.objectives.causal_lm import CausalLM
+from jaxnlp.objectives.masked_lm import MaskedLM
+from jaxnlp.objectives.seq2seq import Seq2Seq
+from jaxnlp.optim import OptimConfig
+from jaxnlp.sharding.presets import DDP, TP, TP_SP, ZERO1, ZERO2, ZERO3
+from jaxnlp.sharding.rules import FSDP, TENSOR, Sharding
+from jaxnlp.train.experiment import Experiment
+from jaxnlp.train.program import build
+
+V, B, T, M, ACCUM = 32, 16, 16, 3, 2
+SIZES = {"vocab_size": V, "num_layers": 2, "num_heads": 8, "embed_dim": 16, "mlp_dim": 32, "dropout_rate": 0.1}
+MODELS = {
+    "gpt": GPTConfig(max_len=T, scan_layers=True, **SIZES),
+    "bert": BertConfig(max_len=T, scan_layers=True, **SIZES),
+    "t5": T5Config(num_decoder_layers=2, head_dim=4, **SIZES),
+}
+
+SPLIT = {**TENSOR, "embed": "fsdp"}
+ZERO3_TP = Sharding(params=SPLIT, gradients=SPLIT, optimizer=SPLIT)
+ZERO3_TP_SP = Sharding(params=SPLIT, gradients=SPLIT, optimizer=SPLIT, activations=TP_SP.activations)
+OVER_BOTH = {**FSDP, "embed": ("data", "fsdp")}
+MESHES = {
+    "DDP data 8": DDP,
+    "ZERO1 fsdp 8": ZERO1.on(fsdp=8),
+    "ZERO2 fsdp 8": ZERO2.on(fsdp=8),
+    "ZERO3 fsdp 8": ZERO3.on(fsdp=8),
+    "ZERO3 data 2 fsdp 4": ZERO3.on(data=2, fsdp=4),
+    "ZERO3 over data 4 and fsdp 2": Sharding(params=OVER_BOTH).on(data=4, fsdp=2),
+    "TP tensor 8": TP.on(tensor=8),
+    "TP data 2 tensor 4": TP.on(data=2, tensor=4),
+    "TP_SP tensor 8": TP_SP.on(tensor=8),
+    "TP_SP data 2 tensor 4": TP_SP.on(data=2, tensor=4),
+    "ZERO1 data 2 fsdp 2 sequence 2": ZERO1.on(data=2, fsdp=2, sequence=2),
+    "DDP sequence 8": DDP.on(sequence=8),
+    "ZERO2 fsdp 2 sequence 4": ZERO2.on(fsdp=2, sequence=4),
+    "ZERO3 and TP, fsdp 2 tensor 4": ZERO3_TP.on(fsdp=2, tensor=4),
+    "ZERO3 and TP, 2 2 2": ZERO3_TP.on(data=2, fsdp=2, tensor=2),
+    "ZERO3 and TP_SP, 2 2 2": ZERO3_TP_SP.on(data=2, fsdp=2, tensor=2),
+    "ZERO3 and TP_SP, fsdp 2 sequence 2 tensor 2": ZERO3_TP_SP.on(fsdp=2, sequence=2, tensor=2),
+}
+QUICK = ("ZERO2 fsdp 8", "ZERO3 and TP_SP, fsdp 2 sequence 2 tensor 2")  # for the models beside GPT
+
+
+def batch(name: str, seed: int) -> dict[str, np.ndarray]:
+    """Rows that end in padding of different lengths."""
+    random = np.random.default_rng(seed)
+    if name == "t5":
+        text = lambda: random.integers(0, V - 1, random.integers(1, T + 1))
+        return encoder_decoder.batch([(text(), text()) for _ in range(B)], T, T, fill=V - 1, start=V - 1)
+    if name == "gpt":
+        windows = random.integers(0, V - 1, (B, T + 1)).astype(np.int32)
+        windows[random.random((B, T + 1)) < 0.15] = V - 1
+        for i, length in enumerate(random.integers(1, T + 1, B)):
+            windows[i, length + 1 :] = FILL
+        return pack(windows, V - 1)
+    integers = lambda high, *shape: random.integers(0, high, shape).astype(np.int32)
+    return {
+        "tokens": integers(V, B, T),
+        "types": np.sort(integers(2, B, T), axis=1),
+        "segment_ids": (np.arange(T) < random.integers(5, T + 1, (B, 1))).astype(np.int32),
+        "predict": integers(5, B, M),
+        "targets": integers(V, B, M),
+        "weights": (random.random((B, M)) < 0.6).astype(np.float32),
+        "next_sentence": integers(2, B),
+        "pair_weights": np.ones(B, np.float32),
+    }
+
+
+def run(name: str, sharding: Sharding | None, devices: int):
+    """(losses, the first gradient, parameters) of three steps."""
+    e = Experiment(
+        model=MODELS[name],
+        objective={"gpt": CausalLM(z_loss=1e-3), "bert": MaskedLM(), "t5": Seq2Seq(label_smoothing=0.1)}[name],
+        data=DataConfig(seq_len=T, batch_size=B, **({"examples": TextPairs(target_len=T)} if name == "t5" else {})),
+        optim=OptimConfig(name="sgd", learning_rate=0.1, schedule="constant", clip_norm=None, weight_decay=0.0),
+        sharding=sharding or Sharding(),
+        accum_steps=ACCUM,
+        steps=10,
+    )
+    program = build(e, jax.devices()[:devices])
+    state, losses, gradient = program.init(), [], None
+    for i in range(3):
+        state, metrics = program.step(state, program.put(batch(name, i)))
+        losses.append(float(metrics["loss"]))
+        if gradient is None:
+            shapes = {x.shape for x in jax.tree.leaves(state.params)}
+            gradient = [np.asarray(x) for x in jax.tree.leaves(state.opt_state) if x.shape in shapes and x.ndim]
+    return losses, gradient, jax.device_get(state.params)
+
+
+@functools.cache
+def one_device(name: str):
+    return run(name, None, 1)
+
+
+def close(found, wanted):
+    def one(a, b):
+        scale = np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(scale, 1e-2))
+
+    jax.tree.map(one, found, wanted)
+
+
+CASES = [
+    pytest.param(name, mesh, marks=() if name == "gpt" or mesh in QUICK else pytest.mark.slow)
+    for name in MODELS
+    for mesh in MESHES
+]
+
+
+@pytest.mark.parametrize(("name", "mesh"), CASES)
+def test_eight_devices_equal_one(name, mesh):
+    losses, gradient, params = run(name, MESHES[mesh], 8)
+    wanted_losses, wanted_gradient, wanted_params = one_device(name)
+    assert len(gradient) == len(jax.tree.leaves(params))
+    np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
+    close(gradient, wanted_gradient)
+    close(params, wanted_params)
