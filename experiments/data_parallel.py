@@ -1,0 +1,193 @@
+"""Naive data parallelism beside DDP: what each device sends and receives in a step, and that both train alike.
+
+  python -m experiments.data_parallel --out=data_parallel.png
+  python -m experiments.data_parallel --devices=4 --config=configs/gpt/tiny.py --config.data.batch_size=8
+
+Runs anywhere, on virtual CPU devices. Naive, as torch.nn.DataParallel: one device scatters the batch and the
+parameters, gathers outputs and gradients, and updates; every move of an array is counted. DDP: gradients are
+all-reduced; counted are the all-reduces of the compiled program, each as a ring moves it. Without --config:
+configs/gpt/tiny.py with two layers of width 64, untied embeddings, 32 tokens a sequence, a batch of 8 and no warm-up.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+CONFIG = cli.define_config()
+DEVICES = flags.DEFINE_integer("devices", 8, "Virtual CPU devices.")
+STEPS = flags.DEFINE_integer("steps", 3, "Steps after which the parameters are compared.")
+OUT = flags.DEFINE_string("out", None, "PNG to write.")
+
+Moved = dict[str, list[tuple[int, int]]]  # what is moved -> bytes (sent, received) of each device
+
+
+def main() -> None:
+    import jax
+
+    from jaxnlp.figures.files import save_png
+    from jaxnlp.figures.parallelism import draw_traffic
+
+    if DEVICES.value < 2 or STEPS.value < 1:
+        raise UserError(f"--devices={DEVICES.value} --steps={STEPS.value}: expected two devices and one step at least")
+    if OUT.value is not None and not OUT.value.endswith(".png"):
+        raise UserError(f"--out={OUT.value}: expected a name that ends in .png")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES.value)
+    found = compare(default() if CONFIG.value is None else CONFIG.value, jax.devices(), STEPS.value)
+    print(report(found))
+    if OUT.value is not None:
+        ways = {"naive, through device 0": found.naive, "DDP, all-reduced in a ring": found.ddp}
+        save_png(draw_traffic(ways, found.param_bytes), pathlib.Path(OUT.value))
+        print(f"written: {OUT.value}")
+
+
+def default() -> Any:
+    """The tiny GPT, smaller still."""
+    tiny = cli.load("configs/gpt/tiny.py")
+    # XLA's CPU backend all-reduces the two gradients of a tied embedding before it adds them: more than Psi.
+    return dataclasses.replace(
+        tiny,
+        model=dataclasses.replace(tiny.model, num_layers=2, embed_dim=64, tie_embeddings=False),
+        data=dataclasses.replace(tiny.data, seq_len=32, batch_size=8),
+        optim=dataclasses.replace(tiny.optim, warmup_steps=0),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a step moves, and where the steps led.
+
+    param_bytes: of all parameters (Psi). naive, ddp: what is moved -> (sent, received) bytes of each device, a step.
+    apart: how far the parameters ended from one device's, as the norm of the difference over the norm; and how far
+        those are from where they began.
+    losses: of each step, by way.
+    """
+
+    param_bytes: int
+    naive: Moved
+    ddp: Moved
+    apart: dict[str, float]
+    losses: dict[str, list[float]]
+
+
+def compare(experiment: Any, devices: list[Any], steps: int) -> Found:
+    """Trains one device, the naive form and DDP on the same batches from the same parameters."""
+    import jax
+
+    from jaxnlp.data.pipeline import TrainBatches, open_split
+    from jaxnlp.sharding.mesh import MeshConfig
+    from jaxnlp.sharding.rules import Sharding
+    from jaxnlp.train.loop import prepare
+    from jaxnlp.train.program import build
+
+    e, tokenizer = prepare(dataclasses.replace(experiment, accum_steps=1, steps_per_call=1))
+    if getattr(e.model, "dropout_rate", 0.0):
+        raise UserError(
+            f"model.dropout_rate={e.model.dropout_rate}: the ways would drop other units, and could not be compared; "
+            "expected 0"
+        )
+    over = lambda count: dataclasses.replace(e, sharding=Sharding(mesh=MeshConfig(data=count)))
+    one, many = build(over(1), devices[:1]), build(over(len(devices)), devices)
+    batches = TrainBatches(open_split(e.data, "train", tokenizer), e.data, tokenizer=tokenizer)
+    stack = [next(batches) for _ in range(steps)]
+    params = one.init().params
+    naive, losses, moved = train_centrally(one, stack, devices)
+    ends = {"one device": train(one, stack), "naive": (naive, losses), "DDP": train(many, stack)}
+    alone = ends["one device"][0]
+    hlo = many.step.lower(many.abstract, stack[0]).compile().as_text()
+    return Found(
+        param_bytes=sum(x.nbytes for x in jax.tree.leaves(params)),
+        naive=moved,
+        ddp=all_reduced(hlo, len(devices)),
+        apart={
+            name: distance(end, alone) for name, end in (("naive", naive), ("DDP", ends["DDP"][0]), ("start", params))
+        },
+        losses={name: losses for name, (_, losses) in ends.items()},
+    )
+
+
+def train(program: Any, batches: list[Any]) -> tuple[Any, list[float]]:
+    """(parameters, losses) after a step on each batch."""
+    state, losses = program.init(), []
+    for batch in batches:
+        state, metrics = program.step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return state.params, losses
+
+
+def train_centrally(program: Any, batches: list[Any], devices: list[Any]) -> tuple[Any, list[float], Moved]:
+    """(parameters, losses, what a step moved) of the naive form; it begins as `program`, which is on one device."""
+    import jax
+
+    from jaxnlp.objectives.objective import prepared
+    from jaxnlp.optim import make_optimizer
+    from jaxnlp.sharding.data_parallel import Central, Traffic
+
+    e = program.experiment
+    optimizer, _ = make_optimizer(e.optim, e.steps, program.axes)
+    central = Central(program.apply, e.objective, optimizer, devices)
+    params = jax.device_put(program.init().params, devices[0])
+    opt_state, traffic, losses = jax.device_put(optimizer.init(params), devices[0]), Traffic(devices), []
+    for batch in batches:
+        batch = jax.device_put(prepared(e.objective, batch), devices[0])
+        params, opt_state, loss = central.step(params, opt_state, batch, traffic)
+        losses.append(float(loss))
+    step = {
+        what: [
+            (a // len(batches), b // len(batches))
+            for a, b in zip(traffic.sent[what], traffic.received[what], strict=True)
+        ]
+        for what in traffic.sent
+    }
+    return params, losses, step
+
+
+def all_reduced(hlo: str, num_devices: int) -> Moved:
+    """What DDP's program moves: gradients, and beside them scalars (the loss and the like)."""
+    from jaxnlp.sharding.data_parallel import all_reduced_bytes, ring_bytes
+
+    ring = ring_bytes(sum(all_reduced_bytes(hlo)), num_devices)
+    return {"gradients": [(ring, ring)] * num_devices}
+
+
+def distance(params: Any, others: Any) -> float:
+    """The norm of the difference of two trees, over the norm of the second."""
+    import jax
+    import numpy as np
+
+    flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (params, others)]
+    return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]))
+
+
+def report(found: Found) -> str:
+    """The comparison as text."""
+    from jaxnlp.sharding.data_parallel import central_bytes, ring_bytes
+
+    size, count = found.param_bytes, len(found.ddp["gradients"])
+    columns = {f"naive {what}": found.naive[what] for what in found.naive} | {"DDP gradients": found.ddp["gradients"]}
+    head = ("device", *columns)
+    table = [[str(i), *(f"{moved[i][0]:,} / {moved[i][1]:,}" for moved in columns.values())] for i in range(count)]
+    widths = [max(len(row[i]) for row in (head, *table)) for i in range(len(head))]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in (head, *table)]
+    both = [sum(sum(found.naive[what][i]) for what in ("parameters", "gradients")) for i in (0, 1)]
+    formula, ring = central_bytes(size, count), ring_bytes(size, count)
+    lines = ["bytes sent / received in a step", *lines, "", f"parameters: {size:,} bytes (Psi), {count} devices (N)"]
+    lines += [
+        f"naive, parameters and gradients: the centre moves {both[0]:,}; 2 (N - 1) Psi = {formula[0]:,}",
+        f"                                 the others {both[1]:,} each; 2 Psi = {formula[1]:,}",
+        f"DDP: each sends and receives {found.ddp['gradients'][0][0]:,}; 2 Psi (N - 1) / N = {ring:,}",
+        f"parameters after {len(found.losses['DDP'])} steps, apart from one device's by (relative): naive "
+        f"{found.apart['naive']:.1e}, DDP {found.apart['DDP']:.1e}; where they began {found.apart['start']:.2g}",
+    ]
+    lines += [f"losses, {name}: {', '.join(f'{x:.6f}' for x in losses)}" for name, losses in found.losses.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)

@@ -1,0 +1,132 @@
+"""Pictures of parallelism from plain numbers: memory and traffic of each device, and how matrices are split."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+DPI = 100
+# In the order in which they are stacked.
+COLOURS = {
+    "parameters": "#7ea6d9",
+    "gradients": "#f0a35e",
+    "optimizer state": "#8fbf7f",
+    "outputs": "#c9a6d4",
+    "outputs' gradients": "#a678b8",
+    "batch": "#b0b0b0",
+}
+KINDS = list(COLOURS)
+
+Moved = Mapping[str, Sequence[tuple[int, int]]]  # what is moved -> bytes (sent, received) of each device
+
+
+def amount(count: float) -> str:
+    """Bytes in words, with 1 GB = 1e9: 31.4 GB, 482 kB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            number = count / size
+            return f"{number:.3g} {unit}" if number < 100 else f"{number:,.0f} {unit}"
+    return f"{count:,.0f} B"
+
+
+def unit_of(count: float) -> tuple[str, float]:
+    """The unit in which to write numbers up to `count` bytes, and its size."""
+    return next(((unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6)) if count >= size), ("kB", 1e3))
+
+
+def draw_traffic(ways: Mapping[str, Moved], param_bytes: int) -> Any:
+    """Bytes that each device sends (up) and receives (down) in a step; one panel a way, in one scale.
+
+    Args:
+        ways: title -> what is moved. param_bytes: of all parameters, which the scale at the right counts in.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6 * len(ways) + 1.4, 4.2), dpi=DPI)
+    axes = figure.subplots(1, len(ways), sharey=True, squeeze=False)[0]
+    totals = [
+        sum(moved[i][s] for moved in way.values()) for way in ways.values() for i in range(_count(way)) for s in (0, 1)
+    ]
+    unit, size = unit_of(max(totals))
+    shown: dict[str, Any] = {}
+    for axis, (title, way) in zip(axes, ways.items(), strict=True):
+        for side, sign in ((0, 1), (1, -1)):
+            base = [0.0] * _count(way)
+            for what, moved in sorted(way.items(), key=lambda item: KINDS.index(item[0])):
+                heights = [sign * pair[side] / size for pair in moved]
+                bars = axis.bar(range(len(heights)), heights, bottom=base, color=COLOURS[what], width=0.8)
+                shown.setdefault(what, bars)
+                base = [b + h for b, h in zip(base, heights, strict=True)]
+        axis.axhline(0, color="0.2", lw=0.8)
+        axis.set_title(title, fontsize=10)
+        axis.set_xticks(range(_count(way)))
+        axis.set_xlabel("device", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="0.9", lw=0.6)
+        axis.set_axisbelow(True)
+    limit = 1.12 * max(totals) / size
+    axes[0].set_ylim(-limit, limit)
+    axes[0].yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    axes[0].set_ylabel(f"{unit} received        {unit} sent", fontsize=9)
+    scale = axes[-1].secondary_yaxis(
+        "right", functions=(lambda y: y * size / param_bytes, lambda y: y * param_bytes / size)
+    )
+    scale.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    scale.set_ylabel("times the parameters", fontsize=9)
+    scale.tick_params(labelsize=8)
+    figure.suptitle("Bytes of each device in a training step", x=0.02, ha="left", fontsize=11, weight="bold")
+    figure.legend(shown.values(), shown, loc="lower center", ncols=len(shown), fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    return figure
+
+
+def _count(way: Moved) -> int:
+    return len(next(iter(way.values())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device under one table. parts: what holds them, stacked in this order. formula: what theory says."""
+
+    name: str
+    parts: Mapping[str, float]
+    formula: float | None = None
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+def draw_memory(panels: Mapping[str, Sequence[Memory]], title: str) -> Any:
+    """Bars of memory, one a table, the formula's total as a black tick; one panel a model, each in its own scale."""
+    from matplotlib.figure import Figure
+
+    rows = max(len(bars) for bars in panels.values())
+    figure = Figure(figsize=(5.0 * len(panels), 1.3 + 0.45 * rows), dpi=DPI)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    shown: dict[str, Any] = {}
+    for axis, (name, bars) in zip(axes, panels.items(), strict=True):
+        largest = max(bar.total for bar in bars)
+        unit, size = unit_of(largest)
+        for y, bar in enumerate(bars):
+            left = 0.0
+            for what, count in bar.parts.items():
+                drawn = axis.barh(y, count / size, left=left, height=0.62, color=COLOURS[what])
+                shown.setdefault(what, drawn)
+                left += count / size
+            beside = "" if bar.formula is None else f"  (formula {amount(bar.formula)})"
+            axis.text(left + largest / size * 0.015, y, amount(bar.total) + beside, va="center", fontsize=8)
+            if bar.formula is not None:
+                axis.plot([bar.formula / size] * 2, [y - 0.38, y + 0.38], color="black", lw=1.2)
+        axis.set_yticks(range(len(bars)), [bar.name for bar in bars])
+        axis.set_xlim(0, 1.45 * largest / size)
+        axis.set_ylim(len(bars) - 0.4, -0.6)
+        axis.set_title(name, fontsize=10, loc="left")
+        axis.set_xlabel(f"{unit} on each device", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.tick_params(axis="y", length=0, labelsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11, weight="bold")
+    figure.legend(shown.values(), shown, loc="lower center", ncols=len(shown), fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
+    return figure
