@@ -1,0 +1,177 @@
+"""Bytes of parameters, gradients and optimizer state on each device, under DDP and the three stages of ZeRO.
+
+  python -m experiments.bench.zero_memory        writes docs/zero_memory.json and docs/images/zero_memory.png
+
+Two models: configs/gpt/tiny.py over 8 virtual CPU devices, whose arrays are made and measured where they lie; and a GPT
+of 7.5 billion parameters over 64 devices, whose shares are those of its shardings, for no array of it is made. Of the
+first, float32 parameters and gradients and Adam's two moments: 4 + 4 + 8 bytes a parameter. The second is counted as
+the ZeRO paper does (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1): 2 + 2 + 12.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+JSON = flags.DEFINE_string("json", "docs/zero_memory.json", "JSON to write.")
+OUT = flags.DEFINE_string("out", "docs/images/zero_memory.png", "PNG to write.")
+
+STAGES = ("DDP", "ZERO1", "ZERO2", "ZERO3")
+PARTS = ("parameters", "gradients", "optimizer state")
+FLOAT32, MIXED = (4, 4, 8), (2, 2, 12)  # bytes a parameter, by part
+DEVICES, MANY = 8, 64
+
+
+def main() -> None:
+    import jax
+
+    from jaxnlp.figures.files import save_png
+    from jaxnlp.figures.parallelism import amount
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    found = {"tiny": of_arrays(tiny(), jax.devices()), "7.5B": of_shardings(large(), MANY)}
+    for model in found.values():
+        print(f"{model['title']}: {model['parameters']:,} parameters, {model['devices']} devices")
+        for stage, parts in model["bytes"].items():
+            told = ", ".join(f"{part} {amount(max(parts[part]))}" for part in PARTS)
+            total = sum(max(parts[part]) for part in PARTS)
+            print(f"  {stage:6} {told}: {amount(total)} a device; formula {amount(model['formula'][stage])}")
+    save_png(picture(found), pathlib.Path(OUT.value))
+    try:
+        pathlib.Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+    except OSError as e:
+        raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
+    print(f"written: {JSON.value}, {OUT.value}")
+
+
+def tiny() -> Any:
+    """configs/gpt/tiny.py; the batch divides over the devices."""
+    e = cli.load("configs/gpt/tiny.py")
+    model = dataclasses.replace(e.model, vocab_size=2048)
+    return dataclasses.replace(e, model=model, data=dataclasses.replace(e.data, batch_size=DEVICES))
+
+
+def large() -> Any:
+    """A GPT-2 of 7.46 billion parameters: 36 layers of width 4096, a vocabulary of 50,304."""
+    from jaxnlp.models.gpt import GPTConfig
+    from jaxnlp.train.experiment import Experiment
+
+    model = GPTConfig(
+        vocab_size=50304, max_len=1024, num_layers=36, num_heads=32, embed_dim=4096, scan_layers=True, remat="full"
+    )
+    return Experiment(model=model)
+
+
+def formula(count: int, devices: int, bytes_: tuple[int, int, int]) -> dict[str, float]:
+    """Bytes on a device, by stage: what is split is divided by the number of devices."""
+    split = {"DDP": (1, 1, 1), "ZERO1": (1, 1, devices), "ZERO2": (1, devices, devices), "ZERO3": (devices,) * 3}
+    return {stage: count * sum(b / by for b, by in zip(bytes_, ways, strict=True)) for stage, ways in split.items()}
+
+
+def of_arrays(experiment: Any, devices: list[Any]) -> dict[str, Any]:
+    """Parameters and optimizer state made, each device's arrays measured; gradients, made within a step, by shares."""
+    import jax
+
+    from jaxnlp.sharding.presets import PRESETS
+    from jaxnlp.train.plan import device_bytes
+    from jaxnlp.train.program import build
+    from jaxnlp.train.state import gradient_shardings
+
+    found, count = {}, 0
+    for stage in STAGES:
+        axis = "data" if stage == "DDP" else "fsdp"
+        e = dataclasses.replace(experiment, sharding=PRESETS[stage].on(**{axis: len(devices)}))
+        program = build(e, devices)
+        state, abstract = program.init(), program.abstract.params
+        layout = gradient_shardings(abstract, program.axes, e.sharding, program.mesh)
+        grads = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
+        each = sum(device_bytes(x) for x in jax.tree.leaves(grads))
+        count = sum(x.size for x in jax.tree.leaves(state.params))
+        found[stage] = {
+            "parameters": lying(state.params, devices),
+            "gradients": [each] * len(devices),
+            "optimizer state": lying(state.opt_state, devices),
+        }
+    title = f"configs/gpt/tiny.py, float32, {len(devices)} CPU devices"
+    return {
+        "title": title,
+        "parameters": count,
+        "devices": len(devices),
+        "bytes": found,
+        "formula": formula(count, len(devices), FLOAT32),
+    }
+
+
+def lying(tree: Any, devices: list[Any]) -> list[int]:
+    """Bytes of a tree's arrays on each device."""
+    import jax
+
+    total = dict.fromkeys(devices, 0)
+    for leaf in jax.tree.leaves(tree):
+        for shard in leaf.addressable_shards:
+            total[shard.device] += shard.data.nbytes
+    return list(total.values())
+
+
+def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
+    """Each part's share of a device, from the tables alone, in mixed precision."""
+    import math
+
+    import jax
+    from jax.sharding import AbstractMesh
+
+    from jaxnlp.sharding.axes import abstract_params, example_inputs
+    from jaxnlp.sharding.mesh import AXES
+    from jaxnlp.sharding.presets import PRESETS
+    from jaxnlp.sharding.rules import shardings
+
+    model = experiment.model
+    shapes, axes = abstract_params(model.module(), *example_inputs(model, devices, model.max_len))
+    count = sum(x.size for x in jax.tree.leaves(shapes))
+    found = {}
+    for stage in STAGES:
+        table = PRESETS[stage].on(**{"data" if stage == "DDP" else "fsdp": devices})
+        sizes = table.mesh.sizes(devices)
+        mesh = AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES)
+
+        def share(rules, mesh=mesh):
+            layout = jax.tree.leaves(shardings(shapes, axes, rules, mesh))
+            leaves = zip(jax.tree.leaves(shapes), layout, strict=True)
+            return sum(math.prod(s.shard_shape(x.shape)) for x, s in leaves)
+
+        rules = (table.params, table.gradients, table.optimizer)
+        shares = [share(table.params if r is None else r) for r in rules]
+        found[stage] = {part: [n * b] for part, n, b in zip(PARTS, shares, MIXED, strict=True)}
+    title = f"GPT of {count / 1e9:.2f}B, mixed precision, {devices} devices"
+    return {
+        "title": title,
+        "parameters": count,
+        "devices": devices,
+        "bytes": found,
+        "formula": formula(count, devices, MIXED),
+    }
+
+
+def picture(found: dict[str, Any]) -> Any:
+    """The bars of every model; of each part the fullest device's."""
+    from jaxnlp.figures.parallelism import Memory, draw_memory
+
+    bars = {
+        model["title"]: [
+            Memory(stage, {part: max(counts) for part, counts in parts.items()}, model["formula"][stage])
+            for stage, parts in model["bytes"].items()
+        ]
+        for model in found.values()
+    }
+    return draw_memory(bars, "Model states on each device")
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)

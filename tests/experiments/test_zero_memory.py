@@ -1,0 +1,45 @@
+"""The ZeRO paper's table of memory, and the figures that docs/parallelism.md shows of it."""
+
+import json
+
+import pytest
+
+from tests.entry import ROOT, run
+
+PAPER = {"DDP": 120e9, "ZERO1": 31.4e9, "ZERO2": 16.6e9, "ZERO3": 1.9e9}  # arXiv:1910.02054, figure 1
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zero")
+    done = run("experiments.bench.zero_memory", f"--json={folder / 'zero.json'}", f"--out={folder / 'zero.png'}")
+    assert done.code == 0, done.err
+    assert (folder / "zero.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    return json.loads((folder / "zero.json").read_text())
+
+
+def total(parts: dict[str, list[int]]) -> int:
+    return sum(max(counts) for counts in parts.values())
+
+
+@pytest.mark.parametrize("stage", PAPER)
+def test_the_papers_table(found, stage):
+    large = found["7.5B"]
+    assert total(large["bytes"][stage]) == pytest.approx(PAPER[stage], rel=0.03)
+    assert total(large["bytes"][stage]) == pytest.approx(large["formula"][stage], rel=0.03)
+
+
+def test_each_device_holds_its_share_of_what_a_stage_splits(found):
+    tiny = found["tiny"]["bytes"]
+    split = {"ZERO1": {"optimizer state"}, "ZERO2": {"optimizer state", "gradients"}, "ZERO3": set(tiny["DDP"])}
+    for stage, parts in split.items():
+        for part, counts in tiny[stage].items():
+            assert len(counts) == 8 and len(set(counts)) == 1, (stage, part)
+            ways = tiny["DDP"][part][0] / counts[0]
+            assert (7.5 < ways <= 8) if part in parts else ways == 1, (stage, part)
+
+
+def test_the_page_shows_what_is_measured(found):
+    assert json.loads((ROOT / "docs" / "zero_memory.json").read_text()) == found, (
+        "python -m experiments.bench.zero_memory"
+    )
