@@ -12,12 +12,13 @@ from jax import lax
 from jaxnlp.nn.partitioning import constrain, split
 
 
-def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood of each target, in nats, and the log-partition function.
 
     Args:
         logits_BTV: float32.
         targets_BT: integers in [0, V).
+        axis: logical axis of the last dimension, as "vocab", where a mesh may split it; None where none does.
 
     Returns:
         nll_BT = logsumexp(logits) - logits[target], and log_z_BT = logsumexp(logits).
@@ -26,9 +27,9 @@ def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, 
     logits (Shoeybi et al. 2019, section 3).
     The backward pass keeps only the logits and log_z, where autodiff would keep a second array of the logits' size.
     """
-    vocab_split = split("vocab") > 1
+    vocab_split = axis is not None and split(axis) > 1
     if vocab_split:
-        logits_BTV = constrain(logits_BTV, *(None,) * (logits_BTV.ndim - 1), "vocab")
+        logits_BTV = constrain(logits_BTV, *(None,) * (logits_BTV.ndim - 1), axis)
     return _token_nll(logits_BTV, targets_BT, vocab_split)
 
 

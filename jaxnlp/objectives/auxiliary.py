@@ -51,7 +51,7 @@ def loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[Any, d
         return 0.0, {}
     if "lm" not in out:
         raise UserError("objective.lm_weight: the trunk is no language model; use a decoder, or set it to 0")
-    nll_BCT, _ = token_nll(out["lm"], batch["lm_targets"])
+    nll_BCT, _ = token_nll(out["lm"], batch["lm_targets"], "vocab")
     weights_BCT = batch["lm_weights"]
     mean = (weighted_sum(nll_BCT, weights_BCT), jnp.sum(weights_BCT))
     return weighted_sum(nll_BCT, batch["lm_shares"]), {"lm_loss": mean}

@@ -35,7 +35,7 @@ class BiLM:
         out = apply(params, batch["tokens"], segment_ids=batch["segment_ids"], key=key)
         metrics: dict[str, Any] = {}
         for way in ("forward", "backward"):
-            nll_BT, _ = token_nll(out[way], batch[f"{way}_targets"])
+            nll_BT, _ = token_nll(out[way], batch[f"{way}_targets"], "vocab")
             weights_BT = batch[f"{way}_weights"]
             # Where nothing is predicted a model may give the target no probability at all: 0 * inf.
             nll = jnp.sum(jnp.where(weights_BT == 0, 0.0, nll_BT * weights_BT))

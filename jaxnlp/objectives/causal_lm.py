@@ -41,7 +41,7 @@ class CausalLM:
         """
         place = {"segment_ids": batch.get("segment_ids"), "positions": batch.get("positions")}
         logits_BTV = apply(params, batch["tokens"], **place, key=key)
-        nll_BT, log_z_BT = token_nll(logits_BTV, batch["targets"])
+        nll_BT, log_z_BT = token_nll(logits_BTV, batch["targets"], "vocab")
         weights_BT = batch["weights"]
         # Padding has some target too, and a model may give it no probability at all: 0 * inf.
         nll = jnp.sum(jnp.where(weights_BT == 0, 0.0, nll_BT * weights_BT))

@@ -53,7 +53,7 @@ class MaskedLM:
             needed = '("masked_lm", "next_sentence")' if pairs else '("masked_lm",)'
             raise UserError(f"model.heads: these examples train the heads {needed}; set model.heads to that")
         weights_BM = batch["weights"]
-        nll_BM, _ = token_nll(out["masked_lm"], batch["targets"])
+        nll_BM, _ = token_nll(out["masked_lm"], batch["targets"], "vocab")
         nll = total = jnp.sum(nll_BM * weights_BM)
         hit_BM = jnp.argmax(out["masked_lm"], -1) == batch["targets"]
         metrics: dict[str, Any] = {"nll": nll, "accuracy": jnp.sum(hit_BM * weights_BM)}

@@ -47,7 +47,7 @@ class Seq2Seq:
         """
         given = {name: batch.get(name) for name in ("input_segments", "segment_ids")}
         logits_BTV = apply(params, batch["inputs"], batch["tokens"], **given, key=key)
-        nll_BT, log_z_BT = token_nll(logits_BTV, batch["targets"])
+        nll_BT, log_z_BT = token_nll(logits_BTV, batch["targets"], "vocab")
         weights_BT = batch["weights"]
         count = lambda x_BT: jnp.sum(jnp.where(weights_BT == 0, 0.0, x_BT * weights_BT))
         nll, smooth, loss_BT = count(nll_BT), self.label_smoothing, nll_BT
