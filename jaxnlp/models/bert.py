@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions
+from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.mlp import ACTIVATIONS
@@ -54,7 +54,7 @@ class BertConfig:
     attention: Any = dataclasses.field(default_factory=kernels.Einsum)
     heads: tuple[str, ...] = ("masked_lm", "next_sentence")
     dropout_rate: float = 0.1
-    remat: str = "none"
+    remat: Any = "none"
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
 
@@ -64,7 +64,7 @@ class BertConfig:
         checks.positive(self, *sizes)
         checks.heads(self)
         checks.one_of(self, "norm_position", ("pre", "post"))
-        checks.one_of(self, "remat", checks.REMAT)
+        remat.check(self)
         checks.rates(self, "dropout_rate")
         checks.components(self)
         for head in self.heads:

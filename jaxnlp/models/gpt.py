@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions
+from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import constrain
@@ -38,7 +38,9 @@ class GPTConfig:
     window: how many positions each one attends to, itself and those before it; None is all.
     attention_softcap, logit_softcap: c squashes scores or logits to c tanh(x / c); None does not.
     remat: what the backward pass computes again: "none", everything but linear maps ("dots"),
-        or whole blocks ("full"). XLA's CPU backend undoes it unless the layers are scanned.
+        whole blocks ("full"), or all but places: "names" (what attention reads and returns), "offload" (kept in
+        the host's memory), or a choice, as `Remat(save=("query",), offload=("mlp_hidden",))` (`nn/remat.py`).
+        XLA's CPU backend undoes it unless the layers are scanned.
     scan_layers: stack the layers' parameters and scan over them: compiles in the time of one
         layer, the choice for deep models; unrolled is faster on CPU.
     """
@@ -63,7 +65,7 @@ class GPTConfig:
     use_bias: bool = True
     tie_embeddings: bool = True
     dropout_rate: float = 0.0
-    remat: str = "none"
+    remat: Any = "none"
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
 
@@ -79,7 +81,7 @@ class GPTConfig:
         if isinstance(self.positions, positions.Sinusoidal) and self.embed_dim % 2:
             raise FieldError("embed_dim", self.embed_dim, "expected an even number with Sinusoidal() positions")
         checks.one_of(self, "norm_position", ("pre", "post"))
-        checks.one_of(self, "remat", checks.REMAT)
+        remat.check(self)
         checks.rates(self, "dropout_rate")
         checks.components(self)
         if self.attention_softcap is not None and "softcap" not in self.attention.features:

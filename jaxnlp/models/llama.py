@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnlp.errors import FieldError
-from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions
+from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import constrain
@@ -55,7 +55,7 @@ class LlamaConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     tie_embeddings: bool = False
-    remat: str = "none"
+    remat: Any = "none"
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
     dropout_rate = 0.0  # has none
@@ -66,7 +66,7 @@ class LlamaConfig:
         sizes = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "head_dim", "mlp_dim", "window")
         checks.positive(self, *sizes)
         checks.heads(self)
-        checks.one_of(self, "remat", checks.REMAT)
+        remat.check(self)
         checks.components(self)
         if self.num_heads % self.kv_heads:
             raise FieldError("num_kv_heads", self.num_kv_heads, f"does not divide num_heads={self.num_heads}")

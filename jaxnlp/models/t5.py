@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn import attention, checks, kernels, mlp, norms
+from jaxnlp.nn import attention, checks, kernels, mlp, norms, remat
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import constrain
@@ -51,7 +51,7 @@ class T5Config:
     tie_embeddings: bool = False
     scale_logits: bool = False
     dropout_rate: float = 0.1
-    remat: str = "none"
+    remat: Any = "none"
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
     encoder_decoder = True
@@ -61,7 +61,7 @@ class T5Config:
         """Raises FieldError naming the first field whose value cannot work."""
         sizes = ("vocab_size", "num_layers", "num_decoder_layers", "num_heads", "embed_dim", "head_dim", "mlp_dim")
         checks.positive(self, *sizes)
-        checks.one_of(self, "remat", checks.REMAT)
+        remat.check(self)
         checks.rates(self, "dropout_rate")
         checks.components(self)
         if self.positions.bounded:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions
+from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import constrain
@@ -53,7 +53,7 @@ class TransformerConfig:
     use_bias: bool = True
     tie_embeddings: bool = True
     dropout_rate: float = 0.1
-    remat: str = "none"
+    remat: Any = "none"
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
     encoder_decoder = True
@@ -66,7 +66,7 @@ class TransformerConfig:
         if isinstance(self.positions, positions.Sinusoidal) and self.embed_dim % 2:
             raise FieldError("embed_dim", self.embed_dim, "expected an even number with Sinusoidal() positions")
         checks.one_of(self, "norm_position", ("pre", "post"))
-        checks.one_of(self, "remat", checks.REMAT)
+        remat.check(self)
         checks.rates(self, "dropout_rate")
         checks.components(self)
 

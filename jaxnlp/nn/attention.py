@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.kernels import MASKED, Blocked, DotProduct, Einsum, Flash, attention_weights
@@ -207,13 +208,15 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:
             cache = tuple(_write(c, x, mask.offset) for c, x in zip(cache, (k_BSNK, v_BSNK), strict=True))
             k_BSNK, v_BSNK = (jnp.swapaxes(c, 1, 2) for c in cache)
-        dropout = None
+        q_BTHK, k_BSNK = checkpoint_name(q_BTHK, "query"), checkpoint_name(k_BSNK, "key")
+        v_BSNK, dropout = checkpoint_name(v_BSNK, "value"), None
         if self.dropout_rate and not deterministic:
             dropout = (self.dropout_rate, self.make_rng("dropout"))
         scores = {"policy": self.policy, "softcap": self.softcap, "scale": self.scale, "bias": bias}
         if self.is_mutable_collection("intermediates") and not self.is_initializing():
             self.sow("intermediates", WEIGHTS, attention_weights(q_BTHK, k_BSNK, mask, **scores))
         out_BTHK = functools.partial(self.kernel, dropout=dropout, **scores)(q_BTHK, k_BSNK, v_BSNK, mask)
+        out_BTHK = checkpoint_name(out_BTHK, "context")
         out = Linear(
             (x_BTD.shape[-1],),
             ("heads", "kv", "embed"),
@@ -223,7 +226,7 @@ class MultiHeadAttention(nn.Module):
             kernel_init=self.out_init,
             name="out",
         )
-        return leave(out(out_BTHK)), cache
+        return checkpoint_name(leave(out(out_BTHK)), "attention_out"), cache
 
 
 def _write(cache_BNSK, new_BTNK, offset):

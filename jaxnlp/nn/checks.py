@@ -4,8 +4,6 @@ from typing import Any
 
 from jaxnlp.errors import FieldError
 
-REMAT = ("none", "dots", "full")
-
 
 def positive(config: Any, *fields: str) -> None:
     """Each field is None or above zero."""

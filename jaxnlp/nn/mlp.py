@@ -10,6 +10,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.linear import Initializer, Linear
@@ -114,13 +115,14 @@ class _MLP(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         def up(name):
             axes = ("embed", "mlp")
-            return Linear(
+            linear = Linear(
                 (self.hidden,), axes, self.policy, use_bias=self.use_bias, kernel_init=self.in_init, name=name
             )
+            return checkpoint_name(linear(x_BTD), "mlp_hidden")
 
         act, x_BTD = ACTIVATIONS[self.activation], enter(x_BTD)
-        h_BTF = act(up("gate")(x_BTD)) * up("up")(x_BTD) if self.gated else act(up("up")(x_BTD))
+        h_BTF = act(up("gate")) * up("up") if self.gated else act(up("up"))
         down = Linear(
             (self.dim,), ("mlp", "embed"), self.policy, use_bias=self.use_bias, kernel_init=self.out_init, name="down"
         )
-        return leave(down(h_BTF))
+        return checkpoint_name(leave(down(h_BTF)), "mlp_out")

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnlp.nn.linear import PRODUCT
+from jaxnlp.nn import remat
 from jaxnlp.nn.policy import Policy
 
 
@@ -14,8 +14,9 @@ def stack(block: Any, config: Any, x: jax.Array, caches: Any, *shared: Any) -> t
     """x through `config.num_layers` blocks, as submodules `block_i` of the module that calls this.
 
     Under `config.scan_layers` they are one submodule, `blocks`, whose parameters (and caches) have a leading
-    axis of layers. `config.remat`: "none"; "dots" keeps what linear maps return and computes the rest
-    again; "full" keeps nothing within a block.
+    axis of layers. `config.remat`: "none"; "full" keeps nothing within a block and computes it again; "dots" keeps
+    what linear maps return; "names" what the attention kernel reads and returns; "offload" keeps the query, key,
+    value, attention's result and feed-forward hidden layer in the host's memory; or a `remat.Remat` of places.
 
     Args:
         block: a Linen module class, called as `block(config)(x, cache, *shared) -> (x, cache)`.
@@ -25,9 +26,10 @@ def stack(block: Any, config: Any, x: jax.Array, caches: Any, *shared: Any) -> t
         x, and the new caches.
     """
     if config.remat != "none":
-        policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if config.remat == "dots" else None
         static = (len(shared) + 2,)  # self, x and the cache come first
-        block = nn.remat(block, policy=policy, prevent_cse=not config.scan_layers, static_argnums=static)
+        block = nn.remat(
+            block, policy=remat.policy(config.remat), prevent_cse=not config.scan_layers, static_argnums=static
+        )
     if not config.scan_layers:
         out = []
         for i in range(config.num_layers):

@@ -50,11 +50,16 @@ def memory(program: Program) -> dict[str, int]:
         "gradients": grads * accumulated,
         "activations": activation_bytes(program),
     }
-    return {**found, "total": sum(found.values())}
+    found = {**found, "total": sum(found.values())}
+    offloaded = residual_bytes(program, host=True)
+    return {**found, "activations in host memory": offloaded} if offloaded else found
 
 
 def activation_bytes(program: Program) -> int:
-    """What is kept of a microbatch's forward pass; with remat, and of the one block being computed again."""
+    """What a device keeps of a microbatch's forward pass; with remat, and of the one block being computed again.
+
+    What remat offloads is told apart (`residual_bytes(program, host=True)`), but comes back for that one block.
+    """
     model = program.experiment.model
     kept = residual_bytes(program)
     if getattr(trunk(model), "remat", "none") == "none":
@@ -64,8 +69,8 @@ def activation_bytes(program: Program) -> int:
     return kept + (whole - kept) // trunk(model).num_layers
 
 
-def residual_bytes(program: Program) -> int:
-    """Bytes on a device that JAX's own derivative of the loss keeps, parameters aside."""
+def residual_bytes(program: Program, host: bool = False) -> int:
+    """Bytes for a device that JAX's derivative of the loss keeps, parameters aside: in its memory, or the host's."""
     e = program.experiment
     rows = e.data.batch_size // e.accum_steps
     shapes = e.data.examples.shapes(e.data)
@@ -74,10 +79,11 @@ def residual_bytes(program: Program) -> int:
 
     def residuals(params, batch, key):
         loss = lambda p: e.objective.loss(program.apply, p, prepared(e.objective, batch), key)[0]
-        return jax.vjp(loss, params)[1]
+        return jax.tree.leaves(jax.vjp(loss, params)[1])
 
     with program.context():
-        kept = jax.tree.leaves(jax.eval_shape(residuals, program.abstract.params, batch, key))
+        kept = jax.make_jaxpr(residuals)(program.abstract.params, batch, key).out_avals
+    kept = [x for x in kept if (x.memory_space == jax.memory.Space.Host) == host]
     params = {(x.shape, x.dtype) for x in jax.tree.leaves(program.abstract.params)}
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in kept if (x.shape, x.dtype) not in params)
     return size // math.prod(program.mesh.shape[axis] for axis in ("data", "fsdp", "sequence"))

@@ -1,0 +1,84 @@
+"""What the backward pass finds kept of a block's forward pass, and in which memory; the rest is computed again.
+
+Chen et al. 2016, arXiv:1604.06174. The layers name their places by `checkpoint_name`, which costs nothing.
+Shape legend: B batch, T length, D model, H heads, K head size, F feed-forward.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn.linear import PRODUCT
+
+PLACES = ("query", "key", "value", "context", "attention_out", "mlp_hidden", "mlp_out")
+"""query, key, value (B, T, H, K): what the attention kernel reads. context (B, T, H, K): what it returns.
+attention_out (B, T, D): the attention layer's result. mlp_hidden (B, T, F): what the first map of the feed-forward
+layer returns, before the activation (twice if it is gated). mlp_out (B, T, D): its result."""
+
+POLICIES = ("none", "full", "dots", "names", "offload")
+HOST = "pinned_host"
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Remat:
+    """A choice of places: `Remat(save=("query", "key", "value"), offload=("mlp_hidden",))`.
+
+    A block's input is always kept. Every place named in neither is computed again.
+
+    save: places kept in the device's memory.
+    offload: places moved to pinned memory of the host, and back for the backward pass.
+    """
+
+    save: tuple[str, ...] = ()
+    offload: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        for field in ("save", "offload"):
+            for place in getattr(self, field):
+                if place not in PLACES:
+                    raise FieldError(field, place, f"no such place; expected some of {', '.join(PLACES)}")
+        for place in self.offload:
+            if place in self.save:
+                raise FieldError("offload", place, "is in save too; a place is kept in one memory")
+
+
+NAMES = Remat(save=("query", "key", "value", "context"))
+OFFLOAD = Remat(offload=("query", "key", "value", "attention_out", "mlp_hidden"))
+
+
+def check(config: Any) -> None:
+    """`config.remat` is the name of a policy or a `Remat`."""
+    known = f"expected one of {', '.join(POLICIES)}, or a Remat(save=..., offload=...) of places"
+    if not isinstance(config.remat, Remat) and config.remat not in POLICIES:
+        raise FieldError("remat", config.remat, known)
+
+
+def policy(remat: str | Remat) -> Any:
+    """The policy for `jax.checkpoint` of a block; None keeps nothing within it. Not for "none".
+
+    Raises:
+        UserError: places are to be offloaded and this backend has no such memory.
+    """
+    if remat == "full":
+        return None
+    if remat == "dots":
+        return jax.checkpoint_policies.save_only_these_names(PRODUCT)
+    chosen = {"names": NAMES, "offload": OFFLOAD}.get(remat, remat) if isinstance(remat, str) else remat
+    assert isinstance(chosen, Remat)
+    if not chosen.offload:
+        return jax.checkpoint_policies.save_only_these_names(*chosen.save)
+    device = jax.local_devices()[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if HOST not in kinds:
+        raise UserError(
+            f"remat={remat!r}: {device.platform} devices have no memory {HOST!r} (they have {', '.join(kinds)}); "
+            "use remat='names', or 'full'"
+        )
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=list(chosen.save),
+        names_which_can_be_offloaded=list(chosen.offload),
+        offload_src="device",
+        offload_dst=HOST,
+    )
