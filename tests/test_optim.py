@@ -1,8 +1,11 @@
 """Schedules have their shapes, decay its mask, and every optimizer lowers a loss."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxnlp.errors import FieldError
@@ -123,3 +126,58 @@ def test_muon_reads_matrices_off_their_axes():
     found = matrix_axes(axes)
     assert found["w"]["kernel"] == ((0,), (1,)) and found["o"] == ((0, 1), (2,)) and found["stacked"] == ((1,), (2, 3))
     assert all(found[name] is None for name in ("e", "bias", "norm", "p")) and found["w"]["bias"] is None
+
+
+def narrow(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
+
+
+def trained(master_dtype, start, steps=30, **fields):
+    """Parameters and state after steps on a quadratic loss, and float32 training that rounds parameters where used."""
+    config = OptimConfig(learning_rate=1e-4, schedule="constant", clip_norm=0.5, master_dtype=master_dtype, **fields)
+    optimizer, _ = make_optimizer(config, steps, AXES)
+    plain, _ = make_optimizer(dataclasses.replace(config, master_dtype=None), steps, AXES)
+    gradient = jax.grad(lambda p: sum(jnp.square(x.astype(jnp.float32) - 0.5).sum() for x in jax.tree.leaves(p)))
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), start)
+
+    @jax.jit
+    def step(params, state, wide, wide_state):
+        updates, state = optimizer.update(gradient(params), state, params)
+        grads = jax.tree.map(lambda x: x.astype(jnp.float32), gradient(narrow(wide)))
+        wide_updates, wide_state = plain.update(grads, wide_state, wide)
+        return optax.apply_updates(params, updates), state, optax.apply_updates(wide, wide_updates), wide_state
+
+    carry = (start, optimizer.init(start), wide, plain.init(wide))
+    for _ in range(steps):
+        carry = step(*carry)
+    return carry
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_master_copy_is_float32_training_with_parameters_rounded_where_used(name):
+    found, state, wanted, _ = trained("float32", narrow(params()), name=name)
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("bfloat16")}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), state["master"], wanted)
+    jax.tree.map(np.testing.assert_array_equal, found, narrow(state["master"]))
+
+
+def test_without_a_master_copy_small_updates_are_lost():
+    start = narrow(params())
+
+    def still(dtype):
+        pairs = zip(jax.tree.leaves(trained(dtype, start)[0]), jax.tree.leaves(start), strict=True)
+        return np.mean([np.mean(a == b) for a, b in pairs])
+
+    assert still(None) > still("float32") + 0.3
+
+
+def test_mixed_precision_adam_has_12_bytes_a_parameter():
+    optimizer, _ = make_optimizer(OptimConfig(master_dtype="float32"), 10, AXES)
+    count = sum(x.size for x in jax.tree.leaves(params()))
+    state = jax.eval_shape(optimizer.init, narrow(params()))
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.ndim) == 12 * count
+
+
+def test_another_master_dtype_is_told():
+    with pytest.raises(FieldError, match="master_dtype='float64': expected 'float32', or None"):
+        OptimConfig(master_dtype="float64").check()

@@ -11,6 +11,7 @@ FIXED = (
     "objective",
     "optim.name",
     "optim.b1",
+    "optim.master_dtype",
     "seed",
     "data.source",
     "data.tokenizer",
