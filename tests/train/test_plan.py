@@ -52,6 +52,14 @@ def test_remat_lowers_the_estimate_and_the_compilers_figure():
         assert full < dots < none
 
 
+def test_offloaded_activations_are_told_apart():
+    plan = lambda remat: memory(build(experiment(scan_layers=True, remat=remat), jax.devices()[:1]))
+    found = {remat: plan(remat) for remat in ("full", "offload")}
+    rows, layers = SHAPE[0] * SHAPE[1], 3
+    assert found["offload"].pop("activations in host memory") == rows * layers * (3 * 64 + 64 + 256) * 4
+    assert found["offload"] == pytest.approx(found["full"], rel=0.02)
+
+
 def test_arguments_are_the_parameters_and_the_optimizer_state_exactly():
     program, step = compiled(False, "none")
     found = memory(program)
