@@ -130,3 +130,84 @@ def draw_memory(panels: Mapping[str, Sequence[Memory]], title: str) -> Any:
     figure.legend(shown.values(), shown, loc="lower center", ncols=len(shown), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.09, 1, 1))
     return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A matrix, or an activation, of a layer that is split over devices.
+
+    name, note: written above it and under it. split: "columns" or "rows" of it lie on different devices, None: all on
+    each. after: what comes between it and the next: a sign, or what is communicated..
+    """
+
+    name: str
+    note: str = ""
+    split: str | None = None
+    after: str = ""
+
+
+DEVICE_COLOURS = ("#a9c8e8", "#f6c493", "#b5d8a9", "#e3b5d3", "#f3e19b", "#b9e0de", "#d3c6e6", "#e8b9ad")
+WHOLE = "#ededed"
+SIDE, BETWEEN, ROW, MARGIN = 1.0, 0.34, 1.95, 0.35  # inches
+WIDE = 1.5  # the room of a word between two pieces
+
+
+def draw_split(layers: Mapping[str, Sequence[Piece]], ways: int, title: str) -> Any:
+    """How layers are split over `ways` devices: a row a layer, a colour a device, grey what every device has whole."""
+    from matplotlib.figure import Figure
+
+    width = max(sum(SIDE + _room(piece) for piece in row) for row in layers.values()) + 2 * MARGIN
+    height = 0.75 + ROW * len(layers)
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set(xlim=(0, width), ylim=(0, height))
+    axis.axis("off")
+    axis.text(0.15, height - 0.22, title, fontsize=11, weight="bold", va="center")
+    for number, (name, row) in enumerate(layers.items()):
+        top = height - 0.95 - ROW * number
+        axis.text(0.15, top + 0.38, name, fontsize=9.5, weight="bold", color="0.25", va="center")
+        x = MARGIN
+        for piece in row:
+            _paint(axis, piece, x, top - SIDE, ways)
+            x += SIDE + _room(piece)
+    x = 0.15
+    for device in [*range(ways), None]:
+        colour = WHOLE if device is None else DEVICE_COLOURS[device % len(DEVICE_COLOURS)]
+        axis.add_patch(_rectangle(x, 0.12, 0.16, 0.16, colour))
+        label = "whole on each" if device is None else f"device {device}"
+        axis.text(x + 0.22, 0.2, label, fontsize=8, va="center")
+        x += 0.95
+    return figure
+
+
+def _room(piece: Piece) -> float:
+    return WIDE if len(piece.after) > 1 else BETWEEN if piece.after else 0.0
+
+
+def _paint(axis: Any, piece: Piece, x: float, y: float, ways: int) -> None:
+    """One piece with its lower left corner at (x, y), and what comes after it."""
+    if piece.split is None:
+        axis.add_patch(_rectangle(x, y, SIDE, SIDE, WHOLE))
+    for i in range(ways if piece.split else 0):
+        colour, part = DEVICE_COLOURS[i % len(DEVICE_COLOURS)], SIDE / ways
+        if piece.split == "columns":
+            axis.add_patch(_rectangle(x + i * part, y, part, SIDE, colour))
+        else:
+            axis.add_patch(_rectangle(x, y + SIDE - (i + 1) * part, SIDE, part, colour))
+    middle = y + SIDE / 2
+    axis.text(x + SIDE / 2, y + SIDE + 0.05, piece.name, fontsize=8.5, ha="center", va="bottom")
+    axis.text(x + SIDE / 2, y - 0.06, piece.note, fontsize=7, color="0.3", ha="center", va="top", linespacing=1.3)
+    sign = x + SIDE + _room(piece) / 2
+    if len(piece.after) > 1:
+        left = x + SIDE + 0.1
+        arrow = {"arrowstyle": "-|>", "lw": 1.0, "color": "0.25"}
+        axis.annotate("", (left + WIDE - 0.2, middle), (left, middle), arrowprops=arrow)
+        axis.text(sign, middle + 0.07, piece.after, fontsize=7.5, ha="center", va="bottom", linespacing=1.25)
+    else:
+        axis.text(sign, middle, piece.after, fontsize=12, ha="center", va="center")
+
+
+def _rectangle(x: float, y: float, width: float, height: float, colour: str) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), width, height, fc=colour, ec="0.35", lw=0.6)

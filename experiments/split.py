@@ -1,0 +1,123 @@
+"""Draw how a table splits the matrices of a model's block over the tensor axis, and what is communicated where.
+
+python -m experiments.split --config=configs/gpt/gpt2.py:small --preset=TP --ways=4 --out=split.png
+
+Without --preset it is the config's own table. Reads the first block that has attention and a feed-forward layer.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+CONFIG = cli.define_config()
+PRESET = flags.DEFINE_string(
+    "preset", None, "A table of jaxnlp/sharding/presets.py, as TP; by default the config's own."
+)
+WAYS = flags.DEFINE_integer("ways", 4, "Devices along the tensor axis.")
+OUT = flags.DEFINE_string("out", None, "PNG to write.")
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def main() -> None:
+    from jaxnlp import config as configs
+    from jaxnlp.figures.files import save_png
+    from jaxnlp.figures.parallelism import draw_split
+    from jaxnlp.sharding.presets import PRESETS
+    from jaxnlp.train.loop import prepare
+
+    if CONFIG.value is None:
+        raise UserError("--config: not given; expected a config file, or --config_json=FILE")
+    if OUT.value is None or not OUT.value.endswith(".png"):
+        raise UserError(f"--out={OUT.value}: expected a name that ends in .png")
+    if WAYS.value < 2:
+        raise UserError(f"--ways={WAYS.value}: expected two devices at least")
+    if PRESET.value is not None and PRESET.value not in PRESETS:
+        near = configs.did_you_mean(PRESET.value, list(PRESETS))
+        raise UserError(f"--preset={PRESET.value}: no such preset{near}; expected one of {', '.join(PRESETS)}")
+    experiment = CONFIG.value
+    if getattr(experiment.model, "vocab_size", None) is None:
+        experiment, _ = prepare(experiment)
+    configs.check(experiment)
+    sharding = experiment.sharding if PRESET.value is None else PRESETS[PRESET.value]
+    layers = split_layers(experiment.model, sharding, WAYS.value)
+    name = PRESET.value or "the config's table"
+    save_png(draw_split(layers, WAYS.value, f"{name} over {WAYS.value} devices"), pathlib.Path(OUT.value))
+    print(f"written: {OUT.value}")
+
+
+def split_layers(model: Any, sharding: Any, ways: int) -> dict[str, list[Any]]:
+    """The rows of the picture: attention and feed-forward of a model's first block.
+
+    Raises:
+        UserError: it has no such block; a size that does not divide.
+    """
+    from jaxnlp.sharding.axes import example_inputs, parameter_table
+    from jaxnlp.sharding.rules import as_tuple
+
+    plain = {name: value for name, value in (("scan_layers", False), ("remat", "none")) if hasattr(model, name)}
+    model = dataclasses.replace(model, **plain)
+    table = parameter_table(model.module(), *example_inputs(model, 1, 8))
+    kernels = {row[0][-3:-1]: row for row in reversed(table) if row[0][-1] == "kernel"}
+    found = {}
+    for name, first, last, inputs, between in BLOCKS:
+        parts = [kernels[part] for part in first if part in kernels]
+        if not parts or last not in kernels:
+            raise UserError(f"--config: {type(model).__name__} has no block of attention and a feed-forward layer")
+        pieces = [matrix(part, 1, sharding, ways) for part in parts]
+        out = matrix(kernels[last], inputs, sharding, ways)
+        sequence = "tensor" in as_tuple(sharding.activations.get("residual"))
+        found[name] = layer(pieces, between, out, sequence)
+    return found
+
+
+# Of each layer: the matrices that read, the one that writes and how many dimensions that reads, and what is between.
+BLOCKS = (
+    ("attention", [("attention", n) for n in ("query", "key", "value")], ("attention", "out"), 2, "softmax"),
+    ("feed-forward", [("mlp", n) for n in ("gate", "up")], ("mlp", "down"), 1, "activation"),
+)
+
+
+def matrix(kernel: Any, inputs: int, sharding: Any, ways: int) -> Any:
+    """A kernel as the picture has it: its first `inputs` dimensions are its rows."""
+    from jaxnlp.figures.parallelism import Piece
+    from jaxnlp.sharding.mesh import AXES
+    from jaxnlp.sharding.rules import as_tuple, resolve
+
+    path, shape, axes = kernel
+    spec = resolve("/".join(path), axes, shape, sharding.params, {**dict.fromkeys(AXES, 1), "tensor": ways})
+    places = [i for i, mesh_axes in enumerate(spec) if "tensor" in as_tuple(mesh_axes)]
+    split = None if not places else "rows" if places[0] < inputs else "columns"
+    told = [f"{axis} {size}" for axis, size in zip(axes, shape, strict=True)]
+    return Piece(path[-2], f"{' '.join(told[:inputs])}\n{TIMES} {' '.join(told[inputs:])}", split)
+
+
+def layer(first: list[Any], between: str, last: Any, sequence: bool) -> list[Any]:
+    """x, the matrices that read it, what is between, the matrix that writes, and y, with what is communicated."""
+    from jaxnlp.figures.parallelism import Piece
+
+    arrow = lambda forward, backward: f"forward: {forward}\nbackward: {backward}"
+    gather, scatter = ("all-gather", "reduce-scatter") if sequence else ("nothing", "all-reduce")
+    split, note = ("rows" if sequence else None), "a share of the tokens" if sequence else "every token"
+    enter = arrow(gather, scatter) if first[-1].split == "columns" else TIMES
+    leave = arrow("reduce-scatter" if sequence else "all-reduce", gather) if last.split == "rows" else "="
+    pieces = [dataclasses.replace(piece, after=",") for piece in first[:-1]]
+    pieces += [dataclasses.replace(first[-1], after=between)]
+    hidden = Piece("hidden", "every token", first[-1].split, TIMES)
+    return [
+        Piece("x", note, split, enter),
+        *pieces,
+        hidden,
+        dataclasses.replace(last, after=leave),
+        Piece("y", note, split),
+    ]
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__)
