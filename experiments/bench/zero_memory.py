@@ -3,13 +3,15 @@
   python -m experiments.bench.zero_memory        writes docs/zero_memory.json and docs/images/zero_memory.png
 
 Two models: configs/gpt/tiny.py over 8 virtual CPU devices, whose arrays are made and measured where they lie; and a GPT
-of 7.5 billion parameters over 64 devices, whose shares are those of its shardings, for no array of it is made. Of the
-first, float32 parameters and gradients and Adam's two moments: 4 + 4 + 8 bytes a parameter. The second is counted as
-the ZeRO paper does (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1): 2 + 2 + 12.
+of 7.5 billion parameters over 64 devices, whose shares are those of its shardings, for no array of it is made. The
+first has float32 parameters and gradients and Adam's two moments: 4 + 4 + 8 bytes a parameter. The second is in mixed
+precision as in the ZeRO paper (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1), bfloat16 parameters and
+gradients, and with the moments a float32 copy of the parameters: 2 + 2 + 12.
 """
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -60,12 +62,15 @@ def tiny() -> Any:
 def large() -> Any:
     """A GPT-2 of 7.46 billion parameters: 36 layers of width 4096, a vocabulary of 50,304."""
     from jaxnlp.models.gpt import GPTConfig
+    from jaxnlp.nn.policy import Policy
+    from jaxnlp.optim import OptimConfig
     from jaxnlp.train.experiment import Experiment
 
+    policy = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
     model = GPTConfig(
-        vocab_size=50304, max_len=1024, num_layers=36, num_heads=32, embed_dim=4096, scan_layers=True, remat="full"
+        vocab_size=50304, max_len=1024, num_layers=36, num_heads=32, embed_dim=4096, scan_layers=True, policy=policy
     )
-    return Experiment(model=model)
+    return Experiment(model=model, optim=OptimConfig(master_dtype="float32"))
 
 
 def formula(count: int, devices: int, bytes_: tuple[int, int, int]) -> dict[str, float]:
@@ -120,34 +125,32 @@ def lying(tree: Any, devices: list[Any]) -> list[int]:
 
 
 def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
-    """Each part's share of a device, from the tables alone, in mixed precision."""
-    import math
-
+    """Each part's share of a device, from the state's shapes and the tables alone."""
     import jax
     from jax.sharding import AbstractMesh
 
+    from jaxnlp.optim import make_optimizer
     from jaxnlp.sharding.axes import abstract_params, example_inputs
     from jaxnlp.sharding.mesh import AXES
     from jaxnlp.sharding.presets import PRESETS
-    from jaxnlp.sharding.rules import shardings
+    from jaxnlp.train.state import gradient_shardings, new_state, state_shardings
 
     model = experiment.model
     shapes, axes = abstract_params(model.module(), *example_inputs(model, devices, model.max_len))
+    optimizer, _ = make_optimizer(experiment.optim, experiment.steps, axes)
+    state = jax.eval_shape(lambda p: new_state(p, optimizer, 0, None), shapes)
     count = sum(x.size for x in jax.tree.leaves(shapes))
     found = {}
     for stage in STAGES:
         table = PRESETS[stage].on(**{"data" if stage == "DDP" else "fsdp": devices})
-        sizes = table.mesh.sizes(devices)
-        mesh = AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES)
-
-        def share(rules, mesh=mesh):
-            layout = jax.tree.leaves(shardings(shapes, axes, rules, mesh))
-            leaves = zip(jax.tree.leaves(shapes), layout, strict=True)
-            return sum(math.prod(s.shard_shape(x.shape)) for x, s in leaves)
-
-        rules = (table.params, table.gradients, table.optimizer)
-        shares = [share(table.params if r is None else r) for r in rules]
-        found[stage] = {part: [n * b] for part, n, b in zip(PARTS, shares, MIXED, strict=True)}
+        mesh = AbstractMesh(tuple(table.mesh.sizes(devices)[axis] for axis in AXES), AXES)
+        layout = state_shardings(state, axes, table, mesh)
+        pairs = (
+            (shapes, layout.params),
+            (shapes, gradient_shardings(shapes, axes, table, mesh)),
+            (state.opt_state, layout.opt_state),
+        )
+        found[stage] = {part: [shares(*pair)] for part, pair in zip(PARTS, pairs, strict=True)}
     title = f"GPT of {count / 1e9:.2f}B, mixed precision, {devices} devices"
     return {
         "title": title,
@@ -156,6 +159,14 @@ def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
         "bytes": found,
         "formula": formula(count, devices, MIXED),
     }
+
+
+def shares(shapes: Any, layout: Any) -> int:
+    """Bytes of one device's share of a tree of shapes."""
+    import jax
+
+    leaves = zip(jax.tree.leaves(shapes), jax.tree.leaves(layout), strict=True)
+    return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves)
 
 
 def picture(found: dict[str, Any]) -> Any:

@@ -1,0 +1,41 @@
+"""The tiny GPT under a preset of `jaxnlp/sharding/presets.py`: the variant is its name, and sizes of the mesh.
+
+JAX_NUM_CPU_DEVICES=8 python -m experiments.train --config=configs/gpt/parallel.py:ZERO3 --workdir=runs/zero3
+JAX_NUM_CPU_DEVICES=8 python -m experiments.train --config=configs/gpt/parallel.py:TP,data=2,tensor=4 --dry_run
+"""
+
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.sources import Embedded
+from jaxnlp.data.tokenizer import SentencePiece
+from jaxnlp.errors import UserError
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.nn.positions import Rotary
+from jaxnlp.optim import OptimConfig
+from jaxnlp.sharding.mesh import AXES
+from jaxnlp.sharding.presets import PRESETS
+from jaxnlp.train.experiment import Experiment
+
+
+def get_config(variant: str = "DDP") -> Experiment:
+    name, *sizes = variant.split(",")
+    given = {axis: size for axis, _, size in (part.partition("=") for part in sizes)}
+    if name not in PRESETS or not all(a in AXES and size.lstrip("-").isdigit() for a, size in given.items()):
+        raise UserError(
+            f"configs/gpt/parallel.py:{variant}: expected a preset and sizes, as ZERO3 or TP,data=2,tensor=4; presets: "
+            f"{', '.join(PRESETS)}; axes: {', '.join(AXES)}"
+        )
+    mesh = {axis: int(size) for axis, size in given.items()}
+    return Experiment(
+        model=GPTConfig(num_layers=4, num_heads=8, embed_dim=192, positions=Rotary()),
+        data=DataConfig(
+            source=Embedded(), tokenizer=SentencePiece(vocab_size=2048), seq_len=128, batch_size=8, prefetch_threads=0
+        ),
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=100),
+        sharding=PRESETS[name].on(**mesh) if mesh else PRESETS[name],
+        steps=1500,
+        log_every=20,
+        eval_every=500,
+        eval_batches=40,
+        checkpoint_every=500,
+        sample_tokens=120,
+    )
