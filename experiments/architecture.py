@@ -52,4 +52,4 @@ def config_name() -> str:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, alone=True)

@@ -25,15 +25,10 @@ WORKDIR = flags.DEFINE_string(
 )
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the parameter table, FLOPs and memory, and stop.")
 PROFILE = flags.DEFINE_string("profile_steps", None, "first:last, steps to write a JAX trace of, as 10:15.")
-DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other processes of this job, as on a TPU pod or under Slurm."
-)
 
 
 def main() -> int:
     begun = time.monotonic()
-    if DISTRIBUTED.value:
-        runtime.join_processes()
     if DRY_RUN.value:
         return dry_run()
     if WORKDIR.value is None:

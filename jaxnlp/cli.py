@@ -14,6 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from jaxnlp import config as configs
+from jaxnlp import processes
 from jaxnlp.errors import UserError
 
 FROM_JSON = str(pathlib.Path(__file__).with_name("config_json.py"))
@@ -35,9 +36,15 @@ def define_config() -> Any:
     )
 
 
-def run(main: Callable[[], int | None], doc: str | None) -> None:
-    """Parses the flags and runs `main`. What a user can cause ends in one line on stderr and exit status 2."""
+def run(main: Callable[[], int | None], doc: str | None, alone: bool = False) -> None:
+    """Parses the flags, runs `main` and exits. What a user can cause is one line on stderr and exit status 2.
+
+    Args:
+        main: what to run; in every process of the job, if there are several (`processes.py`).
+        alone: several processes are refused.
+    """
     argv = list(sys.argv)
+    processes.define_flags()
     if any(a in ("--help", "-h", "-help", "--h") for a in argv[1:]):
         print((doc or "").strip(), end="\n\n")
         print("Flags:")
@@ -46,11 +53,14 @@ def run(main: Callable[[], int | None], doc: str | None) -> None:
         sys.exit(0)
     _quiet()
     try:
-        code = app.run(lambda _: _guard(main), argv=argv, flags_parser=_parse)
+        with processes.joined(argv, alone):  # before the rest of the flags: what is wrong in one ends all
+            app.run(lambda _: _run(main), argv=argv, flags_parser=_parse)
     except UserError as e:
-        _fail(e)
-    else:
-        sys.exit(code)
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def _quiet() -> None:
@@ -70,25 +80,14 @@ def _unraisable(event: Any) -> None:
         sys.__unraisablehook__(event)
 
 
-def _guard(main: Callable[[], int | None]) -> int | None:
+def _run(main: Callable[[], int | None]) -> int | None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    try:
-        return main()
-    except UserError as e:
-        _fail(e)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
-
-
-def _fail(error: Exception) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
+    return main()
 
 
 def _shared_help() -> str:
-    names = [name for name in ("config", "config_json") if name in flags.FLAGS]
+    names = [name for name in ("config", "config_json", *processes.SETTINGS) if name in flags.FLAGS]
     return "\n".join(f"  --{name}: {flags.FLAGS[name].help}" for name in names)
 
 
@@ -101,21 +100,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
             configs.set_path(flags.FLAGS["config"].value, dotted, None)
     except flags.UnrecognizedFlagError as e:
         names = [n for n in flags.FLAGS if not n.startswith("config.")]
-        raise SystemExit(
-            _line(f"--{e.flagname}: no such flag{configs.did_you_mean(e.flagname.split('.')[0], names)}")
+        raise UserError(
+            f"--{e.flagname}: no such flag{configs.did_you_mean(e.flagname.split('.')[0], names)}"
         ) from None
     except flags.Error as e:
-        raise SystemExit(_line(str(e))) from None
-    except UserError as e:
-        raise SystemExit(_line(str(e))) from None
+        raise UserError(str(e)) from None
     if len(rest) > 1:
-        raise SystemExit(_line(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)"))
+        raise UserError(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)")
     return rest
-
-
-def _line(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
 
 
 def _translate(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -18,8 +18,6 @@ import platform
 import shutil
 import sys
 
-from jaxnlp.errors import UserError
-
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 
 
@@ -46,31 +44,6 @@ def keep_freed_memory() -> bool:
     # Older glibcs refuse a threshold above 32 MiB; that much still helps small models.
     threshold = mallopt(M_MMAP_THRESHOLD, 2**31 - 1) == 1 or mallopt(M_MMAP_THRESHOLD, 32 << 20) == 1
     return threshold & (mallopt(M_TRIM_THRESHOLD, 2**31 - 1) == 1) & (mallopt(M_TOP_PAD, 64 << 20) == 1)
-
-
-def join_processes() -> None:
-    """Joins the processes of one job (`jax.distributed`), where the environment describes one.
-
-    TPU pods, Slurm and Open MPI are recognised by JAX itself; anywhere else set
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process.
-    """
-    import jax
-
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    address, count, process = (os.environ.get(name) for name in names)
-    try:
-        if count is None:
-            jax.distributed.initialize()
-            return
-        if os.environ.get("JAX_PLATFORMS", "") == "cpu":
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(address, int(count), int(process or ""))
-    except (ValueError, RuntimeError) as e:
-        found = ", ".join(f"{name}={os.environ.get(name)!r}" for name in names)
-        raise UserError(
-            f"--distributed: cannot join the other processes ({str(e).strip() or type(e).__name__}; {found}); on a TPU "
-            "pod or under Slurm nothing need be set, elsewhere set all three in each process"
-        ) from None
 
 
 def python() -> str:

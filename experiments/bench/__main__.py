@@ -321,4 +321,4 @@ ALL = {
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, alone=True)

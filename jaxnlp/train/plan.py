@@ -99,7 +99,7 @@ def report(program: Program) -> str:
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract.params))
     tokens = e.data.batch_size * e.data.seq_len
     per_token = flops_per_token(e)
-    mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())
+    mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items() if size > 1) or "data=1"
     lines += ["", f"mesh: {mesh} ({program.mesh.size} {program.mesh.devices.flat[0].device_kind} devices)"]
     lines.append(f"parameters: {count:,}")
     rows_by = f"{e.data.batch_size} x {e.data.seq_len}"

@@ -62,7 +62,7 @@ def test_a_dry_run_shows_the_sharding_it_resolves(corpus, tmp_path):
     done = run("experiments.train", f"--config={tmp_path / 'split.py'}", "--dry_run", env={"JAX_NUM_CPU_DEVICES": "8"})
     assert done.code == 0, done.err
     assert re.search(r"block_0/mlp/up/kernel +16x64 +embed, mlp +fsdp, - +1,024\n", done.out)
-    assert "mesh: data=2 x fsdp=4 x tensor=1 (8 cpu devices)" in done.out
+    assert "mesh: data=2 x fsdp=4 (8 cpu devices)" in done.out
 
 
 def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
@@ -180,7 +180,7 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
         "mesh",
         train,
         [small, workdir, "--config.sharding.mesh.data=3"],
-        "sharding.mesh: data=3, fsdp=1, tensor=1 takes 3 devices and there are 1",
+        "sharding.mesh: data=3 takes 3 devices and there are 1",
     )
     yield "misspelt flag", train, [small, "--wokdir=x"], "--wokdir: no such flag; did you mean 'workdir'?"
     yield "stray argument", train, [small, workdir, "steps=3"], "'steps=3': not a flag; flags are written --name=value"
