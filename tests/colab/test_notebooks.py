@@ -24,7 +24,7 @@ def code_of(path: pathlib.Path) -> list[str]:
 
 
 def test_the_notebooks_are_there():
-    assert [path.name for path in NOTEBOOKS] == ["01_attention_to_gpt.ipynb", "02_bert.ipynb"]
+    assert [path.stem for path in NOTEBOOKS] == ["01_attention_to_gpt", "02_bert", "03_parallelism"]
 
 
 @each
@@ -75,6 +75,12 @@ def test_clearing_takes_out_what_an_execution_leaves():
 RUNS = {
     "01_attention_to_gpt": {"CONFIG": "small.py", "STEPS": "12", "TEXT": "def f(x):\n    return x"},
     "02_bert": {"CONFIG": "small_bert.py", "STEPS": "12", "TUNE_STEPS": "100"},
+    "03_parallelism": {"CONFIG": "small.py"},  # sets its own number of devices
+}
+SHOWN = {  # pictures, and a text among the outputs
+    "01_attention_to_gpt": (5, "validation split"),
+    "02_bert": (2, "validation split"),
+    "03_parallelism": (1, "the same losses"),
 }
 
 
@@ -96,5 +102,6 @@ def test_a_notebook_runs(path, corpus, tmp_path, monkeypatch):
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) == {"01_attention_to_gpt": 5, "02_bert": 2}[path.stem]
-    assert "validation split" in "".join(output.get("text", "") for output in outputs)
+    count, text = SHOWN[path.stem]
+    assert len(pictures) == count
+    assert text in "".join(output.get("text", "") for output in outputs)
