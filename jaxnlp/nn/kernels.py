@@ -231,15 +231,19 @@ def _grouped(q_BTHK, k_BSNK, v_BSNK, allowed, bias, scale, policy):
 
 
 def _weights(q_BNRK, k_BNSK, allowed, bias, softcap, policy):
+    return jax.nn.softmax(masked(biased_scores(q_BNRK, k_BNSK, bias, softcap, policy), allowed), axis=-1)
+
+
+def biased_scores(q_BNRK, k_BNSK, bias, softcap, policy: Policy) -> jax.Array:
+    """q k^T, with the bias added and the soft cap on; (B, N, R, S) float32, of queries that are scaled already."""
     scores = policy.dot(q_BNRK, k_BNSK, SCORES)
     if bias is not None:
         scores = scores + bias
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    return jax.nn.softmax(_masked(scores, allowed), axis=-1)
+    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
-def _masked(scores, allowed):
+def masked(scores, allowed):
+    """Scores with `MASKED` where `allowed` is False; None allows all."""
     return scores if allowed is None else jnp.where(allowed, scores, MASKED)
 
 
@@ -254,7 +258,7 @@ def _attend(q_BNRK, k_BNSK, v_BNSK, allowed, policy):
 
 
 def _attend_fwd(q, k, v, allowed, policy):
-    weights = _masked(policy.dot(q, k, SCORES), allowed)
+    weights = masked(policy.dot(q, k, SCORES), allowed)
     weights = jnp.exp(weights - weights.max(axis=-1, keepdims=True))
     weights = weights * (1.0 / weights.sum(axis=-1, keepdims=True))
     weights = weights.astype(policy.operand_dtype)

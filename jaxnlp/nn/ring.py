@@ -1,0 +1,249 @@
+"""Ring attention: context parallelism, where each device holds one share of a sequence.
+
+Queries stay where they are; keys and values travel round the ring of devices, a share at a time, and each device
+folds the share it holds into a running softmax (Liu et al. 2023, arXiv:2310.01889, section 3). No device ever holds
+the keys of the whole sequence or scores of more than `block` queries by one share of keys. The backward pass sends
+keys and values round once more, with their gradients.
+Shape legend: B batch, T queries and S keys of one device's share, H query heads, N key and value heads, K head size,
+C pieces of the queries, R rows of one piece: queries times the query heads that share a key head, L whole length.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn.kernels import MIX, SCORES, SPREAD, Einsum, biased_scores, masked
+from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.partitioning import mesh_axes, sharded_call, split
+from jaxnlp.nn.policy import Policy
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Ring:
+    """`Einsum` over a sequence that is split over devices, as the rule for the activation axis `length` says.
+
+    block: queries of a device's share whose scores are there at a time (the largest divisor of the share up to it).
+
+    The same numbers as `Einsum`, within rounding, for every mask and for grouped heads; statistics and sums are
+    float32. A bias is (B or 1, H, L, L) and so takes the memory that scores do not. Shares are contiguous: under a
+    causal mask the products of later keys are made and thrown away, half of all, as devices march in step; with a
+    causal window only the shares it reaches travel, and a row of padding gets a mean of some values and not of all.
+    Where the length is not split, or keys are of another length (decoding, most cross-attention), `Einsum` itself.
+    """
+
+    platforms = ("cpu", "gpu", "tpu")
+    features = ("softcap", "bias")
+    block: int = 512
+
+    def check(self) -> None:
+        if self.block < 1:
+            raise FieldError("block", self.block, "expected a positive number of queries, as 512")
+
+    def __call__(
+        self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, bias=None, scale=None, softcap=None, dropout=None
+    ):
+        """(B, T, H, K) in the compute dtype. Raises UserError for a length that does not divide, and for dropout."""
+        length, ways = q_BTHK.shape[1], split("length")
+        if dropout is not None:
+            raise UserError("attention Ring(): cannot drop weights; use Einsum(), or dropout_rate=0")
+        if ways == 1 or k_BSNK.shape[1] != length:
+            scores: dict[str, Any] = {"bias": bias, "scale": scale, "softcap": softcap}
+            return Einsum()(q_BTHK, k_BSNK, v_BSNK, mask, policy=policy, **scores)
+        (axes,) = mesh_axes(("length",))
+        if length % ways:
+            raise UserError(
+                f"attention Ring(): length {length} does not divide over the {ways} devices of mesh axis {axes!r}; "
+                f"make data.seq_len a multiple of {ways}, or change sharding.mesh"
+            )
+        q_BTHK = q_BTHK * (q_BTHK.shape[-1] ** -0.5 if scale is None else scale)
+        heads = mesh_axes(("batch", "length", "heads", "kv"))
+        keys = mesh_axes(("batch", "length", "kv_heads", "kv"))
+        if keys != heads:  # else a device's query heads would meet other heads' keys
+            groups = q_BTHK.shape[2] // k_BSNK.shape[2]
+            k_BSNK, v_BSNK, keys = jnp.repeat(k_BSNK, groups, axis=2), jnp.repeat(v_BSNK, groups, axis=2), heads
+        share = length // ways
+        piece = next(size for size in range(min(self.block, share), 0, -1) if share % size == 0)
+        ring = _Circle(axes, ways, _steps(mask, share, ways), piece, softcap, policy)
+        mask = dataclasses.replace(mask, offset=jnp.asarray(mask.offset))
+        q, k, v = (x.astype(policy.operand_dtype) for x in (q_BTHK, k_BSNK, v_BSNK))
+        specs = (heads, keys, keys, _bias_spec(bias), _mask_specs(mask))
+        out_BTHK = sharded_call(functools.partial(_share, ring), specs, heads)(q, k, v, bias, mask)
+        return out_BTHK.astype(policy.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Circle:
+    """What is known before tracing. axes: of the mesh, whose devices are the ring; steps: shares a device sees;
+    piece: queries (t) of one piece."""
+
+    axes: Any
+    ways: int
+    steps: int
+    piece: int
+    softcap: float | None
+    policy: Policy
+
+    def shift(self, tree: Any, places: int = 1) -> Any:
+        """Each array, sent so many places on."""
+        return lax.ppermute(tree, self.axes, [(i, (i + places) % self.ways) for i in range(self.ways)])
+
+    def source(self, step: Any) -> jax.Array:
+        """Whose keys this device holds after so many shifts."""
+        return (lax.axis_index(self.axes) - step) % self.ways
+
+
+def _steps(mask: Mask, share: int, ways: int) -> int:
+    """Shares that any query can see: all of them, or those a causal window reaches back to."""
+    aligned = isinstance(mask.offset, int) and mask.offset == 0
+    if mask.window is None or not mask.causal or mask.prefix_B is not None or not aligned:
+        return ways
+    return min(ways, 1 + -(-(mask.window - 1) // share))
+
+
+def _bias_spec(bias: jax.Array | None) -> PartitionSpec | None:
+    if bias is None:
+        return None
+    batch, heads, length = mesh_axes(("batch", "heads", "length"))
+    return PartitionSpec(batch if bias.shape[0] > 1 else None, heads, length, None)
+
+
+def _mask_specs(mask: Mask) -> Mask:
+    """A mask of the same fields, with the layout of each in place of its array."""
+    rows, batch = mesh_axes(("batch", "length")), mesh_axes(("batch",))
+    layout: dict[str, Any] = {"query_segments_BT": rows, "key_segments_BS": rows, "prefix_B": batch}
+    layout = {name: spec for name, spec in layout.items() if getattr(mask, name) is not None}
+    return dataclasses.replace(mask, offset=PartitionSpec(), **layout)  # pyright: ignore[reportArgumentType]
+
+
+def _share(ring: _Circle, q_BTHK, k_BSNK, v_BSNK, bias_BHTL, mask: Mask):
+    """What one device computes: its queries in C pieces of R rows each, against every share of the keys."""
+    (B, T, H, K), N, t = q_BTHK.shape, k_BSNK.shape[2], ring.piece
+    C, G = T // t, H // N
+    q_CBNRK = q_BTHK.reshape(B, C, t, N, G, K).transpose(1, 0, 3, 4, 2, 5).reshape(C, B, N, G * t, K)
+    if bias_BHTL is not None:
+        b, L = bias_BHTL.shape[0], bias_BHTL.shape[3]
+        bias_BHTL = bias_BHTL.reshape(b, N, G, C, t, L).transpose(3, 0, 1, 2, 4, 5).reshape(C, b, N, G * t, L)
+    if mask.query_segments_BT is not None:
+        mask = dataclasses.replace(mask, query_segments_BT=mask.query_segments_BT.reshape(B, C, t).swapaxes(0, 1))
+    k_BNSK, v_BNSK = jnp.swapaxes(k_BSNK, 1, 2), jnp.swapaxes(v_BSNK, 1, 2)
+    out_CBNRK: Any = _ring(ring, q_CBNRK, k_BNSK, v_BNSK, bias_BHTL, mask)
+    return out_CBNRK.reshape(C, B, N, G, t, K).transpose(1, 0, 4, 2, 3, 5).reshape(B, T, H, K)
+
+
+def _allowed(ring: _Circle, mask: Mask, held_BS, source, piece, rows: int, S: int):
+    """Piece number `piece` of this device's queries against the keys of `source`, by places in the whole sequence."""
+    segments_CBt, prefix_B, t = mask.query_segments_BT, mask.prefix_B, ring.piece
+    local = dataclasses.replace(
+        mask,
+        query_segments_BT=None if segments_CBt is None else segments_CBt[piece],
+        key_segments_BS=held_BS,
+        prefix_B=None if prefix_B is None else prefix_B - source * S,
+        offset=mask.offset + (ring.source(0) - source) * S + piece * t,
+    )
+    allowed = local.dense(t, S)
+    return None if allowed is None else jnp.tile(allowed, (1, 1, rows // t, 1))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ring(ring: _Circle, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask: Mask):
+    """softmax(q k^T + bias) v over all keys of the ring, (C, B, N, R, K) float32.
+
+    Kept for the backward pass: the arguments, the result and the softmax's two statistics a row.
+    """
+    return _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask)[0]
+
+
+def _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask):
+    policy, S = ring.policy, k_BNSK.shape[2]
+
+    def fold(step, state, held):
+        """The running softmax of each piece with the keys held now taken in."""
+        k, v, segments = held
+        source = ring.source(step)
+
+        def piece(x):
+            i, q, bias, (out, top, total) = x
+            scores = _block_scores(ring, q, k, bias, source)[0]
+            scores = masked(scores, _allowed(ring, mask, segments, source, i, q.shape[2], S))
+            new_top = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
+            weights, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
+            out = out * shrink + policy.dot(weights, v, MIX)
+            return out, new_top, total * shrink + weights.sum(axis=-1, keepdims=True)
+
+        return lax.map(piece, (jnp.arange(len(q_CBNRK)), q_CBNRK, bias_CBNRL, state))
+
+    def one_step(carry, step):
+        state, held = carry
+        onward = ring.shift(held)  # does not wait for the products, so both go on at once
+        return (fold(step, state, held), onward), None
+
+    zeros = jnp.zeros(q_CBNRK.shape, jnp.float32)
+    state = (zeros, zeros[..., :1] - jnp.inf, zeros[..., :1])
+    held, last = (k_BNSK, v_BNSK, mask.key_segments_BS), ring.steps - 1
+    (state, held), _ = lax.scan(one_step, (state, held), jnp.arange(last))
+    out, top, total = fold(last, state, held)
+    out = out / total
+    return out, (q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, out, top, total)
+
+
+def _ring_bwd(ring, residuals, d_out):
+    q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, out, top, total = residuals
+    policy, S = ring.policy, k_BNSK.shape[2]
+    row = (d_out * out).sum(axis=-1, keepdims=True)
+
+    def add(step, grads, held):
+        """Gradients with the keys held now taken in; those of the keys belong to whoever made the keys."""
+        k, v, segments = held
+        source = ring.source(step)
+
+        def piece(d_keys, x):
+            i, q, bias, top, total, row, d_out, (d_q, d_bias) = x
+            scores, slope = _block_scores(ring, q, k, bias, source)
+            scores = masked(scores, allowed := _allowed(ring, mask, segments, source, i, q.shape[2], S))
+            weights = jnp.exp(scores - top) / total
+            d_scores = weights * (policy.dot(d_out, v, SCORES) - row)
+            d_scores = d_scores if allowed is None else jnp.where(allowed, d_scores, 0.0)
+            d_scores = d_scores if slope is None else d_scores * slope
+            d_k, d_v = d_keys
+            d_keys = d_k + policy.dot(d_scores, q, SPREAD), d_v + policy.dot(weights, d_out, SPREAD)
+            if d_bias is not None:
+                kept = d_scores if bias.shape[0] > 1 else d_scores.sum(axis=0, keepdims=True)
+                d_bias = lax.dynamic_update_slice_in_dim(d_bias, kept, source * S, axis=3)
+            return d_keys, (d_q + policy.dot(d_scores, k, MIX), d_bias)
+
+        own, d_keys = grads
+        pieces = (jnp.arange(len(q_CBNRK)), q_CBNRK, bias_CBNRL, top, total, row, d_out, own)
+        d_keys, own = lax.scan(piece, d_keys, pieces)
+        return own, d_keys
+
+    def one_step(carry, step):
+        grads, held = carry
+        onward = ring.shift(held)
+        own, d_keys = add(step, grads, held)
+        return ((own, ring.shift(d_keys)), onward), None
+
+    zeros = lambda x: None if x is None else jnp.zeros(x.shape, jnp.float32)
+    grads = ((zeros(q_CBNRK), zeros(bias_CBNRL)), (zeros(k_BNSK), zeros(v_BNSK)))
+    held, last = (k_BNSK, v_BNSK, mask.key_segments_BS), ring.steps - 1
+    (grads, held), _ = lax.scan(one_step, (grads, held), jnp.arange(last))
+    (d_q, d_bias), d_keys = add(last, grads, held)
+    d_k, d_v = ring.shift(d_keys, -last)  # home
+    d_bias = None if d_bias is None else d_bias.astype(bias_CBNRL.dtype)
+    return d_q.astype(q_CBNRK.dtype), d_k.astype(k_BNSK.dtype), d_v.astype(v_BNSK.dtype), d_bias, None
+
+
+_ring.defvjp(_ring_fwd, _ring_bwd)
+
+
+def _block_scores(ring: _Circle, q_BNRK, k_BNSK, bias_BNRL, source):
+    """Scores (B, N, R, S) before the mask, and the derivative of their soft cap (None without one)."""
+    S = k_BNSK.shape[2]
+    bias = None if bias_BNRL is None else lax.dynamic_slice_in_dim(bias_BNRL, source * S, S, axis=3)
+    scores = biased_scores(q_BNRK, k_BNSK, bias, ring.softcap, ring.policy)
+    return scores, None if ring.softcap is None else 1.0 - (scores / ring.softcap) ** 2
