@@ -119,7 +119,7 @@ def flops_per_token(experiment: Experiment) -> float:
 
 
 def check_batch(experiment: Experiment, num_devices: int) -> None:
-    """Raises FieldError unless a microbatch divides over the devices that split the batch."""
+    """Raises FieldError unless a microbatch and a sequence divide over the devices that split them."""
     sizes = experiment.sharding.mesh.sizes(num_devices)
     batch = as_tuple(experiment.sharding.activations.get("batch"))
     ways, rows = math.prod(sizes[axis] for axis in batch), experiment.data.batch_size // experiment.accum_steps
@@ -131,6 +131,12 @@ def check_batch(experiment: Experiment, num_devices: int) -> None:
             experiment.data.batch_size,
             f"does not divide over {'*'.join(batch)}={ways} devices{of}; use {up}, or change sharding.mesh",
         )
+    for name in ("length", "residual"):
+        split = as_tuple(experiment.sharding.activations.get(name))
+        ways, length = math.prod(sizes[axis] for axis in split), experiment.data.seq_len
+        if length % ways:
+            near = f"does not divide over {'*'.join(split)}={ways} devices; use {-(-length // ways) * ways}"
+            raise FieldError("data.seq_len", length, f"{near}, or change sharding.mesh")
 
 
 def check_classes(experiment: Experiment) -> None:
