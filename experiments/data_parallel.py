@@ -190,4 +190,4 @@ def report(found: Found) -> str:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, alone=True)

@@ -63,4 +63,4 @@ def special_ids(experiment: Any, tokenizer: Any) -> dict[str, int]:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, alone=True)

@@ -120,4 +120,4 @@ def layer(first: list[Any], between: str, last: Any, sequence: bool) -> list[Any
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, alone=True)

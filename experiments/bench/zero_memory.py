@@ -185,4 +185,4 @@ def picture(found: dict[str, Any]) -> Any:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, alone=True)
