@@ -1,0 +1,306 @@
+"""Collectives of a compiled program, read from its text (`compiled.as_text()`): which, how often, of how many bytes.
+
+Compilers print one collective in many forms, and all are counted here: on its own; as a `-start` and `-done` pair; in a
+computation called by an asynchronous call (`async-start`, `call-start`); spread over fusions that repeat it under one
+channel id; an `all-reduce-scatter` fusion, which is a reduce-scatter though it contains an all-reduce; and the ring of
+collective-permutes that a windowed einsum makes of a gather or a scatter, which are counted as the permutes that they
+are. What is in a loop counts as often as the loop turns.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+KINDS = (
+    *("all-reduce", "reduce-scatter", "all-gather", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+CALLS = ("fusion", "call", "call-start", "async-start", "custom-call")
+SCATTER = "all-reduce-scatter"  # the name of the fusions that are reduce-scatters
+
+HEADER = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s.*->.*\{\s*$")
+INSTRUCTION = re.compile(r"^\s+(ROOT\s+)?%?([\w.\-]+) = (.*)$")
+OPCODE = re.compile(r"\s*([a-z][\w\-]*)\(")
+ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+CALLED = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.\-]+)")
+IOTA = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One instruction.
+
+    kind: of `KINDS`. members: device numbers that talk to each other, a row a group; of a permute its
+        (source, target) pairs; empty where all devices are one group.
+    bytes: of the whole array in one group: what an all-gather makes, what a reduce-scatter takes; of a permute
+        what one device sends.
+    count: times in a run of the program. source: the operation of the model that it comes from.
+    """
+
+    kind: str
+    members: tuple[tuple[int, ...], ...]
+    bytes: int
+    count: int
+    source: str = ""
+
+    def group_size(self, num_devices: int) -> int:
+        if self.kind == "collective-permute":
+            return 2
+        return len(self.members[0]) if self.members else num_devices
+
+    def sent(self, num_devices: int) -> float:
+        """Bytes that each device sends each time, as a ring moves them (Patarasuk and Yuan 2009)."""
+        n = self.group_size(num_devices)
+        if self.kind == "collective-permute":
+            return float(self.bytes)
+        return self.bytes * (2 if self.kind == "all-reduce" else 1) * (n - 1) / n
+
+    def axes(self, sizes: Mapping[str, int]) -> tuple[str, ...]:
+        """Mesh axes along which its devices lie apart; sizes: of the mesh's axes, outermost first."""
+        return tuple(sizes) and spanned(self.members, sizes)
+
+
+def spanned(members: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """Axes whose coordinate differs between members of a group. Devices are numbered in the order of the mesh."""
+    if not members:
+        return tuple(axis for axis, size in sizes.items() if size > 1)
+    shape = tuple(sizes.values())
+    apart = np.zeros(len(shape), bool)
+    for group in members:
+        places = np.stack(np.unravel_index(np.asarray(group), shape))
+        apart |= (places != places[:, :1]).any(axis=1)
+    return tuple(axis for axis, differs in zip(sizes, apart, strict=True) if differs)
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """Every collective of a program's text, in the order of its computations. Those of one device alone are left out.
+
+    Raises:
+        ValueError: text that is no HLO module; a collective in a loop whose turns the text does not tell.
+    """
+    computations, entry = parse(hlo)
+    if entry is None:
+        raise ValueError("no ENTRY computation: expected the text of a compiled program")
+    return [c for c in _Walk(computations).visit(entry, 1) if not c.members or any(len(set(g)) > 1 for g in c.members)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """name = type opcode(rest, with its attributes."""
+
+    name: str
+    type: str
+    opcode: str
+    rest: str
+    root: bool = False
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.\-]+)", _type(f"({self.rest}")[0])
+
+    def attribute(self, pattern: str) -> str | None:
+        found = re.search(pattern, self.rest)
+        return found and found[1]
+
+
+def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str | None]:
+    """(computations by name, the entry's name)."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, inside = None, None
+    for line in hlo.splitlines():
+        if header := HEADER.match(line):
+            inside = computations.setdefault(header[2], [])
+            if header[1]:
+                entry = header[2]
+        elif line == "}":  # anything else at the left margin goes on from the line before it
+            inside = None
+        elif inside is not None and (found := INSTRUCTION.match(line)):
+            kind, rest = _type(found[3])
+            if opcode := OPCODE.match(rest):
+                inside.append(Instruction(found[2], kind, opcode[1], rest[opcode.end() :], bool(found[1])))
+    return computations, entry
+
+
+class _Walk:
+    def __init__(self, computations: dict[str, list[Instruction]]):
+        self.computations = computations
+
+    def visit(self, name: str, count: int, fused: bool = False, seen: set[Any] | None = None) -> Iterator[Collective]:
+        """Collectives of a computation that runs `count` times; `seen`: those of the fusions around it in one loop."""
+        seen = set() if seen is None else seen
+        scatter = fused and SCATTER in name
+        for one in self.computations.get(name, ()):
+            kind = one.opcode.removesuffix("-start")
+            if kind in KINDS:
+                found = _collective(one, kind, count, scatter)
+                # Fusions that overlap one collective with work each repeat it; outside them equal ids are no copies.
+                key = (one.attribute(r"channel_id=(\d+)"), found.kind, found.bytes, found.members)
+                if fused and not scatter:
+                    if key in seen:
+                        continue
+                    seen.add(key)
+                yield found
+            elif one.opcode == "while":
+                body = one.attribute(r"body=%?([\w.\-]+)")
+                assert body is not None
+                turns = self.turns(one)
+                inner = list(self.visit(body, count * (1 if turns is None else turns)))
+                if inner and turns is None:
+                    raise ValueError(f"{one.name}: a loop with collectives, whose turns the text does not tell")
+                yield from inner
+            elif one.opcode == "conditional":
+                yield from self.branch(one, count)
+            elif one.opcode in CALLS:
+                scattering = one.opcode == "fusion" and SCATTER in one.name
+                for called in CALLED.findall(one.rest):
+                    inner = self.visit(called, count, one.opcode == "fusion", seen)
+                    yield from (
+                        (dataclasses.replace(c, kind="reduce-scatter") if c.kind == "all-reduce" else c for c in inner)
+                        if scattering
+                        else inner
+                    )
+
+    def branch(self, one: Instruction, count: int) -> list[Collective]:
+        """Of a conditional: the branch that moves most."""
+        names = re.findall(r"(?:true_computation|false_computation)=%?([\w.\-]+)", one.rest)
+        if listed := one.attribute(r"branch_computations=\{([^}]*)\}"):
+            names += [name.strip().lstrip("%") for name in listed.split(",")]
+        branches = [list(self.visit(name, count)) for name in names]
+        return max(branches, key=lambda found: sum(c.bytes * c.count for c in found), default=[])
+
+    def turns(self, loop: Instruction) -> int | None:
+        """How often a loop turns: as the compiler notes it, or the constant that its condition compares the counter
+        with, over what its body adds to that (2 where the compiler has unrolled it once)."""
+        if noted := loop.attribute(r"known_trip_count[^\d}]*(\d+)"):
+            return int(noted)
+        condition, body = (loop.attribute(rf"{word}=%?([\w.\-]+)") or "" for word in ("condition", "body"))
+        limits = list(self.constants(condition))
+        return -(-max(limits) // self.stride(condition, body)) if limits else None
+
+    def stride(self, condition: str, body: str) -> int:
+        """What a turn adds to the counter; 1 where that cannot be seen."""
+        names = {one.name: one for one in self.computations.get(condition, ())}
+        root = next((one for one in names.values() if one.root), None)
+        counter = names.get(root.operands[0]) if root is not None and root.operands else None
+        place = counter and counter.attribute(r"index=(\d+)")
+        inside = {one.name: one for one in self.computations.get(body, ())}
+        last = next((one for one in inside.values() if one.root and one.opcode == "tuple"), None)
+        if place is None or last is None:
+            return 1
+        one = inside.get(last.operands[int(place)])
+        while one is not None and one.opcode == "copy":
+            one = inside.get(one.operands[0])
+        if one is None or one.opcode != "add":
+            return 1
+        added = [inside[name] for name in one.operands if name in inside and inside[name].opcode == "constant"]
+        return max([1, *(_constant(x) for x in added)])
+
+    def constants(self, name: str) -> Iterator[int]:
+        """Integers in a computation and in what it calls."""
+        for one in self.computations.get(name, ()):
+            if one.opcode == "constant" and re.match(r"[su](32|64)\[\]", one.type):
+                yield _constant(one)
+            elif one.opcode in CALLS:
+                for called in CALLED.findall(one.rest):
+                    yield from self.constants(called)
+
+
+def _constant(one: Instruction) -> int:
+    found = re.match(r"-?\d+", one.rest)
+    return int(found[0]) if found else 0
+
+
+def _collective(one: Instruction, kind: str, count: int, scatter: bool) -> Collective:
+    parts, members = _parts(one.type), groups(one.rest)
+    if one.opcode in ("all-gather-start", "collective-permute-start") and len(parts) > 1:
+        size = num_bytes(parts[1])  # (what goes in, what comes out, ...)
+    else:
+        size = num_bytes(one.type)
+    if kind == "reduce-scatter":
+        size *= len(members[0]) if members else 1
+    kind = "reduce-scatter" if scatter and kind == "all-reduce" else kind
+    return Collective(kind, members, size, count, one.attribute(r'op_name="([^"]*)"') or "")
+
+
+def groups(rest: str) -> tuple[tuple[int, ...], ...]:
+    """Device numbers by group from an instruction's attributes, in each form they are printed in:
+    `{{0,1},{2,3}}`, `[2,4]<=[4,2]T(1,0)` and `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`."""
+    if found := re.search(r"source_target_pairs=\{(\{[\d,{}\s]*\})\}", rest):
+        return tuple(tuple(map(int, pair.split(","))) for pair in re.findall(r"\{([\d,]+)\}", found[1]))
+    if found := re.search(r"replica_groups=\{((?:\{[\d,\s]*\},?\s*)*)\}", rest):
+        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,\s]+)\}", found[1]))
+    if found := re.search(r"replica_groups=(\[[^ ]*\](?:T\([\d,]+\))?)", rest):
+        return tuple(map(tuple, iota(found[1]).tolist()))
+    pattern = r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\((.*?)\)\s)?\s*,?\s*\{([^}]*)\}"
+    if found := re.search(pattern, rest):
+        return _mesh_groups(*found.groups())
+    return ()
+
+
+def iota(text: str) -> np.ndarray:
+    """Numbers in the form `[2,4]<=[4,2]T(1,0)`: 0 to 7 as 4 x 2, transposed, as 2 x 4."""
+    found = IOTA.match(text)
+    assert found is not None, text
+    shape, source, order = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
+    assert shape is not None
+    numbers = np.arange(math.prod(shape)).reshape(source or shape)
+    numbers = numbers.transpose(order) if order else numbers
+    return numbers.reshape(shape) if source else numbers
+
+
+def _mesh_groups(mesh: str, ids: str | None, over: str) -> tuple[tuple[int, ...], ...]:
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    numbers = np.arange(math.prod(sizes.values()))
+    if ids is not None:
+        numbers = iota(ids).ravel() if ids.startswith("[") else np.asarray([int(n) for n in re.findall(r"\d+", ids)])
+    # An axis may be cut: 'a':(2)4 is the part of a of size 4 that has a part of 2 before it.
+    parts = {name: [(size, False)] for name, size in sizes.items()}
+    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over):
+        whole, first, own = sizes[name], int(before or 1), int(size or sizes[name])
+        parts[name] = [(first, False), (own, True), (whole // first // own, False)]
+    flat = [part for name in sizes for part in parts[name]]
+    places = numbers.reshape([size for size, _ in flat])
+    inside = [i for i, (_, taken) in enumerate(flat) if taken]
+    outside = [i for i in range(len(flat)) if i not in inside]
+    width = math.prod(flat[i][0] for i in inside)
+    return tuple(map(tuple, places.transpose(outside + inside).reshape(-1, width).tolist()))
+
+
+def num_bytes(kind: str) -> int:
+    """Bytes of a type, tuples and all, as `(bf16[4,8]{1,0}, f32[])`."""
+    total = 0
+    for name, bits, shape in ARRAY.findall(kind):
+        width = 8 if name == "pred" else int(bits)
+        total += -(-width * math.prod(int(n) for n in shape.split(",") if n) // 8)
+    return total
+
+
+def _type(text: str) -> tuple[str, str]:
+    """(type, the rest) of what stands right of the = sign."""
+    if not text.startswith("("):
+        kind, _, rest = text.partition(" ")
+        return kind, f" {rest}"
+    depth = 0
+    for i, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return text[: i + 1], text[i + 1 :]
+    return text, ""
+
+
+def _parts(kind: str) -> list[str]:
+    """Elements of a tuple type."""
+    if not kind.startswith("("):
+        return [kind]
+    out, depth = [""], 0
+    for letter in kind[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            out.append("")
+        else:
+            out[-1] += letter
+    return out
