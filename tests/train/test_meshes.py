@@ -4,6 +4,7 @@ SGD with momentum: after the first step its trace is the gradient, bit for bit, 
 parameters are all compared, each relative to the largest number of its tensor.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -16,7 +17,10 @@ from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.tasks.text_pairs import TextPairs
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.models.llama import LlamaConfig
 from jaxnlp.models.t5 import T5Config
+from jaxnlp.nn.kernels import Einsum
+from jaxnlp.nn.ring import Ring
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.objectives.masked_lm import MaskedLM
 from jaxnlp.objectives.seq2seq import Seq2Seq
@@ -32,6 +36,13 @@ MODELS = {
     "gpt": GPTConfig(max_len=T, scan_layers=True, **SIZES),
     "bert": BertConfig(max_len=T, scan_layers=True, **SIZES),
     "t5": T5Config(num_decoder_layers=2, head_dim=4, **SIZES),
+}
+LLAMA = {**SIZES, "num_kv_heads": 4, "window": 7, "scan_layers": True, "remat": "full"}
+LLAMA.pop("dropout_rate")
+RINGS = {
+    "gpt of a ring": dataclasses.replace(MODELS["gpt"], dropout_rate=0.0, attention=Ring(block=2)),
+    "bert of a ring": dataclasses.replace(MODELS["bert"], dropout_rate=0.0, attention=Ring()),
+    "llama of a ring": LlamaConfig(attention=Ring(), **LLAMA),
 }
 
 SPLIT = {**TENSOR, "embed": "fsdp"}
@@ -66,7 +77,7 @@ def batch(name: str, seed: int) -> dict[str, np.ndarray]:
     if name == "t5":
         text = lambda: random.integers(0, V - 1, random.integers(1, T + 1))
         return encoder_decoder.batch([(text(), text()) for _ in range(B)], T, T, fill=V - 1, start=V - 1)
-    if name == "gpt":
+    if name in ("gpt", "llama"):
         windows = random.integers(0, V - 1, (B, T + 1)).astype(np.int32)
         windows[random.random((B, T + 1)) < 0.15] = V - 1
         for i, length in enumerate(random.integers(1, T + 1, B)):
@@ -86,10 +97,14 @@ def batch(name: str, seed: int) -> dict[str, np.ndarray]:
 
 
 def run(name: str, sharding: Sharding | None, devices: int):
-    """(losses, the first gradient, parameters) of three steps."""
+    """(losses, the first gradient, parameters) of three steps. One device has no ring and takes `Einsum`."""
+    model, name = {**MODELS, **RINGS}[name], name.split()[0]
+    if devices == 1:
+        model = dataclasses.replace(model, attention=Einsum())
+    causal = CausalLM(z_loss=1e-3)
     e = Experiment(
-        model=MODELS[name],
-        objective={"gpt": CausalLM(z_loss=1e-3), "bert": MaskedLM(), "t5": Seq2Seq(label_smoothing=0.1)}[name],
+        model=model,
+        objective={"gpt": causal, "llama": causal, "bert": MaskedLM(), "t5": Seq2Seq(label_smoothing=0.1)}[name],
         data=DataConfig(seq_len=T, batch_size=B, **({"examples": TextPairs(target_len=T)} if name == "t5" else {})),
         optim=OptimConfig(name="sgd", learning_rate=0.1, schedule="constant", clip_norm=None, weight_decay=0.0),
         sharding=sharding or Sharding(),
@@ -124,6 +139,14 @@ CASES = [
     pytest.param(name, mesh, marks=() if name == "gpt" or mesh in QUICK else pytest.mark.slow)
     for name in MODELS
     for mesh in MESHES
+]
+
+
+CASES += [
+    pytest.param(name, mesh, marks=() if mesh.startswith("ZERO2") and name != "bert of a ring" else pytest.mark.slow)
+    for name in RINGS
+    for mesh in MESHES
+    if "sequence" in mesh
 ]
 
 
