@@ -107,7 +107,7 @@ def test_a_call_on_another_core_is_looked_into():
     called = f"""%called.13 (p.1: f32[1024,8]) -> f32[128,8] {{
   ROOT %r = f32[128,8]{{1,0}} reduce-scatter(%p.1), channel_id=3, {GROUPS}, dimensions={{0}}, to_apply=%add
 }}"""
-    entry = """  %s = ((f32[1024,8], token[]), f32[128,8]) call-start(%p), async_execution_thread="s", to_apply=%called.13
+    entry = """  %s = ((f32[1024,8], token[]), f32[128,8]) call-start(%p), to_apply=%called.13
   %d = f32[128,8] call-done(%s)"""
     assert [(c.kind, c.bytes) for c in collectives(program(entry, called))] == [("reduce-scatter", 1024 * 8 * 4)]
 
