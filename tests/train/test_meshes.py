@@ -68,7 +68,11 @@ MESHES = {
     "ZERO3 and TP_SP, 2 2 2": ZERO3_TP_SP.on(data=2, fsdp=2, tensor=2),
     "ZERO3 and TP_SP, fsdp 2 sequence 2 tensor 2": ZERO3_TP_SP.on(fsdp=2, sequence=2, tensor=2),
 }
-QUICK = ("ZERO2 fsdp 8", "ZERO3 and TP_SP, fsdp 2 sequence 2 tensor 2")  # for the models beside GPT
+WIDE = ("TP tensor 8", "TP data 2 tensor 4", "TP_SP data 2 tensor 4", "ZERO3 and TP, fsdp 2 tensor 4")
+BESIDE_GPT = {
+    "bert": [mesh for mesh in MESHES if mesh not in WIDE],
+    "t5": ["ZERO2 fsdp 8", "TP_SP tensor 8", "TP_SP data 2 tensor 4"],
+}
 
 
 def batch(name: str, seed: int) -> dict[str, np.ndarray]:
@@ -135,18 +139,10 @@ def close(found, wanted):
     jax.tree.map(one, found, wanted)
 
 
-CASES = [
-    pytest.param(name, mesh, marks=() if name == "gpt" or mesh in QUICK else pytest.mark.slow)
-    for name in MODELS
-    for mesh in MESHES
-]
-
-
-CASES += [
-    pytest.param(name, mesh, marks=() if mesh.startswith("ZERO2") and name != "bert of a ring" else pytest.mark.slow)
-    for name in RINGS
-    for mesh in MESHES
-    if "sequence" in mesh
+CASES = [("gpt", mesh) for mesh in MESHES] + [
+    pytest.param(name, mesh, marks=() if mesh == "ZERO2 fsdp 8" else pytest.mark.slow)
+    for name, meshes in BESIDE_GPT.items()
+    for mesh in meshes
 ]
 
 
