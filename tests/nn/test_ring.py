@@ -2,6 +2,10 @@
 
 import contextlib
 import functools
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +14,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnlp import config as configs
+from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.kernels import Einsum
@@ -18,7 +24,11 @@ from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.ring import Ring
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
+from jaxnlp.sharding.presets import DDP
 from jaxnlp.sharding.rules import ACTIVATIONS
+from jaxnlp.train.experiment import Experiment
+from jaxnlp.train.program import build
+from tests.entry import ROOT
 
 T = 32
 SEGMENTS = jnp.asarray([[1] * 12 + [2] * 20, [1] * 5 + [2] * 5 + [3] * 14 + [0] * 8])
@@ -187,11 +197,40 @@ def test_memory_is_a_tenth_of_dense_attention():
     assert "all-gather" not in ring.as_text() and "all-gather" in dense.as_text()
 
 
+@pytest.mark.slow
+def test_memory_on_a_real_topology():
+    library = os.environ.get("JAXNLP_LIBTPU", "")
+    if not os.path.exists(library):
+        pytest.skip("libtpu is not there; `make test-slow` installs it and sets JAXNLP_LIBTPU")
+    env = {**os.environ, "TPU_LIBRARY_PATH": library, "JAX_PLATFORMS": "cpu"}
+    env |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_NUM_CPU_DEVICES": "1"}
+    found = {}
+    for kernel in ("ring", "einsum"):
+        command = [sys.executable, "-m", "tests.nn.compile_ring_tpu", kernel, "16384"]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[kernel] = json.loads(done.stdout.splitlines()[-1])
+    assert found["ring"]["temporaries"] * 10 <= found["einsum"]["temporaries"], found
+    assert found["ring"]["gathers"] == 0 and found["ring"]["permutes"], found
+
+
 def test_a_length_that_does_not_divide_is_told(rng):
     arrays = {name: x[:, :30] for name, x in inputs(rng).items()}
     wanted = r"Ring\(\): length 30 .*4 devices of mesh axis 'sequence'; make data.seq_len a multiple of 4"
     with over(MESHES["data"]), pytest.raises(UserError, match=wanted):
         Ring()(*arrays.values(), Mask(), policy=Policy())
+
+
+def test_a_config_of_a_ring_is_saved_and_loaded():
+    e = Experiment(model=GPTConfig(attention=Ring(block=256)))
+    assert configs.from_dict(json.loads(json.dumps(configs.to_dict(e)))) == e
+
+
+def test_a_sequence_that_does_not_divide_is_told_before_any_compile():
+    e = Experiment(model=GPTConfig(attention=Ring(), vocab_size=32), data=DataConfig(seq_len=30, batch_size=8))
+    e.sharding = DDP.on(data=2, sequence=4)
+    with pytest.raises(FieldError, match=r"data.seq_len=30: does not divide over sequence=4 devices; use 32"):
+        build(e, jax.devices())
 
 
 def test_what_it_cannot_do_is_told():
