@@ -144,6 +144,7 @@ CASES = [("gpt", mesh) for mesh in MESHES] + [
     for name, meshes in BESIDE_GPT.items()
     for mesh in meshes
 ]
+CASES += [(name, "ZERO2 fsdp 2 sequence 4") for name in RINGS]
 
 
 @pytest.mark.parametrize(("name", "mesh"), CASES)
