@@ -110,7 +110,7 @@ def test_any_block(rng, block):
 
 
 def test_key_heads_that_are_not_split_where_query_heads_are(rng):
-    equal(rng, Mask(), MESHES["tensor"], rules={"kv_heads": None}, arrays=inputs(rng, N=1))
+    equal(rng, Mask(), MESHES["tensor"], rules={"kv_heads": None}, arrays=inputs(rng, N=2))
 
 
 @pytest.mark.parametrize("batch", [1, 2])
