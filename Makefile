@@ -16,6 +16,7 @@ CONFIG ?= configs/gpt/tiny.py
 # runs/tiny for the default config, runs/bert-tiny_pretrain for configs/bert/tiny_pretrain.py:roberta.
 FILE := $(basename $(firstword $(subst :, ,$(CONFIG))))
 NAME := $(if $(filter configs/%,$(FILE)),$(subst /,-,$(patsubst configs/%,%,$(FILE))),$(notdir $(FILE)))
+TOPOLOGY ?= v5e:4x4
 WORKDIR ?= runs/$(patsubst gpt-%,%,$(NAME))
 ARGS ?=
 
@@ -61,6 +62,13 @@ generate: setup  ## generate text from WORKDIR; ARGS='--prompt="def main"'
 .PHONY: evaluate
 evaluate: setup  ## loss and bits per byte of WORKDIR; ARGS=--split=test
 	$(BIN)/python -m experiments.evaluate --workdir=$(WORKDIR) $(ARGS)
+
+.PHONY: tpu
+tpu: setup $(VENV)/tpu.stamp  ## install libtpu, which compiles for TPUs on any machine
+
+.PHONY: plan
+plan: tpu  ## plan CONFIG for TOPOLOGY (v5e:4x4): memory, communication, time; ARGS=--search ranks the tables that fit
+	$(BIN)/python -m experiments.plan --config=$(CONFIG) --topology=$(TOPOLOGY) $(ARGS)
 
 .PHONY: test
 test: $(VENV)/test.stamp lint types  ## lint, types and the default tests (under five minutes on two cores)

@@ -63,7 +63,7 @@ def dry_run() -> int:
     if CONFIG.value is None:
         raise UserError("--dry_run: give a config with --config=FILE")
     experiment, _ = prepare(CONFIG.value)
-    print(report(build(experiment)))
+    print(report(build(experiment, only_traced=True)))
     return 0
 
 

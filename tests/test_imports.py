@@ -22,7 +22,8 @@ ALLOWED = {
     "objectives": BASE | {"nn"},
     "optim": BASE | {"nn"},
     "figures": BASE,
-    "scaling": BASE,
+    "scaling": BASE
+    | {"runtime", "nn", "models", "data", "sharding", "objectives", "optim", "evals", "figures", "train"},
     "evals": BASE | {"nn", "models", "data", "objectives"},
     "generate": BASE | {"nn", "models"},
     "interop": BASE | {"nn", "models", "data", "sharding"},

@@ -65,7 +65,8 @@ def activation_bytes(program: Program) -> int:
     if getattr(trunk(model), "remat", "none") == "none":
         return kept
     plain = with_trunk(model, remat="none")
-    whole = residual_bytes(build(dataclasses.replace(program.experiment, model=plain), list(program.mesh.devices.flat)))
+    changed = dataclasses.replace(program.experiment, model=plain)
+    whole = residual_bytes(build(changed, list(program.mesh.devices.flat), only_traced=True))
     return kept + (whole - kept) // trunk(model).num_layers
 
 

@@ -83,8 +83,11 @@ class Program:
         return {name: make(sharding, x, (*size, *x.shape[len(size) :])) for name, x in batch.items()}
 
 
-def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Program:
+def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_traced: bool = False) -> Program:
     """Lays a resolved experiment out over the devices. Nothing is compiled and no array made yet.
+
+    Args:
+        only_traced: nothing will be compiled for these devices, so that attention may be another platform's kernel.
 
     Raises:
         UserError: a size that does not divide over the mesh, a missing rule, an attention
@@ -95,7 +98,8 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None) -> Progr
     check_batch(e, mesh.size)
     platform = mesh.devices.flat[0].platform
     kernel = getattr(e.model, "attention", None)
-    if kernel is not None and platform not in kernel.platforms and not getattr(kernel, "interpret", False):
+    runs = kernel is None or platform in kernel.platforms or getattr(kernel, "interpret", False)
+    if kernel is not None and not runs and not only_traced:
         name = type(kernel).__name__
         raise UserError(
             f"model.attention={name}(): does not run on {platform}, only on {', '.join(kernel.platforms)}; use Einsum()"

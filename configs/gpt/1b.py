@@ -1,0 +1,47 @@
+"""A GPT of 1.3 billion parameters, for 16 TPU v5e chips or more: ZeRO 3 over all of them.
+
+Rotary positions, RMSNorm, SwiGLU and no biases, as in Llama; bfloat16 parameters with float32 master copies. It fits
+v5e:4x4; `python -m experiments.plan --config=configs/gpt/1b.py --topology=v5e:4x4` says how well, before any is rented.
+"""
+
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.sources import Embedded
+from jaxnlp.data.tokenizer import SentencePiece
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.nn.kernels import Flash
+from jaxnlp.nn.mlp import GatedMLP
+from jaxnlp.nn.norms import RMSNorm
+from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.positions import Rotary
+from jaxnlp.optim import OptimConfig
+from jaxnlp.sharding.presets import ZERO3
+from jaxnlp.train.experiment import Experiment
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        model=GPTConfig(
+            vocab_size=32768,
+            max_len=2048,
+            num_layers=24,
+            num_heads=16,
+            embed_dim=2048,
+            mlp_dim=5632,
+            positions=Rotary(),
+            norm=RMSNorm(),
+            mlp=GatedMLP(),
+            attention=Flash(),
+            use_bias=False,
+            scan_layers=True,
+            remat="full",
+            policy=Policy(param_dtype="bfloat16", compute_dtype="bfloat16"),
+        ),
+        data=DataConfig(source=Embedded(), tokenizer=SentencePiece(vocab_size=32768), seq_len=2048, batch_size=256),
+        optim=OptimConfig(learning_rate=4e-4, warmup_steps=2000, weight_decay=0.1, b2=0.95, master_dtype="float32"),
+        sharding=ZERO3.on(fsdp=-1),
+        accum_steps=2,
+        steps=100_000,
+        log_every=20,
+        eval_every=1000,
+        checkpoint_every=1000,
+    )

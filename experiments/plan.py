@@ -1,0 +1,82 @@
+"""Plan a run before renting a chip: what it takes of memory, communication and time, and which table is best.
+
+  python -m experiments.plan --config=configs/gpt/7b.py --topology=v5e:16x16
+  python -m experiments.plan --config=configs/gpt/7b.py --topology=v5p:4x4x4 --config.accum_steps=2 --out=plans
+  python -m experiments.plan --config=configs/gpt/1b.py --topology=v5e:4x4 --search
+  JAX_NUM_CPU_DEVICES=8 python -m experiments.plan --config=configs/gpt/parallel.py:ZERO3 --topology=local
+
+The training step is compiled for the topology, on this machine, by libtpu (`make tpu`); "local" is the devices that are
+attached. Topologies: v5e:4x4, v6e:16x16, v4:4x4x4, v5p:8x8x8, tpu7x:4x4x4; v5e:1 is one chip, 2*v5e:16x16 two slices,
+with sharding.mesh.slices in the config. Exit status 1: it does not fit.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+CONFIG = cli.define_config()
+TOPOLOGY = flags.DEFINE_string("topology", "local", "Devices to plan for: as v5e:16x16, or local.")
+SEARCH = flags.DEFINE_bool("search", False, "Try the presets and microbatch counts that fit, and rank them.")
+OUT = flags.DEFINE_string("out", None, "Folder for plan.json and plan.png.")
+
+
+def main() -> int:
+    from jaxnlp.figures.files import save_png
+    from jaxnlp.figures.plan import draw_plans
+    from jaxnlp.scaling import topology
+    from jaxnlp.scaling.planner import plan
+    from jaxnlp.scaling.report import ranking, report
+    from jaxnlp.scaling.search import search
+
+    if CONFIG.value is None:
+        raise UserError("--config: not given; expected a config file, or --config_json=FILE")
+    devices = topology.devices(TOPOLOGY.value)
+    experiment = resolved(CONFIG.value)
+    tell = lambda line: print(line, file=sys.stderr, flush=True)
+    if SEARCH.value:
+        plans = search(experiment, devices, tell)
+        print(ranking(plans) if plans else "nothing fits; more devices, a smaller batch, or model.remat='full'")
+    else:
+        tell(f"compiling for {len(devices)} x {devices[0].device_kind} ...")
+        plans = [plan(experiment, devices, experiment_name())]
+        print(report(plans[0]))
+        if plans[0].fits:
+            tell(f"compiled in {plans[0].compile_seconds:,.0f} s")
+    if OUT.value is not None and plans:
+        out = pathlib.Path(OUT.value)
+        found = [one.to_dict() for one in plans]
+        save_png(draw_plans(found, f"{experiment_name()} on {TOPOLOGY.value}"), out / "plan.png")
+        (out / "plan.json").write_text(json.dumps({"topology": TOPOLOGY.value, "plans": found}, indent=1) + "\n")
+        tell(f"written: {out / 'plan.json'}, {out / 'plan.png'}")
+    return 0 if plans and plans[0].fits else 1
+
+
+def resolved(experiment: Any) -> Any:
+    """The experiment with its vocabulary filled in; a tokenizer is opened only where the config leaves that to it."""
+    from jaxnlp import config as configs
+    from jaxnlp.data import pipeline
+    from jaxnlp.train.experiment import trunk
+    from jaxnlp.train.loop import prepare
+
+    if trunk(experiment.model).vocab_size is None:
+        return prepare(experiment)[0]
+    configs.check(experiment)
+    return dataclasses.replace(experiment, data=pipeline.resolved(experiment.data))
+
+
+def experiment_name() -> str:
+    """The config as the command line gives it, without its folder."""
+    given = [a.split("=", 1)[1] for a in sys.argv if a.startswith(("--config=", "--config_json="))]
+    return pathlib.Path(given[-1].partition(":")[0]).stem + given[-1].partition(":")[2] if given else "plan"
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__, alone=True)

@@ -1,0 +1,78 @@
+"""A picture of plans: memory of each device against what it has, and the least time of each resource."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxnlp.figures.parallelism import COLOURS, DPI, amount, unit_of
+
+PARTS = {**COLOURS, "activations": "#d98880"}
+TIMES = ("#5b7fa6", "#8fbf7f", "#f0a35e", "#a678b8", "#c9a6d4", "#b0b0b0", "#d98880")
+
+
+def draw_plans(plans: Sequence[Mapping[str, Any]], title: str) -> Any:
+    """Two panels, a row a plan: stacked bytes of each part, with the compiler's peak as a tick and the memory there is
+    as a line; and a bar for each resource's time.
+
+    Args:
+        plans: `Plan.to_dict()` of each: name, parts, compiled, limit, seconds.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 1.9 + 0.62 * len(plans)), dpi=DPI)
+    left, right = figure.subplots(1, 2, sharey=True)
+    shown = [_memory(left, plans), _times(right, plans)]
+    left.set_yticks(range(len(plans)), [plan["name"] for plan in plans])
+    left.set_ylim(len(plans) - 0.5, -0.5)
+    for axis in (left, right):
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11, weight="bold")
+    for handles, x in zip(shown, (0.27, 0.77), strict=True):
+        if handles:
+            at = {"loc": "lower center", "bbox_to_anchor": (x, 0)}
+            figure.legend(handles.values(), handles, ncols=3, fontsize=8, frameon=False, **at)
+    figure.tight_layout(rect=(0, 0.55 / figure.get_figheight(), 1, 1))
+    return figure
+
+
+def _memory(axis: Any, plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    largest = max(max(sum(plan["parts"].values()), (plan["compiled"] or {}).get("peak", 0)) for plan in plans)
+    unit, size = unit_of(largest)
+    shown: dict[str, Any] = {}
+    for y, plan in enumerate(plans):
+        start = 0.0
+        for part, count in plan["parts"].items():
+            bar = axis.barh(y, count / size, left=start, height=0.55, color=PARTS[part])
+            shown.setdefault(part, bar)
+            start += count / size
+        peak = (plan["compiled"] or {}).get("peak")
+        told = f"{amount(peak)} compiled" if peak and plan["fits"] else "does not fit"
+        if peak:
+            (tick,) = axis.plot([peak / size] * 2, [y - 0.36, y + 0.36], color="black", lw=1.6)
+            shown.setdefault("peak, compiled", tick)
+        axis.text(max(start, (peak or 0) / size) + largest / size * 0.015, y, told, va="center", fontsize=8)
+    limits = {plan["limit"] for plan in plans if plan["limit"]}
+    for there in limits:
+        if there < 3 * largest:
+            shown["memory there is"] = axis.axvline(there / size, color="#b03030", lw=1.2, ls="--")
+    axis.set_xlim(0, 1.35 * max([largest, *(n for n in limits if n < 3 * largest)]) / size)
+    axis.set_xlabel(f"{unit} on each device", fontsize=9)
+    return shown
+
+
+def _times(axis: Any, plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for plan in plans for name in plan["seconds"]))
+    longest = max((s for plan in plans for s in plan["seconds"].values()), default=0.0)
+    unit, size = ("s", 1.0) if longest >= 1 else ("ms", 1e-3)
+    shown: dict[str, Any] = {}
+    for y, plan in enumerate(plans):
+        height = 0.7 / max(1, len(plan["seconds"]))
+        for i, (name, seconds) in enumerate(plan["seconds"].items()):
+            place = y - 0.35 + (i + 0.5) * height
+            colour = TIMES[names.index(name) % len(TIMES)]
+            shown.setdefault(name, axis.barh(place, seconds / size, height=0.9 * height, color=colour))
+        if plan["step_seconds"] is None:
+            axis.text(0, y, " unknown" if plan["fits"] else " does not fit", va="center", fontsize=8)
+    axis.set_xlabel(f"{unit} of a step, each resource alone at its best", fontsize=9)
+    axis.tick_params(axis="y", length=0)
+    return shown

@@ -1,0 +1,94 @@
+"""A plan as text."""
+
+from collections.abc import Sequence
+
+from jaxnlp.figures.parallelism import amount
+from jaxnlp.scaling.planner import Plan
+
+
+def report(plan: Plan) -> str:
+    """Memory, collectives and time, a table each; why it does not fit, and what would help, where it does not."""
+    lines = [*_head(plan), "", *_memory(plan)]
+    if not plan.fits:
+        lines += ["", str(plan.problem), *([] if not plan.remedies else ["what would change that:"])]
+        return "\n".join([*lines, *(f"  {one}" for one in plan.remedies)])
+    return "\n".join([*lines, "", *_traffic(plan), "", *_time(plan)])
+
+
+def ranking(plans: Sequence[Plan]) -> str:
+    """Plans that fit, as a table in the order given."""
+    rows = [("", "tables", "memory", "step at best", "bound by", "MFU at most")]
+    for place, one in enumerate(plans, 1):
+        assert one.compiled is not None
+        step = "?" if one.step_seconds is None else f"{one.step_seconds * 1e3:,.1f} ms"
+        mfu = "?" if one.mfu_ceiling is None else f"{one.mfu_ceiling:.0%}"
+        rows.append((str(place), one.name, amount(one.compiled["peak"]), step, one.bound or "?", mfu))
+    return "\n".join(aligned(rows))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    right = [all(row[i][:1].isdigit() or row[i] in ("", "?", "-") for row in rows[1:]) for i in range(len(widths))]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, right, strict=True)
+        lines.append("  ".join(cell.rjust(w) if r else cell.ljust(w) for cell, w, r in cells).rstrip())
+    return lines
+
+
+def _head(plan: Plan) -> list[str]:
+    mesh = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items()) or "one device"
+    micro = f" in {plan.accum_steps} microbatches" if plan.accum_steps > 1 else ""
+    return [
+        f"{plan.parameters:,} parameters on {plan.num_devices} x {plan.device}, mesh {mesh}",
+        f"{plan.tokens:,} tokens a step{micro}, {plan.flops:.3e} FLOPs",
+    ]
+
+
+def _memory(plan: Plan) -> list[str]:
+    count = plan.parameters
+    rows = [("memory on each device", "bytes", "a parameter")]
+    rows += [(f"  {part}", amount(size), f"{size / count:.3f}") for part, size in plan.parts.items()]
+    states = sum(size for part, size in plan.parts.items() if part != "activations")
+    per = "+".join(f"{plan.theory[f'{name} bytes']:g}" for name in ("weight", "gradient", "optimizer"))
+    formula = f"  ZeRO's formula, stage {plan.theory['stage']:g}, {per}"
+    rows.append(("  states, all but activations", amount(states), f"{states / count:.3f}"))
+    rows.append((formula, amount(plan.theory["bytes"]), f"{plan.theory['bytes'] / count:.3f}"))
+    if plan.compiled is not None:
+        rows += [
+            (f"  compiled: {part}", amount(size), f"{size / count:.3f}")
+            for part, size in plan.compiled.items()
+            if size or part == "peak"
+        ]
+    if plan.limit is not None:
+        rows.append(("  there is", amount(plan.limit), "-"))
+    lines = aligned(rows)
+    if plan.compiled is not None and plan.limit is not None:
+        lines.append(f"  {plan.compiled['peak'] / plan.limit:.0%} of it is taken")
+    return lines
+
+
+def _traffic(plan: Plan) -> list[str]:
+    if not plan.traffic:
+        return ["no collectives"]
+    rows = [("collective", "axes", "over", "times", "sent by each device", "at best")]
+    for one in plan.traffic:
+        seconds = "?" if one.seconds is None else f"{one.seconds * 1e3:,.2f} ms"
+        rows.append((one.kind, "+".join(one.axes) or "-", one.network, f"{one.count:,}", amount(one.bytes), seconds))
+    return aligned(rows)
+
+
+def _time(plan: Plan) -> list[str]:
+    if plan.step_seconds is None:
+        return [f"time: unknown ({plan.peak_source})"]
+    rows = [("time of a step, at best", "", "")]
+    for name, seconds in sorted(plan.seconds.items(), key=lambda item: -item[1]):
+        rows.append((f"  {name}", f"{seconds * 1e3:,.2f} ms", "bounds" if name == plan.bound else ""))
+    lines = [*aligned(rows), f"peak: {plan.peak_source}"]
+    if plan.recomputed:
+        lines.append(f"compute includes {plan.recomputed:.0%} more for what remat does again")
+    if plan.mfu_ceiling is not None:
+        rate = plan.tokens / plan.step_seconds
+        lines.append(f"MFU at most {plan.mfu_ceiling:.0%}: {rate:,.0f} tokens a second, if all else overlaps")
+    return lines

@@ -1,0 +1,109 @@
+"""The devices of a plan: those of a TPU slice that is only named, or those attached.
+
+A program compiles for TPUs without one: libtpu, the TPU's compiler, runs on any machine. It has to be the version that
+`jax[tpu]` of the installed JAX pins; another may fail on a program that this one compiles.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+from typing import Any
+
+from jaxnlp.errors import UserError
+
+NAME = re.compile(r"(?:(\d+)\*)?(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+)*)$")
+EXAMPLES = "v5e:4x4, v6e:16x16, v4:4x4x4, v5p:8x8x8, tpu7x:4x4x4, 2*v5e:16x16 (two slices), v5e:1 (one chip) or local"
+THREE_D = ("v4", "v5p", "tpu7x")
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",  # ask no cloud which TPU this is
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes may plan at the same time
+    # The machine's own TPU, if it had one: libtpu complains where it is told nothing.
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
+def devices(name: str) -> list[Any]:
+    """The devices of a topology. Before anything has asked JAX for its own, or these cannot be had.
+
+    Args:
+        name: as `EXAMPLES`; "local" is the attached devices, on a machine without any the CPU's.
+
+    Raises:
+        UserError: no such topology; no libtpu, or another version than JAX needs.
+    """
+    import jax
+
+    if name == "local":
+        return jax.devices()
+    found = NAME.match(name)
+    if not found:
+        raise UserError(f"--topology={name}: no such topology; expected one as {EXAMPLES}")
+    slices, family, shape = int(found[1] or 1), found[2], found[3]
+    one = set(shape.split("x")) == {"1"}  # libtpu has no topology of one chip
+    asked = ("2x2x1" if family in THREE_D else "2x2") if one else shape
+    if (asked.count("x") == 2) != (family in THREE_D) or (one and slices > 1):
+        raise UserError(f"--topology={name}: {family} has {3 if family in THREE_D else 2} dimensions; as {EXAMPLES}")
+    library()
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    jax.config.update("jax_platforms", "cpu")
+    given: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if family in THREE_D:
+        given["wrap"] = tuple(size != "1" for size in asked.split("x"))
+    from jax.experimental import topologies
+
+    try:
+        of = list(topologies.get_topology_desc(f"{family}:{asked}", platform="tpu", **given).devices)
+    except Exception as e:  # whatever the compiler's plugin makes of it
+        reason = str(e).splitlines()[0][:200]
+        raise UserError(
+            f"--topology={name}: libtpu has no such topology ({reason}); expected one as {EXAMPLES}"
+        ) from None
+    return of[: 2 if family == "tpu7x" else 1] if one else of
+
+
+def library() -> str:
+    """Finds libtpu and tells JAX, by TPU_LIBRARY_PATH; its path.
+
+    Where TPU_LIBRARY_PATH says; or installed; or in the folder `tpu` of the environment, where `make tpu` puts it.
+
+    Raises:
+        UserError: not there, or not of the version that JAX pins.
+    """
+    jax_version = importlib.metadata.version("jax")
+    remedy = f'get it with `make tpu`, or `pip install "jax[tpu]=={jax_version}"`'
+    if given := os.environ.get("TPU_LIBRARY_PATH"):
+        path = pathlib.Path(given)
+        if not path.is_file():
+            raise UserError(f"TPU_LIBRARY_PATH={given}: no such file; unset it, or {remedy}")
+    else:
+        spec = importlib.util.find_spec("libtpu")
+        folders = [pathlib.Path(f) for f in (spec.submodule_search_locations or () if spec else ())]
+        folders.append(pathlib.Path(sys.prefix) / "tpu" / "libtpu")
+        path = next((f / "libtpu.so" for f in folders if (f / "libtpu.so").is_file()), None)
+        if path is None:
+            raise UserError(f"libtpu, the TPU's compiler, is not installed; {remedy}")
+    have, need = version(path), pinned()
+    if have and need and not re.fullmatch(re.escape(need).replace(r"\*", ".*"), have):
+        raise UserError(f"libtpu {have} ({path}) is not what jax {jax_version} needs, {need}; {remedy}")
+    os.environ["TPU_LIBRARY_PATH"] = str(path)
+    return str(path)
+
+
+def version(path: pathlib.Path) -> str | None:
+    """Of a libtpu.so, by the metadata that lies beside its package; None if there is none."""
+    names = (folder.name for folder in path.resolve().parent.parent.glob("libtpu-*.dist-info"))
+    return next((name.removeprefix("libtpu-").removesuffix(".dist-info") for name in names), None)
+
+
+def pinned() -> str | None:
+    """The version of libtpu that `jax[tpu]` requires, as "0.0.42.*"."""
+    for requirement in importlib.metadata.requires("jax") or ():
+        if found := re.match(r"libtpu\s*==\s*([\d.*]+)", requirement):
+            return found[1]
+    return None

@@ -1,0 +1,220 @@
+"""Plans on eight CPU devices: the compiler's account beside ours, collectives by axis, and what does not fit."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.figures.plan import draw_plans
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.nn.policy import Policy
+from jaxnlp.optim import OptimConfig
+from jaxnlp.scaling import chips, planner
+from jaxnlp.scaling.hlo import Collective
+from jaxnlp.scaling.planner import Plan, plan
+from jaxnlp.scaling.report import ranking, report
+from jaxnlp.scaling.search import search
+from jaxnlp.sharding.mesh import make_mesh
+from jaxnlp.sharding.presets import DDP, TP, ZERO1, ZERO2, ZERO3
+from jaxnlp.train.experiment import Experiment
+from tests.entry import ROOT, run
+
+DEVICES = 8
+LAYERS, BATCH, LENGTH = 2, 16, 32
+
+
+def experiment(sharding, **fields) -> Experiment:
+    model = GPTConfig(
+        vocab_size=256, max_len=LENGTH, num_layers=LAYERS, num_heads=8, embed_dim=64, scan_layers=True, remat="full"
+    )
+    return Experiment(
+        model=model, data=DataConfig(seq_len=LENGTH, batch_size=BATCH), sharding=sharding, steps=10, **fields
+    )
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, Plan]:
+    tables = {"DDP": DDP.on(data=8), "ZERO1": ZERO1.on(fsdp=8), "ZERO3": ZERO3.on(fsdp=8)}
+    tables["TP"] = TP.on(data=2, tensor=4)
+    return {name: plan(experiment(table), jax.devices()[:DEVICES], name) for name, table in tables.items()}
+
+
+def moved(found: Plan, *axes: str) -> float:
+    return sum(row.bytes for row in found.traffic if row.axes == axes)
+
+
+@pytest.mark.parametrize("name", ["DDP", "ZERO1", "ZERO3", "TP"])
+def test_arguments_are_the_parameters_and_the_optimizer_state(plans, name):
+    parts, compiled = plans[name].parts, plans[name].compiled
+    batch = 5 * BATCH * LENGTH * 4 / (2 if name == "TP" else 8)
+    assert compiled["arguments"] == pytest.approx(parts["parameters"] + parts["optimizer state"] + batch, abs=256)
+    assert compiled["peak"] == sum(compiled[part] for part in ("arguments", "temporaries", "other outputs"))
+
+
+@pytest.mark.parametrize(("name", "stage", "each"), [("DDP", 0, 16), ("ZERO1", 1, 9), ("ZERO3", 3, 2)])
+def test_states_are_what_zeros_formula_says(plans, name, stage, each):
+    found = plans[name]
+    states = sum(size for part, size in found.parts.items() if part != "activations")
+    assert found.theory["stage"] == stage
+    assert found.theory["bytes"] == each * found.parameters
+    assert states == pytest.approx(found.theory["bytes"], rel=0.1)  # norms and biases are not split
+
+
+def test_traffic_is_along_the_axes_of_the_table(plans):
+    psi = 4 * plans["DDP"].parameters
+    # A tied embedding's two gradients are all-reduced before they are added: once the vocabulary more.
+    assert moved(plans["DDP"], "data") == pytest.approx(2 * (psi + 4 * 256 * 64) * 7 / 8, rel=0.05)
+    assert {row.axes for row in plans["ZERO3"].traffic} == {("fsdp",)}
+    assert any(row.kind == "all-gather" for row in plans["ZERO3"].traffic)
+    # Megatron: two all-reduces forward and two backward a layer; this backend does some in parts, and the rest beside.
+    one = BATCH // 2 * LENGTH * 64 * 4 * 2 * 3 / 4
+    assert 4 * LAYERS * one < moved(plans["TP"], "tensor") < 10 * LAYERS * one
+    gradients = plans["TP"].parts["gradients"] + 4 * 256 * 64 / 4
+    assert moved(plans["TP"], "data") == pytest.approx(gradients, rel=0.05) and not moved(plans["DDP"], "tensor")
+
+
+def test_the_report_has_every_table_and_json_every_number(plans):
+    found = plans["TP"]
+    text = report(found)
+    for words in (
+        "mesh data=2 x tensor=4",
+        "optimizer state",
+        "ZeRO's formula, stage 0, 4+4+8",
+        "compiled: peak",
+        "all-reduce",
+        "tensor",
+        "time of a step, at best",
+        "bounds",
+        "MFU at most",
+    ):
+        assert words in text
+    stored = json.loads(json.dumps(found.to_dict()))
+    assert stored["fits"] and stored["bound"] == "compute" and stored["mfu_ceiling"] == pytest.approx(3 / 4)
+    assert {row["network"] for row in stored["traffic"]} == {"memory"}
+    assert len(draw_plans([one.to_dict() for one in plans.values()], "plans").axes) == 2
+
+
+def test_what_does_not_fit_says_what_is_largest_and_what_would_help(plans, monkeypatch):
+    e = experiment(ZERO1.on(fsdp=8))
+    e = dataclasses.replace(e, model=dataclasses.replace(e.model, remat="none"))
+    monkeypatch.setattr(planner, "limit", lambda device: 1.5e6)
+    found = plan(e, jax.devices()[:DEVICES])
+    assert not found.fits and found.bound is None and found.step_seconds is None
+    largest = max(found.parts, key=found.parts.get)
+    assert found.problem.startswith("does not fit: the step needs") and f"largest are the {largest}" in found.problem
+    assert {text.partition(":")[0].split(",")[0] for text in found.remedies} >= {
+        "model.remat='full'",
+        "accum_steps=2",
+        "sharding as ZERO2",
+        "sharding as ZERO3",
+    }
+    assert "what would change that" in report(found)
+    assert "DDP" not in " ".join(found.remedies)
+
+
+@pytest.mark.parametrize(
+    ("error", "needs"),
+    [
+        ("Ran out of memory on HBM, the total memory required for HLO temporaries (46.90G) exceeds", "50.4 GB"),
+        ("Ran out of memory in memory space hbm. Used 18.52G of 15.75G hbm. Exceeded hbm capacity by", "19.9 GB"),
+    ],
+)
+def test_the_compilers_own_figure_is_told(plans, error, needs):
+    assert f"the step needs {needs} on each cpu" in planner.told(plans["DDP"], f"RESOURCE_EXHAUSTED: {error}")
+
+
+def test_mixed_precision_counts_two_two_twelve():
+    e = experiment(ZERO2.on(fsdp=8), optim=OptimConfig(master_dtype="float32"))
+    policy = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
+    e = dataclasses.replace(e, model=dataclasses.replace(e.model, policy=policy))
+    found = planner.outline(planner.build(e, jax.devices()[:DEVICES]))
+    assert [found.theory[f"{name} bytes"] for name in ("weight", "gradient", "optimizer")] == [2, 2, 12]
+    assert found.theory["bytes"] == pytest.approx(found.parameters * (2 + 2 / 8 + 12 / 8))
+
+
+def test_a_search_ranks_what_fits_and_tells_of_each():
+    lines = []
+    found = search(experiment(ZERO3.on(fsdp=8)), jax.devices()[:DEVICES], lines.append)
+    assert len(found) == len([line for line in lines if "fits" in line]) >= 6
+    assert [one.step_seconds for one in found] == sorted(one.step_seconds for one in found)
+    table = ranking(found).splitlines()
+    assert len(table) == len(found) + 1 and "MFU at most" in table[0]
+    assert sum("ZERO3" in line or line.startswith("config") for line in lines) == 1  # the config's own, not twice
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake:
+    """A TPU chip at a place."""
+
+    coords: tuple[int, ...]
+    slice_index: int = 0
+    device_kind: str = "TPU v5 lite"
+
+
+def seconds(kind: str, members, shape, slices: int = 1):
+    import numpy as np
+
+    grid = [Fake(tuple(int(n) for n in place), s) for s in range(slices) for place in np.ndindex(shape)]
+    mesh = type("Mesh", (), {"devices": np.array(grid, object), "size": len(grid)})
+    chip = chips.chip_of(grid[0])
+    assert chip is not None and chip.name == "v5e"
+    return planner.wire(Collective(kind, members, 10**9, 1), mesh, chip)
+
+
+def test_time_on_links():
+    row = (tuple(range(16)),)
+    # One side of a 16 x 16 torus: a ring, both ways at 50 GB/s. A side of four is no ring.
+    assert seconds("all-gather", row, (16, 16)) == ("ICI", pytest.approx(15 / 16 / 100))
+    assert seconds("all-reduce", row, (16, 16)) == ("ICI", pytest.approx(2 * 15 / 16 / 100))
+    assert seconds("all-gather", ((0, 1, 2, 3),), (4, 4)) == ("ICI", pytest.approx(3 / 4 / 50))
+    assert seconds("all-gather", (tuple(range(256)),), (16, 16)) == ("ICI", pytest.approx(255 / 256 / 200))
+
+
+def test_time_between_slices():
+    # Chip 0 of each slice: all of it crosses. All chips: reduced within a slice, a sixteenth each crosses.
+    dcn = 6.4e12 / 8 / 256
+    assert seconds("all-reduce", ((0, 16),), (4, 4), 2) == ("DCN", pytest.approx(1e9 / dcn))
+    assert seconds("all-reduce", (tuple(range(32)),), (4, 4), 2) == ("DCN", pytest.approx(1e9 / 16 / dcn))
+    assert seconds("all-gather", ((0, 1, 2, 3),), (4, 4), 2)[0] == "ICI"
+
+
+def test_every_chip_is_found_by_its_kind_and_has_a_source():
+    kinds = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
+    kinds |= {"NVIDIA A100-SXM4-80GB": "A100", "NVIDIA H100 80GB HBM3": "H100", "NVIDIA H200": "H200"}
+    for kind, name in kinds.items():
+        chip = chips.chip_of(Fake((), device_kind=kind))
+        assert chip is not None and chip.name == name and chip.source
+        assert chip.limit <= chip.hbm
+    assert chips.chip_of(jax.devices()[0]) is None
+    assert make_mesh(DDP.mesh, jax.devices()[:1]).size == 1
+
+
+def test_the_entry_point_plans_for_the_attached_devices(tmp_path):
+    config = f"--config={ROOT / 'configs/gpt/parallel.py'}:ZERO3"
+    sizes = [f"--config.model.{name}={n}" for name, n in (("num_layers", 1), ("embed_dim", 64), ("vocab_size", 2048))]
+    done = run("experiments.plan", config, *sizes, f"--out={tmp_path}", env={"JAX_NUM_CPU_DEVICES": "8"})
+    assert done.code == 0, done.err
+    assert "mesh fsdp=8" in done.out and "MFU at most" in done.out and "compiling for 8 x cpu" in done.err
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["topology"] == "local" and found["plans"][0]["fits"]
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--topology=v9:2x2"], "--topology=v9:2x2: no such topology; expected one as v5e:4x4"),
+        (["--topology=v5p:4x4"], "--topology=v5p:4x4: v5p has 3 dimensions"),
+        (
+            ["--topology=v5e:4x4"],
+            "TPU_LIBRARY_PATH=/nowhere/libtpu.so: no such file; unset it, or get it with `make tpu`",
+        ),
+    ],
+)
+def test_a_wrong_topology_is_one_line(flags, message):
+    config = f"--config={ROOT / 'configs/gpt/parallel.py'}"
+    done = run("experiments.plan", config, *flags, env={"TPU_LIBRARY_PATH": "/nowhere/libtpu.so"})
+    assert done.code == 2 and done.out == ""
+    assert done.err.startswith(f"error: {message}") and done.err.count("\n") == 1
