@@ -1,13 +1,93 @@
 """A stack of blocks, unrolled or scanned, with what the backward pass computes again."""
 
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core.scope import LazyRng
 
 from jaxnlp.nn import remat
 from jaxnlp.nn.policy import Policy
+
+_replaced: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("replaced", default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """A stack's layers as code that others run, as a pipeline does, a few of them here and a few there.
+
+    path: where their parameters are in the model's, as ("blocks",). shared: what each gets beside x, the last one
+    static. keys: of dropout, one for each layer (L,), or None where dropout is off; Flax folds `names` into them.
+    """
+
+    block: Any
+    config: Any
+    path: tuple[str, ...]
+    shared: tuple[Any, ...]
+    keys: jax.Array | None
+    names: tuple[Any, ...] = ()
+
+    def run(self, params: Any, x: jax.Array, shared: tuple[Any, ...], keys: jax.Array | None) -> jax.Array:
+        """x through layers in a row, those of `params` (leading axis n) and `keys` (n,), as `stack` runs them."""
+        block = _with_remat(self.block, self.config, len(shared))
+        counters: dict[Any, Any] = {"dropout": 0}  # of the draws so far, which Flax folds into each draw's key
+
+        def layer(x, w, key, counters):
+            def call(module, x):
+                module.scope.rng_counters = counters
+                return module(x, None, *shared)[0]
+
+            rngs: Any = None if key is None else {"dropout": LazyRng(key, self.names)}
+            return nn.apply(call, block(self.config))({"params": w}, x, rngs=rngs)
+
+        first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
+        # `nn.scan` traces its body twice, and the draws of the first time count.
+        jax.eval_shape(lambda: layer(x, first(params), first(keys), counters))
+        one = lambda x, pair: (layer(x, pair[0], pair[1], _copied(counters)), None)
+        return jax.lax.scan(one, x, (params, keys))[0]
+
+
+def _copied(counters: dict[Any, Any]) -> dict[Any, Any]:
+    return {name: _copied(count) if isinstance(count, dict) else count for name, count in counters.items()}
+
+
+@contextlib.contextmanager
+def stack_replaced(fn: Callable[[jax.Array, Layers], jax.Array]) -> Iterator[None]:
+    """Within the block each scanned stack without caches returns fn(x, its layers), and runs none of them itself."""
+    token = _replaced.set(fn)
+    try:
+        yield
+    finally:
+        _replaced.reset(token)
+
+
+class _Keys(nn.Module):
+    """The keys that `nn.scan` gives each layer of a submodule of this name, and the names yet to be folded into them.
+
+    No parameters.
+    """
+
+    length: int
+
+    @nn.compact
+    def __call__(self):
+        if not self.has_rng("dropout"):
+            return None, ()
+        assert self.scope is not None
+        rng: Any = self.scope.rngs["dropout"]
+        return jax.random.split(rng.rng, self.length), rng.suffix
+
+
+def _with_remat(block: Any, config: Any, num_shared: int) -> Any:
+    if config.remat == "none":
+        return block
+    static = (num_shared + 2,)  # self, x and the cache come first
+    return nn.remat(block, policy=remat.policy(config.remat), prevent_cse=not config.scan_layers, static_argnums=static)
 
 
 def stack(block: Any, config: Any, x: jax.Array, caches: Any, *shared: Any) -> tuple[jax.Array, Any]:
@@ -25,11 +105,11 @@ def stack(block: Any, config: Any, x: jax.Array, caches: Any, *shared: Any) -> t
     Returns:
         x, and the new caches.
     """
-    if config.remat != "none":
-        static = (len(shared) + 2,)  # self, x and the cache come first
-        block = nn.remat(
-            block, policy=remat.policy(config.remat), prevent_cse=not config.scan_layers, static_argnums=static
-        )
+    replaced = _replaced.get()
+    if replaced is not None and caches is None and config.scan_layers:
+        module = _Keys(config.num_layers, name="blocks")
+        return replaced(x, Layers(block, config, module.path, shared, *module())), None
+    block = _with_remat(block, config, len(shared))
     if not config.scan_layers:
         out = []
         for i in range(config.num_layers):

@@ -1,0 +1,63 @@
+"""Random keys that draw, for a device's rows of a batch, the numbers that the whole batch would get in those rows.
+
+Inside a `shard_map` over the axes that split the batch a model sees its own rows alone, and would draw the same
+dropout masks on every device. A key made here knows which share of the rows is its own: what it draws for an array of
+b rows is rows i b to (i + 1) b of what the plain key draws for all of them, bit for bit, so that a step is the same
+however the batch is split. It holds for Threefry as JAX counts by default (`jax_threefry_partitionable`), where
+each number hangs on its place alone, and for arrays whose leading axis is the batch.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.extend import random as extend
+
+
+def local_key(key: jax.Array, share: jax.Array | int) -> jax.Array:
+    """Key(s) of any shape, for share number `share` of the rows. Keys that are not Threefry's draw other numbers."""
+    data = jax.random.key_data(key)
+    if data.shape[-1] != 2:
+        return jax.vmap(jax.random.fold_in, (0, None))(key.reshape(-1), share).reshape(key.shape)
+    shares = jnp.broadcast_to(jnp.asarray(share, jnp.uint32), (*data.shape[:-1], 1))
+    return jax.random.wrap_key_data(jnp.concatenate([data, shares], axis=-1), impl=LOCAL)
+
+
+def _plain(key):
+    return jax.random.wrap_key_data(key[:2], impl="threefry2x32")
+
+
+def _seed(seed):
+    return jnp.append(jax.random.key_data(jax.random.key(seed, impl="threefry2x32")), jnp.uint32(0))
+
+
+def _split(key, shape):
+    keys = jax.random.key_data(jax.random.split(_plain(key), shape))
+    return jnp.concatenate([keys, jnp.broadcast_to(key[2:], (*shape, 1))], axis=-1)
+
+
+def _fold_in(key, data):
+    return jnp.append(jax.random.key_data(jax.random.fold_in(_plain(key), data)), key[2])
+
+
+def _random_bits(key, bit_width, shape):
+    size = math.prod(shape)
+    if size >= 2**32:
+        raise NotImplementedError(f"an array of {size:,} random numbers on one device")
+    # The place of this share's first number, share * size, as two words of 32 bits.
+    low, middle = key[2] * jnp.uint32(size & 0xFFFF), key[2] * jnp.uint32(size >> 16)
+    start = low + (middle << 16)
+    high = (middle >> 16) + (start < low).astype(jnp.uint32)
+    place = jax.lax.iota(jnp.uint32, size) + start
+    high = high + (place < start).astype(jnp.uint32)
+    first, second = jnp.split(extend.threefry_2x32((key[0], key[1]), jnp.concatenate([high, place])), 2)
+    if bit_width == 64:
+        bits = (first.astype(jnp.uint64) << 32) | second.astype(jnp.uint64)
+    else:
+        bits = (first ^ second).astype(jnp.dtype(f"uint{bit_width}"))
+    return bits.reshape(shape)
+
+
+LOCAL = extend.define_prng_impl(
+    key_shape=(3,), seed=_seed, split=_split, random_bits=_random_bits, fold_in=_fold_in, name="local", tag="local"
+)
