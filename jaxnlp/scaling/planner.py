@@ -21,7 +21,7 @@ from jaxnlp.scaling import chips
 from jaxnlp.scaling.hlo import Collective, collectives
 from jaxnlp.scaling.memory import state_bytes
 from jaxnlp.sharding.rules import Sharding, as_tuple, shardings
-from jaxnlp.train.experiment import Experiment, flops_per_token, trunk
+from jaxnlp.train.experiment import Experiment, flops_per_token, trunk, with_trunk
 from jaxnlp.train.plan import activation_bytes, device_bytes
 from jaxnlp.train.program import Program, build
 from jaxnlp.train.state import gradient_shardings
@@ -345,7 +345,7 @@ def told(found: Plan, error: str) -> str:
 
 
 def remedies(program: Program, available: float | None) -> tuple[str, ...]:
-    """Changes of the config that take less, each with what would be left by our account, the cheapest first."""
+    """Changes of the config that take less, each with what would be left by our account; those that fit first."""
     e, devices = program.experiment, list(program.mesh.devices.flat)
     found = []
     for change, changed in candidates(e, program.mesh.shape):
@@ -354,7 +354,13 @@ def remedies(program: Program, available: float | None) -> tuple[str, ...]:
         except ValueError:  # it does not divide
             continue
         fits = available is not None and size <= 0.9 * available
-        found.append((not fits, f"{change}: {amount(size)} by estimate{', fits' if fits else ''}"))
+        line = (not fits, f"{change}: {amount(size)} by estimate{', fits' if fits else ''}")
+        if found and change.startswith("accum_steps") and "accum_steps" in found[-1][1]:
+            found[-1] = line
+        else:
+            found.append(line)
+        if fits and change.startswith("accum_steps"):
+            break  # more microbatches than it needs only cost time
     now = outline(program).parts
     states = sum(size for part, size in now.items() if part != "activations")
     if available is not None and states > available:
@@ -363,15 +369,10 @@ def remedies(program: Program, available: float | None) -> tuple[str, ...]:
 
 
 def candidates(e: Experiment, sizes: Mapping[str, int]) -> list[tuple[str, Experiment]]:
-    """(what to write in the config, the experiment with it)."""
+    """(what to write in the config, the experiment with it); numbers of microbatches last, from few to many."""
     found = []
     if getattr(trunk(e.model), "remat", "full") != "full":
-        inner = dataclasses.replace(trunk(e.model), remat="full")
-        model = dataclasses.replace(e.model, trunk=inner) if hasattr(e.model, "trunk") else inner
-        found.append(("model.remat='full'", dataclasses.replace(e, model=model)))
-    rows = e.data.batch_size // math.prod(sizes[axis] for axis in as_tuple(e.sharding.activations.get("batch")))
-    if rows > e.accum_steps and rows % e.accum_steps == 0:
-        found.append((f"accum_steps={rows}, one row on each device", dataclasses.replace(e, accum_steps=rows)))
+        found.append(("model.remat='full'", dataclasses.replace(e, model=with_trunk(e.model, remat="full"))))
     stages = {"optimizer": "ZERO1", "gradients": "ZERO2", "params": "ZERO3"}
     together = sizes["data"] * sizes["fsdp"]
     mesh = dataclasses.replace(e.sharding.mesh, data=1, fsdp=together, slices={})
@@ -383,4 +384,6 @@ def candidates(e: Experiment, sizes: Mapping[str, int]) -> list[tuple[str, Exper
         tables = {table: dict(rules) for table, rules in changed.items()}
         sharding = dataclasses.replace(e.sharding, mesh=mesh, **tables)
         found.append((f"sharding as {name}, fsdp={together}", dataclasses.replace(e, sharding=sharding)))
-    return found
+    rows = e.data.batch_size // math.prod(sizes[axis] for axis in as_tuple(e.sharding.activations.get("batch")))
+    more = (n for n in range(e.accum_steps + 1, rows + 1) if rows % n == 0)
+    return found + [(f"accum_steps={n}", dataclasses.replace(e, accum_steps=n)) for n in more]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jaxnlp.figures.parallelism import amount
-from jaxnlp.scaling.planner import Plan
+from jaxnlp.scaling.planner import COMPUTE, MEMORY, Plan
 
 
 def report(plan: Plan) -> str:
@@ -17,12 +17,14 @@ def report(plan: Plan) -> str:
 
 def ranking(plans: Sequence[Plan]) -> str:
     """Plans that fit, as a table in the order given."""
-    rows = [("", "tables", "memory", "step at best", "bound by", "MFU at most")]
+    rows = [("", "tables", "memory", "step at best", "bound by", "communication", "MFU at most")]
     for place, one in enumerate(plans, 1):
         assert one.compiled is not None
         step = "?" if one.step_seconds is None else f"{one.step_seconds * 1e3:,.1f} ms"
         mfu = "?" if one.mfu_ceiling is None else f"{one.mfu_ceiling:.0%}"
-        rows.append((str(place), one.name, amount(one.compiled["peak"]), step, one.bound or "?", mfu))
+        links = sum(seconds for name, seconds in one.seconds.items() if name not in (COMPUTE, MEMORY))
+        talk = "?" if any(row.seconds is None for row in one.traffic) else f"{links * 1e3:,.1f} ms"
+        rows.append((str(place), one.name, amount(one.compiled["peak"]), step, one.bound or "?", talk, mfu))
     return "\n".join(aligned(rows))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from jaxnlp.errors import UserError
 from jaxnlp.figures.parallelism import amount
 from jaxnlp.scaling.planner import Plan, outline, plan
+from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.presets import PRESETS
 from jaxnlp.sharding.rules import Sharding
 from jaxnlp.train.experiment import Experiment
@@ -41,7 +42,7 @@ def _axes(sharding: Sharding) -> set[str]:
 
 
 def search(experiment: Experiment, devices: Sequence[Any], tell: Callable[[str], None] = print) -> list[Plan]:
-    """Plans of all tables that fit, the shortest step first.
+    """Plans of all tables that fit, the shortest step first; of equal ones that whose other resources take less.
 
     A table is tried with ever more microbatches until it fits; more would only gather and reduce more often. What by
     our account needs twice the memory there is for its states alone is not compiled.
@@ -51,9 +52,11 @@ def search(experiment: Experiment, devices: Sequence[Any], tell: Callable[[str],
     """
     found, seen = [], []
     for name, sharding in tables(experiment, len(devices)):
-        if any(sharding == other for other in seen):
+        sizes: dict[str, Any] = sharding.mesh.sizes(len(devices))
+        same = dataclasses.replace(sharding, mesh=MeshConfig(**sizes, slices=sharding.mesh.slices))
+        if same in seen:
             continue
-        seen.append(sharding)
+        seen.append(same)
         for count in MICROBATCHES:
             e = dataclasses.replace(experiment, sharding=sharding, accum_steps=count)
             title = f"{name}, accum_steps={count}"
@@ -69,7 +72,7 @@ def search(experiment: Experiment, devices: Sequence[Any], tell: Callable[[str],
                 break
             if one.compiled is None and not one.remedies:  # its states alone
                 break
-    return sorted(found, key=lambda p: p.step_seconds or 0.0)
+    return sorted(found, key=lambda p: (p.step_seconds or 0.0, sum(p.seconds.values())))
 
 
 def attempt(experiment: Experiment, devices: Sequence[Any], title: str) -> Plan:

@@ -52,6 +52,7 @@ def devices(name: str) -> list[Any]:
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # without a TPU a stored program cannot be read back
     given: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if family in THREE_D:
         given["wrap"] = tuple(size != "1" for size in asked.split("x"))

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -136,8 +139,8 @@ def test_mixed_precision_counts_two_two_twelve():
 
 def test_a_search_ranks_what_fits_and_tells_of_each():
     lines = []
-    found = search(experiment(ZERO3.on(fsdp=8)), jax.devices()[:DEVICES], lines.append)
-    assert len(found) == len([line for line in lines if "fits" in line]) >= 6
+    found = search(experiment(ZERO3), jax.devices()[:DEVICES], lines.append)
+    assert len(found) == len([line for line in lines if ": fits" in line]) >= 6
     assert [one.step_seconds for one in found] == sorted(one.step_seconds for one in found)
     table = ranking(found).splitlines()
     assert len(table) == len(found) + 1 and "MFU at most" in table[0]
@@ -218,3 +221,55 @@ def test_a_wrong_topology_is_one_line(flags, message):
     done = run("experiments.plan", config, *flags, env={"TPU_LIBRARY_PATH": "/nowhere/libtpu.so"})
     assert done.code == 2 and done.out == ""
     assert done.err.startswith(f"error: {message}") and done.err.count("\n") == 1
+
+
+# Compiled for TPUs, on any machine.
+
+LIBRARY = os.environ.get("JAXNLP_LIBTPU", "")
+GiB = 2**30
+
+
+def planned(folder, config: str, topology: str, *fields: str) -> tuple[int, str, dict, int]:
+    """(exit status, what it prints, the plan, the most memory that it took)."""
+    if not os.path.exists(LIBRARY):
+        pytest.skip("libtpu is not there; `make test-slow` installs it and sets JAXNLP_LIBTPU")
+    env = {**os.environ, "TPU_LIBRARY_PATH": LIBRARY, "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "-m", "experiments.plan", f"--config=configs/gpt/{config}.py", f"--topology={topology}"]
+    with open(folder / "out", "w+") as out:
+        process = subprocess.Popen([*command, *fields, f"--out={folder}"], cwd=ROOT, env=env, stdout=out)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        text = out.read()
+    (found,) = json.loads((folder / "plan.json").read_text())["plans"]
+    return process.returncode, text, found, usage.ru_maxrss * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "topology", "devices", "billions"),
+    [("1b", "v5e:4x4", 16, 1.3), ("7b", "v5e:16x16", 256, 6.6), ("70b", "v5p:8x8x8", 512, 68.7)],
+)
+def test_a_shipped_config_fits_the_topology_it_names(tmp_path, config, topology, devices, billions):
+    code, text, found, memory = planned(tmp_path, config, topology)
+    assert code == 0 and found["fits"], text
+    assert found["num_devices"] == devices and found["parameters"] / 1e9 == pytest.approx(billions, abs=0.05)
+    assert found["compiled"]["peak"] < found["limit"] and memory < 8 * GiB
+    # Parameters and optimizer state, in bfloat16 and float32: 2 + 12 bytes over all chips, and the batch.
+    assert found["compiled"]["arguments"] == pytest.approx(14 * found["parameters"] / devices, rel=0.03)
+    assert {row["network"] for row in found["traffic"]} == {"ICI"}
+    assert {axis for row in found["traffic"] for axis in row["axes"]} == {"fsdp"}
+    # Weights are gathered forward, and backward for remat and gradients: in bfloat16, twice, a microbatch.
+    gathered = sum(row["bytes"] for row in found["traffic"] if row["kind"] == "all-gather")
+    twice = 2 * 2 * found["parameters"] * found["accum_steps"] * (devices - 1) / devices
+    assert 0.8 * twice < gathered < 1.2 * twice
+    assert set(found["seconds"]) == {"compute", "HBM", "ICI fsdp"} and 0 < found["mfu_ceiling"] <= 0.75
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_a_tpu_is_said_plainly(tmp_path):
+    fields = ("--config.model.num_layers=8", "--config.accum_steps=1")
+    code, text, found, _ = planned(tmp_path, "1b", "v5e:2x2", *fields)
+    assert code == 1 and not found["fits"] and found["compiled"] is None
+    assert "\ndoes not fit: the step needs" in text and "; largest are the activations, " in text
+    assert [line[:14] for line in text.splitlines()[-1:]] == ["  accum_steps="] and text.endswith("fits\n")
