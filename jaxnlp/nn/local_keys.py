@@ -13,14 +13,29 @@ import jax
 import jax.numpy as jnp
 from jax.extend import random as extend
 
+from jaxnlp.errors import UserError
+
 
 def local_key(key: jax.Array, share: jax.Array | int) -> jax.Array:
-    """Key(s) of any shape, for share number `share` of the rows. Keys that are not Threefry's draw other numbers."""
+    """Key(s) of any shape, for share number `share` of the rows.
+
+    Raises:
+        UserError: keys that are not Threefry's.
+    """
     data = jax.random.key_data(key)
-    if data.shape[-1] != 2:
-        return jax.vmap(jax.random.fold_in, (0, None))(key.reshape(-1), share).reshape(key.shape)
+    if data.shape[-1] != 2 or not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError(
+            f"jax_default_prng_impl={jax.random.key_impl(key)!s}: rows drawn on several devices need Threefry keys; "
+            "set jax_default_prng_impl=threefry2x32 and jax_threefry_partitionable=True, JAX's defaults"
+        )
     shares = jnp.broadcast_to(jnp.asarray(share, jnp.uint32), (*data.shape[:-1], 1))
     return jax.random.wrap_key_data(jnp.concatenate([data, shares], axis=-1), impl=LOCAL)
+
+
+def plain_key(key: jax.Array) -> jax.Array:
+    """The way back: the key(s) without a share."""
+    data = jax.random.key_data(key)
+    return key if data.shape[-1] == 2 else jax.random.wrap_key_data(data[..., :2], impl="threefry2x32")
 
 
 def _plain(key):

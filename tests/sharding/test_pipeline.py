@@ -1,0 +1,90 @@
+"""Schedules: every microbatch passes every stage in order, no stage does two things at once, the bubble is as told."""
+
+import pytest
+
+from jaxnlp import config
+from jaxnlp.errors import FieldError
+from jaxnlp.sharding.pipeline import (
+    Circular,
+    GPipe,
+    Naive,
+    OneFOneB,
+    Work,
+    bubble,
+    check_stages,
+    idle,
+    ticks,
+    timetable,
+)
+
+SCHEDULES = [Naive(), GPipe(), OneFOneB(), Circular(laps=1), Circular(laps=2), Circular(laps=3)]
+SIZES = [(p, m) for p in (2, 4, 8) for m in range(p, 8 * p + 1)]
+
+
+def when(schedule, p, m):
+    """(work, stage) -> slot. A table has a cell for each stage in each slot, so none does two things in one."""
+    found = {}
+    for slot, row in enumerate(timetable(schedule, p, m)):
+        assert len(row) == p
+        for stage, work in enumerate(row):
+            if work is not None:
+                assert (work, stage) not in found, "run twice"
+                found[work, stage] = slot
+    return found
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_every_microbatch_passes_every_stage_in_order_and_back(schedule):
+    for p, m in SIZES:
+        if m % p and schedule.laps > 1:
+            continue
+        found = when(schedule, p, m)
+        assert len(found) == 2 * m * p * schedule.laps
+        for i in range(m):
+            way = [(Work(i, True, lap), s) for lap in range(schedule.laps) for s in range(p)]
+            way += [(Work(i, False, work.lap), s) for work, s in reversed(way)]
+            slots = [found[step] for step in way]
+            assert slots == sorted(set(slots)), (p, m, i)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_the_bubble_counted_is_the_formula(schedule):
+    v = schedule.laps
+    for p, m in SIZES:
+        if m % p and v > 1:
+            continue
+        wanted = {
+            Naive: 1 - 1 / p,
+            GPipe: (p - 1) / (m + p - 1),
+            OneFOneB: 2 * (p - 1) / (m + 2 * (p - 1)),
+            Circular: (p - 1) / (v * m + p - 1),
+        }[type(schedule)]
+        table = timetable(schedule, p, m)
+        assert idle(table) == pytest.approx(wanted) == bubble(schedule, p, m)
+        assert len(table) == 2 * ticks(schedule, p, m)
+
+
+def test_1f1b_holds_the_inputs_of_at_most_two_p_less_one_microbatches():
+    for p, m in SIZES:
+        found = when(OneFOneB(), p, m)
+        for s in range(p):
+            spans = [(found[Work(i, True), s], found[Work(i, False), s]) for i in range(m)]
+            held = max(sum(a <= t < b for a, b in spans) for t in range(2 * ticks(OneFOneB(), p, m)))
+            assert held == min(m, 2 * (p - 1 - s) + 1) <= 2 * p - 1
+
+
+def test_gpipe_holds_them_all():
+    found = when(GPipe(), 4, 16)
+    assert max(found[Work(i, True), 0] for i in range(16)) < min(found[Work(i, False), 0] for i in range(16))
+
+
+def test_what_cannot_be_cut_is_told():
+    with pytest.raises(FieldError, match=r"model.num_layers=6: does not divide over mesh.stage=4 stages; use 8"):
+        check_stages(GPipe(), 4, 6, 8)
+    with pytest.raises(FieldError, match=r"model.num_layers=12: .* mesh.stage=4 x laps=2 stages; use 16"):
+        check_stages(Circular(laps=2), 4, 12, 8)
+    with pytest.raises(FieldError, match=r"accum_steps=6: Circular\(\) needs a multiple of mesh.stage=4; use 8"):
+        check_stages(Circular(laps=2), 4, 16, 6)
+    check_stages(GPipe(), 4, 8, 6)
+    with pytest.raises(FieldError, match="laps=0: expected a positive number"):
+        config.check(Circular(laps=0))
