@@ -1,0 +1,241 @@
+"""Over pipeline stages the sums and gradients of a step are those without, with dropout and padding; what it costs."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.nn.partitioning import axis_rules
+from jaxnlp.objectives.causal_lm import CausalLM
+from jaxnlp.objectives.masked_lm import MaskedLM
+from jaxnlp.objectives.objective import prepared
+from jaxnlp.objectives.seq2seq import Seq2Seq
+from jaxnlp.scaling.hlo import collectives
+from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, make_apply
+from jaxnlp.sharding.mesh import MeshConfig, make_mesh
+from jaxnlp.sharding.pipeline import Circular, GPipe, Naive, OneFOneB, one_f_one_b, through_stages, ticks
+from jaxnlp.sharding.rules import ACTIVATIONS, TENSOR, shardings
+from jaxnlp.train import pipelined, step
+
+from .test_meshes import MODELS, B, T, batch
+
+L, M = 4, 4
+STAGED = {**TENSOR, "layers": "stage", "vocab": ("stage", "tensor")}
+ACTIVE = {**ACTIVATIONS, "vocab": ("stage", "tensor")}
+AXES = ("data", "fsdp")
+SCHEDULES = {"naive": Naive(), "gpipe": GPipe(), "1f1b": OneFOneB(), "circular": Circular(laps=2)}
+MESHES = {"stage 4": {"stage": 4}, "2 2 2": {"data": 2, "stage": 2, "tensor": 2}}
+OBJECTIVES = {"gpt": CausalLM(z_loss=1e-3), "bert": MaskedLM(), "t5": Seq2Seq(label_smoothing=0.1)}
+
+
+@functools.cache
+def parts(name: str, num_layers: int):
+    """(objective, apply, params, logical axes, batch)."""
+    both = {"num_decoder_layers": num_layers} if name == "t5" else {}
+    model = dataclasses.replace(MODELS[name], num_layers=num_layers, scan_layers=True, **both)
+    module, inputs = model.module(), example_inputs(model, B // M, T)
+    params = init_params(module, jax.random.key(0), *(np.zeros(x.shape, x.dtype) for x in inputs))
+    _, axes = abstract_params(module, *inputs)
+    return OBJECTIVES[name], make_apply(module), params, axes, prepared(OBJECTIVES[name], batch(name, 0))
+
+
+@functools.cache
+def plain(name: str, num_layers: int, scale=None):
+    objective, apply, params, _, rows = parts(name, num_layers)
+    gradient = lambda params, rows: step.sum_gradients(apply, objective, params, rows, jax.random.key(7), M, scale)
+    return jax.device_get(jax.jit(gradient)(params, rows))
+
+
+def staged(name: str, schedule, sizes: dict[str, int], num_layers: int, scale=None):
+    """(the mesh's context, a jitted function of params and batch, those)."""
+    objective, apply, params, axes, rows = parts(name, num_layers)
+    mesh = make_mesh(MeshConfig(**{"data": 1, **sizes}), jax.devices()[: math.prod(sizes.values())])
+    layout = shardings(params, axes, STAGED, mesh)
+
+    def gradient(params, rows):
+        with axis_rules(ACTIVE):
+            return pipelined.sum_gradients(
+                apply,
+                objective,
+                params,
+                rows,
+                jax.random.key(7),
+                M,
+                scale,
+                layout,
+                schedule=schedule,
+                batch_axes=AXES,
+            )
+
+    fn = jax.jit(gradient, in_shardings=(layout, NamedSharding(mesh, PartitionSpec(AXES))))
+    return jax.set_mesh(mesh), fn, params, rows
+
+
+def close(found, wanted):
+    def one(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1e-2))
+
+    jax.tree.map(one, found, wanted)
+
+
+QUICK = [("gpt", s, "2 2 2") for s in SCHEDULES] + [("gpt", "gpipe", "stage 4"), ("bert", "1f1b", "2 2 2")]
+CASES = [
+    pytest.param(name, s, mesh, marks=() if (name, s, mesh) in QUICK else pytest.mark.slow)
+    for name in OBJECTIVES
+    for s in SCHEDULES
+    for mesh in MESHES
+    if (name, s) != ("t5", "1f1b")
+]
+
+
+@pytest.mark.parametrize(("name", "schedule", "mesh"), CASES)
+def test_a_pipelined_step_equals_one_without(name, schedule, mesh):
+    laps = SCHEDULES[schedule].laps
+    num_layers = L * laps if mesh == "stage 4" else L
+    context, fn, params, rows = staged(name, SCHEDULES[schedule], MESHES[mesh], num_layers)
+    with context:
+        sums, grads = jax.device_get(fn(params, rows))
+    wanted_sums, wanted_grads = plain(name, num_layers)
+    close(sums, wanted_sums)
+    close(grads, wanted_grads)
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads.get("blocks", {})))
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_the_loss_scale_multiplies_gradients_and_not_sums(schedule):
+    context, fn, params, rows = staged("gpt", SCHEDULES[schedule], {"stage": 2}, L, scale=8.0)
+    with context:
+        sums, grads = jax.device_get(fn(params, rows))
+    wanted_sums, wanted_grads = plain("gpt", L)
+    close(sums, wanted_sums)
+    close(grads, jax.tree.map(lambda g: 8.0 * g, wanted_grads))
+
+
+def executed(jaxpr, primitive: str) -> int:
+    """How often a primitive runs: counted in each loop as often as the loop turns."""
+    count = 0
+    for eqn in jaxpr.eqns:
+        count += eqn.primitive.name == primitive
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            count += times * executed(inner, primitive) if hasattr(inner, "eqns") else 0
+    return count
+
+
+WEIGHTS = jax.ShapeDtypeStruct((16, 4, 4), jnp.float32)
+
+
+def toy(schedule, keys, w, x):
+    """Gradients of layers x -> tanh(x w), to count ticks by."""
+    run = lambda w, x, shared, keys: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+    if isinstance(schedule, OneFOneB):
+        first = lambda params, given: (given[0], [], None)
+        last = lambda params, given, y: (y.sum(), y.sum())
+        return one_f_one_b(first, run, last, w, {}, (x, keys), ())
+    return jax.grad(lambda w: through_stages(schedule, run, w, x, [], [], None, ()).sum())(w)
+
+
+@pytest.mark.parametrize("stages", [2, 4, 8])
+@pytest.mark.parametrize("name", ["gpipe", "1f1b", "circular"])
+def test_executed_ticks_are_the_formula(name, stages):
+    schedule = SCHEDULES[name]
+    mesh = make_mesh(MeshConfig(data=1, stage=stages), jax.devices()[:stages])
+    for m in (stages, 2 * stages, 8 * stages):
+        x = jax.ShapeDtypeStruct((m, 2, 4), jnp.float32)
+        with jax.set_mesh(mesh):
+            jaxpr = jax.make_jaxpr(functools.partial(toy, schedule, jnp.zeros((m, 2), jnp.uint32)))(WEIGHTS, x).jaxpr
+        assert executed(jaxpr, "ppermute") == 2 * ticks(schedule, stages, m)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "circular"])
+def test_gradients_are_reduced_over_data_once_a_step_and_not_once_a_tick(schedule):
+    context, fn, params, rows = staged("gpt", SCHEDULES[schedule], {"data": 2, "stage": 2}, L)
+    with context:
+        found = collectives(fn.lower(params, rows).compile().as_text())
+    sizes = {"data": 2, "stage": 2}
+    ring = [c for c in found if c.kind == "collective-permute" and c.count > 1]
+    assert sum(c.count for c in ring) == 2 * ticks(SCHEDULES[schedule], 2, M)
+    over_data = [c for c in found if c.kind == "all-reduce" and "data" in c.axes(sizes)]
+    assert all(c.count == 1 for c in over_data), over_data
+    held = sum(x.nbytes for x in jax.tree.leaves(params["blocks"])) / 2  # by a stage
+    assert sum(c.bytes for c in over_data) >= held
+    assert any(c.count > 1 for c in found if c.kind != "collective-permute") == (schedule != "1f1b")  # loops are seen
+
+
+def temporaries(schedule, m: int) -> int:
+    """Bytes of a compiled step's temporaries on a device; the microbatch stays the same."""
+    model = GPTConfig(vocab_size=64, max_len=64, num_layers=4, num_heads=2, embed_dim=64, scan_layers=True)
+    module, objective, rows = model.module(), CausalLM(), 2 * m
+    shapes, axes = abstract_params(module, *example_inputs(model, 2, 64))
+    mesh = make_mesh(MeshConfig(data=1, stage=4), jax.devices()[:4])
+    layout = shardings(shapes, axes, STAGED, mesh)
+    ints = jax.ShapeDtypeStruct((rows, 64), jnp.int32)
+    data = {"tokens": ints, "targets": ints, "weights": jax.ShapeDtypeStruct((rows, 64), jnp.float32)}
+
+    def gradient(params, rows):
+        with axis_rules(ACTIVE):
+            return pipelined.sum_gradients(
+                make_apply(module),
+                objective,
+                params,
+                rows,
+                jax.random.key(0),
+                m,
+                None,
+                layout,
+                schedule=schedule,
+                batch_axes=AXES,
+            )
+
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(gradient, in_shardings=(layout, None)).lower(shapes, data).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_of_1f1b_does_not_grow_with_the_microbatches_and_gpipes_does():
+    few, many = temporaries(OneFOneB(), 4), temporaries(OneFOneB(), 32)
+    assert many <= 1.25 * few, (few, many)
+    few, many = temporaries(GPipe(), 4), temporaries(GPipe(), 32)
+    assert many > 3 * few, (few, many)
+
+
+def test_circular_keeps_no_queue():
+    few, many = temporaries(Circular(laps=1), 8), temporaries(Circular(laps=1), 32)
+    gpipe = temporaries(GPipe(), 8), temporaries(GPipe(), 32)
+    assert many - few <= 1.1 * (gpipe[1] - gpipe[0])
+
+
+def test_what_cannot_be_pipelined_is_one_clear_line():
+    def fails(error, match, name="gpt", schedule="gpipe", sizes=None, num_layers=L):
+        context, fn, params, rows = staged(name, SCHEDULES[schedule], sizes or {"stage": 4}, num_layers)
+        with context, pytest.raises(error, match=match):
+            fn.lower(params, rows)
+
+    fails(FieldError, "model.num_layers=4: does not divide over mesh.stage=4 x laps=2 stages", schedule="circular")
+    fails(UserError, "OneFOneB.*: runs one stack, and an encoder-decoder has two", name="t5", schedule="1f1b")
+    model = dataclasses.replace(MODELS["gpt"], scan_layers=False)
+    module = model.module()
+    params = init_params(module, jax.random.key(0), np.zeros((2, T), np.int32))
+    with (
+        jax.set_mesh(make_mesh(MeshConfig(data=1, stage=2), jax.devices()[:2])),
+        pytest.raises(FieldError, match="model.scan_layers=False: mesh.stage cuts stacked layers; set it to True"),
+    ):
+        objective, rows = OBJECTIVES["gpt"], batch("gpt", 0)
+        pipelined.sum_gradients(
+            make_apply(module),
+            objective,
+            params,
+            rows,
+            jax.random.key(0),
+            M,
+            schedule=GPipe(),
+            batch_axes=AXES,
+        )
