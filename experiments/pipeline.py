@@ -1,0 +1,63 @@
+"""Draw a pipeline schedule: which stage runs which microbatch when, and its bubble beside the formula.
+
+  python -m experiments.pipeline --schedule=gpipe --stages=4 --microbatches=8 --out=gpipe.png
+  python -m experiments.pipeline --schedule=circular --laps=2 --stages=4 --microbatches=8
+
+Schedules: naive, gpipe, 1f1b, circular (`jaxnlp/sharding/pipeline.py`). The bubble is the share of all stages' time in
+which they do nothing of use; forward and backward passes are drawn as if they took as long.
+"""
+
+import pathlib
+
+from absl import flags
+
+from jaxnlp import cli, runtime
+from jaxnlp.errors import UserError
+
+SCHEDULE = flags.DEFINE_string("schedule", "gpipe", "naive, gpipe, 1f1b or circular.")
+STAGES = flags.DEFINE_integer("stages", 4, "Stages (p).")
+MICROBATCHES = flags.DEFINE_integer("microbatches", 8, "Microbatches of a batch (m).")
+LAPS = flags.DEFINE_integer("laps", 2, "Laps of a circular schedule (v).")
+OUT = flags.DEFINE_string("out", None, "PNG to write.")
+
+
+def main() -> None:
+    from jaxnlp.figures.files import save_png
+    from jaxnlp.figures.pipeline import draw_schedule
+    from jaxnlp.sharding.pipeline import SCHEDULES, bubble, idle, ticks, timetable
+
+    p, m, v = STAGES.value, MICROBATCHES.value, LAPS.value
+    for name, size in (("stages", p), ("microbatches", m), ("laps", v)):
+        if size < 1:
+            raise UserError(f"--{name}={size}: expected a positive number")
+    if SCHEDULE.value not in SCHEDULES:
+        raise UserError(f"--schedule={SCHEDULE.value}: expected one of {', '.join(SCHEDULES)}")
+    if OUT.value is not None and not OUT.value.endswith(".png"):
+        raise UserError(f"--out={OUT.value}: expected a name that ends in .png")
+    kind = SCHEDULES[SCHEDULE.value]
+    schedule = kind(laps=v) if SCHEDULE.value == "circular" else kind()
+    if schedule.laps > 1 and m % p:
+        raise UserError(f"--microbatches={m}: laps need a multiple of --stages={p}; use {-(-m // p) * p}")
+    table = timetable(schedule, p, m)
+    print(f"{SCHEDULE.value}, {p} stages, {m} microbatches: {2 * ticks(schedule, p, m)} slots of time")
+    print(f"bubble, counted        {idle(table):.4f}")
+    print(f"bubble, formula        {bubble(schedule, p, m):.4f} = {FORMULAS[SCHEDULE.value]}")
+    print(f"(p - 1) / (m + p - 1)  {(p - 1) / (m + p - 1):.4f}")
+    if OUT.value is not None:
+        cells = [[None if w is None else (w.microbatch, w.forward, w.lap) for w in slot] for slot in table]
+        title = f"{SCHEDULE.value}, {p} stages, {m} microbatches: bubble {100 * idle(table):.1f}%"
+        save_png(draw_schedule(cells, title), pathlib.Path(OUT.value))
+        print(f"written: {OUT.value}")
+
+
+FORMULAS = {
+    "naive": "1 - 1 / p",
+    "gpipe": "(p - 1) / (m + p - 1)",
+    "1f1b": "2 (p - 1) / (m + 2 (p - 1)), all stages in step",
+    "circular": "(p - 1) / (v m + p - 1)",
+}
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__, alone=True)
