@@ -228,7 +228,9 @@ class _Staged:
         rows, whole = PartitionSpec(None, self.batch or None), PartitionSpec()
 
         def before(params, micro, raw, done):
-            return jax.vmap(functools.partial(self._until, apply, params))(micro, raw, done)
+            # In a loop: XLA's partitioner fails on many gathers at once, from a split vocabulary into a split length.
+            one = lambda given: self._until(apply, params, *given)
+            return jax.lax.map(one, (micro, raw, done))
 
         out = (rows, [rows if by else whole for by in cut.by_row], whole)
         return self._manual(before, (whole, rows, whole, rows), out)(params, micro, raw, done)

@@ -21,7 +21,7 @@ from jaxnlp.scaling.hlo import collectives
 from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, make_apply
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
 from jaxnlp.sharding.pipeline import Circular, GPipe, Naive, OneFOneB, one_f_one_b, through_stages, ticks
-from jaxnlp.sharding.rules import ACTIVATIONS, TENSOR, shardings
+from jaxnlp.sharding.rules import ACTIVATIONS, TENSOR, Sharding, shardings
 from jaxnlp.train import pipelined, step
 
 from .test_meshes import MODELS, B, T, batch
@@ -53,14 +53,20 @@ def plain(name: str, num_layers: int, scale=None):
     return jax.device_get(jax.jit(gradient)(params, rows))
 
 
-def staged(name: str, schedule, sizes: dict[str, int], num_layers: int, scale=None):
-    """(the mesh's context, a jitted function of params and batch, those)."""
+def staged(name: str, schedule, sizes: dict[str, int], num_layers: int, scale=None, table=None, active=None, kept=None):
+    """(the mesh's context, a jitted function of params and batch, those).
+
+    table, active: rules of parameters and activations; kept: of gradients, and parameters are gathered where used.
+    """
+    table, active = table or STAGED, active or ACTIVE
+    tables = (active,) if kept is None else (active, Sharding(params=table, activations=active).used, kept)
     objective, apply, params, axes, rows = parts(name, num_layers)
     mesh = make_mesh(MeshConfig(**{"data": 1, **sizes}), jax.devices()[: math.prod(sizes.values())])
-    layout = shardings(params, axes, STAGED, mesh)
+    layout = shardings(params, axes, table, mesh)
+    gradients = shardings(params, axes, kept or table, mesh)
 
     def gradient(params, rows):
-        with axis_rules(ACTIVE):
+        with axis_rules(*tables):
             return pipelined.sum_gradients(
                 apply,
                 objective,
@@ -69,7 +75,7 @@ def staged(name: str, schedule, sizes: dict[str, int], num_layers: int, scale=No
                 jax.random.key(7),
                 M,
                 scale,
-                layout,
+                gradients,
                 schedule=schedule,
                 batch_axes=AXES,
             )
@@ -106,6 +112,33 @@ def test_a_pipelined_step_equals_one_without(name, schedule, mesh):
     close(sums, wanted_sums)
     close(grads, wanted_grads)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads.get("blocks", {})))
+
+
+ZERO = {**STAGED, "embed": "fsdp"}
+TABLES = {
+    "sequence parallel": ({"data": 2, "stage": 2, "tensor": 2}, STAGED, {**ACTIVE, "residual": "tensor"}, None),
+    "context": ({"data": 2, "stage": 2, "sequence": 2}, STAGED, ACTIVE, None),
+    "zero 2": ({"data": 2, "stage": 2, "fsdp": 2}, STAGED, ACTIVE, ZERO),
+    "zero 3": ({"stage": 2, "fsdp": 2, "tensor": 2}, ZERO, ACTIVE, ZERO),
+}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [
+        pytest.param(s, name, marks=() if (s, name) == ("gpipe", "sequence parallel") else pytest.mark.slow)
+        for s in SCHEDULES
+        for name in TABLES
+    ],
+)
+def test_stages_go_with_every_other_axis(schedule, name):
+    sizes, table, active, kept = TABLES[name]
+    context, fn, params, rows = staged("gpt", SCHEDULES[schedule], sizes, L, table=table, active=active, kept=kept)
+    with context:
+        sums, grads = jax.device_get(fn(params, rows))
+    wanted_sums, wanted_grads = plain("gpt", L)
+    close(sums, wanted_sums)
+    close(grads, wanted_grads)
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
