@@ -91,7 +91,7 @@ def close(found, wanted):
     jax.tree.map(one, found, wanted)
 
 
-QUICK = [("gpt", s, "2 2 2") for s in SCHEDULES] + [("gpt", "gpipe", "stage 4"), ("bert", "1f1b", "2 2 2")]
+QUICK = [*(("gpt", s, "2 2 2") for s in SCHEDULES), ("bert", "1f1b", "2 2 2")]
 CASES = [
     pytest.param(name, s, mesh, marks=() if (name, s, mesh) in QUICK else pytest.mark.slow)
     for name in OBJECTIVES
@@ -240,6 +240,7 @@ def test_memory_of_1f1b_does_not_grow_with_the_microbatches_and_gpipes_does():
     assert many > 3 * few, (few, many)
 
 
+@pytest.mark.slow
 def test_circular_keeps_no_queue():
     few, many = temporaries(Circular(laps=1), 8), temporaries(Circular(laps=1), 32)
     gpipe = temporaries(GPipe(), 8), temporaries(GPipe(), 32)
