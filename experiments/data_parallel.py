@@ -149,9 +149,11 @@ def train_centrally(program: Any, batches: list[Any], devices: list[Any]) -> tup
 
 def all_reduced(hlo: str, num_devices: int) -> Moved:
     """What DDP's program moves: gradients, and beside them scalars (the loss and the like)."""
-    from jaxnlp.sharding.data_parallel import all_reduced_bytes, ring_bytes
+    from jaxnlp.scaling.hlo import collectives
+    from jaxnlp.sharding.data_parallel import ring_bytes
 
-    ring = ring_bytes(sum(all_reduced_bytes(hlo)), num_devices)
+    size = sum(one.bytes * one.count for one in collectives(hlo) if one.kind == "all-reduce")
+    ring = ring_bytes(size, num_devices)
     return {"gradients": [(ring, ring)] * num_devices}
 
 

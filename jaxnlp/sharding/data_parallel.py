@@ -12,8 +12,6 @@ Every array here is on one device; `train/program.py` is how this project trains
 
 import dataclasses
 import functools
-import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -134,25 +132,3 @@ def central_bytes(param_bytes: int, num_devices: int) -> list[int]:
 def ring_bytes(size: int, num_devices: int) -> int:
     """Bytes that each device sends, and as many that it receives, when `size` bytes are all-reduced in a ring."""
     return 2 * size * (num_devices - 1) // num_devices
-
-
-ALL_REDUCE = re.compile(r"= (.*?) all-reduce(?:-start)?\(")
-ARRAY = re.compile(r"\b([a-z]+?)(\d+)\w*\[([\d,]*)\]")
-
-
-def all_reduced_bytes(hlo: str) -> list[int]:
-    """Bytes of each all-reduce in a compiled program's text (`compiled.as_text()`).
-
-    Raises:
-        ValueError: one is inside a loop, whose turns the text need not tell.
-    """
-    found, inside = [], ""
-    for line in hlo.splitlines():
-        if line and not line[0].isspace():
-            inside = line
-        if at := ALL_REDUCE.search(line):
-            if not inside.startswith("ENTRY"):
-                raise ValueError(f"an all-reduce outside the entry computation, in {inside[:60]!r}")
-            arrays = ARRAY.findall(at[1])
-            found.append(sum(int(bits) // 8 * math.prod(map(int, filter(None, s.split(",")))) for _, bits, s in arrays))
-    return found

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxnlp.sharding.data_parallel import Traffic, all_reduced_bytes, central_bytes, ring_bytes
+from jaxnlp.sharding.data_parallel import Traffic, central_bytes, ring_bytes
 from tests.entry import run
 
 DEVICES, ROWS, LENGTH = 4, 8, 16
@@ -69,23 +69,6 @@ def test_what_stays_where_it_is_moves_no_bytes():
     assert traffic.move("w", x, devices[2])["w"].devices() == {devices[2]}
     traffic.move("w", x, devices[0])
     assert traffic.sent == {"w": [0, 120, 0]} and traffic.received == {"w": [60, 0, 60]}
-
-
-HLO = """HloModule step
-%add (a: f32[], b: f32[]) -> f32[] {
-}
-ENTRY %main (p: f32[8]) -> f32[8] {
-  %all-reduce.1 = (f32[4,2]{1,0}, bf16[3]{0}, f32[]) all-reduce(%a, %b, %c), to_apply=%add
-  %x = f32[4] fusion(%all-reduce.1)
-  ROOT %y = s32[] all-reduce-start(%x), to_apply=%add
-}
-"""
-
-
-def test_all_reduces_are_read_from_a_program():
-    assert all_reduced_bytes(HLO) == [32 + 6 + 4, 4]
-    with pytest.raises(ValueError, match="outside the entry"):
-        all_reduced_bytes(HLO.replace("ENTRY %main", "%body"))
 
 
 @pytest.mark.parametrize(

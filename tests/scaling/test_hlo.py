@@ -153,3 +153,21 @@ def test_what_a_ring_sends():
     of = functools.partial(Collective, members=((0, 1, 2, 3),), bytes=400, count=1)
     assert [of(kind).sent(4) for kind in ("all-reduce", "all-gather", "reduce-scatter")] == [600, 300, 300]
     assert hlo.num_bytes("(bf16[4,8]{1,0:T(8,128)(2,1)}, f32[], /*index=2*/pred[3]{0}, s4[3], u32[]{:S(2)})") == 77
+
+
+SUMS = """HloModule step
+%add (a: f32[], b: f32[]) -> f32[] {
+}
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %all-reduce.1 = (f32[4,2]{1,0}, bf16[3]{0}, f32[]) all-reduce(%a, %b, %c), to_apply=%add
+  %x = f32[4] fusion(%all-reduce.1)
+  ROOT %y = s32[] all-reduce-start(%x), to_apply=%add
+}
+"""
+
+
+def test_an_all_reduce_of_several_arrays_counts_them_all():
+    assert [(one.kind, one.bytes, one.count) for one in collectives(SUMS)] == [
+        ("all-reduce", 32 + 6 + 4, 1),
+        ("all-reduce", 4, 1),
+    ]
