@@ -84,19 +84,16 @@ def of_arrays(experiment: Any, devices: list[Any]) -> dict[str, Any]:
     import jax
 
     from jaxnlp.sharding.presets import PRESETS
-    from jaxnlp.train.plan import device_bytes
+    from jaxnlp.train.plan import abstract_gradients, device_bytes
     from jaxnlp.train.program import build
-    from jaxnlp.train.state import gradient_shardings
 
     found, count = {}, 0
     for stage in STAGES:
         axis = "data" if stage == "DDP" else "fsdp"
         e = dataclasses.replace(experiment, sharding=PRESETS[stage].on(**{axis: len(devices)}))
         program = build(e, devices)
-        state, abstract = program.init(), program.abstract.params
-        layout = gradient_shardings(abstract, program.axes, e.sharding, program.mesh)
-        grads = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
-        each = sum(device_bytes(x) for x in jax.tree.leaves(grads))
+        state = program.init()
+        each = sum(device_bytes(x) for x in jax.tree.leaves(abstract_gradients(program)))
         count = sum(x.size for x in jax.tree.leaves(state.params))
         found[stage] = {
             "parameters": lying(state.params, devices),

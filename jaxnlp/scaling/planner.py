@@ -22,9 +22,8 @@ from jaxnlp.scaling.hlo import Collective, collectives
 from jaxnlp.scaling.memory import state_bytes
 from jaxnlp.sharding.rules import Sharding, as_tuple, shardings
 from jaxnlp.train.experiment import Experiment, flops_per_token, trunk, with_trunk
-from jaxnlp.train.plan import activation_bytes, device_bytes
+from jaxnlp.train.plan import abstract_gradients, activation_bytes, device_bytes
 from jaxnlp.train.program import Program, build
-from jaxnlp.train.state import gradient_shardings
 
 WORDS = {"G": 2**30, "M": 2**20, "K": 2**10}
 COMPUTE, MEMORY = "compute", "HBM"
@@ -183,11 +182,8 @@ def mesh_name(sizes: Mapping[str, int]) -> str:
 
 def gradient_bytes(program: Program) -> int:
     """Gradients on a device; in float32 where microbatches are summed."""
-    e, params = program.experiment, program.abstract.params
-    layout = gradient_shardings(params, program.axes, e.sharding, program.mesh)
-    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(layout), strict=True)
-    width = lambda x: 4 if e.accum_steps > 1 else x.dtype.itemsize
-    return sum(math.prod(s.shard_shape(x.shape)) * width(x) for x, s in pairs)
+    width = lambda x: 4 if program.experiment.accum_steps > 1 else x.dtype.itemsize
+    return sum(device_bytes(x) // x.dtype.itemsize * width(x) for x in jax.tree.leaves(abstract_gradients(program)))
 
 
 def theory(program: Program) -> dict[str, float]:

@@ -10,6 +10,7 @@ from jaxnlp.objectives.objective import prepared
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.train.experiment import flops_per_token, trunk, with_trunk
 from jaxnlp.train.program import Program, build
+from jaxnlp.train.state import gradient_shardings
 
 
 def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
@@ -31,6 +32,13 @@ def device_bytes(leaf: Any) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
+def abstract_gradients(program: Program) -> Any:
+    """Shapes and shardings of the gradients, in the parameters' dtypes."""
+    params = program.abstract.params
+    layout = gradient_shardings(params, program.axes, program.experiment.sharding, program.mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, layout)
+
+
 def memory(program: Program) -> dict[str, int]:
     """Bytes on one device, by what they hold.
 
@@ -42,7 +50,7 @@ def memory(program: Program) -> dict[str, int]:
     """
     total = lambda tree: sum(device_bytes(x) for x in jax.tree.leaves(tree))
     state = program.abstract
-    grads = sum(device_bytes(x) // x.dtype.itemsize * 4 for x in jax.tree.leaves(state.params))
+    grads = sum(device_bytes(x) // x.dtype.itemsize * 4 for x in jax.tree.leaves(abstract_gradients(program)))
     accumulated = 1 if program.experiment.accum_steps == 1 else 2
     found = {
         "parameters": total(state.params),

@@ -11,6 +11,7 @@ from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.mlp import GatedMLP
 from jaxnlp.sharding.mesh import MeshConfig
+from jaxnlp.sharding.presets import ZERO1, ZERO2
 from jaxnlp.sharding.rules import FSDP, Sharding
 from jaxnlp.train.experiment import Experiment
 from jaxnlp.train.plan import memory, parameter_rows, report
@@ -84,6 +85,16 @@ def test_the_table_shows_each_devices_share():
     path, shape, axes, mesh_axes, size = rows["block_0/mlp/up/kernel"]
     assert (shape, axes, mesh_axes, size) == ("64x256", "embed, mlp", "fsdp, -", 64 * 256 * 4 // 8)
     assert "fsdp=8" in report(program) and f"parameters: {sum_parameters(program):,}" in report(program)
+
+
+def test_gradients_are_counted_by_their_own_table():
+    found = {}
+    for name, preset in (("ZERO1", ZERO1), ("ZERO2", ZERO2)):
+        program = build(dataclasses.replace(experiment(), sharding=preset.on(fsdp=8)))
+        found[name] = memory(program)["gradients"]
+    table = 4 * sum_parameters(program)
+    assert found["ZERO1"] == table
+    assert table / 8 < found["ZERO2"] < table / 7  # what has no model dimension is whole
 
 
 def sum_parameters(program) -> int:
