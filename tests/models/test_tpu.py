@@ -1,31 +1,15 @@
 """The GPT's training step compiles for a real TPU topology, with the Pallas kernel inside. No TPU is needed."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.entry import ROOT
+from tests import tpu
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def compiled():
-    library = os.environ.get("JAXNLP_LIBTPU", "")
-    if not os.path.exists(library):
-        pytest.skip("libtpu is not there; `make test-slow` installs it and sets JAXNLP_LIBTPU")
-    env = {**os.environ, "TPU_LIBRARY_PATH": library, "JAX_PLATFORMS": "cpu"}
-    env |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_NUM_CPU_DEVICES": "1"}
-    found = {}
-    for kernel in ("flash", "einsum"):
-        command = [sys.executable, "-m", "tests.models.compile_tpu", kernel]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[kernel] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return {kernel: tpu.compiled("tests.models.compile_tpu", kernel) for kernel in ("flash", "einsum")}
 
 
 def test_flash_attention_is_in_the_program_forward_and_backward(compiled):

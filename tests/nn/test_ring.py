@@ -3,9 +3,6 @@
 import contextlib
 import functools
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +25,7 @@ from jaxnlp.sharding.presets import DDP
 from jaxnlp.sharding.rules import ACTIVATIONS
 from jaxnlp.train.experiment import Experiment
 from jaxnlp.train.program import build
-from tests.entry import ROOT
+from tests import tpu
 
 T = 32
 SEGMENTS = jnp.asarray([[1] * 12 + [2] * 20, [1] * 5 + [2] * 5 + [3] * 14 + [0] * 8])
@@ -199,17 +196,7 @@ def test_memory_is_a_tenth_of_dense_attention():
 
 @pytest.mark.slow
 def test_memory_on_a_real_topology():
-    library = os.environ.get("JAXNLP_LIBTPU", "")
-    if not os.path.exists(library):
-        pytest.skip("libtpu is not there; `make test-slow` installs it and sets JAXNLP_LIBTPU")
-    env = {**os.environ, "TPU_LIBRARY_PATH": library, "JAX_PLATFORMS": "cpu"}
-    env |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_NUM_CPU_DEVICES": "1"}
-    found = {}
-    for kernel in ("ring", "einsum"):
-        command = [sys.executable, "-m", "tests.nn.compile_ring_tpu", kernel, "16384"]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[kernel] = json.loads(done.stdout.splitlines()[-1])
+    found = {name: tpu.compiled("tests.nn.compile_ring_tpu", name, "16384") for name in ("ring", "einsum")}
     assert found["ring"]["temporaries"] * 10 <= found["einsum"]["temporaries"], found
     assert found["ring"]["gathers"] == 0 and found["ring"]["permutes"], found
 

@@ -22,6 +22,7 @@ from jaxnlp.scaling.search import search
 from jaxnlp.sharding.mesh import make_mesh
 from jaxnlp.sharding.presets import DDP, TP, ZERO1, ZERO2, ZERO3
 from jaxnlp.train.experiment import Experiment
+from tests import tpu
 from tests.entry import ROOT, run
 
 DEVICES = 8
@@ -225,18 +226,14 @@ def test_a_wrong_topology_is_one_line(flags, message):
 
 # Compiled for TPUs, on any machine.
 
-LIBRARY = os.environ.get("JAXNLP_LIBTPU", "")
 GiB = 2**30
 
 
 def planned(folder, config: str, topology: str, *fields: str) -> tuple[int, str, dict, int]:
     """(exit status, what it prints, the plan, the most memory that it took)."""
-    if not os.path.exists(LIBRARY):
-        pytest.skip("libtpu is not there; `make test-slow` installs it and sets JAXNLP_LIBTPU")
-    env = {**os.environ, "TPU_LIBRARY_PATH": LIBRARY, "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, "-m", "experiments.plan", f"--config=configs/gpt/{config}.py", f"--topology={topology}"]
     with open(folder / "out", "w+") as out:
-        process = subprocess.Popen([*command, *fields, f"--out={folder}"], cwd=ROOT, env=env, stdout=out)
+        process = subprocess.Popen([*command, *fields, f"--out={folder}"], cwd=ROOT, env=tpu.environment(), stdout=out)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
