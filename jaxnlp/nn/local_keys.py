@@ -58,7 +58,10 @@ def _fold_in(key, data):
 def _random_bits(key, bit_width, shape):
     size = math.prod(shape)
     if size >= 2**32:
-        raise NotImplementedError(f"an array of {size:,} random numbers on one device")
+        raise UserError(
+            f"dropout: {size:,} random numbers in one array on one device, expected fewer than 2^32; "
+            "use more microbatches (accum_steps) or devices"
+        )
     # The place of this share's first number, share * size, as two words of 32 bits.
     low, middle = key[2] * jnp.uint32(size & 0xFFFF), key[2] * jnp.uint32(size >> 16)
     start = low + (middle << 16)
