@@ -41,13 +41,6 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer("heartbeat_timeout", 60, told, flag_values=values, lower_bound=1)
 
 
-def first() -> bool:
-    """Whether this process is the one that writes files."""
-    import jax
-
-    return jax.process_index() == 0
-
-
 @contextlib.contextmanager
 def joined(argv: Sequence[str], alone: bool = False) -> Iterator[None]:
     """Within it this process is one of its job's, if it has others; an exception in one ends all.

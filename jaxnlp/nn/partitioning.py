@@ -80,11 +80,6 @@ def axis_rules(
         _layout.reset(token)
 
 
-def current_layout() -> Layout | None:
-    """The tables in force, to make another context of."""
-    return _layout.get()
-
-
 def mesh_axes(names: tuple[str, ...]) -> PartitionSpec:
     """The mesh axes of an activation with these logical axes; replicated where no rules are active."""
     layout = _layout.get()
