@@ -54,7 +54,7 @@ class BertConfig:
     attention: Any = dataclasses.field(default_factory=kernels.Einsum)
     heads: tuple[str, ...] = ("masked_lm", "next_sentence")
     dropout_rate: float = 0.1
-    remat: Any = "none"
+    remat: object = "none"  # a name or a Remat; of a type that flags can set
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
 

@@ -65,7 +65,7 @@ class GPTConfig:
     use_bias: bool = True
     tie_embeddings: bool = True
     dropout_rate: float = 0.0
-    remat: Any = "none"
+    remat: object = "none"  # a name or a Remat; of a type that flags can set
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
 

@@ -55,7 +55,7 @@ class LlamaConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     tie_embeddings: bool = False
-    remat: Any = "none"
+    remat: object = "none"  # a name or a Remat; of a type that flags can set
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
     dropout_rate = 0.0  # has none

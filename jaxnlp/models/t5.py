@@ -51,7 +51,7 @@ class T5Config:
     tie_embeddings: bool = False
     scale_logits: bool = False
     dropout_rate: float = 0.1
-    remat: Any = "none"
+    remat: object = "none"  # a name or a Remat; of a type that flags can set
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
     encoder_decoder = True

@@ -26,7 +26,7 @@ def program(data, apply):
         experiment=types.SimpleNamespace(data=data),
         rows=slice(None),
         put=lambda batch: batch,
-        context=contextlib.nullcontext,
+        context=lambda **_: contextlib.nullcontext(),
         apply=lambda params, tokens, **given: {"logits": apply(tokens, **given)},
     )
 
