@@ -10,7 +10,7 @@ encoder-decoder has three parts: the encoder, the decoder, and what the decoder 
 
 from absl import flags
 
-from jaxnlp import cli, runtime
+from jaxnlp import cli, processes, runtime
 from jaxnlp.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -45,7 +45,8 @@ def main() -> None:
         if name not in whole:
             raise UserError(f"--parts={name}: the model has {', '.join(whole)}")
     maps = [select(whole[name], layers, heads) for name in PARTS.value or whole]
-    save_png(draw(maps, f"{WORKDIR.value}, step {run.saved.step:,}"), out)
+    if processes.first():
+        save_png(draw(maps, f"{WORKDIR.value}, step {run.saved.step:,}"), out)
     print(f"written: {out}")
     for found in maps:
         shown = habits(found)

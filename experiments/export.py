@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxnlp import cli, runtime
+from jaxnlp import cli, processes, runtime
 from jaxnlp.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -32,11 +32,13 @@ def main() -> None:
     run = load(WORKDIR.value, CHECKPOINT.value)
     tokenizer = run.saved.tokenizer
     known = isinstance(tokenizer, HuggingFaceTokenizer)
-    out = pathlib.Path(OUT.value)
+    out, params = pathlib.Path(OUT.value), processes.whole(run.params)
+    if not processes.first():
+        return
     save(
         out,
         run.saved.experiment.model,
-        run.params,
+        params,
         tokenizer.library if known else None,
         special_ids=special_ids(run.saved.experiment, tokenizer),
         max_shard_bytes=int(SHARD.value * 1e9),
@@ -63,4 +65,4 @@ def special_ids(experiment: Any, tokenizer: Any) -> dict[str, int]:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, alone=True)
+    cli.run(main, __doc__)

@@ -9,12 +9,13 @@ The input's records have the fields that the run's task reads, its label aside; 
 
 import contextlib
 import json
+import os
 import pathlib
 import sys
 
 from absl import flags
 
-from jaxnlp import cli, runtime
+from jaxnlp import cli, processes, runtime
 from jaxnlp.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -69,6 +70,8 @@ def given(task: object) -> list:
 
 
 def opened(path: str):
+    if not processes.first():
+        path = os.devnull
     try:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         return open(path, "w", encoding="utf-8")

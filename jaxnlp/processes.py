@@ -41,6 +41,21 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer("heartbeat_timeout", 60, told, flag_values=values, lower_bound=1)
 
 
+def first() -> bool:
+    """Whether this process is the one that writes files."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def whole(tree: Any) -> Any:
+    """Arrays that several processes share, in each process's memory; all call it. Of one process, as they are."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else tree
+
+
 @contextlib.contextmanager
 def joined(argv: Sequence[str], alone: bool = False) -> Iterator[None]:
     """Within it this process is one of its job's, if it has others; an exception in one ends all.

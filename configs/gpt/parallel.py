@@ -2,6 +2,8 @@
 
 JAX_NUM_CPU_DEVICES=8 python -m experiments.train --config=configs/gpt/parallel.py:ZERO3 --workdir=runs/zero3
 JAX_NUM_CPU_DEVICES=8 python -m experiments.train --config=configs/gpt/parallel.py:TP,data=2,tensor=4 --dry_run
+
+Under PP and THREE_D the layers are stacked, to be cut, and a batch is four microbatches.
 """
 
 from jaxnlp.data.pipeline import DataConfig
@@ -25,13 +27,16 @@ def get_config(variant: str = "DDP") -> Experiment:
             f"{', '.join(PRESETS)}; axes: {', '.join(AXES)}"
         )
     mesh = {axis: int(size) for axis, size in given.items()}
+    sharding = PRESETS[name].on(**mesh) if mesh else PRESETS[name]
+    staged = sharding.pipeline is not None
     return Experiment(
-        model=GPTConfig(num_layers=4, num_heads=8, embed_dim=192, positions=Rotary()),
+        model=GPTConfig(num_layers=4, num_heads=8, embed_dim=192, positions=Rotary(), scan_layers=staged),
         data=DataConfig(
             source=Embedded(), tokenizer=SentencePiece(vocab_size=2048), seq_len=128, batch_size=8, prefetch_threads=0
         ),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=100),
-        sharding=PRESETS[name].on(**mesh) if mesh else PRESETS[name],
+        sharding=sharding,
+        accum_steps=4 if staged else 1,
         steps=1500,
         log_every=20,
         eval_every=500,

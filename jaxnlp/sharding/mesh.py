@@ -21,7 +21,7 @@ class MeshConfig:
     """Devices along each axis; -1, at most once, takes whatever is left.
 
     data: copies of the model, each on its own share of the batch.
-    stage: pipeline stages; 1, until a schedule runs them.
+    stage: pipeline stages, each with its own layers; more than 1 needs `Sharding.pipeline`.
     fsdp: the batch is split here too, and so are the parameters, gradients or optimizer state that a rules table
         maps here (ZeRO).
     sequence: splits of a sequence's length (context parallelism).

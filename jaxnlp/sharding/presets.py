@@ -4,6 +4,7 @@
 of one's own. `fsdp` is the axis of ZeRO: like `data` it splits the batch, and what a table maps to it is split too.
 """
 
+from jaxnlp.sharding.pipeline import GPipe
 from jaxnlp.sharding.rules import ACTIVATIONS, FSDP, REPLICATED, TENSOR, Sharding
 
 DDP = Sharding()
@@ -24,6 +25,21 @@ TP = Sharding(params=TENSOR).on(tensor=-1)
 TP_SP = Sharding(params=TENSOR, activations={**ACTIVATIONS, "residual": ("sequence", "tensor")}).on(tensor=-1)
 """TP, and norms and dropout on a share of the sequence each (Korthikanti et al. 2022, arXiv:2205.05198)."""
 
+STAGED = {"layers": "stage", "vocab": ("stage", "tensor")}
+
+PP = Sharding(
+    params={**REPLICATED, **STAGED}, activations={**ACTIVATIONS, "vocab": STAGED["vocab"]}, pipeline=GPipe()
+).on(stage=-1)
+"""Pipeline parallel: the layers are split over stages (Huang et al. 2019, arXiv:1811.06965), and the vocabulary too.
+
+The model needs `scan_layers=True`, and `accum_steps` is the number of microbatches. `dataclasses.replace(PP,
+pipeline=OneFOneB())` is another schedule."""
+
+THREE_D = Sharding(params={**TENSOR, **STAGED}, activations=PP.activations, pipeline=GPipe()).on(
+    data=-1, stage=2, tensor=2
+)
+"""Data, pipeline and tensor parallel at once (Narayanan et al. 2021, arXiv:2104.04473)."""
+
 PRESETS = {
     "DDP": DDP,
     "ZERO1": ZERO1,
@@ -31,4 +47,6 @@ PRESETS = {
     "ZERO3": ZERO3,
     "TP": TP,
     "TP_SP": TP_SP,
+    "PP": PP,
+    "THREE_D": THREE_D,
 }

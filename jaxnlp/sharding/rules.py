@@ -60,6 +60,7 @@ class Sharding:
         else all-reduced.
     optimizer: rules of the optimizer's state; None: as params.
     activations: rules of the axes that models name on activations.
+    pipeline: the schedule of the stages, as `pipeline.GPipe()`, where the mesh has any (`sharding/pipeline.py`).
     """
 
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -67,6 +68,7 @@ class Sharding:
     gradients: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None
     activations: dict[str, Any] = dataclasses.field(default_factory=ACTIVATIONS.copy)
+    pipeline: object = None
 
     def on(self, **sizes: Any) -> "Sharding":
         """A copy of these tables over a mesh of these sizes, as `ZERO3.on(fsdp=8)`; -1 takes the devices left over.
@@ -84,8 +86,10 @@ class Sharding:
         return {name: axes[0] if len(axes) == 1 else (axes or None) for name, axes in keep.items()}
 
     def check(self) -> None:
-        if self.mesh.stage != 1:
-            raise FieldError("mesh.stage", self.mesh.stage, "no schedule runs a pipeline; expected 1")
+        if self.mesh.stage != 1 and self.pipeline is None:
+            raise FieldError(
+                "pipeline", None, f"mesh.stage={self.mesh.stage} needs a schedule, as jaxnlp.sharding.pipeline.GPipe()"
+            )
         for field in ("params", "gradients", "optimizer", "activations"):
             for logical, axes in (getattr(self, field) or {}).items():
                 for axis in as_tuple(axes):

@@ -22,7 +22,25 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.local_keys import local_key, plain_key
 from jaxnlp.nn.stack import Layers, stack_replaced
 from jaxnlp.sharding.pipeline import Naive, OneFOneB, check_stages, one_f_one_b, through_stages
+from jaxnlp.sharding.rules import as_tuple
+from jaxnlp.train.experiment import Experiment, trunk
 from jaxnlp.train.step import sum_gradients as unpipelined
+
+
+def staged(experiment: Experiment, stages: int) -> Callable:
+    """`sum_gradients` by an experiment's schedule, for `make_step`.
+
+    Raises:
+        FieldError: a model or a batch that is not cut as the schedule needs.
+    """
+    model, schedule = trunk(experiment.model), experiment.sharding.pipeline
+    if not hasattr(model, "scan_layers"):
+        raise FieldError("sharding.mesh.stage", stages, f"{type(model).__name__} has no stack of layers to cut; use 1")
+    if not model.scan_layers:
+        raise FieldError("model.scan_layers", False, f"mesh.stage={stages} cuts stacked layers; set it to True")
+    check_stages(schedule, stages, model.num_layers, experiment.accum_steps)
+    batch_axes = as_tuple(experiment.sharding.activations.get("batch"))
+    return functools.partial(sum_gradients, schedule=schedule, batch_axes=batch_axes)
 
 
 def sum_gradients(

@@ -18,6 +18,7 @@ from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, m
 from jaxnlp.sharding.mesh import make_mesh
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.experiment import Experiment, check_batch
+from jaxnlp.train.pipelined import staged
 from jaxnlp.train.state import State, gradient_shardings, new_state, state_shardings
 from jaxnlp.train.step import make_step, many_steps
 
@@ -96,6 +97,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
     e = experiment
     mesh = make_mesh(e.sharding.mesh, devices)
     check_batch(e, mesh.size)
+    sums = staged(e, mesh.shape["stage"]) if mesh.shape["stage"] > 1 else None
     platform = mesh.devices.flat[0].platform
     kernel = getattr(e.model, "attention", None)
     runs = kernel is None or platform in kernel.platforms or getattr(kernel, "interpret", False)
@@ -133,6 +135,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
         accum_steps=e.accum_steps,
         skip_nonfinite=e.on_nonfinite == "skip",
         gradients=None if mesh.size == 1 else gradients,
+        sums=sums,
     )
     stack = batch_sharding
     if e.steps_per_call > 1:

@@ -28,6 +28,7 @@ def make_step(
     accum_steps: int = 1,
     skip_nonfinite: bool = False,
     gradients: Any = None,
+    sums: Callable | None = None,
 ) -> Step:
     """A pure function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -38,6 +39,7 @@ def make_step(
         skip_nonfinite: leave out an update whose loss or gradient is not finite. Under
             float16 an overflowing gradient is always left out, and the loss scale halved.
         gradients: the sharding of each gradient; None leaves it to the compiler.
+        sums: called as `sum_gradients`, which it is by default.
 
     Metrics (scalars): `loss` a token, what the objective adds, `grad_norm` before clipping,
     `learning_rate`, `weight` (tokens with a target), `finite` (1 or 0), `skipped` (so far)
@@ -48,7 +50,7 @@ def make_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         scale = None if state.scaling is None else state.scaling["scale"]
         batch = prepared(objective, batch)
-        (total, weight, extra), grads = sum_gradients(
+        (total, weight, extra), grads = (sums or sum_gradients)(
             apply, objective, state.params, batch, key, accum_steps, scale, gradients
         )
         weight = jnp.maximum(weight, 1e-9)  # a batch of nothing but padding has loss 0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.partitioning import axis_rules
@@ -18,12 +19,16 @@ from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.objectives.masked_lm import MaskedLM
 from jaxnlp.objectives.objective import prepared
 from jaxnlp.objectives.seq2seq import Seq2Seq
+from jaxnlp.optim import OptimConfig
 from jaxnlp.scaling.hlo import collectives
 from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, make_apply
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
 from jaxnlp.sharding.pipeline import Circular, GPipe, Naive, OneFOneB, one_f_one_b, through_stages, ticks
+from jaxnlp.sharding.presets import PP, THREE_D
 from jaxnlp.sharding.rules import ACTIVATIONS, TENSOR, Sharding, shardings
 from jaxnlp.train import pipelined, step
+from jaxnlp.train.experiment import Experiment
+from jaxnlp.train.program import build
 
 from .test_meshes import MODELS, B, T, batch
 
@@ -150,6 +155,68 @@ def test_the_loss_scale_multiplies_gradients_and_not_sums(schedule):
     wanted_sums, wanted_grads = plain("gpt", L)
     close(sums, wanted_sums)
     close(grads, jax.tree.map(lambda g: 8.0 * g, wanted_grads))
+
+
+PROGRAMS = {
+    "PP": PP.on(stage=4, data=2),
+    "THREE_D": THREE_D.on(data=2, stage=2, tensor=2),
+    "THREE_D, 1F1B": dataclasses.replace(THREE_D.on(data=2, stage=2, tensor=2), pipeline=OneFOneB()),
+    "PP, circular": dataclasses.replace(PP.on(stage=2, data=4), pipeline=Circular(laps=2)),
+}
+
+
+def experiment(name: str, sharding: Sharding) -> Experiment:
+    return Experiment(
+        model=dataclasses.replace(MODELS[name], num_layers=L),
+        objective=OBJECTIVES[name],
+        data=DataConfig(seq_len=T, batch_size=B),
+        optim=OptimConfig(name="sgd", learning_rate=0.1, schedule="constant", weight_decay=0.0),
+        sharding=sharding,
+        accum_steps=M,
+        steps=10,
+    )
+
+
+def trained(name: str, sharding: Sharding, devices: int):
+    """(losses, parameters, sums of an evaluation) of three steps."""
+    program = build(experiment(name, sharding), jax.devices()[:devices])
+    state, losses = program.init(), []
+    for i in range(3):
+        state, metrics = program.step(state, program.put(batch(name, i)))
+        losses.append(float(metrics["loss"]))
+    return losses, jax.device_get(state.params), jax.device_get(program.eval_step(state.params, batch(name, 3)))
+
+
+@functools.cache
+def trained_on_one(name: str):
+    return trained(name, Sharding(), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        pytest.param(name, preset, marks=() if (name, preset) == ("gpt", "THREE_D") else pytest.mark.slow)
+        for name in ("gpt", "bert")
+        for preset in PROGRAMS
+    ],
+)
+def test_a_program_over_stages_trains_as_one_device(name, preset):
+    losses, params, sums = trained(name, PROGRAMS[preset], 8)
+    wanted_losses, wanted_params, wanted_sums = trained_on_one(name)
+    np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
+    close(params, wanted_params)
+    close(sums, wanted_sums)
+
+
+def test_stages_without_a_schedule_or_layers_that_do_not_divide_are_told():
+    with pytest.raises(FieldError, match=r"pipeline=None: mesh.stage=2 needs a schedule, as .*GPipe\(\)"):
+        dataclasses.replace(PP.on(stage=2), pipeline=None).check()
+    with pytest.raises(FieldError, match="model.num_layers=4: does not divide over mesh.stage=8 stages; use 8"):
+        build(experiment("gpt", PP.on(stage=8)), jax.devices())
+    unrolled = experiment("gpt", PP.on(stage=2))
+    unrolled.model.scan_layers = False
+    with pytest.raises(FieldError, match="model.scan_layers=False: mesh.stage=2 cuts stacked layers; set it to True"):
+        build(unrolled, jax.devices()[:2])
 
 
 def executed(jaxpr, primitive: str) -> int:
