@@ -49,8 +49,13 @@ def parameter(
     """
     boxed = nn.with_logical_partitioning(init, axes)
     value = cast(jax.Array, module.param(name, boxed, shape, jnp.dtype(dtype)))
+    return value if module.is_initializing() else placed(value, axes)
+
+
+def placed(value: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """A parameter, laid out as it is where it is used; see `parameter`."""
     layout = _layout.get()
-    if layout is None or layout.used is None or _one_device() or module.is_initializing():
+    if layout is None or layout.used is None or _one_device():
         return value
     used, kept = (_spec(axes, table) for table in (layout.used, layout.gradients or layout.used))
     return value if kept is None or used is None else cast(jax.Array, _gather(value, used, kept))

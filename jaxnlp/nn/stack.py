@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax.core.scope import LazyRng
 
 from jaxnlp.nn import remat
+from jaxnlp.nn.calls import Change, calls_changed_at, changes
 from jaxnlp.nn.policy import Policy
 
 _replaced: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("replaced", default=None)
@@ -23,6 +24,7 @@ class Layers:
 
     path: where their parameters are in the model's, as ("blocks",). shared: what each gets beside x, the last one
     static. keys: of dropout, one for each layer (L,), or None where dropout is off; Flax folds `names` into them.
+    changes: of calls, in force where the stack was found (`nn/calls.py`).
     """
 
     block: Any
@@ -31,6 +33,7 @@ class Layers:
     shared: tuple[Any, ...]
     keys: jax.Array | None
     names: tuple[Any, ...] = ()
+    changes: tuple[Change, ...] = ()
 
     def run(self, params: Any, x: jax.Array, shared: tuple[Any, ...], keys: jax.Array | None) -> jax.Array:
         """x through layers in a row, those of `params` (leading axis n) and `keys` (n,), as `stack` runs them."""
@@ -43,7 +46,8 @@ class Layers:
                 return module(x, None, *shared)[0]
 
             rngs: Any = None if key is None else {"dropout": LazyRng(key, self.names)}
-            return nn.apply(call, block(self.config))({"params": w}, x, rngs=rngs)
+            with calls_changed_at(self.path, self.changes):
+                return nn.apply(call, block(self.config))({"params": w}, x, rngs=rngs)
 
         first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
         # `nn.scan` traces its body twice, and the draws of the first time count.
@@ -108,7 +112,7 @@ def stack(block: Any, config: Any, x: jax.Array, caches: Any, *shared: Any) -> t
     replaced = _replaced.get()
     if replaced is not None and caches is None and config.scan_layers:
         module = _Keys(config.num_layers, name="blocks")
-        return replaced(x, Layers(block, config, module.path, shared, *module())), None
+        return replaced(x, Layers(block, config, module.path, shared, *module(), changes())), None
     block = _with_remat(block, config, len(shared))
     if not config.scan_layers:
         out = []
