@@ -11,7 +11,7 @@ import sys
 
 from absl import flags
 
-from jaxnlp import cli, runtime
+from jaxnlp import cli, processes, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
@@ -52,4 +52,4 @@ def config_name() -> str:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, alone=True)
+    cli.run(main, __doc__, by=processes.FIRST)

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxnlp import cli, runtime
+from jaxnlp import cli, processes, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
@@ -192,4 +192,4 @@ def report(found: Found) -> str:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, alone=True)
+    cli.run(main, __doc__, by=processes.FIRST)

@@ -38,4 +38,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, alone=True)
+    cli.run(main, __doc__)

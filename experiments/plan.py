@@ -10,6 +10,7 @@ attached. Topologies: v5e:4x4, v6e:16x16, v4:4x4x4, v5p:8x8x8, tpu7x:4x4x4; v5e:
 with sharding.mesh.slices in the config. Exit status 1: it does not fit.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -18,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxnlp import cli, runtime
+from jaxnlp import cli, processes, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
@@ -28,6 +29,15 @@ OUT = flags.DEFINE_string("out", None, "Folder for plan.json and plan.png.")
 
 
 def main() -> int:
+    if CONFIG.value is None:
+        raise UserError("--config: not given; expected a config file, or --config_json=FILE")
+    # Of a job's own devices every process plans, as each compiles for all; for named ones process 0.
+    with contextlib.nullcontext(True) if TOPOLOGY.value == "local" else processes.by_first() as works:
+        return planned() if works else 0
+
+
+def planned() -> int:
+    """Plans, tells and writes; the exit status."""
     from jaxnlp.figures.files import save_png
     from jaxnlp.figures.plan import draw_plans
     from jaxnlp.scaling import topology
@@ -35,8 +45,6 @@ def main() -> int:
     from jaxnlp.scaling.report import ranking, report
     from jaxnlp.scaling.search import search
 
-    if CONFIG.value is None:
-        raise UserError("--config: not given; expected a config file, or --config_json=FILE")
     devices = topology.devices(TOPOLOGY.value)
     experiment = resolved(CONFIG.value)
     tell = lambda line: print(line, file=sys.stderr, flush=True)
@@ -49,7 +57,7 @@ def main() -> int:
         print(report(plans[0]))
         if plans[0].fits:
             tell(f"compiled in {plans[0].compile_seconds:,.0f} s")
-    if OUT.value is not None and plans:
+    if OUT.value is not None and plans and processes.first():
         out = pathlib.Path(OUT.value)
         found = [one.to_dict() for one in plans]
         save_png(draw_plans(found, f"{experiment_name()} on {TOPOLOGY.value}"), out / "plan.png")
@@ -79,4 +87,4 @@ def experiment_name() -> str:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, alone=True)
+    cli.run(main, __doc__)

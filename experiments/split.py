@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxnlp import cli, runtime
+from jaxnlp import cli, processes, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
@@ -120,4 +120,4 @@ def layer(first: list[Any], between: str, last: Any, sequence: bool) -> list[Any
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, alone=True)
+    cli.run(main, __doc__, by=processes.FIRST)

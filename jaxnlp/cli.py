@@ -36,12 +36,13 @@ def define_config() -> Any:
     )
 
 
-def run(main: Callable[[], int | None], doc: str | None, alone: bool = False) -> None:
+def run(main: Callable[[], int | None], doc: str | None, by: str = processes.ALL) -> None:
     """Parses the flags, runs `main` and exits. What a user can cause is one line on stderr and exit status 2.
 
     Args:
-        main: what to run; in every process of the job, if there are several (`processes.py`).
-        alone: several processes are refused.
+        main: what to run.
+        by: which processes of the job run it, if there are several (`processes.py`): all; or process 0, while the
+            others wait; or none, as several are refused.
     """
     argv = list(sys.argv)
     processes.define_flags()
@@ -53,7 +54,9 @@ def run(main: Callable[[], int | None], doc: str | None, alone: bool = False) ->
         sys.exit(0)
     _quiet()
     try:
-        with processes.joined(argv, alone):  # before the rest of the flags: what is wrong in one ends all
+        with processes.joined(argv, by) as works:  # before the rest of the flags: what is wrong in one ends all
+            if not works:
+                sys.exit(0)
             app.run(lambda _: _run(main), argv=argv, flags_parser=_parse)
     except UserError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)

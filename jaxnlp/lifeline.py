@@ -108,6 +108,8 @@ class Lifeline:
         if self._heard is None:
             self._heard = ending
             self._news.set()
+            if ending.process == 0 and ending.text is None:
+                self._follow(ending)  # at once: JAX's client has lost its service too, and aborts
             threading.Thread(target=self._follow, args=(ending,), daemon=True).start()
 
     def _follow(self, ending: Ending) -> None:

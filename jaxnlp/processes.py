@@ -1,7 +1,8 @@
 """Several processes as one job: how they find each other, which of them speaks, and how all end where one fails.
 
 Every entry point runs under it unchanged. All processes run the same program on their share of the devices; process 0
-alone prints, and writes the files that are not checkpoints. docs/tpu_vm.md has the commands.
+alone prints, and writes the files that are not checkpoints. What needs no devices process 0 does while the others wait.
+docs/tpu_vm.md has the commands.
 """
 
 import contextlib
@@ -22,6 +23,8 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("coordinator_address", "num_processes", "process_id")
 SETTINGS = ("distributed", *FLAGS, "join_timeout", "heartbeat_timeout")
 KUBERNETES_INDEX = "JOB_COMPLETION_INDEX"
+ALL, FIRST, ONE = "all", "first", "one"
+"""Who does an entry point's work: every process; process 0, while the others wait; or a process that is alone."""
 LAUNCHERS = {"Slurm": "SLURM_NTASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}  # how many processes each has started
 
 
@@ -57,24 +60,31 @@ def whole(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def joined(argv: Sequence[str], alone: bool = False) -> Iterator[None]:
+def joined(argv: Sequence[str], by: str = ALL) -> Iterator[bool]:
     """Within it this process is one of its job's, if it has others; an exception in one ends all.
+
+    Gives whether this process has work to do. One that has none leaves with SystemExit, as one does that has done its
+    work; there it waits for the others.
 
     Args:
         argv: the command line; its other flags are not looked at.
-        alone: the entry point cannot share its work; several processes are refused.
+        by: who does the work: ALL, FIRST or ONE.
 
     Raises:
-        UserError: settings that are not whole, or a job that cannot be joined.
+        UserError: settings that are not whole, a job that cannot be joined, or several processes where by=ONE.
     """
-    line = join(argv, alone)
+    line = join(argv, by)
     if line is None:
-        yield
+        yield True
         return
     try:
         with _voice(speaks=line.index == 0):
             try:
-                yield
+                if by == FIRST:
+                    with by_first() as works:
+                        yield works
+                else:
+                    yield True
             except SystemExit as e:
                 line.done()
                 raise e
@@ -85,6 +95,29 @@ def joined(argv: Sequence[str], alone: bool = False) -> Iterator[None]:
         line.fail("interrupted", 130, lambda: print("\ninterrupted", file=sys.stderr, flush=True))
     except Exception as e:
         line.fail(f"{type(e).__name__}: {str(e)[:1000]}", 1, traceback.print_exc)
+
+
+@contextlib.contextmanager
+def by_first() -> Iterator[bool]:
+    """Within it process 0 works as if it were alone, on its CPU. Gives whether this is process 0.
+
+    To be entered before JAX has been asked for devices: an accelerator of several hosts starts on all of them or not
+    at all, and what process 0 writes meanwhile must not wait for processes that write nothing.
+    """
+    import jax
+    from jax._src.distributed import global_state as job  # has no public name
+
+    if job.num_processes == 1 or job.process_id:
+        yield job.num_processes == 1
+        return
+    kept = job.client, job.service, job.num_processes
+    job.client, job.service, job.num_processes = None, None, 1
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_cpu_collectives_implementation", None)
+    try:
+        yield True
+    finally:
+        job.client, job.service, job.num_processes = kept
 
 
 @contextlib.contextmanager
@@ -108,7 +141,7 @@ def _voice(speaks: bool) -> Iterator[None]:
         yield
 
 
-def join(argv: Sequence[str], alone: bool = False) -> Lifeline | None:
+def join(argv: Sequence[str], by: str = ALL) -> Lifeline | None:
     """Joins the job that the flags or the environment describe; None where this process is alone.
 
     Raises:
@@ -123,11 +156,11 @@ def join(argv: Sequence[str], alone: bool = False) -> Lifeline | None:
     place = explicit(given)
     if place is None and not given["distributed"].value:
         for launcher, name in LAUNCHERS.items():
-            if int(os.environ.get(name) or 1) > 1 and not alone:
+            if int(os.environ.get(name) or 1) > 1:
                 told = f"{launcher} started {os.environ[name]} processes ({name}), each alone; with --distributed"
                 print(f"note: {told} they are one job", file=sys.stderr)
         return None
-    if alone:
+    if by == ONE:
         raise UserError("--distributed: this entry point runs in one process; start it once, without that and its like")
     _initialize(place, given)
     from jax._src.distributed import global_state  # the store of keys, which has no public name; Orbax takes it too

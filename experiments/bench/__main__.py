@@ -25,7 +25,7 @@ from absl import flags
 from experiments.bench import page, peers
 from experiments.bench.harness import Contender, measure, row
 from experiments.bench.shapes import PREDICTED, SHAPES, masked_lm_flops, train_flops, trunk_flops
-from jaxnlp import cli, runtime
+from jaxnlp import cli, processes, runtime
 from jaxnlp.errors import UserError
 
 SUITES = flags.DEFINE_list("suites", None, "Which suites; all of them by default.")
@@ -321,4 +321,4 @@ ALL = {
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, alone=True)
+    cli.run(main, __doc__, by=processes.ONE)

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxnlp import cli, runtime
+from jaxnlp import cli, processes, runtime
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/zero_memory.json", "JSON to write.")
@@ -182,4 +182,4 @@ def picture(found: dict[str, Any]) -> Any:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, alone=True)
+    cli.run(main, __doc__, by=processes.FIRST)

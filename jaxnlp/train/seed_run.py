@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxnlp import config as configs
 from jaxnlp.data.pipeline import corpus_name, open_split
@@ -23,7 +24,7 @@ from jaxnlp.train.program import build
 def seed_run(
     experiment: Experiment | None, model: Any, params: Any, tokenizer: Any, separator: str | None, workdir: str
 ) -> int:
-    """Writes the checkpoint.
+    """Writes the checkpoint. With several processes all must call it.
 
     Args:
         experiment: data, optimizer and lengths of the run; None takes the defaults, with windows as long as the
@@ -53,20 +54,25 @@ def seed_run(
     e = dataclasses.replace(experiment, model=model, data=data)
     configs.check(e)
     e = resolve(e, ours)
+    first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        stack.enter_context(open_workdir(folder))
+        if first:
+            stack.enter_context(open_workdir(folder))
         program = build(e)
-        tokenizer.save(str(file))
+        if first:
+            tokenizer.save(str(file))
         tell = lambda text: print(text, file=sys.stderr, flush=True)
         store = open_split(e.data, "train", ours, tell)
         open_split(e.data, "validation", ours, tell)
-        places = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.params)
-        state = dataclasses.replace(program.init(), params=jax.device_put(params, places))
+        placed = lambda leaf, x: jax.make_array_from_callback(x.shape, leaf.sharding, np.asarray(x).__getitem__)
+        params = jax.tree.map(placed, program.abstract.params, params)
+        state = dataclasses.replace(program.init(), params=params)
         writer = Writer(folder, e.keep_last, e.keep_best)
         stack.callback(writer.close)
         writer.save(state, e, ours, {"position": 0, "corpus": corpus_name(store, e.data)}, None)
         writer.wait()
-        configs.save_json(e, folder / "config.json")
+        if first:
+            configs.save_json(e, folder / "config.json")
     return sum(x.size for x in jax.tree.leaves(params))
 
 
