@@ -4,7 +4,8 @@ Compilers print one collective in many forms, and all are counted here: on its o
 computation called by an asynchronous call (`async-start`, `call-start`); spread over fusions that repeat it under one
 channel id; an `all-reduce-scatter` fusion, which is a reduce-scatter though it contains an all-reduce; and the ring of
 collective-permutes that a windowed einsum makes of a gather or a scatter, which are counted as the permutes that they
-are. What is in a loop counts as often as the loop turns.
+are. Between slices a TPU's program has none: it sends to its host, whose runtime (Megascale) does the rest, and the
+`send` says what that is. What is in a loop counts as often as the loop turns.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ KINDS = (
 )
 CALLS = ("fusion", "call", "call-start", "async-start", "custom-call")
 SCATTER = "all-reduce-scatter"  # the name of the fusions that are reduce-scatters
+SLICE_ID = 100_000  # a device's id is its number in its slice, and so much for each slice, counted from one
 
 HEADER = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s.*->.*\{\s*$")
 INSTRUCTION = re.compile(r"^\s+(ROOT\s+)?%?([\w.\-]+) = (.*)$")
@@ -39,6 +41,7 @@ class Collective:
     bytes: of the whole array in one group: what an all-gather makes, what a reduce-scatter takes; of a permute
         what one device sends.
     count: times in a run of the program. source: the operation of the model that it comes from.
+    between_slices: it goes over the hosts' network; `members` are then ids of devices, not their places in the mesh.
     """
 
     kind: str
@@ -46,6 +49,7 @@ class Collective:
     bytes: int
     count: int
     source: str = ""
+    between_slices: bool = False
 
     def group_size(self, num_devices: int) -> int:
         if self.kind == "collective-permute":
@@ -144,6 +148,8 @@ class _Walk:
                         continue
                     seen.add(key)
                 yield found
+            elif one.opcode == "send" and "xla_megascale_runtime" in one.rest:
+                yield _between_slices(one, count)
             elif one.opcode == "while":
                 body = one.attribute(r"body=%?([\w.\-]+)")
                 assert body is not None
@@ -224,6 +230,28 @@ def _collective(one: Instruction, kind: str, count: int, scatter: bool) -> Colle
         size *= len(members[0]) if members else 1
     kind = "reduce-scatter" if scatter and kind == "all-reduce" else kind
     return Collective(kind, members, size, count, one.attribute(r'op_name="([^"]*)"') or "")
+
+
+def _between_slices(one: Instruction, count: int) -> Collective:
+    """What a send asks of the hosts, whose members are `"{1,2}x{0:3}"`, every device with its like in each slice, or
+    ids in groups, or (of a permute) pairs."""
+    kind = (one.attribute(r'_xla_megascale_transfer_type="(\w+)"') or "").lower().replace("_", "-")
+    kind = "collective-permute" if kind == "one-to-one" else kind
+    if kind not in KINDS:
+        raise ValueError(f"{one.name}: a transfer between slices of an unknown kind, {kind!r}")
+    target = one.attribute(r'_xla_megascale_target="?([^"_]*?)"?,_xla') or ""
+    if found := re.match(r"\{([\d,]+)\}x\{(\d+)(?::(\d+))?\}", target):
+        slices, (first, last) = map(int, found[1].split(",")), (int(found[2]), int(found[3] or found[2]))
+        ids = [SLICE_ID * s for s in slices]
+        members = tuple(tuple(i + n for i in ids) for n in range(first, last + 1))
+    else:
+        listed = re.findall(r"\{?([\d,]+)\}", target) if kind != "collective-permute" else []
+        members = tuple(tuple(map(int, group.split(","))) for group in listed)
+        members = members or tuple((int(a), int(b)) for a, b in re.findall(r"(\d{6,})\D+(\d{6,})", target))
+    size = num_bytes(_parts(one.type)[0])  # (what is sent, context, token)
+    size *= len(members[0]) if kind == "all-gather" and members else 1
+    source = one.attribute(r'op_name="([^"]*)"') or ""
+    return Collective(kind, members, size, count, source, between_slices=True)
 
 
 def groups(rest: str) -> tuple[tuple[int, ...], ...]:

@@ -31,7 +31,8 @@ COMPUTE, MEMORY = "compute", "HBM"
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Collectives of one kind along the same mesh axes, in a step. bytes: that each device sends, as a ring would.
+    """Collectives of one kind along the same mesh axes, in a step. bytes: that each device sends over the network,
+    as a ring would; over DCN what is left once slices have reduced, or before they gather, within.
 
     network: "ICI" or "NVLink" (links between chips), "DCN" (between slices or hosts), "memory" (a host's).
     seconds: at best; None: the speed is not known.
@@ -245,10 +246,10 @@ def timed(found: Plan, program: Program, ops: Sequence[Collective]) -> Plan:
     """The plan with its traffic and its rooflines."""
     chip, n = chips.chip_of(program.mesh.devices.flat[0]), program.mesh.size
     groups: dict[tuple[str, tuple[str, ...], str], list[tuple[int, float, float | None]]] = {}
-    for op in ops:
-        network, one = wire(op, program.mesh, chip)
+    for op in (placed(op, program.mesh) for op in ops):
+        network, sent, one = wire(op, program.mesh, chip)
         key = (op.kind, op.axes(program.mesh.shape), network)
-        groups.setdefault(key, []).append((op.count, op.count * op.sent(n), None if one is None else op.count * one))
+        groups.setdefault(key, []).append((op.count, op.count * sent, None if one is None else op.count * one))
     rows = [Traffic(*key, *(total(column) for column in zip(*group, strict=True))) for key, group in groups.items()]
     traffic = tuple(sorted(rows, key=lambda row: -row.bytes))
     moved = hbm_traffic(found, program)
@@ -287,19 +288,38 @@ def hbm_traffic(found: Plan, program: Program) -> float:
     return e.accum_steps * each + 2 * (found.parts["parameters"] + found.parts["optimizer state"])
 
 
-def wire(op: Collective, mesh: Any, chip: chips.Chip | None) -> tuple[str, float | None]:
-    """(network, seconds of one execution at best): "DCN" between slices or hosts; within one ICI, NVLink or memory."""
+def placed(op: Collective, mesh: Any) -> Collective:
+    """With members as places in the mesh. A program for several TPU slices numbers devices within a slice, and those
+    that it talks to in others by their ids."""
+    devices = list(mesh.devices.flat)
+    if op.between_slices:
+        place = {device.id: i for i, device in enumerate(devices)}
+    elif len({where(d) for d in devices}) > 1 and hasattr(devices[0], "coords"):
+        place = [i for i, device in enumerate(devices) if where(device) == where(devices[0])]
+        op = op if op.members else dataclasses.replace(op, members=(tuple(range(len(place))),))
+    else:
+        return op
+    return dataclasses.replace(op, members=tuple(tuple(place[i] for i in row) for row in op.members))
+
+
+def wire(op: Collective, mesh: Any, chip: chips.Chip | None) -> tuple[str, float, float | None]:
+    """(network, bytes that a device sends over it, seconds of one execution at best).
+
+    The network is "DCN" between slices or hosts; within one ICI, NVLink or memory.
+    """
     devices = mesh.devices.flatten()
     group = [devices[i] for i in (op.members[0] if op.members else range(mesh.size))]
     slices = max((len({where(devices[i]) for i in row}) for row in op.members), default=len(set(map(where, devices))))
     if slices > 1:
         # What has been reduced within each slice crosses once, a device's share of it each.
-        across = dataclasses.replace(op, members=(tuple(range(slices)),), bytes=op.bytes * slices // len(group))
-        crossed = op.bytes if op.kind == "collective-permute" else across.sent(slices)
-        return "DCN", None if chip is None or chip.dcn is None else crossed / chip.dcn
+        each = 1 if op.kind in ("collective-permute", "all-to-all") else slices / len(group)
+        across = dataclasses.replace(op, members=(tuple(range(slices)),), bytes=int(op.bytes * each))
+        crossed = across.sent(slices)
+        return "DCN", crossed, None if chip is None or chip.dcn is None else crossed / chip.dcn
     linked = None if chip is None else link_speed(chip, group, devices)
     name = "memory" if chip is None else "NVLink" if chip.switched else "ICI"
-    return name, None if linked is None else op.sent(mesh.size) / linked
+    sent = op.sent(mesh.size)
+    return name, sent, None if linked is None else sent / linked
 
 
 def where(device: Any) -> int:

@@ -1,5 +1,6 @@
 """Collectives in programs compiled for eight CPU devices, and in lines as the TPU's compiler writes them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -118,6 +119,38 @@ def test_fusions_repeat_a_collective_but_equal_ids_elsewhere_are_two():
     fusions = "\n".join(f"  %f.{i} = f32[8]{{0}} fusion(%p), kind=kCustom, calls=%piece.{i}" for i in range(3))
     assert len(collectives(program(fusions, *pieces))) == 1
     assert len(collectives(program(f"  %a = f32[8]{{0}} {line}\n  %b = f32[8]{{0}} {line}"))) == 2
+
+
+SLICES = ((100000, 200000), (100001, 200001))
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "sent", "wanted"),
+    [
+        ('"{1,2}x{0:1}"', "ALL_REDUCE", "f32[8,16]", Collective("all-reduce", SLICES, 512, 1)),
+        ('"{1,2}x{0:1}"', "ALL_GATHER", "bf16[8,16]", Collective("all-gather", SLICES, 512, 1)),
+        (
+            "{{100001->200000},{200001->100000}}",
+            "ONE_TO_ONE",
+            "f32[8]",
+            Collective("collective-permute", ((100001, 200000), (200001, 100000)), 32, 1),
+        ),
+        (
+            "{{100000,100001,200000,200001}}",
+            "ALL_TO_ALL",
+            "f32[8]",
+            Collective("all-to-all", ((100000, 100001, 200000, 200001),), 32, 1),
+        ),
+    ],
+)
+def test_what_goes_between_slices_is_in_a_send_to_the_host(target, kind, sent, wanted):
+    runtime = '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="a_0"'
+    asked = f'_xla_megascale_target={target},_xla_megascale_transfer_type="{kind}"'
+    told = f"frontend_attributes={{{runtime},{asked}}}"
+    entry = f"""  %send.1 = ({sent}{{0:T(128)}}, u32[], token[]) send(%p, %t), channel_id=2, {told}
+  %send-done.1 = token[] send-done(%send.1), channel_id=2, frontend_attributes={{{runtime}}}
+  %recv.1 = ({sent}{{0}}, u32[], token[]) recv(%t), channel_id=1, {told}"""
+    assert collectives(program(entry)) == [dataclasses.replace(wanted, between_slices=True)]
 
 
 def loop(stride: int, limit: str = "constant(4)") -> str:

@@ -154,6 +154,7 @@ class Fake:
 
     coords: tuple[int, ...]
     slice_index: int = 0
+    id: int = 0
     device_kind: str = "TPU v5 lite"
 
 
@@ -164,7 +165,8 @@ def seconds(kind: str, members, shape, slices: int = 1):
     mesh = type("Mesh", (), {"devices": np.array(grid, object), "size": len(grid)})
     chip = chips.chip_of(grid[0])
     assert chip is not None and chip.name == "v5e"
-    return planner.wire(Collective(kind, members, 10**9, 1), mesh, chip)
+    network, _, time = planner.wire(Collective(kind, members, 10**9, 1), mesh, chip)
+    return network, time
 
 
 def test_time_on_links():
@@ -182,6 +184,22 @@ def test_time_between_slices():
     assert seconds("all-reduce", ((0, 16),), (4, 4), 2) == ("DCN", pytest.approx(1e9 / dcn))
     assert seconds("all-reduce", (tuple(range(32)),), (4, 4), 2) == ("DCN", pytest.approx(1e9 / 16 / dcn))
     assert seconds("all-gather", ((0, 1, 2, 3),), (4, 4), 2)[0] == "ICI"
+
+
+def test_places_in_slices():
+    import numpy as np
+
+    # Two slices of two along the inner axis: 0 and 2 of the mesh's four are of one slice.
+    chips_of = [Fake((i, 0, 0), s, 100_000 * (s + 1) + i) for i in range(2) for s in range(2)]
+    mesh = type("Mesh", (), {"devices": np.array(chips_of, object), "size": 4})
+    within = Collective("all-reduce", ((0, 1),), 8, 1)
+    assert planner.placed(within, mesh).members == ((0, 2),)
+    assert planner.placed(dataclasses.replace(within, members=()), mesh).members == ((0, 2),)
+    across = Collective("all-reduce", ((100000, 200000), (100001, 200001)), 8, 1, between_slices=True)
+    assert planner.placed(across, mesh).members == ((0, 1), (2, 3))
+    assert planner.wire(planner.placed(across, mesh), mesh, chips.CHIPS[1])[:2] == ("DCN", 8.0)
+    everywhere = Collective("all-to-all", ((100000, 200000, 100001, 200001),), 8, 1, between_slices=True)
+    assert planner.wire(planner.placed(everywhere, mesh), mesh, chips.CHIPS[1])[:2] == ("DCN", 4.0)
 
 
 def test_every_chip_is_found_by_its_kind_and_has_a_source():
@@ -261,6 +279,20 @@ def test_a_shipped_config_fits_the_topology_it_names(tmp_path, config, topology,
     twice = 2 * 2 * found["parameters"] * found["accum_steps"] * (devices - 1) / devices
     assert 0.8 * twice < gathered < 1.2 * twice
     assert set(found["seconds"]) == {"compute", "HBM", "ICI fsdp"} and 0 < found["mfu_ceiling"] <= 0.75
+
+
+@pytest.mark.slow
+def test_two_slices_talk_over_the_hosts_network(tmp_path):
+    sizes = [f"--config.model.{name}={n}" for name, n in (("num_layers", 1), ("vocab_size", 2048))]
+    slices = "--config.sharding.mesh.slices={'data': 2}"
+    code, text, found, _ = planned(tmp_path, "parallel", "2*v5e:2x2", slices, *sizes)
+    assert code == 0, text
+    between = sum(row["bytes"] for row in found["traffic"] if row["network"] == "DCN")
+    within = sum(row["bytes"] for row in found["traffic"] if row["network"] == "ICI")
+    gradients = found["parts"]["gradients"]
+    # Within a slice reduced, and the sum gathered: 2 (3/4); between the two a quarter each, if not small.
+    assert gradients / 4 < between < gradients and within == pytest.approx(1.5 * gradients, rel=0.25)
+    assert found["seconds"]["DCN data"] > found["seconds"]["ICI data"]
 
 
 @pytest.mark.slow
