@@ -19,8 +19,9 @@ from jaxnlp.sharding.mesh import make_mesh
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.experiment import Experiment, check_batch
 from jaxnlp.train.pipelined import staged
-from jaxnlp.train.state import State, gradient_shardings, new_state, state_shardings
+from jaxnlp.train.state import State, gradient_shardings, new_state, state_shardings, update_shardings
 from jaxnlp.train.step import make_step, many_steps
+from jaxnlp.train.update import Layouts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
     abstract = jax.eval_shape(lambda p: new_state(p, optimizer, e.seed, loss_scale), shapes)
     layout = state_shardings(abstract, axes, e.sharding, mesh)
     gradients = gradient_shardings(shapes, axes, e.sharding, mesh)
+    updated = update_shardings(shapes, axes, e.sharding, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
     rows = PartitionSpec(as_tuple(e.sharding.activations.get("batch")) or None)
     batch_sharding = NamedSharding(mesh, rows)
@@ -136,6 +138,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
         skip_nonfinite=e.on_nonfinite == "skip",
         gradients=None if mesh.size == 1 else gradients,
         sums=sums,
+        layouts=None if updated == layout.params else Layouts(axes, updated, layout.params),
     )
     stack = batch_sharding
     if e.steps_per_call > 1:

@@ -55,6 +55,11 @@ def gradient_shardings(params: Any, axes: Any, config: Sharding, mesh: Any) -> A
     return shardings(params, axes, config.params if config.gradients is None else config.gradients, mesh)
 
 
+def update_shardings(params: Any, axes: Any, config: Sharding, mesh: Any) -> Any:
+    """The sharding of each parameter as the optimizer lays it out. Arguments as `state_shardings`."""
+    return shardings(params, axes, config.params if config.optimizer is None else config.optimizer, mesh)
+
+
 def state_shardings(state: State, axes: Any, config: Sharding, mesh: Any) -> State:
     """The sharding of every leaf of a state.
 
@@ -66,8 +71,7 @@ def state_shardings(state: State, axes: Any, config: Sharding, mesh: Any) -> Sta
     whole on every device.
     """
     whole = NamedSharding(mesh, PartitionSpec())
-    rules = config.params if config.optimizer is None else config.optimizer
-    layout = jax.tree.leaves(shardings(state.params, axes, rules, mesh))
+    layout = jax.tree.leaves(update_shardings(state.params, axes, config, mesh))
     params = jax.tree_util.tree_leaves_with_path(state.params)
     like = {path: (leaf.shape, sharding) for (path, leaf), sharding in zip(params, layout, strict=True)}
 

@@ -12,6 +12,7 @@ import optax
 
 from jaxnlp.objectives.objective import means, prepared
 from jaxnlp.train.state import State
+from jaxnlp.train.update import Layouts
 
 GROWTH_STEPS = 2000  # steps without overflow after which the float16 loss scale doubles
 MAX_SCALE = 2.0**24
@@ -29,6 +30,7 @@ def make_step(
     skip_nonfinite: bool = False,
     gradients: Any = None,
     sums: Callable | None = None,
+    layouts: Layouts | None = None,
 ) -> Step:
     """A pure function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -40,6 +42,7 @@ def make_step(
             float16 an overflowing gradient is always left out, and the loss scale halved.
         gradients: the sharding of each gradient; None leaves it to the compiler.
         sums: called as `sum_gradients`, which it is by default.
+        layouts: of the parameters, where the optimizer lays them out otherwise; None: it does not.
 
     Metrics (scalars): `loss` a token, what the objective adds, `grad_norm` before clipping,
     `learning_rate`, `weight` (tokens with a target), `finite` (1 or 0), `skipped` (so far)
@@ -58,12 +61,14 @@ def make_step(
         grads = jax.tree.map(lambda g, p: (g / divisor).astype(p.dtype), grads, state.params)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = (layouts or optax).apply_updates(state.params, updates)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         skipped = state.skipped
         if skip_nonfinite or scale is not None:
             params, opt_state = _select(finite, (params, opt_state), (state.params, state.opt_state))
             skipped = skipped + (1 - finite)
+        if layouts is not None:
+            params = layouts.gather(params, state.params)
         metrics = {"loss": total / weight, **means(extra, weight), "grad_norm": norm}
         metrics |= {"learning_rate": schedule(state.step - state.skipped), "weight": weight}
         metrics |= {"finite": finite if scale is None else jnp.isfinite(total), "skipped": skipped}

@@ -1,0 +1,57 @@
+"""New parameters, where the optimizer's state is split over devices and the parameters are not (ZeRO 1 and 2)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Layouts:
+    """How parameters lie, as trees like them: `axes`, logical; shardings, `updated` by the optimizer and as `kept`.
+
+    Each device updates its share, in the parameters' own dtype, and the shares are gathered afterwards (Rajbhandari et
+    al. 2020, arXiv:1910.02054, section 5.1).
+    """
+
+    axes: Any
+    updated: Any
+    kept: Any
+
+    def apply_updates(self, params: Any, updates: Any) -> Any:
+        """params + updates, as the optimizer lays them out."""
+        return jax.lax.with_sharding_constraint(optax.apply_updates(params, updates), self.updated)
+
+    def gather(self, new: Any, old: Any) -> Any:
+        """`new` as it is kept, in the place of `old`, which nothing may read afterwards.
+
+        Stacked layers are gathered one by one, each over its old values: all at once, the compiler would hold every
+        gathered parameter beside every old one.
+        """
+        leaves, tree = jax.tree.flatten(new)
+        axes, updated, kept, old = (tree.flatten_up_to(x) for x in (self.axes, self.updated, self.kept, old))
+        stacks: dict[int, list[int]] = {}  # number of layers -> which leaves
+        for i, leaf in enumerate(leaves):
+            stacked = axes[i][:1] == ("layers",) and not any(kept[i].spec[:1])  # and no stages split the layers
+            if stacked and updated[i].spec != kept[i].spec:
+                stacks.setdefault(leaf.shape[0], []).append(i)
+            else:
+                leaves[i] = jax.lax.with_sharding_constraint(leaf, kept[i])
+        for count, members in stacks.items():
+            layer = [NamedSharding(kept[i].mesh, PartitionSpec(*kept[i].spec[1:])) for i in members]
+            found = _one_by_one([leaves[i] for i in members], [old[i] for i in members], layer, count)
+            leaves = [found[members.index(i)] if i in members else leaf for i, leaf in enumerate(leaves)]
+        return tree.unflatten(leaves)
+
+
+def _one_by_one(new: list[Any], old: list[Any], layer: list[Any], count: int) -> list[Any]:
+    """old, each of its layers overwritten with that of `new`, laid out as `layer`."""
+
+    def one(i, places):
+        rows = [jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in new]
+        rows = jax.lax.with_sharding_constraint(rows, layer)
+        return [jax.lax.dynamic_update_index_in_dim(x, row, i, 0) for x, row in zip(places, rows, strict=True)]
+
+    return jax.lax.fori_loop(0, count, one, old)
