@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -35,7 +35,12 @@ class MeshConfig:
     fsdp: int = 1
     sequence: int = 1
     tensor: int = 1
-    slices: dict[str, int] = dataclasses.field(default_factory=dict)
+    slices: object = dataclasses.field(default_factory=dict)  # a dict, of a type that flags can set
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """`slices`."""
+        return dict(cast(Mapping[str, int], self.slices))
 
     def check(self) -> None:
         sizes = {axis: getattr(self, axis) for axis in AXES}
@@ -45,7 +50,9 @@ class MeshConfig:
         if list(sizes.values()).count(-1) > 1:
             second = [axis for axis, size in sizes.items() if size == -1][1]
             raise FieldError(second, -1, "only one axis can be -1")
-        for axis, parts in self.slices.items():
+        if not isinstance(self.slices, Mapping):
+            raise FieldError("slices", self.slices, "expected axes and in how many parts they lie, as {'data': 2}")
+        for axis, parts in self.parts.items():
             if axis not in AXES:
                 raise FieldError("slices", axis, f"no such mesh axis; expected one of {', '.join(AXES)}")
             if parts < 1 or (sizes[axis] != -1 and sizes[axis] % parts):
@@ -83,8 +90,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     shape = tuple(sizes[axis] for axis in AXES)
     if len(devices) == 1:
         order = np.asarray(devices).reshape(shape)
-    elif math.prod(config.slices.values()) > 1:
-        order = _hybrid(shape, tuple(config.slices.get(axis, 1) for axis in AXES), devices)
+    elif math.prod(config.parts.values()) > 1:
+        order = _hybrid(shape, tuple(config.parts.get(axis, 1) for axis in AXES), devices)
     else:
         if devices[0].platform == "tpu" and (count := len({getattr(d, "slice_index", 0) for d in devices})) > 1:
             raise UserError(
