@@ -18,6 +18,7 @@ Shape legend: M microbatches, B batch, L layers.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -74,6 +75,16 @@ class Circular:
 SCHEDULES = {"naive": Naive, "gpipe": GPipe, "1f1b": OneFOneB, "circular": Circular}
 
 
+def named_schedule(named: Any) -> Any:
+    """A schedule, or the one of that name, as "1f1b". Raises FieldError for what is neither."""
+    if isinstance(named, str) and named in SCHEDULES:
+        return SCHEDULES[named]()
+    if not isinstance(named, tuple(SCHEDULES.values())):
+        known = f"expected one of {', '.join(SCHEDULES)}, or a schedule as jaxnlp.sharding.pipeline.Circular(laps=3)"
+        raise FieldError("pipeline", named, known)
+    return named
+
+
 @dataclasses.dataclass(frozen=True)
 class Work:
     """What a stage runs at a time: a microbatch's pass through its layers of one lap."""
@@ -86,15 +97,15 @@ class Work:
 Timetable = list[list[Work | None]]
 
 
-def check_stages(schedule: Any, stages: int, num_layers: int, microbatches: int) -> None:
+def check_stages(
+    schedule: Any, stages: int, num_layers: int, microbatches: int, field: str = "model.num_layers"
+) -> None:
     """Raises FieldError where a model or a batch cannot be cut as the schedule needs."""
     groups, name = stages * schedule.laps, type(schedule).__name__
     if num_layers % groups:
         laps = f" x laps={schedule.laps}" if schedule.laps > 1 else ""
         near = max(round(num_layers / groups), 1) * groups
-        raise FieldError(
-            "model.num_layers", num_layers, f"does not divide over mesh.stage={stages}{laps} stages; use {near}"
-        )
+        raise FieldError(field, num_layers, f"does not divide over mesh.stage={stages}{laps} stages; use {near}")
     if schedule.laps > 1 and microbatches % stages:
         up = -(-microbatches // stages) * stages
         raise FieldError("accum_steps", microbatches, f"{name}() needs a multiple of mesh.stage={stages}; use {up}")
@@ -184,6 +195,12 @@ def through_stages(
     def stage(weights, x_MB, shared, keys):
         s = jax.lax.axis_index(STAGE)
         weights, keys = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (weights, keys))
+        weights, narrow = in_float32(weights)
+
+        @functools.partial(jax.checkpoint, policy=_all_but_slices, prevent_cse=False)
+        def work(weights, shared, keys, x, lap, i):
+            key = None if keys is None else _at(_at(keys, lap), i)
+            return run(narrow(_at(weights, lap)), x, _at(shared, i), key)
 
         def tick(x, now):
             t, fresh = now
@@ -191,8 +208,7 @@ def through_stages(
             lap, i = item(k, p, v)
             # Out of turn a stage runs some microbatch again, and nobody looks.
             x = jnp.where((t < s) | (t - s >= v * m) | ((s == 0) & (lap == 0)), fresh, x)
-            key = None if keys is None else _at(_at(keys, lap), i)
-            y = run(_at(weights, lap), x, _at(shared, i), key)
+            y = work(weights, shared, keys, x, lap, i)
             return jax.lax.ppermute(y, STAGE, ring), y
 
         fresh = x_MB[jnp.asarray(entering)]
@@ -280,6 +296,22 @@ def one_f_one_b(first: Callable, run: Run, last: Callable, weights: Any, params:
         check_vma=False,
     )(weights, params, inputs)
     return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), total)
+
+
+def in_float32(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """(leaves of lower precision in float32, the way back), for what a loop reads: its gradients are then summed over
+    the loop's turns in float32."""
+    kinds = jax.tree.map(lambda leaf: leaf.dtype, tree)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+    return wide, lambda leaves: jax.tree.map(lambda leaf, kind: leaf.astype(kind), leaves, kinds)
+
+
+def _all_but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy for `jax.checkpoint`: else each tick would keep a copy of its lap's weights for the backward pass."""
+    return primitive not in _SLICES
+
+
+_SLICES = (jax.lax.dynamic_slice_p, jax.lax.squeeze_p, jax.lax.convert_element_type_p)
 
 
 def _stages() -> int:

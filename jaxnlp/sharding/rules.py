@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.sharding.mesh import AXES, MeshConfig
+from jaxnlp.sharding.pipeline import named_schedule
 
 Rules = Mapping[str, Any]
 
@@ -60,7 +61,8 @@ class Sharding:
         else all-reduced.
     optimizer: rules of the optimizer's state; None: as params.
     activations: rules of the axes that models name on activations.
-    pipeline: the schedule of the stages, as `pipeline.GPipe()`, where the mesh has any (`sharding/pipeline.py`).
+    pipeline: the schedule of the stages, where the mesh has any: one of `sharding/pipeline.py`, as `GPipe()`, or its
+        name: "naive", "gpipe", "1f1b" or "circular" (of two laps).
     """
 
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -68,7 +70,7 @@ class Sharding:
     gradients: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None
     activations: dict[str, Any] = dataclasses.field(default_factory=ACTIVATIONS.copy)
-    pipeline: object = None
+    pipeline: object = None  # a name or a schedule; of a type that flags can set
 
     def on(self, **sizes: Any) -> "Sharding":
         """A copy of these tables over a mesh of these sizes, as `ZERO3.on(fsdp=8)`; -1 takes the devices left over.
@@ -87,9 +89,9 @@ class Sharding:
 
     def check(self) -> None:
         if self.mesh.stage != 1 and self.pipeline is None:
-            raise FieldError(
-                "pipeline", None, f"mesh.stage={self.mesh.stage} needs a schedule, as jaxnlp.sharding.pipeline.GPipe()"
-            )
+            raise FieldError("pipeline", None, f"mesh.stage={self.mesh.stage} needs a schedule, as 'gpipe' or '1f1b'")
+        if self.pipeline is not None:
+            named_schedule(self.pipeline)
         for field in ("params", "gradients", "optimizer", "activations"):
             for logical, axes in (getattr(self, field) or {}).items():
                 for axis in as_tuple(axes):

@@ -18,13 +18,23 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError
 from jaxnlp.nn.local_keys import local_key, plain_key
 from jaxnlp.nn.stack import Layers, stack_replaced
-from jaxnlp.sharding.pipeline import Naive, OneFOneB, check_stages, one_f_one_b, through_stages
+from jaxnlp.sharding.pipeline import (
+    Naive,
+    OneFOneB,
+    check_stages,
+    in_float32,
+    named_schedule,
+    one_f_one_b,
+    through_stages,
+)
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.experiment import Experiment, trunk
 from jaxnlp.train.step import sum_gradients as unpipelined
+
+ONE_STACK = "runs one stack, and an encoder-decoder has two; use GPipe(), in a config or as 'gpipe' on the command line"
 
 
 def staged(experiment: Experiment, stages: int) -> Callable:
@@ -33,12 +43,17 @@ def staged(experiment: Experiment, stages: int) -> Callable:
     Raises:
         FieldError: a model or a batch that is not cut as the schedule needs.
     """
-    model, schedule = trunk(experiment.model), experiment.sharding.pipeline
+    model, schedule = trunk(experiment.model), named_schedule(experiment.sharding.pipeline)
+    where = "model.trunk" if hasattr(experiment.model, "trunk") else "model"
     if not hasattr(model, "scan_layers"):
         raise FieldError("sharding.mesh.stage", stages, f"{type(model).__name__} has no stack of layers to cut; use 1")
     if not model.scan_layers:
-        raise FieldError("model.scan_layers", False, f"mesh.stage={stages} cuts stacked layers; set it to True")
-    check_stages(schedule, stages, model.num_layers, experiment.accum_steps)
+        raise FieldError(f"{where}.scan_layers", False, f"mesh.stage={stages} cuts stacked layers; set it to True")
+    if isinstance(schedule, OneFOneB) and getattr(model, "encoder_decoder", False):
+        raise FieldError("sharding.pipeline", experiment.sharding.pipeline, ONE_STACK)
+    for field in ("num_layers", "num_decoder_layers"):
+        if getattr(model, field, None) is not None:
+            check_stages(schedule, stages, getattr(model, field), experiment.accum_steps, f"{where}.{field}")
     batch_axes = as_tuple(experiment.sharding.activations.get("batch"))
     return functools.partial(sum_gradients, schedule=schedule, batch_axes=batch_axes)
 
@@ -62,7 +77,7 @@ def sum_gradients(
         schedule: one of `sharding/pipeline.py`. batch_axes: mesh axes that split the batch.
 
     Raises:
-        UserError: a model that is not cut as the schedule needs.
+        FieldError: a model that is not cut as the schedule needs.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     stages, batch_axes = sizes["stage"], tuple(axis for axis in batch_axes if sizes[axis] > 1)
@@ -174,7 +189,7 @@ class _Staged:
     def one_f_one_b(self, apply, params, micro, keys, scale):
         """(sums, gradients) by the schedule of that name."""
         if len(self.cuts) > 1:
-            raise UserError("sharding.pipeline=OneFOneB(): runs one stack, and an encoder-decoder has two; use GPipe()")
+            raise FieldError("sharding.pipeline", self.schedule, ONE_STACK)
         (cut,) = self.cuts
         (weights,), rest = self._taken(params)
 
@@ -247,7 +262,8 @@ class _Staged:
 
         def before(params, micro, raw, done):
             # In a loop: XLA's partitioner fails on many gathers at once, from a split vocabulary into a split length.
-            one = lambda given: self._until(apply, params, *given)
+            wide, narrow = in_float32(params)
+            one = lambda given: self._until(apply, narrow(wide), *given)
             return jax.lax.map(one, (micro, raw, done))
 
         out = (rows, [rows if by else whole for by in cut.by_row], whole)
@@ -258,10 +274,11 @@ class _Staged:
         rows, whole = PartitionSpec(None, self.batch or None), PartitionSpec()
 
         def after(params, micro, raw, done):
-            one = jax.checkpoint(lambda params, *given: self._rest(apply, params, *given))
+            wide, narrow = in_float32(params)
+            one = jax.checkpoint(lambda wide, *given: self._rest(apply, narrow(wide), *given))
             first = jax.tree.map(lambda x: x[0], (micro, raw, done))
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, params, *first))
-            add = lambda sums, given: (jax.tree.map(jnp.add, sums, one(params, *given)), None)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, wide, *first))
+            add = lambda sums, given: (jax.tree.map(jnp.add, sums, one(wide, *given)), None)
             sums = jax.lax.scan(add, zeros, (micro, raw, done))[0]
             return jax.tree.map(lambda x: x[None], sums)
 

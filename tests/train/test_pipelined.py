@@ -209,10 +209,21 @@ def test_a_program_over_stages_trains_as_one_device(name, preset):
 
 
 def test_stages_without_a_schedule_or_layers_that_do_not_divide_are_told():
-    with pytest.raises(FieldError, match=r"pipeline=None: mesh.stage=2 needs a schedule, as .*GPipe\(\)"):
+    with pytest.raises(FieldError, match=r"pipeline=None: mesh.stage=2 needs a schedule, as 'gpipe' or '1f1b'"):
         dataclasses.replace(PP.on(stage=2), pipeline=None).check()
+    with pytest.raises(
+        FieldError, match="pipeline='1f2b': expected one of naive, gpipe, 1f1b, circular, or a schedule"
+    ):
+        dataclasses.replace(PP, pipeline="1f2b").check()
     with pytest.raises(FieldError, match="model.num_layers=4: does not divide over mesh.stage=8 stages; use 8"):
         build(experiment("gpt", PP.on(stage=8)), jax.devices())
+    deep = experiment("t5", PP.on(stage=2))
+    deep.model = dataclasses.replace(deep.model, scan_layers=True, num_decoder_layers=3)
+    with pytest.raises(FieldError, match="model.num_decoder_layers=3: does not divide over mesh.stage=2 stages; use 4"):
+        build(deep, jax.devices()[:2])
+    deep.sharding.pipeline = "1f1b"
+    with pytest.raises(FieldError, match="sharding.pipeline='1f1b': runs one stack, and an encoder-decoder has two"):
+        build(deep, jax.devices()[:2])
     unrolled = experiment("gpt", PP.on(stage=2))
     unrolled.model.scan_layers = False
     with pytest.raises(FieldError, match="model.scan_layers=False: mesh.stage=2 cuts stacked layers; set it to True"):
@@ -231,12 +242,39 @@ def executed(jaxpr, primitive: str) -> int:
     return count
 
 
+@pytest.mark.parametrize("schedule", [GPipe(), Circular(laps=2)], ids=str)
+def test_a_stage_keeps_its_weights_once_and_not_once_a_tick(schedule):
+    """Each tick slices the weights of its lap, and what a backward pass needs of a forward pass is kept."""
+    sizes = []
+    for m in (4, 32):
+        weights, x = jax.ShapeDtypeStruct((4, 256, 256), jnp.float32), jax.ShapeDtypeStruct((m, 1, 256), jnp.float32)
+        with jax.set_mesh(make_mesh(MeshConfig(data=1, stage=2), jax.devices()[:2])):
+            gradient = jax.jit(functools.partial(toy, schedule, jnp.zeros((m, 2), jnp.uint32)))
+            sizes.append(gradient.lower(weights, x).compile().memory_analysis().temp_size_in_bytes)
+    assert sizes[1] - sizes[0] < 2 * 256 * 256 * 4, sizes  # the weights of one stage
+
+
+@pytest.mark.parametrize("schedule", [GPipe(), Circular(laps=2), OneFOneB()], ids=str)
+def test_gradients_of_bfloat16_weights_are_summed_in_float32(schedule):
+    """Each layer adds its weight, so that a microbatch's gradient is 1; in bfloat16 256 + 1 is 256."""
+    m, w = 320, jnp.zeros((4, 1), jnp.bfloat16)
+    add = lambda w, x, shared, keys: jax.lax.scan(lambda x, w: (x + w, None), x, w)[0]
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, stage=2), jax.devices()[:2])):
+        gradient = jax.jit(functools.partial(toy, schedule, jnp.zeros((m, 2), jnp.uint32), run=add))
+        found = gradient(w, jnp.zeros((m, 1, 1), jnp.bfloat16))
+    grads = found[1] if isinstance(schedule, OneFOneB) else found
+    np.testing.assert_array_equal(np.asarray(grads, np.float32), m)
+
+
 WEIGHTS = jax.ShapeDtypeStruct((16, 4, 4), jnp.float32)
 
 
-def toy(schedule, keys, w, x):
+def layers(w, x, shared, keys):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+
+def toy(schedule, keys, w, x, run=layers):
     """Gradients of layers x -> tanh(x w), to count ticks by."""
-    run = lambda w, x, shared, keys: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
     if isinstance(schedule, OneFOneB):
         first = lambda params, given: (given[0], [], None)
         last = lambda params, given, y: (y.sum(), y.sum())
