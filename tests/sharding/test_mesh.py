@@ -1,0 +1,83 @@
+"""Meshes over several slices: devices of one slice stay together, and only the axes named lie across."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.sharding.mesh import AXES, MeshConfig, make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU's chip that is not there."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int | None
+    process_index: int
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    client: None = None
+
+
+def chips(slices: int, shape: tuple[int, int], named: bool = True) -> list[Chip]:
+    """Slices of so many chips each, four to a host; in no order."""
+    found = []
+    for s in range(slices):
+        for x, y in itertools.product(*map(range, shape)):
+            number = len(found)
+            found.append(Chip(number, (x, y, 0), s if named else None, number // 4))
+    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+
+
+CASES = {
+    "data": (MeshConfig(data=8, slices={"data": 2}), 2, (2, 2)),
+    "data, split within": (MeshConfig(data=2, fsdp=4, tensor=2, slices={"data": 2}), 2, (2, 4)),
+    "the rest": (MeshConfig(fsdp=4, slices={"data": 4}), 4, (2, 4)),
+    "fsdp": (MeshConfig(data=2, fsdp=4, tensor=2, slices={"fsdp": 2}), 2, (2, 4)),
+    "stages": (MeshConfig(data=1, stage=4, fsdp=2, tensor=2, slices={"stage": 2}), 2, (2, 4)),
+    "two axes": (MeshConfig(data=4, fsdp=4, tensor=2, slices={"data": 2, "fsdp": 2}), 4, (2, 4)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_only_the_named_axes_lie_across_slices(case):
+    config, slices, shape = CASES[case]
+    devices = chips(slices, shape)
+    mesh = make_mesh(config, devices)
+    assert {*mesh.devices.flat} == {*devices}
+    lies_on = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    for number, axis in enumerate(AXES):
+        parts = config.slices.get(axis, 1)
+        lines = np.moveaxis(lies_on, number, -1).reshape(-1, mesh.shape[axis])
+        runs = lines.reshape(len(lines), parts, -1)
+        assert (runs == runs[:, :, :1]).all()  # each part of the axis is on one slice
+        assert all(len({*line}) == parts for line in lines)  # and no two parts on the same
+
+
+def test_hosts_are_the_slices_where_devices_name_none():
+    mesh = make_mesh(MeshConfig(data=2, tensor=4, slices={"data": 2}), chips(1, (2, 4), named=False))
+    hosts = np.vectorize(lambda chip: chip.process_index)(mesh.devices).reshape(2, 4)
+    assert [{*row} for row in hosts] == [{0}, {1}]
+
+
+def test_slices_that_are_not_there():
+    with pytest.raises(UserError, match=r"the sizes multiply to 4 and the devices lie on 2 slices; .*multiply to 2"):
+        make_mesh(MeshConfig(data=8, slices={"data": 4}), chips(2, (2, 2)))
+    with pytest.raises(UserError, match=r"multiply to 4 and the devices lie on 2 processes"):
+        make_mesh(MeshConfig(data=8, slices={"data": 4}), chips(1, (2, 4), named=False))
+    with pytest.raises(UserError, match=r"slices\['data'\]=2 does not divide data=1"):
+        make_mesh(MeshConfig(fsdp=8, slices={"data": 2}), chips(2, (2, 2)))
+    with pytest.raises(FieldError, match=r"slices\['data'\]=3: expected a divisor of data=8"):
+        MeshConfig(data=8, slices={"data": 3}).check()
+    with pytest.raises(FieldError, match=r"slices='model': no such mesh axis"):
+        MeshConfig(slices={"model": 2}).check()
+
+
+def test_devices_of_several_slices_need_it_said():
+    with pytest.raises(UserError, match=r"the devices lie on 2 slices, .*; say which axis is cut"):
+        make_mesh(MeshConfig(data=8), chips(2, (2, 2)))
