@@ -27,6 +27,7 @@ ALLOWED = {
     "evals": BASE | {"nn", "models", "data", "objectives"},
     "generate": BASE | {"nn", "models"},
     "interop": BASE | {"nn", "models", "data", "sharding"},
+    "peft": BASE | {"nn", "models", "sharding"},
     # interop: a run may begin from a checkpoint of others (`train/pretrained.py`).
     "train": BASE
     | {"runtime", "nn", "models", "data", "sharding", "objectives", "optim", "evals", "generate", "figures", "interop"},

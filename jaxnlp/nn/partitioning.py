@@ -35,6 +35,9 @@ class Layout:
     gradients: Mapping[str, Any] | None = None
 
 
+WITHIN = ("batch", "length", "activation")  # what attention and feed-forward layers read
+BETWEEN = ("batch", "residual", "activation")  # the residual stream
+
 _layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
 
 
@@ -58,18 +61,18 @@ def placed(value: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     if layout is None or layout.used is None or _one_device():
         return value
     used, kept = (_spec(axes, table) for table in (layout.used, layout.gradients or layout.used))
-    return value if kept is None or used is None else cast(jax.Array, _gather(value, used, kept))
+    return value if kept is None or used is None else _laid_out(value, used, kept)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(w, used, kept):
-    """w laid out as `used`; its cotangent as `kept`."""
-    return jax.lax.with_sharding_constraint(w, used)
+def _laid_out(x: jax.Array, there: PartitionSpec, back: PartitionSpec) -> jax.Array:
+    """x laid out as `there`; its cotangent as `back`."""
+    return jax.lax.with_sharding_constraint(x, there)
 
 
-_gather.defvjp(
-    lambda w, used, kept: (_gather(w, used, kept), None),
-    lambda used, kept, _, g: (jax.lax.with_sharding_constraint(g, kept),),
+_laid_out.defvjp(
+    lambda x, there, back: (_laid_out(x, there, back), None),
+    lambda there, back, _, g: (jax.lax.with_sharding_constraint(g, back),),
 )
 
 
@@ -132,12 +135,17 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 def enter(x_BTD: jax.Array) -> jax.Array:
     """What a sublayer reads, off the residual stream: where that is split over tensor too, gathered here."""
     x_BTD = constrain(x_BTD, "batch", "residual", "activation")
-    return constrain(x_BTD, "batch", "length", "activation") if _residual_differs() else x_BTD
+    return _laid_out(x_BTD, mesh_axes(WITHIN), mesh_axes(BETWEEN)) if _residual_differs() else x_BTD
 
 
 def leave(y_BTD: jax.Array) -> jax.Array:
     """What a sublayer adds to the residual stream, laid out as that is."""
-    return constrain(y_BTD, "batch", "residual", "activation") if _residual_differs() else y_BTD
+    return _laid_out(y_BTD, mesh_axes(BETWEEN), mesh_axes(WITHIN)) if _residual_differs() else y_BTD
+
+
+def by_heads(x_BTHK: jax.Array, axis: str) -> jax.Array:
+    """Queries, or keys or values (`axis` "heads" or "kv_heads"): split by heads, and their cotangents too."""
+    return constrain(x_BTHK, "batch", "length", axis, "kv") if _residual_differs() else x_BTHK
 
 
 def sharded_call(fn: Callable, in_specs: tuple, out_spec: PartitionSpec) -> Callable:
@@ -159,10 +167,11 @@ def _tuple(axes: Any) -> tuple[str, ...]:
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
 
-def _spec(names: tuple[str, ...], table: Mapping[str, Any]) -> PartitionSpec | None:
+def _spec(names: tuple[str | None, ...], table: Mapping[str, Any]) -> PartitionSpec | None:
     """The mesh axes by a table, without those a surrounding `shard_map` has taken; None for a name it lacks."""
-    if any(name not in table for name in names):
+    known = [name for name in names if name is not None and name in table]
+    if len(known) < len(names):
         return None
     taken = set(jax.sharding.get_abstract_mesh().manual_axes)
-    kept = [tuple(axis for axis in _tuple(table[name]) if axis not in taken) for name in names]
+    kept = [tuple(axis for axis in _tuple(table[name]) if axis not in taken) for name in known]
     return PartitionSpec(*(axes[0] if len(axes) == 1 else (axes or None) for axes in kept))

@@ -1,0 +1,71 @@
+"""Adapters: a bottleneck after a sublayer, the only thing that is trained (Houlsby et al. 2019, arXiv:1902.00751).
+
+    h + W_up act(W_down h + b_down) + b_up
+
+2 m d + d + m parameters each, for a bottleneck of m units in a model d wide. W_up is zero at the start, so that the
+model is the base's; Houlsby et al. draw it near zero.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import FieldError
+from jaxnlp.nn.linear import matmul
+from jaxnlp.nn.mlp import ACTIVATIONS
+from jaxnlp.nn.policy import Policy
+from jaxnlp.peft.targets import Target, choose
+from jaxnlp.peft.tuning import Leaf, Method
+
+HOULSBY = ("attention", "mlp")
+"""Two in a layer, after attention and after the feed-forward layer."""
+
+PFEIFFER = ("mlp",)
+"""One in a layer, after the feed-forward layer (Pfeiffer et al. 2021, arXiv:2005.00247)."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Adapter(Method):
+    """Bottleneck adapters on what sublayers return, before that joins the residual stream.
+
+    targets: patterns of sublayers, HOULSBY or PFEIFFER or others. bottleneck: m. activation: as of `nn.mlp`.
+    """
+
+    targets: tuple[str, ...] = HOULSBY
+    bottleneck: int = 64
+    activation: str = "gelu"
+
+    def check(self) -> None:
+        if not self.targets:
+            raise FieldError("targets", self.targets, "expected patterns of sublayers, as ('attention', 'mlp')")
+        if self.bottleneck < 1:
+            raise FieldError("bottleneck", self.bottleneck, "expected a positive number of units")
+        if self.activation not in ACTIVATIONS:
+            raise FieldError("activation", self.activation, f"expected one of {', '.join(ACTIVATIONS)}")
+
+    def choose(self, targets: list[Target]) -> list[Target]:
+        serves = lambda t: t.outputs is not None and len(t.outputs) == 3
+        return choose(targets, self.targets, serves, "a sublayer that returns (batch, length, width)", "tuning.targets")
+
+    def leaves(self, target: Target) -> dict[str, Leaf]:
+        assert target.outputs is not None
+        D, M = target.outputs[-1], self.bottleneck
+        zeros = lambda *shape: lambda key, own: jnp.zeros(shape)
+        draw = lambda key, own: jax.random.normal(key, (D, M)) / math.sqrt(D)
+        return {
+            "adapter_down": Leaf((D, M), ("embed", "rank"), draw),
+            "adapter_down_bias": Leaf((M,), ("rank",), zeros(M)),
+            "adapter_up": Leaf((M, D), ("rank", "embed"), zeros(M, D)),
+            "adapter_up_bias": Leaf((D,), ("norm",), zeros(D)),
+        }
+
+    def call(self, leaves, target, call, fn, args, kwargs):
+        out = fn(*args, **kwargs)
+        h = out[0] if isinstance(out, tuple) else out
+        policy = getattr(call.module, "policy", None) or Policy(compute_dtype=str(h.dtype))
+        z = matmul(h, leaves["adapter_down"], policy).astype(h.dtype) + leaves["adapter_down_bias"].astype(h.dtype)
+        z = ACTIVATIONS[self.activation](z)
+        y = h + matmul(z, leaves["adapter_up"], policy).astype(h.dtype) + leaves["adapter_up_bias"].astype(h.dtype)
+        return (y, *out[1:]) if isinstance(out, tuple) else y

@@ -1,0 +1,70 @@
+"""(IA)^3: learned scales of keys, values and feed-forward hidden units (Liu et al. 2022, arXiv:2205.05638)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import FieldError
+from jaxnlp.peft.targets import KERNEL, Target, choose, matches
+from jaxnlp.peft.tuning import Leaf, Method
+
+IN, OUT = "ia3_in", "ia3_out"
+
+
+@dataclasses.dataclass(kw_only=True)
+class IA3(Method):
+    """Element-wise scales, 1 at the start, of what linear maps return or read.
+
+    outputs, inputs: patterns of linear maps whose outputs, or inputs, are scaled. The paper's: keys, values, and what
+        the feed-forward layer's last map reads.
+    """
+
+    outputs: tuple[str, ...] = ("key", "value")
+    inputs: tuple[str, ...] = ("down",)
+
+    def check(self) -> None:
+        if not self.outputs and not self.inputs:
+            raise FieldError("outputs", self.outputs, "expected patterns of linear maps, here or in inputs")
+
+    def choose(self, targets: list[Target]) -> list[Target]:
+        serves, what = (lambda t: t.num_in is not None), "a linear map"
+        out = choose(targets, self.outputs, serves, what, "tuning.outputs")
+        into = choose(targets, self.inputs, serves, what, "tuning.inputs")
+        return [t for t in targets if t in out or t in into]
+
+    def leaves(self, target: Target) -> dict[str, Leaf]:
+        kernel, at, n = target.parameters[KERNEL], target.layers, target.num_in
+        assert n is not None
+        shape, axes = kernel.shape[at:], kernel.axes[at:]
+        ones = lambda shape: lambda key, own: jnp.ones(shape)
+        found = {}
+        if any(matches(target.name, p) for p in self.inputs):
+            found[IN] = Leaf(shape[:n], axes[:n], ones(shape[:n]))
+        if any(matches(target.name, p) for p in self.outputs):
+            found[OUT] = Leaf(shape[n:], axes[n:], ones(shape[n:]))
+        return found
+
+    def call(self, leaves, target, call, fn, args, kwargs):
+        x, *rest = args
+        if IN in leaves:
+            x = (x * leaves[IN]).astype(x.dtype)
+        y = fn(x, *rest, **kwargs)
+        return (y * leaves[OUT]).astype(y.dtype) if OUT in leaves else y
+
+    def merged(self, target, own, leaves):
+        return _scaled(target, own, leaves)
+
+    def unmerged(self, target, own, leaves):
+        return _scaled(target, own, jax.tree.map(lambda scale: 1 / scale, leaves))
+
+
+def _scaled(target: Target, own: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    kernel, new = own[KERNEL].astype(jnp.float32), {}
+    if IN in leaves:
+        kernel = kernel * leaves[IN].reshape(*leaves[IN].shape, *[1] * (kernel.ndim - leaves[IN].ndim))
+    if OUT in leaves:
+        kernel = kernel * leaves[OUT]
+        if "bias" in own:
+            new["bias"] = own["bias"].astype(jnp.float32) * leaves[OUT]
+    return {KERNEL: kernel, **new}

@@ -1,0 +1,257 @@
+"""LoRA: low-rank updates beside frozen kernels and tables (Hu et al. 2021, arXiv:2106.09685), and its kin.
+
+    y = x W + b + s (x A) B,   s = alpha / rank
+
+A is random and B zero at the start (of a table A is zero: it is read by row), so that the model is the base's. The
+product x W is the module's own call; its kernel is never added to, so that neither a full-size gradient nor a merged
+copy of it is ever made, except by DoRA, which needs the norms of W + s A B.
+
+Shape legend: R rank, E adapters resident at once, B batch.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.config import did_you_mean
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn.calls import Call
+from jaxnlp.nn.linear import matmul
+from jaxnlp.nn.policy import Policy
+from jaxnlp.peft.targets import KERNEL, TABLE, Target, choose
+from jaxnlp.peft.tuning import Leaf, Method, own_parameters
+
+A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
+INITS = ("kaiming", "gaussian")
+
+_chosen: contextvars.ContextVar[Any] = contextvars.ContextVar("chosen", default=None)
+
+
+@dataclasses.dataclass(kw_only=True)
+class LoRA(Method):
+    """Low-rank updates of linear maps and embeddings.
+
+    targets: patterns of modules, as ("query", "value") or ("blocks/mlp/*",); any kernel whose call is a product of
+        the last axes of its input, and any table of embeddings (where that is the output map too, both ways change).
+    rank, alpha: the update is scaled by alpha / rank, or with `rank_stabilized` by alpha / sqrt(rank)
+        (Kalajdzievski 2023, arXiv:2312.03732).
+    dropout_rate: of the update's input.
+    init: of A, "kaiming" (uniform, as PEFT and the paper's code have it) or "gaussian" (of deviation 1 / rank).
+    dora: also a learned length for each output's column of W + s A B (Liu et al. 2024, arXiv:2402.09353); kernels only.
+    b_rate: B's learning rate is so many times that of A (LoRA+: Hayou et al. 2024, arXiv:2402.12354, who take 16).
+    """
+
+    targets: tuple[str, ...] = ("query", "value")
+    rank: int = 8
+    alpha: float = 16.0
+    dropout_rate: float = 0.0
+    rank_stabilized: bool = False
+    init: str = "kaiming"
+    dora: bool = False
+    b_rate: float = 1.0
+
+    methods = ("__call__", "logits", "attend")
+
+    def check(self) -> None:
+        if not self.targets:
+            raise FieldError("targets", self.targets, "expected patterns of modules, as ('query', 'value')")
+        if self.rank < 1:
+            raise FieldError("rank", self.rank, "expected a positive number")
+        if not self.alpha > 0:
+            raise FieldError("alpha", self.alpha, "expected a positive number")
+        if not 0 <= self.dropout_rate < 1:
+            raise FieldError("dropout_rate", self.dropout_rate, "expected a probability in [0, 1)")
+        if self.init not in INITS:
+            near = did_you_mean(self.init, list(INITS))
+            raise FieldError("init", self.init, f"expected one of {', '.join(INITS)}{near}")
+        if not self.b_rate > 0:
+            raise FieldError("b_rate", self.b_rate, "expected a positive number, as 16.0")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+    def choose(self, targets: list[Target]) -> list[Target]:
+        if self.dora:
+            return choose(targets, self.targets, lambda t: t.num_in is not None, "a linear map", "tuning.targets")
+        serves = lambda t: t.num_in is not None or t.is_table
+        return choose(targets, self.targets, serves, "a linear map or a table of embeddings", "tuning.targets")
+
+    def leaves(self, target: Target) -> dict[str, Leaf]:
+        n, at = target.num_in, target.layers
+        kernel = target.parameters[TABLE if n is None else KERNEL]
+        shape, axes, n = kernel.shape[at:], kernel.axes[at:], n or 1
+        if self.rank > min(math.prod(shape[:n]), math.prod(shape[n:])):
+            wide = f"{math.prod(shape[:n])} x {math.prod(shape[n:])}"
+            raise FieldError(
+                "tuning.rank", self.rank, f"{target.name} is {wide}; expected no more than its shorter side"
+            )
+        a, b = (*shape[:n], self.rank), (self.rank, *shape[n:])
+        zeros = lambda shape: lambda key, own: jnp.zeros(shape)
+        table = target.num_in is None
+        found = {
+            A: Leaf(a, (*axes[:n], "rank"), zeros(a) if table else self._random(a, math.prod(shape[:n]))),
+            B: Leaf(b, ("rank", *axes[n:]), self._normal(b) if table else zeros(b)),
+        }
+        if self.dora:
+            length = lambda key, own: norms(own[KERNEL].astype(jnp.float32), n)
+            found[MAGNITUDE] = Leaf(shape[n:], axes[n:], length)
+        return found
+
+    def _random(self, shape: tuple[int, ...], fan_in: int) -> Callable:
+        bound = 1 / math.sqrt(fan_in)
+        if self.init == "kaiming":
+            return lambda key, own: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        return lambda key, own: jax.random.normal(key, shape) / self.rank
+
+    def _normal(self, shape: tuple[int, ...]) -> Callable:
+        return lambda key, own: jax.random.normal(key, shape)
+
+    def call(self, leaves, target, call: Call, fn, args, kwargs):
+        y, x = fn(*args, **kwargs), args[0]
+        policy = getattr(call.module, "policy", None) or Policy(compute_dtype=str(y.dtype))
+        if target.num_in is None:
+            back = call.method != "__call__"
+            return y + self.scale * (_scores if back else _rows)(leaves, x, policy).astype(y.dtype)
+        dropped = self.dropout_rate > 0 and call.module.has_rng("dropout")
+        if dropped:
+            keep = jax.random.bernoulli(call.module.make_rng("dropout"), 1 - self.dropout_rate, x.shape)
+            x = jnp.where(keep, x / (1 - self.dropout_rate), 0)
+        update = self.scale * _product(leaves, x, target.num_in, policy)
+        if not self.dora:
+            return y + update.astype(y.dtype)
+        own = own_parameters(call.module, target)
+        kernel = _as_planned(own[KERNEL], leaves)
+        plain = y - own["bias"].astype(y.dtype) if "bias" in own else y
+        if dropped:  # the paper's code has the base's product of what is dropped out too
+            plain = _flat(x, kernel, target.num_in, policy).astype(y.dtype)
+        length = leaves[MAGNITUDE] / jax.lax.stop_gradient(norms(self._sum(kernel, leaves), target.num_in))
+        return y + ((length - 1) * plain + length * update).astype(y.dtype)
+
+    def _sum(self, kernel, leaves) -> jax.Array:
+        """W + s A B, float32."""
+        return kernel.astype(jnp.float32) + self.scale * jnp.tensordot(leaves[A], leaves[B], axes=1)
+
+    def merged(self, target, own, leaves):
+        return self._with(target, own, leaves, 1)
+
+    def unmerged(self, target, own, leaves):
+        return self._with(target, own, leaves, -1)
+
+    def _with(self, target: Target, own, leaves, sign: int):
+        name = TABLE if target.num_in is None else KERNEL
+        kernel, update = own[name].astype(jnp.float32), self.scale * jnp.tensordot(leaves[A], leaves[B], axes=1)
+        if not self.dora:
+            return {name: kernel + sign * update}
+        assert target.num_in is not None
+        if sign > 0:
+            return {name: leaves[MAGNITUDE] / norms(kernel + update, target.num_in) * (kernel + update)}
+        raise UserError("LoRA(dora=True): what it was merged into is not found back from the sum; keep the base")
+
+    def rate(self, name: str) -> float:
+        return self.b_rate if name == B else 1.0
+
+
+def norms(kernel: jax.Array, num_in: int) -> jax.Array:
+    """Length of each output's column of a kernel: over its input axes."""
+    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=tuple(range(num_in))))
+
+
+def _as_planned(kernel: jax.Array, leaves) -> jax.Array:
+    """The kernel with input axes first; weights laid out for generation are matrices with outputs first."""
+    shape = (*leaves[A].shape[:-1], *leaves[B].shape[1:])
+    return kernel if kernel.shape == shape else kernel.T.reshape(shape)
+
+
+def _flat(x: jax.Array, kernel: jax.Array, num_in: int, policy: Policy) -> jax.Array:
+    """x times a kernel over its input axes, float32."""
+    lead, out = x.shape[: x.ndim - num_in], kernel.shape[num_in:]
+    matrix = kernel.reshape(math.prod(kernel.shape[:num_in]), math.prod(out))
+    return matmul(x.reshape(*lead, -1), matrix, policy).reshape(*lead, *out)
+
+
+def _product(leaves, x: jax.Array, num_in: int, policy: Policy) -> jax.Array:
+    """(x A) B, float32; of E adapters each row of the batch takes its own."""
+    a, b = leaves[A], leaves[B]
+    if a.ndim == num_in + 1:
+        return _flat(_flat(x, a, num_in, policy).astype(x.dtype), b, 1, policy)
+    ids_B, here_B = _ids(x.shape[0], a.shape[0])
+    lead, out = x.shape[: x.ndim - num_in], b.shape[2:]
+    x_BTI, a_BIR = x.reshape(x.shape[0], -1, math.prod(x.shape[x.ndim - num_in :])), _matrices(a[ids_B], num_in)
+    z_BTR = policy.dot(x_BTI, a_BIR, (((2,), (1,)), ((0,), (0,))))
+    y_BTO = policy.dot(z_BTR.astype(x.dtype), _matrices(b[ids_B], 1), (((2,), (1,)), ((0,), (0,))))
+    return (y_BTO * here_B[:, None, None]).reshape(*lead, *out)
+
+
+def _matrices(kernels: jax.Array, num_in: int) -> jax.Array:
+    inputs = math.prod(kernels.shape[1 : 1 + num_in])
+    return kernels.reshape(kernels.shape[0], inputs, -1)
+
+
+def _rows(leaves, ids: jax.Array, policy: Policy) -> jax.Array:
+    """A[ids] B of a table: an id outside it adds nothing, for its own row is NaN."""
+    a, b = leaves[A], leaves[B]
+    if a.ndim == 2:
+        return matmul(a.at[ids].get(mode="fill", fill_value=0).astype(policy.dtype), b, policy)
+    ids_B, here_B = _ids(ids.shape[0], a.shape[0])
+    rows = jax.vmap(lambda a, ids: a.at[ids].get(mode="fill", fill_value=0))(a[ids_B], ids)
+    return jnp.einsum("b...r,brd->b...d", rows, b[ids_B]) * here_B.reshape(-1, *[1] * ids.ndim)
+
+
+def _scores(leaves, x: jax.Array, policy: Policy) -> jax.Array:
+    """x (A B)^T of a table that is the output map too."""
+    a, b = leaves[A], leaves[B]
+    if a.ndim == 2:
+        return matmul(matmul(x, b, policy, True).astype(x.dtype), a, policy, True)
+    ids_B, here_B = _ids(x.shape[0], a.shape[0])
+    scores = jnp.einsum("b...d,brd,bvr->b...v", x.astype(jnp.float32), b[ids_B], a[ids_B])
+    return scores * here_B.reshape(-1, *[1] * (x.ndim - 1))
+
+
+@contextlib.contextmanager
+def chosen(ids_B: jax.Array) -> Iterator[None]:
+    """Within the block, which of the resident adapters (`resident`) each row of a batch takes; -1: none, the base.
+
+    The ids are read as the model is traced: make them an argument of what is jitted, as everything else.
+    """
+    token = _chosen.set(ids_B)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _ids(rows: int, count: int) -> tuple[jax.Array, jax.Array]:
+    """(adapter of each row, whether it has one)."""
+    ids_B = _chosen.get()
+    if ids_B is None:
+        raise UserError(f"{count} adapters are resident; say which each row takes: with lora.chosen(ids): apply(...)")
+    if ids_B.shape != (rows,):
+        raise UserError(f"lora.chosen(ids): shape {ids_B.shape}, expected {(rows,)}: one for each row of the batch")
+    return jnp.clip(ids_B, 0, count - 1), ((ids_B >= 0) & (ids_B < count)).astype(jnp.float32)
+
+
+def resident(tuning: Any, adapters: Sequence[Any]) -> Any:
+    """Several tuned trees of one method as one, to serve them together: `chosen` says which each row takes.
+
+    Raises:
+        UserError: adapters that are not alike, or a method that cannot be chosen by row.
+    """
+    if not isinstance(tuning.method, LoRA) or tuning.method.dora or tuning.replaced:
+        raise UserError("resident: rows choose among low-rank updates only: LoRA() without dora, nothing trained whole")
+    shapes = [jax.tree.map(jnp.shape, tuned) for tuned in adapters]
+    if not adapters or any(s != shapes[0] for s in shapes):
+        raise UserError("resident: expected adapters of one plan, of the same modules and rank")
+    stacks = {path: target.layers for path, target in tuning.targets.items()}
+
+    def one(path, *leaves):
+        at = stacks[tuple(str(k.key) for k in path[:-1])]
+        return jnp.stack(leaves, axis=at)
+
+    return jax.tree_util.tree_map_with_path(one, *adapters)

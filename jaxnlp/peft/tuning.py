@@ -1,0 +1,307 @@
+"""Tuning methods as transforms: a few tuned parameters beside a base that stays, on a model that knows of neither.
+
+Tuned parameters lie in the base's tree: new names beside a module's own (`lora_a` beside `kernel`), or the same name
+in place of it (`bias` under BitFit). So they are stacked, scanned, computed again and sharded as what they stand by,
+and `join(base, tuned)` is a tree of parameters like any other. `Tuning.apply` runs the model on such a tree: where a
+module has tuned parameters beside its own, the method changes its call.
+
+    tuning = plan(LoRA(targets=("query", "value")), module, tokens)
+    tuned = tuning.init(key, base)
+    logits = tuning.apply(make_apply(module))(join(base, tuned), tokens)
+"""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.config import did_you_mean
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn.calls import Call, calls_changed
+from jaxnlp.nn.partitioning import placed
+from jaxnlp.peft.targets import Parameter, Target, at, find_targets, matches
+from jaxnlp.sharding.axes import abstract_params
+
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A tuned parameter. shape, axes: without those of stacked layers.
+
+    init: (key, own) -> the array at the start, of one layer; own: the base's parameters of the module, by name.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Method:
+    """What every method has; a method is this and the functions below.
+
+    whole: patterns of the model's own parameters that are trained too, as ("head/*",). None: those of the head, where
+        the model is a pretrained trunk with a new head on it.
+    """
+
+    whole: tuple[str, ...] | None = None
+
+    methods = ("__call__",)  # of a module, which a tuning method changes
+
+    def check(self) -> None:
+        """Raises FieldError naming the first field that cannot work."""
+
+    def choose(self, targets: list[Target]) -> list[Target]:
+        """Where it acts, of all modules called. Raises UserError for a pattern that matches nothing it can serve."""
+        return []
+
+    def leaves(self, target: Target) -> dict[str, Leaf]:
+        """The parameters that it puts beside a target's own."""
+        return {}
+
+    def call(self, leaves: dict[str, jax.Array], target: Target, call: Call, fn: Callable, args: tuple, kwargs: dict):
+        """The changed call; fn(*args, **kwargs) is the module's own."""
+        raise NotImplementedError
+
+    def merged(self, target: Target, own: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The target's own parameters such that without leaves its call is what the changed one was; of one layer."""
+        raise UserError(
+            f"{type(self).__name__}(): no parameters of the base do what it does to calls; it is not merged"
+        )
+
+    def unmerged(self, target: Target, own: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The way back."""
+        raise UserError(f"{type(self).__name__}(): cannot be merged, so not unmerged")
+
+    def rate(self, name: str) -> float:
+        """By what a leaf's learning rate is multiplied."""
+        return 1.0
+
+    def picks(self, own: dict[str, Parameter]) -> list[str]:
+        """Which of the model's own parameters (by path) it trains. Raises UserError for a pattern that has none."""
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """A method on a model. leaves: tuned parameters by module and name. replaced: the model's own that are tuned.
+
+    shapes, axes: of all parameters of the base, as `sharding.axes.abstract_params` gives.
+    """
+
+    method: Method
+    targets: dict[Path, Target]
+    leaves: dict[Path, dict[str, Leaf]]
+    replaced: list[Path]
+    shapes: Any
+    base_axes: Any
+
+    def init(self, key: jax.Array, base: Any) -> Any:
+        """Tuned parameters at the start, a nested dict; the same on any mesh, and whatever else is tuned.
+
+        Args:
+            base: the base's parameters; those that are tuned themselves begin as they are there.
+        """
+        tuned: Any = {}
+        for path, leaves in self.leaves.items():
+            target, own = self.targets[path], self._own(base, path)
+            for name, leaf in leaves.items():
+                k = jax.random.fold_in(key, zlib.crc32("/".join((*path, name)).encode()))
+                make = lambda k, own, leaf=leaf: jnp.asarray(leaf.init(k, own), jnp.dtype(leaf.dtype))
+                tuned = put(tuned, (*path, name), _over_layers(make, target.stack)(k, own))
+        for path in self.replaced:
+            x = at(base, path)
+            tuned = put(tuned, path, jnp.array(x, jnp.promote_types(x.dtype, jnp.float32), copy=True))
+        return tuned
+
+    def frozen(self, base: Any) -> Any:
+        """The base without what is tuned in its place: with the tuned, all that a run needs of it."""
+        for path in self.replaced:
+            base = without(base, path)
+        return base
+
+    def _own(self, tree: Any, path: Path) -> dict[str, jax.Array]:
+        found = at(tree, path) or {}
+        return {name: x for name, x in found.items() if not isinstance(x, Mapping)}
+
+    @property
+    def axes(self) -> Any:
+        """Logical axes of each tuned parameter, as a tree like them."""
+        tree: Any = {}
+        for path, leaves in self.leaves.items():
+            for name, leaf in leaves.items():
+                tree = put(tree, (*path, name), (*self.targets[path].stack_axes, *leaf.axes))
+        for path in self.replaced:
+            tree = put(tree, path, at(self.base_axes, path))
+        return tree
+
+    def rates(self, tuned: Any) -> Any:
+        """By what each tuned parameter's learning rate is multiplied, as a tree like them."""
+        return jax.tree_util.tree_map_with_path(lambda path, _: self.method.rate(str(path[-1].key)), tuned)
+
+    def apply(self, apply: Callable) -> Callable:
+        """`apply(params, *args, **kwargs)` of the model, on `join(base, tuned)`; of the base alone it is as it was."""
+
+        def tuned_apply(params, *args, **kwargs):
+            with calls_changed(self._change):
+                return apply(params, *args, **kwargs)
+
+        return tuned_apply
+
+    def _change(self, call: Call, fn: Callable, args: tuple, kwargs: dict) -> Any:
+        leaves = self.leaves.get(call.path)
+        if leaves is None or call.method not in self.method.methods or call.module.is_initializing():
+            return fn(*args, **kwargs)
+        if not call.module.has_variable("params", next(iter(leaves))):
+            return fn(*args, **kwargs)
+        given = {name: placed(call.module.get_variable("params", name), leaf.axes) for name, leaf in leaves.items()}
+        return self.method.call(given, self.targets[call.path], call, fn, args, kwargs)
+
+    def merge(self, base: Any, tuned: Any) -> Any:
+        """The base with what was tuned worked into its own parameters: the same outputs, and no more work.
+
+        Raises:
+            UserError: a method that cannot.
+        """
+        return self._changed(base, tuned, self.method.merged)
+
+    def unmerge(self, merged: Any, tuned: Any) -> Any:
+        """The way back, to rounding; parameters trained whole stay as trained, for what they were is not known here."""
+        return self._changed(merged, tuned, self.method.unmerged)
+
+    def _changed(self, base: Any, tuned: Any, fn: Callable) -> Any:
+        for path in self.replaced:
+            x = at(tuned, path)
+            base = put(base, path, x.astype(at(self.shapes, path).dtype))
+        for path in self.leaves:
+            target, own = self.targets[path], self._own(base, path)
+            leaves = {name: at(tuned, (*path, name)) for name in self.leaves[path]}
+            one = lambda own, leaves, target=target: fn(target, own, leaves)
+            new = _vmapped(one, target.layers)(own, leaves)
+            for name, x in new.items():
+                base = put(base, (*path, name), x.astype(own[name].dtype))
+        return base
+
+    def report(self) -> str:
+        """Where the method acts and what it trains, for people."""
+        trained, total = self.counts()
+        kept = total - sum(math.prod(at(self.shapes, path).shape) for path in self.replaced)
+        places = _grouped(self.targets)
+        lines = [f"tuning: {type(self.method).__name__}() on {len(self.leaves)} modules: {', '.join(places)}"]
+        if not self.leaves:
+            lines = [f"tuning: {type(self.method).__name__}()"]
+        if self.replaced:
+            lines.append(f"  trained themselves: {', '.join(_grouped(dict.fromkeys(self.replaced)))}")
+        lines.append(f"  trained parameters: {trained:,}, {100 * trained / total:.3f}% of the model's {total:,}")
+        lines.append(
+            f"  of the {kept:,} that are not: no gradients and no optimizer state, {12 * kept / 1e6:,.1f} MB less "
+            "(Adam in float32)"
+        )
+        return "\n".join(lines)
+
+    def counts(self) -> tuple[int, int]:
+        """(trained parameters, parameters of the base)."""
+        own = sum(math.prod(at(self.shapes, path).shape) for path in self.replaced)
+        new = sum(
+            math.prod((*self.targets[path].stack, *leaf.shape))
+            for path, leaves in self.leaves.items()
+            for leaf in leaves.values()
+        )
+        return own + new, sum(math.prod(x.shape) for x in jax.tree.leaves(self.shapes))
+
+
+def plan(method: Method, module: Any, *inputs: Any, head: tuple[str, ...] = ()) -> Tuning:
+    """What a method tunes of a model.
+
+    Args:
+        module: a Linen module. inputs: abstract or real example inputs.
+        head: patterns of parameters that are new, which `Method.whole` of None trains.
+
+    Raises:
+        UserError: a pattern that matches nothing, or what the method cannot serve; nothing to train.
+    """
+    method.check()
+    targets = {t.path: t for t in find_targets(module, *inputs)}
+    shapes, axes = abstract_params(module, *inputs)
+    chosen = method.choose(list(targets.values()))
+    leaves = {t.path: method.leaves(t) for t in chosen}
+    for path, named in leaves.items():
+        clash = set(named) & set(targets[path].parameters)
+        if clash:
+            raise UserError(f"{'/'.join(path)}: has a parameter {sorted(clash)[0]!r} of its own; rename the model's")
+    own = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(shapes):
+        names = tuple(str(k.key) for k in path)
+        own["/".join(names)] = Parameter(x.shape, at(axes, names), x.dtype)
+    whole = picked(own, method.whole if method.whole is not None else head, "tuning.whole")
+    replaced = sorted(tuple(name.split("/")) for name in {*method.picks(own), *whole})
+    if not leaves and not replaced:
+        raise FieldError("tuning", f"{type(method).__name__}()", "nothing of this model would be trained")
+    return Tuning(method, {path: targets[path] for path in leaves}, leaves, replaced, shapes, axes)
+
+
+def picked(own: dict[str, Parameter], patterns: tuple[str, ...], field: str) -> list[str]:
+    """The parameters (paths) that match a pattern. Raises UserError for a pattern that has none, with near ones."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        hit = [name for name in own if matches(name, pattern)]
+        if not hit:
+            near = did_you_mean(pattern, list(own))
+            raise UserError(f"{field}={pattern!r}: the model has no such parameter{near}")
+        found |= dict.fromkeys(hit)
+    return list(found)
+
+
+def own_parameters(module: Any, target: Target) -> dict[str, jax.Array]:
+    """A module's own parameters within its call, laid out as they are used."""
+    given = lambda name, p: placed(module.get_variable("params", name), p.axes[target.layers :])
+    return {name: given(name, p) for name, p in target.parameters.items()}
+
+
+def join(base: Any, tuned: Any) -> Any:
+    """One tree of both; where both have a parameter it is the tuned one."""
+    if not isinstance(tuned, Mapping):
+        return tuned
+    return {**base, **{name: join(base.get(name, {}), x) for name, x in tuned.items()}}
+
+
+def put(tree: Any, path: Path, leaf: Any) -> Any:
+    """The tree with a leaf at a path, as a new tree."""
+    head, *tail = path
+    return {**tree, head: put(tree.get(head, {}), tuple(tail), leaf) if tail else leaf}
+
+
+def without(tree: Any, path: Path) -> Any:
+    """The tree without the leaf at a path, as a new tree."""
+    head, *tail = path
+    if not tail:
+        return {name: x for name, x in tree.items() if name != head}
+    return {**tree, head: without(tree[head], tuple(tail))}
+
+
+def _over_layers(make: Callable, stack: tuple[int, ...]) -> Callable:
+    """make(key, own) of each layer, with its own key."""
+    for count in stack:
+        make = lambda key, own, one=make, n=count: jax.vmap(one)(jax.random.split(key, n), own)
+    return make
+
+
+def _vmapped(fn: Callable, times: int) -> Callable:
+    for _ in range(times):
+        fn = jax.vmap(fn)
+    return fn
+
+
+def _grouped(paths: Mapping[Path, Any]) -> list[str]:
+    """Paths as text, with those that differ by a block's number as one: "block_*/attention/query (12)"."""
+    counts: dict[str, int] = {}
+    for path in paths:
+        name = "/".join("block_*" if part.startswith("block_") else part for part in path)
+        counts[name] = counts.get(name, 0) + 1
+    return [name if n == 1 else f"{name} ({n})" for name, n in counts.items()]
