@@ -1,112 +1,102 @@
-"""Two processes are one run, and a run that changes its number of processes reads on exactly."""
+"""Two processes are one run, and a run that changes its number of processes or its mesh goes on exactly."""
 
-import socket
-import time
+import json
+import shutil
 
-import jax
 import numpy as np
 import pytest
 
-from jaxnlp.sharding.rules import path_name
 from jaxnlp.train.checkpoint import Reader
-from jaxnlp.train.load import load
 from jaxnlp.train.metrics import read_log
-from tests.entry import ROOT, start
+from tests.jobs import begin, config, ended, job
 
 pytestmark = pytest.mark.slow
-FSDP = ROOT / "tests" / "train" / "split.py"
-LONG = ("steps=60", "checkpoint_every=10", "eval_every=0", "log_every=10", "sample_tokens=0")
+ZERO = "ZERO3,data=2,fsdp=4"
 
 
-def begin(corpus, workdir, processes, *overrides):
-    """Starts a run over 4 devices in all, in one process or two."""
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    running = []
-    for i in range(processes):
-        env = {"JAX_NUM_CPU_DEVICES": str(4 // processes)}
-        args = [f"--config={FSDP}:{corpus}", f"--workdir={workdir}", *(f"--config.{o}" for o in overrides)]
-        if processes > 1:
-            env |= {
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": str(processes),
-                "JAX_PROCESS_ID": str(i),
-            }
-            args.append("--distributed")
-        running.append(start("experiments.train", *args, env=env))
-    return running
+def train(processes, corpus, workdir, table, *overrides, devices=8):
+    flags = config(corpus, table, *overrides)
+    return job(processes, "experiments.train", *flags, f"--workdir={workdir}", devices=devices)
 
 
-def train(corpus, workdir, processes, *overrides):
-    """A run over 4 devices in all, from beginning to end."""
-    running = begin(corpus, workdir, processes, *overrides)
-    for entry in running:
-        entry.wait()
-        assert entry.code == 0, entry.err
-    return running
+def losses(workdir, kind="train"):
+    return {row["step"]: row["loss"] for row in read_log(workdir / "metrics.jsonl") if row["kind"] == kind}
 
 
-def losses(workdir):
-    return {row["step"]: row["loss"] for row in read_log(workdir / "metrics.jsonl") if row["kind"] == "train"}
+def equal(found, wanted, after=0):
+    assert [*found] == [*wanted] and found
+    kept = [step for step in wanted if step > after]
+    np.testing.assert_allclose([found[s] for s in kept], [wanted[s] for s in kept], rtol=1e-5)
 
 
-def test_two_processes_equal_one_and_either_goes_on_from_the_other(corpus, tmp_path):
-    train(corpus, tmp_path / "one", 1)
-    pair = train(corpus, tmp_path / "two", 2)
-    wanted = losses(tmp_path / "one")
-    np.testing.assert_allclose(list(losses(tmp_path / "two").values()), list(wanted.values()), rtol=2e-5)
+@pytest.fixture(scope="module")
+def one(corpus, tmp_path_factory):
+    """A run of 12 steps in one process of eight devices."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    train(1, corpus, workdir, ZERO)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two(corpus, tmp_path_factory):
+    """The same in two processes of four, saved every 4 steps; and the processes."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    return workdir, train(2, corpus, workdir, ZERO, "sample_tokens=8")
+
+
+def test_two_processes_of_four_devices_equal_one_of_eight(one, two):
+    workdir, pair = two
+    equal(losses(workdir), losses(one))
+    equal(losses(workdir, "validation"), losses(one, "validation"))
     assert "this model" in pair[0].out and "step 12/12" in pair[0].err
     assert "this model" not in pair[1].out and "tok/s" not in pair[1].err  # one of them speaks
-    # 4 steps on two processes, 4 on one, 4 on two.
-    for processes, steps in ((2, 4), (1, 8), (2, 12)):
-        train(corpus, tmp_path / "mixed", processes, f"steps={steps}", "optim.total_steps=12", "sample_tokens=0")
-    np.testing.assert_allclose(list(losses(tmp_path / "mixed").values()), list(wanted.values()), rtol=2e-5)
-    assert Reader(tmp_path / "mixed").read(12).data["position"] == 12 * 8
+    assert Reader(workdir).read(12).data["position"] == 12 * 8
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_one_killed_ends_the_other_and_a_restart_goes_on_to_the_bit(corpus, tmp_path, victim):
-    train(corpus, tmp_path / "whole", 2, *LONG)
-    running = begin(corpus, tmp_path / "killed", 2, *LONG)
-    wait_until(lambda: Reader(tmp_path / "killed").steps(), running)
-    running[victim].process.kill()
-    survivor = running[1 - victim].wait(60)
-    assert survivor.code not in (0, None)
-    if victim:  # where process 0 dies, JAX's own abort may come before our line
-        assert f"process {victim} of 2 has died" in survivor.err and "start every process again" in survivor.err
-    saved = Reader(tmp_path / "killed").steps()
-    assert saved and saved[-1] < 60
-    train(corpus, tmp_path / "killed", 2, *LONG)
-    whole, killed = (params(tmp_path / name, 60) for name in ("whole", "killed"))
-    assert whole.keys() == killed.keys() and whole
-    for name, value in whole.items():
-        np.testing.assert_array_equal(killed[name], value, err_msg=name)
+@pytest.mark.parametrize(
+    ("processes", "devices", "table"),
+    [(1, 8, "TP,data=4,tensor=2"), (4, 8, "ZERO1,data=4,fsdp=2"), (1, 1, "DDP,data=1"), (2, 8, "DDP,data=8")],
+)
+def test_what_two_processes_saved_goes_on_elsewhere(one, two, corpus, tmp_path, processes, devices, table):
+    """Saved in stage 3 of ZeRO; restored on 1 x 8, 4 x 2, 1 x 1 and 2 x 4 devices, each another mesh."""
+    workdir = tmp_path / "run"
+    shutil.copytree(two[0], workdir)
+    for step in (8, 12):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    train(processes, corpus, workdir, table, devices=devices)
+    equal(losses(workdir), losses(one))
+    assert Reader(workdir).read(12).data["position"] == 12 * 8
 
 
-def test_an_error_in_one_process_ends_both_with_one_line(corpus, tmp_path):
-    running = begin(corpus, tmp_path / "run", 2, "data.batch_size=6")
-    assert [entry.wait(60).code for entry in running] == [2, 2]
-    assert running[0].err.count("data.batch_size=6: does not divide") == 1
+def test_what_two_processes_saved_of_a_data_mesh_goes_on_split(one, corpus, tmp_path):
+    train(2, corpus, tmp_path, "DDP,data=8", "steps=4", "optim.total_steps=12")
+    train(2, corpus, tmp_path, "ZERO3,data=1,fsdp=8")
+    equal(losses(tmp_path), losses(one))
 
 
-def test_settings_that_are_not_whole(corpus, tmp_path):
-    args = (f"--config={FSDP}:{corpus}", f"--workdir={tmp_path / 'run'}")
-    entry = start("experiments.train", *args, "--num_processes=2").wait(60)
-    assert entry.code == 2 and "--coordinator_address, --process_id: not given, but --num_processes=2" in entry.err
-    alone = start("experiments.tokenize", "--distributed").wait(60)
-    assert alone.code == 2 and "--distributed: this entry point runs in one process" in alone.err
+@pytest.mark.parametrize("table", ["THREE_D,data=1,stage=2,fsdp=2,tensor=2", "DDP,data=1,sequence=8"])
+def test_pipelines_and_rings_over_two_processes(corpus, tmp_path, table):
+    """Each process has one stage of the pipeline, and half of every sequence of the ring."""
+    for processes in (1, 2):
+        train(processes, corpus, tmp_path / str(processes), table, "steps=4", "eval_every=4")
+    equal(losses(tmp_path / "2"), losses(tmp_path / "1"))
+    equal(losses(tmp_path / "2", "validation"), losses(tmp_path / "1", "validation"))
 
 
-def wait_until(ready, running, seconds=120):
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, running[0].err
-        assert all(entry.code is None for entry in running), running[0].err
-        time.sleep(0.1)
+FEEDING = {
+    ZERO: (range(4), range(4, 8)),
+    "TP,data=1,tensor=8": (range(8), range(8)),  # a row is on all devices, and so both feed it
+}
 
 
-def params(workdir, step):
-    """Parameters of a checkpoint by path, on one device."""
-    found = load(workdir, str(step)).params
-    return {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(found)}
+@pytest.mark.parametrize("table", FEEDING)
+def test_a_process_reads_its_rows_alone(corpus, tmp_path, table):
+    flags = (*config(corpus, table, "model.num_heads=8"), f"--out={tmp_path}/")
+    ended(begin(1, "tests.train.feeding", *flags) + begin(2, "tests.train.feeding", *flags))
+    (one,), two = ([json.loads((tmp_path / f"{n}.{i}").read_text()) for i in range(n)] for n in (1, 2))
+    assert [*range(8)] == one["rows"]
+    for found, rows in zip(two, FEEDING[table], strict=True):
+        assert found["rows"] == [*rows]
+        assert found["read"] == [one["read"][row] for row in rows]
+        assert found["tokens"] == [one["tokens"][row] for row in rows]
+        assert found["sum"] == one["sum"]  # of the global batch, on the devices

@@ -1,0 +1,123 @@
+"""Every entry point runs as a job of two processes, and says and writes what it does in one."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+
+from jaxnlp.interop.huggingface import save
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.sharding.axes import init_params
+from jaxnlp.train.load import load
+from tests.entry import ROOT
+from tests.jobs import MESHED, begin, ended, job
+
+pytestmark = pytest.mark.slow
+TASK = ROOT / "tests" / "experiments" / "small_task.py"
+
+
+def both(module, *args, write=None):
+    """Runs it in one process and in two, each over eight devices; what two print is what one prints.
+
+    Args:
+        write: a flag and two paths, of what one process writes, and two.
+    """
+    flag, *paths = write or (None, None, None)
+    given = [(*args, f"{flag}={path}") if flag else args for path in paths]
+    one, *two = ended(begin(1, module, *given[0]) + begin(2, module, *given[1]))
+    told = lambda entry, path: entry.out.replace(str(path), "OUT")
+    assert told(two[0], paths[1]) == told(one, paths[0])
+    assert two[1].out == two[1].err == ""
+    return two[0]
+
+
+def same_files(one, two):
+    found, wanted = ({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.*")} for folder in (two, one))
+    assert found.keys() == wanted.keys() and found
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    """A run that two processes imported, with parameters split over the devices of both."""
+    folder = tmp_path_factory.mktemp("jobs")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "def": 1, "self": 2, "for": 3}, "<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.add_special_tokens(["<|endoftext|>"])
+    model = GPTConfig(max_len=32, num_layers=2, num_heads=2, embed_dim=16, vocab_size=5)
+    params = init_params(model.module(), jax.random.key(0), np.zeros((1, 4), np.int32))
+    save(folder / "theirs", model, params, words)
+    config = f"--config={MESHED}:{corpus},ZERO3,data=2,fsdp=4"
+    for processes in (1, 2):
+        job(
+            processes,
+            "experiments.import",
+            f"--source={folder / 'theirs'}",
+            f"--workdir={folder / str(processes)}",
+            config,
+        )
+    one, two = (load(folder / name) for name in ("1", "2"))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one.params), jax.device_get(two.params))
+    assert one.saved.experiment.model == two.saved.experiment.model
+    return folder / "2"
+
+
+def test_export_writes_the_same_bytes(run, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    both("experiments.export", f"--workdir={run}", "--max_shard_gb=0.000004", write=("--out", one, two))
+    same_files(one, two)
+    assert len([*two.glob("*.safetensors")]) > 1 and (two / "tokenizer.json").exists()
+
+
+def test_evaluate(run):
+    found = both("experiments.evaluate", f"--workdir={run}")
+    assert "loss" in found.out and "perplexity" in found.out
+
+
+def test_generate_draws_the_same_text(run):
+    common = (f"--workdir={run}", "--prompt=def self", "--num_samples=2", "--max_new_tokens=6")
+    assert "--- 2 of 2" in both("experiments.generate", *common).out
+    assert "score -" in both("experiments.generate", *common, "--num_beams=2").out
+
+
+def test_attention_map_draws_the_same_picture(run, tmp_path):
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    both("experiments.attention_map", f"--workdir={run}", "--text=def self", write=("--out", one, two))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_predict_writes_the_same_lines(tmp_path):
+    rows = [
+        {"text": f"{text} {i}", "label": label} for i in range(12) for text, label in (("yes", "good"), ("no", "bad"))
+    ]
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    workdir = tmp_path / "run"
+    job(2, "experiments.train", f"--config={TASK}:{tmp_path}", f"--workdir={workdir}")
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    given = (f"--workdir={workdir}", f"--input={tmp_path / 'validation.jsonl'}")
+    both("experiments.predict", *given, write=("--out", one, two))
+    assert one.read_bytes() == two.read_bytes() and len(two.read_text().splitlines()) == len(rows)
+
+
+def test_tokenize_is_the_work_of_process_0_and_the_other_waits(corpus, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    config = f"--config={MESHED}:{corpus},DDP"
+    both("experiments.tokenize", config, "--splits=train,validation", write=("--out", one, two))
+    same_files(one, two)
+    again = begin(2, "experiments.tokenize", config, f"--out={two}")
+    assert [entry.wait(60).code for entry in again] == [2, 2]
+    assert again[0].err.strip().startswith(f"error: --out={two}: already holds a corpus")
+
+
+def test_plan_is_of_the_devices_of_all(corpus, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    config = f"--config={MESHED}:{corpus},ZERO3,data=2,fsdp=4"
+    for processes, out in ((1, one), (2, two)):
+        found = job(processes, "experiments.plan", config, f"--out={out}")
+    assert found[1].out == "" and (two / "plan.png").exists()
+    one, two = (json.loads((out / "plan.json").read_text())["plans"][0] for out in (one, two))
+    for field in ("num_devices", "mesh", "parts", "flops", "traffic"):
+        assert two[field] == one[field], field
