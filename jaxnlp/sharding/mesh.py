@@ -93,13 +93,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     elif math.prod(config.parts.values()) > 1:
         order = _hybrid(shape, tuple(config.parts.get(axis, 1) for axis in AXES), devices)
     else:
-        if devices[0].platform == "tpu" and (count := len({getattr(d, "slice_index", 0) for d in devices})) > 1:
+        if (count := tpu_slices(devices)) > 1:
             raise UserError(
                 f"sharding.mesh.slices: not set, and the devices lie on {count} slices, between which the network is "
                 f"slow; say which axis is cut, as slices={{'data': {count}}}"
             )
         order = _order(shape, devices)
     return Mesh(order, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def tpu_slices(devices: Sequence[Any]) -> int:
+    """On how many TPU slices the devices lie; 1 of others."""
+    return len({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else 1
 
 
 def _order(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:

@@ -14,7 +14,7 @@ from jaxnlp.generate.decode import Generator
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.policy import Policy
 from jaxnlp.sharding.axes import abstract_params, example_inputs, make_apply
-from jaxnlp.sharding.mesh import MeshConfig
+from jaxnlp.sharding.mesh import MeshConfig, make_mesh, tpu_slices
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.checkpoint import Reader, Saved
 from jaxnlp.train.experiment import Experiment, check_batch, with_trunk
@@ -65,13 +65,16 @@ def _runnable(experiment: Experiment) -> Experiment:
 
 def _fitting(experiment: Experiment) -> Experiment:
     """The experiment on a mesh of these devices: its own, or all of them on the data axis."""
-    count = jax.device_count()
+    devices = jax.devices()
+    count, slices = len(devices), tpu_slices(devices)
     try:
         check_batch(experiment, count)
+        make_mesh(experiment.sharding.mesh, devices)
         return experiment
     except UserError:
         print(f"note: the run's mesh does not fit these {count} devices; using data={count}", file=sys.stderr)
-    sharding = dataclasses.replace(experiment.sharding, mesh=MeshConfig())
+    mesh = MeshConfig(slices={"data": slices} if slices > 1 else {})
+    sharding = dataclasses.replace(experiment.sharding, mesh=mesh)
     data = dataclasses.replace(experiment.data, batch_size=-(-experiment.data.batch_size // count) * count)
     return dataclasses.replace(experiment, sharding=sharding, data=data, accum_steps=1)
 

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.sharding.mesh import AXES, MeshConfig, make_mesh
+from jaxnlp.sharding.rules import Sharding
+from jaxnlp.train import load
+from jaxnlp.train.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,3 +85,11 @@ def test_slices_that_are_not_there():
 def test_devices_of_several_slices_need_it_said():
     with pytest.raises(UserError, match=r"the devices lie on 2 slices, .*; say which axis is cut"):
         make_mesh(MeshConfig(data=8), chips(2, (2, 2)))
+
+
+def test_a_run_is_read_on_more_slices_than_it_was_trained_on(monkeypatch):
+    monkeypatch.setattr(load.jax, "devices", lambda: chips(2, (2, 2)))
+    one_slice = Experiment(model=GPTConfig())
+    assert load._fitting(one_slice).sharding.mesh == MeshConfig(slices={"data": 2})
+    told = Experiment(model=GPTConfig(), sharding=Sharding(mesh=MeshConfig(fsdp=4, slices={"data": 2})))
+    assert load._fitting(told) is told
