@@ -24,46 +24,48 @@ PRODUCT = "product"  # what remat policies know the output of a linear map by
 FEW_ROWS = 64  # up to so many rows a product is bound by reading the weights
 
 
-def matmul(x: jax.Array, w: jax.Array, policy: Policy, transpose_w: bool = False) -> jax.Array:
-    """x @ w, or x @ w.T with `transpose_w`: rounded operands, float32 accumulation and result.
+def matmul(
+    x: jax.Array, w: jax.Array, policy: Policy, transpose_w: bool = False, dtype: Any = jnp.float32
+) -> jax.Array:
+    """x @ w, or x @ w.T with `transpose_w`: rounded operands, float32 accumulation, the result in `dtype`.
 
     Args:
         x: (..., D).
         w: (D, F), or (F, D) with `transpose_w`.
 
     Returns:
-        (..., F), float32. The derivative is the ordinary one; only the form in which the
+        (..., F). The derivative is the ordinary one; only the form in which the
         weight's gradient is computed follows `policy.weight_gradient`.
     """
-    return _matmul(x, w, policy, transpose_w)
+    return _matmul(x, w, policy, transpose_w, dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _matmul(x, w, policy, transpose_w):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _matmul(x, w, policy, transpose_w, dtype):
     if policy.weight_layout == "output_major" and x.size // x.shape[-1] <= FEW_ROWS:
         # Behind a barrier, or XLA would turn the product round again.
         y_FR = lax.optimization_barrier(
-            policy.dot(w, x.reshape(-1, x.shape[-1]), _contract(1 if transpose_w else 0, 1))
+            policy.dot(w, x.reshape(-1, x.shape[-1]), _contract(1 if transpose_w else 0, 1), dtype)
         )
         return y_FR.T.reshape(*x.shape[:-1], -1)
-    return policy.dot(x, w, _contract(x.ndim - 1, 1 if transpose_w else 0))
+    return policy.dot(x, w, _contract(x.ndim - 1, 1 if transpose_w else 0), dtype)
 
 
-def _matmul_fwd(x, w, policy, transpose_w):
-    return _matmul(x, w, policy, transpose_w), (x, w)
+def _matmul_fwd(x, w, policy, transpose_w, dtype):
+    return _matmul(x, w, policy, transpose_w, dtype), (x, w)
 
 
-def _matmul_bwd(policy, transpose_w, residuals, dy):
+def _matmul_bwd(policy, transpose_w, dtype, residuals, dy):
     x, w = residuals
-    dx = policy.dot(dy, w, _contract(dy.ndim - 1, 0 if transpose_w else 1)).astype(x.dtype)
+    dx = policy.dot(dy, w, _contract(dy.ndim - 1, 0 if transpose_w else 1), x.dtype)
     left, right = (dy, x) if transpose_w else (x, dy)
-    plain = functools.partial(_weight_gradient_plain, policy)
-    rows = functools.partial(_weight_gradient_rows, policy)
+    plain = functools.partial(_weight_gradient_plain, policy, w.dtype)
+    rows = functools.partial(_weight_gradient_rows, policy, w.dtype)
     if policy.weight_gradient == "auto":
         dw = lax.platform_dependent(left, right, cpu=rows, default=plain)
     else:
         dw = (rows if policy.weight_gradient == "rows" else plain)(left, right)
-    return dx, dw.astype(w.dtype)
+    return dx, dw
 
 
 _matmul.defvjp(_matmul_fwd, _matmul_bwd)
@@ -73,13 +75,13 @@ def _contract(a: int, b: int) -> Any:
     return (((a,), (b,)), ((), ()))
 
 
-def _weight_gradient_plain(policy: Policy, left, right):
+def _weight_gradient_plain(policy: Policy, dtype, left, right):
     # Over batch and length as they are: made one axis first, a length split over devices would be gathered.
     rows = tuple(range(left.ndim - 1))
-    return policy.dot(left, right, ((rows, rows), ((), ())))
+    return policy.dot(left, right, ((rows, rows), ((), ())), dtype)
 
 
-def _weight_gradient_rows(policy: Policy, left, right):
+def _weight_gradient_rows(policy: Policy, dtype, left, right):
     """left.T @ right, over their rows, with the shorter side first.
 
     XLA's CPU backend is fast when the result has fewer rows than columns. Where the sides
@@ -90,8 +92,8 @@ def _weight_gradient_rows(policy: Policy, left, right):
     left_RA, right_RB = left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1])
     longest = right_RB.shape[1] * (4 if policy.operand_dtype == jnp.bfloat16 else 1)
     if left_RA.shape[1] <= longest:
-        return policy.dot(left_RA, right_RB, _contract(0, 0))
-    return lax.optimization_barrier(policy.dot(right_RB, left_RA, _contract(0, 0))).T
+        return policy.dot(left_RA, right_RB, _contract(0, 0), dtype)
+    return lax.optimization_barrier(policy.dot(right_RB, left_RA, _contract(0, 0))).T.astype(dtype)
 
 
 class Linear(nn.Module):
@@ -118,16 +120,16 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs = x.shape[x.ndim - self.num_in :]
-        dtype = self.policy.param_dtype
+        dtype, result = self.policy.param_dtype, jnp.dtype(self.dtype or self.policy.dtype)
         lead, D, F = x.shape[: x.ndim - self.num_in], math.prod(inputs), math.prod(self.features)
         flat = x.reshape(*lead, D)
         if self.policy.weight_layout == "output_major":
             kernel = parameter(self, "kernel", self.kernel_init, ("outputs", "inputs"), (F, D), dtype)
-            y = matmul(flat, kernel, self.policy, True)
+            y = matmul(flat, kernel, self.policy, True, result)
         else:
             kernel = parameter(self, "kernel", self.kernel_init, self.axes, (*inputs, *self.features), dtype)
-            y = matmul(flat, kernel.reshape(D, F), self.policy)
-        y = checkpoint_name(y.astype(self.dtype or self.policy.dtype), PRODUCT).reshape(*lead, *self.features)
+            y = matmul(flat, kernel.reshape(D, F), self.policy, dtype=result)
+        y = checkpoint_name(y, PRODUCT).reshape(*lead, *self.features)
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.axes[self.num_in :], self.features, dtype)
             y = y + bias.astype(y.dtype)

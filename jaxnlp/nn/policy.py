@@ -60,13 +60,23 @@ class Policy:
         """Dtype the operands of a matrix product are rounded to."""
         return jnp.dtype(self.product_dtype or self.compute_dtype)
 
-    def dot(self, x: jax.Array, y: jax.Array, dims: Any) -> jax.Array:
-        """`lax.dot_general` of the rounded operands; accumulated and returned in float32."""
+    def dot(self, x: jax.Array, y: jax.Array, dims: Any, dtype: Any = jnp.float32) -> jax.Array:
+        """`lax.dot_general` of the rounded operands; accumulated in float32 and returned in `dtype`.
+
+        Where the operands have that dtype the product itself returns it: if each device has only a part of the sum,
+        the parts are sent in it, and those of products that are added together go as one.
+        """
         x, y = x.astype(self.operand_dtype), y.astype(self.operand_dtype)
         plain = functools.partial(lax.dot_general, dimension_numbers=dims, preferred_element_type=jnp.float32)
-        if self.operand_dtype == jnp.bfloat16 and dims[0][0] != (x.ndim - 1,):
-            return lax.platform_dependent(x, y, cpu=functools.partial(_dot_by_rows, dims), default=plain)
-        return plain(x, y)
+        by_rows = self.operand_dtype == jnp.bfloat16 and dims[0][0] != (x.ndim - 1,)
+        narrow = jnp.dtype(dtype) == self.operand_dtype != jnp.float32
+        if not by_rows and not narrow:
+            return plain(x, y).astype(dtype)
+        on_cpu = functools.partial(_dot_by_rows, dims) if by_rows else plain
+        other = functools.partial(plain, preferred_element_type=dtype) if narrow else plain
+        return lax.platform_dependent(
+            x, y, cpu=lambda x, y: on_cpu(x, y).astype(dtype), default=lambda x, y: other(x, y).astype(dtype)
+        )
 
     def operand(self, x: jax.Array) -> jax.Array:
         """x as `dot` wants it: rounded, and lying by rows where that matters. For what comes out of a transpose."""
