@@ -41,9 +41,9 @@ $(VENV)/run.stamp: $(VENV)/python.stamp requirements.lock setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/run.stamp requirements-test.lock requirements-encoder.lock
+$(VENV)/test.stamp: $(VENV)/run.stamp requirements-test.lock requirements-test-nodeps.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-encoder.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-test-nodeps.lock
 	@touch $@
 
 # Apart from the rest: a process that finds libtpu installed looks for a TPU.

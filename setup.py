@@ -40,6 +40,7 @@ EXTRAS = {
         # so it is asked for on 3.11 only; where it is missing the parity tests say so and are skipped.
         'torch==2.13.0; python_version < "3.12"',
         'transformers>=5.23,<6; python_version < "3.12"',
+        'peft>=0.21,<0.22; python_version < "3.12"',
     ],
     "dev": ["pyright[nodejs]>=1.1.400,<2", "ruff>=0.17,<0.18"],
 }

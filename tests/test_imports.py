@@ -26,7 +26,7 @@ ALLOWED = {
     | {"runtime", "nn", "models", "data", "sharding", "objectives", "optim", "evals", "figures", "train"},
     "evals": BASE | {"nn", "models", "data", "objectives"},
     "generate": BASE | {"nn", "models"},
-    "interop": BASE | {"nn", "models", "data", "sharding"},
+    "interop": BASE | {"nn", "models", "data", "sharding", "peft"},
     "peft": BASE | {"nn", "models", "sharding"},
     # interop: a run may begin from a checkpoint of others (`train/pretrained.py`).
     "train": BASE

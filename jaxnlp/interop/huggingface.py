@@ -82,7 +82,7 @@ def read_config(source: str | pathlib.Path) -> tuple[Any, Any]:
 def _open_folder(source: str | pathlib.Path) -> tuple[pathlib.Path, Any, Any, dict[str, pathlib.Path]]:
     """A checkpoint's folder, family, config, and the file that holds each of its tensors."""
     folder = _folder(source)
-    hf = _read_json(folder / CONFIG)
+    hf = read_json(folder / CONFIG)
     kind = hf.get("model_type")
     family = next((f for f in FAMILIES if kind in f.MODEL_TYPES), None)
     if family is None:
@@ -124,7 +124,7 @@ def save(
             f"save: transformers has no class for this {type(config).__name__} (its components are not those of "
             f"{', '.join(name for f in FAMILIES for name in f.MODEL_TYPES)})"
         )
-    flat = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(_unstacked(params))}
+    flat = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(unstacked(params))}
     folder = pathlib.Path(folder)
     written: dict[str, pathlib.Path] = {}  # by the name each file will have: what is there stays until all are whole
     try:
@@ -135,7 +135,7 @@ def save(
             name = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
             arrays = {t.name: t.to_theirs([np.asarray(flat[path]) for path in t.paths]) for t in group}
             written[name] = folder / f"{name}.{uuid.uuid4().hex}.tmp"
-            _write(arrays, written[name])
+            write_tensors(arrays, written[name])
             weight_map |= dict.fromkeys(arrays, name)
             total += sum(x.nbytes for x in arrays.values())
         for old in (folder / INDEX, *folder.glob("model*.safetensors")):
@@ -155,7 +155,8 @@ def save(
             path.unlink(missing_ok=True)
 
 
-def _write(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    """A safetensors file. Raises UserError where it cannot be written, and then leaves what was there."""
     try:
         from safetensors.numpy import save_file
     except ImportError:
@@ -187,7 +188,7 @@ def _folder(source: str | pathlib.Path) -> pathlib.Path:
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """The file that holds each tensor."""
     if (folder / INDEX).exists():
-        index = _read_json(folder / INDEX)
+        index = read_json(folder / INDEX)
         files = {name: folder / file for name, file in index["weight_map"].items()}
         for file in sorted(set(files.values())):
             held = set(_names(file))
@@ -223,6 +224,13 @@ def _names(path: pathlib.Path) -> list[str]:
 def _read(path: pathlib.Path, name: str) -> np.ndarray:
     with _open(path) as file:
         return file.get_tensor(name)
+
+
+def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file, by name. Raises UserError for a file that is not there, or not one."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return {name: _read(path, name) for name in _names(path)}
 
 
 def _check(folder, tensors, files, by_path, ignored) -> None:
@@ -288,7 +296,7 @@ def _shards(tensors, flat, limit) -> Iterator[list[Any]]:
     yield group
 
 
-def _unstacked(params: dict[str, Any]) -> dict[str, Any]:
+def unstacked(params: dict[str, Any]) -> dict[str, Any]:
     """Parameters with layers apart, whether or not they were scanned."""
     found = {}
     for name, held in params.items():
@@ -296,7 +304,7 @@ def _unstacked(params: dict[str, Any]) -> dict[str, Any]:
             count = jax.tree.leaves(held)[0].shape[0]
             found |= {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], held) for i in range(count)}
         else:
-            found[name] = _unstacked(held) if isinstance(held, dict) else held
+            found[name] = unstacked(held) if isinstance(held, dict) else held
     return found
 
 
@@ -312,7 +320,8 @@ def _tokenizer(folder: pathlib.Path) -> Any:
     return None
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError for a file that is not there, or holds none."""
     try:
         found = json.loads(path.read_text())
     except OSError as e:

@@ -38,12 +38,13 @@ class LoRA(Method):
     """Low-rank updates of linear maps and embeddings.
 
     targets: patterns of modules, as ("query", "value") or ("blocks/mlp/*",); any kernel whose call is a product of
-        the last axes of its input, and any table of embeddings (where that is the output map too, both ways change).
+        the last axes of its input, and any table of embeddings.
     rank, alpha: the update is scaled by alpha / rank, or with `rank_stabilized` by alpha / sqrt(rank)
         (Kalajdzievski 2023, arXiv:2312.03732).
     dropout_rate: of the update's input.
     init: of A, "kaiming" (uniform, as PEFT and the paper's code have it) or "gaussian" (of deviation 1 / rank).
     dora: also a learned length for each output's column of W + s A B (Liu et al. 2024, arXiv:2402.09353); kernels only.
+    tied: where a table of embeddings is the output map too, both ways change; False: only the reading of rows.
     b_rate: B's learning rate is so many times that of A (LoRA+: Hayou et al. 2024, arXiv:2402.12354, who take 16).
     """
 
@@ -54,6 +55,7 @@ class LoRA(Method):
     rank_stabilized: bool = False
     init: str = "kaiming"
     dora: bool = False
+    tied: bool = True
     b_rate: float = 1.0
 
     methods = ("__call__", "logits", "attend")
@@ -115,6 +117,8 @@ class LoRA(Method):
 
     def call(self, leaves, target, call: Call, fn, args, kwargs):
         y, x = fn(*args, **kwargs), args[0]
+        if call.method != "__call__" and not self.tied:
+            return y
         policy = getattr(call.module, "policy", None) or Policy(compute_dtype=str(y.dtype))
         if target.num_in is None:
             back = call.method != "__call__"
@@ -145,6 +149,8 @@ class LoRA(Method):
         return self._with(target, own, leaves, -1)
 
     def _with(self, target: Target, own, leaves, sign: int):
+        if not self.tied and set(self.methods) & set(target.others):
+            raise UserError(f"LoRA(tied=False): {target.name} is the output map too, which is not tuned; not merged")
         name = TABLE if target.num_in is None else KERNEL
         kernel, update = own[name].astype(jnp.float32), self.scale * jnp.tensordot(leaves[A], leaves[B], axes=1)
         if not self.dora:

@@ -37,6 +37,7 @@ class Target:
     path: where its parameters are in the model's. kind: name of its class. parameters: its own.
     stack: shape of the axes of stacked layers that its parameters have in front, () or (L,); stack_axes: their names.
     inputs, outputs: shapes of the first argument and of the (first) result; None where that is no array.
+    others: its other methods that are called, as "logits" of a table that is the output map too.
     """
 
     path: tuple[str, ...]
@@ -46,6 +47,7 @@ class Target:
     stack_axes: tuple[str | None, ...]
     inputs: tuple[int, ...] | None
     outputs: tuple[int, ...] | None
+    others: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -89,17 +91,20 @@ def find_targets(module: nn.Module, *inputs: Any) -> list[Target]:
     """
     shapes, axes = abstract_params(module, *inputs)
     found: dict[tuple[str, ...], Target] = {}
+    others: dict[tuple[str, ...], dict[str, None]] = {}
 
     def see(call: Call, next_fun: Callable, args: tuple, kwargs: dict) -> Any:
         out = next_fun(*args, **kwargs)
         if call.method == "__call__" and call.path and call.path not in found:
             found[call.path] = _target(call, args, out, shapes, axes)
+        elif call.method != "__call__":
+            others.setdefault(call.path, {})[call.method] = None
         return out
 
     # A new function, or JAX would not trace again what it has traced without asking.
     with calls_changed(see):
         jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args), *inputs)
-    return list(found.values())
+    return [dataclasses.replace(t, others=tuple(others.get(path, ()))) for path, t in found.items()]
 
 
 def _target(call: Call, args: tuple, out: Any, shapes: Any, axes: Any) -> Target:

@@ -1,0 +1,184 @@
+"""Adapters of Hugging Face PEFT, both ways: the same logits, live and merged, and what is refused."""
+
+import copy
+import dataclasses
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnlp.errors import UserError
+from jaxnlp.interop.adapters import load_adapter, save_adapter, stacked
+from jaxnlp.interop.huggingface import load
+from jaxnlp.peft.adapter import Adapter
+from jaxnlp.peft.lora import LoRA
+from jaxnlp.peft.tuning import join, plan
+from jaxnlp.sharding.axes import example_inputs, make_apply
+
+from ..reference import torch
+from .families import build
+from .test_huggingface import close, inputs, outputs_of_theirs
+
+peft = pytest.importorskip("peft", reason="adapter parity needs peft (make test installs it on Python 3.11)")
+
+TARGETS = {
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "bert-masked": ["query", "key", "value", "dense"],
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
+SCALED = {  # what (IA)^3 scales: outputs, and the inputs of these
+    "gpt2": (["c_attn", "mlp.c_proj"], ["mlp.c_proj"]),
+    "bert-masked": (["key", "value", "output.dense"], ["output.dense"]),
+    "llama": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
+}
+
+
+def lora(name, **changes):
+    # BERT's "dense" is its prediction head's too.
+    return peft.LoraConfig(**{"r": 2, "lora_alpha": 3, "target_modules": TARGETS[name], **changes})
+
+
+KINDS = {
+    "lora": lora,
+    "rslora": lambda name: lora(name, use_rslora=True, r=3),
+    "dora": lambda name: lora(name, use_dora=True),
+    "ia3": lambda name: peft.IA3Config(target_modules=SCALED[name][0], feedforward_modules=SCALED[name][1]),
+}
+
+
+def random_adapter(model, config):
+    """The model with an adapter in which nothing is zero or one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = peft.get_peft_model(copy.deepcopy(model), config)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in found.named_parameters():
+            if "lora_" in name or "ia3_" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return found.eval()
+
+
+def wanted_of(model, theirs):
+    with torch.no_grad():
+        return outputs_of_theirs(model, theirs)[0]["masked_lm"].numpy()
+
+
+def logits(out):
+    return out["masked_lm"] if isinstance(out, dict) else out
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_equal_peft_live_and_merged_and_it_reads_what_we_write(name, kind, rng, tmp_path):
+    model = build(name)
+    model.save_pretrained(tmp_path / "model")
+    adapted = random_adapter(model, KINDS[kind](name))
+    adapted.save_pretrained(tmp_path / "theirs")
+    config, base, _ = load(tmp_path / "model")
+    theirs, (args, kwargs), real = inputs(config, rng)
+    wanted = wanted_of(adapted, theirs)
+    method, tuned = load_adapter(tmp_path / "theirs", config)
+    tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
+    run = jax.jit(tuning.apply(make_apply(config.module())))
+    close(logits(run(join(base, tuned), *args, **kwargs))[real], wanted[real])
+    close(logits(run(tuning.merge(base, tuned), *args, **kwargs))[real], wanted[real])
+
+    save_adapter(tmp_path / "ours", config, tuning, tuned)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
+    np.testing.assert_allclose(wanted_of(again, theirs)[real], wanted[real], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank_stabilized", [False, True])
+def test_parts_of_one_matrix_of_theirs_are_written_as_one_update(rank_stabilized, rng, tmp_path):
+    """Ours has an A for each of query, key and value; theirs one for all three."""
+    model = build("gpt2")
+    model.save_pretrained(tmp_path / "model")
+    config, base, _ = load(tmp_path / "model")
+    theirs, (args, kwargs), real = inputs(config, rng)
+    method = LoRA(targets=("query", "value", "up"), rank=2, rank_stabilized=rank_stabilized)
+    tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
+    draw = lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32)
+    tuned = jax.tree.map(draw, tuning.init(jax.random.key(0), base))
+    wanted = tuning.apply(make_apply(config.module()))(join(base, tuned), *args, **kwargs)
+    save_adapter(tmp_path / "ours", config, tuning, tuned)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
+    close(wanted_of(again, theirs)[real], np.asarray(wanted)[real])
+    back, read = load_adapter(tmp_path / "ours", config)
+    whole = plan(back, config.module(), *example_inputs(config, 1, 2))
+    found = whole.apply(make_apply(config.module()))(join(base, read), *args, **kwargs)
+    close(np.asarray(found)[real], np.asarray(wanted)[real])
+
+
+def test_embeddings_and_scanned_layers(rng, tmp_path):
+    model = build("gpt2-untied")
+    model.save_pretrained(tmp_path / "model")
+    adapted = random_adapter(model, lora("gpt2", target_modules=["wte", "c_attn", "lm_head"]))
+    adapted.save_pretrained(tmp_path / "theirs")
+    config, base, _ = load(tmp_path / "model")
+    theirs, (args, kwargs), real = inputs(config, rng)
+    scanned = dataclasses.replace(config, scan_layers=True)
+    with pytest.raises(UserError, match="is a copy of the base's own parameter; give the base"):
+        load_adapter(tmp_path / "theirs", scanned)
+    with pytest.raises(UserError, match="is not what this base has there"):
+        load_adapter(tmp_path / "theirs", scanned, jax.tree.map(lambda x: x + 1, base))
+    method, tuned = load_adapter(tmp_path / "theirs", scanned, base)
+    tuning = plan(method, scanned.module(), *example_inputs(scanned, 1, 2))
+    params = join(stacked(base, config.num_layers), tuned)
+    found = tuning.apply(make_apply(scanned.module()))(params, *args, **kwargs)
+    close(found[real], wanted_of(adapted, theirs)[real])
+    save_adapter(tmp_path / "ours", scanned, tuning, tuned)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
+    np.testing.assert_allclose(wanted_of(again, theirs)[real], wanted_of(adapted, theirs)[real], rtol=1e-4, atol=1e-5)
+
+
+def edited(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "VERA"}, "peft_type='VERA' is not supported; expected LORA or IA3"),
+        ({"bias": "all"}, "bias='all' is not supported; expected 'none'"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not supported"),
+        ({"r": 3}, "has rank 2 and r is 3; ranks that differ"),
+    ],
+)
+def test_adapters_that_cannot_be_read(changes, message, tmp_path):
+    model = build("gpt2")
+    model.save_pretrained(tmp_path / "model")
+    config, _, _ = load(tmp_path / "model")
+    random_adapter(model, lora("gpt2")).save_pretrained(tmp_path / "theirs")
+    edited(tmp_path / "theirs", **changes)
+    with pytest.raises(UserError, match=message):
+        load_adapter(tmp_path / "theirs", config)
+
+
+def test_other_adapters_that_cannot_be_read_or_written(tmp_path):
+    model = build("gpt2")
+    model.save_pretrained(tmp_path / "model")
+    config, base, _ = load(tmp_path / "model")
+    with pytest.raises(UserError, match="adapter_config.json: cannot be read"):
+        load_adapter(tmp_path, config)
+    random_adapter(model, lora("gpt2")).save_pretrained(tmp_path / "theirs")
+    with pytest.raises(UserError, match=r"has low-rank matrices of shapes .* the model asks for"):
+        load_adapter(tmp_path / "theirs", dataclasses.replace(config, mlp_dim=13))
+    with pytest.raises(UserError, match=r"tensor .*h\.1.* has no place in this model"):
+        load_adapter(tmp_path / "theirs", dataclasses.replace(config, num_layers=1))
+    (tmp_path / "theirs" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="adapter_model.safetensors: no such file"):
+        load_adapter(tmp_path / "theirs", config)
+    tied = plan(LoRA(targets=("embed",), rank=2), config.module(), *example_inputs(config, 1, 2))
+    with pytest.raises(UserError, match="is the output map too, and PEFT adapts only"):
+        save_adapter(tmp_path / "x", config, tied, tied.init(jax.random.key(0), base))
+    other = plan(Adapter(bottleneck=2), config.module(), *example_inputs(config, 1, 2))
+    with pytest.raises(UserError, match=r"Adapter\(\): not written in PEFT's layout"):
+        save_adapter(tmp_path / "x", config, other, other.init(jax.random.key(0), base))
+    whole = plan(LoRA(rank=2, whole=("norm/*",)), config.module(), *example_inputs(config, 1, 2))
+    with pytest.raises(UserError, match="parameters trained whole"):
+        save_adapter(tmp_path / "x", config, whole, whole.init(jax.random.key(0), base))
