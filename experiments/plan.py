@@ -42,21 +42,27 @@ def planned() -> int:
     from jaxnlp.figures.plan import draw_plans
     from jaxnlp.scaling import topology
     from jaxnlp.scaling.planner import plan
+    from jaxnlp.scaling.remedies import advised
     from jaxnlp.scaling.report import ranking, report
     from jaxnlp.scaling.search import search
+    from jaxnlp.train.progress import waiting
 
     devices = topology.devices(TOPOLOGY.value)
     experiment = resolved(CONFIG.value)
     tell = lambda line: print(line, file=sys.stderr, flush=True)
+    busy = waiting if sys.stderr.isatty() else contextlib.nullcontext  # the search itself tells of each table
     if SEARCH.value:
-        plans = search(experiment, devices, tell)
+        plans = search(experiment, devices, tell, busy)
         print(ranking(plans) if plans else "nothing fits; more devices, a smaller batch, or model.remat='full'")
     else:
-        tell(f"compiling for {len(devices)} x {devices[0].device_kind} ...")
-        plans = [plan(experiment, devices, experiment_name())]
-        print(report(plans[0]))
-        if plans[0].fits:
-            tell(f"compiled in {plans[0].compile_seconds:,.0f} s")
+        with waiting(f"compiling for {len(devices)} x {devices[0].device_kind}"):
+            found = plan(experiment, devices, experiment_name())
+        if found.fits:
+            tell(f"compiled in {found.compile_seconds:,.0f} s")
+        elif found.limit is not None:
+            found = advised(found, experiment, devices, topology.larger(TOPOLOGY.value), waiting)
+        plans = [found]
+        print(report(found))
     if OUT.value is not None and plans and processes.first():
         out = pathlib.Path(OUT.value)
         found = [one.to_dict() for one in plans]

@@ -20,30 +20,16 @@ from jaxnlp.figures.parallelism import amount
 from jaxnlp.scaling import chips
 from jaxnlp.scaling.hlo import Collective, collectives
 from jaxnlp.scaling.memory import state_bytes
+from jaxnlp.scaling.network import Traffic, traffic_of
+from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB, bubble, named_schedule, ticks
 from jaxnlp.sharding.rules import Sharding, as_tuple, shardings
+from jaxnlp.train.activations import activation_bytes
 from jaxnlp.train.experiment import Experiment, flops_per_token, trunk, with_trunk
-from jaxnlp.train.plan import abstract_gradients, activation_bytes, device_bytes
+from jaxnlp.train.plan import abstract_gradients, device_bytes
 from jaxnlp.train.program import Program, build
 
 WORDS = {"G": 2**30, "M": 2**20, "K": 2**10}
 COMPUTE, MEMORY = "compute", "HBM"
-
-
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-    """Collectives of one kind along the same mesh axes, in a step. bytes: that each device sends over the network,
-    as a ring would; over DCN what is left once slices have reduced, or before they gather, within.
-
-    network: "ICI" or "NVLink" (links between chips), "DCN" (between slices or hosts), "memory" (a host's).
-    seconds: at best; None: the speed is not known.
-    """
-
-    kind: str
-    axes: tuple[str, ...]
-    network: str
-    count: int
-    bytes: float
-    seconds: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +41,11 @@ class Plan:
         host memory, and `peak`. None where it does not compile.
     theory: bytes of parameters, gradients and optimizer state by ZeRO's formula, and the bytes a parameter it counts.
     limit: bytes that a program can have. problem: why it does not fit, in a line; None where it does.
-    remedies: changes of the config, each with what it would take by our account.
+    needed: bytes that it would take, by the compiler's account. remedies: changes that would help (`remedies.py`).
     flops: operations of the whole step, of the model; recomputed: what remat adds to the forward and backward pass.
+    bubble: the share of a pipeline's time in which a stage does nothing of use (`sharding/pipeline.py`).
     seconds: least time of each resource: "compute", "HBM", and the axes of each network.
+    notes: what else is to be known, a line each.
     """
 
     name: str
@@ -74,12 +62,16 @@ class Plan:
     recomputed: float
     peak_flops: float | None
     peak_source: str
+    schedule: str | None = None
+    bubble: float = 0.0
     compiled: dict[str, int] | None = None
     problem: str | None = None
+    needed: float = 0.0
     remedies: tuple[str, ...] = ()
     traffic: tuple[Traffic, ...] = ()
     hbm_bytes: float = 0.0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     compile_seconds: float = 0.0
 
     @property
@@ -124,14 +116,34 @@ def plan(experiment: Experiment, devices: Sequence[Any], name: str = "") -> Plan
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return dataclasses.replace(found, problem=told(found, str(error)), remedies=remedies(program, found.limit))
+        return refused(found, needed(str(error)))
     spent = time.monotonic() - begun
     found = dataclasses.replace(found, compiled=account(compiled.memory_analysis()), compile_seconds=round(spent, 1))
     assert found.compiled is not None
     if found.limit is not None and found.compiled["peak"] > found.limit:
-        problem = told(found, "")
-        return dataclasses.replace(found, problem=problem, remedies=remedies(program, found.limit))
+        return refused(found, found.compiled["peak"])
     return timed(found, program, collectives(compiled.as_text()))
+
+
+def needed(error: str) -> float | None:
+    """Bytes that a program that was refused would take, as the compiler's message has it."""
+    size = re.search(r"(\d+(?:\.\d+)?)([GMK]) of \d|memory required[^(]*\((\d+(?:\.\d+)?)([GMK])\)", error)
+    if size is None:
+        return None
+    number, unit = size.group(1, 2) if size[1] else size.group(3, 4)
+    return float(number) * WORDS[unit]
+
+
+def refused(found: Plan, size: float | None) -> Plan:
+    """The plan of a step that does not fit and would take so many bytes: why, in a line."""
+    account = float(sum(found.parts.values()))
+    largest = max(found.parts, key=found.parts.__getitem__)
+    beyond = "" if found.limit is None else f" and {amount(found.limit)} are there"
+    problem = (
+        f"does not fit: the step needs {amount(size or account)} on each {found.device}{beyond}; "
+        f"largest are the {largest}, {amount(found.parts[largest])}"
+    )
+    return dataclasses.replace(found, problem=problem, needed=max(size or 0.0, account))
 
 
 def batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
@@ -150,6 +162,7 @@ def outline(program: Program, name: str = "") -> Plan:
     tokens = e.data.batch_size * e.data.seq_len
     policy = getattr(trunk(e.model), "policy", None)
     dtype = policy.operand_dtype if policy is not None else np.dtype(np.float32)
+    schedule, remat = scheduled(program), getattr(trunk(e.model), "remat", "none")
     peak, source = chips.flops(device, dtype)
     if e.peak_flops is not None:
         peak, source = e.peak_flops, f"{e.peak_flops:.4g} FLOP/s, as configured"
@@ -171,10 +184,18 @@ def outline(program: Program, name: str = "") -> Plan:
         theory=theory(program),
         limit=limit(device),
         flops=flops_per_token(e) * tokens,
-        recomputed=1 / 3 if getattr(trunk(e.model), "remat", "none") == "full" else 0.0,
+        recomputed=(remat == "full") / 3 + isinstance(schedule, OneFOneB) / 3,  # of forward and backward a third each
         peak_flops=peak,
         peak_source=source,
+        schedule=schedule and type(schedule).__name__,
+        bubble=bubble(schedule, program.mesh.shape["stage"], e.accum_steps) if schedule else 0.0,
     )
+
+
+def scheduled(program: Program) -> Any:
+    """The schedule of a program that is a pipeline, or None."""
+    pipelined = program.mesh.shape["stage"] > 1
+    return named_schedule(program.experiment.sharding.pipeline) if pipelined else None
 
 
 def mesh_name(sizes: Mapping[str, int]) -> str:
@@ -206,6 +227,7 @@ def theory(program: Program) -> dict[str, float]:
     return {"stage": stage, "bytes": size, **{f"{name} bytes": size for name, size in per.items()}}
 
 
+DEPTHS = ("num_layers", "num_decoder_layers")
 TABLES = ("params", "gradients", "optimizer")
 
 
@@ -244,162 +266,75 @@ def account(memory: Any) -> dict[str, int]:
 
 def timed(found: Plan, program: Program, ops: Sequence[Collective]) -> Plan:
     """The plan with its traffic and its rooflines."""
-    chip, n = chips.chip_of(program.mesh.devices.flat[0]), program.mesh.size
-    groups: dict[tuple[str, tuple[str, ...], str], list[tuple[int, float, float | None]]] = {}
-    for op in (placed(op, program.mesh) for op in ops):
-        network, sent, one = wire(op, program.mesh, chip)
-        key = (op.kind, op.axes(program.mesh.shape), network)
-        groups.setdefault(key, []).append((op.count, op.count * sent, None if one is None else op.count * one))
-    rows = [Traffic(*key, *(total(column) for column in zip(*group, strict=True))) for key, group in groups.items()]
-    traffic = tuple(sorted(rows, key=lambda row: -row.bytes))
-    moved = hbm_traffic(found, program)
+    chip = chips.chip_of(program.mesh.devices.flat[0])
+    traffic, moved = traffic_of(ops, program.mesh, chip), hbm_traffic(found, program)
     seconds: dict[str, float] = {}
     if found.peak_flops:
-        seconds[COMPUTE] = found.flops * (1 + found.recomputed) / n / found.peak_flops
+        seconds[COMPUTE] = stage_flops(found, program) * (1 + found.recomputed) / found.peak_flops
     if chip is not None:
         seconds[MEMORY] = moved / chip.hbm_bandwidth
     for row in traffic:
         if row.seconds is not None:
             name = f"{row.network} {'+'.join(row.axes)}"
             seconds[name] = seconds.get(name, 0.0) + row.seconds
-    return dataclasses.replace(found, traffic=traffic, hbm_bytes=moved, seconds=seconds)
+    told = notes(program, traffic)
+    return dataclasses.replace(found, traffic=traffic, hbm_bytes=moved, seconds=seconds, notes=told)
 
 
-def total(column: Sequence[Any]) -> Any:
-    """The sum, or None if a part of it is not known."""
-    return None if None in column else sum(column)
+def notes(program: Program, traffic: Sequence[Traffic]) -> tuple[str, ...]:
+    """What the traffic is not as the tables have it: reduce-scatters that the compiler has made all-reduces."""
+    sharding, device = program.experiment.sharding, program.mesh.devices.flat[0]
+    rules = sharding.params if sharding.gradients is None else sharding.gradients
+    batch = set(as_tuple(sharding.activations.get("batch")))
+    over = {axis for axes in rules.values() for axis in as_tuple(axes) if program.mesh.shape[axis] > 1} & batch
+    sent = {
+        kind: sum(row.bytes for row in traffic if row.kind == kind and over <= set(row.axes))
+        for kind in ("all-reduce", "reduce-scatter")
+    }
+    if not over or sent["all-reduce"] <= sent["reduce-scatter"]:
+        return ()
+    axes, each = "+".join(sorted(over)), amount(sent["all-reduce"])
+    line = (
+        f"gradients are split over {axes}, and yet {each} of all-reduces go along it, twice what reduce-scatters would"
+    )
+    if device.platform == "cpu":
+        return (f"{line}: the compiler for CPUs has none",)
+    reason = "the compiler has none over several sides of a torus"
+    return (f"{line}: {reason}; counted as compiled. With {axes} on one side and data on the others there are",)
+
+
+def stage_flops(found: Plan, program: Program) -> float:
+    """Operations of a device in a step, or that it could have done while its stage was idle: layers run in the ticks of
+    a schedule; embedding and output map aside of them, split over stages, but under 1F1B within them on each stage."""
+    e, n = program.experiment, program.mesh.size
+    if not found.bubble:
+        return found.flops / n
+    model = trunk(e.model)
+    twice = with_trunk(e.model, **{f: 2 * getattr(model, f) for f in DEPTHS if hasattr(model, f)})
+    layers = flops_per_token(dataclasses.replace(e, model=twice)) * found.tokens - found.flops
+    ends, useful = found.flops - layers, 1 - found.bubble
+    if isinstance(scheduled(program), OneFOneB):
+        return (layers + ends * program.mesh.shape["stage"]) / n / useful
+    return (layers / useful + ends) / n
 
 
 def hbm_traffic(found: Plan, program: Program) -> float:
     """Bytes that a step has to move between a device and its memory, at the least.
 
-    Each microbatch reads the weights, as gathered and in the dtype of products, in the forward pass, again where that
-    is done again, and in the backward pass; writes and reads what it keeps of activations; and adds to the gradients.
-    The update reads and writes parameters and optimizer state, and reads the gradients.
+    Each microbatch (of a pipeline each tick) reads the weights, as gathered and in the dtype of products, in the
+    forward pass, again where that is done again, and in the backward pass; writes and reads what it keeps of
+    activations; and adds to the gradients. The update reads and writes parameters and optimizer state, and reads the
+    gradients.
     """
-    e, params = program.experiment, program.abstract.params
+    e, params, schedule = program.experiment, program.abstract.params, scheduled(program)
     policy = getattr(trunk(e.model), "policy", None)
     layout = shardings(params, program.axes, e.sharding.used, program.mesh)
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(layout), strict=True)
     width = lambda x: min(x.dtype.itemsize, policy.operand_dtype.itemsize if policy is not None else 4)
     weights = sum(math.prod(s.shard_shape(x.shape)) * width(x) for x, s in pairs)
-    passes = 3 if found.recomputed else 2
-    each = passes * weights + 2 * found.parts["activations"] + 2 * found.parts["gradients"]
-    return e.accum_steps * each + 2 * (found.parts["parameters"] + found.parts["optimizer state"])
-
-
-def placed(op: Collective, mesh: Any) -> Collective:
-    """With members as places in the mesh. A program for several TPU slices numbers devices within a slice, and those
-    that it talks to in others by their ids."""
-    devices = list(mesh.devices.flat)
-    if op.between_slices:
-        place = {device.id: i for i, device in enumerate(devices)}
-    elif len({where(d) for d in devices}) > 1 and hasattr(devices[0], "coords"):
-        place = [i for i, device in enumerate(devices) if where(device) == where(devices[0])]
-        op = op if op.members else dataclasses.replace(op, members=(tuple(range(len(place))),))
-    else:
-        return op
-    return dataclasses.replace(op, members=tuple(tuple(place[i] for i in row) for row in op.members))
-
-
-def wire(op: Collective, mesh: Any, chip: chips.Chip | None) -> tuple[str, float, float | None]:
-    """(network, bytes that a device sends over it, seconds of one execution at best).
-
-    The network is "DCN" between slices or hosts; within one ICI, NVLink or memory.
-    """
-    devices = mesh.devices.flatten()
-    group = [devices[i] for i in (op.members[0] if op.members else range(mesh.size))]
-    slices = max((len({where(devices[i]) for i in row}) for row in op.members), default=len(set(map(where, devices))))
-    if slices > 1:
-        # What has been reduced within each slice crosses once, a device's share of it each.
-        each = 1 if op.kind in ("collective-permute", "all-to-all") else slices / len(group)
-        across = dataclasses.replace(op, members=(tuple(range(slices)),), bytes=int(op.bytes * each))
-        crossed = across.sent(slices)
-        return "DCN", crossed, None if chip is None or chip.dcn is None else crossed / chip.dcn
-    linked = None if chip is None else link_speed(chip, group, devices)
-    name = "memory" if chip is None else "NVLink" if chip.switched else "ICI"
-    sent = op.sent(mesh.size)
-    return name, sent, None if linked is None else sent / linked
-
-
-def where(device: Any) -> int:
-    """The slice, or of other devices the host, whose members talk over links of their own."""
-    found = getattr(device, "slice_index", None)
-    return found if found is not None else 0 if hasattr(device, "coords") else device.process_index
-
-
-def link_speed(chip: chips.Chip, group: Sequence[Any], devices: Sequence[Any]) -> float:
-    """Bytes a second that a device can send to others of its group: both ways along each side of the torus over which
-    the group lies, one way where that side does not close to a ring."""
-    if chip.switched:
-        return chip.link * chip.links
-    coordinates = np.array([d.coords for d in group])
-    extent = np.array([d.coords for d in devices]).max(axis=0) + 1
-    sides = [i for i in range(coordinates.shape[1]) if len(set(coordinates[:, i])) > 1]
-    if not sides:  # the two halves of one chip
-        return chip.link * chip.links
-    return chip.link * sum(2 if extent[i] >= chip.wraps else 1 for i in sides)
-
-
-# What does not fit
-
-
-def told(found: Plan, error: str) -> str:
-    """Why a plan does not fit, in a line."""
-    needed = re.search(r"(\d+(?:\.\d+)?)([GMK]) of \d|memory required[^(]*\((\d+(?:\.\d+)?)([GMK])\)", error)
-    if needed:
-        number, unit = needed.group(1, 2) if needed[1] else needed.group(3, 4)
-        size = float(number) * WORDS[unit]
-    else:
-        size = float(found.compiled["peak"]) if found.compiled else float(sum(found.parts.values()))
-    largest = max(found.parts, key=found.parts.__getitem__)
-    beyond = "" if found.limit is None else f" and {amount(found.limit)} are there"
-    return (
-        f"does not fit: the step needs {amount(size)} on each {found.device}{beyond}; "
-        f"largest are the {largest}, {amount(found.parts[largest])}"
-    )
-
-
-def remedies(program: Program, available: float | None) -> tuple[str, ...]:
-    """Changes of the config that take less, each with what would be left by our account; those that fit first."""
-    e, devices = program.experiment, list(program.mesh.devices.flat)
-    found = []
-    for change, changed in candidates(e, program.mesh.shape):
-        try:
-            size = sum(outline(build(changed, devices)).parts.values())
-        except ValueError:  # it does not divide
-            continue
-        fits = available is not None and size <= 0.9 * available
-        line = (not fits, f"{change}: {amount(size)} by estimate{', fits' if fits else ''}")
-        if found and change.startswith("accum_steps") and "accum_steps" in found[-1][1]:
-            found[-1] = line
-        else:
-            found.append(line)
-        if fits and change.startswith("accum_steps"):
-            break  # more microbatches than it needs only cost time
-    now = outline(program).parts
-    states = sum(size for part, size in now.items() if part != "activations")
-    if available is not None and states > available:
-        found.append((True, f"more devices: parameters, gradients and optimizer state alone are {amount(states)}"))
-    return tuple(text for _, text in sorted(found, key=lambda item: item[0]))
-
-
-def candidates(e: Experiment, sizes: Mapping[str, int]) -> list[tuple[str, Experiment]]:
-    """(what to write in the config, the experiment with it); numbers of microbatches last, from few to many."""
-    found = []
-    if getattr(trunk(e.model), "remat", "full") != "full":
-        found.append(("model.remat='full'", dataclasses.replace(e, model=with_trunk(e.model, remat="full"))))
-    stages = {"optimizer": "ZERO1", "gradients": "ZERO2", "params": "ZERO3"}
-    together = sizes["data"] * sizes["fsdp"]
-    mesh = dataclasses.replace(e.sharding.mesh, data=1, fsdp=together, slices={})
-    changed = {field: dict(getattr(e.sharding, field) or e.sharding.params) for field in TABLES}
-    for field, name in stages.items():
-        if together == 1 or split(changed[field], e.sharding, {**sizes, "data": 1, "fsdp": together}) > 1:
-            continue
-        changed[field]["embed"] = "fsdp"
-        tables = {table: dict(rules) for table, rules in changed.items()}
-        sharding = dataclasses.replace(e.sharding, mesh=mesh, **tables)
-        found.append((f"sharding as {name}, fsdp={together}", dataclasses.replace(e, sharding=sharding)))
-    rows = e.data.batch_size // math.prod(sizes[axis] for axis in as_tuple(e.sharding.activations.get("batch")))
-    more = (n for n in range(e.accum_steps + 1, rows + 1) if rows % n == 0)
-    return found + [(f"accum_steps={n}", dataclasses.replace(e, accum_steps=n)) for n in more]
+    turns = ticks(schedule, program.mesh.shape["stage"], e.accum_steps) / schedule.laps if schedule else e.accum_steps
+    passes = 2 + round(3 * found.recomputed)
+    # What a schedule keeps is that of all microbatches already, but under 1F1B and the naive one.
+    kept = 1 if isinstance(schedule, (GPipe, Circular)) else e.accum_steps
+    moved = turns * (passes * weights + 2 * found.parts["gradients"]) + kept * 2 * found.parts["activations"]
+    return moved + 2 * (found.parts["parameters"] + found.parts["optimizer state"])

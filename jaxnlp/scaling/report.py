@@ -10,7 +10,8 @@ def report(plan: Plan) -> str:
     """Memory, collectives and time, a table each; why it does not fit, and what would help, where it does not."""
     lines = [*_head(plan), "", *_memory(plan)]
     if not plan.fits:
-        lines += ["", str(plan.problem), *([] if not plan.remedies else ["what would change that:"])]
+        lines += ["", str(plan.problem)]
+        lines += ["what would change that, in the config:"] if plan.remedies else []
         return "\n".join([*lines, *(f"  {one}" for one in plan.remedies)])
     return "\n".join([*lines, "", *_traffic(plan), "", *_time(plan)])
 
@@ -42,6 +43,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def _head(plan: Plan) -> list[str]:
     mesh = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items()) or "one device"
     micro = f" in {plan.accum_steps} microbatches" if plan.accum_steps > 1 else ""
+    if plan.schedule is not None:
+        micro += f" by {plan.schedule}, whose bubble is {plan.bubble:.1%}"
     return [
         f"{plan.parameters:,} parameters on {plan.num_devices} x {plan.device}, mesh {mesh}",
         f"{plan.tokens:,} tokens a step{micro}, {plan.flops:.3e} FLOPs",
@@ -78,7 +81,7 @@ def _traffic(plan: Plan) -> list[str]:
     for one in plan.traffic:
         seconds = "?" if one.seconds is None else f"{one.seconds * 1e3:,.2f} ms"
         rows.append((one.kind, "+".join(one.axes) or "-", one.network, f"{one.count:,}", amount(one.bytes), seconds))
-    return aligned(rows)
+    return [*aligned(rows), *plan.notes]
 
 
 def _time(plan: Plan) -> list[str]:
@@ -89,7 +92,9 @@ def _time(plan: Plan) -> list[str]:
         rows.append((f"  {name}", f"{seconds * 1e3:,.2f} ms", "bounds" if name == plan.bound else ""))
     lines = [*aligned(rows), f"peak: {plan.peak_source}"]
     if plan.recomputed:
-        lines.append(f"compute includes {plan.recomputed:.0%} more for what remat does again")
+        lines.append(f"compute includes {plan.recomputed:.0%} more for what is computed again in the backward pass")
+    if plan.bubble:
+        lines.append(f"compute includes the bubble, {plan.bubble:.1%} of the layers' time")
     if plan.mfu_ceiling is not None:
         rate = plan.tokens / plan.step_seconds
         lines.append(f"MFU at most {plan.mfu_ceiling:.0%}: {rate:,.0f} tokens a second, if all else overlaps")

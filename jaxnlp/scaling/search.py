@@ -1,78 +1,128 @@
 """Which table, mesh and number of microbatches make the shortest step: all that fit, compiled and ranked."""
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxnlp.errors import UserError
 from jaxnlp.figures.parallelism import amount
+from jaxnlp.nn.ring import Ring
 from jaxnlp.scaling.planner import Plan, outline, plan
 from jaxnlp.sharding.mesh import MeshConfig
-from jaxnlp.sharding.presets import PRESETS
-from jaxnlp.sharding.rules import Sharding
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB
+from jaxnlp.sharding.presets import DDP, PP, THREE_D, TP, TP_SP, ZERO1, ZERO2, ZERO3
+from jaxnlp.sharding.rules import Sharding, as_tuple
+from jaxnlp.train.experiment import Experiment, trunk, with_trunk
 from jaxnlp.train.program import build
 
-AXES_OF = {"DDP": "data", "ZERO1": "fsdp", "ZERO2": "fsdp", "ZERO3": "fsdp"}  # where a preset puts all devices
-TENSOR = (2, 4, 8, 16)
+WIDTHS = (2, 4, 8, 16)  # of tensor, and of sequence
+STAGES = (2, 4, 8, 16)
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+TURNS = (8, 4, 2, 1)  # microbatches of a pipeline, for each stage: the more, the smaller the bubble
 
 
-def tables(experiment: Experiment, num_devices: int) -> Iterator[tuple[str, Sharding]]:
-    """(name, tables over a mesh): the config's own first, then the presets; tensor parallelism at each width."""
+def tables(experiment: Experiment, devices: Sequence[Any]) -> Iterator[tuple[str, Sharding]]:
+    """(name, tables over a mesh): the config's own first, then the presets, at each width of what has one.
+
+    ZeRO 3 over one side of the torus too, and copies of that over the others: a reduce-scatter over several sides is
+    compiled to an all-reduce. The length is split only where the model's attention is a ring.
+    """
+    n = len(devices)
     yield "config", experiment.sharding
-    for name, preset in PRESETS.items():
-        if name in AXES_OF:
-            axis = AXES_OF[name]
-            yield f"{name} {axis}={num_devices}", preset.on(**{axis: num_devices})
-        elif not {"stage", "sequence"} & _axes(preset):
-            for width in (w for w in TENSOR if num_devices % w == 0):
-                rest = num_devices // width
-                axis = "fsdp" if "fsdp" in _axes(preset) else "data"
-                sizes = {"tensor": width, **({axis: rest} if rest > 1 else {})}
-                yield f"{name} {' '.join(f'{a}={n}' for a, n in sizes.items())}", preset.on(**sizes)
+    yield named("DDP", DDP, data=n)
+    for name, preset in (("ZERO1", ZERO1), ("ZERO2", ZERO2), ("ZERO3", ZERO3)):
+        yield named(name, preset, fsdp=n)
+    side = max((max(d.coords) + 1 for d in devices if hasattr(d, "coords")), default=n)
+    if 1 < side < n and n % side == 0:
+        yield named("ZERO3", ZERO3, data=n // side, fsdp=side)
+    widths = [width for width in WIDTHS if n % width == 0]
+    for name, preset in (("TP", TP), ("TP_SP", TP_SP)):
+        for width in widths:
+            yield named(name, preset, data=n // width, tensor=width)
+    if isinstance(getattr(trunk(experiment.model), "attention", None), Ring):
+        for width in widths:
+            yield named("ZERO3", ZERO3, fsdp=n // width, sequence=width)
+    yield from pipelines(experiment, n)
 
 
-def _axes(sharding: Sharding) -> set[str]:
-    """Mesh axes that split parameters or optimizer state."""
-    rules = (sharding.params, sharding.gradients or {}, sharding.optimizer or {})
-    return {
-        axis for table in rules for axes in table.values() for axis in ([axes] if isinstance(axes, str) else axes or ())
-    }
+def pipelines(experiment: Experiment, n: int) -> Iterator[tuple[str, Sharding]]:
+    """Stages that divide the layers, with each schedule that can cut them; and with tensor parallelism."""
+    model = trunk(experiment.model)
+    layers = getattr(model, "num_layers", 0) if hasattr(model, "scan_layers") else 0
+    schedules: list[Any] = [GPipe(), Circular(laps=2)]
+    schedules += [] if getattr(model, "encoder_decoder", False) else [OneFOneB()]
+    for stages in (p for p in STAGES if n % p == 0 and layers and layers % p == 0):
+        for schedule in schedules:
+            if layers % (stages * schedule.laps) == 0:
+                name, sharding = named("PP", PP, data=n // stages, stage=stages)
+                yield f"{name} {type(schedule).__name__}", dataclasses.replace(sharding, pipeline=schedule)
+        for width in (w for w in WIDTHS if n % (stages * w) == 0):
+            yield named("THREE_D", THREE_D, data=n // stages // width, stage=stages, tensor=width)
 
 
-def search(experiment: Experiment, devices: Sequence[Any], tell: Callable[[str], None] = print) -> list[Plan]:
+def named(name: str, preset: Sharding, **sizes: int) -> tuple[str, Sharding]:
+    """A preset over a mesh, and both in words."""
+    sizes = {axis: size for axis, size in sizes.items() if size > 1}
+    return f"{name} {' '.join(f'{axis}={size}' for axis, size in sizes.items())}".strip(), preset.on(**sizes)
+
+
+Busy = Callable[[str], contextlib.AbstractContextManager[Any]]
+
+
+def search(
+    experiment: Experiment,
+    devices: Sequence[Any],
+    tell: Callable[[str], None] = print,
+    busy: Busy = contextlib.nullcontext,
+) -> list[Plan]:
     """Plans of all tables that fit, the shortest step first; of equal ones that whose other resources take less.
 
-    A table is tried with ever more microbatches until it fits; more would only gather and reduce more often. What by
-    our account needs twice the memory there is for its states alone is not compiled.
+    A table is tried with ever more microbatches until it fits: more would only gather and reduce more often. A
+    pipeline is tried with ever fewer, for its bubble grows then. What by our account needs more than the memory there
+    is for parameters and optimizer state alone is not compiled.
 
     Args:
-        tell: is called with a line for each plan tried.
+        tell: is called with a line for each plan tried. busy: with its title, around its compile.
     """
     found, seen = [], []
-    for name, sharding in tables(experiment, len(devices)):
+    for name, sharding in tables(experiment, devices):
         sizes: dict[str, Any] = sharding.mesh.sizes(len(devices))
         same = dataclasses.replace(sharding, mesh=MeshConfig(**sizes, slices=sharding.mesh.slices))
         if same in seen:
             continue
         seen.append(same)
-        for count in MICROBATCHES:
-            e = dataclasses.replace(experiment, sharding=sharding, accum_steps=count)
-            title = f"{name}, accum_steps={count}"
+        for e, title in tries(experiment, sharding, sizes, name):
             try:
                 e.check()
-                one = attempt(e, devices, title)
+                with busy(title):
+                    one = attempt(e, devices, title)
             except UserError as error:
                 tell(f"{title}: {error}")
                 break
             tell(f"{title}: {one.problem or spoken(one)}")
             if one.fits:
                 found.append(one)
-                break
-            if one.compiled is None and not one.remedies:  # its states alone
+            if one.fits or not one.needed:  # its states alone
                 break
     return sorted(found, key=lambda p: (p.step_seconds or 0.0, sum(p.seconds.values())))
+
+
+def tries(
+    experiment: Experiment, sharding: Sharding, sizes: dict[str, int], name: str
+) -> Iterator[tuple[Experiment, str]]:
+    """Experiments with a table, and what each is called, by numbers of microbatches."""
+    e, stages = dataclasses.replace(experiment, sharding=sharding), sizes["stage"]
+    if stages == 1:
+        counts = list(MICROBATCHES)
+    else:
+        if not trunk(e.model).scan_layers:
+            e, name = dataclasses.replace(e, model=with_trunk(e.model, scan_layers=True)), f"{name}, scan_layers"
+        ways = math.prod(sizes[axis] for axis in as_tuple(sharding.activations.get("batch")))
+        counts = [turns * stages for turns in TURNS if e.data.batch_size % (turns * stages * ways) == 0] or [stages]
+    for count in counts:
+        yield dataclasses.replace(e, accum_steps=count), f"{name}, accum_steps={count}"
 
 
 def attempt(experiment: Experiment, devices: Sequence[Any], title: str) -> Plan:

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from jaxnlp.errors import UserError
@@ -66,6 +67,34 @@ def devices(name: str) -> list[Any]:
             f"--topology={name}: libtpu has no such topology ({reason}); expected one as {EXAMPLES}"
         ) from None
     return of[: 2 if family == "tpu7x" else 1] if one else of
+
+
+def larger(name: str) -> Callable[[int], tuple[str, list[Any]] | None] | None:
+    """Of a TPU topology, a function from a number of devices to (`--topology=...` of so many chips, its devices)."""
+    found = NAME.match(name)
+    if not found:
+        return None
+
+    def of(count: int) -> tuple[str, list[Any]] | None:
+        named = of_size(found[2], count)
+        return None if named is None else (f"--topology={named}", devices(named))
+
+    return of
+
+
+def of_size(family: str, count: int) -> str | None:
+    """The name of a TPU topology of so many devices, a power of two of at least four; None if there is none."""
+    chips = count // 2 if family == "tpu7x" else count
+    if chips < 4 or chips & (chips - 1):
+        return None
+    power = chips.bit_length() - 1
+    if family in THREE_D:
+        sides = [power // 3, (power + 1) // 3, (power + 2) // 3] if power > 2 else [1, 1, 0]
+    else:
+        sides = [power // 2, power - power // 2]
+    if max(sides) > 4:
+        return None
+    return f"{family}:{'x'.join(str(2**side) for side in sides)}"
 
 
 def library() -> str:

@@ -1,15 +1,14 @@
 """What a run would take, before anything is compiled: the parameter table, FLOPs and memory."""
 
-import dataclasses
 import math
 from typing import Any
 
 import jax
 
-from jaxnlp.objectives.objective import prepared
 from jaxnlp.sharding.rules import path_name
-from jaxnlp.train.experiment import flops_per_token, trunk, with_trunk
-from jaxnlp.train.program import Program, build
+from jaxnlp.train.activations import activation_bytes, residual_bytes
+from jaxnlp.train.experiment import flops_per_token
+from jaxnlp.train.program import Program
 from jaxnlp.train.state import gradient_shardings
 
 
@@ -43,10 +42,7 @@ def memory(program: Program) -> dict[str, int]:
     """Bytes on one device, by what they hold.
 
     Parameters and optimizer state are exact. Gradients are counted once, as float32.
-    Activations are what JAX keeps from the forward pass for the backward pass of one
-    microbatch (its own account, so remat and every component count as they are), split over the
-    devices that split the batch; the compiler often fuses some of it away, and adds
-    scratch space of its own.
+    Activations are as `activation_bytes` counts them.
     """
     total = lambda tree: sum(device_bytes(x) for x in jax.tree.leaves(tree))
     state = program.abstract
@@ -61,41 +57,6 @@ def memory(program: Program) -> dict[str, int]:
     found = {**found, "total": sum(found.values())}
     offloaded = residual_bytes(program, host=True)
     return {**found, "activations in host memory": offloaded} if offloaded else found
-
-
-def activation_bytes(program: Program) -> int:
-    """What a device keeps of a microbatch's forward pass; with remat, and of the one block being computed again.
-
-    What remat offloads is told apart (`residual_bytes(program, host=True)`), but comes back for that one block.
-    """
-    model = program.experiment.model
-    kept = residual_bytes(program)
-    if getattr(trunk(model), "remat", "none") == "none":
-        return kept
-    plain = with_trunk(model, remat="none")
-    changed = dataclasses.replace(program.experiment, model=plain)
-    whole = residual_bytes(build(changed, list(program.mesh.devices.flat), only_traced=True))
-    return kept + (whole - kept) // trunk(model).num_layers
-
-
-def residual_bytes(program: Program, host: bool = False) -> int:
-    """Bytes for a device that JAX's derivative of the loss keeps, parameters aside: in its memory, or the host's."""
-    e = program.experiment
-    rows = e.data.batch_size // e.accum_steps
-    shapes = e.data.examples.shapes(e.data)
-    batch = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-
-    def residuals(params, batch, key):
-        loss = lambda p: e.objective.loss(program.apply, p, prepared(e.objective, batch), key)[0]
-        return jax.tree.leaves(jax.vjp(loss, params)[1])
-
-    with program.context():
-        kept = jax.make_jaxpr(residuals)(program.abstract.params, batch, key).out_avals
-    kept = [x for x in kept if (x.memory_space == jax.memory.Space.Host) == host]
-    params = {(x.shape, x.dtype) for x in jax.tree.leaves(program.abstract.params)}
-    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in kept if (x.shape, x.dtype) not in params)
-    return size // math.prod(program.mesh.shape[axis] for axis in ("data", "fsdp", "sequence"))
 
 
 def report(program: Program) -> str:

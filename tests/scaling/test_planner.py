@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import jax
 import pytest
@@ -13,14 +14,16 @@ from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.figures.plan import draw_plans
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.ring import Ring
 from jaxnlp.optim import OptimConfig
-from jaxnlp.scaling import chips, planner
+from jaxnlp.scaling import chips, network, planner
+from jaxnlp.scaling import search as searching
 from jaxnlp.scaling.hlo import Collective
 from jaxnlp.scaling.planner import Plan, plan
+from jaxnlp.scaling.remedies import advised
 from jaxnlp.scaling.report import ranking, report
-from jaxnlp.scaling.search import search
 from jaxnlp.sharding.mesh import make_mesh
-from jaxnlp.sharding.presets import DDP, TP, ZERO1, ZERO2, ZERO3
+from jaxnlp.sharding.presets import DDP, PP, TP, ZERO1, ZERO2, ZERO3
 from jaxnlp.train.experiment import Experiment
 from tests import tpu
 from tests.entry import ROOT, run
@@ -100,22 +103,42 @@ def test_the_report_has_every_table_and_json_every_number(plans):
     assert len(draw_plans([one.to_dict() for one in plans.values()], "plans").axes) == 2
 
 
-def test_what_does_not_fit_says_what_is_largest_and_what_would_help(plans, monkeypatch):
+def test_what_does_not_fit_says_what_is_largest_and_a_change_that_does(monkeypatch):
     e = experiment(ZERO1.on(fsdp=8))
-    e = dataclasses.replace(e, model=dataclasses.replace(e.model, remat="none"))
-    monkeypatch.setattr(planner, "limit", lambda device: 1.5e6)
+    e = dataclasses.replace(
+        e, model=dataclasses.replace(e.model, remat="none"), data=DataConfig(seq_len=LENGTH, batch_size=64)
+    )
+    needs = plan(e, jax.devices()[:DEVICES]).compiled["peak"]
+    monkeypatch.setattr(planner, "limit", lambda device: 0.6 * needs)
     found = plan(e, jax.devices()[:DEVICES])
-    assert not found.fits and found.bound is None and found.step_seconds is None
+    assert not found.fits and found.bound is None and found.step_seconds is None and found.needed == needs
     largest = max(found.parts, key=found.parts.get)
     assert found.problem.startswith("does not fit: the step needs") and f"largest are the {largest}" in found.problem
-    assert {text.partition(":")[0].split(",")[0] for text in found.remedies} >= {
+    compiled: list[str] = []
+    found = advised(found, e, jax.devices()[:DEVICES], busy=lambda text: compiled.append(text) or nullcontext())
+    # The first is what fits, followed here as a user would.
+    first = found.remedies[0]
+    change, _, told = first.partition(": ")
+    assert told.endswith("as compiled, fits") and compiled[-1].endswith(change)
+    number = int(change.removeprefix("accum_steps="))
+    assert plan(dataclasses.replace(e, accum_steps=number), jax.devices()[:DEVICES]).fits
+    assert {line.partition(":")[0].split(",")[0] for line in found.remedies} >= {
         "model.remat='full'",
-        "accum_steps=2",
-        "sharding as ZERO2",
         "sharding as ZERO3",
     }
     assert "what would change that" in report(found)
-    assert "DDP" not in " ".join(found.remedies)
+
+
+def test_where_nothing_fits_more_devices_are_looked_for(monkeypatch):
+    e = experiment(DDP.on(data=1), accum_steps=16)
+    states = sum(planner.outline(planner.build(e, jax.devices()[:1])).parts.values())
+    monkeypatch.setattr(planner, "limit", lambda device: 0.8 * states)
+    found = plan(e, jax.devices()[:1])
+    asked: list[int] = []
+    larger = lambda count: asked.append(count) or (f"--topology=cpu:{count}", jax.devices()[:count])
+    found = advised(found, e, jax.devices()[:1], larger)
+    assert found.remedies[0].startswith("--topology=cpu:") and found.remedies[0].endswith("as compiled, fits")
+    assert "sharding as ZERO3" in found.remedies[0] and asked[0] in (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +149,8 @@ def test_what_does_not_fit_says_what_is_largest_and_what_would_help(plans, monke
     ],
 )
 def test_the_compilers_own_figure_is_told(plans, error, needs):
-    assert f"the step needs {needs} on each cpu" in planner.told(plans["DDP"], f"RESOURCE_EXHAUSTED: {error}")
+    size = planner.needed(f"RESOURCE_EXHAUSTED: {error}")
+    assert f"the step needs {needs} on each cpu" in planner.refused(plans["DDP"], size).problem
 
 
 def test_mixed_precision_counts_two_two_twelve():
@@ -138,14 +162,49 @@ def test_mixed_precision_counts_two_two_twelve():
     assert found.theory["bytes"] == pytest.approx(found.parameters * (2 + 2 / 8 + 12 / 8))
 
 
-def test_a_search_ranks_what_fits_and_tells_of_each():
-    lines = []
-    found = search(experiment(ZERO3), jax.devices()[:DEVICES], lines.append)
-    assert len(found) == len([line for line in lines if ": fits" in line]) >= 6
+def test_a_search_ranks_what_fits_and_tells_of_each(monkeypatch):
+    e, lines = experiment(ZERO3), []
+    wanted = [
+        ("config", ZERO3),
+        ("ZERO3 fsdp=8", ZERO3.on(fsdp=8)),
+        ("TP", TP.on(data=4, tensor=2)),
+        ("PP", PP.on(stage=2, data=4)),
+    ]
+    monkeypatch.setattr(searching, "tables", lambda *_: wanted)
+    found = searching.search(e, jax.devices()[:DEVICES], lines.append)
+    assert len(found) == len(lines) == 3 and all(": fits" in line for line in lines)  # the config's own not twice
     assert [one.step_seconds for one in found] == sorted(one.step_seconds for one in found)
     table = ranking(found).splitlines()
     assert len(table) == len(found) + 1 and "MFU at most" in table[0]
-    assert sum("ZERO3" in line or line.startswith("config") for line in lines) == 1  # the config's own, not twice
+    # The most microbatches that divide the batch, for the smallest bubble: 1 of 5 ticks.
+    (staged,) = (one for one in found if one.name.startswith("PP"))
+    assert staged.accum_steps == 4 and staged.bubble == pytest.approx(1 / 5) and staged.mfu_ceiling < 0.65
+
+
+def test_what_a_search_tries():
+    e = experiment(ZERO3)
+    e = dataclasses.replace(e, model=dataclasses.replace(e.model, num_layers=8))
+    names = [name for name, _ in searching.tables(e, jax.devices()[:DEVICES])]
+    assert {
+        "DDP data=8",
+        "ZERO2 fsdp=8",
+        "TP data=4 tensor=2",
+        "TP_SP tensor=8",
+        "THREE_D data=2 stage=2 tensor=2",
+    } <= {*names}
+    assert {name for name in names if name.startswith("PP")} == {
+        *(
+            f"PP data={8 // p} stage={p} {kind}".replace("data=1 ", "")
+            for p in (2, 4, 8)
+            for kind in ("GPipe", "OneFOneB")
+        ),
+        *("PP data=4 stage=2 Circular", "PP data=2 stage=4 Circular"),
+    }
+    assert not any("sequence" in name for name in names)
+    ring = dataclasses.replace(e, model=dataclasses.replace(e.model, attention=Ring()))
+    assert "ZERO3 fsdp=2 sequence=4" in [name for name, _ in searching.tables(ring, jax.devices()[:DEVICES])]
+    torus = [Fake((i, j, 0)) for i in range(2) for j in range(4)]
+    assert "ZERO3 data=2 fsdp=4" in [name for name, _ in searching.tables(e, torus)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +224,8 @@ def seconds(kind: str, members, shape, slices: int = 1):
     mesh = type("Mesh", (), {"devices": np.array(grid, object), "size": len(grid)})
     chip = chips.chip_of(grid[0])
     assert chip is not None and chip.name == "v5e"
-    network, _, time = planner.wire(Collective(kind, members, 10**9, 1), mesh, chip)
-    return network, time
+    over, _, time = network.wire(Collective(kind, members, 10**9, 1), mesh, chip)
+    return over, time
 
 
 def test_time_on_links():
@@ -193,13 +252,13 @@ def test_places_in_slices():
     chips_of = [Fake((i, 0, 0), s, 100_000 * (s + 1) + i) for i in range(2) for s in range(2)]
     mesh = type("Mesh", (), {"devices": np.array(chips_of, object), "size": 4})
     within = Collective("all-reduce", ((0, 1),), 8, 1)
-    assert planner.placed(within, mesh).members == ((0, 2),)
-    assert planner.placed(dataclasses.replace(within, members=()), mesh).members == ((0, 2),)
+    assert network.placed(within, mesh).members == ((0, 2),)
+    assert network.placed(dataclasses.replace(within, members=()), mesh).members == ((0, 2),)
     across = Collective("all-reduce", ((100000, 200000), (100001, 200001)), 8, 1, between_slices=True)
-    assert planner.placed(across, mesh).members == ((0, 1), (2, 3))
-    assert planner.wire(planner.placed(across, mesh), mesh, chips.CHIPS[1])[:2] == ("DCN", 8.0)
+    assert network.placed(across, mesh).members == ((0, 1), (2, 3))
+    assert network.wire(network.placed(across, mesh), mesh, chips.CHIPS[1])[:2] == ("DCN", 8.0)
     everywhere = Collective("all-to-all", ((100000, 200000, 100001, 200001),), 8, 1, between_slices=True)
-    assert planner.wire(planner.placed(everywhere, mesh), mesh, chips.CHIPS[1])[:2] == ("DCN", 4.0)
+    assert network.wire(network.placed(everywhere, mesh), mesh, chips.CHIPS[1])[:2] == ("DCN", 4.0)
 
 
 def test_every_chip_is_found_by_its_kind_and_has_a_source():

@@ -1,0 +1,168 @@
+"""Changes of a config after which a step that does not fit does: found by our account, and compiled to be sure."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxnlp.figures.parallelism import amount
+from jaxnlp.scaling.planner import TABLES, Plan, outline, plan, split
+from jaxnlp.sharding.presets import ZERO3
+from jaxnlp.sharding.rules import as_tuple
+from jaxnlp.train.experiment import Experiment, trunk, with_trunk
+from jaxnlp.train.program import build
+
+COMPILED = 5  # options compiled, at most
+MARGIN = 0.95  # of the memory, by an estimate
+Larger = Callable[[int], tuple[str, Sequence[Any]] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A change, in words, and what is planned with it. size: bytes of a device by estimate."""
+
+    change: str
+    experiment: Experiment
+    devices: Sequence[Any]
+    size: float
+
+
+def advised(
+    found: Plan,
+    experiment: Experiment,
+    devices: Sequence[Any],
+    larger: Larger | None = None,
+    busy: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> Plan:
+    """The plan of what does not fit, with its remedies: changes each alone, then two together, then more devices.
+
+    Those that fit by our account (in the ratio in which the compiler's was to ours) are compiled, in this order, until
+    one does fit.
+
+    Args:
+        larger: number of devices -> the name of a topology of so many, and its devices; None where there is none.
+        busy: is called with what is compiled, around it.
+    """
+    assert found.limit is not None
+    scale = max(1.0, found.needed / sum(found.parts.values()))
+    e = dataclasses.replace(experiment, steps_per_call=1)
+    room, compiled, done = MARGIN * found.limit, [], False
+    alone = [option for option in singles(e, devices, scale) if option.size < scale * sum(found.parts.values())]
+    likely = [option for option in alone if option.size <= room]
+    for option in _chain(likely, lambda: pairs(e, devices, scale, room), lambda: grown(found, e, larger, room)):
+        if done or len(compiled) == COMPILED:
+            break
+        with busy(f"does not fit; compiling with {option.change}"):
+            one = plan(option.experiment, option.devices)
+        done = one.fits
+        size = one.compiled["peak"] if one.compiled else one.needed
+        end = "fits" if done else "still too much"
+        compiled.append((option.change, f"{option.change}: {amount(size)} as compiled, {end}"))
+    told = [line for _, line in reversed(compiled)] + _estimates(alone, [change for change, _ in compiled], room)
+    states = sum(size for part, size in found.parts.items() if part != "activations")
+    if states > found.limit:
+        told.append(f"parameters, gradients and optimizer state alone are {amount(states)} on each device as it is")
+    return dataclasses.replace(found, remedies=tuple(told))
+
+
+def _estimates(options: Sequence[Option], compiled: Sequence[str], room: float) -> list[str]:
+    """A line for each change that was not compiled; of numbers of microbatches the largest, where none is enough."""
+    counts = [option for option in options if option.change.startswith("accum_steps")]
+    told = []
+    for option in options:
+        if option.change in compiled or (option in counts and (option is not counts[-1] or option.size <= room)):
+            continue
+        end = "" if option.size <= room else ", still too much"
+        told.append(f"{option.change}: {amount(option.size)} by estimate{end}")
+    return told
+
+
+def _chain(first: Sequence[Option], *more: Callable[[], Iterator[Option]]) -> Iterator[Option]:
+    yield from first
+    for options in more:
+        yield from options()
+
+
+def estimate(e: Experiment, devices: Sequence[Any], scale: float) -> float | None:
+    """Bytes of a device; None where the experiment cannot be laid out."""
+    try:
+        return scale * sum(outline(build(e, devices)).parts.values())
+    except ValueError:
+        return None
+
+
+def singles(e: Experiment, devices: Sequence[Any], scale: float) -> list[Option]:
+    """One change each: ever more microbatches, ZeRO's next stages, remat."""
+    found = [(f"accum_steps={n}", dataclasses.replace(e, accum_steps=n)) for n in microbatches(e, len(devices))]
+    sized = ((change, one, estimate(one, devices, scale)) for change, one in [*found, *changes(e, len(devices))])
+    return [Option(change, one, devices, size) for change, one, size in sized if size is not None]
+
+
+def pairs(e: Experiment, devices: Sequence[Any], scale: float, room: float) -> Iterator[Option]:
+    """A change, and with it the fewest microbatches that make it fit by estimate, then more."""
+    every = changes(e, len(devices))
+    for change, one in [*every, *_both(every, e)]:
+        for n in microbatches(one, len(devices)):
+            more = dataclasses.replace(one, accum_steps=n)
+            size = estimate(more, devices, scale)
+            if size is not None and size <= room:
+                yield Option(f"{change} and accum_steps={n}", more, devices, size)
+
+
+def _both(every: Sequence[tuple[str, Experiment]], e: Experiment) -> list[tuple[str, Experiment]]:
+    """The last table of ZeRO, with remat."""
+    remat = [one for change, one in every if change.startswith("model.remat")]
+    tables = [(change, one) for change, one in every if change.startswith("sharding")]
+    return [(f"model.remat='full', {c}", dataclasses.replace(t, model=remat[0].model)) for c, t in tables[-1:] if remat]
+
+
+def grown(found: Plan, e: Experiment, larger: Larger | None, room: float) -> Iterator[Option]:
+    """ZeRO 3 over more devices, twice as many each time, with the fewest microbatches that fit by estimate."""
+    if larger is None:
+        return
+    states = sum(size for part, size in found.parts.items() if part != "activations")
+    if getattr(trunk(e.model), "remat", "full") != "full":
+        e = dataclasses.replace(e, model=with_trunk(e.model, remat="full"))
+    for doubled in range(1, 12):
+        count = found.num_devices * 2**doubled
+        if e.data.batch_size % count:
+            return
+        if states / 2**doubled > room or (there := larger(count)) is None:
+            continue
+        name, devices = there
+        one = dataclasses.replace(e, sharding=ZERO3.on(fsdp=count))
+        rows = e.data.batch_size // count
+        for n in (n for n in range(min(e.accum_steps, rows), rows + 1) if rows % n == 0):
+            more = dataclasses.replace(one, accum_steps=n)
+            size = estimate(more, devices, 1.0)
+            if size is not None and size <= 0.7 * room:
+                yield Option(f"{name} with sharding as ZERO3, accum_steps={n}, model.remat='full'", more, devices, size)
+                break
+
+
+def microbatches(e: Experiment, num_devices: int) -> list[int]:
+    """Numbers of microbatches above the experiment's that divide its batch over the devices."""
+    sizes = e.sharding.mesh.sizes(num_devices)
+    rows = e.data.batch_size // math.prod(sizes[axis] for axis in as_tuple(e.sharding.activations.get("batch")))
+    return [n for n in range(e.accum_steps + 1, rows + 1) if rows % n == 0]
+
+
+def changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
+    """(what to write in the config, the experiment with it), but for microbatches."""
+    sizes: Mapping[str, int] = e.sharding.mesh.sizes(num_devices)
+    found = []
+    if getattr(trunk(e.model), "remat", "full") != "full":
+        found.append(("model.remat='full'", dataclasses.replace(e, model=with_trunk(e.model, remat="full"))))
+    stages = {"optimizer": "ZERO1", "gradients": "ZERO2", "params": "ZERO3"}
+    together = sizes["data"] * sizes["fsdp"]
+    mesh = dataclasses.replace(e.sharding.mesh, data=1, fsdp=together, slices={})
+    changed = {field: dict(getattr(e.sharding, field) or e.sharding.params) for field in TABLES}
+    for field, name in stages.items():
+        if together == 1 or split(changed[field], e.sharding, {**sizes, "data": 1, "fsdp": together}) > 1:
+            continue
+        changed[field]["embed"] = "fsdp"
+        tables = {table: dict(rules) for table, rules in changed.items()}
+        sharding = dataclasses.replace(e.sharding, mesh=mesh, **tables)
+        found.append((f"sharding as {name}, fsdp={together}", dataclasses.replace(e, sharding=sharding)))
+    return found
