@@ -12,6 +12,8 @@ import optax
 from jaxnlp.errors import FieldError
 
 OPTIMIZERS = ("adamw", "lion", "adafactor", "sgd", "muon")
+LAYERWISE = ("adamw", "lion", "sgd", "muon")
+"""Optimizers whose update of stacked layers is that of each layer alone. Adafactor scales a whole array at once."""
 SCHEDULES = ("cosine", "linear", "wsd", "inverse_sqrt", "constant")
 
 Schedule = Callable[[Any], Any]
@@ -120,8 +122,13 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
     return optax.join_schedules([ramp, after], [warmup])
 
 
-def make_optimizer(config: OptimConfig, steps: int, axes: Any) -> tuple[optax.GradientTransformation, Schedule]:
+def make_optimizer(
+    config: OptimConfig, steps: int, axes: Any
+) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
     """The optimizer and its schedule.
+
+    Its `update` takes some of the parameters alone too, with `optax.MaskedNode()` in the place of the others and the
+    norm of all gradients as `gradient_norm`.
 
     Args:
         config: what to make.
@@ -166,12 +173,23 @@ def make_optimizer(config: OptimConfig, steps: int, axes: Any) -> tuple[optax.Gr
         labels = jax.tree.map(lambda x: "rest" if x is None else "muon", matrices, is_leaf=is_leaf)
         optimizer = optax.partition({"muon": muon, "rest": rest}, labels)
     # Not clipping has a state like clipping's, so that a run can resume with it changed.
-    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    clip = optax.identity() if config.clip_norm is None else clip_by_global_norm(config.clip_norm)
     optimizer = optax.chain(clip, optimizer)
     return (optimizer if config.master_dtype is None else with_master(optimizer)), schedule
 
 
-def with_master(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def clip_by_global_norm(limit: float) -> optax.GradientTransformationExtraArgs:
+    """As optax's, or by `gradient_norm` where `update` is given that, with a part of the gradients."""
+
+    def update(updates, state, params=None, *, gradient_norm=None, **_):
+        norm = optax.tree.norm(updates) if gradient_norm is None else gradient_norm
+        clip = lambda g: jnp.where(norm < limit, g, (g / norm.astype(g.dtype)) * limit)
+        return jax.tree.map(clip, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def with_master(optimizer: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
     """`optimizer` over a float32 copy of the parameters, which are the copy rounded to their own dtype.
 
     Micikevicius et al. 2018, arXiv:1710.03740, section 3.1. With 16-bit parameters and Adam the state has 12 bytes a
@@ -183,15 +201,15 @@ def with_master(optimizer: optax.GradientTransformation) -> optax.GradientTransf
         master = wide(params)
         return {"master": master, "inner": optimizer.init(master)}
 
-    def update(updates, state, params=None):
+    def update(updates, state, params=None, **extra):
         assert params is not None
-        changes, inner = optimizer.update(wide(updates), state["inner"], state["master"])
+        changes, inner = optimizer.update(wide(updates), state["inner"], state["master"], **extra)
         master = optax.apply_updates(state["master"], changes)
         # What turns the parameters into the rounded copy, whatever they were.
         moves = jax.tree.map(lambda m, p: m.astype(p.dtype).astype(jnp.float32) - p.astype(jnp.float32), master, params)
         return moves, {"master": master, "inner": inner}
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def decay_mask(params: Any, no_decay: tuple[str, ...]) -> Any:

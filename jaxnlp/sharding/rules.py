@@ -50,6 +50,8 @@ ACTIVATIONS: dict[str, Any] = {
 `length` is that of what attention and feed-forward layers read, `residual` that of the residual stream between them
 (norms and dropout): split over tensor too, it is Megatron's sequence parallelism."""
 
+MEMORIES = ("device", "host")
+
 
 @dataclasses.dataclass(kw_only=True)
 class Sharding:
@@ -60,6 +62,8 @@ class Sharding:
     gradients: rules of their gradients; None: as params. Split over an axis of the batch they are reduce-scattered,
         else all-reduced.
     optimizer: rules of the optimizer's state; None: as params.
+    optimizer_memory: where that state is: "device", or "host", in pinned memory, from which each layer's visits the
+        device for its update (ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840; `train/offload.py`).
     activations: rules of the axes that models name on activations.
     pipeline: the schedule of the stages, where the mesh has any: one of `sharding/pipeline.py`, as `GPipe()`, or its
         name: "naive", "gpipe", "1f1b" or "circular" (of two laps).
@@ -69,6 +73,7 @@ class Sharding:
     params: dict[str, Any] = dataclasses.field(default_factory=REPLICATED.copy)
     gradients: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None
+    optimizer_memory: str = "device"
     activations: dict[str, Any] = dataclasses.field(default_factory=ACTIVATIONS.copy)
     pipeline: object = None  # a name or a schedule; of a type that flags can set
 
@@ -92,6 +97,8 @@ class Sharding:
             raise FieldError("pipeline", None, f"mesh.stage={self.mesh.stage} needs a schedule, as 'gpipe' or '1f1b'")
         if self.pipeline is not None:
             named_schedule(self.pipeline)
+        if self.optimizer_memory not in MEMORIES:
+            raise FieldError("optimizer_memory", self.optimizer_memory, f"expected one of {', '.join(MEMORIES)}")
         for field in ("params", "gradients", "optimizer", "activations"):
             for logical, axes in (getattr(self, field) or {}).items():
                 for axis in as_tuple(axes):

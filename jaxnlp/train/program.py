@@ -13,11 +13,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxnlp.errors import UserError
 from jaxnlp.evals.perplexity import make_eval_step
 from jaxnlp.nn.partitioning import axis_rules
-from jaxnlp.optim import make_optimizer
+from jaxnlp.optim import LAYERWISE, make_optimizer
 from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, make_apply
 from jaxnlp.sharding.mesh import make_mesh
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.experiment import Experiment, check_batch
+from jaxnlp.train.offload import Offload
 from jaxnlp.train.pipelined import staged
 from jaxnlp.train.state import State, gradient_shardings, new_state, state_shardings, update_shardings
 from jaxnlp.train.step import make_step, many_steps
@@ -119,6 +120,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
     gradients = gradient_shardings(shapes, axes, e.sharding, mesh)
     updated = update_shardings(shapes, axes, e.sharding, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
+    by_parts = lambda: Offload(optimizer, abstract, axes, layerwise=e.optim.name in LAYERWISE)
     rows = PartitionSpec(as_tuple(e.sharding.activations.get("batch")) or None)
     batch_sharding = NamedSharding(mesh, rows)
     whole = NamedSharding(mesh, PartitionSpec())
@@ -139,6 +141,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
         gradients=None if mesh.size == 1 else gradients,
         sums=sums,
         layouts=None if updated == layout.params else Layouts(axes, updated, layout.params),
+        update=by_parts() if e.sharding.optimizer_memory == "host" else None,
     )
     stack = batch_sharding
     if e.steps_per_call > 1:

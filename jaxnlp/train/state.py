@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnlp.errors import FieldError
+from jaxnlp.nn.remat import HOST
 from jaxnlp.sharding.rules import Sharding, shardings
 
 
@@ -60,6 +62,26 @@ def update_shardings(params: Any, axes: Any, config: Sharding, mesh: Any) -> Any
     return shardings(params, axes, config.params if config.optimizer is None else config.optimizer, mesh)
 
 
+def check_memory(mesh: Any) -> None:
+    """Raises FieldError where the mesh's devices have no host memory of their own."""
+    device = mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if HOST not in kinds:
+        have = f"{device.platform} devices have no memory {HOST!r} (they have {', '.join(kinds)})"
+        raise FieldError("sharding.optimizer_memory", "host", f"{have}; use 'device'")
+
+
+def owners(opt_state: Any, params: Any) -> Any:
+    """Of each leaf of an optimizer's state the place of its parameter among all; -1 where it has none (counters)."""
+    place = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
+
+    def one(path, _):
+        # An optimizer keeps its trees like the parameters somewhere inside its own state.
+        return next((place[path[i:]] for i in range(len(path)) if path[i:] in place), -1)
+
+    return jax.tree_util.tree_map_with_path(one, opt_state)
+
+
 def state_shardings(state: State, axes: Any, config: Sharding, mesh: Any) -> State:
     """The sharding of every leaf of a state.
 
@@ -67,21 +89,18 @@ def state_shardings(state: State, axes: Any, config: Sharding, mesh: Any) -> Sta
         state: abstract or real. axes: logical axes of its parameters, as a tree like them.
 
     The optimizer's copies of a parameter (moments, accumulators) follow `config.optimizer`,
-    or the parameters' rules; its leaves of any other shape (counters, Adafactor's factors) are
-    whole on every device.
+    or the parameters' rules, and are in the memory of `config.optimizer_memory`; its leaves of any other shape
+    (counters, Adafactor's factors) are whole on every device.
     """
     whole = NamedSharding(mesh, PartitionSpec())
     layout = jax.tree.leaves(update_shardings(state.params, axes, config, mesh))
-    params = jax.tree_util.tree_leaves_with_path(state.params)
-    like = {path: (leaf.shape, sharding) for (path, leaf), sharding in zip(params, layout, strict=True)}
-
-    def one(path, leaf):
-        # An optimizer keeps its trees like the parameters somewhere inside its own state.
-        tails = (like.get(path[i:]) for i in range(len(path)))
-        shape, sharding = next((found for found in tails if found), (None, whole))
-        return sharding if leaf.shape == shape else whole
-
-    opt_state = jax.tree_util.tree_map_with_path(one, state.opt_state)
+    if config.optimizer_memory == "host":
+        check_memory(mesh)
+        layout = [sharding.with_memory_kind(HOST) for sharding in layout]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state.params)]
+    like = lambda leaf, owner: owner >= 0 and leaf.shape == shapes[owner]
+    one = lambda leaf, owner: layout[owner] if like(leaf, owner) else whole
+    opt_state = jax.tree.map(one, state.opt_state, owners(state.opt_state, state.params))
     make: Any = State  # of shardings, where State's own fields are arrays
     return make(
         step=whole,

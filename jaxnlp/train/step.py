@@ -31,6 +31,7 @@ def make_step(
     gradients: Any = None,
     sums: Callable | None = None,
     layouts: Layouts | None = None,
+    update: Callable | None = None,
 ) -> Step:
     """A pure function (state, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -43,11 +44,19 @@ def make_step(
         gradients: the sharding of each gradient; None leaves it to the compiler.
         sums: called as `sum_gradients`, which it is by default.
         layouts: of the parameters, where the optimizer lays them out otherwise; None: it does not.
+        update: what updates in the optimizer's place, as `offload.Offload`.
 
     Metrics (scalars): `loss` a token, what the objective adds, `grad_norm` before clipping,
     `learning_rate`, `weight` (tokens with a target), `finite` (1 or 0), `skipped` (so far)
     and, under float16, `loss_scale`.
     """
+
+    def whole(grads, state, finite):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = (layouts or optax).apply_updates(state.params, updates)
+        if finite is not None:
+            params, opt_state = _select(finite, (params, opt_state), (state.params, state.opt_state))
+        return params if layouts is None else layouts.gather(params, state.params), opt_state
 
     def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -60,15 +69,10 @@ def make_step(
         divisor = weight if scale is None else weight * scale
         grads = jax.tree.map(lambda g, p: (g / divisor).astype(p.dtype), grads, state.params)
         norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = (layouts or optax).apply_updates(state.params, updates)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        skipped = state.skipped
-        if skip_nonfinite or scale is not None:
-            params, opt_state = _select(finite, (params, opt_state), (state.params, state.opt_state))
-            skipped = skipped + (1 - finite)
-        if layouts is not None:
-            params = layouts.gather(params, state.params)
+        guarded = skip_nonfinite or scale is not None
+        skipped = state.skipped + (1 - finite) if guarded else state.skipped
+        params, opt_state = (update or whole)(grads, state, finite if guarded else None)
         metrics = {"loss": total / weight, **means(extra, weight), "grad_norm": norm}
         metrics |= {"learning_rate": schedule(state.step - state.skipped), "weight": weight}
         metrics |= {"finite": finite if scale is None else jnp.isfinite(total), "skipped": skipped}
