@@ -38,6 +38,7 @@ class Target:
     stack: shape of the axes of stacked layers that its parameters have in front, () or (L,); stack_axes: their names.
     inputs, outputs: shapes of the first argument and of the (first) result; None where that is no array.
     others: its other methods that are called, as "logits" of a table that is the output map too.
+    fields: of the module, as num_heads. calls: how often it is called.
     """
 
     path: tuple[str, ...]
@@ -48,6 +49,8 @@ class Target:
     inputs: tuple[int, ...] | None
     outputs: tuple[int, ...] | None
     others: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    calls: int = 1
 
     @property
     def name(self) -> str:
@@ -95,7 +98,9 @@ def find_targets(module: nn.Module, *inputs: Any) -> list[Target]:
 
     def see(call: Call, next_fun: Callable, args: tuple, kwargs: dict) -> Any:
         out = next_fun(*args, **kwargs)
-        if call.method == "__call__" and call.path and call.path not in found:
+        if call.method == "__call__" and call.path in found:
+            found[call.path] = dataclasses.replace(found[call.path], calls=found[call.path].calls + 1)
+        elif call.method == "__call__" and call.path:
             found[call.path] = _target(call, args, out, shapes, axes)
         elif call.method != "__call__":
             others.setdefault(call.path, {})[call.method] = None
@@ -113,7 +118,9 @@ def _target(call: Call, args: tuple, out: Any, shapes: Any, axes: Any) -> Target
     own = {name: Parameter(x.shape, names[name], x.dtype) for name, x in whole.items() if not isinstance(x, Mapping)}
     stack, stack_axes = _stacked(whole, names, nn.meta.unbox(call.module.variables.get("params", {})))
     shape = _shape(args[0] if args else None)
-    return Target(call.path, type(call.module).__name__, own, stack, stack_axes, shape, _shape(first))
+    fields = {f.name: getattr(call.module, f.name) for f in dataclasses.fields(call.module) if f.name != "parent"}
+    kind = type(call.module).__name__
+    return Target(call.path, kind, own, stack, stack_axes, shape, _shape(first), fields=fields)
 
 
 def _stacked(whole: Any, names: Any, inner: Any) -> tuple[tuple[int, ...], tuple[str | None, ...]]:

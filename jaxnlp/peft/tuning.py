@@ -27,6 +27,7 @@ from jaxnlp.peft.targets import Parameter, Target, at, find_targets, matches
 from jaxnlp.sharding.axes import abstract_params
 
 Path = tuple[str, ...]
+SHARED = "prompt_encoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,26 @@ class Method:
         """The way back."""
         raise UserError(f"{type(self).__name__}(): cannot be merged, so not unmerged")
 
+    def shared(self, chosen: list[Target]) -> dict[str, Leaf]:
+        """Parameters that are tuned in place of the leaves, which `computed` makes of them; they lie in `SHARED`."""
+        return {}
+
+    def computed(self, shared: dict[str, jax.Array], chosen: list[Target]) -> dict[Path, dict[str, jax.Array]]:
+        """The leaves of each target (with stacked layers in front), made of the shared parameters."""
+        raise NotImplementedError
+
+    def outer(self, targets: list[Target], chosen: list[Target]) -> Path | None:
+        """The module around its targets whose call changes too, or None."""
+        return None
+
+    def call_outer(self, call: Call, fn: Callable, args: tuple, kwargs: dict) -> Any:
+        """That module's changed call."""
+        raise NotImplementedError
+
+    def begin_cache(self, run: Callable, params: Any, cache: Any) -> Any:
+        """An empty cache with what a text begins with already in it; see `Tuning.begin_cache`."""
+        return cache
+
     def rate(self, name: str) -> float:
         """By what a leaf's learning rate is multiplied."""
         return 1.0
@@ -90,15 +111,19 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """A method on a model. leaves: tuned parameters by module and name. replaced: the model's own that are tuned.
+    """A method on a model.
 
-    shapes, axes: of all parameters of the base, as `sharding.axes.abstract_params` gives.
+    leaves: what it puts beside parameters, by module and name: tuned, or where there are `shared` parameters made of
+    those, which are tuned then. replaced: the model's own that are tuned. outer: a module around them whose call
+    changes too. shapes, base_axes: of all parameters of the base, as `sharding.axes.abstract_params` gives.
     """
 
     method: Method
     targets: dict[Path, Target]
     leaves: dict[Path, dict[str, Leaf]]
+    shared: dict[str, Leaf]
     replaced: list[Path]
+    outer: Path | None
     shapes: Any
     base_axes: Any
 
@@ -109,16 +134,22 @@ class Tuning:
             base: the base's parameters; those that are tuned themselves begin as they are there.
         """
         tuned: Any = {}
-        for path, leaves in self.leaves.items():
-            target, own = self.targets[path], self._own(base, path)
-            for name, leaf in leaves.items():
-                k = jax.random.fold_in(key, zlib.crc32("/".join((*path, name)).encode()))
-                make = lambda k, own, leaf=leaf: jnp.asarray(leaf.init(k, own), jnp.dtype(leaf.dtype))
-                tuned = put(tuned, (*path, name), _over_layers(make, target.stack)(k, own))
+        for path, leaf in self._tuned():
+            target = self.targets.get(path[:-1])
+            own, stack = ({}, ()) if target is None else (self._own(base, path[:-1]), target.stack)
+            k = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
+            make = lambda k, own, leaf=leaf: jnp.asarray(leaf.init(k, own), jnp.dtype(leaf.dtype))
+            tuned = put(tuned, path, _over_layers(make, stack)(k, own))
         for path in self.replaced:
             x = at(base, path)
             tuned = put(tuned, path, jnp.array(x, jnp.promote_types(x.dtype, jnp.float32), copy=True))
         return tuned
+
+    def _tuned(self) -> list[tuple[Path, Leaf]]:
+        """The tuned parameters that are not the model's own."""
+        if self.shared:
+            return [((SHARED, name), leaf) for name, leaf in self.shared.items()]
+        return [((*path, name), leaf) for path, leaves in self.leaves.items() for name, leaf in leaves.items()]
 
     def frozen(self, base: Any) -> Any:
         """The base without what is tuned in its place: with the tuned, all that a run needs of it."""
@@ -134,9 +165,9 @@ class Tuning:
     def axes(self) -> Any:
         """Logical axes of each tuned parameter, as a tree like them."""
         tree: Any = {}
-        for path, leaves in self.leaves.items():
-            for name, leaf in leaves.items():
-                tree = put(tree, (*path, name), (*self.targets[path].stack_axes, *leaf.axes))
+        for path, leaf in self._tuned():
+            target = self.targets.get(path[:-1])
+            tree = put(tree, path, leaf.axes if target is None else (*target.stack_axes, *leaf.axes))
         for path in self.replaced:
             tree = put(tree, path, at(self.base_axes, path))
         return tree
@@ -150,11 +181,32 @@ class Tuning:
 
         def tuned_apply(params, *args, **kwargs):
             with calls_changed(self._change):
-                return apply(params, *args, **kwargs)
+                return apply(self.expanded(params), *args, **kwargs)
 
         return tuned_apply
 
+    def expanded(self, params: Any) -> Any:
+        """Parameters with what the shared ones stand for in their place: what is left to keep once tuning is done."""
+        if SHARED not in params or not self.shared:
+            return params
+        rest = {name: x for name, x in params.items() if name != SHARED}
+        shared = {name: placed(params[SHARED][name], leaf.axes) for name, leaf in self.shared.items()}
+        for path, leaves in self.method.computed(shared, list(self.targets.values())).items():
+            for name, x in leaves.items():
+                rest = put(rest, (*path, name), x)
+        return rest
+
+    def begin_cache(self, run: Callable, params: Any, cache: Any) -> Any:
+        """A decoder's empty cache (`make_cache`) with the prompt or prefix in it, whose room it takes.
+
+        Args:
+            run: the tuned model. params: base and tuned together.
+        """
+        return self.method.begin_cache(run, self.expanded(params), cache)
+
     def _change(self, call: Call, fn: Callable, args: tuple, kwargs: dict) -> Any:
+        if call.path == self.outer and call.method == "__call__" and not call.module.is_initializing():
+            return self._change_outer(call, fn, args, kwargs)
         leaves = self.leaves.get(call.path)
         if leaves is None or call.method not in self.method.methods or call.module.is_initializing():
             return fn(*args, **kwargs)
@@ -162,6 +214,13 @@ class Tuning:
             return fn(*args, **kwargs)
         given = {name: placed(call.module.get_variable("params", name), leaf.axes) for name, leaf in leaves.items()}
         return self.method.call(given, self.targets[call.path], call, fn, args, kwargs)
+
+    def _change_outer(self, call: Call, fn: Callable, args: tuple, kwargs: dict) -> Any:
+        path = next(iter(self.leaves))
+        beside = at(call.module.variables.get("params", {}), path[len(call.path) :]) or {}
+        if next(iter(self.leaves[path])) not in beside:
+            return fn(*args, **kwargs)
+        return self.method.call_outer(call, fn, args, kwargs)
 
     def merge(self, base: Any, tuned: Any) -> Any:
         """The base with what was tuned worked into its own parameters: the same outputs, and no more work.
@@ -208,11 +267,10 @@ class Tuning:
     def counts(self) -> tuple[int, int]:
         """(trained parameters, parameters of the base)."""
         own = sum(math.prod(at(self.shapes, path).shape) for path in self.replaced)
-        new = sum(
-            math.prod((*self.targets[path].stack, *leaf.shape))
-            for path, leaves in self.leaves.items()
-            for leaf in leaves.values()
-        )
+        new = 0
+        for path, leaf in self._tuned():
+            target = self.targets.get(path[:-1])
+            new += math.prod((*(target.stack if target else ()), *leaf.shape))
         return own + new, sum(math.prod(x.shape) for x in jax.tree.leaves(self.shapes))
 
 
@@ -243,7 +301,16 @@ def plan(method: Method, module: Any, *inputs: Any, head: tuple[str, ...] = ()) 
     replaced = sorted(tuple(name.split("/")) for name in {*method.picks(own), *whole})
     if not leaves and not replaced:
         raise FieldError("tuning", f"{type(method).__name__}()", "nothing of this model would be trained")
-    return Tuning(method, {path: targets[path] for path in leaves}, leaves, replaced, shapes, axes)
+    return Tuning(
+        method,
+        {path: targets[path] for path in leaves},
+        leaves,
+        method.shared(chosen),
+        replaced,
+        method.outer(list(targets.values()), chosen),
+        shapes,
+        axes,
+    )
 
 
 def picked(own: dict[str, Parameter], patterns: tuple[str, ...], field: str) -> list[str]:

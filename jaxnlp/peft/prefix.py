@@ -1,0 +1,151 @@
+"""Prefixes: learned keys and values that every layer's attention finds before those of the text.
+
+Prefix tuning (Li and Liang 2021, arXiv:2101.00190) makes them by a small network while it trains; P-tuning v2 (Liu et
+al. 2022, arXiv:2110.07602), deep prompts, learns them as they are. Every query may attend to them, and the places of
+the text are counted from after them.
+
+Shape legend: P prefix length, B batch, S key length, N key and value heads, K head size, L layers, D model, H units.
+"""
+
+import contextvars
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn.calls import Call
+from jaxnlp.peft.prompt import check_room, takes_positions, uniform
+from jaxnlp.peft.targets import Target, choose
+from jaxnlp.peft.tuning import Leaf, Method, Path
+
+KEY, VALUE = "prefix_key", "prefix_value"
+
+_cached: contextvars.ContextVar[bool] = contextvars.ContextVar("cached", default=False)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Prefix(Method):
+    """Learned keys and values in front of each layer's.
+
+    length: P. targets: patterns of attention layers, `nn.attention.MultiHeadAttention` or what has its `keys_values`.
+    hidden_dim: units of the network that makes them while training; None learns them themselves (P-tuning v2).
+    """
+
+    length: int = 16
+    targets: tuple[str, ...] = ("attention",)
+    hidden_dim: int | None = None
+
+    methods = ("__call__", "keys_values")
+
+    def check(self) -> None:
+        if self.length < 1:
+            raise FieldError("length", self.length, "expected a positive number of keys and values")
+        if self.hidden_dim is not None and self.hidden_dim < 1:
+            raise FieldError("hidden_dim", self.hidden_dim, "expected a positive number of units, or None")
+
+    def choose(self, targets: list[Target]) -> list[Target]:
+        serves = lambda t: "keys_values" in t.others and {"num_kv_heads", "head_dim"} <= set(t.fields)
+        chosen = choose(targets, self.targets, serves, "attention with a `keys_values` method", "tuning.targets")
+        sizes = {(t.fields["num_kv_heads"], t.fields["head_dim"]) for t in chosen}
+        if self.hidden_dim is not None and len(sizes) > 1:
+            raise UserError("tuning.hidden_dim: one network makes keys of one shape; these layers' differ; use None")
+        return chosen
+
+    def leaves(self, target: Target) -> dict[str, Leaf]:
+        shape = (self.length, target.fields["num_kv_heads"], target.fields["head_dim"])
+        draw = lambda key, own: 0.02 * jax.random.normal(key, shape)
+        return {name: Leaf(shape, ("length", "kv_heads", "kv"), draw) for name in (KEY, VALUE)}
+
+    def shared(self, chosen: list[Target]) -> dict[str, Leaf]:
+        if self.hidden_dim is None:
+            return {}
+        (N, K), H = (chosen[0].fields[name] for name in ("num_kv_heads", "head_dim")), self.hidden_dim
+        D = N * K
+        L = sum(t.stack[0] if t.stack else 1 for t in chosen)
+        out = (H, L, 2, N, K)
+        return {
+            "inputs": Leaf(
+                (self.length, D), ("length", None), lambda key, own: jax.random.normal(key, (self.length, D))
+            ),
+            "dense_0_kernel": uniform((D, H), D),
+            "dense_0_bias": uniform((H,), D),
+            "dense_1_kernel": dataclasses.replace(uniform(out, H), axes=(None, None, None, "kv_heads", "kv")),
+            "dense_1_bias": dataclasses.replace(uniform(out[1:], H), axes=(None, None, "kv_heads", "kv")),
+        }
+
+    def computed(self, shared, chosen):
+        h_PH = jnp.tanh(shared["inputs"] @ shared["dense_0_kernel"] + shared["dense_0_bias"])
+        made_PLcNK = jnp.tensordot(h_PH, shared["dense_1_kernel"], axes=1) + shared["dense_1_bias"]
+        found: dict[Path, dict[str, jax.Array]] = {}
+        start = 0
+        for target in chosen:
+            count = target.stack[0] if target.stack else 1
+            mine = jnp.moveaxis(made_PLcNK[:, start : start + count], 0, 2)  # (layers, 2, P, N, K)
+            mine = mine if target.stack else mine[0]
+            found[target.path] = {KEY: mine[..., 0, :, :, :], VALUE: mine[..., 1, :, :, :]}
+            start += count
+        return found
+
+    def outer(self, targets: list[Target], chosen: list[Target]) -> Path | None:
+        tables = [t for t in targets if t.is_table and len(t.inputs or ()) == 2]
+        return tables[0].path[:-1] if tables else None
+
+    def call(self, leaves, target, call: Call, fn, args, kwargs):
+        if call.method == "keys_values":
+            k_BSNK, v_BSNK = fn(*args, **kwargs)
+            if _cached.get():  # the cache began with the prefix
+                return k_BSNK, v_BSNK
+            return _after(leaves[KEY], k_BSNK), _after(leaves[VALUE], v_BSNK)
+        x, mask, *rest = args
+        token = _cached.set(kwargs.get("cache") is not None)
+        try:
+            if kwargs.get("cache") is not None:
+                return fn(*args, **kwargs)
+            bias = kwargs.get("bias")
+            if bias is not None:
+                kwargs = {**kwargs, "bias": jnp.pad(bias, ((0, 0),) * 3 + ((self.length, 0),))}
+            return fn(x, dataclasses.replace(mask, free=self.length), *rest, **kwargs)
+        finally:
+            _cached.reset(token)
+
+    def call_outer(self, call: Call, fn, args, kwargs):
+        if kwargs.get("cache") is not None or not takes_positions(call.module):
+            return fn(*args, **kwargs)
+        tokens_BT, P = args[0], self.length
+        check_room(call.module, P, tokens_BT.shape[1], "tuning.length")
+        positions = kwargs.get("positions")
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        return fn(*args, **{**kwargs, "positions": positions + P})
+
+    def begin_cache(self, run, params, cache):
+        """A decoder-only model's, as of `nn.stack.empty_cache`."""
+        P, layers = self.length, cache["layers"]
+        if isinstance(layers, list):
+            own = [_of(params[f"block_{i}"]) for i in range(len(layers))]
+            layers = [tuple(map(_filled, pair, given)) for pair, given in zip(layers, own, strict=True)]
+        else:
+            layers = tuple(map(_filled, layers, _of(params["blocks"])))
+        return {"layers": layers, "segments": cache["segments"].at[:, :P].set(1), "offset": cache["offset"] + P}
+
+
+def _of(block: Any) -> tuple[Any, Any]:
+    """(keys, values) of a block's own attention, as (..., P, N, K)."""
+    found = [held for held in block.values() if isinstance(held, dict) and KEY in held]
+    if len(found) != 1:
+        raise UserError("Prefix(): texts are written by models with one attention in a block, as decoders alone have")
+    return found[0][KEY], found[0][VALUE]
+
+
+def _filled(cache: jax.Array, prefix: jax.Array) -> jax.Array:
+    """A cache (..., B, N, S, K) whose first places are a prefix (..., P, N, K)."""
+    front = jnp.swapaxes(prefix, -3, -2)[..., None, :, :, :].astype(cache.dtype)
+    P = prefix.shape[-3]
+    return cache.at[..., :P, :].set(jnp.broadcast_to(front, (*cache.shape[:-2], P, cache.shape[-1])))
+
+
+def _after(prefix_PNK: jax.Array, x_BSNK: jax.Array) -> jax.Array:
+    front = jnp.broadcast_to(prefix_PNK.astype(x_BSNK.dtype), (x_BSNK.shape[0], *prefix_PNK.shape))
+    return jnp.concatenate([front, x_BSNK], axis=1)

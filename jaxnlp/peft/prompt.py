@@ -1,0 +1,226 @@
+"""Soft prompts: vectors that are learned, read before (or within) a text whose words' vectors are not.
+
+Prompt tuning (Lester et al. 2021, arXiv:2104.08691) learns the vectors themselves; P-tuning (Liu et al. 2021,
+arXiv:2103.10385) the parameters of a small encoder that makes them, and may put them inside a template. Prefixes at
+every layer are in `peft/prefix.py`.
+
+Shape legend: P prompt length, B batch, T length, D model, H encoder units.
+"""
+
+import contextvars
+import dataclasses
+import inspect
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn.calls import Call
+from jaxnlp.peft.targets import TABLE, Target, choose
+from jaxnlp.peft.tuning import Leaf, Method, Path
+
+PROMPT = "prompt"
+INITS = ("random", "vocabulary", "ids")
+ENCODERS = ("mlp", "lstm")
+
+_within: contextvars.ContextVar[bool] = contextvars.ContextVar("within", default=False)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Prompt(Method):
+    """Prompt tuning: so many vectors in front of every text, at the input alone.
+
+    length: P. targets: the table of the words' vectors; its module reads the tokens, and what it returns for the
+        prompt's places is dropped.
+    init: "random" (of the table's deviation), "vocabulary" (vectors of words drawn at random) or "ids".
+    ids: of the words whose vectors it begins as, as those of a text that tells the task; repeated or cut to length.
+    placeholder: id of a token: the prompt's vectors stand where that is, in turn, inside the text; None: in front.
+    """
+
+    length: int = 20
+    targets: tuple[str, ...] = ("embed",)
+    init: str = "vocabulary"
+    ids: tuple[int, ...] = ()
+    placeholder: int | None = None
+
+    def check(self) -> None:
+        if self.length < 1:
+            raise FieldError("length", self.length, "expected a positive number of vectors")
+        if self.init not in INITS:
+            raise FieldError("init", self.init, f"expected one of {', '.join(INITS)}")
+        if (self.init == "ids") != bool(self.ids):
+            raise FieldError("ids", self.ids, "expected ids of tokens with init='ids', and none without")
+
+    def choose(self, targets: list[Target]) -> list[Target]:
+        serves = lambda t: t.is_table and len(t.inputs or ()) == 2
+        chosen = choose(targets, self.targets, serves, "a table of words' vectors", "tuning.targets")
+        if len(chosen) > 1:
+            names = ", ".join(t.name for t in chosen)
+            raise UserError(f"tuning.targets={self.targets}: a prompt has one table; this model has {names}")
+        if chosen[0].calls > 1:
+            raise UserError(
+                f"tuning.targets={self.targets}: {chosen[0].name} reads two sequences, as of an encoder and a decoder; "
+                "a prompt in front of one of them is not supported; use Prefix() on the encoder's attention"
+            )
+        return chosen
+
+    def leaves(self, target: Target) -> dict[str, Leaf]:
+        table = target.parameters[TABLE]
+        rows, width = table.shape[-2:]
+        wrong = [i for i in (*self.ids, self.placeholder or 0) if not 0 <= i < rows]
+        if wrong:
+            raise FieldError("tuning.ids", wrong[0], f"expected ids of the vocabulary, 0 to {rows - 1}")
+
+        def begin(key, own):
+            words = own[TABLE]
+            if self.init == "random":
+                return jnp.std(words) * jax.random.normal(key, (self.length, width))
+            ids = jnp.asarray(self.ids or (0,))[jnp.arange(self.length) % max(len(self.ids), 1)]
+            if self.init == "vocabulary":
+                ids = jax.random.choice(key, rows, (self.length,), replace=self.length > rows)
+            return words[ids]
+
+        return {PROMPT: Leaf((self.length, width), ("length", table.axes[-1]), begin)}
+
+    def outer(self, targets: list[Target], chosen: list[Target]) -> Path | None:
+        return None if self.placeholder is not None else chosen[0].path[:-1]
+
+    def call(self, leaves, target, call: Call, fn, args, kwargs):
+        prompt_PD, (ids_BT, *rest) = leaves[PROMPT], args
+        words_BTD = fn(ids_BT, *rest, **kwargs)
+        prompt_PD = prompt_PD.astype(words_BTD.dtype)
+        if self.placeholder is not None:
+            here_BT = ids_BT == self.placeholder
+            turn_BT = jnp.cumsum(here_BT, axis=1) - 1
+            vectors_BTD = prompt_PD.at[turn_BT].get(mode="fill", fill_value=jnp.nan)  # more places than vectors: NaN
+            return jnp.where(here_BT[..., None], vectors_BTD, words_BTD)
+        if not _within.get():
+            return words_BTD
+        front_BPD = jnp.broadcast_to(prompt_PD, (ids_BT.shape[0], *prompt_PD.shape))
+        return jnp.concatenate([front_BPD, words_BTD[:, self.length :]], axis=1)
+
+    def call_outer(self, call: Call, fn, args, kwargs):
+        tokens_BT, *rest = args
+        if kwargs.get("cache") is not None and tokens_BT.shape[1]:
+            return fn(*args, **kwargs)  # its cache began with the prompt
+        P, T = self.length, tokens_BT.shape[1]
+        check_room(call.module, P, T, "tuning.length")
+        token = _within.set(True)
+        try:
+            longer = {name: in_front(name, x, P, T) for name, x in kwargs.items()}
+            out = fn(in_front("tokens", tokens_BT, P, T), *(in_front("", x, P, T) for x in rest), **longer)
+        finally:
+            _within.reset(token)
+        if kwargs.get("cache") is not None:
+            return out
+        return jax.tree.map(lambda x: x[:, P:] if x.ndim > 2 and x.shape[1] == P + T else x, out)
+
+    def begin_cache(self, run, params, cache):
+        if self.placeholder is not None:
+            return cache
+        return run(params, jnp.zeros((cache["segments"].shape[0], 0), jnp.int32), cache=cache)[1]
+
+
+@dataclasses.dataclass(kw_only=True)
+class PTuning(Prompt):
+    """P-tuning: the prompt's vectors are made of as many inputs by an encoder, and both are learned.
+
+    encoder: "mlp" (three layers) or "lstm" (two bidirectional layers, then two linear ones), as in PEFT.
+    hidden_dim: H; None is the model's width. When tuning is done `Tuning.expanded` leaves the vectors alone.
+    """
+
+    encoder: str = "mlp"
+    hidden_dim: int | None = None
+    init: str = "random"
+
+    def check(self) -> None:
+        super().check()
+        if self.encoder not in ENCODERS:
+            raise FieldError("encoder", self.encoder, f"expected one of {', '.join(ENCODERS)}")
+        if self.hidden_dim is not None and self.hidden_dim < 1:
+            raise FieldError("hidden_dim", self.hidden_dim, "expected a positive number of units, or None")
+        if self.init != "random":
+            raise FieldError("init", self.init, "the encoder makes the vectors; expected 'random'")
+
+    def shared(self, chosen: list[Target]) -> dict[str, Leaf]:
+        D = chosen[0].parameters[TABLE].shape[-1]
+        H = self.hidden_dim or D
+        found = {
+            "inputs": Leaf(
+                (self.length, D), ("length", None), lambda key, own: jax.random.normal(key, (self.length, D))
+            )
+        }
+        if self.encoder == "mlp":
+            sizes = {"dense_0": (D, H), "dense_1": (H, H), "dense_2": (H, D)}
+        else:
+            sizes = {"dense_0": (2 * H, 2 * H), "dense_1": (2 * H, D)}
+            for layer, width in enumerate((D, 2 * H)):
+                for way in ("forward", "backward"):
+                    name = f"lstm_{layer}_{way}"
+                    found |= {f"{name}_inputs": uniform((width, 4 * H), H), f"{name}_hidden": uniform((H, 4 * H), H)}
+                    found[f"{name}_bias"] = uniform((4 * H,), H)
+        for name, shape in sizes.items():
+            found |= {f"{name}_kernel": uniform(shape, shape[0]), f"{name}_bias": uniform(shape[1:], shape[0])}
+        return found
+
+    def computed(self, shared, chosen):
+        x_PD = shared["inputs"]
+        if self.encoder == "lstm":
+            for layer in range(2):
+                one, other = (_lstm(shared, f"lstm_{layer}_{way}", x_PD) for way in ("forward", "backward"))
+                x_PD = jnp.concatenate([one, other], axis=-1)
+        count = 3 if self.encoder == "mlp" else 2
+        for i in range(count):
+            x_PD = x_PD @ shared[f"dense_{i}_kernel"] + shared[f"dense_{i}_bias"]
+            x_PD = jax.nn.relu(x_PD) if i < count - 1 else x_PD
+        return {chosen[0].path: {PROMPT: x_PD}}
+
+
+def uniform(shape: tuple[int, ...], fan_in: int) -> Leaf:
+    """As torch begins linear maps and LSTMs."""
+    bound = 1 / math.sqrt(fan_in)
+    draw = lambda key, own: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    return Leaf(shape, (None,) * len(shape), draw)
+
+
+def _lstm(shared: dict[str, jax.Array], name: str, x_PD: jax.Array) -> jax.Array:
+    """One direction of an LSTM over the prompt, (P, H); gates in the order input, forget, cell, output."""
+    inputs, hidden, bias = (shared[f"{name}_{part}"] for part in ("inputs", "hidden", "bias"))
+
+    def step(carry, x):
+        h, c = carry
+        i, f, g, o = jnp.split(x + h @ hidden, 4)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+    zeros = jnp.zeros(hidden.shape[0])
+    return jax.lax.scan(step, (zeros, zeros), x_PD @ inputs + bias, reverse=name.endswith("backward"))[1]
+
+
+def in_front(name: str, x: Any, P: int, T: int) -> Any:
+    """An argument (B, T, ...) with P places in front: counted on for places, as their first one is for the rest."""
+    if name in ("positions", "predict"):
+        if x is None or name == "predict":
+            return x if x is None else x + P
+        first = jnp.broadcast_to(jnp.arange(P, dtype=x.dtype), (x.shape[0], P))
+        return jnp.concatenate([first, x + P], axis=1)
+    if not hasattr(x, "ndim") or x.ndim < 2 or x.shape[1] != T:
+        return x
+    if T == 0:
+        return jnp.zeros((x.shape[0], P, *x.shape[2:]), x.dtype)
+    first = jnp.max(x, axis=1, keepdims=True) if name == "segment_ids" else jnp.zeros_like(x[:, :1])
+    return jnp.concatenate([jnp.repeat(first, P, axis=1), x], axis=1)
+
+
+def check_room(module: Any, P: int, T: int, field: str) -> None:
+    """Raises UserError where a model's table of positions has no room for a prompt of P beside a text of T."""
+    longest = getattr(getattr(module, "config", None), "longest", None)
+    if longest is not None and longest < P + T:
+        raise UserError(f"{field}={P}: and a text of {T} are more than model.max_len={longest}; shorten one of them")
+
+
+def takes_positions(module: Any) -> bool:
+    return "positions" in inspect.signature(type(module).__call__).parameters

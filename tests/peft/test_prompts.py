@@ -1,0 +1,174 @@
+"""Soft prompts and prefixes: what they equal, where they stand, and a cache begun with them that goes on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.models.bert import BertConfig
+from jaxnlp.models.t5 import T5Config
+from jaxnlp.nn.positions import Alibi, Rotary
+from jaxnlp.peft.prefix import KEY, VALUE, Prefix
+from jaxnlp.peft.prompt import Prompt, PTuning
+from jaxnlp.peft.tuning import SHARED, join, plan
+from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
+
+from .test_properties import B, D, T, V, gpt, moved
+
+P = 3
+MODELS = {
+    "gpt": gpt(),
+    "scanned": gpt(scan_layers=True, remat="full", num_kv_heads=1, positions=Rotary()),
+    "alibi": gpt(positions=Alibi()),
+    "bert": BertConfig(vocab_size=V, max_len=16, num_layers=2, num_heads=2, embed_dim=D, heads=("masked_lm", "pooler")),
+}
+
+
+def begun(config, method):
+    module = config.module()
+    tokens = jax.random.randint(jax.random.key(0), (B, T), 1, V)
+    base = init_params(module, jax.random.key(1), tokens)
+    tuning = plan(method, module, *example_inputs(config, B, T))
+    return tuning, base, tuning.init(jax.random.key(2), base), make_apply(module), tokens
+
+
+def logits(out):
+    return out["masked_lm"] if isinstance(out, dict) else out
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prompt_of_words_is_those_words_in_front(name):
+    config = MODELS[name]
+    tuning, base, tuned, apply, tokens = begun(config, Prompt(length=P, init="ids", ids=(4, 9, 2)))
+    words = jnp.broadcast_to(jnp.array([4, 9, 2]), (B, P))
+    wanted = logits(apply(base, jnp.concatenate([words, tokens], axis=1)))[:, P:]
+    found = logits(tuning.apply(apply)(join(base, tuned), tokens))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_places_and_types_go_along():
+    tuning, base, tuned, apply, tokens = begun(MODELS["bert"], Prompt(length=P, init="ids", ids=(4, 9, 2)))
+    segments = jnp.array([[1] * T, [1] * 4 + [0] * (T - 4)])
+    types, predict = jnp.array([[0, 0, 0, 1, 1, 1]] * B), jnp.array([[1, 4], [0, 2]])
+    words = jnp.broadcast_to(jnp.array([4, 9, 2]), (B, P))
+    front = lambda x, value: jnp.concatenate([jnp.full((B, P), value), x], axis=1)
+    wanted = apply(
+        base,
+        jnp.concatenate([words, tokens], axis=1),
+        segment_ids=front(segments, 1),
+        types=front(types, 0),
+        predict=predict + P,
+    )
+    found = tuning.apply(apply)(join(base, tuned), tokens, segment_ids=segments, types=types, predict=predict)
+    np.testing.assert_allclose(found["masked_lm"], wanted["masked_lm"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["hidden"][:, :4], wanted["hidden"][:, P : P + 4], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["pooled"], wanted["pooled"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_prompt_within_a_template_stands_where_its_token_does():
+    method = Prompt(length=P, init="ids", ids=(4, 9, 2), placeholder=0)
+    tuning, base, tuned, apply, tokens = begun(MODELS["gpt"], method)
+    places = [0, 2, 5]
+    template, words = tokens.at[:, jnp.array(places)].set(0), tokens.at[:, jnp.array(places)].set(jnp.array([4, 9, 2]))
+    run = tuning.apply(apply)
+    np.testing.assert_allclose(run(join(base, tuned), template), apply(base, words), rtol=1e-5, atol=1e-6)
+    too_many = template.at[:, 1].set(0)
+    assert np.isnan(run(join(base, tuned), too_many)[:, -1]).all()
+
+
+@pytest.mark.parametrize("method", [Prompt(length=P, init="random"), Prefix(length=P)])
+@pytest.mark.parametrize("name", ["gpt", "scanned"])
+def test_a_cache_begun_with_the_prompt_goes_on_as_one_pass(method, name):
+    """What generation does: the prompt once, then the text in pieces."""
+    config = MODELS[name]
+    tuning, base, tuned, apply, tokens = begun(config, method)
+    params, run = join(base, moved(tuned)), tuning.apply(apply)
+    wanted = run(params, tokens)
+    cache = tuning.begin_cache(run, params, config.make_cache(B, P + T))
+    assert int(cache["offset"]) == P
+    first, cache = run(params, tokens[:, :4], cache=cache)
+    rest, _ = run(params, tokens[:, 4:], cache=cache)
+    np.testing.assert_allclose(jnp.concatenate([first, rest], axis=1), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prefix_of_a_texts_own_keys_and_values_is_that_text(name):
+    """Keys and values of a text, as a prefix, are what attention would have found of it: in causal models exactly."""
+    config = MODELS[name]
+    tuning, base, tuned, apply, tokens = begun(config, Prefix(length=P))
+    now = moved(tuned)
+    run = tuning.apply(apply)
+    changed = logits(run(join(base, now), tokens))
+    assert float(jnp.max(jnp.abs(changed - logits(apply(base, tokens))))) > 1e-4
+    if not hasattr(config, "make_cache") or name == "alibi":  # Alibi's distance to a prefix is 0
+        return
+    words = jnp.broadcast_to(jnp.array([4, 9, 2]), (B, P))
+    _, cache = apply(base, words, cache=config.make_cache(B, P))
+    k, v = zip(*cache["layers"], strict=True) if isinstance(cache["layers"], list) else cache["layers"]
+    turned = lambda x: jnp.swapaxes(x[..., 0, :, :, :], -3, -2)  # (..., B, N, P, K) to (..., P, N, K)
+    if config.scan_layers:
+        own = {"blocks": {"attention": {KEY: turned(k), VALUE: turned(v)}}}
+    else:
+        pairs = enumerate(zip(k, v, strict=True))
+        own = {f"block_{i}": {"attention": {KEY: turned(a), VALUE: turned(b)}} for i, (a, b) in pairs}
+    wanted = apply(base, jnp.concatenate([words, tokens], axis=1))[:, P:]
+    np.testing.assert_allclose(run(join(base, own), tokens), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Prefix(length=P, hidden_dim=5), PTuning(length=P, hidden_dim=5), PTuning(length=P, encoder="lstm", hidden_dim=4)],
+)
+@pytest.mark.parametrize("name", ["gpt", "scanned"])
+def test_what_a_network_makes_is_all_that_is_left_when_tuning_is_done(method, name):
+    tuning, base, tuned, apply, tokens = begun(MODELS[name], method)
+    assert list(tuned) == [SHARED]
+    assert tuning.counts()[0] == sum(x.size for x in jax.tree.leaves(tuned))
+    run = tuning.apply(apply)
+    params = join(base, tuned)
+    done = tuning.expanded(params)
+    assert SHARED not in done
+    np.testing.assert_allclose(run(done, tokens), run(params, tokens), rtol=1e-5, atol=1e-6)
+    loss = lambda tuned: jnp.sum(jnp.square(run(join(base, tuned), tokens)))
+    assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(jax.grad(loss)(tuned)))
+
+
+def test_an_encoder_decoder_has_prefixes_on_its_encoder_and_across():
+    config = T5Config(vocab_size=V, num_layers=1, num_heads=2, embed_dim=D, head_dim=8, mlp_dim=2 * D)
+    module, inputs = config.module(), tuple(jnp.ones(x.shape, x.dtype) for x in example_inputs(config, B, T))
+    base = init_params(module, jax.random.key(1), *inputs)
+    for targets in (("encoder/*/attention",), ("cross_attention",), ("decoder/*/attention",)):
+        tuning = plan(Prefix(length=P, targets=targets), module, *inputs)
+        now = moved(tuning.init(jax.random.key(2), base))
+        out = tuning.apply(make_apply(module))(join(base, now), *inputs)
+        assert float(jnp.max(jnp.abs(out - make_apply(module)(base, *inputs)))) > 1e-4
+    with pytest.raises(UserError, match="reads two sequences, as of an encoder and a decoder"):
+        plan(Prompt(length=P), module, *inputs)
+
+
+def test_what_cannot_work_is_told():
+    config = MODELS["gpt"]
+    tuning, base, tuned, apply, _ = begun(config, Prompt(length=12, init="random"))
+    with pytest.raises(UserError, match="tuning.length=12: and a text of 6 are more than model.max_len=16"):
+        tuning.apply(apply)(join(base, tuned), jnp.ones((B, T), jnp.int32))
+    for method, message in (
+        (Prompt(length=0), "^length=0"),
+        (Prompt(init="text"), "^init='text'"),
+        (Prompt(init="ids"), "^ids="),
+        (Prompt(ids=(1,)), "^ids="),
+        (PTuning(encoder="gru"), "^encoder='gru'"),
+        (PTuning(init="vocabulary"), "^init="),
+        (Prefix(length=0), "^length=0"),
+        (Prefix(hidden_dim=0), "^hidden_dim=0"),
+    ):
+        with pytest.raises(FieldError, match=message):
+            method.check()
+    with pytest.raises(FieldError, match="tuning.ids=99: expected ids of the vocabulary"):
+        begun(config, Prompt(init="ids", ids=(99,)))
+    with pytest.raises(UserError, match="is not attention with a `keys_values` method"):
+        begun(config, Prefix(targets=("mlp",)))
+    with pytest.raises(UserError, match="is not a table of words. vectors"):
+        begun(config, dataclasses.replace(Prompt(), targets=("attention",)))
