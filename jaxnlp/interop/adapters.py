@@ -1,6 +1,6 @@
 """Adapters in the layout of Hugging Face PEFT, both ways: adapter_config.json and adapter_model.safetensors.
 
-  method, tuned = load_adapter("path/to/adapter", config)       # LoRA or (IA)^3, on a model of `interop`
+  method, tuned = load_adapter("path/to/adapter", config)       # LoRA, (IA)^3, prompts and prefixes
   save_adapter("path/to/adapter", config, tuning, tuned)        # peft.PeftModel.from_pretrained reads it
 
 Which of our modules a tensor of theirs belongs to is read off the family's table of tensors. Where one matrix of theirs
@@ -20,16 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp.errors import UserError
-from jaxnlp.interop import huggingface
+from jaxnlp.interop import huggingface, soft_prompts
 from jaxnlp.interop.tensors import Tensor
 from jaxnlp.peft.ia3 import IA3, IN, OUT
 from jaxnlp.peft.lora import MAGNITUDE, A, B, LoRA
-from jaxnlp.peft.tuning import Tuning, plan, put
+from jaxnlp.peft.prefix import Prefix
+from jaxnlp.peft.prompt import Prompt
+from jaxnlp.peft.tuning import Method, Tuning, plan, put
 from jaxnlp.sharding.axes import abstract_params, example_inputs
 from jaxnlp.sharding.rules import path_name
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 BASE = ".base_layer."
+KINDS = ("LORA", "IA3", *soft_prompts.KINDS)
 MUST_BE = {  # fields whose other values change what an adapter computes, and are not read
     "bias": "none",
     "modules_to_save": None,
@@ -71,7 +74,7 @@ def places(config: Any) -> dict[str, Place]:
     return found
 
 
-def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> tuple[LoRA | IA3, Any]:
+def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> tuple[Method, Any]:
     """An adapter of theirs as (method, tuned parameters), for `plan(method, config.module(), ...)`.
 
     Args:
@@ -85,20 +88,22 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
     folder = pathlib.Path(folder)
     said = huggingface.read_json(folder / CONFIG)
     kind = said.get("peft_type")
-    if kind not in ("LORA", "IA3"):
-        raise UserError(f"{folder / CONFIG}: peft_type={kind!r} is not supported; expected LORA or IA3")
+    if kind not in KINDS:
+        raise UserError(f"{folder / CONFIG}: peft_type={kind!r} is not supported; expected one of {', '.join(KINDS)}")
     for field, wanted in MUST_BE.items():
         if said.get(field, wanted) not in (wanted, [] if wanted is None else wanted):
             raise UserError(f"{folder / CONFIG}: {field}={said[field]!r} is not supported; expected {wanted!r}")
     tensors = huggingface.read_tensors(folder / WEIGHTS)
     known = places(config)
     tensors = _checked_copies(folder / WEIGHTS, tensors, known, base)
-    modules = _by_module(folder / WEIGHTS, tensors, known)
     unrolled = dataclasses.replace(config, scan_layers=False) if getattr(config, "scan_layers", False) else config
     shapes, _ = abstract_params(unrolled.module(), *example_inputs(unrolled, 1, 2))
     sizes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
-    read = _read_lora if kind == "LORA" else _read_ia3
-    method, leaves = read(said, modules, sizes, folder)
+    if kind in soft_prompts.KINDS:
+        method, leaves = soft_prompts.read(said, tensors, config, folder / WEIGHTS)
+    else:
+        modules = _by_module(folder / WEIGHTS, tensors, known)
+        method, leaves = (_read_lora if kind == "LORA" else _read_ia3)(said, modules, sizes, folder)
     tuned: Any = {}
     for path, x in leaves.items():
         tuned = put(tuned, path, x)
@@ -271,19 +276,25 @@ def save_adapter(
         UserError: a method or a model that PEFT has no equal of; a folder that cannot be written.
     """
     method = tuning.method
-    if not isinstance(method, LoRA | IA3):
-        raise UserError(f"{type(method).__name__}(): not written in PEFT's layout; LoRA() and IA3() are")
+    if not isinstance(method, LoRA | IA3 | Prompt | Prefix):
+        name = type(method).__name__
+        raise UserError(f"{name}(): not written in PEFT's layout; LoRA(), IA3(), Prompt(), PTuning() and Prefix() are")
     if tuning.replaced:
         names = ", ".join("/".join(path) for path in tuning.replaced[:3])
         raise UserError(f"{folder}: parameters trained whole ({names}) have no place in PEFT's layout")
-    flat = {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(apart(tuned))}
+    leaves = apart(tuning.expanded(tuned))
+    flat = {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(leaves)}
     known = places(config)
-    said, arrays = _write_lora(tuning, flat, known) if isinstance(method, LoRA) else _write_ia3(flat, known)
+    if isinstance(method, LoRA):
+        said, arrays = _write_lora(tuning, flat, known)
+    else:
+        said, arrays = _write_ia3(flat, known) if isinstance(method, IA3) else soft_prompts.write(tuning, flat, config)
     said |= {"base_model_name_or_path": base_name, "task_type": task_type, "inference_mode": True}
     folder = pathlib.Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        huggingface.write_tensors({PREFIX + name: x for name, x in arrays.items()}, folder / WEIGHTS)
+        named = {name if name == soft_prompts.TABLE else PREFIX + name: x for name, x in arrays.items()}
+        huggingface.write_tensors(named, folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n")
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror or e})") from None

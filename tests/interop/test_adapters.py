@@ -92,6 +92,44 @@ def test_logits_equal_peft_live_and_merged_and_it_reads_what_we_write(name, kind
     np.testing.assert_allclose(wanted_of(again, theirs)[real], wanted[real], rtol=1e-4, atol=1e-5)
 
 
+PROMPTS = {
+    "prompt": lambda task: peft.PromptTuningConfig(task_type=task, num_virtual_tokens=3),
+    "p-tuning": lambda task: peft.PromptEncoderConfig(task_type=task, num_virtual_tokens=3, encoder_hidden_size=5),
+    "prefix": lambda task: peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=3),
+    "prefix of a network": lambda task: peft.PrefixTuningConfig(
+        task_type=task, num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=5
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert-bare"])
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_prompts_and_prefixes_equal_peft_and_it_reads_what_we_write(name, kind, rng, tmp_path):
+    model = build(name)
+    model.save_pretrained(tmp_path / "model")
+    task = "FEATURE_EXTRACTION" if name == "bert-bare" else "CAUSAL_LM"
+    adapted = peft.get_peft_model(copy.deepcopy(model), PROMPTS[kind](task)).eval()
+    adapted.save_pretrained(tmp_path / "theirs")
+    config, base, _ = load(tmp_path / "model")
+    ids = rng.integers(3, 37, (3, 11))
+    prompt = "prefix" not in kind  # whose places are there in what theirs returns
+    told = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.ones(3, 11, dtype=torch.long)}
+
+    def wanted_of(adapted):
+        with torch.no_grad():
+            out = adapted(**told)
+        return (out["last_hidden_state"] if name == "bert-bare" else out["logits"]).numpy()[:, 3 if prompt else 0 :]
+
+    wanted = wanted_of(adapted)
+    method, tuned = load_adapter(tmp_path / "theirs", config)
+    tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
+    out = tuning.apply(make_apply(config.module()))(join(base, tuned), ids)
+    close(out["hidden"] if name == "bert-bare" else out, wanted)
+    save_adapter(tmp_path / "ours", config, tuning, tuned, task_type=task)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
+    np.testing.assert_allclose(wanted_of(again), wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("rank_stabilized", [False, True])
 def test_parts_of_one_matrix_of_theirs_are_written_as_one_update(rank_stabilized, rng, tmp_path):
     """Ours has an A for each of query, key and value; theirs one for all three."""
@@ -143,7 +181,7 @@ def edited(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"peft_type": "VERA"}, "peft_type='VERA' is not supported; expected LORA or IA3"),
+        ({"peft_type": "VERA"}, "peft_type='VERA' is not supported; expected one of LORA, IA3"),
         ({"bias": "all"}, "bias='all' is not supported; expected 'none'"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not supported"),
         ({"r": 3}, "has rank 2 and r is 3; ranks that differ"),

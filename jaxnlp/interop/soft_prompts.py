@@ -1,0 +1,81 @@
+"""Soft prompts and prefixes in PEFT's layout: one table, `prompt_embeddings`, and what it is in adapter_config.json.
+
+A prompt's is (P, D). A prefix's is (P, 2 L N K): of each layer its keys, then its values (`past_key_values`).
+
+Shape legend: P prompt length, D model, L layers, N key and value heads, K head size.
+"""
+
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxnlp.errors import UserError
+from jaxnlp.peft.prefix import KEY, VALUE, Prefix
+from jaxnlp.peft.prompt import PROMPT, Prompt
+from jaxnlp.peft.tuning import Tuning
+
+TABLE = "prompt_embeddings"
+KINDS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+
+
+def read(said: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: Any, path: pathlib.Path):
+    """(method, tuned leaves by path of an unrolled model) of a file of theirs."""
+    if list(tensors) != [TABLE]:
+        raise UserError(f"{path}: has tensors {', '.join(tensors)}; expected {TABLE} alone")
+    table, P = tensors[TABLE], said["num_virtual_tokens"]
+    if said.get("num_transformer_submodules") not in (None, 1):
+        raise UserError(f"{path}: prompts of an encoder and a decoder are not supported; expected one of either")
+    if said["peft_type"] != "PREFIX_TUNING":
+        _expect(path, table, (P, config.embed_dim))
+        return Prompt(length=P, init="random"), {("embed", PROMPT): table.astype(np.float32)}
+    N, K, L = heads_of(config), config.key_dim, config.num_layers
+    _expect(path, table, (P, 2 * L * N * K))
+    parts = table.astype(np.float32).reshape(P, L, 2, N, K)
+    names = (KEY, VALUE)
+    leaves = {(f"block_{i}", "attention", name): parts[:, i, j] for i in range(L) for j, name in enumerate(names)}
+    return Prefix(length=P), {path: np.ascontiguousarray(x) for path, x in leaves.items()}
+
+
+def heads_of(config: Any) -> int:
+    return getattr(config, "kv_heads", config.num_heads)
+
+
+def _expect(path: pathlib.Path, table: np.ndarray, shape: tuple[int, ...]) -> None:
+    if table.shape != shape:
+        raise UserError(f"{path}: {TABLE} has shape {table.shape}; this model asks for {shape}")
+
+
+def write(tuning: Tuning, flat: Mapping[str, np.ndarray], config: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(adapter_config.json, tensors). flat: leaves by path, layers apart, with no encoder that makes them.
+
+    Raises:
+        UserError: a prompt or prefix that PEFT has no equal of.
+    """
+    method: Any = tuning.method
+    said = {
+        "num_virtual_tokens": method.length,
+        "token_dim": config.embed_dim,
+        "num_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_transformer_submodules": 1,
+    }
+    if isinstance(method, Prompt):
+        if method.placeholder is not None:
+            raise UserError(f"{type(method).__name__}(placeholder=...): PEFT puts prompts in front of a text alone")
+        (table,) = flat.values()
+        return {**said, "peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}, {TABLE: table}
+    wanted = [f"block_{i}/attention/{name}" for i in range(config.num_layers) for name in (KEY, VALUE)]
+    if sorted(flat) != sorted(wanted):
+        raise UserError("Prefix(): PEFT has one for the attention of every layer; train with targets=('attention',)")
+    table = np.stack([flat[path] for path in wanted], axis=1).reshape(method.length, -1)
+    assert table.shape[1] == 2 * config.num_layers * math.prod(flat[wanted[0]].shape[1:])
+    said |= {"token_dim": heads_of(config) * config.key_dim, "num_attention_heads": heads_of(config)}
+    return {
+        **said,
+        "peft_type": "PREFIX_TUNING",
+        "prefix_projection": False,
+        "encoder_hidden_size": None,
+    }, {TABLE: table}
