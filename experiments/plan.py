@@ -4,10 +4,14 @@
   python -m experiments.plan --config=configs/gpt/7b.py --topology=v5p:4x4x4 --config.accum_steps=2 --out=plans
   python -m experiments.plan --config=configs/gpt/1b.py --topology=v5e:4x4 --search
   JAX_NUM_CPU_DEVICES=8 python -m experiments.plan --config=configs/gpt/parallel.py:ZERO3 --topology=local
+  python -m experiments.plan --workdir=runs/tiny               a run's measured step beside its plan
 
 The training step is compiled for the topology, on this machine, by libtpu (`make tpu`); "local" is the devices that are
 attached. Topologies: v5e:4x4, v6e:16x16, v4:4x4x4, v5p:8x8x8, tpu7x:4x4x4; v5e:1 is one chip, 2*v5e:16x16 two slices,
-with sharding.mesh.slices in the config. Exit status 1: it does not fit.
+with --config.sharding.mesh.slices="{'data': 2}". Exit status 1: it does not fit.
+
+With --workdir: what the run's log says of its speed, and its newest trace (`train --profile_steps=10:15`) of what a
+step is made of, beside the plan for the devices at hand, or for --topology if it ran elsewhere. Written to its folder.
 """
 
 import contextlib
@@ -25,15 +29,53 @@ from jaxnlp.errors import UserError
 CONFIG = cli.define_config()
 TOPOLOGY = flags.DEFINE_string("topology", "local", "Devices to plan for: as v5e:16x16, or local.")
 SEARCH = flags.DEFINE_bool("search", False, "Try the presets and microbatch counts that fit, and rank them.")
-OUT = flags.DEFINE_string("out", None, "Folder for plan.json and plan.png.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run, whose measured step is put beside its plan.")
+OUT = flags.DEFINE_string("out", None, "Folder for plan.json and plan.png (a run's: measured.json, measured.png).")
 
 
 def main() -> int:
-    if CONFIG.value is None:
-        raise UserError("--config: not given; expected a config file, or --config_json=FILE")
+    if CONFIG.value is None and WORKDIR.value is None:
+        raise UserError("--config: not given; expected a config file, or --config_json=FILE, or a run's --workdir")
+    if SEARCH.value and WORKDIR.value is not None:
+        raise UserError("--search, --workdir: give one of them")
     # Of a job's own devices every process plans, as each compiles for all; for named ones process 0.
     with contextlib.nullcontext(True) if TOPOLOGY.value == "local" else processes.by_first() as works:
-        return planned() if works else 0
+        return 0 if not works else planned() if WORKDIR.value is None else compared()
+
+
+def compared() -> int:
+    """Plans a run that is over, or under way, and puts beside it what it measured; the exit status."""
+    from jaxnlp import config as configs
+    from jaxnlp.figures.files import save_png
+    from jaxnlp.figures.plan import draw_measured
+    from jaxnlp.scaling import hlo, topology
+    from jaxnlp.scaling.measured import measured
+    from jaxnlp.scaling.planner import plan
+    from jaxnlp.scaling.report import beside, report
+    from jaxnlp.train.progress import waiting
+
+    assert WORKDIR.value is not None
+    workdir = pathlib.Path(WORKDIR.value)
+    if CONFIG.value is None and not (workdir / "config.json").is_file():
+        raise UserError(f"--workdir={workdir}: no config.json; expected the folder of a run")
+    experiment = configs.load_json(workdir / "config.json") if CONFIG.value is None else CONFIG.value
+    devices = topology.devices(TOPOLOGY.value)
+    texts: list[str] = []
+    try:
+        with waiting(f"compiling for {len(devices)} x {devices[0].device_kind}"):
+            found = plan(resolved(experiment), devices, workdir.name, texts.append)
+    except UserError as error:
+        where = "give the devices of the run, as --topology=v5e:4x4, or with JAX_NUM_CPU_DEVICES=8"
+        raise UserError(f"{error}; {where}") from None
+    told = measured(workdir, found, hlo.classes(texts[0]) if texts else {})
+    print(f"{report(found)}\n\n{beside(told, found)}")
+    if processes.first():
+        out = workdir if OUT.value is None else pathlib.Path(OUT.value)
+        save_png(draw_measured(told.to_dict(), found.to_dict(), str(workdir)), out / "measured.png")
+        both = {"topology": TOPOLOGY.value, "measured": told.to_dict(), "plan": found.to_dict()}
+        (out / "measured.json").write_text(json.dumps(both, indent=1) + "\n")
+        print(f"written: {out / 'measured.json'}, {out / 'measured.png'}", file=sys.stderr)
+    return 0
 
 
 def planned() -> int:

@@ -14,7 +14,7 @@ def draw_plans(plans: Sequence[Mapping[str, Any]], title: str) -> Any:
     as a line; and a bar for each resource's time.
 
     Args:
-        plans: `Plan.to_dict()` of each: name, parts, compiled, limit, seconds.
+        plans: `Plan.to_dict()` of each: name, parts, host, compiled, limit, seconds.
     """
     from matplotlib.figure import Figure
 
@@ -35,8 +35,44 @@ def draw_plans(plans: Sequence[Mapping[str, Any]], title: str) -> Any:
     return figure
 
 
+def draw_measured(measured: Mapping[str, Any], plan: Mapping[str, Any], title: str) -> Any:
+    """A run's step above the least time of each resource, and where a trace has it, the classes that it is made of.
+
+    Args:
+        measured: `Measured.to_dict()`. plan: `Plan.to_dict()`.
+    """
+    from matplotlib.figure import Figure
+
+    trace = measured["trace"]
+    bars = [("a step, measured", measured["step_seconds"], "black")]
+    if trace is not None:
+        colours = ("#5b7fa6", "#8fbf7f", "#b0b0b0")
+        pairs = zip(trace["by_class"].items(), colours, strict=True)
+        bars.append(("a step, while traced", trace["step_seconds"], "0.45"))
+        bars += [(f"{kind}, in the trace", seconds, colour) for (kind, seconds), colour in pairs]
+    bars += [(f"{name}, at best", seconds, "#f0a35e") for name, seconds in plan["seconds"].items()]
+    longest = max(seconds for _, seconds, _ in bars)
+    unit, size = ("s", 1.0) if longest >= 1 else ("ms", 1e-3)
+    figure = Figure(figsize=(8.5, 1.3 + 0.38 * len(bars)), dpi=DPI)
+    axis = figure.subplots()
+    for y, (_, seconds, colour) in enumerate(bars):
+        axis.barh(y, seconds / size, height=0.6, color=colour)
+        axis.text((seconds + 0.01 * longest) / size, y, f"{seconds / size:,.3g}", va="center", fontsize=8)
+    axis.set_yticks(range(len(bars)), [name for name, _, _ in bars], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.12 * longest / size)
+    axis.set_xlabel(f"{unit} of a step, of one device", fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+    mfu, most = measured["mfu"], plan["mfu_ceiling"]
+    share = "" if mfu is None else f", MFU {mfu:.1%}" + ("" if most is None else f" of at most {most:.1%}")
+    axis.set_title(f"{title}: {measured['tokens_per_second']:,.0f} tokens a second{share}", fontsize=10, loc="left")
+    figure.tight_layout()
+    return figure
+
+
 def _memory(axis: Any, plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    largest = max(max(sum(plan["parts"].values()), (plan["compiled"] or {}).get("peak", 0)) for plan in plans)
+    taken = lambda plan: (sum(plan["parts"].values()), (plan["compiled"] or {}).get("peak", 0))
+    largest = max(max(*taken(plan), sum(plan["host"].values())) for plan in plans)
     unit, size = unit_of(largest)
     shown: dict[str, Any] = {}
     for y, plan in enumerate(plans):
@@ -45,6 +81,9 @@ def _memory(axis: Any, plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             bar = axis.barh(y, count / size, left=start, height=0.55, color=PARTS[part])
             shown.setdefault(part, bar)
             start += count / size
+        for part, count in plan["host"].items():
+            bar = axis.barh(y + 0.38, count / size, height=0.16, color=PARTS[part], hatch="//////", edgecolor="white")
+            shown.setdefault(f"{part}, of the host's memory", bar)
         peak = (plan["compiled"] or {}).get("peak")
         told = f"{amount(peak)} compiled" if peak and plan["fits"] else "does not fit"
         if peak:

@@ -9,6 +9,7 @@ are. Between slices a TPU's program has none: it sends to its host, whose runtim
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,6 +91,34 @@ def collectives(hlo: str) -> list[Collective]:
     if entry is None:
         raise ValueError("no ENTRY computation: expected the text of a compiled program")
     return [c for c in _Walk(computations).visit(entry, 1) if not c.members or any(len(set(g)) > 1 for g in c.members)]
+
+
+MATMUL, COLLECTIVE, OTHER, LOOP = "matrix products", "collectives", "other operations", "loops"
+PRODUCTS = re.compile(r'custom_call_target="[^"]*(gemm|matmul|conv|dot|attention)', re.IGNORECASE)
+
+
+def classes(hlo: str) -> dict[str, str]:
+    """Instruction -> what it is, by what is in it: `MATMUL`, `COLLECTIVE`, `OTHER`; `LOOP` is made of others."""
+    computations, _ = parse(hlo)
+
+    @functools.cache
+    def inside(name: str) -> frozenset[str]:
+        return frozenset().union(*(of(one) for one in computations.get(name, ())))
+
+    def of(one: Instruction) -> frozenset[str]:
+        if one.opcode in ("dot", "convolution") or PRODUCTS.search(one.rest):
+            return frozenset({MATMUL})
+        if one.opcode.removesuffix("-start").removesuffix("-done") in (*KINDS, "send", "recv"):
+            return frozenset({COLLECTIVE})
+        return frozenset().union(*map(inside, CALLED.findall(one.rest))) if one.opcode in CALLS else frozenset()
+
+    def named(one: Instruction) -> str:
+        if one.opcode in ("while", "conditional", "call"):
+            return LOOP
+        found = of(one)
+        return MATMUL if MATMUL in found else COLLECTIVE if COLLECTIVE in found else OTHER
+
+    return {one.name: named(one) for body in computations.values() for one in body}
 
 
 @dataclasses.dataclass(frozen=True)

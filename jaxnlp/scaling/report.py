@@ -1,8 +1,10 @@
-"""A plan as text."""
+"""A plan as text, and a run beside it."""
 
 from collections.abc import Sequence
 
 from jaxnlp.figures.parallelism import amount
+from jaxnlp.scaling.hlo import COLLECTIVE, MATMUL, OTHER
+from jaxnlp.scaling.measured import Measured, Trace
 from jaxnlp.scaling.planner import COMPUTE, MEMORY, Plan
 
 
@@ -27,6 +29,46 @@ def ranking(plans: Sequence[Plan]) -> str:
         talk = "?" if any(row.seconds is None for row in one.traffic) else f"{links * 1e3:,.1f} ms"
         rows.append((str(place), one.name, amount(one.compiled["peak"]), step, one.bound or "?", talk, mfu))
     return "\n".join(aligned(rows))
+
+
+def beside(found: Measured, plan: Plan) -> str:
+    """What a run measured, beside its plan's least times; a line for each class of operations that its trace has."""
+    known = lambda value, text: "unknown" if value is None else text(value)
+    ms, rate = (lambda s: f"{s * 1e3:,.2f} ms"), (lambda x: f"{x:,.0f}")
+    flops = lambda x: f"{x / 1e12:,.3g} TFLOP/s" if x >= 1e11 else f"{x / 1e9:,.3g} GFLOP/s"
+    best = plan.step_seconds
+    tokens, each = (None, None) if best is None else (plan.tokens / best, plan.flops / plan.num_devices / best)
+    rows = [
+        (f"median of {found.rows} rows of the log", "measured", "at best, by plan"),
+        ("  a step", ms(found.step_seconds), known(best, ms)),
+        ("  tokens a second", rate(found.tokens_per_second), known(tokens, rate)),
+        ("  arithmetic of a device", flops(found.flops), known(each, flops)),
+        ("  MFU", known(found.mfu, "{:.1%}".format), known(plan.mfu_ceiling, "{:.1%}".format)),
+    ]
+    lines = aligned(rows)
+    if best is not None:
+        lines.append(f"the step takes {found.step_seconds / best:.2f} times its least, which {plan.bound} bounds")
+    return "\n".join([*lines, "", *_traced(found.trace, plan)])
+
+
+def _traced(trace: Trace | None, plan: Plan) -> list[str]:
+    if trace is None:
+        return ["no trace: train with --profile_steps=10:15 to see what a step is made of"]
+    links = sum(seconds for name, seconds in plan.seconds.items() if name not in (COMPUTE, MEMORY))
+    told = plan.traffic and all(row.seconds is not None for row in plan.traffic)
+    least = {MATMUL: plan.seconds.get(COMPUTE), COLLECTIVE: links if told or not plan.traffic else None}
+    least[OTHER] = plan.seconds.get(MEMORY)
+    whole = sum(trace.by_class.values())
+    label = f"trace of {trace.steps} steps, of {trace.step_seconds * 1e3:,.2f} ms"
+    rows = [(label, "of a device's work", "share", "at best, by plan")]
+    for kind, seconds in trace.by_class.items():
+        best = least[kind]
+        planned = "unknown" if best is None else f"{best * 1e3:,.2f} ms"
+        rows.append((f"  {kind}", f"{seconds * 1e3:,.2f} ms", f"{seconds / whole:.1%}", planned))
+    lines = aligned(rows)
+    lines.append("beside matrix products the plan's compute, beside other operations all its memory traffic")
+    longest = ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in trace.longest.items())
+    return [*lines, f"longest: {longest}"]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -55,6 +97,8 @@ def _memory(plan: Plan) -> list[str]:
     count = plan.parameters
     rows = [("memory on each device", "bytes", "a parameter")]
     rows += [(f"  {part}", amount(size), f"{size / count:.3f}") for part, size in plan.parts.items()]
+    there = [(f"  in the host's memory: {part}", size) for part, size in plan.host.items()]
+    rows += [(name, amount(size), f"{size / count:.3f}") for name, size in there]
     states = sum(size for part, size in plan.parts.items() if part != "activations")
     per = "+".join(f"{plan.theory[f'{name} bytes']:g}" for name in ("weight", "gradient", "optimizer"))
     formula = f"  ZeRO's formula, stage {plan.theory['stage']:g}, {per}"

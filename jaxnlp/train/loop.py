@@ -200,7 +200,8 @@ class Run:
         e = self.experiment
         read = self._next_batches()
         self._profile()
-        self.state, metrics = self.program.step(self.state, read.arrays)
+        with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+            self.state, metrics = self.program.step(self.state, read.arrays)
         # Where dispatch is synchronous (CPU) the step has ended here; else when its metrics can be read.
         loss: Any = metrics["loss"]
         ended = self.meter.now() if loss.is_ready() else None
@@ -285,7 +286,7 @@ class Run:
             try:
                 found = evaluate(
                     self.program.eval_step,
-                    self.state.params,
+                    self.state.model,
                     batches,
                     bytes_per_token(e, store),
                     objective=e.objective,
