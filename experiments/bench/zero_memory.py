@@ -11,22 +11,20 @@ gradients, and with the moments a float32 copy of the parameters: 2 + 2 + 12.
 
 import dataclasses
 import json
-import math
 import pathlib
 from typing import Any
 
 from absl import flags
 
+from experiments.bench.zero import FLOAT32, MANY, PARTS, STAGES, formula, large, of_shardings
 from jaxnlp import cli, processes, runtime
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/zero_memory.json", "JSON to write.")
+PEAKS = flags.DEFINE_string("peaks", "docs/zero_compiled.json", "What zero_compiled wrote, drawn beside the states.")
 OUT = flags.DEFINE_string("out", "docs/images/zero_memory.png", "PNG to write.")
 
-STAGES = ("DDP", "ZERO1", "ZERO2", "ZERO3")
-PARTS = ("parameters", "gradients", "optimizer state")
-FLOAT32, MIXED = (4, 4, 8), (2, 2, 12)  # bytes a parameter, by part
-DEVICES, MANY = 8, 64
+DEVICES = 8
 
 
 def main() -> None:
@@ -44,7 +42,7 @@ def main() -> None:
             told = ", ".join(f"{part} {amount(max(parts[part]))}" for part in PARTS)
             total = sum(max(parts[part]) for part in PARTS)
             print(f"  {stage:6} {told}: {amount(total)} a device; formula {amount(model['formula'][stage])}")
-    save_png(picture(found), pathlib.Path(OUT.value))
+    save_png(picture(found, peaks(PEAKS.value)), pathlib.Path(OUT.value))
     try:
         pathlib.Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
     except OSError as e:
@@ -57,26 +55,6 @@ def tiny() -> Any:
     e = cli.load("configs/gpt/tiny.py")
     model = dataclasses.replace(e.model, vocab_size=2048)
     return dataclasses.replace(e, model=model, data=dataclasses.replace(e.data, batch_size=DEVICES))
-
-
-def large() -> Any:
-    """A GPT-2 of 7.46 billion parameters: 36 layers of width 4096, a vocabulary of 50,304."""
-    from jaxnlp.models.gpt import GPTConfig
-    from jaxnlp.nn.policy import Policy
-    from jaxnlp.optim import OptimConfig
-    from jaxnlp.train.experiment import Experiment
-
-    policy = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
-    model = GPTConfig(
-        vocab_size=50304, max_len=1024, num_layers=36, num_heads=32, embed_dim=4096, scan_layers=True, policy=policy
-    )
-    return Experiment(model=model, optim=OptimConfig(master_dtype="float32"))
-
-
-def formula(count: int, devices: int, bytes_: tuple[int, int, int]) -> dict[str, float]:
-    """Bytes on a device, by stage: what is split is divided by the number of devices."""
-    split = {"DDP": (1, 1, 1), "ZERO1": (1, 1, devices), "ZERO2": (1, devices, devices), "ZERO3": (devices,) * 3}
-    return {stage: count * sum(b / by for b, by in zip(bytes_, ways, strict=True)) for stage, ways in split.items()}
 
 
 def of_arrays(experiment: Any, devices: list[Any]) -> dict[str, Any]:
@@ -121,62 +99,30 @@ def lying(tree: Any, devices: list[Any]) -> list[int]:
     return list(total.values())
 
 
-def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
-    """Each part's share of a device, from the state's shapes and the tables alone."""
-    import jax
-    from jax.sharding import AbstractMesh
-
-    from jaxnlp.optim import make_optimizer
-    from jaxnlp.sharding.axes import abstract_params, example_inputs
-    from jaxnlp.sharding.mesh import AXES
-    from jaxnlp.sharding.presets import PRESETS
-    from jaxnlp.train.state import gradient_shardings, new_state, state_shardings
-
-    model = experiment.model
-    shapes, axes = abstract_params(model.module(), *example_inputs(model, devices, model.max_len))
-    optimizer, _ = make_optimizer(experiment.optim, experiment.steps, axes)
-    state = jax.eval_shape(lambda p: new_state(p, optimizer, 0, None), shapes)
-    count = sum(x.size for x in jax.tree.leaves(shapes))
-    found = {}
-    for stage in STAGES:
-        table = PRESETS[stage].on(**{"data" if stage == "DDP" else "fsdp": devices})
-        mesh = AbstractMesh(tuple(table.mesh.sizes(devices)[axis] for axis in AXES), AXES)
-        layout = state_shardings(state, axes, table, mesh)
-        pairs = (
-            (shapes, layout.params),
-            (shapes, gradient_shardings(shapes, axes, table, mesh)),
-            (state.opt_state, layout.opt_state),
-        )
-        found[stage] = {part: [shares(*pair)] for part, pair in zip(PARTS, pairs, strict=True)}
-    title = f"GPT of {count / 1e9:.2f}B, mixed precision, {devices} devices"
-    return {
-        "title": title,
-        "parameters": count,
-        "devices": devices,
-        "bytes": found,
-        "formula": formula(count, devices, MIXED),
-    }
+def peaks(path: str) -> dict[str, float]:
+    """The compiled step's peak by stage, from the file of `zero_compiled`."""
+    try:
+        table = json.loads(pathlib.Path(path).read_text())["table"]
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"--peaks={path}: is not what experiments.bench.zero_compiled writes ({e})") from None
+    return {stage: row["peak"] for stage, row in table.items() if row["peak"] is not None}
 
 
-def shares(shapes: Any, layout: Any) -> int:
-    """Bytes of one device's share of a tree of shapes."""
-    import jax
-
-    leaves = zip(jax.tree.leaves(shapes), jax.tree.leaves(layout), strict=True)
-    return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves)
-
-
-def picture(found: dict[str, Any]) -> Any:
-    """The bars of every model; of each part the fullest device's."""
+def picture(found: dict[str, Any], peak: dict[str, float]) -> Any:
+    """The bars of every model; of each part the fullest device's. The large model's have a peak."""
     from jaxnlp.figures.parallelism import Memory, draw_memory
 
-    bars = {
-        model["title"]: [
-            Memory(stage, {part: max(counts) for part, counts in parts.items()}, model["formula"][stage])
+    bars = {}
+    for name, model in found.items():
+        bars[model["title"]] = [
+            Memory(
+                stage,
+                {part: max(counts) for part, counts in parts.items()},
+                model["formula"][stage],
+                peak.get(stage) if name == "7.5B" else None,
+            )
             for stage, parts in model["bytes"].items()
         ]
-        for model in found.values()
-    }
     return draw_memory(bars, "Model states on each device")
 
 

@@ -86,11 +86,15 @@ def _count(way: Moved) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device under one table. parts: what holds them, stacked in this order. formula: what theory says."""
+    """Bytes on one device under one table. parts: what holds them, stacked in this order. formula: what theory says.
+
+    peak: with all else that the device holds, where that is known.
+    """
 
     name: str
     parts: Mapping[str, float]
     formula: float | None = None
+    peak: float | None = None
 
     @property
     def total(self) -> float:
@@ -98,7 +102,10 @@ class Memory:
 
 
 def draw_memory(panels: Mapping[str, Sequence[Memory]], title: str) -> Any:
-    """Bars of memory, one a table, the formula's total as a black tick; one panel a model, each in its own scale."""
+    """Bars of memory, one a table; one panel a model, each in its own scale.
+
+    The formula's total is a black tick, and what a peak has beside the parts a hatched bar.
+    """
     from matplotlib.figure import Figure
 
     rows = max(len(bars) for bars in panels.values())
@@ -106,7 +113,7 @@ def draw_memory(panels: Mapping[str, Sequence[Memory]], title: str) -> Any:
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     shown: dict[str, Any] = {}
     for axis, (name, bars) in zip(axes, panels.items(), strict=True):
-        largest = max(bar.total for bar in bars)
+        largest = max(bar.peak or bar.total for bar in bars)
         unit, size = unit_of(largest)
         for y, bar in enumerate(bars):
             left = 0.0
@@ -115,6 +122,12 @@ def draw_memory(panels: Mapping[str, Sequence[Memory]], title: str) -> Any:
                 shown.setdefault(what, drawn)
                 left += count / size
             beside = "" if bar.formula is None else f"  (formula {amount(bar.formula)})"
+            if bar.peak is not None:
+                more = max(0.0, bar.peak - bar.total) / size
+                drawn = axis.barh(y, more, left=left, height=0.62, color="white", ec="0.55", hatch="////", lw=0.6)
+                shown.setdefault("peak, compiled", drawn)
+                left += more
+                beside += f"\npeak {amount(bar.peak)}"
             axis.text(left + largest / size * 0.015, y, amount(bar.total) + beside, va="center", fontsize=8)
             if bar.formula is not None:
                 axis.plot([bar.formula / size] * 2, [y - 0.38, y + 0.38], color="black", lw=1.2)

@@ -1,0 +1,162 @@
+"""What a GPT-2 of 1.5 billion parameters keeps for its backward pass under each policy of remat, compiled for a TPU.
+
+  python -m experiments.bench.activations        writes docs/activations.json and docs/images/activations.png
+
+The example of the ZeRO paper (Rajbhandari et al. 2020, arXiv:1910.02054, section 3): sequence 1,024 and batch 32, in
+bfloat16, on one v5p chip. A row is the temporaries of the compiled gradient function; where batch 32 does not fit, it
+is compiled at 2 and 4 and what a sequence adds is taken 32 times. Beside them the paper's rule of thumb, 60 GB, and the
+formulas of Korthikanti et al. 2022 (arXiv:2205.05198), none of which has logits: those are 4 bytes a token and word of
+the vocabulary more. Needs libtpu (`make tpu`) and no TPU; about twelve compiles of half a minute or more each.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+
+from jaxnlp import cli, processes, runtime
+from jaxnlp.errors import UserError
+
+JSON = flags.DEFINE_string("json", "docs/activations.json", "JSON to write.")
+OUT = flags.DEFINE_string("out", "docs/images/activations.png", "PNG to write.")
+
+TOPOLOGY, LENGTH, BATCH = "v5p:1x1x1", 1024, 32
+SIZES = (2, 4)  # batches that are compiled where the full one does not fit
+ROWS = {
+    "flash": ("none", "dots", "names", "offload", "full"),
+    "einsum": ("none", "dots", "full"),
+}
+
+
+def main() -> None:
+    from jaxnlp.figures.files import save_png
+
+    model = experiment("none", "flash", 1).model
+    count, size = states()
+    found: dict[str, Any] = {"parameters": count, "model states": size, "formulas": formulas(model)}
+    found["rows"] = [measured(policy, kernel) for kernel, policies in ROWS.items() for policy in policies]
+    print(table(found))
+    save_png(picture(found), pathlib.Path(OUT.value))
+    try:
+        pathlib.Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+    except OSError as e:
+        raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
+    print(f"written: {JSON.value}, {OUT.value}")
+
+
+def experiment(policy: str, kernel: str, batch: int) -> Any:
+    """configs/gpt/gpt2.py:xl in bfloat16, with a float32 copy of the parameters in the optimizer's state."""
+    from jaxnlp.nn.kernels import Einsum, Flash
+    from jaxnlp.nn.policy import Policy
+
+    e = cli.load("configs/gpt/gpt2.py:xl")
+    attention = {"flash": Flash(), "einsum": Einsum()}[kernel]
+    precision = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
+    model = dataclasses.replace(e.model, attention=attention, remat=policy, policy=precision)
+    data = dataclasses.replace(e.data, seq_len=LENGTH, batch_size=batch)
+    optim = dataclasses.replace(e.optim, master_dtype="float32")
+    return dataclasses.replace(e, model=model, data=data, optim=optim, accum_steps=1)
+
+
+def formulas(model: Any) -> dict[str, float]:
+    """Bytes at the full batch by the papers, without logits; and those of the logits."""
+    from jaxnlp.scaling.memory import activation_bytes, rule_of_thumb_bytes
+
+    sizes = (model.num_layers, LENGTH, BATCH, model.embed_dim)
+    return {
+        "ZeRO's rule of thumb": rule_of_thumb_bytes(*sizes),
+        "Megatron, 34sbhL + 5as\u00b2bL": activation_bytes(*sizes, model.num_heads),
+        "Megatron, 34sbhL": activation_bytes(*sizes, model.num_heads, recompute="selective"),
+        "Megatron, 2sbhL": activation_bytes(*sizes, model.num_heads, recompute="full"),
+        "logits": 4.0 * LENGTH * BATCH * model.vocab_size,
+    }
+
+
+def measured(policy: str, kernel: str) -> dict[str, Any]:
+    """What is kept on the device and on the host at the full batch, and at which batches it was compiled."""
+    tries: tuple[tuple[int, ...], ...] = ((BATCH,), SIZES)
+    for sizes in tries:
+        found = [compiled(policy, kernel, batch) for batch in sizes]  # None: out of memory
+        if None not in found:
+            break
+    else:
+        raise UserError(f"batch {SIZES[-1]} does not fit {TOPOLOGY} under remat={policy!r} either")
+    row = {"kernel": kernel, "policy": policy, "batches": list(sizes)}
+    for name, part in (("activations", "temporaries"), ("host", "host")):
+        at: list[int] = [one[part] for one in found if one is not None]
+        row[name] = at[0] if len(at) == 1 else (at[1] - at[0]) / (SIZES[1] - SIZES[0]) * BATCH
+    return row
+
+
+def compiled(policy: str, kernel: str, batch: int) -> dict[str, int] | None:
+    from jaxnlp.scaling.gradients import compiled_bytes, lowered_gradients
+    from jaxnlp.scaling.topology import devices
+    from jaxnlp.train.program import build
+
+    print(f"compiling {policy}, {kernel}, batch {batch}", file=sys.stderr, flush=True)
+    return compiled_bytes(lowered_gradients(build(experiment(policy, kernel, batch), devices(TOPOLOGY))))
+
+
+def states() -> tuple[int, int]:
+    """Parameters, and the bytes of them, their gradients and the optimizer's state."""
+    import jax
+
+    from jaxnlp.scaling.topology import devices
+    from jaxnlp.train.plan import abstract_gradients, device_bytes
+    from jaxnlp.train.program import build
+
+    program = build(experiment("none", "flash", 1), devices(TOPOLOGY))
+    state = program.abstract
+    trees = (state.params, abstract_gradients(program), state.opt_state)
+    return sum(x.size for x in jax.tree.leaves(state.params)), sum(map(device_bytes, jax.tree.leaves(trees)))
+
+
+def table(found: dict[str, Any]) -> str:
+    """All figures as text, with the policy that comes nearest to the paper's."""
+    from jaxnlp.figures.parallelism import amount
+
+    lines = [f"{found['parameters']:,} parameters: model states {amount(found['model states'])} (16 bytes a parameter)"]
+    lines += [f"{name:28} {amount(size):>9}" for name, size in found["formulas"].items()]
+    lines.append(f"{'attention':10}{'remat':10}{'device':>9}{'host':>9}  at batch {BATCH}")
+    for row in found["rows"]:
+        host = amount(row["host"]) if row["host"] else "-"
+        slope = "" if row["batches"] == [BATCH] else f"  by the slope from batch {SIZES[0]} to {SIZES[1]}"
+        lines.append(f"{row['kernel']:10}{row['policy']:10}{amount(row['activations']):>9}{host:>9}{slope}")
+    aim, logits = found["formulas"]["ZeRO's rule of thumb"], found["formulas"]["logits"]
+    nearest = min(found["rows"], key=lambda row: abs(row["activations"] - logits - aim))
+    lines.append(f"nearest to {amount(aim)} without the logits: remat={nearest['policy']!r} with {nearest['kernel']}")
+    return "\n".join(lines)
+
+
+def picture(found: dict[str, Any]) -> Any:
+    """Bars of the rows, the formulas as lines across them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.6, 4.2), dpi=100)
+    axis = figure.subplots()
+    names = [f"{row['policy']}, {row['kernel']}" for row in found["rows"]]
+    for part, colour, label in (("activations", "#7ea6d9", "device"), ("host", "#f0a35e", "host")):
+        left = [0.0 if part == "activations" else row["activations"] / 1e9 for row in found["rows"]]
+        axis.barh(names, [row[part] / 1e9 for row in found["rows"]], left=left, color=colour, height=0.62, label=label)
+    for y, row in enumerate(found["rows"]):
+        text = f"{row['activations'] / 1e9:.3g}" + (f" + {row['host'] / 1e9:.3g}" if row["host"] else "")
+        axis.text((row["activations"] + row["host"]) / 1e9, y, f" {text}", va="center", fontsize=8)
+    lines = [(name, size) for name, size in found["formulas"].items() if name != "logits"]
+    for (name, size), style in zip(lines, ("-", "--", "-.", ":"), strict=True):
+        axis.axvline(size / 1e9, color="0.2", lw=1.1, ls=style, label=f"{name}: {size / 1e9:.3g}")
+    axis.invert_yaxis()
+    axis.set_xlabel(f"GB of temporaries at batch {BATCH}, sequence {LENGTH}", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.suptitle("Activations of GPT-2 1.5B by remat policy", x=0.02, ha="left", fontsize=11, weight="bold")
+    figure.tight_layout()
+    return figure
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__, by=processes.FIRST)

@@ -1,0 +1,76 @@
+"""A GPT of 7.5 billion parameters under DDP and the three stages of ZeRO: what each device holds by its shardings."""
+
+import dataclasses
+import math
+from typing import Any
+
+STAGES = ("DDP", "ZERO1", "ZERO2", "ZERO3")
+PARTS = ("parameters", "gradients", "optimizer state")
+FLOAT32, MIXED = (4, 4, 8), (2, 2, 12)  # bytes a parameter, by part
+MANY = 64
+
+
+def large() -> Any:
+    """A GPT-2 of 7.46 billion parameters: 36 layers of width 4096, a vocabulary of 50,304; a sequence a device."""
+    from jaxnlp.data.pipeline import DataConfig
+    from jaxnlp.models.gpt import GPTConfig
+    from jaxnlp.nn.policy import Policy
+    from jaxnlp.optim import OptimConfig
+    from jaxnlp.train.experiment import Experiment
+
+    policy = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
+    model = GPTConfig(vocab_size=50304, max_len=1024, num_layers=36, num_heads=32, embed_dim=4096, policy=policy)
+    model = dataclasses.replace(model, scan_layers=True, remat="full")
+    data = DataConfig(seq_len=1024, batch_size=MANY)
+    return Experiment(model=model, data=data, optim=OptimConfig(master_dtype="float32"))
+
+
+def formula(count: int, devices: int, bytes_: tuple[int, int, int]) -> dict[str, float]:
+    """Bytes on a device, by stage: what is split is divided by the number of devices."""
+    split = {"DDP": (1, 1, 1), "ZERO1": (1, 1, devices), "ZERO2": (1, devices, devices), "ZERO3": (devices,) * 3}
+    return {stage: count * sum(b / by for b, by in zip(bytes_, ways, strict=True)) for stage, ways in split.items()}
+
+
+def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
+    """Each part's share of a device, from the state's shapes and the tables alone."""
+    import jax
+    from jax.sharding import AbstractMesh
+
+    from jaxnlp.optim import make_optimizer
+    from jaxnlp.sharding.axes import abstract_params, example_inputs
+    from jaxnlp.sharding.mesh import AXES
+    from jaxnlp.sharding.presets import PRESETS
+    from jaxnlp.train.state import gradient_shardings, new_state, state_shardings
+
+    model = experiment.model
+    shapes, axes = abstract_params(model.module(), *example_inputs(model, devices, model.max_len))
+    optimizer, _ = make_optimizer(experiment.optim, experiment.steps, axes)
+    state = jax.eval_shape(lambda p: new_state(p, optimizer, 0, None), shapes)
+    count = sum(x.size for x in jax.tree.leaves(shapes))
+    found = {}
+    for stage in STAGES:
+        table = PRESETS[stage].on(**{"data" if stage == "DDP" else "fsdp": devices})
+        mesh = AbstractMesh(tuple(table.mesh.sizes(devices)[axis] for axis in AXES), AXES)
+        layout = state_shardings(state, axes, table, mesh)
+        pairs = (
+            (shapes, layout.params),
+            (shapes, gradient_shardings(shapes, axes, table, mesh)),
+            (state.opt_state, layout.opt_state),
+        )
+        found[stage] = {part: [shares(*pair)] for part, pair in zip(PARTS, pairs, strict=True)}
+    title = f"GPT of {count / 1e9:.2f}B, mixed precision, {devices} devices"
+    return {
+        "title": title,
+        "parameters": count,
+        "devices": devices,
+        "bytes": found,
+        "formula": formula(count, devices, MIXED),
+    }
+
+
+def shares(shapes: Any, layout: Any) -> int:
+    """Bytes of one device's share of a tree of shapes."""
+    import jax
+
+    leaves = zip(jax.tree.leaves(shapes), jax.tree.leaves(layout), strict=True)
+    return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves)

@@ -1,0 +1,120 @@
+"""The ZeRO paper's table of memory from programs compiled for TPUs, and which stage fits which chip. Nothing runs.
+
+  python -m experiments.bench.zero_compiled      writes docs/zero_compiled.json
+
+A GPT of 7.5 billion parameters over 64 devices, in mixed precision (`zero.large`), a sequence of 1,024 tokens on
+each. Model states are the arguments of the compiled step and what the compiled gradient function returns; beside them
+stand the formula (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1) and the real peak, with activations and all that
+the compiler adds. DDP compiles for none of these chips: its states are the bytes of its shardings.
+
+Needs libtpu (`make tpu`) and no TPU. All of it takes ten compiles, of one to four minutes each on two cores.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+
+from experiments.bench.zero import MANY, MIXED, STAGES, formula, large, of_shardings
+from jaxnlp import cli, processes, runtime
+from jaxnlp.errors import UserError
+
+JSON = flags.DEFINE_string("json", "docs/zero_compiled.json", "JSON to write.")
+TABLE = flags.DEFINE_list("table", list(STAGES), f"Stages of the table to compile, of {', '.join(STAGES)}.")
+
+TOPOLOGY = "v5p:4x4x4"
+LADDER = (f"DDP@{TOPOLOGY}", "ZERO1@v6e:8x8", "ZERO2@v5e:8x8", "ZERO3@v5e:8x8")
+RUNGS = flags.DEFINE_list("ladder", list(LADDER), "Which stage on which chips to compile.")
+
+
+def main() -> None:
+    from jaxnlp.figures.parallelism import amount
+
+    for stage in TABLE.value:
+        if stage not in STAGES:
+            raise UserError(f"--table={stage}: no such stage; expected some of {', '.join(STAGES)}")
+    for rung in RUNGS.value:
+        if rung.partition("@")[0] not in STAGES or "@" not in rung:
+            raise UserError(f"--ladder={rung}: expected STAGE@TOPOLOGY, as {LADDER[1]}")
+    shares = of_shardings(large(), MANY)
+    theory = formula(shares["parameters"], MANY, MIXED)
+    found = stored(JSON.value) | {name: shares[name] for name in ("title", "parameters")}
+    steps: dict[str, dict[str, Any]] = {}
+    for stage in TABLE.value:
+        one = steps[f"{stage}@{TOPOLOGY}"] = step(stage, TOPOLOGY)
+        row = {"arguments": one["arguments"], "gradients": None, "peak": one["peak"], "formula": theory[stage]}
+        if one["fits"]:
+            row["gradients"] = gradients(stage, TOPOLOGY)
+            row["states"] = row["arguments"] + row["gradients"]
+        else:
+            row["states"] = sum(max(part) for part in shares["bytes"][stage].values())
+        found["table"][stage] = row
+        peak = f"peak {amount(row['peak'])}" if one["fits"] else f"does not fit {TOPOLOGY}"
+        print(f"{stage}: states {amount(row['states'])}; formula {amount(row['formula'])}; {peak}", flush=True)
+        store(JSON.value, found)
+    for rung in RUNGS.value:
+        one = found["ladder"][rung] = steps.get(rung) or step(*rung.split("@"))
+        told = f"fits, with a peak of {amount(one['peak'])}" if one["fits"] else "does not fit"
+        print(f"{rung.replace('@', ' on ')} ({amount(one['limit'])} a chip): {told}", flush=True)
+        store(JSON.value, found)
+    print(f"written: {JSON.value}")
+
+
+def stored(path: str) -> dict[str, Any]:
+    """What an earlier run wrote, or nothing: rows that are not compiled again stay as they are."""
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except FileNotFoundError:
+        return {"table": {}, "ladder": {}}
+    except (OSError, ValueError) as e:
+        raise UserError(f"--json={path}: cannot be read ({e}); remove it") from None
+
+
+def store(path: str, found: dict[str, Any]) -> None:
+    try:
+        pathlib.Path(path).write_text(json.dumps(found, indent=1) + "\n")
+    except OSError as e:
+        raise UserError(f"--json={path}: cannot be written ({e.strerror})") from None
+
+
+def program(stage: str, topology: str) -> Any:
+    from jaxnlp.scaling.topology import devices
+    from jaxnlp.sharding.presets import PRESETS
+    from jaxnlp.train.program import build
+
+    chips = devices(topology)
+    table = PRESETS[stage].on(**{"data" if stage == "DDP" else "fsdp": len(chips)})
+    return build(dataclasses.replace(large(), sharding=table), chips)
+
+
+def step(stage: str, topology: str) -> dict[str, Any]:
+    """Whether the training step fits, and of one device the memory there is, the step's arguments and its peak."""
+    from jaxnlp.scaling.gradients import compiled_bytes
+    from jaxnlp.scaling.planner import batch, limit
+
+    print(f"compiling the step of {stage} for {topology}", file=sys.stderr, flush=True)
+    of = program(stage, topology)
+    most = limit(of.mesh.devices.flat[0])
+    assert most is not None  # every chip of a topology is in `chips.py`
+    found = compiled_bytes(of.step.lower(of.abstract, batch(of)))
+    if found is None:
+        return {"fits": False, "limit": most, "arguments": None, "peak": None}
+    return {"fits": found["peak"] <= most, "limit": most, "arguments": found["arguments"], "peak": found["peak"]}
+
+
+def gradients(stage: str, topology: str) -> int:
+    """Bytes of a device that the gradient function returns."""
+    from jaxnlp.scaling.gradients import compiled_bytes, lowered_gradients
+
+    print(f"compiling the gradients of {stage} for {topology}", file=sys.stderr, flush=True)
+    found = compiled_bytes(lowered_gradients(program(stage, topology)), fast=True)
+    assert found is not None, "the step compiled, and its gradients do not"
+    return found["other outputs"]
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__, by=processes.FIRST)
