@@ -77,7 +77,8 @@ class Lifeline:
         if self.index:
             self._news.wait(4 * GRACE)
         if self.index == 0 or self._heard is None or self._heard.text != text:
-            show()
+            with contextlib.suppress(OSError):  # where standard error is a file on the disk that is full
+                show()
         self._exit(code)
 
     def _watch(self) -> None:

@@ -28,7 +28,10 @@ class Entry:
 
     def wait(self, timeout: float = 240) -> "Entry":
         self.process.join(timeout)
-        assert self.process.exitcode is not None, f"still running after {timeout} s:\n{self.err}"
+        if self.process.exitcode is None:
+            self.process.kill()  # or the tests would wait for it at their end
+            self.process.join(5)
+            raise AssertionError(f"still running after {timeout} s:\n{self.err}")
         return self
 
     @property

@@ -166,7 +166,10 @@ class Writer:
             best_fn=loss,  # without it the manager does not write the metrics down
             best_mode="min",
             cleanup_tmp_directories=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._write_manifest,
+                barrier_sync_fn=_unless_failed(ocp.multihost.get_barrier_sync_fn()),
+            ),
         )
         self._saving = -1
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
@@ -225,6 +228,14 @@ class Writer:
                 f"{need / 1e6:,.1f} MB needed); {_intact(self._reader)}; free some space, "
                 "and run the same command again to go on"
             )
+
+
+def _unless_failed(barrier: Callable[..., None]) -> Callable[..., None]:
+    """The barrier of a save, without which a process whose part has failed goes on to say so.
+
+    Orbax waits for the others in that case too, and they wait for that part: all would until its time is out.
+    """
+    return lambda **given: barrier(**given) if sys.exc_info()[1] is None else None
 
 
 def rest_of(state: State) -> dict[str, Any]:

@@ -98,13 +98,14 @@ def test_an_error_ends_both_with_one_line(corpus, tmp_path, where):
     assert "Traceback" not in running[0].err + running[1].err
 
 
-def test_a_full_disk_ends_both_with_one_line_and_older_checkpoints_are_intact(corpus, tmp_path):
-    """A limit on the size of files stands in for the full disk."""
+@pytest.mark.parametrize("limit", [8192, 1])
+def test_a_full_disk_ends_both_with_one_line_and_older_checkpoints_are_intact(corpus, tmp_path, limit):
+    """A limit on the size of files stands in for the full disk; the lower one also for standard error's."""
     running = start(corpus, tmp_path / "run", *LONG, "steps=2000", "log_every=0")
     wait_until(Reader(tmp_path / "run").steps, running)
-    resource.prlimit(running[0].process.pid, resource.RLIMIT_FSIZE, (2048, 2048))
+    resource.prlimit(running[0].process.pid, resource.RLIMIT_FSIZE, (limit, limit))
     assert [entry.wait(90).code for entry in running] == [2, 2]
-    line = running[0].err.strip().splitlines()[-1]
+    line = running[limit == 1].err.strip().splitlines()[-1]
     assert "File too large" in line and "the older checkpoints are intact" in line and "to go on" in line
     assert "Traceback" not in running[0].err + running[1].err
     Reader(tmp_path / "run").verify(Reader(tmp_path / "run").steps()[-1])
