@@ -10,13 +10,14 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxnlp.figures.parallelism import amount
+from jaxnlp.nn.remat import HOST
 from jaxnlp.scaling import chips
 from jaxnlp.scaling.hlo import Collective, collectives
 from jaxnlp.scaling.memory import state_bytes
@@ -25,7 +26,7 @@ from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB, bubble, named_sc
 from jaxnlp.sharding.rules import Sharding, as_tuple, shardings
 from jaxnlp.train.activations import activation_bytes
 from jaxnlp.train.experiment import Experiment, flops_per_token, trunk, with_trunk
-from jaxnlp.train.plan import abstract_gradients, device_bytes
+from jaxnlp.train.plan import abstract_gradients, device_bytes, optimizer_bytes
 from jaxnlp.train.program import Program, build
 
 WORDS = {"G": 2**30, "M": 2**20, "K": 2**10}
@@ -37,8 +38,9 @@ class Plan:
     """A step on a mesh, bytes and seconds of one device.
 
     parts: what holds memory, by our account: parameters, optimizer state and, while a step is under way, gradients
-        and activations. compiled: by the compiler's: arguments, temporaries, outputs that take no argument's place,
-        host memory, and `peak`. None where it does not compile.
+        and activations. host: what holds the host's memory, a device's share of it.
+    compiled: by the compiler's: arguments, temporaries, outputs that take no argument's place, host memory, and `peak`
+        of the device's. None where it does not compile.
     theory: bytes of parameters, gradients and optimizer state by ZeRO's formula, and the bytes a parameter it counts.
     limit: bytes that a program can have. problem: why it does not fit, in a line; None where it does.
     needed: bytes that it would take, by the compiler's account. remedies: changes that would help (`remedies.py`).
@@ -56,6 +58,7 @@ class Plan:
     tokens: int
     accum_steps: int
     parts: dict[str, int]
+    host: dict[str, int]
     theory: dict[str, float]
     limit: float | None
     flops: float
@@ -101,8 +104,13 @@ class Plan:
         return {**found, **{name: getattr(self, name) for name in derived}}
 
 
-def plan(experiment: Experiment, devices: Sequence[Any], name: str = "") -> Plan:
+def plan(
+    experiment: Experiment, devices: Sequence[Any], name: str = "", read: Callable[[str], Any] = lambda text: None
+) -> Plan:
     """Compiles the step of a resolved experiment for the devices, and says what it takes.
+
+    Args:
+        read: is called with the compiled program's text.
 
     Raises:
         UserError: an experiment that cannot be laid out over these devices (`build`).
@@ -122,7 +130,9 @@ def plan(experiment: Experiment, devices: Sequence[Any], name: str = "") -> Plan
     assert found.compiled is not None
     if found.limit is not None and found.compiled["peak"] > found.limit:
         return refused(found, found.compiled["peak"])
-    return timed(found, program, collectives(compiled.as_text()))
+    text = compiled.as_text()
+    read(text)
+    return timed(found, program, collectives(text))
 
 
 def needed(error: str) -> float | None:
@@ -166,10 +176,12 @@ def outline(program: Program, name: str = "") -> Plan:
     peak, source = chips.flops(device, dtype)
     if e.peak_flops is not None:
         peak, source = e.peak_flops, f"{e.peak_flops:.4g} FLOP/s, as configured"
+    here, there = optimizer_bytes(program)
+    moved = f"{amount(2 * there)} of optimizer state a step go between each device and its host, in a time not told"
     parts = {
         "parameters": sum(map(device_bytes, leaves)),
         "gradients": gradient_bytes(program),
-        "optimizer state": sum(map(device_bytes, jax.tree.leaves(program.abstract.opt_state))),
+        "optimizer state": here,
         "activations": activation_bytes(program),
     }
     return Plan(
@@ -181,6 +193,8 @@ def outline(program: Program, name: str = "") -> Plan:
         tokens=tokens,
         accum_steps=e.accum_steps,
         parts=parts,
+        host={"optimizer state": there} if there else {},
+        notes=(moved,) if there else (),
         theory=theory(program),
         limit=limit(device),
         flops=flops_per_token(e) * tokens,
@@ -217,7 +231,8 @@ def theory(program: Program) -> dict[str, float]:
     leaves = jax.tree.leaves(program.abstract.params)
     count = sum(x.size for x in leaves)
     weight = max(x.dtype.itemsize for x in leaves)
-    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.abstract.opt_state)) / count
+    slots = [x for x in jax.tree.leaves(program.abstract.opt_state) if x.sharding.memory_kind != HOST]
+    state = sum(x.size * x.dtype.itemsize for x in slots) / count
     ways = {field: split(getattr(e.sharding, field) or e.sharding.params, e.sharding, sizes) for field in TABLES}
     stage = 3 if ways["params"] > 1 else 2 if ways["gradients"] > 1 else 1 if ways["optimizer"] > 1 else 0
     own = sizes["tensor"] * sizes.get("stage", 1)
@@ -278,7 +293,7 @@ def timed(found: Plan, program: Program, ops: Sequence[Collective]) -> Plan:
             name = f"{row.network} {'+'.join(row.axes)}"
             seconds[name] = seconds.get(name, 0.0) + row.seconds
     told = notes(program, traffic)
-    return dataclasses.replace(found, traffic=traffic, hbm_bytes=moved, seconds=seconds, notes=told)
+    return dataclasses.replace(found, traffic=traffic, hbm_bytes=moved, seconds=seconds, notes=found.notes + told)
 
 
 def notes(program: Program, traffic: Sequence[Traffic]) -> tuple[str, ...]:
@@ -294,13 +309,11 @@ def notes(program: Program, traffic: Sequence[Traffic]) -> tuple[str, ...]:
     if not over or sent["all-reduce"] <= sent["reduce-scatter"]:
         return ()
     axes, each = "+".join(sorted(over)), amount(sent["all-reduce"])
-    line = (
-        f"gradients are split over {axes}, and yet {each} of all-reduces go along it, twice what reduce-scatters would"
-    )
+    line = f"gradients are split over {axes}, yet {each} of all-reduces go along it, twice what reduce-scatters send"
     if device.platform == "cpu":
         return (f"{line}: the compiler for CPUs has none",)
-    reason = "the compiler has none over several sides of a torus"
-    return (f"{line}: {reason}; counted as compiled. With {axes} on one side and data on the others there are",)
+    why = "the TPU's compiler makes them so over several sides of a torus"
+    return (f"{line}: {why}; counted as compiled. With {axes} along one side, and data along others, they stay",)
 
 
 def stage_flops(found: Plan, program: Program) -> float:
@@ -324,7 +337,7 @@ def hbm_traffic(found: Plan, program: Program) -> float:
     Each microbatch (of a pipeline each tick) reads the weights, as gathered and in the dtype of products, in the
     forward pass, again where that is done again, and in the backward pass; writes and reads what it keeps of
     activations; and adds to the gradients. The update reads and writes parameters and optimizer state, and reads the
-    gradients.
+    gradients. What comes from the host's memory is written and read on its way in, and on its way out.
     """
     e, params, schedule = program.experiment, program.abstract.params, scheduled(program)
     policy = getattr(trunk(e.model), "policy", None)
@@ -337,4 +350,5 @@ def hbm_traffic(found: Plan, program: Program) -> float:
     # What a schedule keeps is that of all microbatches already, but under 1F1B and the naive one.
     kept = 1 if isinstance(schedule, (GPipe, Circular)) else e.accum_steps
     moved = turns * (passes * weights + 2 * found.parts["gradients"]) + kept * 2 * found.parts["activations"]
-    return moved + 2 * (found.parts["parameters"] + found.parts["optimizer state"])
+    state = 2 * found.parts["optimizer state"] + 4 * found.host.get("optimizer state", 0)
+    return moved + 2 * found.parts["parameters"] + state
