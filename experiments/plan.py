@@ -2,7 +2,7 @@
 
   python -m experiments.plan --config=configs/gpt/7b.py --topology=v5e:16x16
   python -m experiments.plan --config=configs/gpt/7b.py --topology=v5p:4x4x4 --config.accum_steps=2 --out=plans
-  python -m experiments.plan --config=configs/gpt/1b.py --topology=v5e:4x4 --search
+  python -m experiments.plan --config=configs/gpt/1b.py --topology=v5e:4x4 --search --tables=ZERO
   JAX_NUM_CPU_DEVICES=8 python -m experiments.plan --config=configs/gpt/parallel.py:ZERO3 --topology=local
   python -m experiments.plan --workdir=runs/tiny               a run's measured step beside its plan
 
@@ -29,6 +29,7 @@ from jaxnlp.errors import UserError
 CONFIG = cli.define_config()
 TOPOLOGY = flags.DEFINE_string("topology", "local", "Devices to plan for: as v5e:16x16, or local.")
 SEARCH = flags.DEFINE_bool("search", False, "Try the presets and microbatch counts that fit, and rank them.")
+TABLES = flags.DEFINE_list("tables", None, "Of a search, the tables to try, by how their names begin: as ZERO3,TP.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run, whose measured step is put beside its plan.")
 OUT = flags.DEFINE_string("out", None, "Folder for plan.json and plan.png (a run's: measured.json, measured.png).")
 
@@ -94,7 +95,7 @@ def planned() -> int:
     tell = lambda line: print(line, file=sys.stderr, flush=True)
     busy = waiting if sys.stderr.isatty() else contextlib.nullcontext  # the search itself tells of each table
     if SEARCH.value:
-        plans = search(experiment, devices, tell, busy)
+        plans = search(experiment, devices, tell, busy, TABLES.value or ())
         print(ranking(plans) if plans else "nothing fits; more devices, a smaller batch, or model.remat='full'")
     else:
         with waiting(f"compiling for {len(devices)} x {devices[0].device_kind}"):

@@ -93,7 +93,7 @@ def estimate(e: Experiment, devices: Sequence[Any], scale: float) -> float | Non
 
 
 def singles(e: Experiment, devices: Sequence[Any], scale: float) -> list[Option]:
-    """One change each: ever more microbatches, ZeRO's next stages, remat."""
+    """One change each: ever more microbatches, remat, ZeRO's next stages, the optimizer's state on the host."""
     found = [(f"accum_steps={n}", dataclasses.replace(e, accum_steps=n)) for n in microbatches(e, len(devices))]
     sized = ((change, one, estimate(one, devices, scale)) for change, one in [*found, *changes(e, len(devices))])
     return [Option(change, one, devices, size) for change, one, size in sized if size is not None]
@@ -113,7 +113,7 @@ def pairs(e: Experiment, devices: Sequence[Any], scale: float, room: float) -> I
 def _both(every: Sequence[tuple[str, Experiment]], e: Experiment) -> list[tuple[str, Experiment]]:
     """The last table of ZeRO, with remat."""
     remat = [one for change, one in every if change.startswith("model.remat")]
-    tables = [(change, one) for change, one in every if change.startswith("sharding")]
+    tables = [(change, one) for change, one in every if change.startswith("sharding as")]
     return [(f"model.remat='full', {c}", dataclasses.replace(t, model=remat[0].model)) for c, t in tables[-1:] if remat]
 
 
@@ -165,4 +165,7 @@ def changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
         tables = {table: dict(rules) for table, rules in changed.items()}
         sharding = dataclasses.replace(e.sharding, mesh=mesh, **tables)
         found.append((f"sharding as {name}, fsdp={together}", dataclasses.replace(e, sharding=sharding)))
+    if e.sharding.optimizer_memory == "device" and getattr(trunk(e.model), "scan_layers", False):
+        host = dataclasses.replace(e.sharding, optimizer_memory="host")
+        found.append(("sharding.optimizer_memory='host'", dataclasses.replace(e, sharding=host)))
     return found

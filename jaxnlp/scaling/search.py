@@ -76,6 +76,7 @@ def search(
     devices: Sequence[Any],
     tell: Callable[[str], None] = print,
     busy: Busy = contextlib.nullcontext,
+    only: Sequence[str] = (),
 ) -> list[Plan]:
     """Plans of all tables that fit, the shortest step first; of equal ones that whose other resources take less.
 
@@ -85,10 +86,20 @@ def search(
 
     Args:
         tell: is called with a line for each plan tried. busy: with its title, around its compile.
+        only: names of tables, or how they begin; none is all.
+
+    Raises:
+        UserError: no table of such a name.
     """
-    found, seen = [], []
-    for name, sharding in tables(experiment, devices):
+    found, seen, every = [], [], list(tables(experiment, devices))
+    wanted = [(name, table) for name, table in every if not only or name.startswith(tuple(only))]
+    if not wanted:
+        names = ", ".join(name for name, _ in every)
+        raise UserError(f"--tables={','.join(only)}: none of these begins so; here there are {names}")
+    for name, sharding in wanted:
         sizes: dict[str, Any] = sharding.mesh.sizes(len(devices))
+        if sizes["stage"] == 1:
+            sharding = dataclasses.replace(sharding, optimizer_memory=experiment.sharding.optimizer_memory)
         same = dataclasses.replace(sharding, mesh=MeshConfig(**sizes, slices=sharding.mesh.slices))
         if same in seen:
             continue

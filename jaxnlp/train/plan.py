@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from jaxnlp.nn.remat import HOST
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.train.activations import activation_bytes, residual_bytes
 from jaxnlp.train.experiment import flops_per_token
@@ -38,25 +39,35 @@ def abstract_gradients(program: Program) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, layout)
 
 
+def optimizer_bytes(program: Program) -> tuple[int, int]:
+    """Bytes of the optimizer's state: on one device, and of its share in the host's memory."""
+    sizes = {False: 0, True: 0}
+    for leaf in jax.tree.leaves(program.abstract.opt_state):
+        sizes[leaf.sharding.memory_kind == HOST] += device_bytes(leaf)
+    return sizes[False], sizes[True]
+
+
 def memory(program: Program) -> dict[str, int]:
     """Bytes on one device, by what they hold.
 
-    Parameters and optimizer state are exact. Gradients are counted once, as float32.
+    Parameters and optimizer state are exact. Gradients are counted once, as float32. What is in the host's memory, a
+    device's share of it, is told apart and no part of the total.
     Activations are as `activation_bytes` counts them.
     """
     total = lambda tree: sum(device_bytes(x) for x in jax.tree.leaves(tree))
     state = program.abstract
     grads = sum(device_bytes(x) // x.dtype.itemsize * 4 for x in jax.tree.leaves(abstract_gradients(program)))
     accumulated = 1 if program.experiment.accum_steps == 1 else 2
+    device, host = optimizer_bytes(program)
     found = {
         "parameters": total(state.params),
-        "optimizer state": total(state.opt_state),
+        "optimizer state": device,
         "gradients": grads * accumulated,
         "activations": activation_bytes(program),
     }
     found = {**found, "total": sum(found.values())}
-    offloaded = residual_bytes(program, host=True)
-    return {**found, "activations in host memory": offloaded} if offloaded else found
+    there = {"optimizer state": host, "activations": residual_bytes(program, host=True)}
+    return {**found, **{f"{part} in host memory": size for part, size in there.items() if size}}
 
 
 def report(program: Program) -> str:

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.errors import UserError
 from jaxnlp.figures.plan import draw_plans
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.policy import Policy
@@ -178,7 +179,14 @@ def test_a_search_ranks_what_fits_and_tells_of_each(monkeypatch):
     assert len(table) == len(found) + 1 and "MFU at most" in table[0]
     # The most microbatches that divide the batch, for the smallest bubble: 1 of 5 ticks.
     (staged,) = (one for one in found if one.name.startswith("PP"))
+    permutes = sum(row.count for row in staged.traffic if row.kind == "collective-permute")
+    assert permutes >= 2 * 5  # forward and backward
     assert staged.accum_steps == 4 and staged.bubble == pytest.approx(1 / 5) and staged.mfu_ceiling < 0.65
+
+
+def test_a_search_of_tables_that_are_not_there_is_an_error():
+    with pytest.raises(UserError, match="--tables=ZERO9: none of these begins so; here there are config, DDP data=8"):
+        searching.search(experiment(ZERO3), jax.devices()[:DEVICES], only=["ZERO9"])
 
 
 def test_what_a_search_tries():
