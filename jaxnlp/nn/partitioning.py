@@ -155,6 +155,12 @@ def sharded_call(fn: Callable, in_specs: tuple, out_spec: PartitionSpec) -> Call
     return jax.shard_map(fn, in_specs=in_specs, out_specs=out_spec, check_vma=False)
 
 
+def gathers_parameters() -> bool:
+    """Whether parameters may be laid out otherwise where they are used than as they are kept."""
+    layout = _layout.get()
+    return layout is not None and layout.used is not None and not _one_device()
+
+
 def _one_device() -> bool:
     return jax.sharding.get_abstract_mesh().size <= 1
 

@@ -55,6 +55,17 @@ def check(config: Any) -> None:
         raise FieldError("remat", config.remat, known)
 
 
+def all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
+    """The policy of "none" where layers gather their parameters: these are let go after use, and gathered again.
+
+    Kept, they would be whole for all layers at once. `partitioning.py` gathers by a constraint in a `custom_vjp`; a
+    reshape of what is gathered is as large.
+    """
+    body = params.get("call_jaxpr") if primitive.name == "custom_vjp_call" else None
+    names = {primitive.name} if body is None else {one.primitive.name for one in body.eqns}
+    return not names <= {"sharding_constraint", "reshape"}
+
+
 def policy(remat: str | Remat) -> Any:
     """The policy for `jax.checkpoint` of a block; None keeps nothing within it. Not for "none".
 

@@ -13,6 +13,7 @@ from flax.core.scope import LazyRng
 
 from jaxnlp.nn import remat
 from jaxnlp.nn.calls import Change, calls_changed_at, changes
+from jaxnlp.nn.partitioning import gathers_parameters
 from jaxnlp.nn.policy import Policy
 
 _replaced: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("replaced", default=None)
@@ -88,10 +89,11 @@ class _Keys(nn.Module):
 
 
 def _with_remat(block: Any, config: Any, num_shared: int) -> Any:
-    if config.remat == "none":
+    if config.remat == "none" and not gathers_parameters():
         return block
+    kept = remat.all_but_gathered if config.remat == "none" else remat.policy(config.remat)
     static = (num_shared + 2,)  # self, x and the cache come first
-    return nn.remat(block, policy=remat.policy(config.remat), prevent_cse=not config.scan_layers, static_argnums=static)
+    return nn.remat(block, policy=kept, prevent_cse=not config.scan_layers, static_argnums=static)
 
 
 def stack(block: Any, config: Any, x: jax.Array, caches: Any, *shared: Any) -> tuple[jax.Array, Any]:

@@ -89,6 +89,12 @@ def test_zeros_stages_split_one_thing_more_each(name, kept, moments, gradients):
     assert gradients != SPLIT or "{}, {}" in inside
 
 
+def test_gathered_parameters_are_let_go_and_gathered_again():
+    """Else the forward pass would keep those of every layer for the backward pass, whole."""
+    whole = rf"sdy\.sharding_constraint %\S+ <@mesh, \[{{}}, {{}}\]> : tensor<{MATRIX}xf32>"
+    assert len(re.findall(whole, lowered("ZERO3"))) == 2
+
+
 def test_tensor_parallel_splits_matrices_and_logits():
     for name in ("TP", "TP_SP"):
         assert arguments(name, MATRICES) == ['{}, {}, {"tensor"}'] * 3
