@@ -195,12 +195,12 @@ def through_stages(
     def stage(weights, x_MB, shared, keys):
         s = jax.lax.axis_index(STAGE)
         weights, keys = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (weights, keys))
-        weights, narrow = in_float32(weights)
+        x_MB = narrow_x(x_MB)
 
         @functools.partial(jax.checkpoint, policy=_all_but_slices, prevent_cse=False)
         def work(weights, shared, keys, x, lap, i):
             key = None if keys is None else _at(_at(keys, lap), i)
-            return run(narrow(_at(weights, lap)), x, _at(shared, i), key)
+            return run(narrow(_at(weights, lap)), x, narrow_shared(_at(shared, i)), key)
 
         def tick(x, now):
             t, fresh = now
@@ -215,6 +215,9 @@ def through_stages(
         _, y = jax.lax.scan(tick, jnp.zeros_like(x_MB[0]), (jnp.arange(count), fresh))
         return y[jnp.asarray([t for _, t in leaving])][None]
 
+    weights, narrow = in_float32(weights)
+    x_MB, narrow_x = in_float32(x_MB)
+    shared, narrow_shared = in_float32(shared)
     if keys is not None:  # as (stages, laps, M, layers of a lap, words)
         keys = jnp.moveaxis(lapped(jnp.moveaxis(keys, 1, 0)), 3, 2)
     out = jax.shard_map(
@@ -299,10 +302,14 @@ def one_f_one_b(first: Callable, run: Run, last: Callable, weights: Any, params:
 
 
 def in_float32(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """(leaves of lower precision in float32, the way back), for what a loop reads: its gradients are then summed over
-    the loop's turns in float32."""
+    """(leaves of lower precision in float32, the way back): for what a `shard_map` and a loop in it read.
+
+    Its gradients are then summed in float32 over the loop's turns and the devices. XLA's CPU backend dies of such a sum
+    in bfloat16.
+    """
     kinds = jax.tree.map(lambda leaf: leaf.dtype, tree)
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+    wider = lambda kind: jnp.promote_types(kind, jnp.float32) if jnp.issubdtype(kind, jnp.floating) else kind
+    wide = jax.tree.map(lambda leaf: leaf.astype(wider(leaf.dtype)), tree)
     return wide, lambda leaves: jax.tree.map(lambda leaf, kind: leaf.astype(kind), leaves, kinds)
 
 

@@ -95,6 +95,9 @@ class Sharding:
     def check(self) -> None:
         if self.mesh.stage != 1 and self.pipeline is None:
             raise FieldError("pipeline", None, f"mesh.stage={self.mesh.stage} needs a schedule, as 'gpipe' or '1f1b'")
+        if self.mesh.stage != 1 and "stage" not in as_tuple(self.params.get("layers")):
+            told = f"mesh.stage={self.mesh.stage} cuts the stacked layers; map them to 'stage', as the preset PP does"
+            raise FieldError("params['layers']", self.params.get("layers"), told)
         if self.pipeline is not None:
             named_schedule(self.pipeline)
         if self.optimizer_memory not in MEMORIES:

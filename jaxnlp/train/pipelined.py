@@ -260,10 +260,11 @@ class _Staged:
         """`_until` of every microbatch, on each device's rows."""
         rows, whole = PartitionSpec(None, self.batch or None), PartitionSpec()
 
+        params, narrow = in_float32(params)
+
         def before(params, micro, raw, done):
             # In a loop: XLA's partitioner fails on many gathers at once, from a split vocabulary into a split length.
-            wide, narrow = in_float32(params)
-            one = lambda given: self._until(apply, narrow(wide), *given)
+            one = lambda given: self._until(apply, narrow(params), *given)
             return jax.lax.map(one, (micro, raw, done))
 
         out = (rows, [rows if by else whole for by in cut.by_row], whole)
@@ -272,13 +273,13 @@ class _Staged:
     def _after(self, apply, params, micro, raw, done):
         """The objective's sums over all microbatches, one at a time: their logits are never there together."""
         rows, whole = PartitionSpec(None, self.batch or None), PartitionSpec()
+        params, narrow = in_float32(params)
 
         def after(params, micro, raw, done):
-            wide, narrow = in_float32(params)
-            one = jax.checkpoint(lambda wide, *given: self._rest(apply, narrow(wide), *given))
+            one = jax.checkpoint(lambda params, *given: self._rest(apply, narrow(params), *given))
             first = jax.tree.map(lambda x: x[0], (micro, raw, done))
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, wide, *first))
-            add = lambda sums, given: (jax.tree.map(jnp.add, sums, one(wide, *given)), None)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, params, *first))
+            add = lambda sums, given: (jax.tree.map(jnp.add, sums, one(params, *given)), None)
             sums = jax.lax.scan(add, zeros, (micro, raw, done))[0]
             return jax.tree.map(lambda x: x[None], sums)
 

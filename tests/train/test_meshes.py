@@ -19,26 +19,31 @@ from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.llama import LlamaConfig
 from jaxnlp.models.t5 import T5Config
+from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.ring import Ring
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.objectives.masked_lm import MaskedLM
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.optim import OptimConfig
-from jaxnlp.sharding.presets import DDP, TP, TP_SP, ZERO1, ZERO2, ZERO3
+from jaxnlp.sharding.presets import DDP, PP, STAGED, THREE_D, TP, TP_SP, ZERO1, ZERO2, ZERO3
 from jaxnlp.sharding.rules import FSDP, TENSOR, Sharding
 from jaxnlp.train.experiment import Experiment
 from jaxnlp.train.program import build
 
 V, B, T, M, ACCUM = 32, 16, 16, 3, 2
-SIZES = {"vocab_size": V, "num_layers": 2, "num_heads": 8, "embed_dim": 16, "mlp_dim": 32, "dropout_rate": 0.1}
+SIZES = {"vocab_size": V, "num_layers": 4, "num_heads": 8, "embed_dim": 16, "mlp_dim": 32, "dropout_rate": 0.1}
+SIZES["scan_layers"] = True  # stages need it, and a stack compiles as fast as one layer
 MODELS = {
-    "gpt": GPTConfig(max_len=T, scan_layers=True, **SIZES),
-    "bert": BertConfig(max_len=T, scan_layers=True, **SIZES),
-    "t5": T5Config(num_decoder_layers=2, head_dim=4, **SIZES),
+    "gpt": GPTConfig(max_len=T, **SIZES),
+    "bert": BertConfig(max_len=T, **SIZES),
+    "t5": T5Config(head_dim=4, **SIZES),
+    "transformer": TransformerConfig(max_len=T, **SIZES),
 }
-LLAMA = {**SIZES, "num_kv_heads": 4, "window": 7, "scan_layers": True, "remat": "full"}
+PAIRS = ("t5", "transformer")
+LLAMA = {**SIZES, "num_kv_heads": 4, "window": 7, "remat": "full"}
 LLAMA.pop("dropout_rate")
+UNROLLED = {"gpt unrolled": dataclasses.replace(MODELS["gpt"], num_layers=2, scan_layers=False)}
 RINGS = {
     "gpt of a ring": dataclasses.replace(MODELS["gpt"], dropout_rate=0.0, attention=Ring(block=2)),
     "bert of a ring": dataclasses.replace(MODELS["bert"], dropout_rate=0.0, attention=Ring()),
@@ -49,6 +54,10 @@ SPLIT = {**TENSOR, "embed": "fsdp"}
 ZERO3_TP = Sharding(params=SPLIT, gradients=SPLIT, optimizer=SPLIT)
 ZERO3_TP_SP = Sharding(params=SPLIT, gradients=SPLIT, optimizer=SPLIT, activations=TP_SP.activations)
 OVER_BOTH = {**FSDP, "embed": ("data", "fsdp")}
+STAGED_ZERO2 = dataclasses.replace(PP, gradients={**PP.params, **FSDP, **STAGED}, optimizer={**FSDP, **STAGED})
+STAGED_ZERO3 = dataclasses.replace(THREE_D, params={**SPLIT, **STAGED})
+ONE_F_ONE_B = dataclasses.replace(THREE_D, pipeline="1f1b")
+CIRCULAR = dataclasses.replace(PP, pipeline="circular")
 MESHES = {
     "DDP data 8": DDP,
     "ZERO1 fsdp 8": ZERO1.on(fsdp=8),
@@ -67,18 +76,55 @@ MESHES = {
     "ZERO3 and TP, 2 2 2": ZERO3_TP.on(data=2, fsdp=2, tensor=2),
     "ZERO3 and TP_SP, 2 2 2": ZERO3_TP_SP.on(data=2, fsdp=2, tensor=2),
     "ZERO3 and TP_SP, fsdp 2 sequence 2 tensor 2": ZERO3_TP_SP.on(fsdp=2, sequence=2, tensor=2),
+    "PP data 2 stage 4": PP.on(data=2, stage=4),
+    "PP data 4 stage 2, circular": CIRCULAR.on(data=4, stage=2),
+    "PP and ZERO2, stage 2 fsdp 4": STAGED_ZERO2.on(stage=2, fsdp=4),
+    "PP data 2 stage 2 sequence 2": PP.on(data=2, stage=2, sequence=2),
+    "THREE_D data 2 stage 2 tensor 2": THREE_D.on(data=2, stage=2, tensor=2),
+    "THREE_D data 2 stage 2 tensor 2, 1F1B": ONE_F_ONE_B.on(data=2, stage=2, tensor=2),
+    "THREE_D and ZERO3, stage 2 fsdp 2 tensor 2": STAGED_ZERO3.on(stage=2, fsdp=2, tensor=2),
+    "THREE_D stage 2 sequence 2 tensor 2": THREE_D.on(stage=2, sequence=2, tensor=2),
 }
-WIDE = ("TP tensor 8", "TP data 2 tensor 4", "TP_SP data 2 tensor 4", "ZERO3 and TP, fsdp 2 tensor 4")
-BESIDE_GPT = {
-    "bert": [mesh for mesh in MESHES if mesh not in WIDE],
-    "t5": ["ZERO2 fsdp 8", "TP_SP tensor 8", "TP_SP data 2 tensor 4"],
+QUICK = {  # each preset once
+    "gpt": {
+        "ZERO1 data 2 fsdp 2 sequence 2",
+        "ZERO3 data 2 fsdp 4",
+        "TP data 2 tensor 4",
+        "TP_SP tensor 8",
+        "PP data 4 stage 2, circular",
+        "THREE_D data 2 stage 2 tensor 2",
+    },
+    "bert": {"ZERO2 fsdp 8"},
+    "t5": {"DDP data 8"},
 }
+SOME = (  # of what an encoder-decoder shares with the others
+    "DDP data 8",
+    "ZERO1 data 2 fsdp 2 sequence 2",
+    "ZERO2 fsdp 8",
+    "ZERO3 data 2 fsdp 4",
+    "TP data 2 tensor 4",
+    "TP_SP data 2 tensor 4",
+    "ZERO3 and TP_SP, 2 2 2",
+    "PP data 2 stage 4",
+    "PP data 4 stage 2, circular",
+    "THREE_D data 2 stage 2 tensor 2",
+)
+CASES = [
+    pytest.param(name, mesh, marks=() if mesh in QUICK.get(name, ()) else pytest.mark.slow)
+    for name in MODELS
+    for mesh in (SOME if name in PAIRS else MESHES)
+]
+CASES += [pytest.param("gpt unrolled", "ZERO3 and TP, 2 2 2", marks=pytest.mark.slow)]
+CASES += [
+    pytest.param(name, "ZERO2 fsdp 2 sequence 4", marks=() if name == "gpt of a ring" else pytest.mark.slow)
+    for name in RINGS
+]
 
 
 def batch(name: str, seed: int) -> dict[str, np.ndarray]:
     """Rows that end in padding of different lengths."""
     random = np.random.default_rng(seed)
-    if name == "t5":
+    if name in PAIRS:
         text = lambda: random.integers(0, V - 1, random.integers(1, T + 1))
         return encoder_decoder.batch([(text(), text()) for _ in range(B)], T, T, fill=V - 1, start=V - 1)
     if name in ("gpt", "llama"):
@@ -102,14 +148,15 @@ def batch(name: str, seed: int) -> dict[str, np.ndarray]:
 
 def run(name: str, sharding: Sharding | None, devices: int):
     """(losses, the first gradient, parameters) of three steps. One device has no ring and takes `Einsum`."""
-    model, name = {**MODELS, **RINGS}[name], name.split()[0]
+    model, name = {**MODELS, **UNROLLED, **RINGS}[name], name.split()[0]
     if devices == 1:
         model = dataclasses.replace(model, attention=Einsum())
-    causal = CausalLM(z_loss=1e-3)
+    causal, pairs = CausalLM(z_loss=1e-3), Seq2Seq(label_smoothing=0.1)
+    objectives = {"gpt": causal, "llama": causal, "bert": MaskedLM(), "t5": pairs, "transformer": pairs}
     e = Experiment(
         model=model,
-        objective={"gpt": causal, "llama": causal, "bert": MaskedLM(), "t5": Seq2Seq(label_smoothing=0.1)}[name],
-        data=DataConfig(seq_len=T, batch_size=B, **({"examples": TextPairs(target_len=T)} if name == "t5" else {})),
+        objective=objectives[name],
+        data=DataConfig(seq_len=T, batch_size=B, **({"examples": TextPairs(target_len=T)} if name in PAIRS else {})),
         optim=OptimConfig(name="sgd", learning_rate=0.1, schedule="constant", clip_norm=None, weight_decay=0.0),
         sharding=sharding or Sharding(),
         accum_steps=ACCUM,
@@ -137,14 +184,6 @@ def close(found, wanted):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(scale, 1e-2))
 
     jax.tree.map(one, found, wanted)
-
-
-CASES = [("gpt", mesh) for mesh in MESHES] + [
-    pytest.param(name, mesh, marks=() if mesh == "ZERO2 fsdp 8" else pytest.mark.slow)
-    for name, meshes in BESIDE_GPT.items()
-    for mesh in meshes
-]
-CASES += [(name, "ZERO2 fsdp 2 sequence 4") for name in RINGS]
 
 
 @pytest.mark.parametrize(("name", "mesh"), CASES)
