@@ -80,7 +80,7 @@ RUNS = {
 SHOWN = {  # pictures, and a text among the outputs
     "01_attention_to_gpt": (5, "validation split"),
     "02_bert": (2, "validation split"),
-    "03_parallelism": (1, "the same losses"),
+    "03_parallelism": (5, "the same losses"),
 }
 
 
