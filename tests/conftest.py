@@ -15,6 +15,8 @@ os.environ["JAXNLP_ALLOCATOR"] = "system"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Half of a first run would be LLVM's optimizations, of programs so small that none is worth it.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the entry points below are forked
 os.environ["HF_HUB_OFFLINE"] = "1"
 

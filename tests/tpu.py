@@ -16,7 +16,7 @@ def environment() -> dict[str, str]:
     library = os.environ.get("JAXNLP_LIBTPU", "")
     if not os.path.exists(library):
         pytest.skip("libtpu is not there; `make test-slow` installs it and sets JAXNLP_LIBTPU")
-    return {**os.environ, "TPU_LIBRARY_PATH": library, "JAX_NUM_CPU_DEVICES": "1"}
+    return {**os.environ, "TPU_LIBRARY_PATH": library, "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
 
 
 def compiled(module: str, *args: str) -> Any:
