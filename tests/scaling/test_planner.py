@@ -184,6 +184,24 @@ def test_a_search_ranks_what_fits_and_tells_of_each(monkeypatch):
     assert staged.accum_steps == 4 and staged.bubble == pytest.approx(1 / 5) and staged.mfu_ceiling < 0.65
 
 
+def test_a_pipelines_arithmetic_has_its_bubble():
+    def of(schedule):
+        sharding = dataclasses.replace(PP.on(stage=2, data=4), pipeline=schedule)
+        program = planner.build(experiment(sharding, accum_steps=4), jax.devices()[:DEVICES])
+        found = planner.outline(program)
+        return found, planner.stage_flops(found, program) / (found.flops / DEVICES)
+
+    layers = 12 * 64**2 * LAYERS + 2 * 64 * LENGTH * LAYERS  # operations of a token, by six, and of its attention
+    share = layers / (layers + 64 * 256)
+    found, more = of("gpipe")
+    assert (found.schedule, found.bubble) == ("GPipe", pytest.approx(1 / 5))
+    assert more == pytest.approx(share * 5 / 4 + 1 - share, rel=0.02)
+    # In step with the layers, the output map waits too, and each of two stages has it.
+    found, more = of("1f1b")
+    assert (found.schedule, found.bubble, found.recomputed) == ("OneFOneB", pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert more == pytest.approx((share + 2 * (1 - share)) * 3 / 2, rel=0.02)
+
+
 def test_a_search_of_tables_that_are_not_there_is_an_error():
     with pytest.raises(UserError, match="--tables=ZERO9: none of these begins so; here there are config, DDP data=8"):
         searching.search(experiment(ZERO3), jax.devices()[:DEVICES], only=["ZERO9"])
