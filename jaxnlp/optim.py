@@ -123,7 +123,7 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
 
 
 def make_optimizer(
-    config: OptimConfig, steps: int, axes: Any
+    config: OptimConfig, steps: int, axes: Any, rates: Any = None
 ) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
     """The optimizer and its schedule.
 
@@ -135,6 +135,7 @@ def make_optimizer(
         steps: length of the run.
         axes: tree like the parameters, of tuples of logical axis names; muon reads from it
             which axes of a matrix are inputs.
+        rates: tree like the parameters, of numbers by which their learning rates are multiplied; None: one for all.
     """
     schedule = make_schedule(config, steps)
     decay = {"weight_decay": config.weight_decay, "mask": lambda params: decay_mask(params, config.no_decay)}
@@ -174,7 +175,8 @@ def make_optimizer(
         optimizer = optax.partition({"muon": muon, "rest": rest}, labels)
     # Not clipping has a state like clipping's, so that a run can resume with it changed.
     clip = optax.identity() if config.clip_norm is None else clip_by_global_norm(config.clip_norm)
-    optimizer = optax.chain(clip, optimizer)
+    scaled = () if rates is None else (scale_by(rates),)
+    optimizer = optax.chain(clip, optimizer, *scaled)
     return (optimizer if config.master_dtype is None else with_master(optimizer)), schedule
 
 
@@ -187,6 +189,16 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformationExtraArgs:
         return jax.tree.map(clip, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def scale_by(rates: Any) -> optax.GradientTransformation:
+    """Updates times a number each; also of some of the parameters alone."""
+    masked = lambda x: isinstance(x, optax.MaskedNode)
+
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda u, rate: u if masked(u) else u * rate, updates, rates, is_leaf=masked), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def with_master(optimizer: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:

@@ -143,7 +143,7 @@ def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: Beam
     B, P = rows.tokens.shape
     N, T = beams.num_beams, max_new_tokens
     sizes = cache_lengths(P, P + T)
-    logits_BTV, cache = model.prefill(held, rows, model.make_cache(B, sizes[0]), 1 + forced)
+    logits_BTV, cache = model.prefill(held, rows, model.new_cache(held, B, sizes[0]), 1 + forced)
     logits_BTV = model.real(logits_BTV)
     forced_BK = log_probs(logits_BTV[:, :-1], rows.tokens[:, P - forced :])
     cache = repeat(cache, N)
@@ -172,7 +172,7 @@ def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: Beam
     for size in sizes:
         *rest, cache = carry
         stop = min(size - P + 1, T)
-        carry = (*rest, grow(cache, size))
+        carry = (*rest, grow(cache, size + model.front))
         carry = jax.lax.while_loop(lambda c, stop=stop: (c[0] < stop) & c[5], body, carry)
     return jax.tree.map(whole, (carry[2], forced_BK))
 

@@ -65,6 +65,8 @@ class Generator:
     start: what every text the decoder reads begins with, as every document in training does; None is the separator,
         () nothing. source_end: what every source an encoder reads ends with; None is the separator, () nothing.
     encoder_decoder: prompts are sources, for the encoder; the decoder begins with `start` and the forced prefix.
+    front: places that a cache has before the text's, of a soft prompt; fill: (parameters, empty cache) -> one that has
+        them.
     """
 
     apply: Callable
@@ -77,6 +79,8 @@ class Generator:
     start: tuple[int, ...] | None = None
     source_end: tuple[int, ...] | None = None
     encoder_decoder: bool = False
+    front: int = 0
+    fill: Callable[[Any, Any], Any] | None = None
 
     def __call__(
         self,
@@ -169,7 +173,7 @@ class Generator:
                 cache = state.cache
                 if step == size - P + 1:
                     size, *later = later
-                    cache = loop.larger(cache, size)
+                    cache = loop.larger(cache, size + self.front)
                 state, stop = dataclasses.replace(state, cache=None), np.int32(min(step + chunk, size - P + 1, T))
                 state = loop.advance(self, plan, held_params, rows, key, state, cache, ended_B, stop)
         return tokens_BT, (np.asarray(forced_BK), np.asarray(state.log_probs)), ends
@@ -206,9 +210,14 @@ class Generator:
         """A row of new tokens without the separator that ends it."""
         return row[: row.index(self.separator)] if self.separator in row else row
 
+    def new_cache(self, held_params: Any, batch: int, length: int) -> Any:
+        """A cache for so many positions of text."""
+        cache = self.make_cache(batch, length + self.front)
+        return cache if self.fill is None else self.fill(held_params, cache)
+
     def prefill(self, held_params: Any, rows: Rows, cache: Any, logits_to_keep: int) -> tuple[jax.Array, Any]:
         """Logits of the last places of `rows.tokens`, and the cache that holds them all."""
-        given = {"segment_ids": rows.segments, "positions": rows.positions_BP, "cache": cache}
+        given = {"segment_ids": rows.segments, "positions": rows.positions_BP + self.front, "cache": cache}
         if not self.encoder_decoder:
             return self.apply(held_params, rows.tokens, **given, logits_to_keep=logits_to_keep)
         given["input_segments"] = rows.input_segments
@@ -216,7 +225,7 @@ class Generator:
 
     def step(self, held_params: Any, last_R1: jax.Array, positions_R1: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         """Logits (R, 1, V) of the token after `last_R1`, and the cache that holds it."""
-        given = {"segment_ids": jnp.ones_like(last_R1), "positions": positions_R1, "cache": cache}
+        given = {"segment_ids": jnp.ones_like(last_R1), "positions": positions_R1 + self.front, "cache": cache}
         tokens = (None, last_R1) if self.encoder_decoder else (last_R1,)
         return self.apply(held_params, *tokens, **given)
 

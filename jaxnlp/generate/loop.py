@@ -57,7 +57,7 @@ def run(model: Any, plan: Plan, params: Any, rows: Rows, key: jax.Array) -> tupl
     P, T = rows.tokens.shape[1], plan.max_new_tokens
     state, forced_BK = _begin(model, plan, params, rows, key)
     for size in cache_lengths(P, P + T):
-        state = dataclasses.replace(state, cache=grow(state.cache, size))
+        state = dataclasses.replace(state, cache=grow(state.cache, size + model.front))
         state = _advance(model, plan, params, rows, key, state, min(size - P + 1, T))
     return whole(state.tokens), (forced_BK, whole(state.log_probs)) if plan.log_probs else None
 
@@ -85,7 +85,7 @@ larger = jax.jit(grow, static_argnums=1)
 
 def _begin(model, plan, params, rows, key) -> tuple[State, jax.Array | None]:
     (B, P), T = rows.tokens.shape, plan.max_new_tokens
-    cache = model.make_cache(B, cache_lengths(P, P + T)[0])
+    cache = model.new_cache(params, B, cache_lengths(P, P + T)[0])
     logits_BTV, cache = model.prefill(params, rows, cache, 1 + plan.forced if plan.log_probs else 1)
     state = State(
         step=jnp.int32(0),

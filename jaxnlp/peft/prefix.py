@@ -45,6 +45,10 @@ class Prefix(Method):
         if self.hidden_dim is not None and self.hidden_dim < 1:
             raise FieldError("hidden_dim", self.hidden_dim, "expected a positive number of units, or None")
 
+    @property
+    def front(self) -> int:
+        return self.length
+
     def choose(self, targets: list[Target]) -> list[Target]:
         serves = lambda t: "keys_values" in t.others and {"num_kv_heads", "head_dim"} <= set(t.fields)
         chosen = choose(targets, self.targets, serves, "attention with a `keys_values` method", "tuning.targets")

@@ -53,6 +53,15 @@ class Prompt(Method):
         if (self.init == "ids") != bool(self.ids):
             raise FieldError("ids", self.ids, "expected ids of tokens with init='ids', and none without")
 
+    @property
+    def front(self) -> int:
+        return self.length if self.placeholder is None else 0
+
+    @property
+    def one_text(self) -> bool:
+        """Whether only the last of several texts in a row would find it."""
+        return self.placeholder is None
+
     def choose(self, targets: list[Target]) -> list[Target]:
         serves = lambda t: t.is_table and len(t.inputs or ()) == 2
         chosen = choose(targets, self.targets, serves, "a table of words' vectors", "tuning.targets")

@@ -23,6 +23,7 @@ from jaxnlp.config import did_you_mean
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.calls import Call, calls_changed
 from jaxnlp.nn.partitioning import placed
+from jaxnlp.nn.policy import FLOATS
 from jaxnlp.peft.targets import Parameter, Target, at, find_targets, matches
 from jaxnlp.sharding.axes import abstract_params
 
@@ -49,11 +50,14 @@ class Method:
 
     whole: patterns of the model's own parameters that are trained too, as ("head/*",). None: those of the head, where
         the model is a pretrained trunk with a new head on it.
+    base_dtype: of the base's parameters that are not trained, as "bfloat16"; None: as the model has them.
     """
 
     whole: tuple[str, ...] | None = None
+    base_dtype: str | None = None
 
     methods = ("__call__",)  # of a module, which a tuning method changes
+    front = 0  # places that a decoder's cache has before the text's
 
     def check(self) -> None:
         """Raises FieldError naming the first field that cannot work."""
@@ -152,10 +156,19 @@ class Tuning:
         return [((*path, name), leaf) for path, leaves in self.leaves.items() for name, leaf in leaves.items()]
 
     def frozen(self, base: Any) -> Any:
-        """The base without what is tuned in its place: with the tuned, all that a run needs of it."""
+        """The base without what is tuned in its place, in its dtype: with the tuned, all that a run needs of it."""
         for path in self.replaced:
             base = without(base, path)
-        return base
+        dtype = self.method.base_dtype
+        return base if dtype is None else jax.tree.map(lambda x: x.astype(dtype), base)
+
+    @property
+    def frozen_axes(self) -> Any:
+        """Logical axes of what is frozen, as a tree like it."""
+        axes = self.base_axes
+        for path in self.replaced:
+            axes = without(axes, path)
+        return axes
 
     def _own(self, tree: Any, path: Path) -> dict[str, jax.Array]:
         found = at(tree, path) or {}
@@ -173,7 +186,9 @@ class Tuning:
         return tree
 
     def rates(self, tuned: Any) -> Any:
-        """By what each tuned parameter's learning rate is multiplied, as a tree like them."""
+        """By what each tuned parameter's learning rate is multiplied, as a tree like them; None: all by 1."""
+        if {self.method.rate(path[-1]) for path, _ in self._tuned()} <= {1.0}:
+            return None
         return jax.tree_util.tree_map_with_path(lambda path, _: self.method.rate(str(path[-1].key)), tuned)
 
     def apply(self, apply: Callable) -> Callable:
@@ -284,6 +299,8 @@ def plan(method: Method, module: Any, *inputs: Any, head: tuple[str, ...] = ()) 
     Raises:
         UserError: a pattern that matches nothing, or what the method cannot serve; nothing to train.
     """
+    if method.base_dtype not in (None, *FLOATS):
+        raise FieldError("tuning.base_dtype", method.base_dtype, f"expected one of {', '.join(FLOATS)}, or None")
     method.check()
     targets = {t.path: t for t in find_targets(module, *inputs)}
     shapes, axes = abstract_params(module, *inputs)
@@ -336,6 +353,13 @@ def join(base: Any, tuned: Any) -> Any:
     if not isinstance(tuned, Mapping):
         return tuned
     return {**base, **{name: join(base.get(name, {}), x) for name, x in tuned.items()}}
+
+
+def like(tree: Any, wanted: Any) -> Any:
+    """Of a tree, what is in another too."""
+    if not isinstance(wanted, Mapping):
+        return tree
+    return {name: like(tree[name], x) for name, x in wanted.items()}
 
 
 def put(tree: Any, path: Path, leaf: Any) -> Any:

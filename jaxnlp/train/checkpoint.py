@@ -127,10 +127,13 @@ class Reader:
             raise UserError(f"{path}: damaged ({e})") from None
 
     def restore(self, step: int, target: State) -> State:
-        """The state of a step, laid out as `target`'s abstract leaves say (any mesh, any number of processes)."""
-        return State(
-            params=self.restore_item(step, "params", target.params), **self.restore_item(step, "rest", rest_of(target))
+        """The state of a step, frozen parameters aside, laid out as `target`'s abstract leaves say: on any mesh, in any
+        number of processes."""
+        params, rest = (
+            self.restore_item(step, "params", target.params),
+            self.restore_item(step, "rest", rest_of(target)),
         )
+        return State(params=params, **rest)
 
     def restore_item(self, step: int, item: str, target: Any) -> Any:
         """One tree of arrays, as "params" alone."""
@@ -239,8 +242,8 @@ def _unless_failed(barrier: Callable[..., None]) -> Callable[..., None]:
 
 
 def rest_of(state: State) -> dict[str, Any]:
-    """The state without its parameters."""
-    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "params"}
+    """The state without its parameters, trained or frozen."""
+    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in ("params", "frozen")}
 
 
 def set_aside(workdir: pathlib.Path, step: int) -> pathlib.Path:

@@ -4,11 +4,13 @@ import dataclasses
 import math
 from typing import Any
 
+from jaxnlp.data.packing import Packed
 from jaxnlp.data.pipeline import DataConfig, resolved
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.optim import OptimConfig, make_schedule
+from jaxnlp.peft.tuning import Method
 from jaxnlp.sharding.rules import Sharding, as_tuple
 
 
@@ -17,6 +19,7 @@ class Experiment:
     """A run: model, data, objective, optimizer and layout, and the run's lengths and intervals (in steps).
 
     model: a model's config, as `gpt.GPTConfig(...)`.
+    tuning: which parameters are trained, as `peft.lora.LoRA(rank=8)`; None: all.
     init_from: where the first parameters come from, as `pretrained.Pretrained(path="runs/bert")`; None draws them.
     steps: length of the run.
     accum_steps: microbatches a batch is cut into; lowers memory, not the result.
@@ -37,6 +40,7 @@ class Experiment:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     objective: Any = dataclasses.field(default_factory=CausalLM)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    tuning: object = None
     init_from: Any = None
     sharding: Sharding = dataclasses.field(default_factory=Sharding)
     steps: int = 1000
@@ -80,6 +84,13 @@ class Experiment:
             raise FieldError("peak_flops", self.peak_flops, "expected operations a second, as 9.9e14, or None")
         if self.init_from is not None and not hasattr(self.init_from, "begin"):
             raise FieldError("init_from", self.init_from, "expected Pretrained(path='runs/bert'), or None")
+        if self.tuning is not None and not isinstance(self.tuning, Method):
+            raise FieldError("tuning", self.tuning, "expected a method of jaxnlp.peft, as LoRA(rank=8), or None")
+        several = isinstance(self.data.examples, Packed) and not self.data.attend_across_documents
+        if getattr(self.tuning, "one_text", False) and several:
+            name, examples = type(self.tuning).__name__, type(self.data.examples).__name__
+            told = f"is read with one text a row, and data.examples={examples}() puts several in one"
+            raise FieldError("tuning", f"{name}()", f"{told}; set data.attend_across_documents=True, or use Prefix()")
         if self.data.batch_size % self.accum_steps:
             raise FieldError("accum_steps", self.accum_steps, f"does not divide data.batch_size={self.data.batch_size}")
         longest = getattr(self.model, "longest", None)

@@ -1,6 +1,7 @@
 """A trained run, from its folder alone."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 import sys
@@ -13,9 +14,11 @@ from jaxnlp.generate import layout
 from jaxnlp.generate.decode import Generator
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.policy import Policy
+from jaxnlp.peft.tuning import join, like
 from jaxnlp.sharding.axes import abstract_params, example_inputs, make_apply
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh, tpu_slices
 from jaxnlp.sharding.rules import as_tuple
+from jaxnlp.train.base import with_base
 from jaxnlp.train.checkpoint import Reader, Saved
 from jaxnlp.train.experiment import Experiment, check_batch, with_trunk
 from jaxnlp.train.program import Program, build
@@ -51,7 +54,12 @@ def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:
     saved = reader.read(step)
     saved = dataclasses.replace(saved, experiment=_fitting(_runnable(saved.experiment)))
     program = build(saved.experiment)
-    return Loaded(saved, program, reader.restore_item(step, "params", program.abstract.params))
+    params = reader.restore_item(step, "params", program.abstract.params)
+    if program.tuning is not None:
+        tell = lambda text: print(text, file=sys.stderr)
+        state = dataclasses.replace(program.abstract, params=params)
+        params = with_base(program, state, saved.tokenizer, saved.data, tell).model
+    return Loaded(saved, program, params)
 
 
 def _runnable(experiment: Experiment) -> Experiment:
@@ -124,15 +132,19 @@ def make_generator(program: Program, tokenizer: Any) -> Generator:
         return program.context(any_length=True) if rows % ways == 0 else program.context(any_length=True, batch=None)
 
     start = getattr(program.experiment.data.examples, "start", None)  # what the decoder began with in training
+    tuning = program.tuning
+    front = 0 if tuning is None else tuning.method.front
     generator = Generator(
         program.apply,
         model.make_cache,
-        model.longest,
+        None if model.longest is None else model.longest - front,
         tokenizer.separator,
         tokenizer.vocab_size,
         context,
         start=None if start is None else (tokenizer.special(start),),
         encoder_decoder=getattr(model, "encoder_decoder", False),
+        front=front,
+        fill=functools.partial(tuning.begin_cache, program.apply) if tuning is not None and front else None,
     )
     one_cpu = program.mesh.size == 1 and program.mesh.devices.flat[0].platform == "cpu"
     return _output_major(generator, program) if one_cpu and isinstance(_policy(model), Policy) else generator
@@ -148,7 +160,11 @@ def _output_major(generator: Generator, program: Program) -> Generator:
     policy = dataclasses.replace(model.policy, weight_layout="output_major")
     module = dataclasses.replace(model, policy=policy).module()
     shapes, axes = abstract_params(module, *example_inputs(model, 1, 1))
-    lay_out = jax.jit(lambda params: layout.output_major(params, shapes, axes))
+    lay_out = jax.jit(lambda params: join(params, layout.output_major(like(params, shapes), shapes, axes)))
+    apply, tuning = make_apply(module), program.tuning
+    if tuning is not None:
+        apply = tuning.apply(apply)
+    fill = None if tuning is None or not generator.front else functools.partial(tuning.begin_cache, apply)
     newest: list[Any] = [None, None]
 
     def hold(params: Any) -> Any:
@@ -156,4 +172,4 @@ def _output_major(generator: Generator, program: Program) -> Generator:
             newest[:] = params, lay_out(params)
         return newest[1]
 
-    return dataclasses.replace(generator, apply=make_apply(module), hold=hold)
+    return dataclasses.replace(generator, apply=apply, hold=hold, fill=fill)

@@ -22,6 +22,7 @@ from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.perplexity import evaluate
 from jaxnlp.train import resume
+from jaxnlp.train.base import BASE, fingerprint, first_state, with_base
 from jaxnlp.train.checkpoint import Reader, Saved, Writer, set_aside, versions
 from jaxnlp.train.experiment import Experiment, resolve
 from jaxnlp.train.lock import lock
@@ -123,9 +124,11 @@ class Run:
             if was != now:
                 self.tell(f"note: the checkpoint was written with jaxlib {was} and this is {now}; bits may differ")
             position = saved.data["position"]
-            self.state = reader.restore(saved.step, self.program.abstract)
+            state = reader.restore(saved.step, self.program.abstract)
+            self.state = with_base(self.program, state, self.tokenizer, saved.data, self.tell)
         else:
             self.state = self._begin()
+        self.base = {} if self.program.tuning is None else {BASE: fingerprint(self.state.frozen)}
         self.step = int(self.state.step)
         if self.step % e.steps_per_call:
             raise FieldError(
@@ -147,13 +150,13 @@ class Run:
 
     def _begin(self) -> State:
         """A new state, with parameters from elsewhere if the experiment says so, and what became of them told."""
-        state, init_from = self.program.init(), self.experiment.init_from
-        if init_from is None:
-            return state
-        state, report = init_from.begin(self.program, state, self.tokenizer, self.tell)
-        self.tell("\n".join(report.lines()))
-        if self.first:
-            report.save(self.workdir)
+        state, report = first_state(self.program, self.tokenizer, self.tell)
+        if report is not None:
+            self.tell("\n".join(report.lines()))
+            if self.first:
+                report.save(self.workdir)
+        if self.program.tuning is not None:
+            self.tell(self.program.tuning.report())
         return state
 
     def tell(self, text: str) -> None:
@@ -273,7 +276,7 @@ class Run:
         raise UserError(
             f"step {at}: the loss is {values['loss'][bad]:.4g} and the gradient norm {values['grad_norm'][bad]:.4g}, "
             f"not finite; {saved}; batch: examples {begins} to {begins + size - 1} of the corpus, "
-            f"fingerprint {fingerprint(read.host[bad])}; lower optim.learning_rate, "
+            f"fingerprint {batch_name(read.host[bad])}; lower optim.learning_rate, "
             "or skip such steps with --config.on_nonfinite=skip"
         )
 
@@ -310,7 +313,8 @@ class Run:
         """Begins to save the current state; its validation loss goes with it if it was just measured."""
         loss = self.validation[1] if self.validation and self.validation[0] == self.step else None
         with self.meter.pause():
-            self.writer.save(self.state, self.experiment, self.tokenizer, self.batches.state, loss)
+            data = {**self.batches.state, **self.base}
+            self.writer.save(self.state, self.experiment, self.tokenizer, data, loss)
 
     def _profile(self, end: bool = False) -> None:
         """Starts and stops the trace around the steps asked for, in whole calls of the step."""
@@ -351,7 +355,7 @@ class Batches:
     arrays: dict[str, jax.Array]
 
 
-def fingerprint(batch: dict[str, np.ndarray]) -> str:
+def batch_name(batch: dict[str, np.ndarray]) -> str:
     """A short name of exactly this batch (of this process's rows)."""
     digest = hashlib.blake2b(digest_size=6)
     for name in sorted(batch):

@@ -26,6 +26,7 @@ from jaxnlp.data.tokenizer import HuggingFaceTokenizer, wrap
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.interop import huggingface
 from jaxnlp.nn.kernels import Einsum
+from jaxnlp.peft.tuning import like
 from jaxnlp.sharding.axes import abstract_params, example_inputs
 from jaxnlp.sharding.rules import REPLICATED, path_name, shardings
 from jaxnlp.train.checkpoint import Reader
@@ -70,9 +71,10 @@ class Pretrained:
         source = open_source(self.path, self.checkpoint, tell)
         check_ids(source, tokenizer)
         given = source.read(program.mesh, program.experiment.sharding.params, self.ignore)
-        flat, target = by_path(given), by_path(program.abstract.params)
+        own, own_axes = program.base
+        flat, target = by_path(given), by_path(own)
         is_names = lambda x: isinstance(x, tuple)
-        axes = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(program.axes, is_leaf=is_names)}
+        axes = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(own_axes, is_leaf=is_names)}
         model = program.experiment.model
         found = match(
             {path: x.shape for path, x in flat.items()},
@@ -84,10 +86,23 @@ class Pretrained:
             dropped=lambda path: _any(path, self.left_over),
             name=source.name,
         )
-        layout = jax.tree.map(lambda x: x.sharding, program.abstract.params)
+        layout = jax.tree.map(lambda x: x.sharding, own)
         build = jax.jit(lambda fresh, given: assemble(found, fresh, given), out_shardings=layout)
         report = Report.of(source.name, found, target)
-        return dataclasses.replace(state, params=build(state.params, flat)), report
+        params = build(like(state.model, own), flat)
+        if program.tuning is None:
+            return dataclasses.replace(state, params=params), report
+        trained = {"/".join(path) for path in program.tuning.replaced}
+        if lost := [path for path in report.fresh if path not in trained]:
+            raise UserError(
+                f"tuning: {lost[0]} is not in {source.name} and would stay as it was drawn; train it, with "
+                f"tuning.whole=({', '.join(repr(path) for path in [*trained_patterns(trained), *lost])},)"
+            )
+        return program.start(params), report
+
+
+def trained_patterns(paths: Iterable[str]) -> list[str]:
+    return sorted({f"{path.split('/')[0]}/*" for path in paths})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.evals.perplexity import make_eval_step
 from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.optim import LAYERWISE, make_optimizer
+from jaxnlp.peft.tuning import Method, Tuning, join, like, plan
 from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, make_apply
 from jaxnlp.sharding.mesh import make_mesh
 from jaxnlp.sharding.rules import as_tuple
@@ -24,15 +25,19 @@ from jaxnlp.train.state import State, gradient_shardings, new_state, state_shard
 from jaxnlp.train.step import make_step, many_steps
 from jaxnlp.train.update import Layouts
 
+TUNED = 0x7D  # folded into the run's key for the tuned parameters' first values
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
     """An experiment over a mesh, ready to run.
 
     apply(params, *args, key=None): the model; call it, or what contains it, within `context()`.
-    axes: logical axes of each parameter. abstract: the state's shapes, dtypes and shardings.
+    axes: logical axes of each trained parameter. abstract: the state's shapes, dtypes and shardings.
     init(): a new state. step(state, batch): one call, the state donated; with
     `steps_per_call` above 1 the batch has that leading axis. eval_step(params, batch): sums.
+    tuning: of a method that trains some parameters, what it trains; None: all are.
+    start(params): a state at step 0 that begins from these of the model's own.
     """
 
     experiment: Experiment
@@ -44,6 +49,19 @@ class Program:
     step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
     eval_step: Callable[[Any, Any], dict[str, jax.Array]]
     batch_sharding: NamedSharding
+    start: Callable[[Any], State]
+    tuning: Tuning | None = None
+
+    @property
+    def all_axes(self) -> Any:
+        """Logical axes of all parameters, trained or frozen."""
+        return self.axes if self.tuning is None else join(self.tuning.frozen_axes, self.axes)
+
+    @property
+    def base(self) -> tuple[Any, Any]:
+        """(shapes and shardings, logical axes) of the model's own parameters."""
+        own = self.abstract.model if self.tuning is None else like(self.abstract.model, self.tuning.shapes)
+        return own, self.axes if self.tuning is None else self.tuning.base_axes
 
     def context(self, *, any_length: bool = False, **rules: Any) -> contextlib.ExitStack:
         """The mesh and the tables, for code that traces the model.
@@ -112,11 +130,17 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
     apply = make_apply(module)
     inputs = example_inputs(e.model, e.data.batch_size // e.accum_steps, e.data.seq_len)
     shapes, axes = abstract_params(module, *inputs)
-    optimizer, schedule = make_optimizer(e.optim, e.steps, axes)
+    tuning, frozen, rates = None, None, None
+    if isinstance(e.tuning, Method):
+        tuning = plan(e.tuning, module, *inputs, head=heads(shapes))
+        apply, frozen = tuning.apply(apply), jax.eval_shape(tuning.frozen, shapes)
+        shapes, axes = jax.eval_shape(tuning.init, jax.random.key(0), shapes), tuning.axes
+        rates = tuning.rates(shapes)
+    optimizer, schedule = make_optimizer(e.optim, e.steps, axes, rates)
     policy = getattr(e.model, "policy", None)
     loss_scale = e.loss_scale if policy is not None and policy.compute_dtype == "float16" else None
-    abstract = jax.eval_shape(lambda p: new_state(p, optimizer, e.seed, loss_scale), shapes)
-    layout = state_shardings(abstract, axes, e.sharding, mesh)
+    abstract = jax.eval_shape(lambda p, f: new_state(p, optimizer, e.seed, loss_scale, f), shapes, frozen)
+    layout = state_shardings(abstract, axes, e.sharding, mesh, tuning and tuning.frozen_axes)
     gradients = gradient_shardings(shapes, axes, e.sharding, mesh)
     updated = update_shardings(shapes, axes, e.sharding, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
@@ -128,8 +152,13 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
     def begin() -> State:
         # The same numbers on every mesh: keys are split by parameter, not by device.
         zeros = (np.zeros(x.shape, x.dtype) for x in inputs)
-        params = init_params(module, jax.random.key(e.seed), *zeros)
-        return new_state(params, optimizer, e.seed, loss_scale)
+        return begin_from(init_params(module, jax.random.key(e.seed), *zeros))
+
+    def begin_from(params: Any) -> State:
+        if tuning is None:
+            return new_state(params, optimizer, e.seed, loss_scale)
+        tuned = tuning.init(jax.random.fold_in(jax.random.key(e.seed), TUNED), params)
+        return new_state(tuned, optimizer, e.seed, loss_scale, tuning.frozen(params))
 
     step = make_step(
         apply,
@@ -157,9 +186,16 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
         abstract=abstract,
         init=within(jax.jit(begin, out_shardings=layout)),
         step=within(jax.jit(step, in_shardings=(layout, stack), out_shardings=(layout, whole), donate_argnums=0)),
-        eval_step=within(jax.jit(eval_step, in_shardings=(layout.params, batch_sharding), out_shardings=whole)),
+        eval_step=within(jax.jit(eval_step, in_shardings=(layout.model, batch_sharding), out_shardings=whole)),
         batch_sharding=batch_sharding,
+        start=within(jax.jit(begin_from, out_shardings=layout)),
+        tuning=tuning,
     )
+
+
+def heads(shapes: Any) -> tuple[str, ...]:
+    """Patterns of what stands beside the trunk of a fine-tuned model: new, so trained whole whatever the method."""
+    return tuple(f"{name}/*" for name in shapes if name != "trunk") if "trunk" in shapes else ()
 
 
 def _within(mesh, sharding, fn):

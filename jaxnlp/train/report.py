@@ -28,7 +28,7 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     else:
         lines, table = text_table(result) if "bits_per_byte" in result.validation else target_table(result)
     picture = plot(workdir, lines) if jax.process_index() == 0 else None
-    shown = sample(result.program, result.state.params, result.tokenizer, store)
+    shown = sample(result.program, result.state.model, result.tokenizer, store)
     out = ["", *table, "", speed_line(workdir, result.peak), *shown, "", "written:"]
     written = [
         ("checkpoint", workdir / "checkpoints" / str(step)),

@@ -9,6 +9,7 @@ from jaxnlp.errors import UserError
 FIXED = (
     "model",
     "objective",
+    "tuning",
     "optim.name",
     "optim.b1",
     "optim.master_dtype",

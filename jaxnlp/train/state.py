@@ -11,12 +11,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.remat import HOST
+from jaxnlp.peft.tuning import join
 from jaxnlp.sharding.rules import Sharding, shardings
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "opt_state", "key", "skipped", "scaling"],
+    data_fields=["step", "params", "opt_state", "key", "skipped", "scaling", "frozen"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class State:
     key: the run's root key (its raw data); a step's keys are folded from it and the step.
     skipped: steps whose update was left out because it was not finite.
     scaling: of the loss under float16: `scale`, and `good` steps since it last changed; else None.
+    frozen: under a tuning method, the parameters that are not trained; `params` are those that are. Else None.
     """
 
     step: jax.Array
@@ -35,9 +37,17 @@ class State:
     key: jax.Array
     skipped: jax.Array
     scaling: dict[str, jax.Array] | None
+    frozen: Any = None
+
+    @property
+    def model(self) -> Any:
+        """All parameters, as the model reads them."""
+        return self.params if self.frozen is None else join(self.frozen, self.params)
 
 
-def new_state(params: Any, optimizer: optax.GradientTransformation, seed: int, loss_scale: float | None) -> State:
+def new_state(
+    params: Any, optimizer: optax.GradientTransformation, seed: int, loss_scale: float | None, frozen: Any = None
+) -> State:
     """The state at step 0. `loss_scale` is the first scale of float16 losses, None for other dtypes."""
     scaling = None
     if loss_scale is not None:
@@ -49,6 +59,7 @@ def new_state(params: Any, optimizer: optax.GradientTransformation, seed: int, l
         skipped=jnp.int32(0),
         scaling=scaling,
         key=jax.random.key_data(jax.random.key(seed)),
+        frozen=frozen,
     )
 
 
@@ -82,11 +93,11 @@ def owners(opt_state: Any, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, opt_state)
 
 
-def state_shardings(state: State, axes: Any, config: Sharding, mesh: Any) -> State:
+def state_shardings(state: State, axes: Any, config: Sharding, mesh: Any, frozen_axes: Any = None) -> State:
     """The sharding of every leaf of a state.
 
     Args:
-        state: abstract or real. axes: logical axes of its parameters, as a tree like them.
+        state: abstract or real. axes: logical axes of its parameters, as a tree like them; frozen_axes: of its frozen.
 
     The optimizer's copies of a parameter (moments, accumulators) follow `config.optimizer`,
     or the parameters' rules, and are in the memory of `config.optimizer_memory`; its leaves of any other shape
@@ -109,4 +120,5 @@ def state_shardings(state: State, axes: Any, config: Sharding, mesh: Any) -> Sta
         key=whole,
         skipped=whole,
         scaling=jax.tree.map(lambda _: whole, state.scaling),
+        frozen=None if state.frozen is None else shardings(state.frozen, frozen_axes, config.params, mesh),
     )

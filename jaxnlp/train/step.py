@@ -3,6 +3,7 @@
 Shape legend: A microbatches, B batch, T length.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnlp.objectives.objective import means, prepared
+from jaxnlp.peft.tuning import join, like
 from jaxnlp.train.state import State
 from jaxnlp.train.update import Layouts
 
@@ -42,7 +44,7 @@ def make_step(
         skip_nonfinite: leave out an update whose loss or gradient is not finite. Under
             float16 an overflowing gradient is always left out, and the loss scale halved.
         gradients: the sharding of each gradient; None leaves it to the compiler.
-        sums: called as `sum_gradients`, which it is by default.
+        sums: called as `sum_gradients`, which it is by default, but with the frozen parameters among the others.
         layouts: of the parameters, where the optimizer lays them out otherwise; None: it does not.
         update: what updates in the optimizer's place, as `offload.Offload`.
 
@@ -62,9 +64,22 @@ def make_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         scale = None if state.scaling is None else state.scaling["scale"]
         batch = prepared(objective, batch)
-        (total, weight, extra), grads = (sums or sum_gradients)(
-            apply, objective, state.params, batch, key, accum_steps, scale, gradients
-        )
+        if sums is None:
+            own = apply if state.frozen is None else functools.partial(_on_frozen, apply, state.frozen)
+            found = sum_gradients(own, objective, state.params, batch, key, accum_steps, scale, gradients)
+        else:
+            found = sums(
+                apply,
+                objective,
+                state.model,
+                batch,
+                key,
+                accum_steps,
+                scale,
+                gradients if state.frozen is None else None,
+            )
+        (total, weight, extra), grads = found
+        grads = like(grads, state.params)
         weight = jnp.maximum(weight, 1e-9)  # a batch of nothing but padding has loss 0
         divisor = weight if scale is None else weight * scale
         grads = jax.tree.map(lambda g, p: (g / divisor).astype(p.dtype), grads, state.params)
@@ -81,10 +96,14 @@ def make_step(
             metrics["loss_scale"] = scaling["scale"]
             scaling = next_scaling(scaling, finite)
         metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items() if not jnp.ndim(x)}
-        new = State(state.step + 1, params, opt_state, state.key, skipped, scaling)
+        new = State(state.step + 1, params, opt_state, state.key, skipped, scaling, state.frozen)
         return new, metrics
 
     return step
+
+
+def _on_frozen(apply, frozen, params, *args, **kwargs):
+    return apply(join(frozen, params), *args, **kwargs)
 
 
 def sum_gradients(apply, objective, params, batch, key, accum_steps, scale=None, layout=None):

@@ -1,0 +1,55 @@
+"""The base of a tuned run: its checkpoints hold what was trained, the rest is read again from where it came from."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import UserError
+from jaxnlp.train.program import Program
+from jaxnlp.train.state import State
+
+BASE = "base"  # what the fingerprint is called in a checkpoint's data
+
+
+def with_base(program: Program, state: State, tokenizer: Any, data: Any, tell: Callable[[str], Any]) -> State:
+    """A state read from a checkpoint, with its frozen parameters. Of a run that trains all it is as it was.
+
+    Args:
+        data: the checkpoint's, which holds the base's fingerprint.
+
+    Raises:
+        UserError: the base is not there, or not the one that the run was tuned on.
+    """
+    if program.tuning is None:
+        return state
+    found = first_state(program, tokenizer, tell)[0].frozen
+    if fingerprint(found) != data[BASE]:
+        e = program.experiment
+        where = "seed" if e.init_from is None else f"init_from.path={getattr(e.init_from, 'path', '')}"
+        raise UserError(
+            f"{where}: its parameters are not those that this run was tuned on (fingerprint {fingerprint(found)}, was "
+            f"{data[BASE]}); restore them, or tune again in another --workdir"
+        )
+    return dataclasses.replace(state, frozen=found)
+
+
+def first_state(program: Program, tokenizer: Any, tell: Callable[[str], Any]) -> tuple[State, Any]:
+    """(the state at step 0, what became of each pretrained parameter, None where none is)."""
+    state, init_from = program.init(), program.experiment.init_from
+    return (state, None) if init_from is None else init_from.begin(program, state, tokenizer, tell)
+
+
+def fingerprint(tree: Any) -> str:
+    """A short name of exactly these numbers, the same on any mesh: a sum of their bits, modulo 2^32."""
+
+    def digest(tree):
+        total = jnp.uint32(0)
+        for x in jax.tree.leaves(tree):
+            bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+            total = total * jnp.uint32(0x01000193) + jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+        return total
+
+    return f"{int(jax.jit(digest)(tree)):08x}"
