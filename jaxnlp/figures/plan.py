@@ -85,7 +85,8 @@ def _memory(axis: Any, plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             bar = axis.barh(y + 0.38, count / size, height=0.16, color=PARTS[part], hatch="//////", edgecolor="white")
             shown.setdefault(f"{part}, of the host's memory", bar)
         peak = (plan["compiled"] or {}).get("peak")
-        told = f"{amount(peak)} compiled" if peak and plan["fits"] else "does not fit"
+        there = f" of {amount(plan['limit'])}" if plan["limit"] else ""
+        told = f"{amount(peak)}{there}, compiled" if peak and plan["fits"] else "does not fit"
         if peak:
             (tick,) = axis.plot([peak / size] * 2, [y - 0.36, y + 0.36], color="black", lw=1.6)
             shown.setdefault("peak, compiled", tick)
@@ -94,7 +95,7 @@ def _memory(axis: Any, plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for there in limits:
         if there < 3 * largest:
             shown["memory there is"] = axis.axvline(there / size, color="#b03030", lw=1.2, ls="--")
-    axis.set_xlim(0, 1.35 * max([largest, *(n for n in limits if n < 3 * largest)]) / size)
+    axis.set_xlim(0, 1.5 * max([largest, *(n for n in limits if n < 3 * largest)]) / size)
     axis.set_xlabel(f"{unit} on each device", fontsize=9)
     return shown
 
