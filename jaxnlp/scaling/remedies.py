@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from jaxnlp.figures.parallelism import amount
 from jaxnlp.scaling.planner import TABLES, Plan, outline, plan, split
 from jaxnlp.sharding.presets import ZERO3
@@ -13,6 +15,7 @@ from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.experiment import Experiment, trunk, with_trunk
 from jaxnlp.train.program import build
 
+REFUSALS = (ValueError, NotImplementedError, jax.errors.JaxRuntimeError)  # of one option
 COMPILED = 5  # options compiled, at most
 MARGIN = 0.95  # of the memory, by an estimate
 Larger = Callable[[int], tuple[str, Sequence[Any]] | None]
@@ -53,8 +56,12 @@ def advised(
     for option in _chain(likely, lambda: pairs(e, devices, scale, room), lambda: grown(found, e, larger, room)):
         if done or len(compiled) == COMPILED:
             break
-        with busy(f"does not fit; compiling with {option.change}"):
-            one = plan(option.experiment, option.devices)
+        try:
+            with busy(f"does not fit; compiling with {option.change}"):
+                one = plan(option.experiment, option.devices)
+        except REFUSALS as error:
+            compiled.append((option.change, f"{option.change}: does not compile ({str(error).splitlines()[0][:200]})"))
+            continue
         done = one.fits
         size = one.compiled["peak"] if one.compiled else one.needed
         end = "fits" if done else "still too much"

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+
 from jaxnlp.errors import UserError
 from jaxnlp.figures.parallelism import amount
 from jaxnlp.nn.ring import Ring
@@ -20,6 +22,7 @@ from jaxnlp.train.program import build
 WIDTHS = (2, 4, 8, 16)  # of tensor, and of sequence
 STAGES = (2, 4, 8, 16)
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+REFUSALS = (ValueError, NotImplementedError, jax.errors.JaxRuntimeError)  # one table's, not the search's
 TURNS = (8, 4, 2, 1)  # microbatches of a pipeline, for each stage: the more, the smaller the bubble
 
 
@@ -109,8 +112,8 @@ def search(
                 e.check()
                 with busy(title):
                     one = attempt(e, devices, title)
-            except UserError as error:
-                tell(f"{title}: {error}")
+            except REFUSALS as error:
+                tell(f"{title}: {str(error).splitlines()[0][:300]}")
                 break
             tell(f"{title}: {one.problem or spoken(one)}")
             if one.fits:
