@@ -49,6 +49,10 @@ class Prefix(Method):
     def front(self) -> int:
         return self.length
 
+    @property
+    def by_layer(self) -> bool:
+        return self.hidden_dim is None
+
     def choose(self, targets: list[Target]) -> list[Target]:
         serves = lambda t: "keys_values" in t.others and {"num_kv_heads", "head_dim"} <= set(t.fields)
         chosen = choose(targets, self.targets, serves, "attention with a `keys_values` method", "tuning.targets")

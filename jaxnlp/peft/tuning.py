@@ -57,6 +57,7 @@ class Method:
     base_dtype: str | None = None
 
     methods = ("__call__",)  # of a module, which a tuning method changes
+    by_layer = True  # what it puts in a layer is there, and not made elsewhere, so that a pipeline can run it alone
     front = 0  # places that a decoder's cache has before the text's
 
     def check(self) -> None:
@@ -369,11 +370,11 @@ def put(tree: Any, path: Path, leaf: Any) -> Any:
 
 
 def without(tree: Any, path: Path) -> Any:
-    """The tree without the leaf at a path, as a new tree."""
+    """The tree without the leaf at a path, and what that leaves empty, as a new tree."""
     head, *tail = path
-    if not tail:
-        return {name: x for name, x in tree.items() if name != head}
-    return {**tree, head: without(tree[head], tuple(tail))}
+    rest = {name: x for name, x in tree.items() if name != head}
+    inner = without(tree[head], tuple(tail)) if tail else {}
+    return {**rest, head: inner} if inner else rest
 
 
 def _over_layers(make: Callable, stack: tuple[int, ...]) -> Callable:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxnlp.errors import UserError
+from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.perplexity import make_eval_step
 from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.optim import LAYERWISE, make_optimizer
@@ -132,6 +132,12 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
     shapes, axes = abstract_params(module, *inputs)
     tuning, frozen, rates = None, None, None
     if isinstance(e.tuning, Method):
+        if sums is not None and not e.tuning.by_layer:
+            field, told = (
+                "tuning.hidden_dim",
+                f"is for whole models, and mesh.stage={mesh.shape['stage']} cuts this one",
+            )
+            raise FieldError(field, getattr(e.tuning, "hidden_dim", ""), f"{told}; use None")
         tuning = plan(e.tuning, module, *inputs, head=heads(shapes))
         apply, frozen = tuning.apply(apply), jax.eval_shape(tuning.frozen, shapes)
         shapes, axes = jax.eval_shape(tuning.init, jax.random.key(0), shapes), tuning.axes
