@@ -233,8 +233,9 @@ class Tuning:
 
     def _change_outer(self, call: Call, fn: Callable, args: tuple, kwargs: dict) -> Any:
         path = next(iter(self.leaves))
-        beside = at(call.module.variables.get("params", {}), path[len(call.path) :]) or {}
-        if next(iter(self.leaves[path])) not in beside:
+        beside = at(call.module.variables.get("params", {}), path[len(call.path) :])
+        # None: a pipeline has taken the layers out, to run them elsewhere.
+        if beside is not None and next(iter(self.leaves[path])) not in beside:
             return fn(*args, **kwargs)
         return self.method.call_outer(call, fn, args, kwargs)
 
