@@ -67,10 +67,14 @@ class Offload:
         grads, params = self.tree.flatten_up_to(grads), self.tree.flatten_up_to(state.params)
         slots = self.slot_tree.flatten_up_to(state.opt_state)
         shared = Shared(norm, {j: slots[j] for j, i in enumerate(self.owner) if i < 0}, finite)
+        turn = jax.lax.optimization_barrier  # without it XLA would bring the state of all parts at once
         for members, count in self._parts():
             p, g = ({i: leaves[i] for i in members} for leaves in (params, grads))
             s = {j: slots[j] for j, i in enumerate(self.owner) if i in members}
-            p, s = self._visit(p, g, s, shared) if count is None else self._layers(p, g, s, shared, count)
+            s, norm = turn((s, norm))
+            now = dataclasses.replace(shared, norm=norm)
+            new = self._visit(p, g, s, now) if count is None else self._layers(p, g, s, now, count)
+            (p, s), norm = turn((new, norm))
             for leaves, new in ((params, p), (slots, s)):
                 for i, x in new.items():
                     leaves[i] = x

@@ -1,0 +1,49 @@
+"""Compiles a small GPT's step for four TPU chips with the optimizer's state in either memory; prints the accounts.
+
+python -m tests.train.compile_offload ZERO3 stacked|unrolled. Needs libtpu (TPU_LIBRARY_PATH) and no TPU.
+"""
+
+import dataclasses
+import json
+import sys
+
+import jax
+from jax.experimental import topologies
+
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.nn.policy import Policy
+from jaxnlp.optim import OptimConfig
+from jaxnlp.scaling.planner import account, batch
+from jaxnlp.sharding.presets import PRESETS
+from jaxnlp.sharding.rules import MEMORIES
+from jaxnlp.train.experiment import Experiment
+from jaxnlp.train.program import build
+
+CHIPS = 4
+
+
+def main(preset: str, layers: str) -> None:
+    devices, found = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices, {}
+    model = GPTConfig(
+        vocab_size=2048,
+        max_len=128,
+        num_layers=8 if layers == "stacked" else 2,
+        num_heads=8,
+        embed_dim=1024,
+        scan_layers=layers == "stacked",
+        remat="full",
+        policy=Policy(param_dtype="bfloat16", compute_dtype="bfloat16"),
+    )
+    for memory in MEMORIES:
+        sharding = dataclasses.replace(PRESETS[preset].on(fsdp=CHIPS), optimizer_memory=memory)
+        data, optim = DataConfig(seq_len=128, batch_size=CHIPS), OptimConfig(master_dtype="float32")
+        program = build(Experiment(model=model, data=data, optim=optim, sharding=sharding, steps=10), devices)
+        compiled = program.step.lower(program.abstract, batch(program)).compile()
+        found[memory] = account(compiled.memory_analysis())
+        found["parameters"] = sum(x.size for x in jax.tree.leaves(program.abstract.params))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
