@@ -47,6 +47,8 @@ def main() -> None:
     sharding = experiment.sharding if PRESET.value is None else PRESETS[PRESET.value]
     layers = split_layers(experiment.model, sharding, WAYS.value)
     name = PRESET.value or "the config's table"
+    if sharding.pipeline is not None and not any(piece.split for row in layers.values() for piece in row):
+        raise UserError(f"{name}: cuts layers and splits no matrix; draw its schedule with experiments.pipeline")
     save_png(draw_split(layers, WAYS.value, f"{name} over {WAYS.value} devices"), pathlib.Path(OUT.value))
     print(f"written: {OUT.value}")
 
