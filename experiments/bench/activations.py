@@ -3,10 +3,11 @@
   python -m experiments.bench.activations        writes docs/activations.json and docs/images/activations.png
 
 The example of the ZeRO paper (Rajbhandari et al. 2020, arXiv:1910.02054, section 3): sequence 1,024 and batch 32, in
-bfloat16, on one v5p chip. A row is the temporaries of the compiled gradient function; where batch 32 does not fit, it
-is compiled at 2 and 4 and what a sequence adds is taken 32 times. Beside them the paper's rule of thumb, 60 GB, and the
-formulas of Korthikanti et al. 2022 (arXiv:2205.05198), none of which has logits: those are 4 bytes a token and word of
-the vocabulary more. Needs libtpu (`make tpu`) and no TPU; about twelve compiles of half a minute or more each.
+bfloat16 with flash attention, on one v5p chip. A row is the temporaries of the compiled gradient function; where batch
+32 does not fit, it is compiled at 2 and 4 and what a sequence adds is taken 32 times. Beside them the paper's rule of
+thumb, 60 GB, and the formulas of Korthikanti et al. 2022 (arXiv:2205.05198), none of which has logits: those are 4
+bytes a token and word of the vocabulary more. Needs libtpu (`make tpu`) and no TPU; seven compiles, of about a minute
+each on two cores.
 """
 
 import dataclasses
@@ -25,19 +26,16 @@ OUT = flags.DEFINE_string("out", "docs/images/activations.png", "PNG to write.")
 
 TOPOLOGY, LENGTH, BATCH = "v5p:1x1x1", 1024, 32
 SIZES = (2, 4)  # batches that are compiled where the full one does not fit
-ROWS = {
-    "flash": ("none", "dots", "names", "offload", "full"),
-    "einsum": ("none", "dots", "full"),
-}
+POLICIES = ("none", "dots", "names", "offload", "full")
 
 
 def main() -> None:
     from jaxnlp.figures.files import save_png
 
-    model = experiment("none", "flash", 1).model
+    model = experiment("none", 1).model
     count, size = states()
     found: dict[str, Any] = {"parameters": count, "model states": size, "formulas": formulas(model)}
-    found["rows"] = [measured(policy, kernel) for kernel, policies in ROWS.items() for policy in policies]
+    found["rows"] = [measured(policy) for policy in POLICIES]
     print(table(found))
     save_png(picture(found), pathlib.Path(OUT.value))
     try:
@@ -47,15 +45,13 @@ def main() -> None:
     print(f"written: {JSON.value}, {OUT.value}")
 
 
-def experiment(policy: str, kernel: str, batch: int) -> Any:
-    """configs/gpt/gpt2.py:xl in bfloat16, with a float32 copy of the parameters in the optimizer's state."""
-    from jaxnlp.nn.kernels import Einsum, Flash
+def experiment(policy: str, batch: int) -> Any:
+    """configs/gpt/gpt2.py:xl-tpu in bfloat16, with a float32 copy of the parameters in the optimizer's state."""
     from jaxnlp.nn.policy import Policy
 
-    e = cli.load("configs/gpt/gpt2.py:xl")
-    attention = {"flash": Flash(), "einsum": Einsum()}[kernel]
+    e = cli.load("configs/gpt/gpt2.py:xl-tpu")
     precision = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
-    model = dataclasses.replace(e.model, attention=attention, remat=policy, policy=precision)
+    model = dataclasses.replace(e.model, remat=policy, policy=precision)
     data = dataclasses.replace(e.data, seq_len=LENGTH, batch_size=batch)
     optim = dataclasses.replace(e.optim, master_dtype="float32")
     return dataclasses.replace(e, model=model, data=data, optim=optim, accum_steps=1)
@@ -75,29 +71,29 @@ def formulas(model: Any) -> dict[str, float]:
     }
 
 
-def measured(policy: str, kernel: str) -> dict[str, Any]:
+def measured(policy: str) -> dict[str, Any]:
     """What is kept on the device and on the host at the full batch, and at which batches it was compiled."""
     tries: tuple[tuple[int, ...], ...] = ((BATCH,), SIZES)
     for sizes in tries:
-        found = [compiled(policy, kernel, batch) for batch in sizes]  # None: out of memory
+        found = [compiled(policy, batch) for batch in sizes]  # None: out of memory
         if None not in found:
             break
     else:
         raise UserError(f"batch {SIZES[-1]} does not fit {TOPOLOGY} under remat={policy!r} either")
-    row = {"kernel": kernel, "policy": policy, "batches": list(sizes)}
+    row = {"policy": policy, "batches": list(sizes)}
     for name, part in (("activations", "temporaries"), ("host", "host")):
         at: list[int] = [one[part] for one in found if one is not None]
         row[name] = at[0] if len(at) == 1 else (at[1] - at[0]) / (SIZES[1] - SIZES[0]) * BATCH
     return row
 
 
-def compiled(policy: str, kernel: str, batch: int) -> dict[str, int] | None:
+def compiled(policy: str, batch: int) -> dict[str, int] | None:
     from jaxnlp.scaling.gradients import compiled_bytes, lowered_gradients
     from jaxnlp.scaling.topology import devices
     from jaxnlp.train.program import build
 
-    print(f"compiling {policy}, {kernel}, batch {batch}", file=sys.stderr, flush=True)
-    return compiled_bytes(lowered_gradients(build(experiment(policy, kernel, batch), devices(TOPOLOGY))))
+    print(f"compiling {policy}, batch {batch}", file=sys.stderr, flush=True)
+    return compiled_bytes(lowered_gradients(build(experiment(policy, batch), devices(TOPOLOGY))))
 
 
 def states() -> tuple[int, int]:
@@ -108,26 +104,26 @@ def states() -> tuple[int, int]:
     from jaxnlp.train.plan import abstract_gradients, device_bytes
     from jaxnlp.train.program import build
 
-    program = build(experiment("none", "flash", 1), devices(TOPOLOGY))
+    program = build(experiment("none", 1), devices(TOPOLOGY))
     state = program.abstract
     trees = (state.params, abstract_gradients(program), state.opt_state)
     return sum(x.size for x in jax.tree.leaves(state.params)), sum(map(device_bytes, jax.tree.leaves(trees)))
 
 
 def table(found: dict[str, Any]) -> str:
-    """All figures as text, with the policy that comes nearest to the paper's."""
+    """All figures as text, and the policy that comes nearest to the rule of thumb."""
     from jaxnlp.figures.parallelism import amount
 
     lines = [f"{found['parameters']:,} parameters: model states {amount(found['model states'])} (16 bytes a parameter)"]
     lines += [f"{name:28} {amount(size):>9}" for name, size in found["formulas"].items()]
-    lines.append(f"{'attention':10}{'remat':10}{'device':>9}{'host':>9}  at batch {BATCH}")
+    lines.append(f"{'remat':10}{'device':>9}{'host':>9}  at batch {BATCH}")
     for row in found["rows"]:
         host = amount(row["host"]) if row["host"] else "-"
         slope = "" if row["batches"] == [BATCH] else f"  by the slope from batch {SIZES[0]} to {SIZES[1]}"
-        lines.append(f"{row['kernel']:10}{row['policy']:10}{amount(row['activations']):>9}{host:>9}{slope}")
-    aim, logits = found["formulas"]["ZeRO's rule of thumb"], found["formulas"]["logits"]
-    nearest = min(found["rows"], key=lambda row: abs(row["activations"] - logits - aim))
-    lines.append(f"nearest to {amount(aim)} without the logits: remat={nearest['policy']!r} with {nearest['kernel']}")
+        lines.append(f"{row['policy']:10}{amount(row['activations']):>9}{host:>9}{slope}")
+    aim = found["formulas"]["ZeRO's rule of thumb"]
+    nearest = min(found["rows"], key=lambda row: abs(row["activations"] - aim))
+    lines.append(f"nearest to {amount(aim)}: remat={nearest['policy']!r}")
     return "\n".join(lines)
 
 
@@ -137,7 +133,7 @@ def picture(found: dict[str, Any]) -> Any:
 
     figure = Figure(figsize=(8.6, 4.2), dpi=100)
     axis = figure.subplots()
-    names = [f"{row['policy']}, {row['kernel']}" for row in found["rows"]]
+    names = [row["policy"] for row in found["rows"]]
     for part, colour, label in (("activations", "#7ea6d9", "device"), ("host", "#f0a35e", "host")):
         left = [0.0 if part == "activations" else row["activations"] / 1e9 for row in found["rows"]]
         axis.barh(names, [row[part] / 1e9 for row in found["rows"]], left=left, color=colour, height=0.62, label=label)
