@@ -29,8 +29,8 @@ class Layouts:
         """`new` as it is kept, in the place of `old`, which nothing may read afterwards.
 
         Stacked layers are gathered one by one, each over its old values: all at once, the compiler would hold every
-        gathered parameter beside every old one. Where gradients are whole (ZeRO 1) gathered parameters take their place and need
-        no room of their own, and the loop is not worth its copies.
+        gathered parameter beside every old one. Where gradients are whole (ZeRO 1) the gathered take their place and
+        need no room of their own, and the loop is not worth its copies.
         """
         leaves, tree = jax.tree.flatten(new)
         axes, updated, kept, old = (tree.flatten_up_to(x) for x in (self.axes, self.updated, self.kept, old))
