@@ -71,7 +71,7 @@ plan: tpu  ## plan CONFIG for TOPOLOGY (v5e:4x4): memory, communication, time; A
 	$(BIN)/python -m experiments.plan --config=$(CONFIG) --topology=$(TOPOLOGY) $(ARGS)
 
 .PHONY: test
-test: $(VENV)/test.stamp lint types  ## lint, types and the default tests (under five minutes on two cores)
+test: $(VENV)/test.stamp lint types  ## lint, types and the default tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .PHONY: test-slow
