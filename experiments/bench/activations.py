@@ -139,7 +139,15 @@ def picture(found: dict[str, Any]) -> Any:
         axis.barh(names, [row[part] / 1e9 for row in found["rows"]], left=left, color=colour, height=0.62, label=label)
     for y, row in enumerate(found["rows"]):
         text = f"{row['activations'] / 1e9:.3g}" + (f" + {row['host'] / 1e9:.3g}" if row["host"] else "")
-        axis.text((row["activations"] + row["host"]) / 1e9, y, f" {text}", va="center", fontsize=8)
+        axis.text(
+            (row["activations"] + row["host"]) / 1e9,
+            y,
+            text,
+            va="center",
+            fontsize=8,
+            zorder=3,
+            bbox={"fc": "white", "ec": "none", "pad": 0.5},
+        )
     lines = [(name, size) for name, size in found["formulas"].items() if name != "logits"]
     for (name, size), style in zip(lines, ("-", "--", "-.", ":"), strict=True):
         axis.axvline(size / 1e9, color="0.2", lw=1.1, ls=style, label=f"{name}: {size / 1e9:.3g}")
@@ -147,7 +155,7 @@ def picture(found: dict[str, Any]) -> Any:
     axis.set_xlabel(f"GB of temporaries at batch {BATCH}, sequence {LENGTH}", fontsize=9)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False, loc="lower right")
+    axis.legend(fontsize=8, framealpha=1, edgecolor="white", loc="lower right", bbox_to_anchor=(0.93, 0))
     figure.suptitle("Activations of GPT-2 1.5B by remat policy", x=0.02, ha="left", fontsize=11, weight="bold")
     figure.tight_layout()
     return figure
