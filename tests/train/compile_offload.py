@@ -1,6 +1,7 @@
 """Compiles a small GPT's step for four TPU chips with the optimizer's state in either memory; prints the accounts.
 
-python -m tests.train.compile_offload ZERO3 stacked|unrolled. Needs libtpu (TPU_LIBRARY_PATH) and no TPU.
+python -m tests.train.compile_offload ZERO3 stacked|unrolled|xl. Needs libtpu (TPU_LIBRARY_PATH) and no TPU. "xl" is
+GPT-2 of 1.5 billion parameters at its length, which takes minutes.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import sys
 import jax
 from jax.experimental import topologies
 
+from configs.gpt.gpt2 import get_config
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.policy import Policy
@@ -25,7 +27,8 @@ CHIPS = 4
 
 def main(preset: str, layers: str) -> None:
     devices, found = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices, {}
-    model = GPTConfig(
+    policy = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
+    small = GPTConfig(
         vocab_size=2048,
         max_len=128,
         num_layers=8 if layers == "stacked" else 2,
@@ -33,11 +36,13 @@ def main(preset: str, layers: str) -> None:
         embed_dim=1024,
         scan_layers=layers == "stacked",
         remat="full",
-        policy=Policy(param_dtype="bfloat16", compute_dtype="bfloat16"),
+        policy=policy,
     )
+    large = dataclasses.replace(get_config("xl-tpu").model, remat="full", policy=policy)
+    model, rows = (large, 4) if layers == "xl" else (small, 1)
     for memory in MEMORIES:
         sharding = dataclasses.replace(PRESETS[preset].on(fsdp=CHIPS), optimizer_memory=memory)
-        data, optim = DataConfig(seq_len=128, batch_size=CHIPS), OptimConfig(master_dtype="float32")
+        data, optim = DataConfig(seq_len=model.max_len, batch_size=rows * CHIPS), OptimConfig(master_dtype="float32")
         program = build(Experiment(model=model, data=data, optim=optim, sharding=sharding, steps=10), devices)
         compiled = program.step.lower(program.abstract, batch(program)).compile()
         found[memory] = account(compiled.memory_analysis())

@@ -86,7 +86,9 @@ def some(seed, dtype):
 
 
 @pytest.mark.parametrize("master", [None, "float32"])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "muon" else ()) for n in OPTIMIZERS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("adamw", "adafactor") else pytest.mark.slow) for n in OPTIMIZERS]
+)
 def test_an_update_by_parts_is_the_update(name, master):
     config = OptimConfig(name=name, learning_rate=0.1, warmup_steps=2, clip_norm=0.5, master_dtype=master)
     optimizer, _ = make_optimizer(config, 10, AXES)
@@ -141,6 +143,7 @@ def test_training_is_the_same(name):
 BOTH = {"host": host(ZERO2.on(fsdp=2)), "device": ZERO2.on(fsdp=2)}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_in_either_memory(tmp_path):
     programs = {memory: build(experiment(s, steps=20), jax.devices()[:2]) for memory, s in BOTH.items()}
     writer = Writer(tmp_path, keep_last=9, keep_best=0)
