@@ -45,7 +45,8 @@ def main(preset: str, layers: str) -> None:
         data, optim = DataConfig(seq_len=model.max_len, batch_size=rows * CHIPS), OptimConfig(master_dtype="float32")
         program = build(Experiment(model=model, data=data, optim=optim, sharding=sharding, steps=10), devices)
         compiled = program.step.lower(program.abstract, batch(program)).compile()
-        found[memory] = account(compiled.memory_analysis())
+        analysis = compiled.memory_analysis()
+        found[memory] = {**account(analysis), "host arguments": analysis.host_argument_size_in_bytes}
         found["parameters"] = sum(x.size for x in jax.tree.leaves(program.abstract.params))
     print(json.dumps(found))
 

@@ -217,12 +217,12 @@ def test_devices_without_the_hosts_memory_are_told():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("preset", "layers", "most"), [("ZERO1", "stacked", 0.75), ("ZERO3", "stacked", 0.6), ("ZERO3", "unrolled", 0.85)]
+    ("preset", "layers", "most"), [("ZERO1", "stacked", 0.65), ("ZERO3", "stacked", 0.6), ("ZERO3", "unrolled", 0.6)]
 )
 def test_a_tpu_holds_no_more_of_the_state_than_a_layers(preset, layers, most):
     """12 bytes a parameter, over four chips, are on their hosts; what is on a chip is less by nearly as much."""
     found = tpu.compiled("tests.train.compile_offload", preset, layers)
     print(found)
-    assert found["host"]["host"] == pytest.approx(12 * found["parameters"] / 4, rel=0.02)
+    assert found["host"]["host arguments"] == pytest.approx(12 * found["parameters"] / 4, rel=0.02)
     assert found["device"]["host"] == 0
     assert found["host"]["peak"] < most * found["device"]["peak"]
