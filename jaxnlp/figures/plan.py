@@ -6,7 +6,7 @@ from typing import Any
 from jaxnlp.figures.parallelism import COLOURS, DPI, amount, unit_of
 
 PARTS = {**COLOURS, "activations": "#d98880"}
-TIMES = ("#5b7fa6", "#8fbf7f", "#f0a35e", "#a678b8", "#c9a6d4", "#b0b0b0", "#d98880")
+TIMES = ("#5b7fa6", "#8fbf7f", "#f0a35e", "#a678b8", "#c9a6d4", "#b0b0b0", "#d98880", "#7f6a4f", "#2f4858")
 
 
 def draw_plans(plans: Sequence[Mapping[str, Any]], title: str) -> Any:

@@ -292,12 +292,16 @@ def timed(found: Plan, program: Program, ops: Sequence[Collective]) -> Plan:
         if row.seconds is not None:
             name = f"{row.network} {'+'.join(row.axes)}"
             seconds[name] = seconds.get(name, 0.0) + row.seconds
-    told = notes(program, traffic)
+    told = notes(program, traffic, found.parts["gradients"])
     return dataclasses.replace(found, traffic=traffic, hbm_bytes=moved, seconds=seconds, notes=found.notes + told)
 
 
-def notes(program: Program, traffic: Sequence[Traffic]) -> tuple[str, ...]:
-    """What the traffic is not as the tables have it: reduce-scatters that the compiler has made all-reduces."""
+def notes(program: Program, traffic: Sequence[Traffic], share: int) -> tuple[str, ...]:
+    """What the traffic is not as the tables have it: reduce-scatters that the compiler has made all-reduces.
+
+    Args:
+        share: bytes of a device's share of the gradients, less than which is no reduction of them all.
+    """
     sharding, device = program.experiment.sharding, program.mesh.devices.flat[0]
     rules = sharding.params if sharding.gradients is None else sharding.gradients
     batch = set(as_tuple(sharding.activations.get("batch")))
@@ -306,7 +310,7 @@ def notes(program: Program, traffic: Sequence[Traffic]) -> tuple[str, ...]:
         kind: sum(row.bytes for row in traffic if row.kind == kind and over <= set(row.axes))
         for kind in ("all-reduce", "reduce-scatter")
     }
-    if not over or sent["all-reduce"] <= sent["reduce-scatter"]:
+    if not over or sent["all-reduce"] <= max(sent["reduce-scatter"], share):
         return ()
     axes, each = "+".join(sorted(over)), amount(sent["all-reduce"])
     line = f"gradients are split over {axes}, yet {each} of all-reduces go along it, twice what reduce-scatters send"
