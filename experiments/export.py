@@ -1,6 +1,9 @@
 """Write a trained run in Hugging Face's layout, for transformers' from_pretrained and everything that reads it.
 
 python -m experiments.export --workdir=runs/gpt2 --out=exported/gpt2
+python -m experiments.export --workdir=runs/lora --out=exported/lora --adapter   # for PEFT, beside its base
+
+A run that tuned a few parameters is written with them merged into the others, where its method can be.
 """
 
 from typing import Any
@@ -13,6 +16,7 @@ from jaxnlp.errors import UserError
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
 OUT = flags.DEFINE_string("out", None, "Folder to write; made if need be, a checkpoint in it is replaced.")
+ADAPTER = flags.DEFINE_bool("adapter", False, "Of a tuned run: what was tuned alone, in the layout of PEFT.")
 SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Files larger than this are split.")
 
 
@@ -20,7 +24,9 @@ def main() -> None:
     import pathlib
 
     from jaxnlp.data.tokenizer import HuggingFaceTokenizer
+    from jaxnlp.interop.adapters import save_adapter
     from jaxnlp.interop.huggingface import save
+    from jaxnlp.peft.tuning import like
     from jaxnlp.train.load import load
 
     if WORKDIR.value is None:
@@ -32,9 +38,20 @@ def main() -> None:
     run = load(WORKDIR.value, CHECKPOINT.value)
     tokenizer = run.saved.tokenizer
     known = isinstance(tokenizer, HuggingFaceTokenizer)
-    out, params = pathlib.Path(OUT.value), processes.whole(run.params)
+    out, params, tuning = pathlib.Path(OUT.value), processes.whole(run.params), run.program.tuning
     if not processes.first():
         return
+    if ADAPTER.value:
+        if tuning is None:
+            raise UserError(f"--adapter: {WORKDIR.value} tuned no adapter, it trained the model; leave the flag out")
+        source = getattr(run.saved.experiment.init_from, "path", None)
+        task = "CAUSAL_LM" if hasattr(run.saved.experiment.model, "make_cache") else None
+        tuned = like(params, run.program.abstract.params)
+        save_adapter(out, run.saved.experiment.model, tuning, tuned, base_name=source, task_type=task)
+        print(f"step {run.saved.step:,}: what was tuned on {source} written to {out}, for PEFT's from_pretrained")
+        return
+    if tuning is not None:
+        params = tuning.merge(like(params, tuning.shapes), like(params, run.program.abstract.params))
     save(
         out,
         run.saved.experiment.model,

@@ -30,7 +30,8 @@ ALLOWED = {
     "peft": BASE | {"nn", "models", "sharding"},
     # interop: a run may begin from a checkpoint of others (`train/pretrained.py`).
     "train": BASE
-    | {"runtime", "nn", "models", "data", "sharding", "objectives", "optim", "evals", "generate", "figures", "interop", "peft"},
+    | {"runtime", "nn", "models", "data", "sharding", "objectives", "optim"}
+    | {"evals", "generate", "figures", "interop", "peft"},
 }
 FLAX = {"nn", "models", "peft", "sharding/axes.py"}
 NEVER = {"torch", "transformers", "tensorflow", "tyro", "clu"}

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxnlp.config import did_you_mean
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.calls import Call, calls_changed
+from jaxnlp.nn.calls import Call, calls_changed, calls_changed_at
 from jaxnlp.nn.partitioning import placed
 from jaxnlp.nn.policy import FLOATS
 from jaxnlp.peft.targets import Parameter, Target, at, find_targets, matches
@@ -192,11 +192,15 @@ class Tuning:
             return None
         return jax.tree_util.tree_map_with_path(lambda path, _: self.method.rate(str(path[-1].key)), tuned)
 
-    def apply(self, apply: Callable) -> Callable:
-        """`apply(params, *args, **kwargs)` of the model, on `join(base, tuned)`; of the base alone it is as it was."""
+    def apply(self, apply: Callable, path: Path = ()) -> Callable:
+        """`apply(params, *args, **kwargs)` of the model, on `join(base, tuned)`; of the base alone it is as it was.
+
+        Args:
+            path: of a module of the model, where `apply` is of that alone, and on its parameters.
+        """
 
         def tuned_apply(params, *args, **kwargs):
-            with calls_changed(self._change):
+            with calls_changed_at(path, (self._change,)) if path else calls_changed(self._change):
                 return apply(self.expanded(params), *args, **kwargs)
 
         return tuned_apply

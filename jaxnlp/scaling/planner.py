@@ -168,7 +168,7 @@ def batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
 def outline(program: Program, name: str = "") -> Plan:
     """What is known before anything is compiled."""
     e, device = program.experiment, program.mesh.devices.flat[0]
-    leaves = jax.tree.leaves(program.abstract.params)
+    leaves = jax.tree.leaves(program.abstract.model)
     tokens = e.data.batch_size * e.data.seq_len
     policy = getattr(trunk(e.model), "policy", None)
     dtype = policy.operand_dtype if policy is not None else np.dtype(np.float32)
@@ -343,9 +343,9 @@ def hbm_traffic(found: Plan, program: Program) -> float:
     activations; and adds to the gradients. The update reads and writes parameters and optimizer state, and reads the
     gradients. What comes from the host's memory is written and read on its way in, and on its way out.
     """
-    e, params, schedule = program.experiment, program.abstract.params, scheduled(program)
+    e, params, schedule = program.experiment, program.abstract.model, scheduled(program)
     policy = getattr(trunk(e.model), "policy", None)
-    layout = shardings(params, program.axes, e.sharding.used, program.mesh)
+    layout = shardings(params, program.all_axes, e.sharding.used, program.mesh)
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(layout), strict=True)
     width = lambda x: min(x.dtype.itemsize, policy.operand_dtype.itemsize if policy is not None else 4)
     weights = sum(math.prod(s.shard_shape(x.shape)) * width(x) for x, s in pairs)

@@ -107,14 +107,16 @@ def _residuals(program: Program, ways: dict[str, int], host: bool) -> list[Any]:
     shapes = e.data.examples.shapes(e.data)
     batch = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), alone.abstract.params)
+    bare = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    state = dataclasses.replace(alone.abstract, params=bare(alone.abstract.params), frozen=bare(alone.abstract.frozen))
 
-    def residuals(params, batch, key):
-        loss = lambda p: e.objective.loss(alone.apply, p, prepared(e.objective, batch), key)[0]
+    def residuals(params, frozen, batch, key):
+        whole = lambda p: dataclasses.replace(state, params=p, frozen=frozen).model
+        loss = lambda p: e.objective.loss(alone.apply, whole(p), prepared(e.objective, batch), key)[0]
         return jax.tree.leaves(jax.vjp(loss, params)[1])
 
     with dataclasses.replace(program, mesh=mesh).context():
-        kept = jax.make_jaxpr(residuals)(params, batch, key).out_avals
+        kept = jax.make_jaxpr(residuals)(state.params, state.frozen, batch, key).out_avals
     kept = [x for x in kept if (x.memory_space == jax.memory.Space.Host) == host]
-    known = {(x.shape, x.dtype) for x in jax.tree.leaves(params)}
+    known = {(x.shape, x.dtype) for x in jax.tree.leaves(state.model)}
     return [x for x in kept if (x.shape, x.dtype) not in known]

@@ -66,7 +66,12 @@ def attention_maps(run: Loaded, text: str, target: str | None = None) -> list[Ma
 
 def weights_of(run: Loaded, model: Any, params: Any, arguments: list[np.ndarray], given: Any) -> dict[str, np.ndarray]:
     """By path, the attention weights of one call of the model. Raises UserError where it has none."""
-    capture = make_capture(model.module())
+    capture, tuning = make_capture(model.module()), run.program.tuning
+    if tuning is not None:
+        if tuning.method.front:
+            name = type(tuning.method).__name__
+            raise UserError(f"--workdir: the run's {name}() is read before the text, and has no words to label; no map")
+        capture = tuning.apply(capture, ("trunk",) if hasattr(run.saved.experiment.model, "trunk") else ())
 
     def weights(params: Any) -> Any:
         seen = capture(params, *arguments, **given)[1]

@@ -16,8 +16,8 @@ from jaxnlp.train.state import gradient_shardings
 def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
     """(path, shape, logical axes, sharding, bytes on a device) of each parameter."""
     rows = []
-    leaves = jax.tree_util.tree_leaves_with_path(program.abstract.params)
-    axes = jax.tree.leaves(program.axes, is_leaf=lambda x: isinstance(x, tuple))
+    leaves = jax.tree_util.tree_leaves_with_path(program.abstract.model)
+    axes = jax.tree.leaves(program.all_axes, is_leaf=lambda x: isinstance(x, tuple))
     for (path, leaf), names in zip(leaves, axes, strict=True):
         spec = tuple(leaf.sharding.spec) + (None,) * (leaf.ndim - len(leaf.sharding.spec))
         shown = ", ".join("+".join(a) if isinstance(a, tuple) else str(a or "-") for a in spec)
@@ -60,7 +60,7 @@ def memory(program: Program) -> dict[str, int]:
     accumulated = 1 if program.experiment.accum_steps == 1 else 2
     device, host = optimizer_bytes(program)
     found = {
-        "parameters": total(state.params),
+        "parameters": total(state.model),
         "optimizer state": device,
         "gradients": grads * accumulated,
         "activations": activation_bytes(program),
@@ -77,7 +77,7 @@ def report(program: Program) -> str:
     table = [head, *((*row[:4], f"{row[4]:,}") for row in rows)]
     widths = [max(len(row[i]) for row in table) for i in range(5)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
-    count = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract.params))
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract.model))
     tokens = e.data.batch_size * e.data.seq_len
     per_token = flops_per_token(e)
     mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items() if size > 1) or "data=1"

@@ -1,0 +1,48 @@
+"""A tuned run through the entry points: planned, evaluated, looked at, and written merged or as an adapter."""
+
+import json
+
+import pytest
+
+from jaxnlp import cli
+from jaxnlp.errors import UserError
+from jaxnlp.interop.huggingface import load as load_huggingface
+from tests.entry import run
+
+FILE, TUNED = "configs/gpt/tune.py", "tests/experiments/small_tuned.py"
+
+
+@pytest.mark.parametrize("variant", ["lor,runs/tiny", "lora", "lora,runs/tiny,classify,x"])
+def test_a_wrong_variant_is_told(variant):
+    with pytest.raises(UserError, match=f"{variant}: expected METHOD,RUN or METHOD,RUN,TASK"):
+        cli.load(f"{FILE}:{variant}")
+
+
+@pytest.fixture(scope="module")
+def runs(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, config in (("base", f"tests/experiments/small.py:{corpus}"), ("lora", f"{TUNED}:{corpus},{folder}/base")):
+        done = run("experiments.train", f"--config={config}", f"--workdir={folder / name}", "--config.steps=4")
+        assert done.code == 0, done.err
+    assert "tuning: LoRA() on 2 modules: block_*/attention/query, block_*/attention/value" in done.err
+    return folder
+
+
+@pytest.mark.slow
+def test_the_entry_points_know_a_tuned_run(runs, corpus, tmp_path):
+    where = f"--workdir={runs / 'lora'}"
+    loss = [run("experiments.evaluate", f"--workdir={runs / name}").out for name in ("lora", "base")]
+    assert loss[0] != loss[1]
+    assert run("experiments.generate", where, "--prompt=def", "--max_new_tokens=4").code == 0
+    assert run("experiments.attention_map", where, "--text=def x", f"--out={tmp_path / 'map.png'}").code == 0
+    planned = run("experiments.train", f"--config={TUNED}:{corpus},{runs}/base", f"--workdir={tmp_path}", "--dry_run")
+    assert "block_0/attention/query/lora_a" in planned.out and planned.code == 0
+
+    assert run("experiments.export", where, f"--out={tmp_path / 'merged'}").code == 0
+    config, params, _ = load_huggingface(tmp_path / "merged")
+    assert config.num_layers == 1 and "lora_a" not in params["block_0"]["attention"]["query"]
+    assert run("experiments.export", where, "--adapter", f"--out={tmp_path / 'adapter'}").code == 0
+    said = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert said["base_model_name_or_path"] == f"{runs}/base" and said["task_type"] == "CAUSAL_LM"
+    done = run("experiments.export", f"--workdir={runs / 'base'}", "--adapter", f"--out={tmp_path / 'x'}")
+    assert done.code == 2 and "tuned no adapter" in done.err
