@@ -128,7 +128,10 @@ class Linear(nn.Module):
             y = matmul(flat, kernel, self.policy, True, result)
         else:
             kernel = parameter(self, "kernel", self.kernel_init, self.axes, (*inputs, *self.features), dtype)
-            y = matmul(flat, kernel.reshape(D, F), self.policy, dtype=result)
+            # Devices that hold parts of a sum exchange it rounded. Elsewhere a product that rounds makes XLA's TPU
+            # backend lay out whole stacks of heads anew, a copy of each.
+            product = jnp.dtype(jnp.float32) if self.axes[0] == "embed" else result
+            y = matmul(flat, kernel.reshape(D, F), self.policy, dtype=product).astype(result)
         y = checkpoint_name(y, PRODUCT).reshape(*lead, *self.features)
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.axes[self.num_in :], self.features, dtype)

@@ -175,7 +175,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
         skip_nonfinite=e.on_nonfinite == "skip",
         gradients=None if mesh.size == 1 else gradients,
         sums=sums,
-        layouts=None if updated == layout.params else Layouts(axes, updated, layout.params, gradients != layout.params),
+        layouts=None if updated == layout.params else Layouts(axes, updated, layout.params),
         update=by_parts() if e.sharding.optimizer_memory == "host" else None,
     )
     stack = batch_sharding

@@ -13,13 +13,12 @@ class Layouts:
     """How parameters lie, as trees like them: `axes`, logical; shardings, `updated` by the optimizer and as `kept`.
 
     Each device updates its share, in the parameters' own dtype, and the shares are gathered afterwards (Rajbhandari et
-    al. 2020, arXiv:1910.02054, section 5.1). one_by_one: stacked layers one after the other (`gather`).
+    al. 2020, arXiv:1910.02054, section 5.1).
     """
 
     axes: Any
     updated: Any
     kept: Any
-    one_by_one: bool = True
 
     def apply_updates(self, params: Any, updates: Any) -> Any:
         """params + updates, as the optimizer lays them out."""
@@ -29,15 +28,14 @@ class Layouts:
         """`new` as it is kept, in the place of `old`, which nothing may read afterwards.
 
         Stacked layers are gathered one by one, each over its old values: all at once, the compiler would hold every
-        gathered parameter beside every old one. Where gradients are whole (ZeRO 1) the gathered take their place and
-        need no room of their own, and the loop is not worth its copies.
+        gathered parameter beside every old one.
         """
         leaves, tree = jax.tree.flatten(new)
         axes, updated, kept, old = (tree.flatten_up_to(x) for x in (self.axes, self.updated, self.kept, old))
         stacks: dict[int, list[int]] = {}  # number of layers -> which leaves
         for i, leaf in enumerate(leaves):
             stacked = axes[i][:1] == ("layers",) and not any(kept[i].spec[:1])  # and no stages split the layers
-            if self.one_by_one and stacked and updated[i].spec != kept[i].spec:
+            if stacked and updated[i].spec != kept[i].spec:
                 stacks.setdefault(leaf.shape[0], []).append(i)
             else:
                 leaves[i] = jax.lax.with_sharding_constraint(leaf, kept[i])
