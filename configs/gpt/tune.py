@@ -1,6 +1,7 @@
 """Tuning a few parameters of a trained GPT, as a language model or on a task of `configs/gpt/finetune.py`.
 
-The variant is METHOD,RUN or METHOD,RUN,TASK; methods: lora, dora, adapter, ia3, bitfit, prefix, prompt (docs/peft.md).
+The variant is METHOD,RUN or METHOD,RUN,TASK, or METHOD alone for a dry run, on a base that is drawn; methods: lora,
+dora, adapter, ia3, bitfit, prefix, prompt (docs/peft.md).
 
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
   python -m experiments.train --config=configs/gpt/tune.py:lora,runs/tiny --workdir=runs/tiny-lora
@@ -35,9 +36,9 @@ METHODS = {
 }
 
 
-def get_config(variant: str = "lora,runs/tiny") -> Experiment:
+def get_config(variant: str = "lora") -> Experiment:
     method, run, task, *more = [*variant.split(","), "", ""][: max(3, variant.count(",") + 1)]
-    if method not in METHODS or not run or more:
+    if method not in METHODS or more or (task and not run):
         raise UserError(
             f"configs/gpt/tune.py:{variant}: expected METHOD,RUN or METHOD,RUN,TASK, as lora,runs/tiny; methods: "
             f"{', '.join(METHODS)}; tasks: {', '.join(finetune.TASKS)}"
@@ -45,7 +46,10 @@ def get_config(variant: str = "lora,runs/tiny") -> Experiment:
     optim = OptimConfig(learning_rate=5e-3, warmup_steps=20, weight_decay=0.0)
     if task:
         return dataclasses.replace(finetune.get_config(f"{task},{run}"), tuning=METHODS[method], optim=optim)
-    e = pretraining()
+    e = dataclasses.replace(pretraining(), optim=optim, tuning=METHODS[method])
+    if not run:
+        data = dataclasses.replace(e.data, attend_across_documents=True)
+        return dataclasses.replace(e, data=data)
     data = dataclasses.replace(e.data, tokenizer=FromRun(path=run), attend_across_documents=True)
-    e = dataclasses.replace(e, model=pretrained.model(run), data=data, optim=optim, tuning=METHODS[method])
+    e = dataclasses.replace(e, model=pretrained.model(run), data=data)
     return dataclasses.replace(e, init_from=Pretrained(path=run), steps=500, eval_every=100, checkpoint_every=100)

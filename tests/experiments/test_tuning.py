@@ -12,7 +12,7 @@ from tests.entry import run
 FILE, TUNED = "configs/gpt/tune.py", "tests/experiments/small_tuned.py"
 
 
-@pytest.mark.parametrize("variant", ["lor,runs/tiny", "lora", "lora,runs/tiny,classify,x"])
+@pytest.mark.parametrize("variant", ["lor,runs/tiny", "lora,,classify", "lora,runs/tiny,classify,x"])
 def test_a_wrong_variant_is_told(variant):
     with pytest.raises(UserError, match=f"{variant}: expected METHOD,RUN or METHOD,RUN,TASK"):
         cli.load(f"{FILE}:{variant}")

@@ -25,7 +25,9 @@ def kept(sharding, accum_steps: int = 1, **fields) -> int:
 
 
 def test_what_splits_the_batch_divides():
-    assert kept(DDP.on(data=8)) == kept(ZERO3.on(fsdp=8)) == kept(ZERO3.on(fsdp=2, sequence=4))
+    # ZeRO 3 computes what hangs on gathered parameters again (`nn/remat.py:all_but_gathered`), a reshape or two less.
+    assert kept(ZERO3.on(fsdp=8)) == kept(ZERO3.on(fsdp=2, sequence=4))
+    assert kept(DDP.on(data=8)) == pytest.approx(kept(ZERO3.on(fsdp=8)), rel=0.01)
     assert kept(DDP.on(data=8), 4) == pytest.approx(kept(DDP.on(data=8)) / 4, rel=0.01)
 
 
