@@ -47,7 +47,7 @@ class Meter:
 
     def speed(self, step: int) -> dict[str, float]:
         (a, begun), (b, ended) = self._recent[0], self._recent[-1]
-        if b <= a:
+        if b <= a or ended <= begun:  # the end of the one was told only when the other had ended
             return {}
         rate = (b - a) * self._tokens / (ended - begun)
         found = {"tokens_per_second": rate}
