@@ -162,16 +162,21 @@ def changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
     if getattr(trunk(e.model), "remat", "full") != "full":
         found.append(("model.remat='full'", dataclasses.replace(e, model=with_trunk(e.model, remat="full"))))
     stages = {"optimizer": "ZERO1", "gradients": "ZERO2", "params": "ZERO3"}
-    together = sizes["data"] * sizes["fsdp"]
-    mesh = dataclasses.replace(e.sharding.mesh, data=1, fsdp=together, slices={})
+    named: Any = e.sharding.mesh.slices
+    slices = dict(named)
+    copies = slices.pop("data", 1) * slices.pop("fsdp", 1)  # one on each slice: what is split stays within one
+    together = sizes["data"] * sizes["fsdp"] // copies
+    slices |= {"data": copies} if copies > 1 else {}
+    mesh = dataclasses.replace(e.sharding.mesh, data=copies, fsdp=together, slices=slices)
     changed = {field: dict(getattr(e.sharding, field) or e.sharding.params) for field in TABLES}
     for field, name in stages.items():
-        if together == 1 or split(changed[field], e.sharding, {**sizes, "data": 1, "fsdp": together}) > 1:
+        if together == 1 or split(changed[field], e.sharding, {**sizes, "data": copies, "fsdp": together}) > 1:
             continue
         changed[field]["embed"] = "fsdp"
         tables = {table: dict(rules) for table, rules in changed.items()}
         sharding = dataclasses.replace(e.sharding, mesh=mesh, **tables)
-        found.append((f"sharding as {name}, fsdp={together}", dataclasses.replace(e, sharding=sharding)))
+        over = f"data={copies}, fsdp={together}" if copies > 1 else f"fsdp={together}"
+        found.append((f"sharding as {name}, {over}", dataclasses.replace(e, sharding=sharding)))
     if e.sharding.optimizer_memory == "device" and getattr(trunk(e.model), "scan_layers", False):
         host = dataclasses.replace(e.sharding, optimizer_memory="host")
         found.append(("sharding.optimizer_memory='host'", dataclasses.replace(e, sharding=host)))

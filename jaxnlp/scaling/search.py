@@ -12,7 +12,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.figures.parallelism import amount
 from jaxnlp.nn.ring import Ring
 from jaxnlp.scaling.planner import Plan, outline, plan
-from jaxnlp.sharding.mesh import MeshConfig
+from jaxnlp.sharding.mesh import MeshConfig, tpu_slices
 from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB
 from jaxnlp.sharding.presets import DDP, PP, THREE_D, TP, TP_SP, ZERO1, ZERO2, ZERO3
 from jaxnlp.sharding.rules import Sharding, as_tuple
@@ -30,10 +30,20 @@ def tables(experiment: Experiment, devices: Sequence[Any]) -> Iterator[tuple[str
     """(name, tables over a mesh): the config's own first, then the presets, at each width of what has one.
 
     ZeRO 3 over one side of the torus too, and copies of that over the others: a reduce-scatter over several sides is
-    compiled to an all-reduce. The length is split only where the model's attention is a ring.
+    compiled to an all-reduce. The length is split only where the model's attention is a ring. Over several slices a
+    preset is that over one, with a copy on each.
     """
-    n = len(devices)
+    count = tpu_slices(devices)
     yield "config", experiment.sharding
+    for name, sharding in presets(experiment, devices, len(devices) // count):
+        if count > 1:
+            mesh = dataclasses.replace(sharding.mesh, data=sharding.mesh.data * count, slices={"data": count})
+            name, sharding = f"{name} on each of {count} slices", dataclasses.replace(sharding, mesh=mesh)
+        yield name, sharding
+
+
+def presets(experiment: Experiment, devices: Sequence[Any], n: int) -> Iterator[tuple[str, Sharding]]:
+    """(name, tables over a mesh) of the presets over n devices."""
     yield named("DDP", DDP, data=n)
     for name, preset in (("ZERO1", ZERO1), ("ZERO2", ZERO2), ("ZERO3", ZERO3)):
         yield named(name, preset, fsdp=n)

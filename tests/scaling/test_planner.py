@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,9 +22,9 @@ from jaxnlp.scaling import chips, network, planner
 from jaxnlp.scaling import search as searching
 from jaxnlp.scaling.hlo import Collective
 from jaxnlp.scaling.planner import Plan, plan
-from jaxnlp.scaling.remedies import advised
+from jaxnlp.scaling.remedies import advised, changes
 from jaxnlp.scaling.report import ranking, report
-from jaxnlp.sharding.mesh import make_mesh
+from jaxnlp.sharding.mesh import MeshConfig, make_mesh
 from jaxnlp.sharding.presets import DDP, PP, TP, ZERO1, ZERO2, ZERO3
 from jaxnlp.train.experiment import Experiment
 from tests import tpu
@@ -241,6 +242,20 @@ class Fake:
     slice_index: int = 0
     id: int = 0
     device_kind: str = "TPU v5 lite"
+    platform: str = "tpu"
+
+
+def test_over_slices_each_has_a_copy_of_what_is_tried_and_of_what_is_advised():
+    e = experiment(dataclasses.replace(DDP, mesh=MeshConfig(data=8, slices={"data": 2})))
+    chips = [Fake((i, j, 0), s) for s in range(2) for i in range(2) for j in range(2)]
+    found = dict(searching.tables(e, chips))
+    assert len(found) > 5 and "ZERO3 fsdp=4 on each of 2 slices" in found
+    for name, sharding in found.items():
+        assert sharding.mesh.slices == {"data": 2}, name
+        assert math.prod(sharding.mesh.sizes(8).values()) == 8, name
+    three = next(one for change, one in changes(e, 8) if change == "sharding as ZERO3, data=2, fsdp=4")
+    assert three.sharding.mesh == MeshConfig(data=2, fsdp=4, slices={"data": 2})
+    assert three.sharding.params["embed"] == "fsdp"
 
 
 def seconds(kind: str, members, shape, slices: int = 1):
