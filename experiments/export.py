@@ -26,8 +26,8 @@ def main() -> None:
     from jaxnlp.data.tokenizer import HuggingFaceTokenizer
     from jaxnlp.interop.adapters import save_adapter
     from jaxnlp.interop.huggingface import save
-    from jaxnlp.peft.tuning import like
     from jaxnlp.train.load import load
+    from jaxnlp.trees import like
 
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected the folder of a trained run, as runs/gpt2")

@@ -6,11 +6,12 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BASE = {"errors", "config"}  # plain helpers that every room may use
+BASE = {"errors", "config", "trees"}  # plain helpers that every room may use
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
     "config_json": {"config"},
+    "trees": set(),
     "runtime": {"errors"},
     "lifeline": set(),
     "processes": {"errors", "lifeline"},

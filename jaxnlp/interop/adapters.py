@@ -26,9 +26,10 @@ from jaxnlp.peft.ia3 import IA3, IN, OUT
 from jaxnlp.peft.lora import MAGNITUDE, A, B, LoRA
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt
-from jaxnlp.peft.tuning import Method, Tuning, plan, put
+from jaxnlp.peft.tuning import Method, Tuning, plan
 from jaxnlp.sharding.axes import abstract_params, example_inputs
 from jaxnlp.sharding.rules import path_name
+from jaxnlp.trees import put
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 BASE = ".base_layer."

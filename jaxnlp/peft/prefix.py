@@ -18,7 +18,8 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.calls import Call
 from jaxnlp.peft.prompt import check_room, takes_positions, uniform
 from jaxnlp.peft.targets import Target, choose
-from jaxnlp.peft.tuning import Leaf, Method, Path
+from jaxnlp.peft.tuning import Leaf, Method
+from jaxnlp.trees import Path
 
 KEY, VALUE = "prefix_key", "prefix_value"
 

@@ -17,6 +17,7 @@ import jax
 from jaxnlp.errors import UserError
 from jaxnlp.nn.calls import Call, calls_changed
 from jaxnlp.sharding.axes import abstract_params
+from jaxnlp.trees import at
 
 KERNEL, TABLE = "kernel", "embedding"
 
@@ -137,15 +138,6 @@ def _stacked(whole: Any, names: Any, inner: Any) -> tuple[tuple[int, ...], tuple
 
 def _shape(x: Any) -> tuple[int, ...] | None:
     return tuple(x.shape) if hasattr(x, "shape") else None
-
-
-def at(tree: Any, path: tuple[str, ...]) -> Any:
-    """What is at a path of nested dicts, or None."""
-    for name in path:
-        if not isinstance(tree, Mapping) or name not in tree:
-            return None
-        tree = tree[name]
-    return tree
 
 
 def choose(

@@ -24,10 +24,10 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.calls import Call, calls_changed, calls_changed_at
 from jaxnlp.nn.partitioning import placed
 from jaxnlp.nn.policy import FLOATS
-from jaxnlp.peft.targets import Parameter, Target, at, find_targets, matches
+from jaxnlp.peft.targets import Parameter, Target, find_targets, matches
 from jaxnlp.sharding.axes import abstract_params
+from jaxnlp.trees import Path, at, put, without
 
-Path = tuple[str, ...]
 SHARED = "prompt_encoder"
 
 
@@ -73,7 +73,7 @@ class Method:
 
     def call(self, leaves: dict[str, jax.Array], target: Target, call: Call, fn: Callable, args: tuple, kwargs: dict):
         """The changed call; fn(*args, **kwargs) is the module's own."""
-        raise NotImplementedError
+        return fn(*args, **kwargs)
 
     def merged(self, target: Target, own: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The target's own parameters such that without leaves its call is what the changed one was; of one layer."""
@@ -91,7 +91,7 @@ class Method:
 
     def computed(self, shared: dict[str, jax.Array], chosen: list[Target]) -> dict[Path, dict[str, jax.Array]]:
         """The leaves of each target (with stacked layers in front), made of the shared parameters."""
-        raise NotImplementedError
+        return {}
 
     def outer(self, targets: list[Target], chosen: list[Target]) -> Path | None:
         """The module around its targets whose call changes too, or None."""
@@ -99,7 +99,7 @@ class Method:
 
     def call_outer(self, call: Call, fn: Callable, args: tuple, kwargs: dict) -> Any:
         """That module's changed call."""
-        raise NotImplementedError
+        return fn(*args, **kwargs)
 
     def begin_cache(self, run: Callable, params: Any, cache: Any) -> Any:
         """An empty cache with what a text begins with already in it; see `Tuning.begin_cache`."""
@@ -352,34 +352,6 @@ def own_parameters(module: Any, target: Target) -> dict[str, jax.Array]:
     """A module's own parameters within its call, laid out as they are used."""
     given = lambda name, p: placed(module.get_variable("params", name), p.axes[target.layers :])
     return {name: given(name, p) for name, p in target.parameters.items()}
-
-
-def join(base: Any, tuned: Any) -> Any:
-    """One tree of both; where both have a parameter it is the tuned one."""
-    if not isinstance(tuned, Mapping):
-        return tuned
-    return {**base, **{name: join(base.get(name, {}), x) for name, x in tuned.items()}}
-
-
-def like(tree: Any, wanted: Any) -> Any:
-    """Of a tree, what is in another too."""
-    if not isinstance(wanted, Mapping):
-        return tree
-    return {name: like(tree[name], x) for name, x in wanted.items()}
-
-
-def put(tree: Any, path: Path, leaf: Any) -> Any:
-    """The tree with a leaf at a path, as a new tree."""
-    head, *tail = path
-    return {**tree, head: put(tree.get(head, {}), tuple(tail), leaf) if tail else leaf}
-
-
-def without(tree: Any, path: Path) -> Any:
-    """The tree without the leaf at a path, and what that leaves empty, as a new tree."""
-    head, *tail = path
-    rest = {name: x for name, x in tree.items() if name != head}
-    inner = without(tree[head], tuple(tail)) if tail else {}
-    return {**rest, head: inner} if inner else rest
 
 
 def _over_layers(make: Callable, stack: tuple[int, ...]) -> Callable:

@@ -14,7 +14,6 @@ from jaxnlp.generate import layout
 from jaxnlp.generate.decode import Generator
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.policy import Policy
-from jaxnlp.peft.tuning import join, like
 from jaxnlp.sharding.axes import abstract_params, example_inputs, make_apply
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh, tpu_slices
 from jaxnlp.sharding.rules import as_tuple
@@ -22,6 +21,7 @@ from jaxnlp.train.base import with_base
 from jaxnlp.train.checkpoint import Reader, Saved
 from jaxnlp.train.experiment import Experiment, check_batch, with_trunk
 from jaxnlp.train.program import Program, build
+from jaxnlp.trees import join, like
 
 
 @dataclasses.dataclass(frozen=True)

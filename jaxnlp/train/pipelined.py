@@ -33,6 +33,7 @@ from jaxnlp.sharding.pipeline import (
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.train.experiment import Experiment, trunk
 from jaxnlp.train.step import sum_gradients as unpipelined
+from jaxnlp.trees import at, put, without
 
 ONE_STACK = "runs one stack, and an encoder-decoder has two; use GPipe(), in a config or as 'gpipe' on the command line"
 
@@ -211,12 +212,12 @@ class _Staged:
         """(the parameters of each stack, all others)."""
         weights = []
         for cut in self.cuts:
-            found, params = _without(params, cut.layers.path)
-            weights.append(found)
+            weights.append(at(params, cut.layers.path))
+            params = without(params, cut.layers.path)
         return weights, params
 
     def _put(self, weights, rest):
-        return _with(rest, self.cuts[0].layers.path, weights)
+        return put(rest, self.cuts[0].layers.path, weights)
 
     def _run(self, cut: _Cut):
         def run(weights, x, arrays, raw):
@@ -295,17 +296,3 @@ class _Staged:
 
 def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array)
-
-
-def _without(tree: Any, path: tuple[str, ...]) -> tuple[Any, Any]:
-    """(what is at a path, the tree without it)."""
-    head, *tail = path
-    if not tail:
-        return tree[head], {name: x for name, x in tree.items() if name != head}
-    found, inner = _without(tree[head], tuple(tail))
-    return found, {**tree, head: inner}
-
-
-def _with(tree: Any, path: tuple[str, ...], leaf: Any) -> Any:
-    head, *tail = path
-    return {**tree, head: _with(tree.get(head, {}), tuple(tail), leaf) if tail else leaf}

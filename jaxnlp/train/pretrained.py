@@ -26,12 +26,12 @@ from jaxnlp.data.tokenizer import HuggingFaceTokenizer, wrap
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.interop import huggingface
 from jaxnlp.nn.kernels import Einsum
-from jaxnlp.peft.tuning import like
 from jaxnlp.sharding.axes import abstract_params, example_inputs
 from jaxnlp.sharding.rules import REPLICATED, path_name, shardings
 from jaxnlp.train.checkpoint import Reader
 from jaxnlp.train.experiment import trunk, with_trunk
 from jaxnlp.train.matching import Match, match
+from jaxnlp.trees import like
 
 REPORT = "init.json"
 SHOWN = 8  # paths in a line of the report; the file has all

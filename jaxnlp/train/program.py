@@ -14,7 +14,7 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.perplexity import make_eval_step
 from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.optim import LAYERWISE, make_optimizer
-from jaxnlp.peft.tuning import Method, Tuning, join, like, plan
+from jaxnlp.peft.tuning import Method, Tuning, plan
 from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, make_apply
 from jaxnlp.sharding.mesh import make_mesh
 from jaxnlp.sharding.rules import as_tuple
@@ -24,6 +24,7 @@ from jaxnlp.train.pipelined import staged
 from jaxnlp.train.state import State, gradient_shardings, new_state, state_shardings, update_shardings
 from jaxnlp.train.step import make_step, many_steps
 from jaxnlp.train.update import Layouts
+from jaxnlp.trees import join, like
 
 TUNED = 0x7D  # folded into the run's key for the tuned parameters' first values
 

@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.remat import HOST
-from jaxnlp.peft.tuning import join
 from jaxnlp.sharding.rules import Sharding, shardings
+from jaxnlp.trees import join
 
 
 @functools.partial(

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxnlp.objectives.objective import means, prepared
-from jaxnlp.peft.tuning import join, like
 from jaxnlp.train.state import State
 from jaxnlp.train.update import Layouts
+from jaxnlp.trees import join, like
 
 GROWTH_STEPS = 2000  # steps without overflow after which the float16 loss scale doubles
 MAX_SCALE = 2.0**24

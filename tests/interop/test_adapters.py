@@ -15,8 +15,9 @@ from jaxnlp.interop.adapters import load_adapter, save_adapter, stacked
 from jaxnlp.interop.huggingface import load
 from jaxnlp.peft.adapter import Adapter
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.peft.tuning import join, plan
+from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import example_inputs, make_apply
+from jaxnlp.trees import join
 
 from ..reference import torch
 from .families import build

@@ -13,8 +13,9 @@ from jaxnlp.models.t5 import T5Config
 from jaxnlp.nn.positions import Alibi, Rotary
 from jaxnlp.peft.prefix import KEY, VALUE, Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
-from jaxnlp.peft.tuning import SHARED, join, plan
+from jaxnlp.peft.tuning import SHARED, plan
 from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
+from jaxnlp.trees import join
 
 from .test_properties import B, D, T, V, gpt, moved
 

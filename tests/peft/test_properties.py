@@ -17,8 +17,9 @@ from jaxnlp.peft.adapter import PFEIFFER, Adapter
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.partial import BitFit, Full
-from jaxnlp.peft.tuning import join, plan
+from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
+from jaxnlp.trees import join
 
 B, T, V, D = 2, 6, 32, 16
 KERNELS = ("query", "key", "value", "out", "up", "down")
