@@ -1,0 +1,58 @@
+"""(IA)^3 in PEFT's layout: scales of what a module of theirs returns (out, 1), or of what it reads (1, in)."""
+
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxnlp.errors import UserError
+from jaxnlp.interop.places import WEIGHTS, Place, inputs_of, outputs_of, patterns
+from jaxnlp.peft.ia3 import IA3, IN, OUT
+
+
+def read(said: Mapping[str, Any], modules: Any, sizes: Any, folder: pathlib.Path) -> tuple[IA3, dict[Any, np.ndarray]]:
+    """(method, tuned leaves by path of an unrolled model). sizes: shapes of ours by path."""
+    leaves, outs, ins = {}, [], []
+    for place, arrays in modules.values():
+        scale = arrays["ia3_l"]
+        into = scale.shape[0] == 1 and len(scale.shape) == 2
+        inputs, parts = inputs_of(place, sizes), outputs_of(place, sizes)
+        wanted = math.prod(inputs) if into else sum(map(math.prod, parts))
+        if scale.size != wanted:
+            raise UserError(f"{folder / WEIGHTS}: {place.name} has {scale.size} scales; the model asks for {wanted}")
+        starts = np.cumsum([0, *map(math.prod, parts)])
+        for i, (path, out) in enumerate(zip(place.paths, parts, strict=True)):
+            if into:
+                leaves[*path, IN] = np.ascontiguousarray(scale.reshape(inputs), np.float32)
+                ins.append("/".join(path))
+            else:
+                own = scale.reshape(-1)[starts[i] : starts[i + 1]].reshape(out)
+                leaves[*path, OUT] = np.ascontiguousarray(own, np.float32)
+                outs.append("/".join(path))
+    return IA3(outputs=patterns(outs), inputs=patterns(ins)), leaves
+
+
+def write(flat: Any, known: Mapping[str, Place]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(adapter_config.json, tensors by name). flat: leaves by path, layers apart."""
+    arrays, targets, into = {}, [], []
+    for place in known.values():
+        names = ["/".join(path) for path in place.paths]
+        outs = [flat.get(f"{name}/{OUT}") for name in names]
+        ins = [flat.get(f"{name}/{IN}") for name in names]
+        if any(x is not None for x in ins):
+            if any(x is not None for x in outs) or len(names) > 1:
+                raise UserError(f"{place.name}: scales of its inputs with those of its outputs have no equal in PEFT")
+            arrays[f"{place.name}.ia3_l"] = np.asarray(ins[0]).reshape(1, -1)
+            into.append(place.name)
+        elif any(x is not None for x in outs):
+            some = next(x for x in outs if x is not None)
+            full = [np.ones_like(some) if x is None else x for x in outs]
+            arrays[f"{place.name}.ia3_l"] = np.concatenate([x.reshape(-1) for x in full])[:, None]
+        else:
+            continue
+        targets.append(place.name)
+    conv = any(known[name].tensor.kind == "conv1d" for name in targets)
+    said = {"peft_type": "IA3", "target_modules": targets, "feedforward_modules": into, "fan_in_fan_out": conv}
+    return said, arrays
