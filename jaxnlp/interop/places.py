@@ -37,12 +37,14 @@ def places(config: Any) -> dict[str, Place]:
     return found
 
 
-def inputs_of(place: Place, sizes) -> tuple[int, ...]:
+def inputs_of(place: Place, sizes: Any) -> tuple[int, ...]:
+    """Shape of the input axes of ours. sizes: shapes of ours by path."""
     shape = sizes[place.tensor.paths[0]]
     return shape[:1] if place.tensor.kind == "table" else shape[: place.tensor.num_in]
 
 
-def outputs_of(place: Place, sizes) -> list[tuple[int, ...]]:
+def outputs_of(place: Place, sizes: Any) -> list[tuple[int, ...]]:
+    """Shapes of the output axes of each of ours. sizes: shapes of ours by path."""
     num_in = 1 if place.tensor.kind == "table" else place.tensor.num_in
     return [sizes[path][num_in:] for path in place.tensor.paths]
 
