@@ -15,9 +15,14 @@ os.environ["JAXNLP_ALLOCATOR"] = "system"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-# Half of a first run would be LLVM's optimizations, of programs so small that none is worth it. And where eight devices
-# share two busy cores, XLA ends the process when one of them is 40 seconds late.
-FLAGS = ("--xla_backend_optimization_level=0", "--xla_cpu_collective_call_terminate_timeout_seconds=600")
+# Most of a first run would be compiles, of programs so small that neither LLVM's optimizations nor the newer way of
+# emitting fusions (a third of what is left) is worth it. And where eight devices share two busy cores, XLA ends the
+# process when one of them is 40 seconds late.
+FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the entry points below are forked
 os.environ["HF_HUB_OFFLINE"] = "1"
