@@ -23,6 +23,7 @@ from jaxnlp.train.offload import Offload
 from jaxnlp.train.pipelined import staged
 from jaxnlp.train.state import State, gradient_shardings, new_state, state_shardings, update_shardings
 from jaxnlp.train.step import make_step, many_steps
+from jaxnlp.train.tables import check_axes, check_heads, check_names
 from jaxnlp.train.update import Layouts
 from jaxnlp.trees import join, like
 
@@ -112,8 +113,8 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
         only_traced: nothing will be compiled for these devices, so that attention may be another platform's kernel.
 
     Raises:
-        UserError: a size that does not divide over the mesh, a missing rule, an attention
-            kernel that cannot run on these devices.
+        UserError: a size that does not divide over the mesh, a missing rule, a rule in vain, a mesh axis over
+            which nothing is split, an attention kernel that cannot run on these devices.
     """
     e = experiment
     mesh = make_mesh(e.sharding.mesh, devices)
@@ -131,6 +132,9 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
     apply = make_apply(module)
     inputs = example_inputs(e.model, e.data.batch_size // e.accum_steps, e.data.seq_len)
     shapes, axes = abstract_params(module, *inputs)
+    check_heads(e, axes, mesh.shape)
+    own = {"apply": apply, "params": shapes, "mesh": mesh}
+    named = [axes]
     tuning, frozen, rates = None, None, None
     if isinstance(e.tuning, Method):
         if sums is not None and not e.tuning.by_layer:
@@ -143,6 +147,8 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
         apply, frozen = tuning.apply(apply), jax.eval_shape(tuning.frozen, shapes)
         shapes, axes = jax.eval_shape(tuning.init, jax.random.key(0), shapes), tuning.axes
         rates = tuning.rates(shapes)
+        named.append(axes)
+    check_names(e, named, **own)
     optimizer, schedule = make_optimizer(e.optim, e.steps, axes, rates)
     policy = getattr(e.model, "policy", None)
     loss_scale = e.loss_scale if policy is not None and policy.compute_dtype == "float16" else None
@@ -150,6 +156,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
     layout = state_shardings(abstract, axes, e.sharding, mesh, tuning and tuning.frozen_axes)
     gradients = gradient_shardings(shapes, axes, e.sharding, mesh)
     updated = update_shardings(shapes, axes, e.sharding, mesh)
+    check_axes(e, (layout, gradients, updated), **own)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
     by_parts = lambda: Offload(optimizer, abstract, axes, layerwise=e.optim.name in LAYERWISE)
     rows = PartitionSpec(as_tuple(e.sharding.activations.get("batch")) or None)

@@ -276,7 +276,8 @@ def toy(schedule, keys, w, x, run=layers, batch=()):
 def test_executed_ticks_are_the_formula(name, stages):
     schedule = SCHEDULES[name]
     mesh = make_mesh(MeshConfig(data=1, stage=stages), jax.devices()[:stages])
-    for m in sorted({stages, stages + 1, 2 * stages, 3 * stages, 5 * stages - 1, 4 * stages, 8 * stages}):
+    odd = () if schedule.laps > 1 else (stages + 1, 5 * stages - 1)  # a circular one takes multiples of its stages
+    for m in (stages, 2 * stages, 3 * stages, 4 * stages, 8 * stages, *odd):
         x = jax.ShapeDtypeStruct((m, 2, 4), jnp.float32)
         with jax.set_mesh(mesh):
             jaxpr = jax.make_jaxpr(functools.partial(toy, schedule, jnp.zeros((m, 2), jnp.uint32)))(WEIGHTS, x).jaxpr

@@ -1,0 +1,120 @@
+"""Checks of an experiment's tables against its model and mesh: no name in vain, no two devices at the same work."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from jaxnlp.config import did_you_mean
+from jaxnlp.errors import FieldError
+from jaxnlp.nn.partitioning import axis_rules
+from jaxnlp.objectives.objective import prepared
+from jaxnlp.sharding.rules import ACTIVATIONS, REPLICATED, as_tuple
+from jaxnlp.train.experiment import Experiment, trunk
+
+TABLES = ("params", "gradients", "optimizer")
+FOLLOW = ("heads", "kv_heads", "kv", "mlp", "vocab")
+"""Activations that are split where a parameter is. Alone they split the scores or the logits, and not the layers."""
+
+REMEDIES = {
+    "stage": "map params['layers'] to it, as the preset PP does",
+    "sequence": "map 'length' and 'residual' of activations to it",
+    "tensor": "map heads, kv_heads, mlp and vocab of params to it, as the preset TP does",
+}
+
+
+def check_heads(experiment: Experiment, axes: Any, sizes: Mapping[str, int]) -> None:
+    """Raises FieldError where heads do not divide over the mesh axes that split them.
+
+    Args:
+        axes: logical axes of each parameter. sizes: mesh axis -> number of devices.
+    """
+    model, named = trunk(experiment.model), parameter_names(axes)
+    where = "model" if model is experiment.model else "model.trunk"
+    for name, field in (("heads", "num_heads"), ("kv_heads", "num_kv_heads")):
+        count = getattr(model, field, None)
+        for table in (getattr(experiment.sharding, table) for table in TABLES):
+            split = as_tuple((table or {}).get(name)) if name in named else ()
+            ways = math.prod(sizes.get(axis, 1) for axis in split)
+            if count is not None and count % ways:
+                over, up = "*".join(split), -(-count // ways) * ways
+                told = f"does not divide over {over}={ways} devices; use {over}={math.gcd(count, ways)} or {field}={up}"
+                raise FieldError(f"{where}.{field}", count, told)
+
+
+def check_names(experiment: Experiment, axes: Iterable[Any], apply: Any, params: Any, mesh: Any) -> None:
+    """Raises FieldError for a rule of a logical axis that neither this model nor any of ours has.
+
+    Args:
+        axes: trees of logical axes, of all parameters. apply, params: the model, and its abstract parameters.
+    """
+    known = {*REPLICATED, *ACTIVATIONS}.union(*(parameter_names(tree) for tree in axes))
+    for table in (*TABLES, "activations"):
+        rules = getattr(experiment.sharding, table) or {}
+        unknown = [name for name in rules if name not in known]
+        if unknown and table == "activations":
+            # One device lays nothing out, so that names of activations are not to be learnt there.
+            seen = set(unknown) if mesh.size == 1 else activation_names(experiment, apply, params, mesh)
+            unknown = [name for name in unknown if name not in seen]
+        if unknown:
+            told = f"this model has no such logical axis{did_you_mean(unknown[0], sorted(known))}"
+            raise FieldError(f"sharding.{table}[{unknown[0]!r}]", rules[unknown[0]], told)
+
+
+def check_axes(experiment: Experiment, layouts: Any, apply: Any, params: Any, mesh: Any) -> None:
+    """Raises FieldError for a mesh axis over which nothing is split: its devices would all do the same work.
+
+    A split of parameters, gradients or the optimizer's state counts, and one of the batch, of the length, or of an
+    activation that is not a parameter's output (`FOLLOW`) and occurs in this model.
+
+    Args:
+        layouts: a tree of all shardings of the state and the gradients. apply, params: as `check_names`.
+    """
+    rules = experiment.sharding.activations
+    split = set(as_tuple(rules.get("batch")))
+    for sharding in jax.tree.leaves(layouts):
+        split.update(axis for axes in sharding.spec for axis in as_tuple(axes))
+    idle = [axis for axis, size in mesh.shape.items() if size > 1 and axis not in split]
+    if not idle:
+        return
+    names = [name for name in rules if name not in FOLLOW and set(as_tuple(rules[name])) & set(idle)]
+    if names:
+        seen = activation_names(experiment, apply, params, mesh)
+        split.update(axis for name in names if name in seen for axis in as_tuple(rules[name]))
+    for axis in idle:
+        if axis not in split:
+            size, remedy = mesh.shape[axis], REMEDIES.get(axis, "map 'batch' of activations to it")
+            told = f"no table splits anything of this model over it, and its {size} devices would do the same work"
+            other = "tensor" if axis == "data" else "data"
+            raise FieldError(f"sharding.mesh.{axis}", size, f"{told}; {remedy}, or use {axis}=1 and more of {other}")
+
+
+def parameter_names(axes: Any) -> set[str]:
+    """The logical axes of a tree of parameters."""
+    leaves = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+    return {name for names in leaves for name in names if name is not None}
+
+
+def activation_names(experiment: Experiment, apply: Any, params: Any, mesh: Any) -> set[str]:
+    """The logical axes that the model and its loss ask the activations' table for, learnt by a trace."""
+    e, asked = experiment, Asked(experiment.sharding.activations)
+    rows = e.data.batch_size // e.accum_steps
+    shapes = e.data.examples.shapes(e.data)
+    batch = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+    loss = lambda params, batch, key: e.objective.loss(apply, params, prepared(e.objective, batch), key)[0]
+    with jax.set_mesh(mesh), axis_rules(asked):
+        jax.eval_shape(loss, params, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    return asked.names
+
+
+class Asked(dict):
+    """A table that notes which of its names were looked up."""
+
+    def __init__(self, rules: Mapping[str, Any]):
+        super().__init__(rules)
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.add(name)
+        return super().__getitem__(name)
