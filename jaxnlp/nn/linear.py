@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
 
 from jaxnlp.nn.partitioning import parameter
 from jaxnlp.nn.policy import Policy
@@ -31,10 +32,10 @@ def matmul(
 
     Args:
         x: (..., D).
-        w: (D, F), or (F, D) with `transpose_w`.
+        w: (D, F), or (F, D) with `transpose_w`; or with several axes in place of one, which are D together, or F.
 
     Returns:
-        (..., F). The derivative is the ordinary one; only the form in which the
+        (..., F), F one axis. The derivative is the ordinary one; only the form in which the
         weight's gradient is computed follows `policy.weight_gradient`.
     """
     return _matmul(x, w, policy, transpose_w, dtype)
@@ -42,6 +43,7 @@ def matmul(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _matmul(x, w, policy, transpose_w, dtype):
+    w = _matrix(w, x.shape[-1], transpose_w)
     if policy.weight_layout == "output_major" and x.size // x.shape[-1] <= FEW_ROWS:
         # Behind a barrier, or XLA would turn the product round again.
         y_FR = lax.optimization_barrier(
@@ -52,23 +54,36 @@ def _matmul(x, w, policy, transpose_w, dtype):
 
 
 def _matmul_fwd(x, w, policy, transpose_w, dtype):
-    return _matmul(x, w, policy, transpose_w, dtype), (x, w)
+    # A weight that is not trained has no gradient: its input is not kept, and no product is made. Kept is the weight as
+    # it lies: reshaped, there would be a copy of each, stacked ones all at once.
+    y = _matmul(x.value, w.value, policy, transpose_w, dtype)
+    return y, (x.value if w.perturbed else None, w.value, jnp.zeros((0, x.value.shape[-1]), x.value.dtype))
 
 
 def _matmul_bwd(policy, transpose_w, dtype, residuals, dy):
-    x, w = residuals
-    dx = policy.dot(dy, w, _contract(dy.ndim - 1, 0 if transpose_w else 1), x.dtype)
-    left, right = (dy, x) if transpose_w else (x, dy)
-    plain = functools.partial(_weight_gradient_plain, policy, w.dtype)
-    rows = functools.partial(_weight_gradient_rows, policy, w.dtype)
+    x, w, like_x = residuals
+    if isinstance(dy, SymbolicZero):
+        return None, None
+    matrix = _matrix(w, like_x.shape[-1], transpose_w)
+    dx = policy.dot(dy, matrix, _contract(dy.ndim - 1, 0 if transpose_w else 1), like_x.dtype)
+    if x is None:
+        return dx, None
+    return dx, _weight_gradient(policy, w.dtype, *((dy, x) if transpose_w else (x, dy))).reshape(w.shape)
+
+
+def _matrix(w, inputs: int, transpose_w: bool):
+    return w if w.ndim == 2 else w.reshape((-1, inputs) if transpose_w else (inputs, -1))
+
+
+_matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
+
+
+def _weight_gradient(policy: Policy, dtype, left, right):
+    plain = functools.partial(_weight_gradient_plain, policy, dtype)
+    rows = functools.partial(_weight_gradient_rows, policy, dtype)
     if policy.weight_gradient == "auto":
-        dw = lax.platform_dependent(left, right, cpu=rows, default=plain)
-    else:
-        dw = (rows if policy.weight_gradient == "rows" else plain)(left, right)
-    return dx, dw
-
-
-_matmul.defvjp(_matmul_fwd, _matmul_bwd)
+        return lax.platform_dependent(left, right, cpu=rows, default=plain)
+    return (rows if policy.weight_gradient == "rows" else plain)(left, right)
 
 
 def _contract(a: int, b: int) -> Any:
@@ -131,7 +146,7 @@ class Linear(nn.Module):
             # Devices that hold parts of a sum exchange it rounded. Elsewhere a product that rounds makes XLA's TPU
             # backend lay out whole stacks of heads anew, a copy of each.
             product = jnp.dtype(jnp.float32) if self.axes[0] == "embed" else result
-            y = matmul(flat, kernel.reshape(D, F), self.policy, dtype=product).astype(result)
+            y = matmul(flat, kernel, self.policy, dtype=product).astype(result)
         y = checkpoint_name(y, PRODUCT).reshape(*lead, *self.features)
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.axes[self.num_in :], self.features, dtype)

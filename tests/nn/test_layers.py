@@ -4,6 +4,7 @@ import re
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -212,3 +213,20 @@ def test_token_nll_equals_optax_and_its_gradient(rng):
 
     found, wanted = (jax.value_and_grad(f)(logits) for f in (ours, theirs))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
+
+
+def products(jaxpr) -> int:
+    """Matrix products of a jaxpr, those of its inner ones too."""
+    inner = [j for eqn in jaxpr.eqns for j in jax.extend.core.jaxprs_in_params(eqn.params)]
+    return sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns) + sum(map(products, inner))
+
+
+def test_a_weight_that_is_not_trained_has_no_gradient_and_its_input_is_not_kept():
+    x, w, policy = jnp.ones((5, 4)), jnp.ones((4, 3)), Policy(weight_gradient="plain")
+    loss = lambda x, w: jnp.sum(jnp.sin(matmul(jnp.cos(x), w, policy)))
+    assert products(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(x, w).jaxpr) == 3
+    assert products(jax.make_jaxpr(jax.grad(loss))(x, w).jaxpr) == 2
+    kept = jax.tree.leaves(jax.vjp(lambda x: matmul(x, w, policy), x)[1])
+    assert (5, 4) not in [leaf.shape for leaf in kept]
+    kept = jax.tree.leaves(jax.vjp(lambda w: matmul(x, w, policy), w)[1])
+    assert (5, 4) in [leaf.shape for leaf in kept]
