@@ -9,7 +9,7 @@ import jax
 from jaxnlp.config import did_you_mean
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.partitioning import axis_rules
-from jaxnlp.objectives.objective import prepared
+from jaxnlp.sharding.axes import example_inputs
 from jaxnlp.sharding.rules import ACTIVATIONS, REPLICATED, as_tuple
 from jaxnlp.train.experiment import Experiment, trunk
 
@@ -97,14 +97,12 @@ def parameter_names(axes: Any) -> set[str]:
 
 
 def activation_names(experiment: Experiment, apply: Any, params: Any, mesh: Any) -> set[str]:
-    """The logical axes that the model and its loss ask the activations' table for, learnt by a trace."""
+    """The logical axes that the model asks the activations' table for, learnt by a trace with dropout on."""
     e, asked = experiment, Asked(experiment.sharding.activations)
-    rows = e.data.batch_size // e.accum_steps
-    shapes = e.data.examples.shapes(e.data)
-    batch = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
-    loss = lambda params, batch, key: e.objective.loss(apply, params, prepared(e.objective, batch), key)[0]
+    inputs = example_inputs(e.model, e.data.batch_size // e.accum_steps, e.data.seq_len)
+    key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh), axis_rules(asked):
-        jax.eval_shape(loss, params, batch, jax.eval_shape(lambda: jax.random.key(0)))
+        jax.eval_shape(lambda params, inputs, key: apply(params, *inputs, key=key), params, inputs, key)
     return asked.names
 
 

@@ -18,8 +18,8 @@ from jaxnlp.optim import LAYERWISE, OPTIMIZERS, OptimConfig, make_optimizer
 from jaxnlp.scaling.planner import outline
 from jaxnlp.scaling.report import report as plan_report
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
-from jaxnlp.sharding.presets import PP, TP, ZERO1, ZERO2, ZERO3
-from jaxnlp.sharding.rules import REPLICATED, Sharding
+from jaxnlp.sharding.presets import PP, TP, ZERO1, ZERO2
+from jaxnlp.sharding.rules import REPLICATED, TENSOR, Sharding
 from jaxnlp.train import plan
 from jaxnlp.train.checkpoint import Reader, Writer
 from jaxnlp.train.experiment import Experiment
@@ -119,10 +119,11 @@ def test_an_update_by_parts_is_the_update(name, master):
 
 # Whole steps, on eight devices
 
+SPLIT = {**TENSOR, "embed": "fsdp"}
 CASES = {
     "ZERO1": (ZERO1.on(fsdp=8), {}),
     "ZERO2": (ZERO2.on(data=2, fsdp=4), {"steps_per_call": 2, "on_nonfinite": "skip"}),
-    "ZERO3": (ZERO3.on(fsdp=4, tensor=2), {"accum_steps": 2}),
+    "ZERO3 and TP": (Sharding(params=SPLIT).on(fsdp=4, tensor=2), {"accum_steps": 2}),
     "TP": (TP.on(data=2, tensor=4), {}),
 }
 
