@@ -4,6 +4,7 @@ method, tuned = load_adapter("path/to/adapter", config)       # LoRA, (IA)^3, pr
 save_adapter("path/to/adapter", config, tuning, tuned)        # peft.PeftModel.from_pretrained reads it
 """
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -79,7 +80,7 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
         tuned = put(tuned, path, x)
     tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
     if unrolled is not config:
-        tuned = stacked(tuned, config.num_layers)
+        tuned = stacked(tuned, folder)
     wanted = jax.tree.map(lambda x: x.shape, jax.eval_shape(lambda: tuning.init(jax.random.key(0), _zeros(tuning))))
     found = jax.tree.map(lambda x: x.shape, tuned)
     if wanted != found:
@@ -113,7 +114,9 @@ def _checked_copies(path, tensors: Mapping[str, np.ndarray], known: Mapping[str,
 
 def _by_module(path, tensors: Mapping[str, np.ndarray], known: Mapping[str, Place]):
     """{place: {what: array}} of the tensors in a file, named `base_model.model.<module>.<what>`."""
-    bare = {name.split(".", 1)[1]: place for name, place in known.items() if "." in name}
+    rest = lambda name: name.partition(".")[2]
+    count = collections.Counter(map(rest, known))  # an encoder's and a decoder's modules have the same rest
+    bare = {rest(name): place for name, place in known.items() if count[rest(name)] == 1}
     found: dict[str, tuple[Place, dict[str, np.ndarray]]] = {}
     for name, array in tensors.items():
         module, what = _split(name.removeprefix(PREFIX))
@@ -174,10 +177,19 @@ def save_adapter(
         raise UserError(f"{folder}: cannot be written ({e.strerror or e})") from None
 
 
-def stacked(tuned: Any, num_layers: int) -> Any:
-    """The way back, for a model whose layers are scanned."""
-    if not isinstance(tuned, Mapping):
-        return tuned
-    blocks = [tuned[f"block_{i}"] for i in range(num_layers) if f"block_{i}" in tuned]
-    rest = {name: stacked(x, num_layers) for name, x in tuned.items() if not name.startswith("block_")}
-    return {**rest, "blocks": jax.tree.map(lambda *x: np.stack(x), *blocks)} if blocks else rest
+def stacked(tree: Any, source: str | pathlib.Path = "") -> Any:
+    """The way back of `huggingface.unstacked`, for a model whose layers are scanned.
+
+    Raises:
+        UserError: layers that do not hold the same, named after the source.
+    """
+    if not isinstance(tree, Mapping):
+        return tree
+    apart = sorted((name for name in tree if name.startswith("block_")), key=lambda name: int(name.split("_")[1]))
+    rest = {name: stacked(x, source) for name, x in tree.items() if name not in apart}
+    if not apart:
+        return rest
+    shapes = [jax.tree.map(np.shape, tree[name]) for name in apart]
+    if any(x != shapes[0] for x in shapes):
+        raise UserError(f"{source}: does not adapt the same modules in every layer, which a scanned model needs")
+    return {**rest, "blocks": jax.tree.map(lambda *x: np.stack(x), *(tree[name] for name in apart))}

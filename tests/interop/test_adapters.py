@@ -12,7 +12,7 @@ import pytest
 
 from jaxnlp.errors import UserError
 from jaxnlp.interop.adapters import load_adapter, save_adapter, stacked
-from jaxnlp.interop.huggingface import load
+from jaxnlp.interop.huggingface import load, read_tensors, write_tensors
 from jaxnlp.peft.adapter import Adapter
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.tuning import plan
@@ -25,15 +25,26 @@ from .test_huggingface import close, inputs, outputs_of_theirs
 
 peft = pytest.importorskip("peft", reason="adapter parity needs peft (make test installs it on Python 3.11)")
 
+LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TARGETS = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
     "bert-masked": ["query", "key", "value", "dense"],
-    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "llama": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "roberta": ["query", "key", "value", "dense"],
+    "t5": ["q", "k", "v", "o", "wi", "wo"],
+    "t5-1.1": ["q", "k", "v", "o", "wi_0", "wi_1", "wo", "lm_head"],
 }
 SCALED = {  # what (IA)^3 scales: outputs, and the inputs of these
     "gpt2": (["c_attn", "mlp.c_proj"], ["mlp.c_proj"]),
     "bert-masked": (["key", "value", "output.dense"], ["output.dense"]),
     "llama": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
+    "qwen2": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
+    "qwen3": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
+    "roberta": (["key", "value", "output.dense"], ["output.dense"]),
+    "t5": (["k", "v", "wo"], ["wo"]),
+    "t5-1.1": (["k", "v", "wo"], ["wo"]),
 }
 
 
@@ -72,9 +83,19 @@ def logits(out):
     return out["masked_lm"] if isinstance(out, dict) else out
 
 
-@pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_logits_equal_peft_live_and_merged_and_it_reads_what_we_write(name, kind, rng, tmp_path):
+QUICK = {("lora", "qwen3"), ("lora", "roberta"), ("lora", "t5-1.1"), ("ia3", "t5")}
+OLD = ("gpt2", "bert-masked", "llama")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, marks=() if name in OLD or (kind, name) in QUICK else pytest.mark.slow)
+        for kind in KINDS
+        for name in TARGETS
+    ],
+)
+def test_logits_equal_peft_live_and_merged_and_it_reads_what_we_write(kind, name, rng, tmp_path):
     model = build(name)
     model.save_pretrained(tmp_path / "model")
     adapted = random_adapter(model, KINDS[kind](name))
@@ -82,7 +103,7 @@ def test_logits_equal_peft_live_and_merged_and_it_reads_what_we_write(name, kind
     config, base, _ = load(tmp_path / "model")
     theirs, (args, kwargs), real = inputs(config, rng)
     wanted = wanted_of(adapted, theirs)
-    method, tuned = load_adapter(tmp_path / "theirs", config)
+    method, tuned = load_adapter(tmp_path / "theirs", config, base)
     tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
     run = jax.jit(tuning.apply(make_apply(config.module())))
     close(logits(run(join(base, tuned), *args, **kwargs))[real], wanted[real])
@@ -166,12 +187,35 @@ def test_embeddings_and_scanned_layers(rng, tmp_path):
         load_adapter(tmp_path / "theirs", scanned, jax.tree.map(lambda x: x + 1, base))
     method, tuned = load_adapter(tmp_path / "theirs", scanned, base)
     tuning = plan(method, scanned.module(), *example_inputs(scanned, 1, 2))
-    params = join(stacked(base, config.num_layers), tuned)
+    params = join(stacked(base), tuned)
     found = tuning.apply(make_apply(scanned.module()))(params, *args, **kwargs)
     close(found[real], wanted_of(adapted, theirs)[real])
     save_adapter(tmp_path / "ours", scanned, tuning, tuned)
     again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
     np.testing.assert_allclose(wanted_of(again, theirs)[real], wanted_of(adapted, theirs)[real], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_encoder_and_a_decoder_of_other_depths_with_scanned_layers(rng, tmp_path):
+    model = build("t5-1.1")  # one layer, and three
+    model.save_pretrained(tmp_path / "model")
+    random_adapter(model, lora("t5-1.1", target_modules=["q", "wo"])).save_pretrained(tmp_path / "theirs")
+    config, base, _ = load(tmp_path / "model")
+    scanned = dataclasses.replace(config, scan_layers=True)
+    method, tuned = load_adapter(tmp_path / "theirs", scanned)
+    _, apart = load_adapter(tmp_path / "theirs", config)
+    _, (args, kwargs), _ = inputs(config, rng)
+    outs = []
+    for c, params, leaves in ((config, base, apart), (scanned, stacked(base), tuned)):
+        tuning = plan(method, c.module(), *example_inputs(c, 1, 2))
+        run = jax.jit(tuning.apply(make_apply(c.module())))
+        outs.append(run(join(params, leaves), *args, **kwargs))
+    close(outs[1], outs[0])
+    tensors = read_tensors(tmp_path / "theirs" / "adapter_model.safetensors")
+    kept = {name: x for name, x in tensors.items() if "decoder.block.1.layer.0.SelfAttention.q" not in name}
+    write_tensors(kept, tmp_path / "theirs" / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="does not adapt the same modules in every layer"):
+        load_adapter(tmp_path / "theirs", scanned)
 
 
 def edited(folder, **changes):

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxnlp.interop.adapters import load_adapter, save_adapter
 from jaxnlp.interop.huggingface import load
 from jaxnlp.nn.pooling import mean_pool, unit
-from jaxnlp.sharding.axes import make_apply
+from jaxnlp.peft.tuning import plan
+from jaxnlp.sharding.axes import example_inputs, make_apply
+from jaxnlp.trees import join
 
 from ..reference import torch, transformers
 
@@ -44,3 +47,28 @@ def test_sentence_embeddings_equal_transformers():
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert f"{found[0] @ found[1]:.4f}" == "0.5552"
     assert found[0] @ found[2] < 0.2
+
+
+def test_an_adapter_of_it_equals_peft_both_ways(tmp_path):
+    peft = pytest.importorskip("peft", reason="adapter parity needs peft")
+    config, base, tokenizer = load(FOLDER)
+    ids = np.asarray([tokenizer.encode(text).ids[:6] for text in TEXTS])
+    model = transformers.BertModel.from_pretrained(FOLDER, attn_implementation="eager").eval()
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=4, target_modules=["query", "value"], init_lora_weights=False)
+    )
+    adapted.eval().save_pretrained(tmp_path / "theirs")
+    with torch.no_grad():
+        wanted = adapted(torch.from_numpy(ids)).last_hidden_state.numpy()
+    method, tuned = load_adapter(tmp_path / "theirs", config)
+    tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
+    found = jax.jit(tuning.apply(make_apply(config.module())))(join(base, tuned), ids)["hidden"]
+    assert np.abs(found - wanted).max() <= 2e-5 * np.abs(wanted).max()
+    plain = jax.jit(make_apply(config.module()))(base, ids)["hidden"]
+    assert np.abs(plain - wanted).max() > 1e-2
+
+    save_adapter(tmp_path / "ours", config, tuning, tuned)
+    again = peft.PeftModel.from_pretrained(adapted.unload(), tmp_path / "ours").eval()
+    with torch.no_grad():
+        read = again(torch.from_numpy(ids)).last_hidden_state.numpy()
+    np.testing.assert_allclose(read, wanted, atol=1e-5)
