@@ -2,6 +2,7 @@
 
 python -m experiments.export --workdir=runs/gpt2 --out=exported/gpt2
 python -m experiments.export --workdir=runs/lora --out=exported/lora --adapter   # for PEFT, beside its base
+python -m experiments.export --workdir=runs/lora --out=lora.safetensors --adapter   # any method, for peft.files.load
 
 A run that tuned a few parameters is written with them merged into the others, where its method can be.
 """
@@ -15,8 +16,12 @@ from jaxnlp.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-OUT = flags.DEFINE_string("out", None, "Folder to write; made if need be, a checkpoint in it is replaced.")
-ADAPTER = flags.DEFINE_bool("adapter", False, "Of a tuned run: what was tuned alone, in the layout of PEFT.")
+OUT = flags.DEFINE_string(
+    "out", None, "Folder to write; made if need be, a checkpoint in it is replaced. With --adapter, or a file."
+)
+ADAPTER = flags.DEFINE_bool(
+    "adapter", False, "What was tuned alone, in PEFT's layout; or if OUT ends in .safetensors, as one file."
+)
 SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Files larger than this are split.")
 
 
@@ -26,6 +31,7 @@ def main() -> None:
     from jaxnlp.data.tokenizer import HuggingFaceTokenizer
     from jaxnlp.interop.adapters import save_adapter
     from jaxnlp.interop.huggingface import save
+    from jaxnlp.peft import files
     from jaxnlp.train.load import load
     from jaxnlp.trees import like
 
@@ -47,6 +53,10 @@ def main() -> None:
         source = getattr(run.saved.experiment.init_from, "path", None)
         task = "CAUSAL_LM" if hasattr(run.saved.experiment.model, "make_cache") else None
         tuned = like(params, run.program.abstract.params)
+        if out.suffix == ".safetensors":
+            files.save(out, tuning, tuned, params)
+            print(f"step {run.saved.step:,}: what was tuned on {source} written to {out}, for jaxnlp.peft.files.load")
+            return
         save_adapter(out, run.saved.experiment.model, tuning, tuned, base_name=source, task_type=task)
         print(f"step {run.saved.step:,}: what was tuned on {source} written to {out}, for PEFT's from_pretrained")
         return

@@ -4,10 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from jaxnlp.errors import UserError
+from jaxnlp.peft.files import fingerprint
 from jaxnlp.train.program import Program
 from jaxnlp.train.state import State
 
@@ -40,16 +38,3 @@ def first_state(program: Program, tokenizer: Any, tell: Callable[[str], Any]) ->
     """(the state at step 0, what became of each pretrained parameter, None where none is)."""
     state, init_from = program.init(), program.experiment.init_from
     return (state, None) if init_from is None else init_from.begin(program, state, tokenizer, tell)
-
-
-def fingerprint(tree: Any) -> str:
-    """A short name of exactly these numbers, the same on any mesh: a sum of their bits, modulo 2^32."""
-
-    def digest(tree):
-        total = jnp.uint32(0)
-        for x in jax.tree.leaves(tree):
-            bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
-            total = total * jnp.uint32(0x01000193) + jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
-        return total
-
-    return f"{int(jax.jit(digest)(tree)):08x}"

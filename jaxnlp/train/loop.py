@@ -21,8 +21,9 @@ from jaxnlp.data.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.perplexity import evaluate
+from jaxnlp.peft.files import fingerprint
 from jaxnlp.train import resume
-from jaxnlp.train.base import BASE, fingerprint, first_state, with_base
+from jaxnlp.train.base import BASE, first_state, with_base
 from jaxnlp.train.checkpoint import Reader, Saved, Writer, set_aside, versions
 from jaxnlp.train.experiment import Experiment, resolve
 from jaxnlp.train.lock import lock

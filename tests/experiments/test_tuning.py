@@ -2,11 +2,14 @@
 
 import json
 
+import jax
 import pytest
 
 from jaxnlp import cli
 from jaxnlp.errors import UserError
 from jaxnlp.interop.huggingface import load as load_huggingface
+from jaxnlp.peft import files
+from jaxnlp.train.load import load as load_run
 from tests.entry import run
 
 FILE, TUNED = "configs/gpt/tune.py", "tests/experiments/small_tuned.py"
@@ -44,5 +47,10 @@ def test_the_entry_points_know_a_tuned_run(runs, corpus, tmp_path):
     assert run("experiments.export", where, "--adapter", f"--out={tmp_path / 'adapter'}").code == 0
     said = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert said["base_model_name_or_path"] == f"{runs}/base" and said["task_type"] == "CAUSAL_LM"
+    assert run("experiments.export", where, "--adapter", f"--out={tmp_path / 'lora.safetensors'}").code == 0
+    method, header, tensors = files.read(tmp_path / "lora.safetensors")
+    found = load_run(runs / "lora")
+    assert method == found.saved.experiment.tuning and header["base"] == found.saved.data["base"]
+    assert len(tensors) == len(jax.tree.leaves(found.program.abstract.params))
     done = run("experiments.export", f"--workdir={runs / 'base'}", "--adapter", f"--out={tmp_path / 'x'}")
     assert done.code == 2 and "tuned no adapter" in done.err

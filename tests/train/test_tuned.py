@@ -15,6 +15,7 @@ from jaxnlp.models.heads import FineTuned, SequenceClassification
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.optim import OptimConfig
 from jaxnlp.peft.adapter import Adapter
+from jaxnlp.peft.files import fingerprint
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.partial import BitFit
 from jaxnlp.peft.prefix import Prefix
@@ -22,7 +23,6 @@ from jaxnlp.peft.prompt import Prompt
 from jaxnlp.sharding.presets import THREE_D, TP_SP, ZERO3
 from jaxnlp.sharding.rules import TENSOR, Sharding
 from jaxnlp.train import resume
-from jaxnlp.train.base import fingerprint
 from jaxnlp.train.experiment import Experiment
 from jaxnlp.train.load import load
 from jaxnlp.train.loop import train
@@ -37,6 +37,8 @@ from .test_pretrained import run as pretrained_run
 METHODS = {
     "lora": LoRA(rank=2, targets=("query", "value", "out", "up", "down", "embed"), dropout_rate=0.1, b_rate=4.0),
     "dora": LoRA(rank=2, targets=("query", "down"), dora=True, base_dtype="bfloat16"),
+    "nf4": LoRA(rank=2, targets=("query", "value", "out", "up", "down"), base_dtype="nf4", base_block=4),
+    "int8": Adapter(bottleneck=4, base_dtype="int8", base_block=4),
     "adapter": Adapter(bottleneck=4),
     "bitfit": BitFit(),
     "prefix": Prefix(length=2),
