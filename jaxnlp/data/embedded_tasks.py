@@ -31,6 +31,7 @@ from typing import Any
 
 from jaxnlp.data import sources
 from jaxnlp.data.records import Record, texts
+from jaxnlp.errors import UserError
 
 LONGEST, SHORTEST, LEAST_WORDS = 300, 25, 4  # of a docstring: characters, characters, words
 OF_FILE = 60  # docstrings, or lines
@@ -117,17 +118,26 @@ class EmbeddedTask:
 
 @dataclasses.dataclass(kw_only=True)
 class EmbeddedDocstrings(EmbeddedTask):
-    """Fields: `text`, and `label`, one of TOPICS.
+    """Fields: `text`, and `label`, one of TOPICS: groups of packages and modules of the library.
 
     A topic's files are dealt out to the splits in an order drawn by hash, so that each topic is in each split at about
-    its share.
+    its share. Nothing is taken out of a docstring, so that one may name its own module, as some do.
+
+    Raises:
+        UserError: a library of which a topic has too few files to be in every split.
     """
 
     def records(self, split: str) -> Iterator[Record]:
         sources.check_split(split)
         for topic, names in TOPICS.items():
             files = [file for file in library() if _top(file.name) in names.split()]
-            for file in self._dealt(files)[split]:
+            dealt = self._dealt(files)
+            if not all(any(map(_documented, some)) for some in dealt.values()):
+                raise UserError(
+                    f"data.source=EmbeddedDocstrings(): of the topic {topic!r} the standard library of this Python has "
+                    f"{len(files)} files, too few for three splits; use a complete Python, or raise data.source.holdout"
+                )
+            for file in dealt[split]:
                 for d in _documented(file):
                     yield Record(d.where, {"text": d.doc, "label": topic})
 

@@ -7,6 +7,7 @@ import pytest
 
 from jaxnlp.data import embedded_tasks as tasks
 from jaxnlp.data.sources import SPLITS
+from jaxnlp.errors import UserError
 
 ALL = (
     tasks.EmbeddedDocstrings,
@@ -71,6 +72,14 @@ def test_topics_are_in_every_split_and_none_is_a_quarter_of_it():
         assert min(counts.values()) > 0.02 * len(records)
     names = [name for topic in tasks.TOPICS.values() for name in topic.split()]
     assert len(names) == len(set(names))
+
+
+def test_a_library_that_lacks_a_topic_is_told(monkeypatch):
+    whole = tasks.library()
+    some = [file for file in whole if not file.name.startswith(("tkinter", "idlelib", "turtle", "curses"))]
+    monkeypatch.setattr(tasks, "library", lambda: tuple(some))
+    with pytest.raises(UserError, match="of the topic 'windows' the standard library of this Python has .* too few"):
+        list(tasks.EmbeddedDocstrings().records("train"))
 
 
 def test_labels_are_balanced():
