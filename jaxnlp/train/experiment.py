@@ -20,6 +20,8 @@ class Experiment:
 
     model: a model's config, as `gpt.GPTConfig(...)`.
     tuning: which parameters are trained, as `peft.lora.LoRA(rank=8)`; None: all.
+    tuning_from: a tuned run's folder, or a file of `peft/files.py`, whose tuned parameters are the first ones here, as
+        a prompt's of another task (`train/transfer.py`); None draws them.
     init_from: where the first parameters come from, as `pretrained.Pretrained(path="runs/bert")`; None draws them.
     steps: length of the run.
     accum_steps: microbatches a batch is cut into; lowers memory, not the result.
@@ -41,6 +43,7 @@ class Experiment:
     objective: Any = dataclasses.field(default_factory=CausalLM)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     tuning: object = None
+    tuning_from: str | None = None
     init_from: Any = None
     sharding: Sharding = dataclasses.field(default_factory=Sharding)
     steps: int = 1000
@@ -86,6 +89,8 @@ class Experiment:
             raise FieldError("init_from", self.init_from, "expected Pretrained(path='runs/bert'), or None")
         if self.tuning is not None and not isinstance(self.tuning, Method):
             raise FieldError("tuning", self.tuning, "expected a method of jaxnlp.peft, as LoRA(rank=8), or None")
+        if self.tuning_from is not None and self.tuning is None:
+            raise FieldError("tuning_from", self.tuning_from, "expected a tuning method beside it, as tuning=Prompt()")
         several = isinstance(self.data.examples, Packed) and not self.data.attend_across_documents
         if getattr(self.tuning, "one_text", False) and several:
             name, examples = type(self.tuning).__name__, type(self.data.examples).__name__

@@ -33,6 +33,7 @@ from jaxnlp.train.progress import Progress
 from jaxnlp.train.signals import StopSignals
 from jaxnlp.train.speed import Meter
 from jaxnlp.train.state import State
+from jaxnlp.train.transfer import transferred
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Run:
                 report.save(self.workdir)
         if self.program.tuning is not None:
             self.tell(self.program.tuning.report())
-        return state
+        return transferred(self.program, state, self.tell)
 
     def tell(self, text: str) -> None:
         if self.first:
