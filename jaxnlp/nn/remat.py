@@ -18,6 +18,7 @@ attention_out (B, T, D): the attention layer's result. mlp_hidden (B, T, F): wha
 layer returns, before the activation (twice if it is gated). mlp_out (B, T, D): its result."""
 
 POLICIES = ("none", "full", "dots", "names", "offload")
+INPUT = "block_input"  # the name of what enters a block of a pipeline's stage
 HOST = "pinned_host"
 
 
@@ -66,20 +67,23 @@ def all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
     return not names <= {"sharding_constraint", "reshape"}
 
 
-def policy(remat: str | Remat) -> Any:
+def policy(remat: str | Remat, *more: str) -> Any:
     """The policy for `jax.checkpoint` of a block; None keeps nothing within it. Not for "none".
 
     Raises:
         UserError: places are to be offloaded and this backend has no such memory.
+    Args:
+        more: names that are kept whatever the policy.
+
     """
     if remat == "full":
-        return None
+        return jax.checkpoint_policies.save_only_these_names(*more) if more else None
     if remat == "dots":
-        return jax.checkpoint_policies.save_only_these_names(PRODUCT)
+        return jax.checkpoint_policies.save_only_these_names(PRODUCT, *more)
     chosen = {"names": NAMES, "offload": OFFLOAD}.get(remat, remat) if isinstance(remat, str) else remat
     assert isinstance(chosen, Remat)
     if not chosen.offload:
-        return jax.checkpoint_policies.save_only_these_names(*chosen.save)
+        return jax.checkpoint_policies.save_only_these_names(*chosen.save, *more)
     device = jax.local_devices()[0]
     kinds = [memory.kind for memory in device.addressable_memories()]
     if HOST not in kinds:
@@ -88,7 +92,7 @@ def policy(remat: str | Remat) -> Any:
             "use remat='names', or 'full'"
         )
     return jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=list(chosen.save),
+        names_which_can_be_saved=[*chosen.save, *more],
         names_which_can_be_offloaded=list(chosen.offload),
         offload_src="device",
         offload_dst=HOST,

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core.scope import LazyRng
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxnlp.nn import remat
 from jaxnlp.nn.calls import Change, calls_changed_at, changes
@@ -36,6 +37,15 @@ class Layers:
     names: tuple[Any, ...] = ()
     changes: tuple[Change, ...] = ()
 
+    @property
+    def kept(self) -> Callable:
+        """The policy of a `jax.checkpoint` around `run` that keeps what the layers' own would, and what enters each.
+
+        There must be one: JAX asks the outermost alone.
+        """
+        name = self.config.remat
+        return remat.all_but_gathered if name == "none" else remat.policy(name, remat.INPUT)
+
     def run(self, params: Any, x: jax.Array, shared: tuple[Any, ...], keys: jax.Array | None) -> jax.Array:
         """x through layers in a row, those of `params` (leading axis n) and `keys` (n,), as `stack` runs them."""
         block = _with_remat(self.block, self.config, len(shared))
@@ -53,7 +63,7 @@ class Layers:
         first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
         # `nn.scan` traces its body twice, and the draws of the first time count.
         jax.eval_shape(lambda: layer(x, first(params), first(keys), counters))
-        one = lambda x, pair: (layer(x, pair[0], pair[1], _copied(counters)), None)
+        one = lambda x, pair: (layer(checkpoint_name(x, remat.INPUT), *pair, _copied(counters)), None)
         return jax.lax.scan(one, x, (params, keys))[0]
 
 

@@ -1,6 +1,6 @@
 """What a training step takes on a mesh: memory, communication and time, from the step compiled for those devices.
 
-Nothing runs. Memory and collectives are the compiled program's own; arithmetic is the model's (`flops_per_token`), for
+Nothing runs. Memory and collectives are the compiled program's own; arithmetic is the traced step's (`products`), for
 compilers count the body of a loop once. Times are rooflines (Williams et al. 2009): each resource alone at its maker's
 figure, the longest the least that a step can take.
 """
@@ -25,8 +25,9 @@ from jaxnlp.scaling.network import Traffic, traffic_of
 from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB, bubble, named_schedule, ticks
 from jaxnlp.sharding.rules import Sharding, as_tuple, shardings
 from jaxnlp.train.activations import activation_bytes
-from jaxnlp.train.experiment import Experiment, flops_per_token, trunk, with_trunk
-from jaxnlp.train.plan import abstract_gradients, device_bytes, optimizer_bytes
+from jaxnlp.train.arithmetic import products, step_flops
+from jaxnlp.train.experiment import Experiment, trunk
+from jaxnlp.train.plan import device_bytes, gradient_bytes, optimizer_bytes
 from jaxnlp.train.program import Program, build
 
 WORDS = {"G": 2**30, "M": 2**20, "K": 2**10}
@@ -44,7 +45,8 @@ class Plan:
     theory: bytes of parameters, gradients and optimizer state by ZeRO's formula, and the bytes a parameter it counts.
     limit: bytes that a program can have. problem: why it does not fit, in a line; None where it does.
     needed: bytes that it would take, by the compiler's account. remedies: changes that would help (`remedies.py`).
-    flops: operations of the whole step, of the model; recomputed: what remat adds to the forward and backward pass.
+    flops: operations of the whole step, of the model. executed: of the step as traced, on all devices: what remat
+        computes again and what a pipeline computes in idle ticks, too. 0 where it was not traced.
     bubble: the share of a pipeline's time in which a stage does nothing of use (`sharding/pipeline.py`).
     seconds: least time of each resource: "compute", "HBM", and the axes of each network.
     notes: what else is to be known, a line each.
@@ -62,11 +64,11 @@ class Plan:
     theory: dict[str, float]
     limit: float | None
     flops: float
-    recomputed: float
     peak_flops: float | None
     peak_source: str
     schedule: str | None = None
     bubble: float = 0.0
+    executed: float = 0.0
     compiled: dict[str, int] | None = None
     problem: str | None = None
     needed: float = 0.0
@@ -119,8 +121,11 @@ def plan(
     program = build(e, devices)
     found = outline(program, name)
     begun = time.monotonic()
+    traced = program.step.trace(program.abstract, batch(program))  # type: ignore[attr-defined]
+    found = dataclasses.replace(found, executed=products(traced.jaxpr))
     try:
-        compiled = program.step.lower(program.abstract, batch(program)).compile()
+        with program.context():
+            compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -172,7 +177,7 @@ def outline(program: Program, name: str = "") -> Plan:
     tokens = e.data.batch_size * e.data.seq_len
     policy = getattr(trunk(e.model), "policy", None)
     dtype = policy.operand_dtype if policy is not None else np.dtype(np.float32)
-    schedule, remat = scheduled(program), getattr(trunk(e.model), "remat", "none")
+    schedule = scheduled(program)
     peak, source = chips.flops(device, dtype)
     if e.peak_flops is not None:
         peak, source = e.peak_flops, f"{e.peak_flops:.4g} FLOP/s, as configured"
@@ -197,8 +202,7 @@ def outline(program: Program, name: str = "") -> Plan:
         notes=(moved,) if there else (),
         theory=theory(program),
         limit=limit(device),
-        flops=flops_per_token(e) * tokens,
-        recomputed=(remat == "full") / 3 + isinstance(schedule, OneFOneB) / 3,  # of forward and backward a third each
+        flops=step_flops(program),
         peak_flops=peak,
         peak_source=source,
         schedule=schedule and type(schedule).__name__,
@@ -216,33 +220,29 @@ def mesh_name(sizes: Mapping[str, int]) -> str:
     return " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one device"
 
 
-def gradient_bytes(program: Program) -> int:
-    """Gradients on a device; in float32 where microbatches are summed."""
-    width = lambda x: 4 if program.experiment.accum_steps > 1 else x.dtype.itemsize
-    return sum(device_bytes(x) // x.dtype.itemsize * width(x) for x in jax.tree.leaves(abstract_gradients(program)))
-
-
 def theory(program: Program) -> dict[str, float]:
     """Parameters, gradients and optimizer state on a device by ZeRO's formula (`scaling/memory.py`).
 
     The stage is the one whose tables these are; what tensor parallelism and pipelines split is divided beforehand.
+    Parameters that are not trained have neither gradients nor state.
     """
     e, sizes = program.experiment, program.mesh.shape
-    leaves = jax.tree.leaves(program.abstract.params)
+    leaves, frozen = jax.tree.leaves(program.abstract.params), jax.tree.leaves(program.abstract.frozen)
     count = sum(x.size for x in leaves)
     weight = max(x.dtype.itemsize for x in leaves)
     slots = [x for x in jax.tree.leaves(program.abstract.opt_state) if x.sharding.memory_kind != HOST]
     state = sum(x.size * x.dtype.itemsize for x in slots) / count
     ways = {field: split(getattr(e.sharding, field) or e.sharding.params, e.sharding, sizes) for field in TABLES}
     stage = 3 if ways["params"] > 1 else 2 if ways["gradients"] > 1 else 1 if ways["optimizer"] > 1 else 0
-    own = sizes["tensor"] * sizes.get("stage", 1)
+    batch = set(as_tuple(e.sharding.activations.get("batch")))
+    own = math.prod(sizes[axis] for axis in {a for axes in e.sharding.params.values() for a in as_tuple(axes)} - batch)
     gradient = 4 if e.accum_steps > 1 else weight
     per = {"weight": weight, "gradient": gradient, "optimizer": round(state)}
     size = state_bytes(count / own, max(ways.values()), stage, **per)
+    size += sum(x.size * x.dtype.itemsize for x in frozen) / own / (ways["params"] if stage == 3 else 1)
     return {"stage": stage, "bytes": size, **{f"{name} bytes": size for name, size in per.items()}}
 
 
-DEPTHS = ("num_layers", "num_decoder_layers")
 TABLES = ("params", "gradients", "optimizer")
 
 
@@ -285,7 +285,7 @@ def timed(found: Plan, program: Program, ops: Sequence[Collective]) -> Plan:
     traffic, moved = traffic_of(ops, program.mesh, chip), hbm_traffic(found, program)
     seconds: dict[str, float] = {}
     if found.peak_flops:
-        seconds[COMPUTE] = stage_flops(found, program) * (1 + found.recomputed) / found.peak_flops
+        seconds[COMPUTE] = found.executed / found.num_devices / found.peak_flops
     if chip is not None:
         seconds[MEMORY] = moved / chip.hbm_bandwidth
     for row in traffic:
@@ -320,21 +320,6 @@ def notes(program: Program, traffic: Sequence[Traffic], share: int) -> tuple[str
     return (f"{line}: {why}; counted as compiled. With {axes} along one side, and data along others, they stay",)
 
 
-def stage_flops(found: Plan, program: Program) -> float:
-    """Operations of a device in a step, or that it could have done while its stage was idle: layers run in the ticks of
-    a schedule; embedding and output map aside of them, split over stages, but under 1F1B within them on each stage."""
-    e, n = program.experiment, program.mesh.size
-    if not found.bubble:
-        return found.flops / n
-    model = trunk(e.model)
-    twice = with_trunk(e.model, **{f: 2 * getattr(model, f) for f in DEPTHS if hasattr(model, f)})
-    layers = flops_per_token(dataclasses.replace(e, model=twice)) * found.tokens - found.flops
-    ends, useful = found.flops - layers, 1 - found.bubble
-    if isinstance(scheduled(program), OneFOneB):
-        return (layers + ends * program.mesh.shape["stage"]) / n / useful
-    return (layers / useful + ends) / n
-
-
 def hbm_traffic(found: Plan, program: Program) -> float:
     """Bytes that a step has to move between a device and its memory, at the least.
 
@@ -350,7 +335,8 @@ def hbm_traffic(found: Plan, program: Program) -> float:
     width = lambda x: min(x.dtype.itemsize, policy.operand_dtype.itemsize if policy is not None else 4)
     weights = sum(math.prod(s.shard_shape(x.shape)) * width(x) for x, s in pairs)
     turns = ticks(schedule, program.mesh.shape["stage"], e.accum_steps) / schedule.laps if schedule else e.accum_steps
-    passes = 2 + round(3 * found.recomputed)
+    again = found.executed * (1 - found.bubble) / found.flops - 1
+    passes = 2 + min(max(0.0, 3 * again), 1.0 + isinstance(schedule, OneFOneB))
     # What a schedule keeps is that of all microbatches already, but under 1F1B and the naive one.
     kept = 1 if isinstance(schedule, (GPipe, Circular)) else e.accum_steps
     moved = turns * (passes * weights + 2 * found.parts["gradients"]) + kept * 2 * found.parts["activations"]

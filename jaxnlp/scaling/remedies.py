@@ -10,8 +10,8 @@ import jax
 
 from jaxnlp.figures.parallelism import amount
 from jaxnlp.scaling.planner import TABLES, Plan, outline, plan, split
-from jaxnlp.sharding.presets import ZERO3
-from jaxnlp.sharding.rules import as_tuple
+from jaxnlp.sharding.presets import ZERO1, ZERO2, ZERO3
+from jaxnlp.sharding.rules import Sharding, as_tuple
 from jaxnlp.train.experiment import Experiment, trunk, with_trunk
 from jaxnlp.train.program import build
 
@@ -120,7 +120,7 @@ def pairs(e: Experiment, devices: Sequence[Any], scale: float, room: float) -> I
 def _both(every: Sequence[tuple[str, Experiment]], e: Experiment) -> list[tuple[str, Experiment]]:
     """The last table of ZeRO, with remat."""
     remat = [one for change, one in every if change.startswith("model.remat")]
-    tables = [(change, one) for change, one in every if change.startswith("sharding as")]
+    tables = [(change, one) for change, one in every if one.sharding.params != e.sharding.params]
     return [(f"model.remat='full', {c}", dataclasses.replace(t, model=remat[0].model)) for c, t in tables[-1:] if remat]
 
 
@@ -155,13 +155,19 @@ def microbatches(e: Experiment, num_devices: int) -> list[int]:
     return [n for n in range(e.accum_steps + 1, rows + 1) if rows % n == 0]
 
 
+def same_tables(one: Sharding, other: Sharding) -> bool:
+    """Whether both lay everything out alike, over the same mesh."""
+    tables = lambda s: [dict(getattr(s, field) or s.params) for field in TABLES] + [dict(s.activations)]
+    return tables(one) == tables(other)
+
+
 def changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
     """(what to write in the config, the experiment with it), but for microbatches."""
     sizes: Mapping[str, int] = e.sharding.mesh.sizes(num_devices)
     found = []
     if getattr(trunk(e.model), "remat", "full") != "full":
         found.append(("model.remat='full'", dataclasses.replace(e, model=with_trunk(e.model, remat="full"))))
-    stages = {"optimizer": "ZERO1", "gradients": "ZERO2", "params": "ZERO3"}
+    stages = {"optimizer": ZERO1, "gradients": ZERO2, "params": ZERO3}
     named: Any = e.sharding.mesh.slices
     slices = dict(named)
     copies = slices.pop("data", 1) * slices.pop("fsdp", 1)  # one on each slice: what is split stays within one
@@ -169,13 +175,16 @@ def changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
     slices |= {"data": copies} if copies > 1 else {}
     mesh = dataclasses.replace(e.sharding.mesh, data=copies, fsdp=together, slices=slices)
     changed = {field: dict(getattr(e.sharding, field) or e.sharding.params) for field in TABLES}
-    for field, name in stages.items():
+    done: list[str] = []
+    for number, (field, preset) in enumerate(stages.items(), 1):
         if together == 1 or split(changed[field], e.sharding, {**sizes, "data": copies, "fsdp": together}) > 1:
             continue
         changed[field]["embed"] = "fsdp"
+        done.append(field)
         tables = {table: dict(rules) for table, rules in changed.items()}
         sharding = dataclasses.replace(e.sharding, mesh=mesh, **tables)
         over = f"data={copies}, fsdp={together}" if copies > 1 else f"fsdp={together}"
+        name = f"ZERO{number}" if same_tables(sharding, preset) else f"'embed' on 'fsdp' in {', '.join(done)}"
         found.append((f"sharding as {name}, {over}", dataclasses.replace(e, sharding=sharding)))
     if e.sharding.optimizer_memory == "device" and getattr(trunk(e.model), "scan_layers", False):
         host = dataclasses.replace(e.sharding, optimizer_memory="host")

@@ -135,10 +135,10 @@ def _time(plan: Plan) -> list[str]:
     for name, seconds in sorted(plan.seconds.items(), key=lambda item: -item[1]):
         rows.append((f"  {name}", f"{seconds * 1e3:,.2f} ms", "bounds" if name == plan.bound else ""))
     lines = [*aligned(rows), f"peak: {plan.peak_source}"]
-    if plan.recomputed:
-        lines.append(f"compute includes {plan.recomputed:.0%} more for what is computed again in the backward pass")
-    if plan.bubble:
-        lines.append(f"compute includes the bubble, {plan.bubble:.1%} of the layers' time")
+    if plan.executed:
+        idle = f", and a pipeline's idle ticks ({plan.bubble:.1%})" if plan.bubble else ""
+        ratio = f"compute is {plan.executed / plan.flops:.2f}x the model's operations, as traced"
+        lines.append(f"{ratio}: what the backward pass computes again{idle} included")
     if plan.mfu_ceiling is not None:
         rate = plan.tokens / plan.step_seconds
         lines.append(f"MFU at most {plan.mfu_ceiling:.0%}: {rate:,.0f} tokens a second, if all else overlaps")

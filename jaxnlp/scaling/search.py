@@ -71,8 +71,9 @@ def pipelines(experiment: Experiment, n: int) -> Iterator[tuple[str, Sharding]]:
             if layers % (stages * schedule.laps) == 0:
                 name, sharding = named("PP", PP, data=n // stages, stage=stages)
                 yield f"{name} {type(schedule).__name__}", dataclasses.replace(sharding, pipeline=schedule)
-        for width in (w for w in WIDTHS if n % (stages * w) == 0):
-            yield named("THREE_D", THREE_D, data=n // stages // width, stage=stages, tensor=width)
+                for width in (w for w in WIDTHS if n % (stages * w) == 0):
+                    name, sharding = named("THREE_D", THREE_D, data=n // stages // width, stage=stages, tensor=width)
+                    yield f"{name} {type(schedule).__name__}", dataclasses.replace(sharding, pipeline=schedule)
 
 
 def named(name: str, preset: Sharding, **sizes: int) -> tuple[str, Sharding]:
@@ -102,9 +103,10 @@ def search(
         only: names of tables, or how they begin; none is all.
 
     Raises:
-        UserError: no table of such a name.
+        UserError: no table of such a name; none that can be laid out over these devices.
     """
     found, seen, every = [], [], list(tables(experiment, devices))
+    laid_out, refusal = 0, ""
     wanted = [(name, table) for name, table in every if not only or name.startswith(tuple(only))]
     if not wanted:
         names = ", ".join(name for name, _ in every)
@@ -123,13 +125,18 @@ def search(
                 with busy(title):
                     one = attempt(e, devices, title)
             except REFUSALS as error:
-                tell(f"{title}: {str(error).splitlines()[0][:300]}")
+                told = f"{title}: {str(error).splitlines()[0][:300]}"
+                refusal = refusal or told
+                tell(told)
                 break
+            laid_out += 1
             tell(f"{title}: {one.problem or spoken(one)}")
             if one.fits:
                 found.append(one)
             if one.fits or not one.needed:  # its states alone
                 break
+    if not laid_out:
+        raise UserError(f"--search: none of {len(seen)} tables can be laid out over {len(devices)} devices; {refusal}")
     return sorted(found, key=lambda p: (p.step_seconds or 0.0, sum(p.seconds.values())))
 
 

@@ -167,7 +167,15 @@ Run = Callable[[Any, jax.Array, Any, Any], jax.Array]
 
 
 def through_stages(
-    schedule: Any, run: Run, weights: Any, x_MB: jax.Array, shared: Any, by_row: Any, keys: Any, batch: tuple[str, ...]
+    schedule: Any,
+    run: Run,
+    weights: Any,
+    x_MB: jax.Array,
+    shared: Any,
+    by_row: Any,
+    keys: Any,
+    batch: tuple[str, ...],
+    kept: Callable = lambda *_, **__: True,
 ) -> jax.Array:
     """Every microbatch through every stage, to be differentiated: the backward pass is the schedule in reverse.
 
@@ -179,6 +187,7 @@ def through_stages(
         weights: leaves (L, ...), split over stages. x_MB: what enters the first layer.
         shared: leaves (M, ...), what every layer of a microbatch reads; by_row: for each, whether its next axis is B.
         keys: (M, L, words), raw, or None. batch: mesh axes that split B.
+        kept: a policy of `jax.checkpoint`, of what `run` computes: what of each tick is kept for the backward pass.
 
     Returns:
         As x_MB, what leaves the last layer, on every stage.
@@ -197,7 +206,7 @@ def through_stages(
         weights, keys = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (weights, keys))
         x_MB = narrow_x(x_MB)
 
-        @functools.partial(jax.checkpoint, policy=_all_but_slices, prevent_cse=False)
+        @functools.partial(jax.checkpoint, policy=functools.partial(_all_but_slices, kept), prevent_cse=False)
         def work(weights, shared, keys, x, lap, i):
             key = None if keys is None else _at(_at(keys, lap), i)
             return run(narrow(_at(weights, lap)), x, narrow_shared(_at(shared, i)), key)
@@ -313,9 +322,9 @@ def in_float32(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
     return wide, lambda leaves: jax.tree.map(lambda leaf, kind: leaf.astype(kind), leaves, kinds)
 
 
-def _all_but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
-    """A policy for `jax.checkpoint`: else each tick would keep a copy of its lap's weights for the backward pass."""
-    return primitive not in _SLICES
+def _all_but_slices(kept: Callable, primitive: Any, *args: Any, **params: Any) -> Any:
+    """`kept`, but for slices: else each tick would keep a copy of its lap's weights for the backward pass."""
+    return primitive not in _SLICES and kept(primitive, *args, **params)
 
 
 _SLICES = (jax.lax.dynamic_slice_p, jax.lax.squeeze_p, jax.lax.convert_element_type_p)

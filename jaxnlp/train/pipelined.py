@@ -181,10 +181,8 @@ class _Staged:
         raw, done = jax.random.key_data(keys), ()
         for cut, w in zip(self.cuts, weights, strict=True):
             x_MB, arrays, layer_keys = self._before(apply, rest, micro, raw, done, cut)
-            done = (
-                *done,
-                through_stages(self.schedule, self._run(cut), w, x_MB, arrays, cut.by_row, layer_keys, self.batch),
-            )
+            given = (w, x_MB, arrays, cut.by_row, layer_keys, self.batch)
+            done = (*done, through_stages(self.schedule, self._run(cut), *given, cut.layers.kept))
         return self._after(apply, rest, micro, raw, done)
 
     def one_f_one_b(self, apply, params, micro, keys, scale):

@@ -8,7 +8,7 @@ import jax
 from jaxnlp.nn.remat import HOST
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.train.activations import activation_bytes, residual_bytes
-from jaxnlp.train.experiment import flops_per_token
+from jaxnlp.train.arithmetic import step_flops
 from jaxnlp.train.program import Program
 from jaxnlp.train.state import gradient_shardings
 
@@ -47,22 +47,27 @@ def optimizer_bytes(program: Program) -> tuple[int, int]:
     return sizes[False], sizes[True]
 
 
+def gradient_bytes(program: Program) -> int:
+    """Gradients on a device, in the parameters' dtypes; where microbatches are summed, their sum in float32 too, and of
+    a pipeline, which sums them as it goes, that alone."""
+    summed, staged = program.experiment.accum_steps > 1, program.mesh.shape["stage"] > 1
+    width = lambda x: 4 * summed + (0 if summed and staged else x.dtype.itemsize)
+    return sum(device_bytes(x) // x.dtype.itemsize * width(x) for x in jax.tree.leaves(abstract_gradients(program)))
+
+
 def memory(program: Program) -> dict[str, int]:
     """Bytes on one device, by what they hold.
 
-    Parameters and optimizer state are exact. Gradients are counted once, as float32. What is in the host's memory, a
-    device's share of it, is told apart and no part of the total.
-    Activations are as `activation_bytes` counts them.
+    Parameters and optimizer state are exact, gradients and activations as `gradient_bytes` and `activation_bytes` count
+    them. What is in the host's memory, a device's share of it, is told apart and no part of the total.
     """
     total = lambda tree: sum(device_bytes(x) for x in jax.tree.leaves(tree))
     state = program.abstract
-    grads = sum(device_bytes(x) // x.dtype.itemsize * 4 for x in jax.tree.leaves(abstract_gradients(program)))
-    accumulated = 1 if program.experiment.accum_steps == 1 else 2
     device, host = optimizer_bytes(program)
     found = {
         "parameters": total(state.model),
         "optimizer state": device,
-        "gradients": grads * accumulated,
+        "gradients": gradient_bytes(program),
         "activations": activation_bytes(program),
     }
     found = {**found, "total": sum(found.values())}
@@ -79,13 +84,13 @@ def report(program: Program) -> str:
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract.model))
     tokens = e.data.batch_size * e.data.seq_len
-    per_token = flops_per_token(e)
+    step = step_flops(program)
     mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items() if size > 1) or "data=1"
     lines += ["", f"mesh: {mesh} ({program.mesh.size} {program.mesh.devices.flat[0].device_kind} devices)"]
     lines.append(f"parameters: {count:,}")
     rows_by = f"{e.data.batch_size} x {e.data.seq_len}"
     lines.append(f"tokens a step: {tokens:,} ({rows_by}); the run: {e.steps:,} steps, {e.steps * tokens:,} tokens")
-    step, run = per_token * tokens, per_token * tokens * e.steps
+    per_token, run = step / tokens, step * e.steps
     lines.append(f"FLOPs a token (forward and backward): {per_token:.3e}; a step: {step:.3e}; the run: {run:.3e}")
     parts = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in memory(program).items())
     lines.append(f"memory on a device (estimate): {parts}")

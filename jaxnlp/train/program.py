@@ -213,15 +213,16 @@ def heads(shapes: Any) -> tuple[str, ...]:
 
 
 def _within(mesh, sharding, fn):
-    """fn, traced and run in the context of the mesh and the tables; `fn.lower` too."""
+    """fn, traced and run in the context of the mesh and the tables; `fn.lower` and `fn.trace` too."""
 
     @functools.wraps(fn)
     def call(*args, **kwargs):
         with _context(mesh, sharding, {}):
             return fn(*args, **kwargs)
 
-    if hasattr(fn, "lower"):
-        setattr(call, "lower", _within(mesh, sharding, fn.lower))  # noqa: B010
+    for name in ("lower", "trace"):
+        if hasattr(fn, name):
+            setattr(call, name, _within(mesh, sharding, getattr(fn, name)))
     return call
 
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnlp.train.experiment import Experiment, flops_per_token
+from jaxnlp.train.arithmetic import step_flops
+from jaxnlp.train.experiment import Experiment
 from jaxnlp.train.program import Program
 
 PEAKS = {  # dense bf16 operations a second of one device, as its maker states it
@@ -31,7 +32,7 @@ class Meter:
         peak, source = peak_flops(device, dtype) if given is None else (given, f"{given:.4g} FLOP/s, as configured")
         self._peak = None if peak is None else peak * count
         self.peak = source if count == 1 else f"{count} x {source}"
-        self._flops = flops_per_token(experiment)
+        self._flops = step_flops(program) / self._tokens
         self._paused, self._mark = 0.0, None
         self._recent: list[tuple[int, float]] = []
 

@@ -25,7 +25,6 @@ PLAN = Plan(
     theory={},
     limit=None,
     flops=4e12,
-    recomputed=0.0,
     peak_flops=2e14,
     peak_source="",
     seconds={"compute": 0.01, "ICI data": 0.02},

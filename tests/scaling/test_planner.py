@@ -100,7 +100,11 @@ def test_the_report_has_every_table_and_json_every_number(plans):
     ):
         assert words in text
     stored = json.loads(json.dumps(found.to_dict()))
-    assert stored["fits"] and stored["bound"] == "compute" and stored["mfu_ceiling"] == pytest.approx(3 / 4)
+    assert (
+        stored["fits"]
+        and stored["bound"] == "compute"
+        and stored["mfu_ceiling"] == pytest.approx(found.flops / found.executed)
+    )
     assert {row["network"] for row in stored["traffic"]} == {"memory"}
     assert len(draw_plans([one.to_dict() for one in plans.values()], "plans").axes) == 2
 
@@ -182,30 +186,36 @@ def test_a_search_ranks_what_fits_and_tells_of_each(monkeypatch):
     (staged,) = (one for one in found if one.name.startswith("PP"))
     permutes = sum(row.count for row in staged.traffic if row.kind == "collective-permute")
     assert permutes >= 2 * 5  # forward and backward
-    assert staged.accum_steps == 4 and staged.bubble == pytest.approx(1 / 5) and staged.mfu_ceiling < 0.65
+    assert staged.accum_steps == 4 and staged.bubble == pytest.approx(1 / 5) and staged.mfu_ceiling < 0.7
 
 
-def test_a_pipelines_arithmetic_has_its_bubble():
-    def of(schedule):
-        sharding = dataclasses.replace(PP.on(stage=2, data=4), pipeline=schedule)
-        program = planner.build(experiment(sharding, accum_steps=4), jax.devices()[:DEVICES])
-        found = planner.outline(program)
-        return found, planner.stage_flops(found, program) / (found.flops / DEVICES)
-
-    layers = 12 * 64**2 * LAYERS + 2 * 64 * LENGTH * LAYERS  # operations of a token, by six, and of its attention
-    share = layers / (layers + 64 * 256)
-    found, more = of("gpipe")
-    assert (found.schedule, found.bubble) == ("GPipe", pytest.approx(1 / 5))
-    assert more == pytest.approx(share * 5 / 4 + 1 - share, rel=0.02)
-    # In step with the layers, the output map waits too, and each of two stages has it.
-    found, more = of("1f1b")
-    assert (found.schedule, found.bubble, found.recomputed) == ("OneFOneB", pytest.approx(1 / 3), pytest.approx(2 / 3))
-    assert more == pytest.approx((share + 2 * (1 - share)) * 3 / 2, rel=0.02)
+def test_time_and_utilisation_are_of_what_a_step_executes(plans):
+    for name, found in plans.items():
+        assert 1.15 < found.executed / found.flops < 1.34, name  # blocks are computed again, but for what nothing reads
+        assert found.seconds["compute"] == found.executed / DEVICES / found.peak_flops
+    assert "compute is 1.2" in report(plans["DDP"])
+    sharding = dataclasses.replace(PP.on(stage=2, data=4), pipeline="1f1b")
+    staged = planner.outline(planner.build(experiment(sharding, accum_steps=4), jax.devices()[:DEVICES]))
+    assert (staged.schedule, staged.bubble) == ("OneFOneB", pytest.approx(1 / 3))
 
 
 def test_a_search_of_tables_that_are_not_there_is_an_error():
     with pytest.raises(UserError, match="--tables=ZERO9: none of these begins so; here there are config, DDP data=8"):
         searching.search(experiment(ZERO3), jax.devices()[:DEVICES], only=["ZERO9"])
+
+
+def test_a_search_of_which_nothing_can_be_laid_out_says_why(monkeypatch):
+    monkeypatch.setattr(searching, "tables", lambda *_: [("TP", TP.on(data=1, tensor=8))])
+    e = experiment(ZERO3)
+    e = dataclasses.replace(e, model=dataclasses.replace(e.model, num_heads=4, num_kv_heads=4))
+    with pytest.raises(UserError, match="--search: none of 1 tables can be laid out over 8 devices; TP.*num_heads=4"):
+        searching.search(e, jax.devices()[:DEVICES], lambda line: None)
+
+
+def test_a_remedy_that_is_no_preset_says_what_it_maps():
+    named = [change for change, _ in changes(experiment(TP.on(data=4, tensor=2)), DEVICES)]
+    assert "sharding as 'embed' on 'fsdp' in optimizer, gradients, params, fsdp=4" in named
+    assert "sharding as ZERO3, fsdp=8" in [change for change, _ in changes(experiment(DDP.on(data=8)), DEVICES)]
 
 
 def test_what_a_search_tries():
@@ -217,7 +227,7 @@ def test_what_a_search_tries():
         "ZERO2 fsdp=8",
         "TP data=4 tensor=2",
         "TP_SP tensor=8",
-        "THREE_D data=2 stage=2 tensor=2",
+        *(f"THREE_D data=2 stage=2 tensor=2 {kind}" for kind in ("GPipe", "OneFOneB", "Circular")),
     } <= {*names}
     assert {name for name in names if name.startswith("PP")} == {
         *(
@@ -378,7 +388,9 @@ def test_a_shipped_config_fits_the_topology_it_names(tmp_path, config, topology,
     gathered = sum(row["bytes"] for row in found["traffic"] if row["kind"] == "all-gather")
     twice = 2 * 2 * found["parameters"] * found["accum_steps"] * (devices - 1) / devices
     assert 0.8 * twice < gathered < 1.2 * twice
-    assert set(found["seconds"]) == {"compute", "HBM", "ICI fsdp"} and 0 < found["mfu_ceiling"] <= 0.75
+    assert (
+        set(found["seconds"]) == {"compute", "HBM", "ICI fsdp"} and 0 < found["mfu_ceiling"] <= 0.83
+    )  # of remat="full"
 
 
 @pytest.mark.slow
