@@ -22,14 +22,36 @@ def local_key(key: jax.Array, share: jax.Array | int) -> jax.Array:
     Raises:
         UserError: keys that are not Threefry's.
     """
+    data = _words(key, 2)
+    shares = jnp.broadcast_to(jnp.asarray(share, jnp.uint32), (*data.shape[:-1], 1))
+    return jax.random.wrap_key_data(jnp.concatenate([data, shares], axis=-1), impl=LOCAL)
+
+
+def _words(key: jax.Array, *counts: int) -> jax.Array:
     data = jax.random.key_data(key)
-    if data.shape[-1] != 2 or not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
+    if data.shape[-1] not in counts or not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError(
             f"jax_default_prng_impl={jax.random.key_impl(key)!s}: rows drawn on several devices need Threefry keys; "
             "set jax_default_prng_impl=threefry2x32 and jax_threefry_partitionable=True, JAX's defaults"
         )
-    shares = jnp.broadcast_to(jnp.asarray(share, jnp.uint32), (*data.shape[:-1], 1))
-    return jax.random.wrap_key_data(jnp.concatenate([data, shares], axis=-1), impl=LOCAL)
+    return data
+
+
+def words_and_share(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """((2,) words for `bits_at`, which share of the rows this key draws: 0 of a plain key).
+
+    Raises:
+        UserError: a key that is not Threefry's.
+    """
+    data = _words(key, 2, 3)
+    return data[:2], data[2] if data.shape[-1] == 3 else jnp.uint32(0)
+
+
+def bits_at(words: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
+    """What Threefry draws at places of a flat array, of which each is two words of 32 bits: uint32, of their shape."""
+    counts = jnp.concatenate([high.ravel(), low.ravel()])
+    first, second = jnp.split(extend.threefry_2x32((words[0], words[1]), counts), 2)
+    return (first ^ second).reshape(low.shape)
 
 
 def plain_key(key: jax.Array) -> jax.Array:

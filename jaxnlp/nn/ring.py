@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.kernels import MIX, SCORES, SPREAD, Einsum, biased_scores, masked
+from jaxnlp.nn.local_keys import bits_at, words_and_share
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import mesh_axes, sharded_call, split
 from jaxnlp.nn.policy import Policy
@@ -31,14 +32,14 @@ class Ring:
     block: queries of a device's share whose scores are there at a time (the largest divisor of the share up to it).
 
     The same numbers as `Einsum`, within rounding, for every mask and for grouped heads; statistics and sums are
-    float32. A bias is (B or 1, H, L, L) and so takes the memory that scores do not. Shares are contiguous: under a
+    float32. Dropout draws, share by share, what `Einsum` draws for all scores at once. A bias is (B or 1, H, L, L) and so takes the memory that scores do not. Shares are contiguous: under a
     causal mask the products of later keys are made and thrown away, half of all, as devices march in step; with a
     causal window only the shares it reaches travel, and a row of padding gets a mean of some values and not of all.
     Where the length is not split, or keys are of another length (decoding, most cross-attention), `Einsum` itself.
     """
 
     platforms = ("cpu", "gpu", "tpu")
-    features = ("softcap", "bias")
+    features = ("dropout", "softcap", "bias")
     block: int = 512
 
     def check(self) -> None:
@@ -48,12 +49,10 @@ class Ring:
     def __call__(
         self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, bias=None, scale=None, softcap=None, dropout=None
     ):
-        """(B, T, H, K) in the compute dtype. Raises UserError for a length that does not divide, and for dropout."""
-        length, ways = q_BTHK.shape[1], split("length")
-        if dropout is not None:
-            raise UserError("attention Ring(): cannot drop weights; use Einsum(), or dropout_rate=0")
+        """(B, T, H, K) in the compute dtype. Raises UserError for a length that does not divide over the devices."""
+        (B, length, H, _), ways = q_BTHK.shape, split("length")
         if ways == 1 or k_BSNK.shape[1] != length:
-            scores: dict[str, Any] = {"bias": bias, "scale": scale, "softcap": softcap}
+            scores: dict[str, Any] = {"bias": bias, "scale": scale, "softcap": softcap, "dropout": dropout}
             return Einsum()(q_BTHK, k_BSNK, v_BSNK, mask, policy=policy, **scores)
         (axes,) = mesh_axes(("length",))
         if length % ways:
@@ -69,12 +68,28 @@ class Ring:
             k_BSNK, v_BSNK, keys = jnp.repeat(k_BSNK, groups, axis=2), jnp.repeat(v_BSNK, groups, axis=2), heads
         share = length // ways
         piece = next(size for size in range(min(self.block, share), 0, -1) if share % size == 0)
-        ring = _Circle(axes, ways, _steps(mask, share, ways), piece, softcap, policy)
+        drop, dropped = None, None
+        if dropout is not None:
+            words, part = words_and_share(dropout[1])
+            drop, dropped = (words, part * jnp.uint32(B)), _Dropped(dropout[0], H, length, heads[0], heads[2])
+        ring = _Circle(axes, ways, _steps(mask, share, ways), piece, softcap, policy, dropped)
         mask = dataclasses.replace(mask, offset=jnp.asarray(mask.offset))
         q, k, v = (x.astype(policy.operand_dtype) for x in (q_BTHK, k_BSNK, v_BSNK))
-        specs = (heads, keys, keys, _bias_spec(bias), _mask_specs(mask))
-        out_BTHK = sharded_call(functools.partial(_share, ring), specs, heads)(q, k, v, bias, mask)
+        everywhere = None if drop is None else (PartitionSpec(), PartitionSpec())
+        specs = (heads, keys, keys, _bias_spec(bias), _mask_specs(mask), everywhere)
+        out_BTHK = sharded_call(functools.partial(_share, ring), specs, heads)(q, k, v, bias, mask, drop)
         return out_BTHK.astype(policy.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dropped:
+    """Weights that are dropped: of all heads and the whole length, whose batch and heads these mesh axes split."""
+
+    rate: float
+    heads: int
+    length: int
+    batch_axes: Any
+    head_axes: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +103,7 @@ class _Circle:
     piece: int
     softcap: float | None
     policy: Policy
+    dropped: _Dropped | None = None
 
     def shift(self, tree: Any, places: int = 1) -> Any:
         """Each array, sent so many places on."""
@@ -121,8 +137,12 @@ def _mask_specs(mask: Mask) -> Mask:
     return dataclasses.replace(mask, offset=PartitionSpec(), **layout)  # pyright: ignore[reportArgumentType]
 
 
-def _share(ring: _Circle, q_BTHK, k_BSNK, v_BSNK, bias_BHTL, mask: Mask):
-    """What one device computes: its queries in C pieces of R rows each, against every share of the keys."""
+def _share(ring: _Circle, q_BTHK, k_BSNK, v_BSNK, bias_BHTL, mask: Mask, drop):
+    """What one device computes: its queries in C pieces of R rows each, against every share of the keys.
+
+    Args:
+        drop: of dropout the key's words, and the number of the call's first row; or None.
+    """
     (B, T, H, K), N, t = q_BTHK.shape, k_BSNK.shape[2], ring.piece
     C, G = T // t, H // N
     q_CBNRK = q_BTHK.reshape(B, C, t, N, G, K).transpose(1, 0, 3, 4, 2, 5).reshape(C, B, N, G * t, K)
@@ -132,7 +152,11 @@ def _share(ring: _Circle, q_BTHK, k_BSNK, v_BSNK, bias_BHTL, mask: Mask):
     if mask.query_segments_BT is not None:
         mask = dataclasses.replace(mask, query_segments_BT=mask.query_segments_BT.reshape(B, C, t).swapaxes(0, 1))
     k_BNSK, v_BNSK = jnp.swapaxes(k_BSNK, 1, 2), jnp.swapaxes(v_BSNK, 1, 2)
-    out_CBNRK: Any = _ring(ring, q_CBNRK, k_BNSK, v_BNSK, bias_BHTL, mask)
+    if ring.dropped is not None:
+        words, row = drop
+        at = lambda axes, size: jnp.uint32(size) * jnp.uint32(0 if axes is None else lax.axis_index(axes))
+        drop = (words, row + at(ring.dropped.batch_axes, B), at(ring.dropped.head_axes, H))
+    out_CBNRK: Any = _ring(ring, q_CBNRK, k_BNSK, v_BNSK, bias_BHTL, mask, drop)
     return out_CBNRK.reshape(C, B, N, G, t, K).transpose(1, 0, 4, 2, 3, 5).reshape(B, T, H, K)
 
 
@@ -150,16 +174,49 @@ def _allowed(ring: _Circle, mask: Mask, held_BS, source, piece, rows: int, S: in
     return None if allowed is None else jnp.tile(allowed, (1, 1, rows // t, 1))
 
 
+def _kept(ring: _Circle, drop, source, piece, scores):
+    """What dropout multiplies the weights of these scores (B, N, R, S) by: 0, or 1 / (1 - rate); None: all are kept.
+
+    The numbers are those that `jax.random.bernoulli` draws for the weights (B, H, L, L) of all devices.
+    """
+    if ring.dropped is None:
+        return None
+    (words, first_row, first_head), (B, N, R, S) = drop, scores.shape
+    t, heads, length = ring.piece, ring.dropped.heads, ring.dropped.length
+    row_B111 = first_row + jnp.arange(B, dtype=jnp.uint32)[:, None, None, None]
+    head_NG1 = first_head + jnp.arange(N * R // t, dtype=jnp.uint32).reshape(N, R // t, 1)
+    query_t = (ring.source(0) * S + piece * t).astype(jnp.uint32) + jnp.arange(t, dtype=jnp.uint32)
+    key_S = (source * S).astype(jnp.uint32) + jnp.arange(S, dtype=jnp.uint32)
+    place = _times((jnp.zeros_like(row_B111), row_B111), heads, head_NG1)
+    place = _times(place, length, query_t)
+    place = _times(tuple(x.reshape(B, N, R, 1) for x in place), length, key_S)
+    uniform = (bits_at(words, *place) >> 9).astype(jnp.float32) * 2.0**-23
+    return jnp.where(uniform < 1 - ring.dropped.rate, 1 / (1 - ring.dropped.rate), 0.0)
+
+
+def _times(number, factor: int, more):
+    """number * factor + more, of numbers that are two words of 32 bits each, the higher first."""
+    high, low = number
+    (a, b), (c, d) = (low >> 16, low & 0xFFFF), (jnp.uint32(factor >> 16), jnp.uint32(factor & 0xFFFF))
+    bottom = b * d
+    middle = a * d + (bottom >> 16)
+    other = b * c + (middle & 0xFFFF)
+    high = high * jnp.uint32(factor) + a * c + (middle >> 16) + (other >> 16)
+    low = (other << 16) | (bottom & 0xFFFF)
+    total = low + more
+    return high + (total < low).astype(jnp.uint32), total
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ring(ring: _Circle, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask: Mask):
+def _ring(ring: _Circle, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask: Mask, drop):
     """softmax(q k^T + bias) v over all keys of the ring, (C, B, N, R, K) float32.
 
     Kept for the backward pass: the arguments, the result and the softmax's two statistics a row.
     """
-    return _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask)[0]
+    return _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, drop)[0]
 
 
-def _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask):
+def _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, drop):
     policy, S = ring.policy, k_BNSK.shape[2]
 
     def fold(step, state, held):
@@ -173,8 +230,9 @@ def _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask):
             scores = masked(scores, _allowed(ring, mask, segments, source, i, q.shape[2], S))
             new_top = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
             weights, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
-            out = out * shrink + policy.dot(weights, v, MIX)
-            return out, new_top, total * shrink + weights.sum(axis=-1, keepdims=True)
+            total = total * shrink + weights.sum(axis=-1, keepdims=True)
+            weights = _dropped(weights, _kept(ring, drop, source, i, scores))
+            return out * shrink + policy.dot(weights, v, MIX), new_top, total
 
         return lax.map(piece, (jnp.arange(len(q_CBNRK)), q_CBNRK, bias_CBNRL, state))
 
@@ -189,11 +247,11 @@ def _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask):
     (state, held), _ = lax.scan(one_step, (state, held), jnp.arange(last))
     out, top, total = fold(last, state, held)
     out = out / total
-    return out, (q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, out, top, total)
+    return out, (q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, drop, out, top, total)
 
 
 def _ring_bwd(ring, residuals, d_out):
-    q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, out, top, total = residuals
+    q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, drop, out, top, total = residuals
     policy, S = ring.policy, k_BNSK.shape[2]
     row = (d_out * out).sum(axis=-1, keepdims=True)
 
@@ -207,14 +265,15 @@ def _ring_bwd(ring, residuals, d_out):
             scores, slope = _block_scores(ring, q, k, bias, source)
             scores = masked(scores, allowed := _allowed(ring, mask, segments, source, i, q.shape[2], S))
             weights = jnp.exp(scores - top) / total
-            d_scores = weights * (policy.dot(d_out, v, SCORES) - row)
+            kept = _kept(ring, drop, source, i, scores)
+            d_scores = weights * (_dropped(policy.dot(d_out, v, SCORES), kept) - row)
             d_scores = d_scores if allowed is None else jnp.where(allowed, d_scores, 0.0)
             d_scores = d_scores if slope is None else d_scores * slope
             d_k, d_v = d_keys
-            d_keys = d_k + policy.dot(d_scores, q, SPREAD), d_v + policy.dot(weights, d_out, SPREAD)
+            d_keys = d_k + policy.dot(d_scores, q, SPREAD), d_v + policy.dot(_dropped(weights, kept), d_out, SPREAD)
             if d_bias is not None:
-                kept = d_scores if bias.shape[0] > 1 else d_scores.sum(axis=0, keepdims=True)
-                d_bias = lax.dynamic_update_slice_in_dim(d_bias, kept, source * S, axis=3)
+                one = d_scores if bias.shape[0] > 1 else d_scores.sum(axis=0, keepdims=True)
+                d_bias = lax.dynamic_update_slice_in_dim(d_bias, one, source * S, axis=3)
             return d_keys, (d_q + policy.dot(d_scores, k, MIX), d_bias)
 
         own, d_keys = grads
@@ -235,10 +294,14 @@ def _ring_bwd(ring, residuals, d_out):
     (d_q, d_bias), d_keys = add(last, grads, held)
     d_k, d_v = ring.shift(d_keys, -last)  # home
     d_bias = None if d_bias is None else d_bias.astype(bias_CBNRL.dtype)
-    return d_q.astype(q_CBNRK.dtype), d_k.astype(k_BNSK.dtype), d_v.astype(v_BNSK.dtype), d_bias, None
+    return d_q.astype(q_CBNRK.dtype), d_k.astype(k_BNSK.dtype), d_v.astype(v_BNSK.dtype), d_bias, None, None
 
 
 _ring.defvjp(_ring_fwd, _ring_bwd)
+
+
+def _dropped(x, kept):
+    return x if kept is None else x * kept
 
 
 def _block_scores(ring: _Circle, q_BNRK, k_BNSK, bias_BNRL, source):
