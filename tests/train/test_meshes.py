@@ -152,8 +152,8 @@ def batch(name: str, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def run(name: str, sharding: Sharding | None, devices: int):
-    """(losses, the gradient of each step, parameters) of three steps. One device has no ring and takes `Einsum`."""
+def program(name: str, sharding: Sharding, devices: int):
+    """One device has no ring and takes `Einsum`."""
     model, name = {**MODELS, **UNROLLED, **RINGS}[name], name.split()[0]
     if devices == 1:
         model = dataclasses.replace(model, attention=Einsum())
@@ -166,14 +166,18 @@ def run(name: str, sharding: Sharding | None, devices: int):
         optim=OptimConfig(
             name="sgd", learning_rate=0.1, schedule="constant", clip_norm=None, weight_decay=0.0, b1=MOMENTUM
         ),
-        sharding=sharding or Sharding(),
+        sharding=sharding,
         accum_steps=ACCUM,
         steps=10,
     )
-    program = build(e, jax.devices()[:devices])
-    state, losses, gradients, before = program.init(), [], [], []
+    return build(e, jax.devices()[:devices])
+
+
+def trained(program, state, name: str):
+    """(losses, the gradient of each step, parameters) of three steps."""
+    losses, gradients, before = [], [], []
     for i in range(3):
-        state, metrics = program.step(state, program.put(batch(name, i)))
+        state, metrics = program.step(state, program.put(batch(name.split()[0], i)))
         losses.append(float(metrics["loss"]))
         shapes = {x.shape for x in jax.tree.leaves(state.params)}
         trace = [np.asarray(x) for x in jax.tree.leaves(state.opt_state) if x.shape in shapes and x.ndim]
@@ -184,8 +188,14 @@ def run(name: str, sharding: Sharding | None, devices: int):
 
 
 @functools.cache
+def first_parameters(name: str):
+    return jax.device_get(program(name, Sharding(), 1).init().params)
+
+
+@functools.cache
 def one_device(name: str):
-    return run(name, None, 1)
+    one = program(name, Sharding(), 1)
+    return trained(one, one.start(first_parameters(name)), name)
 
 
 def close(found, wanted):
@@ -203,8 +213,15 @@ def close(found, wanted):
 
 @pytest.mark.parametrize(("name", "mesh"), CASES)
 def test_eight_devices_equal_one(name, mesh):
-    losses, gradients, params = run(name, MESHES[mesh], 8)
+    many = program(name, MESHES[mesh], 8)
+    losses, gradients, params = trained(many, many.start(first_parameters(name)), name)
     wanted_losses, wanted_gradients, wanted_params = one_device(name)
     np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
     close(gradients, wanted_gradients)
     close(params, wanted_params)
+
+
+@pytest.mark.parametrize("mesh", ["ZERO3 and TP, 2 2 2", "PP data 2 stage 4"])
+def test_a_run_begins_with_the_same_numbers_on_any_mesh(mesh):
+    found = jax.device_get(program("gpt", MESHES[mesh], 8).init().params)
+    jax.tree.map(np.testing.assert_array_equal, found, first_parameters("gpt"))

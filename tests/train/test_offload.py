@@ -217,13 +217,11 @@ def test_devices_without_the_hosts_memory_are_told():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("preset", "layers", "most"), [("ZERO1", "stacked", 0.65), ("ZERO3", "stacked", 0.6), ("ZERO3", "unrolled", 0.6)]
-)
-def test_a_tpu_holds_no_more_of_the_state_than_a_layers(preset, layers, most):
+@pytest.mark.parametrize("layers", ["stacked", "unrolled"])
+def test_a_tpu_holds_no_more_of_the_state_than_a_layers(layers):
     """12 bytes a parameter, over four chips, are on their hosts; what is on a chip is less by nearly as much."""
-    found = tpu.compiled("tests.train.compile_offload", preset, layers)
+    found = tpu.compiled("tests.train.compile_offload", "ZERO3", layers)
     print(found)
     assert found["host"]["host arguments"] == pytest.approx(12 * found["parameters"] / 4, rel=0.02)
     assert found["device"]["host"] == 0
-    assert found["host"]["peak"] < most * found["device"]["peak"]
+    assert found["host"]["peak"] < 0.6 * found["device"]["peak"]
