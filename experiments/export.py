@@ -51,13 +51,15 @@ def main() -> None:
         if tuning is None:
             raise UserError(f"--adapter: {WORKDIR.value} tuned no adapter, it trained the model; leave the flag out")
         source = getattr(run.saved.experiment.init_from, "path", None)
-        task = "CAUSAL_LM" if hasattr(run.saved.experiment.model, "make_cache") else None
+        model = run.saved.experiment.model
+        writes = "SEQ_2_SEQ_LM" if getattr(model, "encoder_decoder", False) else "CAUSAL_LM"
+        task = writes if hasattr(model, "make_cache") else None
         tuned = like(params, run.program.abstract.params)
         if out.suffix == ".safetensors":
             files.save(out, tuning, tuned, params)
             print(f"step {run.saved.step:,}: what was tuned on {source} written to {out}, for jaxnlp.peft.files.load")
             return
-        save_adapter(out, run.saved.experiment.model, tuning, tuned, base_name=source, task_type=task)
+        save_adapter(out, model, tuning, tuned, base_name=source, task_type=task)
         print(f"step {run.saved.step:,}: what was tuned on {source} written to {out}, for PEFT's from_pretrained")
         return
     if tuning is not None:

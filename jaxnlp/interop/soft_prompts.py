@@ -1,6 +1,7 @@
 """Soft prompts and prefixes in PEFT's layout: one table, `prompt_embeddings`, and what it is in adapter_config.json.
 
-A prompt's is (P, D). A prefix's is (P, 2 L N K): of each layer its keys, then its values (`past_key_values`).
+A prompt's is (P, D), of an encoder-decoder by default (2 P, D), of which only the first P are ever read, in front of
+the encoder's inputs. A prefix's is (P, 2 L N K): of each layer its keys, then its values (`past_key_values`).
 
 Shape legend: P prompt length, D model, L layers, N key and value heads, K head size.
 """
@@ -26,11 +27,15 @@ def read(said: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: Any
     if list(tensors) != [TABLE]:
         raise UserError(f"{path}: has tensors {', '.join(tensors)}; expected {TABLE} alone")
     table, P = tensors[TABLE], said["num_virtual_tokens"]
-    if said.get("num_transformer_submodules") not in (None, 1):
-        raise UserError(f"{path}: prompts of an encoder and a decoder are not supported; expected one of either")
-    if said["peft_type"] != "PREFIX_TUNING":
-        _expect(path, table, (P, config.embed_dim))
-        return Prompt(length=P, init="random"), {("embed", PROMPT): table.astype(np.float32)}
+    kind, parts = said["peft_type"], said.get("num_transformer_submodules") or 1
+    encoder_decoder = getattr(config, "encoder_decoder", False)
+    if encoder_decoder and kind == "PREFIX_TUNING":
+        raise UserError(f"{path}: prefixes of an encoder-decoder are not read; its prompts are")
+    if parts not in ((1, 2) if encoder_decoder else (1,)):
+        raise UserError(f"{path}: num_transformer_submodules={parts}; expected 1, or 2 of an encoder-decoder")
+    if kind != "PREFIX_TUNING":
+        _expect(path, table, (parts * P, config.embed_dim))
+        return Prompt(length=P, init="random"), {("embed", PROMPT): np.ascontiguousarray(table[:P], np.float32)}
     N, K, L = heads_of(config), config.key_dim, config.num_layers
     _expect(path, table, (P, 2 * L * N * K))
     parts = table.astype(np.float32).reshape(P, L, 2, N, K)

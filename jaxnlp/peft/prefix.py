@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.calls import Call
-from jaxnlp.peft.prompt import check_room, takes_positions, uniform
+from jaxnlp.peft.prompt import check_room, takes, uniform
 from jaxnlp.peft.targets import Target, choose
 from jaxnlp.peft.tuning import Leaf, Method
 from jaxnlp.trees import Path
@@ -120,7 +120,7 @@ class Prefix(Method):
             _cached.reset(token)
 
     def call_outer(self, call: Call, fn, args, kwargs):
-        if kwargs.get("cache") is not None or not takes_positions(call.module):
+        if kwargs.get("cache") is not None or not takes(call.module, "positions"):
             return fn(*args, **kwargs)
         tokens_BT, P = args[0], self.length
         check_room(call.module, P, tokens_BT.shape[1], "tuning.length")

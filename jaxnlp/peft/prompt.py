@@ -2,7 +2,8 @@
 
 Prompt tuning (Lester et al. 2021, arXiv:2104.08691) learns the vectors themselves; P-tuning (Liu et al. 2021,
 arXiv:2103.10385) the parameters of a small encoder that makes them, and may put them inside a template. Prefixes at
-every layer are in `peft/prefix.py`.
+every layer are in `peft/prefix.py`. An encoder-decoder finds the vectors in front of what its encoder reads, as Lester
+et al. have it; its decoder attends to their places as to the text's.
 
 Shape legend: P prompt length, B batch, T length, D model, H encoder units.
 """
@@ -26,12 +27,23 @@ PROMPT = "prompt"
 INITS = ("random", "vocabulary", "ids")
 ENCODERS = ("mlp", "lstm")
 
-_within: contextvars.ContextVar[bool] = contextvars.ContextVar("within", default=False)
+_front: contextvars.ContextVar["_Front | None"] = contextvars.ContextVar("front", default=None)
+
+
+@dataclasses.dataclass
+class _Front:
+    """Within a model's call, what a prompt goes in front of: these ids (lengthened), or None for whatever is read.
+
+    done: how often it was put there.
+    """
+
+    ids: Any = None
+    done: int = 0
 
 
 @dataclasses.dataclass(kw_only=True)
 class Prompt(Method):
-    """Prompt tuning: so many vectors in front of every text, at the input alone.
+    """Prompt tuning: so many vectors in front of every text, or of an encoder-decoder's inputs, at the input alone.
 
     length: P. targets: the table of the words' vectors; its module reads the tokens, and what it returns for the
         prompt's places is dropped.
@@ -69,11 +81,6 @@ class Prompt(Method):
         if len(chosen) > 1:
             names = ", ".join(t.name for t in chosen)
             raise UserError(f"tuning.targets={self.targets}: a prompt has one table; this model has {names}")
-        if chosen[0].calls > 1:
-            raise UserError(
-                f"tuning.targets={self.targets}: {chosen[0].name} reads two sequences, as of an encoder and a decoder; "
-                "a prompt in front of one of them is not supported; use Prefix() on the encoder's attention"
-            )
         return chosen
 
     def leaves(self, target: Target) -> dict[str, Leaf]:
@@ -106,24 +113,34 @@ class Prompt(Method):
             turn_BT = jnp.cumsum(here_BT, axis=1) - 1
             vectors_BTD = prompt_PD.at[turn_BT].get(mode="fill", fill_value=jnp.nan)  # more places than vectors: NaN
             return jnp.where(here_BT[..., None], vectors_BTD, words_BTD)
-        if not _within.get():
+        front = _front.get()
+        if front is None or (front.ids is not None and ids_BT is not front.ids):
             return words_BTD
+        front.done += 1
         front_BPD = jnp.broadcast_to(prompt_PD, (ids_BT.shape[0], *prompt_PD.shape))
         return jnp.concatenate([front_BPD, words_BTD[:, self.length :]], axis=1)
 
     def call_outer(self, call: Call, fn, args, kwargs):
-        tokens_BT, *rest = args
-        if kwargs.get("cache") is not None and tokens_BT.shape[1]:
-            return fn(*args, **kwargs)  # its cache began with the prompt
-        P, T = self.length, tokens_BT.shape[1]
+        encoder, (read_BT, *rest) = takes(call.module, "input_segments"), args
+        if read_BT is None or (not encoder and kwargs.get("cache") is not None and read_BT.shape[1]):
+            return fn(*args, **kwargs)  # the cache began with the prompt, or has what an encoder made of it
+        P, T = self.length, read_BT.shape[1]
         check_room(call.module, P, T, "tuning.length")
-        token = _within.set(True)
+        longer_BT = in_front("", read_BT, P, T)
+        goes_along = lambda name: name.startswith("input_") or not encoder
+        named = {name: in_front(name, x, P, T) if goes_along(name) else x for name, x in kwargs.items()}
+        front = _Front(longer_BT if encoder else None)
+        token = _front.set(front)
         try:
-            longer = {name: in_front(name, x, P, T) for name, x in kwargs.items()}
-            out = fn(in_front("tokens", tokens_BT, P, T), *(in_front("", x, P, T) for x in rest), **longer)
+            out = fn(longer_BT, *(rest if encoder else [in_front("", x, P, T) for x in rest]), **named)
         finally:
-            _within.reset(token)
-        if kwargs.get("cache") is not None:
+            _front.reset(token)
+        if front.done != 1:
+            raise UserError(
+                f"{type(self).__name__}(): {type(call.module).__name__} reads words {front.done} times where a prompt "
+                "belongs once; a model of two sequences must take `input_segments`, and read its inputs as they come"
+            )
+        if encoder or kwargs.get("cache") is not None:
             return out
         return jax.tree.map(lambda x: x[:, P:] if x.ndim > 2 and x.shape[1] == P + T else x, out)
 
@@ -212,7 +229,7 @@ def _lstm(shared: dict[str, jax.Array], name: str, x_PD: jax.Array) -> jax.Array
 
 def in_front(name: str, x: Any, P: int, T: int) -> Any:
     """An argument (B, T, ...) with P places in front: counted on for places, as their first one is for the rest."""
-    if name in ("positions", "predict"):
+    if name in ("positions", "input_positions", "predict"):
         if x is None or name == "predict":
             return x if x is None else x + P
         first = jnp.broadcast_to(jnp.arange(P, dtype=x.dtype), (x.shape[0], P))
@@ -221,7 +238,8 @@ def in_front(name: str, x: Any, P: int, T: int) -> Any:
         return x
     if T == 0:
         return jnp.zeros((x.shape[0], P, *x.shape[2:]), x.dtype)
-    first = jnp.max(x, axis=1, keepdims=True) if name == "segment_ids" else jnp.zeros_like(x[:, :1])
+    segments = name in ("segment_ids", "input_segments")
+    first = jnp.max(x, axis=1, keepdims=True) if segments else jnp.zeros_like(x[:, :1])
     return jnp.concatenate([jnp.repeat(first, P, axis=1), x], axis=1)
 
 
@@ -232,5 +250,6 @@ def check_room(module: Any, P: int, T: int, field: str) -> None:
         raise UserError(f"{field}={P}: and a text of {T} are more than model.max_len={longest}; shorten one of them")
 
 
-def takes_positions(module: Any) -> bool:
-    return "positions" in inspect.signature(type(module).__call__).parameters
+def takes(module: Any, name: str) -> bool:
+    """Whether a module's call has an argument of that name."""
+    return name in inspect.signature(type(module).__call__).parameters

@@ -14,6 +14,7 @@ from jaxnlp.generate import layout
 from jaxnlp.generate.decode import Generator
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.policy import Policy
+from jaxnlp.peft.prompt import Prompt
 from jaxnlp.sharding.axes import abstract_params, example_inputs, make_apply
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh, tpu_slices
 from jaxnlp.sharding.rules import as_tuple
@@ -133,7 +134,10 @@ def make_generator(program: Program, tokenizer: Any) -> Generator:
 
     start = getattr(program.experiment.data.examples, "start", None)  # what the decoder began with in training
     tuning = program.tuning
+    encoder_decoder = getattr(model, "encoder_decoder", False)
     front = 0 if tuning is None else tuning.method.front
+    if encoder_decoder and tuning is not None and isinstance(tuning.method, Prompt):
+        front = 0  # it is in front of what the encoder reads
     generator = Generator(
         program.apply,
         model.make_cache,
@@ -142,7 +146,7 @@ def make_generator(program: Program, tokenizer: Any) -> Generator:
         tokenizer.vocab_size,
         context,
         start=None if start is None else (tokenizer.special(start),),
-        encoder_decoder=getattr(model, "encoder_decoder", False),
+        encoder_decoder=encoder_decoder,
         front=front,
         fill=functools.partial(tuning.begin_cache, program.apply) if tuning is not None and front else None,
     )

@@ -152,6 +152,46 @@ def test_prompts_and_prefixes_equal_peft_and_it_reads_what_we_write(name, kind, 
     np.testing.assert_allclose(wanted_of(again), wanted, rtol=1e-4, atol=1e-5)
 
 
+SUBMODULES = {"prompt": 1, "prompt of both": 2, "p-tuning": 1, "p-tuning of both": 2}
+
+
+@pytest.mark.parametrize("kind", SUBMODULES)
+def test_prompts_of_an_encoder_decoder_equal_peft_and_it_reads_what_we_write(kind, rng, tmp_path):
+    """PEFT's default has a second prompt, which its forward pass never reads."""
+    model, task = build("t5"), "SEQ_2_SEQ_LM"
+    model.save_pretrained(tmp_path / "model")
+    said = PROMPTS[kind.removesuffix(" of both")](task)
+    said.num_transformer_submodules = SUBMODULES[kind]
+    adapted = peft.get_peft_model(copy.deepcopy(model), said).eval()
+    adapted.save_pretrained(tmp_path / "theirs")
+    config, base, _ = load(tmp_path / "model")
+    theirs, (args, kwargs), _ = inputs(config, rng)
+    told = {name: torch.from_numpy(x) for name, x in theirs.items()}
+
+    def wanted_of(adapted):
+        with torch.no_grad():
+            return adapted(**told).logits.numpy()
+
+    wanted = wanted_of(adapted)
+    method, tuned = load_adapter(tmp_path / "theirs", config)
+    tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
+    run = jax.jit(tuning.apply(make_apply(config.module())))
+    close(run(join(base, tuned), *args, **kwargs), wanted)
+    assert np.abs(run(base, *args, **kwargs) - wanted).max() > 1e-2 * np.abs(wanted).max()
+    save_adapter(tmp_path / "ours", config, tuning, tuned, task_type=task)
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
+    np.testing.assert_allclose(wanted_of(again), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_prefixes_of_an_encoder_decoder_are_refused(tmp_path):
+    model = build("t5")
+    model.save_pretrained(tmp_path / "model")
+    adapted = peft.get_peft_model(copy.deepcopy(model), PROMPTS["prefix"]("SEQ_2_SEQ_LM"))
+    adapted.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(UserError, match="prefixes of an encoder-decoder are not read; its prompts are"):
+        load_adapter(tmp_path / "theirs", load(tmp_path / "model")[0])
+
+
 @pytest.mark.parametrize("rank_stabilized", [False, True])
 def test_parts_of_one_matrix_of_theirs_are_written_as_one_update(rank_stabilized, rng, tmp_path):
     """Ours has an A for each of query, key and value; theirs one for all three."""
