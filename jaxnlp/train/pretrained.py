@@ -30,6 +30,7 @@ from jaxnlp.sharding.axes import abstract_params, example_inputs
 from jaxnlp.sharding.rules import REPLICATED, path_name, shardings
 from jaxnlp.train.checkpoint import Reader
 from jaxnlp.train.experiment import trunk, with_trunk
+from jaxnlp.train.load import load
 from jaxnlp.train.matching import Match, match
 from jaxnlp.trees import like
 
@@ -41,7 +42,7 @@ SHOWN = 8  # paths in a line of the report; the file has all
 class Pretrained:
     """Where a run's first parameters come from, as `Experiment.init_from`.
 
-    path: a run's folder; or one in Hugging Face's layout, or a hub id.
+    path: a run's folder (of a tuned run, the parameters as merged); or one in Hugging Face's layout, or a hub id.
     checkpoint: of a run: "latest" (the newest that is whole), "best" (lowest validation loss) or a step.
     fresh, left_over: patterns of parameters, as "trunk/adapter*", that may be so besides the heads.
     ignore: of Hugging Face's layout, patterns of tensors to leave out, as "classifier.*".
@@ -192,10 +193,24 @@ def _open_run(path: str, reader: Reader, checkpoint: str, tell: Callable[[str], 
         except UserError as e:
             _demand_indivisible(path, e, tell)
             places = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), shapes)
+        if saved.experiment.tuning is not None:
+            return jax.tree.map(jax.device_put, _merged(path, step), places)
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
         return reader.restore_item(step, "params", target)
 
     return Source(f"{path}, step {step:,}", config, saved.tokenizer, read, head_of(saved.experiment))
+
+
+def _merged(path: str, step: int) -> Any:
+    """The parameters of a run that tuned a few, with these worked into its base's."""
+    run = load(path, str(step))
+    tuning = run.program.tuning
+    assert tuning is not None
+    try:
+        return tuning.merge(like(run.params, tuning.shapes), like(run.params, run.program.abstract.params))
+    except UserError as e:
+        told = f"{e}; begin from what it began with, with tuning_from={path!r}"
+        raise FieldError("init_from.path", path, told) from None
 
 
 def _demand_indivisible(path: str, error: UserError, tell: Callable[[str], Any]) -> None:

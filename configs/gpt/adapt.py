@@ -1,0 +1,63 @@
+"""Continued pretraining: a trained GPT goes on, with the same objective, on texts of a domain or of a task.
+
+Gururangan et al. 2020, arXiv:2004.10964 ("domain-adaptive" and "task-adaptive"). The variant is RUN, RUN,FILES or
+RUN,FILES,PARTS, or nothing for a dry run, on a base that is drawn. RUN is a run's folder, or one in Hugging Face's
+layout; FILES a file, folder or glob of texts, or empty: the docstrings of the Python standard library. PARTS is what is
+trained: "all" (or nothing), "upper" (all but the embeddings and the lower half of the layers), or "lora" (a low-rank
+update of every map).
+
+  python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
+  python -m experiments.train --config=configs/gpt/adapt.py:runs/tiny --workdir=runs/adapted
+  python -m experiments.train --config=configs/gpt/adapt.py:runs/tiny,,lora --workdir=runs/adapted-lora
+  python -m experiments.train --config=configs/gpt/finetune.py:classify,runs/adapted --workdir=runs/topics
+"""
+
+import dataclasses
+from typing import Any
+
+from configs.gpt.tiny import get_config as pretraining
+from jaxnlp.data.from_run import FromRun
+from jaxnlp.data.sources import Embedded, Files
+from jaxnlp.errors import UserError
+from jaxnlp.nn.positions import Learned
+from jaxnlp.optim import OptimConfig
+from jaxnlp.peft.lora import LoRA
+from jaxnlp.peft.partial import Full
+from jaxnlp.train import pretrained
+from jaxnlp.train.experiment import Experiment
+from jaxnlp.train.pretrained import Pretrained
+
+PARTS = ("all", "upper", "lora")
+RATES = {"all": 5e-4, "upper": 5e-4, "lora": 3e-3}
+
+
+def get_config(variant: str = "") -> Experiment:
+    run, files, parts, *more = [*variant.split(","), "", ""][: max(3, variant.count(",") + 1)]
+    parts = parts or "all"
+    if parts not in PARTS or more or (variant and not run):
+        raise UserError(
+            f"configs/gpt/adapt.py:{variant}: expected RUN, RUN,FILES or RUN,FILES,PARTS, as runs/tiny,texts,upper; "
+            f"parts: {', '.join(PARTS)}"
+        )
+    e = pretraining()
+    data = dataclasses.replace(e.data, source=Files(train=files) if files else Embedded(part="docstrings"))
+    if run:
+        e.model, e.init_from = pretrained.model(run, scan_layers=False), Pretrained(path=run)
+        data = dataclasses.replace(data, tokenizer=FromRun(path=run))
+    return dataclasses.replace(
+        e,
+        data=data,
+        tuning=tuning(parts, e.model),
+        optim=OptimConfig(learning_rate=RATES[parts], warmup_steps=50),
+        steps=500,
+        eval_every=100,
+        checkpoint_every=100,
+    )
+
+
+def tuning(parts: str, model: Any) -> object:
+    """The method that trains these parts of a model; None: all are trained."""
+    if parts == "upper":
+        tables = ("embed/*", "positions/*") if isinstance(model.positions, Learned) else ("embed/*",)
+        return Full(frozen=(*tables, *(f"block_{i}/*" for i in range(model.num_layers // 2))))
+    return LoRA(rank=8, targets=("query", "key", "value", "out", "up", "down")) if parts == "lora" else None

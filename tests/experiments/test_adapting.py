@@ -1,0 +1,90 @@
+"""Continued pretraining: on what it goes on, what it trains, and that another run begins from it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxnlp import cli
+from jaxnlp.data.sources import Embedded
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.peft.prompt import Prompt
+from jaxnlp.sharding.rules import Sharding
+from jaxnlp.train.base import first_state
+from jaxnlp.train.load import load
+from jaxnlp.train.loop import prepare, train
+from jaxnlp.train.pretrained import Pretrained
+from jaxnlp.train.program import build
+from jaxnlp.trees import like
+from tests.experiments import small
+
+FILE = "configs/gpt/adapt.py"
+
+
+@pytest.mark.parametrize("variant", [",texts", "runs/tiny,,half", "runs/tiny,,upper,x"])
+def test_a_wrong_variant_is_told(variant):
+    with pytest.raises(UserError, match=f"{variant}: expected RUN, RUN,FILES or RUN,FILES,PARTS"):
+        cli.load(f"{FILE}:{variant}")
+
+
+@pytest.fixture(scope="module")
+def base(corpus, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("base")
+    e = small.get_config(str(corpus))
+    model = dataclasses.replace(e.model, num_layers=2, scan_layers=True)
+    train(dataclasses.replace(e, model=model, sharding=Sharding(), steps=3, eval_batches=1, sample_tokens=0), folder)
+    return str(folder)
+
+
+def shortened(variant: str, corpus, **changes):
+    """The config over three steps of the small corpus."""
+    e, own = cli.load(f"{FILE}:{variant}"), small.get_config(str(corpus))
+    source = dataclasses.replace(e.data.source, document="paragraph")
+    data = dataclasses.replace(own.data, source=source, tokenizer=e.data.tokenizer, attend_across_documents=True)
+    short = {"optim": own.optim, "steps": 3, "eval_batches": 1, "eval_every": 0, "sample_tokens": 0, "peak_flops": 1e12}
+    return dataclasses.replace(e, data=data, sharding=Sharding(), **{**short, **changes})
+
+
+def test_it_goes_on_from_a_run_with_its_ids_on_other_texts(corpus, base):
+    e = cli.load(f"{FILE}:{base}")
+    assert e.data.source == Embedded(part="docstrings") and e.tuning is None
+    assert e.init_from == Pretrained(path=base) and e.data.tokenizer.path == base
+    assert (e.model.num_layers, e.model.scan_layers, e.model.vocab_size) == (2, False, None)
+    e = cli.load(f"{FILE}:{base},{corpus}/train.txt,upper")
+    assert e.data.source.train == f"{corpus}/train.txt"
+    assert e.tuning.frozen == ("embed/*", "positions/*", "block_0/*")
+
+
+@pytest.mark.slow
+def test_frozen_parts_stay_and_another_run_begins_from_the_whole(corpus, base, tmp_path):
+    result = train(shortened(f"{base},{corpus}/train.txt,upper", corpus), tmp_path / "upper")
+    before, after = load(base).params, result.state.model
+    assert set(result.state.params) == {"block_1", "norm"}
+    jax.tree.map(np.testing.assert_array_equal, after["embed"], before["embed"])
+    for i, same in ((0, True), (1, False)):
+        one = jax.tree.map(lambda x, i=i: x[i], before["blocks"])
+        equal = jax.tree.map(lambda a, b: bool((a == b).all()), after[f"block_{i}"], one)
+        assert all(jax.tree.leaves(equal)) == same
+
+    for parts in ("lora", "prompt"):
+        e = shortened(f"{base},{corpus}/train.txt,lora", corpus)
+        e = dataclasses.replace(e, tuning=Prompt(length=2)) if parts == "prompt" else e
+        train(e, tmp_path / parts)
+    for parts in ("upper", "lora"):
+        found = load(tmp_path / parts)
+        tuning = found.program.tuning
+        assert tuning is not None
+        wanted = tuning.merge(like(found.params, tuning.shapes), like(found.params, found.program.abstract.params))
+        state, report = begun(f"{tmp_path / parts},{corpus}/train.txt", corpus)
+        assert report.fresh == report.left_over == []
+        jax.tree.map(np.testing.assert_array_equal, state.params, wanted)
+    with pytest.raises(
+        FieldError, match=r"init_from.path=.*Prompt\(\).* it is not merged; begin from what it began with"
+    ):
+        begun(f"{tmp_path / 'prompt'},{corpus}/train.txt", corpus)
+
+
+def begun(variant: str, corpus):
+    e, tokenizer = prepare(shortened(variant, corpus))
+    return first_state(build(e), tokenizer, print)
