@@ -1,7 +1,7 @@
 """Tuning a few parameters of a trained GPT, as a language model or on a task of `configs/gpt/finetune.py`.
 
 The variant is METHOD,RUN or METHOD,RUN,TASK, or METHOD alone for a dry run, on a base that is drawn; methods: lora,
-dora, adapter, ia3, bitfit, prefix, prompt (docs/peft.md).
+qlora, dora, adapter, ia3, bitfit, prefix, prompt (docs/peft.md).
 
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
   python -m experiments.train --config=configs/gpt/tune.py:lora,runs/tiny --workdir=runs/tiny-lora
@@ -27,6 +27,7 @@ from jaxnlp.train.pretrained import Pretrained
 
 METHODS = {
     "lora": LoRA(rank=8, targets=("query", "value", "up", "down")),
+    "qlora": LoRA(rank=8, targets=("query", "value", "up", "down"), base_dtype="nf4"),
     "dora": LoRA(rank=8, targets=("query", "value", "up", "down"), dora=True),
     "adapter": Adapter(bottleneck=16),
     "ia3": IA3(),

@@ -20,6 +20,7 @@ layer returns, before the activation (twice if it is gated). mlp_out (B, T, D): 
 POLICIES = ("none", "full", "dots", "names", "offload")
 INPUT = "block_input"  # the name of what enters a block of a pipeline's stage
 HOST = "pinned_host"
+DEQUANTISED = "dequantised"  # what policies know the floats of a quantised kernel by
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -60,21 +61,22 @@ def all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
     """The policy of "none" where layers gather their parameters: these are let go after use, and gathered again.
 
     Kept, they would be whole for all layers at once. `partitioning.py` gathers by a constraint in a `custom_vjp`; a
-    reshape of what is gathered is as large.
+    reshape of what is gathered is as large. So are the floats of a quantised kernel (`quantised.py`).
     """
     body = params.get("call_jaxpr") if primitive.name == "custom_vjp_call" else None
     names = {primitive.name} if body is None else {one.primitive.name for one in body.eqns}
-    return not names <= {"sharding_constraint", "reshape"}
+    floats = body is not None and any(one.params.get("name") == DEQUANTISED for one in body.eqns)
+    return not (floats or names <= {"sharding_constraint", "reshape"})
 
 
 def policy(remat: str | Remat, *more: str) -> Any:
     """The policy for `jax.checkpoint` of a block; None keeps nothing within it. Not for "none".
 
-    Raises:
-        UserError: places are to be offloaded and this backend has no such memory.
     Args:
         more: names that are kept whatever the policy.
 
+    Raises:
+        UserError: places are to be offloaded and this backend has no such memory.
     """
     if remat == "full":
         return jax.checkpoint_policies.save_only_these_names(*more) if more else None

@@ -24,7 +24,9 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.calls import Call, calls_changed, calls_changed_at
 from jaxnlp.nn.partitioning import placed
 from jaxnlp.nn.policy import FLOATS
-from jaxnlp.peft.targets import Parameter, Target, find_targets, matches
+from jaxnlp.nn.quantised import BITS, Blocks, Quantised, codes_kept, dequantised, is_quantised, quantise
+from jaxnlp.peft.quantised import chosen_blocks
+from jaxnlp.peft.targets import KERNEL, Parameter, Target, find_targets, matches
 from jaxnlp.sharding.axes import abstract_params
 from jaxnlp.trees import Path, at, put, without
 
@@ -50,11 +52,17 @@ class Method:
 
     whole: patterns of the model's own parameters that are trained too, as ("head/*",). None: those of the head, where
         the model is a pretrained trunk with a new head on it.
-    base_dtype: of the base's parameters that are not trained, as "bfloat16"; None: as the model has them.
+    base_dtype: of the base's parameters that are not trained, as "bfloat16"; None: as the model has them. "int8" and
+        "nf4": of the kernels of linear maps alone (`nn/quantised.py`), all other parameters are as the model has them.
+    base_block: quantised kernels have a scale for each so many numbers, or the largest even divisor below of the axis.
+    base_kept: patterns of modules whose kernels are not quantised. None: output maps, that is kernels with an axis
+        "vocab", and what is called head or lm_head.
     """
 
     whole: tuple[str, ...] | None = None
     base_dtype: str | None = None
+    base_block: int = 64
+    base_kept: tuple[str, ...] | None = None
 
     methods = ("__call__",)  # of a module, which a tuning method changes
     by_layer = True  # what it puts in a layer is there, and not made elsewhere, so that a pipeline can run it alone
@@ -120,7 +128,8 @@ class Tuning:
 
     leaves: what it puts beside parameters, by module and name: tuned, or where there are `shared` parameters made of
     those, which are tuned then. replaced: the model's own that are tuned. outer: a module around them whose call
-    changes too. shapes, base_axes: of all parameters of the base, as `sharding.axes.abstract_params` gives.
+    changes too. shapes, base_axes: of all parameters of the base, as `sharding.axes.abstract_params` gives. blocks: of
+    the kernels that are quantised, how.
     """
 
     method: Method
@@ -131,6 +140,7 @@ class Tuning:
     outer: Path | None
     shapes: Any
     base_axes: Any
+    blocks: dict[Path, Blocks] = dataclasses.field(default_factory=dict)
 
     def init(self, key: jax.Array, base: Any) -> Any:
         """Tuned parameters at the start, a nested dict; the same on any mesh, and whatever else is tuned.
@@ -160,8 +170,10 @@ class Tuning:
         """The base without what is tuned in its place, in its dtype: with the tuned, all that a run needs of it."""
         for path in self.replaced:
             base = without(base, path)
+        for path, how in self.blocks.items():
+            base = put(base, path, quantise(at(base, path), how))
         dtype = self.method.base_dtype
-        return base if dtype is None else jax.tree.map(lambda x: x.astype(dtype), base)
+        return base if dtype is None or dtype in BITS else jax.tree.map(lambda x: x.astype(dtype), base)
 
     @property
     def frozen_axes(self) -> Any:
@@ -169,6 +181,8 @@ class Tuning:
         axes = self.base_axes
         for path in self.replaced:
             axes = without(axes, path)
+        for path, how in self.blocks.items():
+            axes = put(axes, path, Quantised(at(axes, path), at(axes, path), how))
         return axes
 
     def _own(self, tree: Any, path: Path) -> dict[str, jax.Array]:
@@ -228,6 +242,8 @@ class Tuning:
         if call.path == self.outer and call.method == "__call__" and not call.module.is_initializing():
             return self._change_outer(call, fn, args, kwargs)
         leaves = self.leaves.get(call.path)
+        if (*call.path, KERNEL) in self.blocks:
+            fn = codes_kept(fn, call.module, KERNEL)
         if leaves is None or call.method not in self.method.methods or call.module.is_initializing():
             return fn(*args, **kwargs)
         if not call.module.has_variable("params", next(iter(leaves))):
@@ -246,6 +262,8 @@ class Tuning:
     def merge(self, base: Any, tuned: Any) -> Any:
         """The base with what was tuned worked into its own parameters: the same outputs, and no more work.
 
+        Of a quantised base they are floats, of all its parameters.
+
         Raises:
             UserError: a method that cannot.
         """
@@ -256,6 +274,7 @@ class Tuning:
         return self._changed(merged, tuned, self.method.unmerged)
 
     def _changed(self, base: Any, tuned: Any, fn: Callable) -> Any:
+        base = dequantised(base)
         for path in self.replaced:
             x = at(tuned, path)
             base = put(base, path, x.astype(at(self.shapes, path).dtype))
@@ -279,11 +298,27 @@ class Tuning:
         if self.replaced:
             lines.append(f"  trained themselves: {', '.join(_grouped(dict.fromkeys(self.replaced)))}")
         lines.append(f"  trained parameters: {trained:,}, {100 * trained / total:.3f}% of the model's {total:,}")
+        if self.blocks:
+            lines += self._told_blocks()
         lines.append(
             f"  of the {kept:,} that are not: no gradients and no optimizer state, {12 * kept / 1e6:,.1f} MB less "
             "(Adam in float32)"
         )
         return "\n".join(lines)
+
+    def _told_blocks(self) -> list[str]:
+        """Of the quantised kernels, how many there are, how large, and what of the base is left as it was."""
+        frozen = jax.eval_shape(self.frozen, self.shapes)
+        held = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        found = [at(self.shapes, path) for path in self.blocks]
+        before, after = held(found), held([at(frozen, path) for path in self.blocks])
+        sizes = "/".join(str(size) for size in sorted({how.size for how in self.blocks.values()}))
+        rest = held(frozen) - after
+        return [
+            f"  {self.method.base_dtype} in blocks of {sizes}: {len(found)} kernels, {sum(x.size for x in found):,} "
+            f"parameters in {after / 1e6:,.1f} MB instead of {before / 1e6:,.1f}; the rest of the base has "
+            f"{rest / 1e6:,.1f} MB"
+        ]
 
     def counts(self) -> tuple[int, int]:
         """(trained parameters, parameters of the base)."""
@@ -305,8 +340,10 @@ def plan(method: Method, module: Any, *inputs: Any, head: tuple[str, ...] = ()) 
     Raises:
         UserError: a pattern that matches nothing, or what the method cannot serve; nothing to train.
     """
-    if method.base_dtype not in (None, *FLOATS):
-        raise FieldError("tuning.base_dtype", method.base_dtype, f"expected one of {', '.join(FLOATS)}, or None")
+    if method.base_dtype not in (None, *FLOATS, *BITS):
+        near = did_you_mean(method.base_dtype, [*FLOATS, *BITS])
+        known = f"expected one of {', '.join((*FLOATS, *BITS))}, or None{near}"
+        raise FieldError("tuning.base_dtype", method.base_dtype, known)
     method.check()
     targets = {t.path: t for t in find_targets(module, *inputs)}
     shapes, axes = abstract_params(module, *inputs)
@@ -321,7 +358,8 @@ def plan(method: Method, module: Any, *inputs: Any, head: tuple[str, ...] = ()) 
         names = tuple(str(k.key) for k in path)
         own["/".join(names)] = Parameter(x.shape, at(axes, names), x.dtype)
     whole = picked(own, method.whole if method.whole is not None else head, "tuning.whole")
-    replaced = sorted(tuple(name.split("/")) for name in {*method.picks(own), *whole})
+    picks = method.picks(own)
+    replaced = sorted(tuple(name.split("/")) for name in {*picks, *whole})
     if not leaves and not replaced:
         raise FieldError("tuning", f"{type(method).__name__}()", "nothing of this model would be trained")
     return Tuning(
@@ -333,6 +371,7 @@ def plan(method: Method, module: Any, *inputs: Any, head: tuple[str, ...] = ()) 
         method.outer(list(targets.values()), chosen),
         shapes,
         axes,
+        chosen_blocks(method, list(targets.values()), picks, replaced) if method.base_dtype in BITS else {},
     )
 
 
@@ -350,7 +389,11 @@ def picked(own: dict[str, Parameter], patterns: tuple[str, ...], field: str) -> 
 
 def own_parameters(module: Any, target: Target) -> dict[str, jax.Array]:
     """A module's own parameters within its call, laid out as they are used."""
-    given = lambda name, p: placed(module.get_variable("params", name), p.axes[target.layers :])
+
+    def given(name, p):
+        x = module.get_variable("params", name)
+        return x.unbox(x.how.dtype) if is_quantised(x) else placed(x, p.axes[target.layers :])
+
     return {name: given(name, p) for name, p in target.parameters.items()}
 
 

@@ -14,6 +14,7 @@ from jaxnlp.generate import layout
 from jaxnlp.generate.decode import Generator
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.quantised import dequantised
 from jaxnlp.peft.prompt import Prompt
 from jaxnlp.sharding.axes import abstract_params, example_inputs, make_apply
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh, tpu_slices
@@ -159,12 +160,13 @@ def _policy(model: Any) -> Any:
 
 
 def _output_major(generator: Generator, program: Program) -> Generator:
-    """The generator with its weights laid out as one CPU reads them fastest."""
+    """The generator with its weights laid out as one CPU reads them fastest; quantised ones as floats."""
     model = program.experiment.model
     policy = dataclasses.replace(model.policy, weight_layout="output_major")
     module = dataclasses.replace(model, policy=policy).module()
     shapes, axes = abstract_params(module, *example_inputs(model, 1, 1))
-    lay_out = jax.jit(lambda params: join(params, layout.output_major(like(params, shapes), shapes, axes)))
+    floats = lambda params: dequantised(like(params, shapes))
+    lay_out = jax.jit(lambda params: join(params, layout.output_major(floats(params), shapes, axes)))
     apply, tuning = make_apply(module), program.tuning
     if tuning is not None:
         apply = tuning.apply(apply)

@@ -11,6 +11,7 @@ from jaxnlp.train.activations import activation_bytes, residual_bytes
 from jaxnlp.train.arithmetic import step_flops
 from jaxnlp.train.program import Program
 from jaxnlp.train.state import gradient_shardings
+from jaxnlp.trees import join
 
 
 def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
@@ -25,6 +26,13 @@ def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
             (path_name(path), "x".join(map(str, leaf.shape)), ", ".join(map(str, names)), shown, device_bytes(leaf))
         )
     return rows
+
+
+def parameter_count(program: Program) -> int:
+    """Parameters of the model and of what is tuned beside them; of quantised ones as many as there were."""
+    if program.tuning is None:
+        return sum(x.size for x in jax.tree.leaves(program.abstract.model))
+    return sum(x.size for x in jax.tree.leaves(join(program.tuning.shapes, program.abstract.params)))
 
 
 def device_bytes(leaf: Any) -> int:
@@ -82,7 +90,7 @@ def report(program: Program) -> str:
     table = [head, *((*row[:4], f"{row[4]:,}") for row in rows)]
     widths = [max(len(row[i]) for row in table) for i in range(5)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
-    count = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract.model))
+    count = parameter_count(program)
     tokens = e.data.batch_size * e.data.seq_len
     step = step_flops(program)
     mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items() if size > 1) or "data=1"

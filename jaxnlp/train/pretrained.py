@@ -26,6 +26,7 @@ from jaxnlp.data.tokenizer import HuggingFaceTokenizer, wrap
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.interop import huggingface
 from jaxnlp.nn.kernels import Einsum
+from jaxnlp.nn.quantised import dequantised
 from jaxnlp.sharding.axes import abstract_params, example_inputs
 from jaxnlp.sharding.rules import REPLICATED, path_name, shardings
 from jaxnlp.train.checkpoint import Reader
@@ -88,7 +89,7 @@ class Pretrained:
             name=source.name,
         )
         layout = jax.tree.map(lambda x: x.sharding, own)
-        build = jax.jit(lambda fresh, given: assemble(found, fresh, given), out_shardings=layout)
+        build = jax.jit(lambda fresh, given: assemble(found, dequantised(fresh), given), out_shardings=layout)
         report = Report.of(source.name, found, target)
         params = build(like(state.model, own), flat)
         if program.tuning is None:

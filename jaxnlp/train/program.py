@@ -17,15 +17,15 @@ from jaxnlp.optim import LAYERWISE, make_optimizer
 from jaxnlp.peft.tuning import Method, Tuning, plan
 from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, make_apply
 from jaxnlp.sharding.mesh import make_mesh
-from jaxnlp.sharding.rules import as_tuple
+from jaxnlp.sharding.rules import as_tuple, resolve
 from jaxnlp.train.experiment import Experiment, check_batch
 from jaxnlp.train.offload import Offload
 from jaxnlp.train.pipelined import staged
 from jaxnlp.train.state import State, gradient_shardings, new_state, state_shardings, update_shardings
 from jaxnlp.train.step import make_step, many_steps
-from jaxnlp.train.tables import check_axes, check_heads, check_names
+from jaxnlp.train.tables import check_axes, check_blocks, check_heads, check_names
 from jaxnlp.train.update import Layouts
-from jaxnlp.trees import join, like
+from jaxnlp.trees import at, join, like, put
 
 TUNED = 0x7D  # folded into the run's key for the tuned parameters' first values
 
@@ -61,9 +61,15 @@ class Program:
 
     @property
     def base(self) -> tuple[Any, Any]:
-        """(shapes and shardings, logical axes) of the model's own parameters."""
-        own = self.abstract.model if self.tuning is None else like(self.abstract.model, self.tuning.shapes)
-        return own, self.axes if self.tuning is None else self.tuning.base_axes
+        """(shapes and shardings, logical axes) of the model's own parameters; of quantised ones as they were before."""
+        if self.tuning is None:
+            return self.abstract.model, self.axes
+        own, rules = like(self.abstract.model, self.tuning.shapes), self.experiment.sharding.params
+        for path in self.tuning.blocks:
+            x, names = at(self.tuning.shapes, path), at(self.tuning.base_axes, path)
+            spec = resolve("/".join(path), names, x.shape, rules, self.mesh.shape)
+            own = put(own, path, jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec)))
+        return own, self.tuning.base_axes
 
     def context(self, *, any_length: bool = False, **rules: Any) -> contextlib.ExitStack:
         """The mesh and the tables, for code that traces the model.
@@ -144,6 +150,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
             )
             raise FieldError(field, getattr(e.tuning, "hidden_dim", ""), f"{told}; use None")
         tuning = plan(e.tuning, module, *inputs, head=heads(shapes))
+        check_blocks(e, tuning, mesh.shape)
         apply, frozen = tuning.apply(apply), jax.eval_shape(tuning.frozen, shapes)
         shapes, axes = jax.eval_shape(tuning.init, jax.random.key(0), shapes), tuning.axes
         rates = tuning.rates(shapes)

@@ -9,9 +9,12 @@ import jax
 from jaxnlp.config import did_you_mean
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.partitioning import axis_rules
+from jaxnlp.nn.quantised import SMALLEST, block_size
+from jaxnlp.peft.tuning import Tuning
 from jaxnlp.sharding.axes import example_inputs
 from jaxnlp.sharding.rules import ACTIVATIONS, REPLICATED, as_tuple
 from jaxnlp.train.experiment import Experiment, trunk
+from jaxnlp.trees import at
 
 TABLES = ("params", "gradients", "optimizer")
 FOLLOW = ("heads", "kv_heads", "kv", "mlp", "vocab")
@@ -41,6 +44,33 @@ def check_heads(experiment: Experiment, axes: Any, sizes: Mapping[str, int]) -> 
                 over, up = "*".join(split), -(-count // ways) * ways
                 told = f"does not divide over {over}={ways} devices; use {over}={math.gcd(count, ways)} or {field}={up}"
                 raise FieldError(f"{where}.{field}", count, told)
+
+
+def check_blocks(experiment: Experiment, tuning: Tuning, sizes: Mapping[str, int]) -> None:
+    """Raises FieldError where a quantised base cannot be laid out: devices whose share of a kernel has parts of blocks.
+
+    Args:
+        sizes: mesh axis -> number of devices.
+    """
+    if tuning.blocks and sizes["stage"] > 1:
+        told = f"is not cut into mesh.stage={sizes['stage']} stages; use mesh.stage=1, or 'bfloat16'"
+        raise FieldError("tuning.base_dtype", tuning.method.base_dtype, told)
+    most, rules = tuning.method.base_block, experiment.sharding.params
+    counts = {path: at(tuning.shapes, path).shape[how.axis] for path, how in tuning.blocks.items()}
+    split = {path: as_tuple(rules.get(str(how.axes[how.axis]))) for path, how in tuning.blocks.items()}
+    ways = {path: math.prod(sizes[axis] for axis in axes) for path, axes in split.items()}
+    # A share is of whole blocks, or its scales would lie on other devices than its codes.
+    whole = lambda path, size: size is not None and counts[path] % (ways[path] * size) == 0
+    for path, how in tuning.blocks.items():
+        if whole(path, how.size) or counts[path] % ways[path]:
+            continue  # the latter is told where the rules are resolved
+        fits = lambda size: all(whole(path, block_size(count, size)) for path, count in counts.items())
+        smaller = next((size for size in range(most - 1, SMALLEST - 1, -1) if size % 2 == 0 and fits(size)), None)
+        over = "*".join(split[path])
+        told = f"{'/'.join(path)} has {how.axes[how.axis]}={counts[path]} over {over}={ways[path]} devices"
+        best = max((block_size(count, smaller) or 0 for count in counts.values()) if smaller else (0,))
+        remedy = f"use {best}" if best else f"use fewer devices in {over}, or keep it in floats by base_kept"
+        raise FieldError("tuning.base_block", most, f"{told}, no whole blocks of {how.size} on each; {remedy}")
 
 
 def check_names(experiment: Experiment, axes: Iterable[Any], apply: Any, params: Any, mesh: Any) -> None:

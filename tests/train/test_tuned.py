@@ -31,8 +31,10 @@ from jaxnlp.train import resume
 from jaxnlp.train.experiment import Experiment
 from jaxnlp.train.load import load, make_generator
 from jaxnlp.train.loop import train
+from jaxnlp.train.plan import memory, parameter_count
 from jaxnlp.train.pretrained import Pretrained
 from jaxnlp.train.program import build
+from jaxnlp.trees import like
 
 from ..experiments import small
 from .test_meshes import B, T, batch
@@ -208,6 +210,34 @@ def test_a_new_head_is_trained_whole_and_a_fresh_trunk_must_be(tmp_path):
     assert "trained themselves: head/" in program.tuning.report()
 
 
+def test_a_quantised_base_is_made_again_from_its_run(corpus, base, tmp_path):
+    """Read again to the bit, on what its run had; the run learns, resumes to the bit, is merged and generates."""
+    method = LoRA(rank=2, targets=("query", "value", "embed"), base_dtype="nf4")
+    straight = train(tuned_run(corpus, base, tuning=method), tmp_path / "straight")
+    train(tuned_run(corpus, base, tuning=method, steps=4), tmp_path / "halves")
+    halves = train(tuned_run(corpus, base, tuning=method), tmp_path / "halves")
+    jax.tree.map(np.testing.assert_array_equal, halves.state.params, straight.state.params)
+    found, trained = load(tmp_path / "halves"), load(base)
+    jax.tree.map(np.testing.assert_array_equal, found.params, straight.state.model)
+    tuning = found.program.tuning
+    assert tuning is not None and len(tuning.blocks) == 6
+    frozen = tuning.frozen(trained.params)
+    jax.tree.map(np.testing.assert_array_equal, like(found.params, frozen), frozen)
+    sizes = sum(x.nbytes for x in jax.tree.leaves(found.params))
+    assert memory(found.program)["parameters"] == sizes
+    tuned = like(found.params, found.program.abstract.params)
+    assert parameter_count(found.program) == sum(x.size for x in jax.tree.leaves((trained.params, tuned)))
+    merged = tuning.merge(like(found.params, tuning.shapes), tuned)
+    assert jax.tree.map(np.shape, merged) == jax.tree.map(np.shape, trained.params)
+    tokens = np.arange(8)[None]
+    with found.program.context(any_length=True, batch=None):
+        live = found.program.apply(found.params, tokens)
+        np.testing.assert_allclose(trained.program.apply(merged, tokens), live, rtol=1e-4, atol=1e-5)
+    written = found.generator().generate(found.params, [[5, 6, 7]], 4)
+    again = trained.generator().generate(merged, [[5, 6, 7]], 4)
+    assert [one.ids for one in written] == [one.ids for one in again]
+
+
 def test_what_cannot_be_tuned_is_told_before_anything_is_compiled():
     e = experiment("lora", Sharding())
     with pytest.raises(FieldError, match=r"tuning='lora': expected a method of jaxnlp.peft, as LoRA\(rank=8\)"):
@@ -217,6 +247,14 @@ def test_what_cannot_be_tuned_is_told_before_anything_is_compiled():
         dataclasses.replace(e, tuning=Prompt(), data=packed).check()
     with pytest.raises(FieldError, match="tuning.base_dtype='int9': expected one of float32"):
         build(dataclasses.replace(e, tuning=LoRA(base_dtype="int9")), jax.devices()[:1])
+    nf4 = LoRA(base_dtype="nf4")
+    with pytest.raises(FieldError, match="tuning.base_dtype='nf4': is not cut into mesh.stage=2 stages"):
+        build(dataclasses.replace(e, tuning=nf4, sharding=MESHES["three"]), jax.devices())
+    wide = dataclasses.replace(e, tuning=nf4, model=dataclasses.replace(e.model, embed_dim=96), sharding=ZERO3_TP)
+    told = "tuning.base_block=64: .*query/kernel has embed=96 over fsdp=4 devices, no whole blocks of 48 .* use 24"
+    with pytest.raises(FieldError, match=told):
+        build(wide, jax.devices())
+    assert build(dataclasses.replace(wide, tuning=LoRA(base_dtype="nf4", base_block=24)), jax.devices())
     with pytest.raises(FieldError, match="tuning.hidden_dim=4: is for whole models, and mesh.stage=2 cuts this one"):
         build(experiment("prefix of a network", MESHES["three"]), jax.devices())
     assert resume.changes(e, dataclasses.replace(e, log_every=3))

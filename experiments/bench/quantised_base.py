@@ -1,0 +1,54 @@
+"""Memory of a LoRA step on one TPU chip by the base's dtype, from programs compiled for it. Nothing runs.
+
+  python -m experiments.bench.quantised_base
+
+GPT-2 of 1.5 billion parameters, LoRA of rank 8 on queries and values, 8 rows of 1,024 tokens, each layer computed again
+in the backward pass. Needs libtpu (`make tpu`) and no TPU; a compile takes a minute or two on two cores.
+"""
+
+import dataclasses
+from typing import Any
+
+from absl import flags
+
+from jaxnlp import cli, processes, runtime
+
+TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "The chip, as of jaxnlp.scaling.topology.")
+BATCH = flags.DEFINE_integer("batch_size", 8, "Rows of 1,024 tokens.")
+REMAT = flags.DEFINE_string("remat", "full", "Of the model.")
+DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16", "int8", "nf4"], "Of the base.")
+
+
+def main() -> None:
+    print("| base | base, told | arguments | temporaries | peak |\n|---|---|---|---|---|")
+    for dtype in DTYPES.value:
+        told, found = measured(dtype)
+        sizes = [told, *(found[part] for part in ("arguments", "temporaries", "peak"))]
+        print(f"| {dtype} | {' | '.join(f'{size / 1e9:.2f} GB' for size in sizes)} |", flush=True)
+
+
+def measured(dtype: str) -> tuple[int, dict[str, int]]:
+    """(bytes of parameters as the plan tells them, the compiler's account of a step)."""
+    from configs.gpt.gpt2 import get_config
+    from jaxnlp.peft.lora import LoRA
+    from jaxnlp.scaling.planner import account, batch
+    from jaxnlp.scaling.topology import devices
+    from jaxnlp.train.plan import device_bytes
+    from jaxnlp.train.program import build
+
+    chips = devices(TOPOLOGY.value)
+    import jax
+
+    e: Any = get_config("xl-tpu")
+    model = dataclasses.replace(e.model, remat=REMAT.value, scan_layers=True)
+    data = dataclasses.replace(e.data, batch_size=BATCH.value, attend_across_documents=True)
+    e = dataclasses.replace(e, model=model, data=data, accum_steps=1, tuning=LoRA(rank=8, base_dtype=dtype))
+    program = build(e, chips)
+    with program.context():
+        compiled = program.step.lower(program.abstract, batch(program)).compile()
+    return sum(map(device_bytes, jax.tree.leaves(program.abstract.model))), account(compiled.memory_analysis())
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__, by=processes.FIRST)

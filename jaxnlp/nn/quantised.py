@@ -1,0 +1,172 @@
+"""Kernels of 8 or 4 bits a number that stay so in memory, and are floats only in the layer that uses them.
+
+Block-wise quantisation and NormalFloat (Dettmers et al. 2023, arXiv:2305.14314, sections 2 and 3): a block of numbers
+in a row is kept as its largest magnitude c, in float32, and a code for each number x,
+
+    int8:  round(127 x / c)
+    nf4:   which of 16 levels, quantiles of a normal distribution, is nearest to x / c
+
+The paper's second quantisation, of the c, is left out.
+
+A `Quantised` is a box of Flax's: whatever Linen module asks for the parameter is given floats, one layer's under
+`nn.scan`. Blocks run along one axis and codes are packed within them, so that codes and c are split over a mesh as the
+kernel is, by the same table.
+
+Shape legend: N blocks along the axis, S numbers in a block.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxnlp.nn.partitioning import placed
+from jaxnlp.nn.remat import DEQUANTISED
+
+BITS = {"int8": 8, "nf4": 4}
+SMALLEST = 8  # numbers in a block; the c of fewer would take more than the codes of nf4
+
+
+def _normal_float() -> tuple[float, ...]:
+    """The levels of NF4 (section 3 and appendix E).
+
+    Quantiles of N(0, 1), as many for each sign as there are codes, with a zero, over the largest. The outermost
+    probability, where neither 0 nor 1 has a quantile, is the mean of the two half-steps from the end.
+    """
+    end = 1 - (1 / 32 + 1 / 30) / 2
+    side = lambda count: [NormalDist().inv_cdf(p) for p in np.linspace(0.5, end, count)[1:]]
+    levels = np.array([*(-x for x in reversed(side(8))), 0.0, *side(9)])
+    return tuple(float(x) for x in (levels / levels.max()).astype(np.float32))
+
+
+NF4 = _normal_float()
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How a kernel is quantised.
+
+    kind: "int8" or "nf4". axis: along which blocks run, counted from the last, -1. size: numbers in a block, even.
+    dtype: of the floats that there were. used: of those that its layer computes with. axes: the kernel's logical axes,
+    without those of stacked layers.
+    """
+
+    kind: str
+    axis: int
+    size: int
+    dtype: str
+    used: str
+    axes: tuple[str | None, ...]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["codes", "scales"], meta_fields=["how"])
+@dataclasses.dataclass(frozen=True)
+class Quantised(nn.meta.AxisMetadata):
+    """A kernel as codes and the largest magnitude of each block; `unbox` makes floats of it.
+
+    codes: as the kernel, int8; of nf4 uint8, the axis half as long: a byte has a number of the block's first half in
+    its low bits, and one of the second half. scales: float32, the axis N long.
+    """
+
+    codes: Any
+    scales: Any
+    how: Blocks
+
+    def unbox(self, dtype: str | None = None) -> jax.Array:
+        """The kernel of a layer in floats, None: as it computes with them. Where parts are gathered, it is of codes."""
+        codes, scales = placed(self.codes, self.how.axes), placed(self.scales, self.how.axes)
+        return _dequantised(codes, scales, self.how, dtype or self.how.used)
+
+    def floats(self) -> jax.Array:
+        """The kernel, or the stack of them, in floats as they were: (..., N S, ...)."""
+        return _dequantised(self.codes, self.scales, self.how, self.how.dtype)
+
+    def replace_boxed(self, val: Any) -> "Quantised":
+        return quantise(val, self.how)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> "Quantised":
+        """As it is: stacked layers stand in front, and axes are counted from behind."""
+        return self
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> "Quantised":
+        return self
+
+
+def block_size(count: int, most: int) -> int | None:
+    """The largest even size of equal blocks of an axis of `count` numbers, up to `most`; None where it is tiny."""
+    found = next((size for size in range(min(most, count), 1, -1) if size % 2 == 0 and count % size == 0), 0)
+    return found if found >= min(SMALLEST, most) else None
+
+
+def quantise(kernel: jax.Array, how: Blocks) -> Quantised:
+    """A kernel, or a stack of them, as codes and scales."""
+    axis = kernel.ndim + how.axis
+    shape = kernel.shape
+    blocks = kernel.astype(jnp.float32).reshape(*shape[:axis], -1, how.size, *shape[axis + 1 :])
+    scales = jnp.max(jnp.abs(blocks), axis=axis + 1)
+    c = jnp.expand_dims(jnp.where(scales == 0, 1.0, scales), axis + 1)
+    if how.kind == "int8":
+        return Quantised(jnp.round(127 / c * blocks).astype(jnp.int8).reshape(shape), scales, how)
+    # Nearest is how many of the points midway between levels are below.
+    midway = [(low + high) / 2 for low, high in itertools.pairwise(NF4)]
+    codes = functools.reduce(jnp.add, ((blocks / c > point).astype(jnp.uint8) for point in midway))
+    first, second = jnp.split(codes, 2, axis=axis + 1)
+    packed = (first | (second << 4)).reshape(*shape[:axis], -1, *shape[axis + 1 :])
+    return Quantised(packed, scales, how)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dequantised(codes: jax.Array, scales: jax.Array, how: Blocks, dtype: str) -> jax.Array:
+    """One operation by name to `jax.checkpoint`, so that policies can tell it (`nn/remat.py`); no derivative."""
+    axis, shape = codes.ndim + how.axis, codes.shape
+    blocks = codes.reshape(*shape[:axis], scales.shape[axis], -1, *shape[axis + 1 :])
+    if how.kind == "int8":
+        numbers = blocks.astype(jnp.float32) * jnp.expand_dims(scales / 127, axis + 1)
+    else:
+        halves = jnp.stack([blocks & 15, blocks >> 4], axis + 1)
+        numbers = _levels(halves) * jnp.expand_dims(scales, (axis + 1, axis + 2))
+    whole = numbers.astype(dtype).reshape(*shape[:axis], -1, *shape[axis + 1 :])
+    return checkpoint_name(whole, DEQUANTISED)
+
+
+_dequantised.defvjp(
+    lambda codes, scales, how, dtype: (_dequantised(codes, scales, how, dtype), None),
+    lambda how, dtype, _, dw: (None, None),
+)
+
+
+def _levels(codes: jax.Array) -> jax.Array:
+    """NF4 of each code, by choices bit by bit: a look-up is slow on TPUs, whose vectors cannot index."""
+    found: list[Any] = [jnp.float32(level) for level in NF4]
+    for bit in range(4):
+        on = (codes >> bit) & 1 == 1
+        found = [jnp.where(on, high, low) for low, high in zip(found[::2], found[1::2], strict=True)]
+    return found[0]
+
+
+def is_quantised(x: Any) -> bool:
+    return isinstance(x, Quantised)
+
+
+def dequantised(tree: Any) -> Any:
+    """A tree of parameters with floats, as they were but for rounding, for what is quantised."""
+    return jax.tree.map(lambda x: x.floats() if is_quantised(x) else x, tree, is_leaf=is_quantised)
+
+
+def codes_kept(fn: Callable, module: nn.Module, name: str) -> Callable:
+    """fn, a module's own call, such that its derivative keeps the codes of a parameter and makes floats of them again.
+
+    It is fn itself where the parameter is not quantised, and where the call may change variables, as when what passes
+    inside a model is captured: a call that is run again must change nothing.
+    """
+    if not is_quantised(module.get_variable("params", name)) or module.scope is None or module.scope.mutable:
+        return fn
+    return lambda x, *args, **kwargs: jax.checkpoint(lambda x: fn(x, *args, **kwargs))(x)
