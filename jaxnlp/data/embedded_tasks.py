@@ -15,16 +15,20 @@ records.
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
 import itertools
+import json
 import keyword
+import os
 import pathlib
 import sys
 import sysconfig
 import tokenize
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -286,13 +290,43 @@ def _top(name: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def library() -> tuple[File, ...]:
-    """The files of the standard library, in the order of their paths, read once."""
+    """The files of the standard library, in the order of their paths.
+
+    To parse them takes many seconds, so what is found is kept in the folder for caches ($JAXNLP_CACHE), by what is
+    parsed and by this code.
+    """
+    files = sources.Embedded().files()
+    stats = (f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
+    key = sources.digest([sys.version, pathlib.Path(__file__).read_text(), *stats])
+    folder = pathlib.Path(os.environ.get("JAXNLP_CACHE") or "~/.cache/jaxnlp").expanduser() / "library"
+    path = folder / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError):  # not there, or not what was written
+        return tuple(map(_file, json.loads(path.read_text())))
+    found = tuple(_read(files))
+    with contextlib.suppress(OSError):  # a folder that cannot be written only costs the next process its seconds
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{uuid.uuid4().hex}.tmp"
+        temporary.write_text(json.dumps([dataclasses.asdict(file) for file in found]))
+        temporary.replace(path)
+    return found
+
+
+def _file(found: dict[str, Any]) -> File:
+    """The way back from JSON."""
+    parameter = lambda name, default: Parameter(name, default and (default[0], default[1]))
+    made = (
+        Definition(**{**one, "parameters": tuple(parameter(**p) for p in one["parameters"])})
+        for one in found["definitions"]
+    )
+    return File(**{**found, "definitions": tuple(made), "statements": tuple(found["statements"])})
+
+
+def _read(files: Iterable[pathlib.Path]) -> Iterator[File]:
     root = pathlib.Path(sysconfig.get_paths()["stdlib"])
     docs: set[str] = set()
     signatures: set[str] = set()
     lines: set[str] = set()
-    found = []
-    for path in sources.Embedded().files():
+    for path in files:
         try:
             source = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):
@@ -303,8 +337,7 @@ def library() -> tuple[File, ...]:
         name = path.relative_to(root).as_posix()
         definitions = tuple(_definitions(tree, name, docs, signatures))
         place = _hash(source) / 2**64
-        found.append(File(name, place, definitions, tuple(_statements(tree, source, name, lines))))
-    return tuple(found)
+        yield File(name, place, definitions, tuple(_statements(tree, source, name, lines)))
 
 
 def _definitions(tree: ast.Module, file: str, seen: set[str], signatures: set[str]) -> Iterator[Definition]:

@@ -23,25 +23,25 @@ SPLIT = {"num_heads": "heads", "num_kv_heads": "kv_heads", "mlp_dim": "mlp", "vo
 
 
 def activation_bytes(program: Program) -> int:
-    """What a device keeps of the forward pass; with remat, and of the one block being computed again.
+    """Bytes of `activations` in a device's memory."""
+    return activations(program)[0]
 
-    One microbatch's, or of a pipeline those that its schedule has under way at a time. Split over the devices that
-    split the batch, the length, and what tensor parallelism splits. What remat offloads is told apart
-    (`residual_bytes(program, host=True)`), but comes back for that one block.
+
+def activations(program: Program) -> tuple[int, int]:
+    """Bytes in a device's memory, and its share of those in the host's.
+
+    What a device keeps of the forward pass; with remat, and of the one block being computed again. One microbatch's, or
+    of a pipeline those that its schedule has under way at a time. Split over the devices that split the batch, the
+    length, and what tensor parallelism splits. What remat offloads is told apart, but comes back for that one block.
     """
-    layers, rest = _kept(program)
+    (layers, rest), there = _kept(program)
     model = program.experiment.model
     block = 0
     if getattr(trunk(model), "remat", "none") != "none":
         plain = dataclasses.replace(program.experiment, model=with_trunk(model, remat="none"))
-        whole = _kept(dataclasses.replace(program, experiment=plain))
+        whole, _ = _kept(dataclasses.replace(program, experiment=plain))
         block = (sum(whole) - layers - rest) // trunk(model).num_layers
-    return _staged(program, layers, rest) + block
-
-
-def residual_bytes(program: Program, host: bool = False) -> int:
-    """Bytes for a device that the derivative of one microbatch's loss keeps: in its memory, or the host's."""
-    return sum(_kept(program, host))
+    return _staged(program, layers, rest) + block, sum(there)
 
 
 def _staged(program: Program, layers: int, rest: int) -> int:
@@ -67,27 +67,29 @@ def _ways(program: Program, names: tuple[str, ...]) -> int:
     return math.prod(sizes[axis] for axis in {axis for name in names for axis in as_tuple(table.get(name))})
 
 
-def _kept(program: Program, host: bool = False) -> tuple[int, int]:
-    """Bytes for a device of one microbatch, parameters aside: (in the stacked layers, elsewhere).
+def _kept(program: Program) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Bytes for a device of one microbatch, parameters aside: (in the stacked layers, elsewhere), in either memory.
 
     A device's share under tensor parallelism is that of a model with its share of heads, hidden units and vocabulary.
     """
     e = program.experiment
     sizes = {field: _ways(program, (axis,)) for field, axis in SPLIT.items()}
-    arrays = _residuals(program, dict.fromkeys(sizes, 1), host)
-    shares = arrays if set(sizes.values()) == {1} else _residuals(program, sizes, host)
+    arrays = _residuals(program, dict.fromkeys(sizes, 1))
+    shares = arrays if set(sizes.values()) == {1} else _residuals(program, sizes)
     if len(shares) != len(arrays):
         shares = arrays
     within, between = _ways(program, ("batch", "length")), _ways(program, ("batch", "residual"))
-    found = [0, 0]
+    found = {False: [0, 0], True: [0, 0]}
     for whole, share in zip(arrays, shares, strict=True):
         stacked = share.ndim > 1 and share.shape[0] == getattr(trunk(e.model), "num_layers", None)
         size = math.prod(share.shape) * share.dtype.itemsize
-        found[not stacked] += size // (between if whole.shape == share.shape else within)
-    return found[0], found[1]
+        ways = between if whole.shape == share.shape else within
+        found[share.memory_space == jax.memory.Space.Host][not stacked] += size // ways
+    device, host = (tuple(found[memory]) for memory in (False, True))
+    return device, host
 
 
-def _residuals(program: Program, ways: dict[str, int], host: bool) -> list[Any]:
+def _residuals(program: Program, ways: dict[str, int]) -> list[Any]:
     """Arrays that the derivative keeps of a microbatch of all rows, of a model with a share of its sizes."""
     e = program.experiment
     model = trunk(e.model)
@@ -117,6 +119,5 @@ def _residuals(program: Program, ways: dict[str, int], host: bool) -> list[Any]:
 
     with dataclasses.replace(program, mesh=mesh).context():
         kept = jax.make_jaxpr(residuals)(state.params, state.frozen, batch, key).out_avals
-    kept = [x for x in kept if (x.memory_space == jax.memory.Space.Host) == host]
     known = {(x.shape, x.dtype) for x in jax.tree.leaves(state.model)}
     return [x for x in kept if (x.shape, x.dtype) not in known]
