@@ -7,7 +7,7 @@ import jax
 
 from jaxnlp.nn.remat import HOST
 from jaxnlp.sharding.rules import path_name
-from jaxnlp.train.activations import activation_bytes, residual_bytes
+from jaxnlp.train.activations import activations
 from jaxnlp.train.arithmetic import step_flops
 from jaxnlp.train.program import Program
 from jaxnlp.train.state import gradient_shardings
@@ -47,14 +47,6 @@ def abstract_gradients(program: Program) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, layout)
 
 
-def optimizer_bytes(program: Program) -> tuple[int, int]:
-    """Bytes of the optimizer's state: on one device, and of its share in the host's memory."""
-    sizes = {False: 0, True: 0}
-    for leaf in jax.tree.leaves(program.abstract.opt_state):
-        sizes[leaf.sharding.memory_kind == HOST] += device_bytes(leaf)
-    return sizes[False], sizes[True]
-
-
 def gradient_bytes(program: Program) -> int:
     """Gradients on a device, in the parameters' dtypes; where microbatches are summed, their sum in float32 too, and of
     a pipeline, which sums them as it goes, that alone."""
@@ -63,23 +55,32 @@ def gradient_bytes(program: Program) -> int:
     return sum(device_bytes(x) // x.dtype.itemsize * width(x) for x in jax.tree.leaves(abstract_gradients(program)))
 
 
+def optimizer_bytes(program: Program) -> tuple[int, int]:
+    """Bytes of the optimizer's state: on one device, and of its share in the host's memory."""
+    sizes = {False: 0, True: 0}
+    for leaf in jax.tree.leaves(program.abstract.opt_state):
+        sizes[leaf.sharding.memory_kind == HOST] += device_bytes(leaf)
+    return sizes[False], sizes[True]
+
+
 def memory(program: Program) -> dict[str, int]:
     """Bytes on one device, by what they hold.
 
-    Parameters and optimizer state are exact, gradients and activations as `gradient_bytes` and `activation_bytes` count
+    Parameters and optimizer state are exact; gradients and activations as `gradient_bytes` and `activations` count
     them. What is in the host's memory, a device's share of it, is told apart and no part of the total.
     """
     total = lambda tree: sum(device_bytes(x) for x in jax.tree.leaves(tree))
     state = program.abstract
     device, host = optimizer_bytes(program)
+    kept, offloaded = activations(program)
     found = {
         "parameters": total(state.model),
         "optimizer state": device,
         "gradients": gradient_bytes(program),
-        "activations": activation_bytes(program),
+        "activations": kept,
     }
     found = {**found, "total": sum(found.values())}
-    there = {"optimizer state": host, "activations": residual_bytes(program, host=True)}
+    there = {"optimizer state": host, "activations": offloaded}
     return {**found, **{f"{part} in host memory": size for part, size in there.items() if size}}
 
 
