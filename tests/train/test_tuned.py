@@ -94,13 +94,16 @@ def on_one(method: str):
     return trained(method, Sharding(), 1)
 
 
+ALSO = {"tp sp": ("lora", "nf4", "prefix of a network"), "three": ("lora", "adapter", "prefix")}
+
+
 @pytest.mark.parametrize(
     ("method", "mesh"),
     [
         pytest.param(method, mesh, marks=() if (method, mesh) == ("lora", "zero3 tp") else pytest.mark.slow)
         for method in METHODS
         for mesh in MESHES
-        if (method, mesh) != ("prefix of a network", "three")
+        if mesh == "zero3 tp" or method in ALSO[mesh]
     ],
 )
 def test_tuned_over_a_mesh_as_on_one_device(method, mesh):
