@@ -150,11 +150,13 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 def _base_of(tuning: Tuning, base: Any) -> str:
     """The fingerprint of what the tuned parameters stand beside; of a run it is the one in its checkpoints."""
+    wanted = jax.eval_shape(tuning.frozen, tuning.shapes)
+    told = lambda tree: (jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)])
     try:
-        own = like(base, tuning.shapes)
+        held = like(base, wanted)  # as a run has it: in the method's `base_dtype`
+        return fingerprint(held if told(held) == told(wanted) else tuning.frozen(like(base, tuning.shapes)))
     except KeyError as e:
         raise UserError(f"base: has no {e}; expected the parameters of the model that is tuned") from None
-    return fingerprint(tuning.frozen(own))
 
 
 def _check(told: str, arrays: dict[str, np.ndarray], tuning: Tuning) -> None:

@@ -53,9 +53,10 @@ def test_every_method_comes_back_to_the_bit(name, method, tmp_path):
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
 
-def test_the_base_may_come_with_what_was_tuned_and_a_new_head_is_kept(tmp_path):
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_the_base_may_be_a_runs_and_a_new_head_is_kept(dtype, tmp_path):
     module, inputs, base = model("gpt")
-    tuning = plan(LoRA(rank=2), module, *inputs, head=("norm/*",))
+    tuning = plan(LoRA(rank=2, base_dtype=dtype), module, *inputs, head=("norm/*",))
     tuned = moved(tuning.init(jax.random.key(1), base))
     save(tmp_path / "x.safetensors", tuning, tuned, join(tuning.frozen(base), tuned))
     back, found = load(tmp_path / "x.safetensors", base, module, *inputs)
