@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from tests.entry import ROOT
+from tests.entry import ROOT, run
 
 from .clear import cleared
 
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
-MODULES = {"IPython", "dataclasses", "jax", "jaxnlp", "numpy", "os", "pathlib", "subprocess", "sys"}
+MODULES = {"IPython", "dataclasses", "importlib", "jax", "jaxnlp", "numpy", "os", "pathlib", "subprocess", "sys"}
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -24,7 +24,7 @@ def code_of(path: pathlib.Path) -> list[str]:
 
 
 def test_the_notebooks_are_there():
-    assert [path.stem for path in NOTEBOOKS] == ["01_attention_to_gpt", "02_bert", "03_parallelism"]
+    assert [path.stem for path in NOTEBOOKS] == ["01_attention_to_gpt", "02_bert", "03_parallelism", "04_lora"]
 
 
 @each
@@ -76,11 +76,13 @@ RUNS = {
     "01_attention_to_gpt": {"CONFIG": "small.py", "STEPS": "12", "TEXT": "def f(x):\n    return x"},
     "02_bert": {"CONFIG": "small_bert.py", "STEPS": "12", "TUNE_STEPS": "100"},
     "03_parallelism": {"CONFIG": "small.py"},  # sets its own number of devices
+    "04_lora": {"CONFIG": "small_bert.py", "STEPS": "30"},
 }
 SHOWN = {  # pictures, and a text among the outputs
     "01_attention_to_gpt": (5, "validation split"),
     "02_bert": (2, "validation split"),
     "03_parallelism": (5, "the same losses"),
+    "04_lora": (1, "the base is as it was"),
 }
 
 
@@ -92,6 +94,10 @@ def test_a_notebook_runs(path, corpus, tmp_path, monkeypatch):
     settings = dict(RUNS[path.stem])
     settings["CONFIG"] = f"tests/experiments/{settings['CONFIG']}:{corpus}"
     settings |= {"WORKDIR": str(tmp_path / "run"), "JAX_NUM_CPU_DEVICES": "1"}
+    if path.stem == "04_lora":  # a small encoder in place of a real one
+        settings["BASE"] = str(tmp_path / "base")
+        done = run("experiments.train", f"--config={settings['CONFIG']}", f"--workdir={settings['BASE']}")
+        assert done.code == 0, done.err
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]))
