@@ -133,10 +133,10 @@ class Prefix(Method):
         """A decoder-only model's, as of `nn.stack.empty_cache`."""
         P, layers = self.length, cache["layers"]
         if isinstance(layers, list):
-            own = [_of(params[f"block_{i}"]) for i in range(len(layers))]
+            own = [_of(params.get(f"block_{i}", {})) for i in range(len(layers))]
             layers = [tuple(map(_filled, pair, given)) for pair, given in zip(layers, own, strict=True)]
         else:
-            layers = tuple(map(_filled, layers, _of(params["blocks"])))
+            layers = tuple(map(_filled, layers, _of(params.get("blocks", {}))))
         return {"layers": layers, "segments": cache["segments"].at[:, :P].set(1), "offset": cache["offset"] + P}
 
 

@@ -14,6 +14,7 @@ from jaxnlp.generate.decode import Generator
 from jaxnlp.models.t5 import T5Config
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.nn.positions import Learned
+from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
 from jaxnlp.peft.tuning import SHARED, plan
 from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
@@ -146,6 +147,10 @@ def test_models_in_which_a_prompt_would_stand_in_the_wrong_place_are_told():
         run = tuning.apply(make_apply(module))
         with pytest.raises(UserError, match=f"{kind.__name__} reads words {times} times where a prompt belongs once"):
             run(join(base, tuning.init(jax.random.key(0), base)), inputs, tokens)
+    config = MODELS["t5"]
+    prefix = plan(Prefix(length=P), config.module(), *example_inputs(config, B, S))
+    with pytest.raises(UserError, match="texts are written by models with one attention in a block"):
+        prefix.begin_cache(make_apply(config.module()), begun("t5")[2], config.make_cache(B, P + T))
     tuning, apply, base, tuned = begun("learned")
     with pytest.raises(UserError, match=f"tuning.length={P}: and a text of {S + 1} are more than model.max_len=9"):
         tuning.apply(apply)(join(base, tuned), jnp.ones((B, S + 1), jnp.int32), tokens)

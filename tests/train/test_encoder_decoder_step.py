@@ -13,6 +13,7 @@ from jaxnlp.models.t5 import T5Config
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.optim import OptimConfig
+from jaxnlp.peft.prompt import Prompt
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import TENSOR, Sharding
 from jaxnlp.train.experiment import Experiment
@@ -63,3 +64,14 @@ def test_equal_to_one_device_and_one_batch(name, devices, fields):
     assert wanted_losses[0] != wanted_losses[1]
     np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), params, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prompt_before_the_inputs_is_tuned_over_a_mesh_as_on_one_device(name):
+    method = Prompt(length=4)
+    wanted, losses = run(name, 1, tuning=method)
+    found, others = run(name, 8, tuning=method, sharding=CUBE, accum_steps=2)
+    assert len(set(losses)) == 3
+    np.testing.assert_allclose(others, losses, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, wanted)
