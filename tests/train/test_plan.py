@@ -10,6 +10,7 @@ import pytest
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.mlp import GatedMLP
+from jaxnlp.peft.lora import LoRA
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.presets import ZERO1, ZERO2
 from jaxnlp.sharding.rules import FSDP, Sharding
@@ -44,6 +45,19 @@ def test_memory_estimate_is_near_the_compilers(scan, remat):
     found = step.memory_analysis()
     peak = found.argument_size_in_bytes + found.temp_size_in_bytes
     assert memory(program)["total"] == pytest.approx(peak, rel=0.4)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_a_quantised_base_is_told_truly_and_no_stack_of_it_is_ever_floats(dtype):
+    tuning = LoRA(rank=2, base_dtype=dtype)
+    program = build(dataclasses.replace(experiment(scan_layers=True), tuning=tuning), jax.devices()[:1])
+    step = program.step.lower(program.abstract, batch(program)).compile()
+    told, fed = memory(program), sum(x.size * x.dtype.itemsize for x in batch(program).values())
+    wanted = step.memory_analysis().argument_size_in_bytes - fed
+    assert told["parameters"] + told["optimizer state"] == pytest.approx(wanted, abs=64)  # the step, the key and so on
+    stacks = ("f32[3,64,256]", "f32[3,256,64]", "f32[3,64,4,16]", "f32[3,4,16,64]")
+    assert not [shape for shape in stacks if shape in step.as_text()]
+    assert all(shape in compiled(True, "none")[1].as_text() for shape in stacks)
 
 
 def test_remat_lowers_the_estimate_and_the_compilers_figure():
