@@ -32,10 +32,11 @@ class Ring:
     block: queries of a device's share whose scores are there at a time (the largest divisor of the share up to it).
 
     The same numbers as `Einsum`, within rounding, for every mask and for grouped heads; statistics and sums are
-    float32. Dropout draws, share by share, what `Einsum` draws for all scores at once. A bias is (B or 1, H, L, L) and so takes the memory that scores do not. Shares are contiguous: under a
-    causal mask the products of later keys are made and thrown away, half of all, as devices march in step; with a
-    causal window only the shares it reaches travel, and a row of padding gets a mean of some values and not of all.
-    Where the length is not split, or keys are of another length (decoding, most cross-attention), `Einsum` itself.
+    float32. Dropout draws, share by share, what `Einsum` draws for all scores at once. A bias is (B or 1, H, L, L) and
+    so takes the memory that scores do not. Shares are contiguous: under a causal mask the products of later keys are
+    made and thrown away, half of all, as devices march in step; with a causal window only the shares it reaches travel,
+    and a row of padding gets a mean of some values and not of all. Where the length is not split, or keys are of
+    another length (decoding, most cross-attention), `Einsum` itself.
     """
 
     platforms = ("cpu", "gpu", "tpu")
