@@ -1,0 +1,164 @@
+"""What a tuning method costs when text is written: greedy decoding at batch 1, as ratios to the base model.
+
+  python -m experiments.bench.peft_latency       writes docs/peft_latency.json, and its tables in docs/peft.md
+  taskset -c 0 python -m experiments.bench.peft_latency       on one core, where CPU time is the time on an idle machine
+
+Random models of the shapes of GPT-2 small and of nanoGPT's "baby", with the methods of configs/gpt/tune.py and adapters
+of 64 units. Each contender writes the same number of tokens through `generate`, prompt included; rounds run A B C, then
+C B A, in one process. A ratio is the median over rounds of paired ratios, with quartiles: above 1.00 it is slower than
+the base. Merged LoRA and (IA)^3 are the base's program on other numbers; a second base model shows the noise.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from experiments.bench.peft_tables import into_page, latency_table
+from experiments.bench.shapes import SHAPES
+from jaxnlp import cli, processes, runtime
+from jaxnlp.errors import UserError
+
+JSON = flags.DEFINE_string("json", "docs/peft_latency.json", "JSON to write.")
+PAGE = flags.DEFINE_string("page", "docs/peft.md", "Page to write the tables into; none if empty.")
+WHICH = flags.DEFINE_list("shapes", ["gpt2", "baby"], f"Shapes to measure, of {', '.join(SHAPES)}.")
+ONLY = flags.DEFINE_list("methods", None, "Which methods, by their names in the table; all of them by default.")
+ROUNDS = flags.DEFINE_integer("rounds", 11, "Rounds, each with a turn of every contender.", lower_bound=1)
+PROMPT = flags.DEFINE_integer("prompt", 16, "Tokens of the prompt.", lower_bound=1)
+NEW = flags.DEFINE_integer("new", 32, "Tokens that are written.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 0.5, "Least seconds of a turn.", lower_bound=0.0)
+
+AGAIN = "base, again"
+
+
+def main() -> None:
+    found = {}
+    for name in WHICH.value:
+        if name not in SHAPES or name == "bert":
+            raise UserError(f"--shapes={name}: no such decoder; expected some of {', '.join(set(SHAPES) - {'bert'})}")
+        found[name] = measured(contenders(SHAPES[name]), ROUNDS.value, SECONDS.value, say)
+        print(f"\n{name}\n{latency_table(found[name])}", flush=True)
+    try:
+        pathlib.Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+    except OSError as e:
+        raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
+    if PAGE.value:
+        text = "\n\n".join(f"{name}:\n\n{latency_table(one)}" for name, one in found.items())
+        into_page(PAGE.value, "peft_latency", text)
+    print(f"\nwritten: {', '.join(filter(None, (JSON.value, PAGE.value)))}")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def contenders(shape: dict[str, int]) -> dict[str, Callable[[], Any]]:
+    """Calls that write text: the base, each method live, and those that merge also merged."""
+    import jax
+
+    from configs.gpt.tune import METHODS
+    from jaxnlp.peft.adapter import HOULSBY, PFEIFFER, Adapter
+    from jaxnlp.train.program import build
+    from jaxnlp.trees import join
+
+    methods = {
+        "LoRA": METHODS["lora"],
+        "adapters (Houlsby)": Adapter(targets=HOULSBY, bottleneck=64),
+        "adapters (Pfeiffer)": Adapter(targets=PFEIFFER, bottleneck=64),
+        "(IA)^3": METHODS["ia3"],
+        "prefix": METHODS["prefix"],
+    }
+    base = build(experiment(shape, None), jax.devices()[:1])
+    params = base.init().params
+    found = {"base": writer(base, params), AGAIN: writer(base, params)}
+    for name in ONLY.value or methods:
+        if name not in methods:
+            raise UserError(f"--methods={name}: no such method; expected some of {', '.join(methods)}")
+        method = methods[name]
+        program = build(experiment(shape, method), jax.devices()[:1])
+        assert program.tuning is not None
+        tuned = moved(program.tuning.init(jax.random.key(0), params))
+        found[name] = writer(program, join(params, tuned))
+        if name in ("LoRA", "(IA)^3"):
+            found[f"{name}, merged"] = writer(base, program.tuning.merge(params, tuned))
+    return found
+
+
+def experiment(shape: dict[str, int], tuning: Any) -> Any:
+    from jaxnlp.data.pipeline import DataConfig
+    from jaxnlp.data.tokenizer import Bytes
+    from jaxnlp.models.gpt import GPTConfig
+    from jaxnlp.train.experiment import Experiment
+
+    model = GPTConfig(
+        vocab_size=shape["vocab"],
+        max_len=max(shape["length"], PROMPT.value + NEW.value + 64),
+        num_layers=shape["layers"],
+        num_heads=shape["heads"],
+        embed_dim=shape["dim"],
+    )
+    data = DataConfig(seq_len=shape["length"], batch_size=1, attend_across_documents=True, tokenizer=Bytes())
+    return Experiment(model=model, data=data, tuning=tuning)
+
+
+def moved(tuned: Any) -> Any:
+    """Tuned parameters a little away from their start, where the model is the base's."""
+    import jax
+
+    leaves, tree = jax.tree.flatten(tuned)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return tree.unflatten([x + 0.01 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+
+def writer(program: Any, params: Any) -> Callable[[], list[int]]:
+    """A call that writes NEW tokens after a prompt, and returns them."""
+    import numpy as np
+
+    from jaxnlp.train.load import make_generator
+
+    # The separator is the last id and never generated, so that every text is as long as the others'.
+    last = program.experiment.model.vocab_size - 1
+    generator = make_generator(program, types.SimpleNamespace(separator=last, vocab_size=last))
+    prompt = np.random.default_rng(0).integers(0, last, PROMPT.value - 1).tolist()  # after the separator
+
+    def write() -> list[int]:
+        (row,) = generator(params, [prompt], NEW.value)
+        assert len(row) == NEW.value
+        return row
+
+    return write
+
+
+def measured(
+    calls: dict[str, Callable[[], Any]], rounds: int, seconds: float, told: Callable[[str], Any]
+) -> dict[str, Any]:
+    """Seconds of a call of each contender, by the clock and of all cores, one of each a round."""
+    counts: dict[str, int] = {}
+    for name, call in calls.items():
+        told(f"compiling {name}")
+        call()
+        begun = time.perf_counter()
+        call()
+        counts[name] = max(1, round(seconds / (time.perf_counter() - begun)))
+    walls, cpus = ({name: [] for name in calls} for _ in range(2))
+    for i in range(rounds):
+        told(f"round {i + 1} of {rounds}")
+        for name in list(calls) if i % 2 == 0 else list(calls)[::-1]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(counts[name]):
+                calls[name]()
+            walls[name].append((time.perf_counter() - wall) / counts[name])
+            cpus[name].append((time.process_time() - cpu) / counts[name])
+    sizes = {"prompt": PROMPT.value, "new": NEW.value, "cores": len(os.sched_getaffinity(0))}
+    return {**sizes, "seconds": walls, "cpu seconds": cpus}
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__, by=processes.ONE)

@@ -1,0 +1,134 @@
+"""What the benches of tuning methods show of their figures: tables in Markdown, in docs/peft.md too, and a picture."""
+
+import pathlib
+import statistics
+from typing import Any
+
+from experiments.bench.harness import quartiles
+from jaxnlp.errors import UserError
+
+RATES = {
+    "full": (1e-4, 3e-4, 1e-3),
+    "lora": (1e-3, 3e-3, 1e-2),
+    "houlsby": (1e-3, 3e-3, 1e-2),
+    "pfeiffer": (1e-3, 3e-3, 1e-2),
+    "bitfit": (3e-3, 1e-2),
+    "ia3": (1e-2, 3e-2),
+    "prompt": (1e-2, 1e-1),
+    "prefix": (1e-2, 3e-2),
+    "head": (3e-3, 3e-2),
+}
+NAMES = {
+    "full": "full fine-tuning",
+    "lora": "LoRA",
+    "houlsby": "adapters (Houlsby)",
+    "pfeiffer": "adapters (Pfeiffer)",
+    "bitfit": "BitFit",
+    "ia3": "(IA)^3",
+    "prompt": "prompt tuning",
+    "prefix": "prefix tuning (P-tuning v2)",
+    "head": "head alone",
+}
+
+
+def searched(found: dict[str, Any]) -> str:
+    """The search's accuracies as text, the best of each method marked."""
+    lines = []
+    for method, rates in found["search"].items():
+        best = max(rates, key=rates.__getitem__)
+        cells = (f"{float(r):g}: {accuracy:.1%}{' *' if r == best else ''}" for r, accuracy in rates.items())
+        lines.append(f"{method:10}{'   '.join(cells)}")
+    return "\n".join(lines)
+
+
+def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each method with runs: counts, accuracies over the seeds, seconds of a step, and their ratios to those
+    of full fine-tuning by the clock and by CPU time (None without that)."""
+    made = []
+    for method in (m for m in RATES if m in found["runs"] and m in found["costs"]):
+        cost, full, runs = found["costs"][method], found["costs"].get("full"), found["runs"][method]
+        accuracies = [run["accuracy"] for run in runs.values()]
+        row = {"name": NAMES[method], "trained": cost["trained"], "share": cost["trained"] / cost["total"]}
+        row |= {"accuracies": accuracies, "mean": statistics.mean(accuracies), "peak": cost["peak"]}
+        row["seconds"] = statistics.median(cost["seconds"])
+        for key in ("seconds", "cpu seconds"):
+            row[f"{key} over full"] = full and median_ratio(cost[key], full[key])
+        made.append(row | {"rate": next(iter(runs.values()))["rate"]})
+    return made
+
+
+def median_ratio(seconds: list[float], base: list[float]) -> float:
+    """Over rounds, of paired ratios."""
+    return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
+
+
+def quality_table(found: dict[str, Any]) -> str:
+    """The rows as a table in Markdown."""
+    names = ["method", "trained", "of the model", "runs", "test accuracy (lowest to highest)"]
+    names += ["step", "over full", "CPU time over full", "peak memory", "learning rate"]
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    for row in rows(found):
+        low, high = min(row["accuracies"]), max(row["accuracies"])
+        cells = [row["name"], f"{row['trained']:,}", f"{row['share']:.2%}", str(len(row["accuracies"]))]
+        cells += [f"{row['mean']:.1%} ({low:.1%} to {high:.1%})", f"{1e3 * row['seconds']:,.0f} ms"]
+        ratios = (row["seconds over full"], row["cpu seconds over full"])
+        cells += [f"{ratio:.2f}" if ratio else "-" for ratio in ratios]
+        cells += [f"{row['peak'] / 1e6:,.0f} MB", f"{row['rate']:g}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def picture(found: dict[str, Any]) -> Any:
+    """Accuracy against trained parameters: a point for each method, a line from its worst seed to its best."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.6, 4.4), dpi=100)
+    axis = figure.subplots()
+    for row in rows(found):
+        low, high = 100 * min(row["accuracies"]), 100 * max(row["accuracies"])
+        axis.plot([row["trained"]] * 2, [low, high], color="#7ea6d9", lw=2.5, solid_capstyle="round", zorder=1)
+        axis.plot(row["trained"], 100 * row["mean"], "o", color="#2f5d9b", ms=6, zorder=2)
+        axis.annotate(row["name"], (row["trained"], 100 * row["mean"]), (7, 4), textcoords="offset points", fontsize=8)
+    axis.set_xscale("log")
+    axis.margins(x=0.12)
+    axis.set_xlabel("trained parameters, the head's among them", fontsize=9)
+    axis.set_ylabel("test accuracy, %", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(color="0.9", lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        "Which packages is a docstring from? Means of the seeds, and their range",
+        x=0.02,
+        ha="left",
+        fontsize=11,
+        weight="bold",
+    )
+    figure.tight_layout()
+    return figure
+
+
+def latency_table(found: dict[str, Any]) -> str:
+    """Milliseconds a token and ratios to the base, by the clock and by CPU time, as a table in Markdown."""
+    lines = ["| | ms a token | over the base | CPU time over the base |", "|---|---|---|---|"]
+    for name, walls in found["seconds"].items():
+        each = 1e3 * statistics.median(walls) / found["new"]
+        lines.append(f"| {name} | {each:.2f} | {over(found['seconds'], name)} | {over(found['cpu seconds'], name)} |")
+    return "\n".join(lines)
+
+
+def over(seconds: dict[str, list[float]], name: str) -> str:
+    """The median of paired ratios to the base, with quartiles."""
+    ratios = [a / b for a, b in zip(seconds[name], seconds["base"], strict=True)]
+    low, high = quartiles(ratios)
+    return f"{statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def into_page(path: str, name: str, text: str) -> None:
+    """Puts a text between the marks of that name in a page. Raises UserError for a page without them."""
+    page, begin, end = pathlib.Path(path), f"<!-- {name} -->", f"<!-- end of {name} -->"
+    try:
+        before, rest = page.read_text().split(begin)
+        after = rest.split(end)[1]
+        page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    except (OSError, ValueError, IndexError) as e:
+        raise UserError(f"--page={path}: has no place for the table, from {begin} to {end} ({e})") from None
