@@ -63,7 +63,7 @@ class Layers:
         first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
         # `nn.scan` traces its body twice, and the draws of the first time count.
         jax.eval_shape(lambda: layer(x, first(params), first(keys), counters))
-        one = lambda x, pair: (layer(checkpoint_name(x, remat.INPUT), *pair, _copied(counters)), None)
+        one = lambda x, pair: (layer(checkpoint_name(x, remat.INPUT), pair[0], pair[1], _copied(counters)), None)
         return jax.lax.scan(one, x, (params, keys))[0]
 
 

@@ -27,7 +27,7 @@ from jaxnlp.sharding.rules import Sharding, as_tuple, shardings
 from jaxnlp.train.activations import activation_bytes
 from jaxnlp.train.arithmetic import products, step_flops
 from jaxnlp.train.experiment import Experiment, trunk
-from jaxnlp.train.plan import device_bytes, gradient_bytes, optimizer_bytes
+from jaxnlp.train.plan import device_bytes, gradient_bytes, optimizer_bytes, parameter_count
 from jaxnlp.train.program import Program, build
 
 WORDS = {"G": 2**30, "M": 2**20, "K": 2**10}
@@ -194,7 +194,7 @@ def outline(program: Program, name: str = "") -> Plan:
         device=device.device_kind,
         num_devices=program.mesh.size,
         mesh={axis: size for axis, size in program.mesh.shape.items() if size > 1},
-        parameters=sum(x.size for x in leaves),
+        parameters=parameter_count(program),
         tokens=tokens,
         accum_steps=e.accum_steps,
         parts=parts,

@@ -85,8 +85,8 @@ def _kept(program: Program) -> tuple[tuple[int, int], tuple[int, int]]:
         size = math.prod(share.shape) * share.dtype.itemsize
         ways = between if whole.shape == share.shape else within
         found[share.memory_space == jax.memory.Space.Host][not stacked] += size // ways
-    device, host = (tuple(found[memory]) for memory in (False, True))
-    return device, host
+    (layers, rest), there = found[False], found[True]
+    return (layers, rest), (there[0], there[1])
 
 
 def _residuals(program: Program, ways: dict[str, int]) -> list[Any]:
