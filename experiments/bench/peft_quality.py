@@ -1,0 +1,260 @@
+"""What each tuning method reaches on a real task, and what it costs: configs/bert/tune_docstrings.py, three seeds each.
+
+  python -m experiments.bench.peft_quality            writes docs/peft_quality.json, docs/peft.md's table, a picture
+  python -m experiments.bench.peft_quality --search   before: learning rates, on validation
+
+Runs that are in the JSON already are not run again, so that an interrupted bench goes on where it was; steps are timed
+again where more rounds are asked for. At a seed all methods begin from the same parameters and read the same batches.
+Accuracy is the test split's. The time of a step is a median over rounds in which each method has its turn; memory is
+what the compiler says that the step takes at its peak, of parameters, optimizer state, a batch and temporaries
+(`scaling.planner.account`).
+
+The search trains each rate of RATES at seed 0 for the first part of the run's schedule (--search_steps) and takes the
+best accuracy on validation; the rates in the config are those that it found.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import flags
+
+from experiments.bench.peft_tables import RATES, into_page, picture, quality_table, searched
+from jaxnlp import cli, processes, runtime
+from jaxnlp.errors import UserError
+
+JSON = flags.DEFINE_string("json", "docs/peft_quality.json", "JSON to go on from and to write.")
+OUT = flags.DEFINE_string("out", "docs/images/peft_quality.png", "PNG to write.")
+PAGE = flags.DEFINE_string("page", "docs/peft.md", "Page to write the table into; none if empty.")
+METHODS = flags.DEFINE_list("methods", None, "Which methods of the config; all of them by default.")
+FOLDER = flags.DEFINE_string("folder", "", "Another encoder: a run's folder or one in Hugging Face's layout.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each method.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", None, "Length of a run; the config's by default.", lower_bound=21)
+ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds of the timing.", lower_bound=1)
+TURN = flags.DEFINE_integer("turn", 4, "Steps of one turn of the timing.", lower_bound=1)
+SEARCH = flags.DEFINE_bool("search", False, "Search learning rates instead.")
+SEARCH_STEPS = flags.DEFINE_integer("search_steps", 50, "Steps of a run of the search.", lower_bound=1)
+
+CONFIG = "configs/bert/tune_docstrings.py"
+EVAL_ROWS = 32  # of an evaluation's batch
+
+
+def main() -> None:
+    from jaxnlp.figures.files import save_png
+
+    methods = METHODS.value or list(RATES)
+    if unknown := [name for name in methods if name not in RATES]:
+        raise UserError(f"--methods={unknown[0]}: no such method; expected some of {', '.join(RATES)}")
+    bench = Bench(methods)
+    found = bench.stored()
+    if SEARCH.value:
+        bench.search(found)
+        print(searched(found))
+        return
+    bench.train(found)
+    bench.time(found)
+    print(quality_table(found))
+    save_png(picture(found), pathlib.Path(OUT.value))
+    if PAGE.value:
+        into_page(PAGE.value, "peft_quality", quality_table(found))
+    print(f"written: {', '.join(filter(None, (JSON.value, OUT.value, PAGE.value)))}")
+
+
+class Bench:
+    """The methods' programs, and the data and first parameters that they share."""
+
+    def __init__(self, methods: list[str]):
+        from jaxnlp.data.pipeline import open_split
+        from jaxnlp.train.loop import prepare
+
+        self.methods, self._programs, self._bases = methods, {}, {}
+        e, self.tokenizer = prepare(self._config(methods[0]))
+        self.stores = {
+            split: open_split(e.data, split, self.tokenizer, say) for split in ("train", "validation", "test")
+        }
+        self.settings = {
+            "encoder": FOLDER.value or "MiniLM-L6",
+            "seq_len": e.data.seq_len,
+            "batch_size": e.data.batch_size,
+            **{f"{split} examples": len(store.records) for split, store in self.stores.items()},
+            "most frequent": most_frequent(self.stores["test"]),
+            "corpus": self.stores["train"].meta.content,
+        }
+
+    def _config(self, method: str) -> Any:
+        e = cli.load(f"{CONFIG}:{method},{FOLDER.value}")
+        return e if STEPS.value is None else dataclasses.replace(e, steps=STEPS.value)
+
+    def experiment(self, method: str, rate: float | None = None, seed: int = 0) -> Any:
+        """The config's, at a learning rate and a seed, resolved."""
+        from jaxnlp.train.experiment import resolve
+
+        e = resolve(self._config(method), self.tokenizer)
+        optim = e.optim if rate is None else dataclasses.replace(e.optim, learning_rate=rate)
+        return dataclasses.replace(e, optim=optim, seed=seed, data=dataclasses.replace(e.data, seed=seed))
+
+    def program(self, method: str, rate: float | None = None) -> Any:
+        """Compiled once for all seeds, which change the first state and the order of examples alone."""
+        from jaxnlp.train.program import build
+
+        if (method, rate) not in self._programs:
+            self._programs[method, rate] = build(self.experiment(method, rate))
+        return self._programs[method, rate]
+
+    def state(self, method: str, rate: float | None, seed: int) -> Any:
+        """A method's state at step 0: the pretrained trunk with the head of that seed, the same for all methods."""
+        from jaxnlp.train.base import first_state
+        from jaxnlp.train.program import build
+
+        e = self.experiment(method, rate, seed)
+        if seed not in self._bases:
+            self._bases[seed] = first_state(build(dataclasses.replace(e, tuning=None)), self.tokenizer, say)[0].params
+        return build(e).start(self._bases[seed])
+
+    def run(self, method: str, rate: float | None, seed: int, steps: int, told: Callable[[int, float], Any]) -> Any:
+        """The state after so many steps of the run."""
+        from jaxnlp.data.pipeline import TrainBatches
+
+        program, state = self.program(method, rate), self.state(method, rate, seed)
+        batches = TrainBatches(self.stores["train"], self.experiment(method, rate, seed).data, tokenizer=self.tokenizer)
+        for step in range(1, steps + 1):
+            state, metrics = program.step(state, next(batches))
+            told(step, float(metrics["loss"]))
+        return state
+
+    def scores(self, method: str, rate: float | None, state: Any, split: str, every: int = 1) -> dict[str, float]:
+        """Accuracy and so on, over every so-manieth example of a split."""
+        from jaxnlp.evals.perplexity import evaluate
+
+        program = self.program(method, rate)
+        e = program.experiment
+        reader = e.data.examples.open(self.stores[split], self.tokenizer, e.data)
+        chosen = range(0, len(reader), every)
+        rows = [[*chosen[i : i + EVAL_ROWS]] for i in range(0, len(chosen), EVAL_ROWS)]
+        full = [[*(reader[i] for i in some), *[None] * (EVAL_ROWS - len(some))] for some in rows]
+        batches = (reader.batch(some, ()) for some in full)
+        return evaluate(program.eval_step, state.model, batches, None, objective=e.objective)
+
+    def search(self, found: dict[str, Any]) -> None:
+        """Accuracy on validation of each rate, at seed 0 and after the first part of the run."""
+        found["searched"] = f"the first {SEARCH_STEPS.value} of {self.experiment(self.methods[0]).steps} steps"
+        todo = [(m, r) for m in self.methods for r in RATES[m] if str(r) not in found["search"].get(m, {})]
+        with work(len(todo) * SEARCH_STEPS.value) as progress:
+            for i, (method, rate) in enumerate(todo):
+                told = lambda step, loss, i=i, at=f"{method} at {rate:g}": progress(
+                    i * SEARCH_STEPS.value + step, loss, at
+                )
+                state = self.run(method, rate, 0, SEARCH_STEPS.value, told)
+                accuracy = self.scores(method, rate, state, "validation", every=3)["accuracy"]
+                found["search"].setdefault(method, {})[str(rate)] = accuracy
+                del self._programs[method, rate]
+                say(f"{method} at {rate:g}: {accuracy:.1%} of validation")
+                store(found)
+        store(found)
+
+    def train(self, found: dict[str, Any]) -> None:
+        """The runs that are not there yet, one seed of all methods after the other."""
+        rate = {m: self.experiment(m).optim.learning_rate for m in self.methods}
+        steps = self.experiment(self.methods[0]).steps
+        same = lambda row, m: (row.get("rate"), row.get("steps")) == (rate[m], steps)
+        known = lambda m, seed: same(found["runs"].get(m, {}).get(str(seed), {}), m)
+        todo = [(seed, m) for seed in range(SEEDS.value) for m in self.methods if not known(m, seed)]
+        with work(len(todo) * steps) as progress:
+            for i, (seed, method) in enumerate(todo):
+                told = lambda step, loss, i=i, at=f"{method}, seed {seed}": progress(i * steps + step, loss, at)
+                state = self.run(method, None, seed, steps, told)
+                scores = self.scores(method, None, state, "test")
+                row = {"rate": rate[method], "steps": steps, **{k: scores[k] for k in ("accuracy", "f1_macro")}}
+                found["runs"].setdefault(method, {})[str(seed)] = row
+                say(f"{method}, seed {seed}: {scores['accuracy']:.1%} of test")
+                store(found)
+
+    def time(self, found: dict[str, Any]) -> None:
+        """Counts, memory and, in rounds, the seconds of a step of each method that has runs."""
+        from jaxnlp.data.pipeline import TrainBatches
+        from jaxnlp.scaling.planner import account, batch
+
+        methods = [m for m in RATES if m in found["runs"]]  # all anew: ratios are those of times of one round
+        if all(len(found["costs"].get(m, {}).get("seconds", ())) >= ROUNDS.value for m in methods):
+            return
+        batches = TrainBatches(self.stores["train"], self.experiment(methods[0]).data, tokenizer=self.tokenizer)
+        fixed = [next(batches) for _ in range(TURN.value)]
+        states: dict[str, Any] = {}
+        seconds, cpus = ({method: [] for method in methods} for _ in range(2))
+        for method in methods:
+            program = self.program(method)
+            trained, total = program.tuning.counts()
+            memory = account(program.step.lower(program.abstract, batch(program)).compile().memory_analysis())
+            found["costs"][method] = {"trained": trained, "total": total, **memory}
+            states[method] = program.step(self.state(method, None, 0), fixed[0])[0]
+        with work(ROUNDS.value * len(methods)) as progress:
+            for i in range(ROUNDS.value):
+                for k, method in enumerate(methods if i % 2 == 0 else methods[::-1]):
+                    wall, cpu = time.perf_counter(), time.process_time()
+                    for one in fixed:
+                        states[method], metrics = self.program(method).step(states[method], one)
+                        loss = float(metrics["loss"])
+                    seconds[method].append((time.perf_counter() - wall) / TURN.value)
+                    cpus[method].append((time.process_time() - cpu) / TURN.value)
+                    progress(i * len(methods) + k + 1, loss, f"timing {method}")
+        for method in methods:
+            found["costs"][method] |= {"seconds": seconds[method], "cpu seconds": cpus[method]}
+        store(found)
+
+    def stored(self) -> dict[str, Any]:
+        """What an earlier call wrote, or nothing yet."""
+        path = pathlib.Path(JSON.value)
+        if not path.exists():
+            return {"settings": self.settings, "search": {}, "runs": {}, "costs": {}}
+        try:
+            found = json.loads(path.read_text())
+            was = found["settings"]
+        except (OSError, ValueError, KeyError) as e:
+            raise UserError(f"--json={JSON.value}: cannot be read ({e}); remove it, or name another") from None
+        for name, value in self.settings.items():
+            if was.get(name) != value:
+                raise UserError(
+                    f"--json={JSON.value}: holds runs with {name} {was.get(name)!r}, and these have {value!r}; "
+                    "remove it, or name another"
+                )
+        return found
+
+
+def store(found: dict[str, Any]) -> None:
+    path = pathlib.Path(JSON.value)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    except OSError as e:
+        raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def work(total: int) -> Iterator[Callable[[int, float, str], None]]:
+    """A progress bar over so many steps: call it with how many are done, the loss and what is being done."""
+    from jaxnlp.train.progress import Progress
+
+    begun = time.monotonic()
+    with Progress(total, 0) as bar:
+        left = lambda done: (time.monotonic() - begun) / done * (total - done)
+        yield lambda done, loss, what: bar.update(done, loss, None, left(done), f"  {what}")
+
+
+def most_frequent(store: Any) -> float:
+    """The accuracy of always saying the most frequent label."""
+    labels = [record.fields["label"] for record in store.records]
+    return max(map(labels.count, set(labels))) / len(labels)
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__, by=processes.ONE)

@@ -1,0 +1,111 @@
+"""The benches of docs/peft.md: they run end to end on models of seconds, and the page shows the stored figures."""
+
+import json
+
+import pytest
+
+from configs.bert.tune_docstrings import METHODS
+from experiments.bench.peft_tables import NAMES, RATES, into_page, latency_table, quality_table
+from jaxnlp import cli
+from jaxnlp.errors import UserError
+from tests.entry import ROOT, run
+
+QUALITY, LATENCY = ROOT / "docs" / "peft_quality.json", ROOT / "docs" / "peft_latency.json"
+BERT = """
+from configs.bert.finetune import get_config as finetune
+from jaxnlp.optim import OptimConfig
+import dataclasses
+def get_config():
+    e = finetune("classify")
+    trunk = dataclasses.replace(e.model.trunk, num_layers=1, num_heads=2, embed_dim=16)
+    data = dataclasses.replace(e.data, seq_len=16, batch_size=4)
+    model = dataclasses.replace(e.model, trunk=trunk)
+    return dataclasses.replace(e, model=model, data=data, optim=OptimConfig(), steps=1)
+"""
+
+
+def test_each_method_has_a_rate_and_a_name_and_a_wrong_one_is_told():
+    assert set(METHODS) == set(RATES) == set(NAMES)
+    with pytest.raises(UserError, match="lor: expected METHOD or METHOD,FOLDER, as lora"):
+        cli.load("configs/bert/tune_docstrings.py:lor")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A run of a tiny BERT, to tune."""
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "config.py").write_text(BERT)
+    done = run("experiments.train", f"--config={folder}/config.py", f"--workdir={folder}/run")
+    assert done.code == 0, done.err
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_quality_from_an_encoder_to_a_table_goes_on_where_it_was(encoder, tmp_path):
+    flags = [
+        f"--folder={encoder}",
+        f"--json={tmp_path}/a.json",
+        f"--out={tmp_path}/a.png",
+        "--steps=21",
+        "--rounds=1",
+        "--page=",
+    ]
+    done = run("experiments.bench.peft_quality", *flags, "--methods=bitfit", "--seeds=1", "--turn=1")
+    assert done.code == 0, done.err
+    assert "| BitFit |" in done.out and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    first = json.loads((tmp_path / "a.json").read_text())
+    done = run("experiments.bench.peft_quality", *flags, "--methods=bitfit,head", "--seeds=1", "--turn=1")
+    assert done.code == 0 and "bitfit, seed 0:" not in done.err and "head, seed 0:" in done.err
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["runs"]["bitfit"] == first["runs"]["bitfit"]
+    assert found["costs"]["head"]["trained"] < found["costs"]["bitfit"]["trained"] < found["costs"]["head"]["total"]
+
+
+@pytest.mark.parametrize(("bench", "flag"), [("quality", "--methods=lor"), ("latency", "--shapes=bert")])
+def test_a_wrong_name_is_told(bench, flag):
+    done = run(f"experiments.bench.peft_{bench}", flag)
+    assert (done.code, done.out) == (2, "") and done.err.startswith(f"error: {flag}: no such")
+
+
+@pytest.mark.slow
+def test_latency_is_measured_of_what_is_live_and_what_is_merged(tmp_path):
+    flags = (
+        "--shapes=baby",
+        "--methods=LoRA",
+        "--rounds=1",
+        "--seconds=0",
+        "--prompt=2",
+        "--new=2",
+        f"--json={tmp_path}/a.json",
+        "--page=",
+    )
+    done = run("experiments.bench.peft_latency", *flags)
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "a.json").read_text())["baby"]
+    assert all(len(walls) == 1 for walls in found["seconds"].values())
+    assert list(found["seconds"]) == ["base", "base, again", "LoRA", "LoRA, merged"]
+    assert latency_table(found).splitlines()[2].startswith("| base |")
+
+
+def test_a_table_goes_into_its_place_on_a_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n\n<!-- x -->\nold\n<!-- end of x -->\n\nb\n")
+    into_page(str(page), "x", "new")
+    assert page.read_text() == "a\n\n<!-- x -->\n\nnew\n\n<!-- end of x -->\n\nb\n"
+    with pytest.raises(UserError, match="has no place for the table, from <!-- y --> to <!-- end of y -->"):
+        into_page(str(page), "y", "new")
+
+
+def test_the_page_shows_what_was_measured():
+    page, quality = (ROOT / "docs" / "peft.md").read_text(), json.loads(QUALITY.read_text())
+    assert quality_table(quality) in page
+    assert set(quality["runs"]) == set(RATES) and len({len(runs) for runs in quality["runs"].values()}) == 1
+    for name, found in json.loads(LATENCY.read_text()).items():
+        assert latency_table(found) in page, name
+
+
+def test_the_configs_rates_are_those_that_the_search_found():
+    found = json.loads(QUALITY.read_text())
+    for method, rates in found["search"].items():
+        assert METHODS[method][1] == float(max(rates, key=rates.__getitem__)), method
+        assert {run["rate"] for run in found["runs"][method].values()} == {METHODS[method][1]}, method
