@@ -1,0 +1,163 @@
+"""Memory and arithmetic of a LoRA step beside full fine-tuning's, from programs compiled for a TPU. Nothing runs.
+
+  python -m experiments.bench.lora_compiled      writes docs/lora_compiled.json
+
+GPT-2 of 1.5 billion parameters in bfloat16, sequence 1,024, LoRA of rank 8 on queries and values, nothing computed
+again. Memory: temporaries of the compiled step beside what the compiled forward pass returns for the derivative. The
+compiler counts the body of a loop once, so operations are those of one layer and of three, unrolled, taken on to 48.
+Gradients of whole weights: results of the compiled program that have the shape of a stack of kernels.
+
+Needs libtpu (`make tpu`) and no TPU; seven compiles, of about a minute each on two cores. What is compiled is kept in
+the JSON, from which a run that was interrupted goes on.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+import pathlib
+import re
+import sys
+from typing import Any
+
+from absl import flags
+
+from jaxnlp import cli, processes, runtime
+from jaxnlp.errors import UserError
+
+JSON = flags.DEFINE_string("json", "docs/lora_compiled.json", "JSON to write.")
+TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "The chip, as of jaxnlp.scaling.topology.")
+BATCH = flags.DEFINE_integer("batch_size", 2, "Rows of 1,024 tokens.")
+VARIANT = flags.DEFINE_string("variant", "xl-tpu", "Of configs/gpt/gpt2.py.")
+
+LAYERS = (1, 3)
+RESULT = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = \w+\[([\d,]+)\]\S* ([\w-]+)\(", re.M)
+MADE = ("fusion", "dot", "convolution", "dynamic-update-slice", "add", "scatter")
+
+
+def main() -> None:
+    found = stored()
+    parts = {"activations": lambda: forward(program(True))}
+    for name, tuned in (("LoRA", True), ("full", False)):
+        parts[name] = lambda tuned=tuned, name=name: step(program(tuned), name)
+        for layers in LAYERS:
+            parts[f"{name}, {layers}"] = lambda tuned=tuned, name=name, layers=layers: operations(tuned, name, layers)
+    for part, measure in parts.items():
+        if part not in found:
+            found[part] = measure()
+            store(found)
+    flops = {name: taken_on(found[f"{name}, {LAYERS[0]}"], found[f"{name}, {LAYERS[1]}"]) for name in ("LoRA", "full")}
+    gigabytes = lambda size: f"{size / 1e9:.2f} GB"
+    print(f"kept by the forward pass: {gigabytes(found['activations'])}")
+    print("| step | temporaries | peak | gradients of stacks of kernels | operations |\n|---|---|---|---|---|")
+    for name in ("LoRA", "full"):
+        one = found[name]
+        sizes = f"{gigabytes(one['temporaries'])} | {gigabytes(one['peak'])}"
+        print(f"| {name} | {sizes} | {one['weight gradients']} | {flops[name] / 1e12:.1f}e12 |")
+    memory = (found["LoRA"]["temporaries"] - found["LoRA"]["trained"]) / found["activations"]
+    print(f"temporaries, less what is trained, over what the forward pass keeps: {memory:.2f}x")
+    print(f"operations over full fine-tuning's: {flops['LoRA'] / flops['full']:.2f}x")
+    store(found | {"memory ratio": memory, "flops ratio": flops["LoRA"] / flops["full"]})
+    print(f"written: {JSON.value}")
+
+
+def settings() -> dict[str, Any]:
+    return {"variant": VARIANT.value, "batch_size": BATCH.value, "topology": TOPOLOGY.value}
+
+
+def stored() -> dict[str, Any]:
+    """What an earlier run of these settings compiled; it goes on from there."""
+    try:
+        found = json.loads(pathlib.Path(JSON.value).read_text())
+    except FileNotFoundError:
+        return settings()
+    except (OSError, ValueError) as e:
+        raise UserError(f"--json={JSON.value}: cannot be read ({e}); remove it") from None
+    return found if settings().items() <= found.items() else settings()
+
+
+def store(found: dict[str, Any]) -> None:
+    try:
+        pathlib.Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+    except OSError as e:
+        raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
+
+
+def program(tuned: bool, num_layers: int | None = None) -> Any:
+    """The step's; of so many layers, unrolled."""
+    from jaxnlp.nn.policy import Policy
+    from jaxnlp.peft.lora import LoRA
+    from jaxnlp.scaling.topology import devices
+    from jaxnlp.train.program import build
+
+    e = cli.load(f"configs/gpt/gpt2.py:{VARIANT.value}")
+    fields: dict[str, Any] = {} if num_layers is None else {"num_layers": num_layers, "scan_layers": False}
+    precision = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
+    model = dataclasses.replace(e.model, remat="none", policy=precision, **fields)
+    data = dataclasses.replace(e.data, seq_len=model.max_len, batch_size=BATCH.value)
+    tuning = LoRA(rank=8) if tuned else None
+    return build(dataclasses.replace(e, model=model, data=data, accum_steps=1, tuning=tuning), devices(TOPOLOGY.value))
+
+
+def compiled(of: Any, told: str) -> Any:
+    from jaxnlp.scaling.planner import batch
+
+    print(f"compiling {told}", file=sys.stderr, flush=True)
+    return of.step.lower(of.abstract, batch(of)).compile()
+
+
+def forward(of: Any) -> int:
+    """Bytes that the compiled forward pass returns for the derivative, parameters aside."""
+    import jax
+
+    from jaxnlp.objectives.objective import prepared
+    from jaxnlp.scaling.planner import batch
+
+    print("compiling the forward pass", file=sys.stderr, flush=True)
+    objective = of.experiment.objective
+    own = {(x.shape, x.dtype) for x in jax.tree.leaves(of.abstract.model)}
+
+    def kept(state, batch):
+        whole = lambda params: dataclasses.replace(state, params=params).model
+        loss = lambda p: objective.loss(of.apply, whole(p), prepared(objective, batch), jax.random.key(0))[0]
+        return [x for x in jax.tree.leaves(jax.vjp(loss, state.params)[1]) if (x.shape, x.dtype) not in own]
+
+    with of.context():
+        done: Any = jax.jit(kept).lower(of.abstract, batch(of)).compile()
+    return done.memory_analysis().output_size_in_bytes
+
+
+def step(of: Any, name: str) -> dict[str, int]:
+    """The compiler's account of a step, bytes that are trained, and results as large as a stack of kernels."""
+    import jax
+
+    from jaxnlp.scaling.planner import account
+
+    done = compiled(of, f"the step of {name}")
+    stacks = {x.shape for x in jax.tree.leaves(of.abstract.model) if x.ndim > 2 and math.prod(x.shape[1:]) > 1e6}
+    trained = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(of.abstract.params))
+    found = {"trained": trained, "weight gradients": weight_gradients(done.as_text(), stacks)}
+    return account(done.memory_analysis()) | found
+
+
+def weight_gradients(text: str, shapes: Any) -> int:
+    """Results of a compiled program's arithmetic that have one of these shapes."""
+    wanted = {",".join(map(str, shape)) for shape in shapes}
+    made = collections.Counter(shape for shape, kind in RESULT.findall(text) if kind in MADE)
+    return sum(count for shape, count in made.items() if shape in wanted)
+
+
+def operations(tuned: bool, name: str, layers: int) -> float:
+    """Of a step with so many layers, by the compiler's count."""
+    return compiled(program(tuned, layers), f"{layers} layers of {name}, for operations").cost_analysis()["flops"]
+
+
+def taken_on(fewer: float, more: float) -> float:
+    """From two numbers of layers to the model's."""
+    depth = cli.load(f"configs/gpt/gpt2.py:{VARIANT.value}").model.num_layers
+    return fewer + (depth - LAYERS[0]) * (more - fewer) / (LAYERS[1] - LAYERS[0])
+
+
+if __name__ == "__main__":
+    runtime.prepare()
+    cli.run(main, __doc__, by=processes.FIRST)
