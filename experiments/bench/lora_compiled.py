@@ -18,6 +18,7 @@ import math
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -37,7 +38,7 @@ MADE = ("fusion", "dot", "convolution", "dynamic-update-slice", "add", "scatter"
 
 def main() -> None:
     found = stored()
-    parts = {"activations": lambda: forward(program(True))}
+    parts: dict[str, Callable[[], Any]] = {"activations": lambda: forward(program(True))}
     for name, tuned in (("LoRA", True), ("full", False)):
         parts[name] = lambda tuned=tuned, name=name: step(program(tuned), name)
         for layers in LAYERS:
