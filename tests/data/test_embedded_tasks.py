@@ -103,19 +103,6 @@ def test_answers_stand_where_they_are_said_to():
             assert not any(f"{mark}{name}=" in context for mark in (" ", "(", "*"))
 
 
-def test_a_function_and_its_signature():
-    import ast
-
-    node = ast.parse("def f(self, a, /, b: int = 1, *c, d, e='x', **g): pass").body[0]
-    text, parameters = tasks._signature(node)
-    assert text == "def f(self, a, b=1, *c, d, e='x', **g)"
-    assert [(p.name, p.default and p.default[0]) for p in parameters] == [
-        *(("a", None), ("b", "1"), ("c", None), ("d", None), ("e", "'x'"), ("g", None)),
-    ]
-    assert all(text[p.default[1] :].startswith(p.default[0]) for p in parameters if p.default)
-    assert tasks._signature(ast.parse("def f(*, a): pass").body[0])[0] == "def f(*, a)"
-
-
 def test_a_line_of_source_is_tagged():
     assert tasks._tagged("return x + 'a' if y else 1.5") == [
         *(("return", "keyword"), ("x", "name"), ("+", "operator"), ("'a'", "string"), ("if", "keyword")),
