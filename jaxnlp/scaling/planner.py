@@ -26,7 +26,7 @@ from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB, bubble, named_sc
 from jaxnlp.sharding.rules import Sharding, as_tuple, shardings
 from jaxnlp.train.activations import activation_bytes
 from jaxnlp.train.arithmetic import products, step_flops
-from jaxnlp.train.experiment import Experiment, trunk
+from jaxnlp.train.experiment import Experiment, abstract_batch, trunk
 from jaxnlp.train.plan import device_bytes, gradient_bytes, optimizer_bytes, parameter_count
 from jaxnlp.train.program import Program, build
 
@@ -121,7 +121,7 @@ def plan(
     program = build(e, devices)
     found = outline(program, name)
     begun = time.monotonic()
-    traced = program.step.trace(program.abstract, batch(program))  # type: ignore[attr-defined]
+    traced = program.step.trace(program.abstract, batch(program))
     found = dataclasses.replace(found, executed=products(traced.jaxpr))
     try:
         with program.context():
@@ -163,11 +163,8 @@ def refused(found: Plan, size: float | None) -> Plan:
 
 def batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """The step's second argument, abstract."""
-    data = program.experiment.data
-    return {
-        name: jax.ShapeDtypeStruct((data.batch_size, *shape), dtype, sharding=program.batch_sharding)
-        for name, (shape, dtype) in data.examples.shapes(data).items()
-    }
+    e = program.experiment
+    return abstract_batch(e, e.data.batch_size, program.batch_sharding)
 
 
 def outline(program: Program, name: str = "") -> Plan:

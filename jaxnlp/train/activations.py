@@ -15,7 +15,7 @@ from jaxnlp.objectives.objective import prepared
 from jaxnlp.sharding.mesh import AXES
 from jaxnlp.sharding.pipeline import Naive, OneFOneB, named_schedule, ticks
 from jaxnlp.sharding.rules import Sharding, as_tuple
-from jaxnlp.train.experiment import trunk, with_trunk
+from jaxnlp.train.experiment import abstract_batch, trunk, with_trunk
 from jaxnlp.train.program import Program, build
 
 SPLIT = {"num_heads": "heads", "num_kv_heads": "kv_heads", "mlp_dim": "mlp", "vocab_size": "vocab"}
@@ -105,9 +105,7 @@ def _residuals(program: Program, ways: dict[str, int]) -> list[Any]:
     devices = program.mesh.devices[tuple(slice(1) if a in ("stage", "tensor") else slice(None) for a in AXES)]
     mesh = Mesh(devices, AXES, axis_types=program.mesh.axis_types)
     alone = build(dataclasses.replace(e, sharding=Sharding().on()), list(mesh.devices.flat)[:1], only_traced=True)
-    rows = e.data.batch_size // e.accum_steps
-    shapes = e.data.examples.shapes(e.data)
-    batch = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+    batch = abstract_batch(e, e.data.batch_size // e.accum_steps)
     key = jax.eval_shape(lambda: jax.random.key(0))
     bare = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     state = dataclasses.replace(alone.abstract, params=bare(alone.abstract.params), frozen=bare(alone.abstract.frozen))

@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jaxnlp.objectives.objective import prepared
 from jaxnlp.sharding.rules import Sharding
-from jaxnlp.train.experiment import flops_per_token, trunk, with_trunk
+from jaxnlp.train.experiment import abstract_batch, flops_per_token, trunk, with_trunk
 from jaxnlp.train.program import Program, build
 
 
@@ -70,9 +70,7 @@ def step_flops(program: Program) -> float:
         e = dataclasses.replace(e, model=with_trunk(e.model, remat="none"))
     device = [program.mesh.devices.flat[0]]
     alone = build(dataclasses.replace(e, sharding=Sharding().on()), device, only_traced=True)
-    rows = e.data.batch_size // e.accum_steps
-    shapes = e.data.examples.shapes(e.data)
-    batch = {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+    batch = abstract_batch(e, e.data.batch_size // e.accum_steps)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def gradients(state, batch, key):

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
+
 from jaxnlp.data.packing import Packed
 from jaxnlp.data.pipeline import DataConfig, resolved
 from jaxnlp.data.tokenizer import Tokenizer
@@ -132,6 +134,14 @@ def flops_per_token(experiment: Experiment) -> float:
     told = () if predicted == 1 else (predicted,)
     sequences = getattr(data.examples, "num_sequences", 1)  # an example may be made of several
     return sequences * experiment.model.flops_per_token(data.seq_len, *told)
+
+
+def abstract_batch(experiment: Experiment, rows: int, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a training step reads, so many rows of it, as shapes and dtypes."""
+    shapes = experiment.data.examples.shapes(experiment.data)
+    return {
+        name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
+    }
 
 
 def check_batch(experiment: Experiment, num_devices: int) -> None:

@@ -3,9 +3,6 @@
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 
 import jax
@@ -27,8 +24,6 @@ from jaxnlp.scaling.report import ranking, report
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
 from jaxnlp.sharding.presets import DDP, PP, TP, ZERO1, ZERO2, ZERO3
 from jaxnlp.train.experiment import Experiment
-from tests import tpu
-from tests.entry import ROOT, run
 
 DEVICES = 8
 LAYERS, BATCH, LENGTH = 2, 16, 32
@@ -321,101 +316,3 @@ def test_every_chip_is_found_by_its_kind_and_has_a_source():
         assert chip.limit <= chip.hbm
     assert chips.chip_of(jax.devices()[0]) is None
     assert make_mesh(DDP.mesh, jax.devices()[:1]).size == 1
-
-
-def test_the_entry_point_plans_for_the_attached_devices(tmp_path):
-    config = f"--config={ROOT / 'configs/gpt/parallel.py'}:ZERO3"
-    sizes = [f"--config.model.{name}={n}" for name, n in (("num_layers", 1), ("embed_dim", 64), ("vocab_size", 2048))]
-    done = run("experiments.plan", config, *sizes, f"--out={tmp_path}", env={"JAX_NUM_CPU_DEVICES": "8"})
-    assert done.code == 0, done.err
-    assert "mesh fsdp=8" in done.out and "MFU at most" in done.out and "compiling for 8 x cpu" in done.err
-    found = json.loads((tmp_path / "plan.json").read_text())
-    assert found["topology"] == "local" and found["plans"][0]["fits"]
-    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--topology=v9:2x2"], "--topology=v9:2x2: no such topology; expected one as v5e:4x4"),
-        (["--topology=v5p:4x4"], "--topology=v5p:4x4: v5p has 3 dimensions"),
-        (
-            ["--topology=v5e:4x4"],
-            "TPU_LIBRARY_PATH=/nowhere/libtpu.so: no such file; unset it, or get it with `make tpu`",
-        ),
-    ],
-)
-def test_a_wrong_topology_is_one_line(flags, message):
-    config = f"--config={ROOT / 'configs/gpt/parallel.py'}"
-    done = run("experiments.plan", config, *flags, env={"TPU_LIBRARY_PATH": "/nowhere/libtpu.so"})
-    assert done.code == 2 and done.out == ""
-    assert done.err.startswith(f"error: {message}") and done.err.count("\n") == 1
-
-
-# Compiled for TPUs, on any machine.
-
-GiB = 2**30
-
-
-def planned(folder, config: str, topology: str, *fields: str) -> tuple[int, str, dict, int]:
-    """(exit status, what it prints, the plan, the most memory that it took)."""
-    command = [sys.executable, "-m", "experiments.plan", f"--config=configs/gpt/{config}.py", f"--topology={topology}"]
-    with open(folder / "out", "w+") as out:
-        process = subprocess.Popen([*command, *fields, f"--out={folder}"], cwd=ROOT, env=tpu.environment(), stdout=out)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        text = out.read()
-    (found,) = json.loads((folder / "plan.json").read_text())["plans"]
-    return process.returncode, text, found, usage.ru_maxrss * 1024
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("config", "topology", "devices", "billions"),
-    [("1b", "v5e:4x4", 16, 1.3), ("7b", "v5e:16x16", 256, 6.6), ("70b", "v5p:8x8x8", 512, 68.7)],
-)
-def test_a_shipped_config_fits_the_topology_it_names(tmp_path, config, topology, devices, billions):
-    code, text, found, memory = planned(tmp_path, config, topology)
-    assert code == 0 and found["fits"], text
-    assert found["num_devices"] == devices and found["parameters"] / 1e9 == pytest.approx(billions, abs=0.05)
-    assert found["compiled"]["peak"] < found["limit"] and memory < 8 * GiB
-    # Parameters and optimizer state, in bfloat16 and float32: 2 + 12 bytes over all chips, and the batch.
-    assert found["compiled"]["arguments"] == pytest.approx(14 * found["parameters"] / devices, rel=0.03)
-    assert {row["network"] for row in found["traffic"]} == {"ICI"}
-    assert {axis for row in found["traffic"] for axis in row["axes"]} == {"fsdp"}
-    # Weights are gathered forward, and backward for remat and gradients: in bfloat16, twice, a microbatch.
-    gathered = sum(row["bytes"] for row in found["traffic"] if row["kind"] == "all-gather")
-    twice = 2 * 2 * found["parameters"] * found["accum_steps"] * (devices - 1) / devices
-    assert 0.8 * twice < gathered < 1.2 * twice
-    assert (
-        set(found["seconds"]) == {"compute", "HBM", "ICI fsdp"} and 0 < found["mfu_ceiling"] <= 0.83
-    )  # of remat="full"
-
-
-@pytest.mark.slow
-def test_two_slices_talk_over_the_hosts_network(tmp_path):
-    sizes = [f"--config.model.{name}={n}" for name, n in (("num_layers", 1), ("vocab_size", 2048))]
-    slices = "--config.sharding.mesh.slices={'data': 2}"
-    untied = "--config.model.tie_embeddings=False"  # or one table's two gradients are reduced apart
-    code, text, found, _ = planned(tmp_path, "parallel", "2*v5e:2x2", slices, untied, *sizes)
-    assert code == 0, text
-    between = sum(row["bytes"] for row in found["traffic"] if row["network"] == "DCN")
-    within = sum(row["bytes"] for row in found["traffic"] if row["network"] == "ICI")
-    gradients = found["parts"]["gradients"]
-    # Within a slice reduced, and the sum gathered: 2 (3/4); between the two a quarter each, if not small.
-    assert gradients / 4 < between < gradients and within == pytest.approx(1.5 * gradients, rel=0.25)
-    assert found["seconds"]["DCN data"] > found["seconds"]["ICI data"]
-
-
-@pytest.mark.slow
-def test_what_does_not_fit_a_tpu_is_said_plainly(tmp_path):
-    fields = ("--config.model.num_layers=8", "--config.accum_steps=1")
-    code, text, found, _ = planned(tmp_path, "1b", "v5e:2x2", *fields)
-    assert code == 1 and not found["fits"] and found["compiled"] is None
-    assert "\ndoes not fit: the step needs" in text and "; largest are the activations, " in text
-    # And the first change that it names is one that fits, followed as it stands.
-    change, _, told = found["remedies"][0].partition(": ")
-    assert change.startswith("accum_steps=") and told.endswith("as compiled, fits") and f"  {change}: {told}\n" in text
-    code, text, found, _ = planned(tmp_path, "1b", "v5e:2x2", fields[0], f"--config.{change}")
-    assert code == 0 and found["fits"] and found["compiled"]["peak"] < found["limit"]
