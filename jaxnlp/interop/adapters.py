@@ -20,9 +20,10 @@ from jaxnlp.interop import huggingface, ia3, lora, soft_prompts
 from jaxnlp.interop.places import CONFIG, WEIGHTS, Place, places
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
+from jaxnlp.peft.method import Method
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt
-from jaxnlp.peft.tuning import Method, Tuning, plan
+from jaxnlp.peft.tuning import Tuning, plan
 from jaxnlp.sharding.axes import abstract_params, example_inputs
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.trees import put

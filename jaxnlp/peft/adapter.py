@@ -16,8 +16,8 @@ from jaxnlp.errors import FieldError
 from jaxnlp.nn.linear import matmul
 from jaxnlp.nn.mlp import ACTIVATIONS
 from jaxnlp.nn.policy import Policy
+from jaxnlp.peft.method import Leaf, Method
 from jaxnlp.peft.targets import Target, choose
-from jaxnlp.peft.tuning import Leaf, Method
 
 HOULSBY = ("attention", "mlp")
 """Two in a layer, after attention and after the feed-forward layer."""

@@ -20,7 +20,8 @@ import numpy as np
 
 from jaxnlp import config as configs
 from jaxnlp.errors import UserError
-from jaxnlp.peft.tuning import Method, Tuning, plan
+from jaxnlp.peft.method import Method
+from jaxnlp.peft.tuning import Tuning, plan
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.trees import like, put
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError
+from jaxnlp.peft.method import Leaf, Method
 from jaxnlp.peft.targets import KERNEL, Target, choose, matches
-from jaxnlp.peft.tuning import Leaf, Method
 
 IN, OUT = "ia3_in", "ia3_out"
 

@@ -24,8 +24,8 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.calls import Call
 from jaxnlp.nn.linear import matmul
 from jaxnlp.nn.policy import Policy
+from jaxnlp.peft.method import Leaf, Method, own_parameters
 from jaxnlp.peft.targets import KERNEL, TABLE, Target, choose
-from jaxnlp.peft.tuning import Leaf, Method, own_parameters
 
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
 INITS = ("kaiming", "gaussian")

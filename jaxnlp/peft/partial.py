@@ -7,8 +7,8 @@ all, with the objective that the model was pretrained with.
 import dataclasses
 
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.peft.method import Method, picked
 from jaxnlp.peft.targets import Parameter
-from jaxnlp.peft.tuning import Method, picked
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.calls import Call
+from jaxnlp.peft.method import Leaf, Method
 from jaxnlp.peft.prompt import check_room, takes, uniform
 from jaxnlp.peft.targets import Target, choose
-from jaxnlp.peft.tuning import Leaf, Method
 from jaxnlp.trees import Path
 
 KEY, VALUE = "prefix_key", "prefix_value"

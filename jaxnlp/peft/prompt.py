@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.calls import Call
+from jaxnlp.peft.method import Leaf, Method
 from jaxnlp.peft.targets import TABLE, Target, choose
-from jaxnlp.peft.tuning import Leaf, Method
 from jaxnlp.trees import Path
 
 PROMPT = "prompt"

@@ -24,102 +24,12 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.calls import Call, calls_changed, calls_changed_at
 from jaxnlp.nn.partitioning import placed
 from jaxnlp.nn.policy import FLOATS
-from jaxnlp.nn.quantised import BITS, Blocks, Quantised, codes_kept, dequantised, is_quantised, quantise
+from jaxnlp.nn.quantised import BITS, Blocks, Quantised, codes_kept, dequantised, quantise
+from jaxnlp.peft.method import SHARED, Leaf, Method, picked
 from jaxnlp.peft.quantised import chosen_blocks
-from jaxnlp.peft.targets import KERNEL, Parameter, Target, find_targets, matches
+from jaxnlp.peft.targets import KERNEL, Parameter, Target, find_targets
 from jaxnlp.sharding.axes import abstract_params
 from jaxnlp.trees import Path, at, put, without
-
-SHARED = "prompt_encoder"
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """A tuned parameter. shape, axes: without those of stacked layers.
-
-    init: (key, own) -> the array at the start, of one layer; own: the base's parameters of the module, by name.
-    """
-
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    init: Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
-    dtype: str = "float32"
-
-
-@dataclasses.dataclass(kw_only=True)
-class Method:
-    """What every method has; a method is this and the functions below.
-
-    whole: patterns of the model's own parameters that are trained too, as ("head/*",). None: those of the head, where
-        the model is a pretrained trunk with a new head on it.
-    base_dtype: of the base's parameters that are not trained, as "bfloat16"; None: as the model has them. "int8" and
-        "nf4": of the kernels of linear maps alone (`nn/quantised.py`), all other parameters are as the model has them.
-    base_block: quantised kernels have a scale for each so many numbers, or the largest even divisor below of the axis.
-    base_kept: patterns of modules whose kernels are not quantised. None: output maps, that is kernels with an axis
-        "vocab", and what is called head or lm_head.
-    """
-
-    whole: tuple[str, ...] | None = None
-    base_dtype: str | None = None
-    base_block: int = 64
-    base_kept: tuple[str, ...] | None = None
-
-    methods = ("__call__",)  # of a module, which a tuning method changes
-    by_layer = True  # what it puts in a layer is there, and not made elsewhere, so that a pipeline can run it alone
-    front = 0  # places that a decoder's cache has before the text's
-
-    def check(self) -> None:
-        """Raises FieldError naming the first field that cannot work."""
-
-    def choose(self, targets: list[Target]) -> list[Target]:
-        """Where it acts, of all modules called. Raises UserError for a pattern that matches nothing it can serve."""
-        return []
-
-    def leaves(self, target: Target) -> dict[str, Leaf]:
-        """The parameters that it puts beside a target's own."""
-        return {}
-
-    def call(self, leaves: dict[str, jax.Array], target: Target, call: Call, fn: Callable, args: tuple, kwargs: dict):
-        """The changed call; fn(*args, **kwargs) is the module's own."""
-        return fn(*args, **kwargs)
-
-    def merged(self, target: Target, own: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The target's own parameters such that without leaves its call is what the changed one was; of one layer."""
-        raise UserError(
-            f"{type(self).__name__}(): no parameters of the base do what it does to calls; it is not merged"
-        )
-
-    def unmerged(self, target: Target, own: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The way back."""
-        raise UserError(f"{type(self).__name__}(): cannot be merged, so not unmerged")
-
-    def shared(self, chosen: list[Target]) -> dict[str, Leaf]:
-        """Parameters that are tuned in place of the leaves, which `computed` makes of them; they lie in `SHARED`."""
-        return {}
-
-    def computed(self, shared: dict[str, jax.Array], chosen: list[Target]) -> dict[Path, dict[str, jax.Array]]:
-        """The leaves of each target (with stacked layers in front), made of the shared parameters."""
-        return {}
-
-    def outer(self, targets: list[Target], chosen: list[Target]) -> Path | None:
-        """The module around its targets whose call changes too, or None."""
-        return None
-
-    def call_outer(self, call: Call, fn: Callable, args: tuple, kwargs: dict) -> Any:
-        """That module's changed call."""
-        return fn(*args, **kwargs)
-
-    def begin_cache(self, run: Callable, params: Any, cache: Any) -> Any:
-        """An empty cache with what a text begins with already in it; see `Tuning.begin_cache`."""
-        return cache
-
-    def rate(self, name: str) -> float:
-        """By what a leaf's learning rate is multiplied."""
-        return 1.0
-
-    def picks(self, own: dict[str, Parameter]) -> list[str]:
-        """Which of the model's own parameters (by path) it trains. Raises UserError for a pattern that has none."""
-        return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,28 +283,6 @@ def plan(method: Method, module: Any, *inputs: Any, head: tuple[str, ...] = ()) 
         axes,
         chosen_blocks(method, list(targets.values()), picks, replaced) if method.base_dtype in BITS else {},
     )
-
-
-def picked(own: dict[str, Parameter], patterns: tuple[str, ...], field: str) -> list[str]:
-    """The parameters (paths) that match a pattern. Raises UserError for a pattern that has none, with near ones."""
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        hit = [name for name in own if matches(name, pattern)]
-        if not hit:
-            near = did_you_mean(pattern, list(own))
-            raise UserError(f"{field}={pattern!r}: the model has no such parameter{near}")
-        found |= dict.fromkeys(hit)
-    return list(found)
-
-
-def own_parameters(module: Any, target: Target) -> dict[str, jax.Array]:
-    """A module's own parameters within its call, laid out as they are used."""
-
-    def given(name, p):
-        x = module.get_variable("params", name)
-        return x.unbox(x.how.dtype) if is_quantised(x) else placed(x, p.axes[target.layers :])
-
-    return {name: given(name, p) for name, p in target.parameters.items()}
 
 
 def _over_layers(make: Callable, stack: tuple[int, ...]) -> Callable:

@@ -12,7 +12,7 @@ from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.optim import OptimConfig, make_schedule
-from jaxnlp.peft.tuning import Method
+from jaxnlp.peft.method import Method
 from jaxnlp.sharding.rules import Sharding, as_tuple
 
 

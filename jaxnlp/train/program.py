@@ -14,7 +14,8 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.perplexity import make_eval_step
 from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.optim import LAYERWISE, make_optimizer
-from jaxnlp.peft.tuning import Method, Tuning, plan
+from jaxnlp.peft.method import Method
+from jaxnlp.peft.tuning import Tuning, plan
 from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, make_apply
 from jaxnlp.sharding.mesh import make_mesh
 from jaxnlp.sharding.rules import as_tuple, resolve

@@ -19,7 +19,8 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.optim import make_optimizer
 from jaxnlp.peft import files
-from jaxnlp.peft.tuning import SHARED, Method, Tuning, plan
+from jaxnlp.peft.method import SHARED, Method
+from jaxnlp.peft.tuning import Tuning, plan
 from jaxnlp.sharding.axes import abstract_params, example_inputs
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.train.base import BASE

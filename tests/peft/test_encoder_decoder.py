@@ -14,9 +14,10 @@ from jaxnlp.generate.decode import Generator
 from jaxnlp.models.t5 import T5Config
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.nn.positions import Learned
+from jaxnlp.peft.method import SHARED
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
-from jaxnlp.peft.tuning import SHARED, plan
+from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
 from jaxnlp.trees import join
 

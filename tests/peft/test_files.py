@@ -13,10 +13,11 @@ import safetensors.numpy
 from jaxnlp.errors import UserError
 from jaxnlp.peft.files import load, read, save
 from jaxnlp.peft.lora import LoRA
+from jaxnlp.peft.method import Method
 from jaxnlp.peft.partial import BitFit
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
-from jaxnlp.peft.tuning import Method, plan
+from jaxnlp.peft.tuning import plan
 from jaxnlp.trees import join
 
 from .test_properties import METHODS, model, moved

@@ -11,9 +11,10 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.t5 import T5Config
 from jaxnlp.nn.positions import Alibi, Rotary
+from jaxnlp.peft.method import SHARED
 from jaxnlp.peft.prefix import KEY, VALUE, Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
-from jaxnlp.peft.tuning import SHARED, plan
+from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
 from jaxnlp.trees import join
 

@@ -12,9 +12,10 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.heads import FineTuned, SequenceClassification
 from jaxnlp.peft import files
 from jaxnlp.peft.lora import LoRA
+from jaxnlp.peft.method import SHARED, Method
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import PROMPT, Prompt, PTuning
-from jaxnlp.peft.tuning import SHARED, Method, Tuning, plan
+from jaxnlp.peft.tuning import Tuning, plan
 from jaxnlp.sharding.axes import example_inputs
 from jaxnlp.train.experiment import Experiment
 from jaxnlp.train.load import Loaded, load
