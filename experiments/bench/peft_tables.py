@@ -79,29 +79,27 @@ def quality_table(found: dict[str, Any]) -> str:
 
 
 def picture(found: dict[str, Any]) -> Any:
-    """Accuracy against trained parameters: a point for each method, a line from its worst seed to its best."""
+    """A row for each method, by trained parameters: a ring for each seed's accuracy, a dot for their mean."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.6, 4.4), dpi=100)
+    figure = Figure(figsize=(7.6, 3.9), dpi=100)
     axis = figure.subplots()
-    for i, row in enumerate(sorted(rows(found), key=lambda row: row["trained"])):
-        low, high = 100 * min(row["accuracies"]), 100 * max(row["accuracies"])
-        axis.plot([row["trained"]] * 2, [low, high], color="#7ea6d9", lw=2.5, solid_capstyle="round", zorder=1)
-        axis.plot(row["trained"], 100 * row["mean"], "o", color="#2f5d9b", ms=6, zorder=2)
-        beside = (7, 4 if i % 2 else -11)  # in turn above and below, so that neighbours' names stay apart
-        axis.annotate(row["name"], (row["trained"], 100 * row["mean"]), beside, textcoords="offset points", fontsize=8)
-    axis.set_xscale("log")
-    axis.margins(x=0.18, y=0.12)
-    axis.set_xlabel("trained parameters, the head's among them", fontsize=9)
-    axis.set_ylabel("test accuracy, %", fontsize=9)
+    by_size = sorted(rows(found), key=lambda row: row["trained"])
+    for place, row in enumerate(by_size):
+        accuracies = [100 * accuracy for accuracy in row["accuracies"]]
+        axis.plot([min(accuracies), max(accuracies)], [place] * 2, color="#7ea6d9", lw=2.5, zorder=1)
+        axis.plot(accuracies, [place] * len(accuracies), "o", color="#7ea6d9", mfc="white", ms=5, zorder=2)
+        axis.plot(100 * row["mean"], place, "o", color="#2f5d9b", ms=7, zorder=3)
+    axis.set_yticks(range(len(by_size)), [f"{row['name']}, {row['share']:.2%}" for row in by_size])
+    axis.set_xlabel("test accuracy, %: each seed, and their mean", fontsize=9)
     axis.tick_params(labelsize=8)
-    axis.grid(color="0.9", lw=0.6)
+    axis.grid(axis="x", color="0.9", lw=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        "Which packages is a docstring from? Means of the seeds, and their range",
+        "Which packages is a docstring from? By method, and the share of the model that it trains",
         x=0.02,
         ha="left",
-        fontsize=11,
+        fontsize=10,
         weight="bold",
     )
     figure.tight_layout()
