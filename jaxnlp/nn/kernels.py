@@ -23,6 +23,7 @@ from jaxnlp.nn.policy import Policy
 SCORES = (((3,), (3,)), ((0, 1), (0, 1)))  # R x K and S x K to R x S, for `Policy.dot`
 MIX = (((3,), (2,)), ((0, 1), (0, 1)))  # R x S and S x K to R x K
 SPREAD = (((2,), (2,)), ((0, 1), (0, 1)))  # R x S and R x K to S x K
+LANES = 128
 MASKED = -1e30  # finite, so that a row with every key masked gives a mean and not NaN
 
 
@@ -178,7 +179,44 @@ def _splash(block, interpret, causal, window, softcap, q_BHTK, k_BNTK, v_BNTK, q
     groups = heads // k_BNTK.shape[1]
     k, v = (jnp.repeat(x, groups, axis=1) for x in (k_BNTK, v_BNTK))
     one_row = lambda q, k, v, s, t: kernel(q, k, v, splash.SegmentIds(s, t))
-    return jax.vmap(one_row)(q_BHTK, k, v, queries_BT, keys_BT)
+    return in_whole_lanes(jax.vmap(one_row), q_BHTK, k, v, queries_BT, keys_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def in_whole_lanes(run: Any, *arrays: jax.Array) -> jax.Array:
+    """run(*arrays), of which the backward pass finds what it needs in rows of 128 numbers.
+
+    A TPU lays arrays out in tiles of 128 lanes: heads of 64, the last axis of what an attention kernel keeps, would
+    take twice their size for as long as they are kept.
+    """
+    return run(*arrays)
+
+
+def _in_whole_lanes_fwd(run, *arrays):
+    out, pull_back = jax.vjp(run, *arrays)
+    return out, jax.tree.map(_Lanes.of, pull_back)
+
+
+def _in_whole_lanes_bwd(_, kept, d_out):
+    return jax.tree.map(_Lanes.array, kept, is_leaf=lambda x: isinstance(x, _Lanes))(d_out)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["shape"])
+@dataclasses.dataclass
+class _Lanes:
+    rows: jax.Array
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: jax.Array) -> "_Lanes":
+        narrow = x.ndim > 1 and x.shape[-1] < LANES and x.size % LANES == 0
+        return cls(x.reshape(-1, LANES) if narrow else x, x.shape)
+
+    def array(self) -> jax.Array:
+        return self.rows.reshape(self.shape)
+
+
+in_whole_lanes.defvjp(_in_whole_lanes_fwd, _in_whole_lanes_bwd)
 
 
 def attend(

@@ -120,9 +120,9 @@ def test_mask_rows_are_a_slice_of_the_whole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("softcap", [None, 5.0])
-def test_the_tpu_kernel_in_interpreter_equals_einsum(rng, softcap):
-    q, k, v = inputs(rng, B=1, T=256, H=2, N=1, K=128)
+@pytest.mark.parametrize("softcap, K", [(None, 64), (5.0, 128)])
+def test_the_tpu_kernel_in_interpreter_equals_einsum(rng, softcap, K):
+    q, k, v = inputs(rng, B=1, T=256, H=2, N=1, K=K)
     segments = jnp.asarray([[1] * 100 + [2] * 156])
     mask = Mask(query_segments_BT=segments, key_segments_BS=segments)
 
@@ -133,3 +133,23 @@ def test_the_tpu_kernel_in_interpreter_equals_einsum(rng, softcap):
     for kernel_grad in ((lambda f: f), functools.partial(jax.grad, argnums=(0, 1, 2))):
         found, wanted = (kernel_grad(functools.partial(loss, k_))(q, k, v) for k_ in (flash, einsum))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, wanted)
+
+
+def test_heads_are_kept_in_whole_lanes(rng):
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in inputs(rng, B=2, T=16, H=2, N=2, K=32))
+    ids = jnp.arange(32).reshape(2, 16)
+
+    def run(q, k, v, ids):
+        return jnp.tanh(q * ids[:, None, :, None]) @ (jnp.swapaxes(k, 2, 3) @ v)
+
+    def whole(q, k, v):
+        return kernels.in_whole_lanes(run, q, k, v, ids)
+
+    def loss(f, *arrays):
+        return jnp.sin(f(*arrays)).sum()
+
+    plain = lambda q, k, v: run(q, k, v, ids)
+    found, wanted = (jax.value_and_grad(functools.partial(loss, f), (0, 1, 2))(q, k, v) for f in (whole, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, wanted)
+    kept = [x.shape for x in jax.tree.leaves(jax.vjp(whole, q, k, v)[1])]
+    assert (16, 128) in kept and (2, 2, 16, 32) not in kept, kept
