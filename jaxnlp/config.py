@@ -25,18 +25,27 @@ def check(config: Any, path: str = "") -> None:
     Raises:
         FieldError: with the full path of the field, its value and what was expected.
     """
-    hints = typing.get_type_hints(type(config))
+    check_types(config, path)
     for field in dataclasses.fields(config):
-        value, where = getattr(config, field.name), f"{path}{field.name}"
-        if not _fits(value, hints[field.name]):
-            raise FieldError(where, value, f"expected {_type_name(hints[field.name])}, got {type(value).__name__}")
+        value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            check(value, f"{where}.")
+            check(value, f"{path}{field.name}.")
     if hasattr(config, "check"):
         try:
             config.check()
         except FieldError as e:
             raise FieldError(f"{path}{e.field}", e.value, e.expected) from None
+
+
+def check_types(config: Any, path: str = "") -> None:
+    """Raises FieldError naming the first field (of the object itself) whose value is not of its type."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        if not _fits(value, hint):
+            told = f"expected {_type_name(hint)}, got {type(value).__name__}"
+            one = _fits((value,), hint)  # as a pattern where several may be named
+            raise FieldError(f"{path}{field.name}", value, f"{told}; write ({value!r},)" if one else told)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -38,6 +38,7 @@ class Adapter(Method):
     activation: str = "gelu"
 
     def check(self) -> None:
+        super().check()
         if not self.targets:
             raise FieldError("targets", self.targets, "expected patterns of sublayers, as ('attention', 'mlp')")
         if self.bottleneck < 1:

@@ -4,8 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from jaxnlp.errors import FieldError
+from jaxnlp.errors import FieldError, UserError
 from jaxnlp.peft.method import Leaf, Method
 from jaxnlp.peft.targets import KERNEL, Target, choose, matches
 
@@ -24,6 +26,7 @@ class IA3(Method):
     inputs: tuple[str, ...] = ("down",)
 
     def check(self) -> None:
+        super().check()
         if not self.outputs and not self.inputs:
             raise FieldError("outputs", self.outputs, "expected patterns of linear maps, here or in inputs")
 
@@ -54,6 +57,15 @@ class IA3(Method):
 
     def merged(self, target, own, leaves):
         return _scaled(target, own, leaves)
+
+    def check_unmerged(self, name, leaves):
+        """A scale of 0 has no inverse; under jit, where values are not known yet, that gives infinities."""
+        for leaf, x in leaves.items():
+            if not isinstance(x, Tracer) and (zeros := int(np.sum(np.asarray(x) == 0))):
+                raise UserError(
+                    f"IA3(): {name}/{leaf} has {zeros} scales of 0, and what was multiplied by 0 is not found back; "
+                    "keep the base"
+                )
 
     def unmerged(self, target, own, leaves):
         return _scaled(target, own, jax.tree.map(lambda scale: 1 / scale, leaves))

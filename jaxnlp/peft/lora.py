@@ -63,6 +63,7 @@ class LoRA(Method):
     def check(self) -> None:
         if not self.targets:
             raise FieldError("targets", self.targets, "expected patterns of modules, as ('query', 'value')")
+        super().check()
         if self.rank < 1:
             raise FieldError("rank", self.rank, "expected a positive number")
         if not self.alpha > 0:

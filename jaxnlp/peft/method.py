@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxnlp.config import did_you_mean
+from jaxnlp.config import check_types, did_you_mean
 from jaxnlp.errors import UserError
 from jaxnlp.nn.calls import Call
 from jaxnlp.nn.partitioning import placed
@@ -56,7 +56,8 @@ class Method:
     front = 0  # places that a decoder's cache has before the text's
 
     def check(self) -> None:
-        """Raises FieldError naming the first field that cannot work."""
+        """Raises FieldError naming the first field that cannot work; this one, of which a type is wrong."""
+        check_types(self)
 
     def choose(self, targets: list[Target]) -> list[Target]:
         """Where it acts, of all modules called. Raises UserError for a pattern that matches nothing it can serve."""
@@ -79,6 +80,9 @@ class Method:
     def unmerged(self, target: Target, own: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The way back."""
         raise UserError(f"{type(self).__name__}(): cannot be merged, so not unmerged")
+
+    def check_unmerged(self, name: str, leaves: dict[str, jax.Array]) -> None:
+        """Raises UserError where there is no way back from these leaves of a target, whose path is `name`."""
 
     def shared(self, chosen: list[Target]) -> dict[str, Leaf]:
         """Parameters that are tuned in place of the leaves, which `computed` makes of them; they lie in `SHARED`."""

@@ -21,6 +21,7 @@ class BitFit(Method):
     terms: tuple[str, ...] = ("bias",)
 
     def check(self) -> None:
+        super().check()
         if not self.terms:
             raise FieldError("terms", self.terms, "expected patterns of parameters, as ('bias',)")
 

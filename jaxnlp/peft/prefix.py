@@ -41,6 +41,7 @@ class Prefix(Method):
     methods = ("__call__", "keys_values")
 
     def check(self) -> None:
+        super().check()
         if self.length < 1:
             raise FieldError("length", self.length, "expected a positive number of keys and values")
         if self.hidden_dim is not None and self.hidden_dim < 1:

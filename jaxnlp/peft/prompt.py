@@ -59,6 +59,7 @@ class Prompt(Method):
     placeholder: int | None = None
 
     def check(self) -> None:
+        super().check()
         if self.length < 1:
             raise FieldError("length", self.length, "expected a positive number of vectors")
         if self.init not in INITS:

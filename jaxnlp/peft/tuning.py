@@ -180,7 +180,13 @@ class Tuning:
         return self._changed(base, tuned, self.method.merged)
 
     def unmerge(self, merged: Any, tuned: Any) -> Any:
-        """The way back, to rounding; parameters trained whole stay as trained, for what they were is not known here."""
+        """The way back, to rounding; parameters trained whole stay as trained, for what they were is not known here.
+
+        Raises:
+            UserError: a method that cannot, or values that it cannot be done with.
+        """
+        for path, leaves in self.leaves.items():
+            self.method.check_unmerged("/".join(path), {name: at(tuned, (*path, name)) for name in leaves})
         return self._changed(merged, tuned, self.method.unmerged)
 
     def _changed(self, base: Any, tuned: Any, fn: Callable) -> Any:

@@ -16,6 +16,8 @@ from jaxnlp.peft import lora
 from jaxnlp.peft.adapter import PFEIFFER, Adapter
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
+from jaxnlp.peft.prefix import Prefix
+from jaxnlp.peft.prompt import Prompt, PTuning
 from jaxnlp.peft.partial import BitFit, Full
 from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
@@ -187,6 +189,15 @@ def test_unmerged_is_the_base_again():
         back = tuning.unmerge(tuning.merge(base, now), now)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), back, base)
 
+def test_a_scale_of_zero_has_no_way_back():
+    for name in ("gpt", "gpt scanned"):
+        _, _, base = model(name)
+        tuning, start, _ = tuned(name, "ia3")
+        zero = jax.tree.map(lambda x: x.at[..., 0].set(0.0), start)
+        with pytest.raises(UserError, match=r"IA3\(\): block.*/ia3_out has \d scales of 0, and .* keep the base"):
+            tuning.unmerge(tuning.merge(base, zero), zero)
+
+
 
 def test_counts_are_those_of_the_papers():
     d, m, r, layers = D, 4, 2, 2
@@ -250,6 +261,28 @@ def test_rows_of_a_batch_choose_among_resident_adapters(name):
         (Adapter(targets=("atention",)), "tuning.targets='atention': no module"),
         (IA3(outputs=("norm",)), "tuning.outputs='norm': norm .* is not a linear map"),
         (BitFit(terms=("*/biass",)), "tuning.terms='\\*/biass': the model has no such parameter; did you mean"),
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        (LoRA(), {"rank": 2.5}, "rank=2.5: expected int, got float"),
+        (LoRA(), {"rank": "8"}, "rank='8': expected int, got str"),
+        (LoRA(), {"targets": "query"}, r"targets='query': expected tuple\[str, ...\], got str; write \('query',\)"),
+        (LoRA(), {"whole": "norm/*"}, r"whole='norm/\*': expected .*, got str; write \('norm/\*',\)"),
+        (Adapter(), {"bottleneck": 4.0}, "bottleneck=4.0: expected int, got float"),
+        (IA3(), {"outputs": "key"}, r"outputs='key': expected .*; write \('key',\)"),
+        (BitFit(), {"terms": "bias"}, r"terms='bias': expected .*; write \('bias',\)"),
+        (Full(), {"frozen": "embed/*"}, r"frozen='embed/\*': expected .*; write \('embed/\*',\)"),
+        (Prefix(), {"length": "8"}, "length='8': expected int, got str"),
+        (Prompt(), {"length": 8.5}, "length=8.5: expected int, got float"),
+        (PTuning(), {"hidden_dim": "8"}, r"hidden_dim='8': expected int \| None, got str"),
+    ],
+)
+def test_a_field_of_another_type_is_told_also_without_a_run(method, changes, message):
+    module, inputs, _ = model("gpt")
+    with pytest.raises(FieldError, match=f"^{message}$"):
+        plan(dataclasses.replace(method, **changes), module, *inputs)
         (Full(frozen=("*",)), "nothing is left to train"),
     ],
 )
