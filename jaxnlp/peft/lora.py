@@ -13,7 +13,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -30,7 +30,9 @@ from jaxnlp.peft.targets import KERNEL, TABLE, Target, choose
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
 INITS = ("kaiming", "gaussian")
 
-_chosen: contextvars.ContextVar[Any] = contextvars.ContextVar("chosen", default=None)
+ROWS = "adapter_of_row"  # a leaf of parameters: which of several (`peft/resident.py`) each row takes, (B,); -1: none
+
+_rows_ids: contextvars.ContextVar[Any] = contextvars.ContextVar("rows_ids", default=None)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -61,9 +63,9 @@ class LoRA(Method):
     methods = ("__call__", "logits", "attend")
 
     def check(self) -> None:
+        super().check()
         if not self.targets:
             raise FieldError("targets", self.targets, "expected patterns of modules, as ('query', 'value')")
-        super().check()
         if self.rank < 1:
             raise FieldError("rank", self.rank, "expected a positive number")
         if not self.alpha > 0:
@@ -79,6 +81,14 @@ class LoRA(Method):
     @property
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+    @contextlib.contextmanager
+    def around(self, params: Any) -> Iterator[Any]:
+        token = _rows_ids.set(params.get(ROWS, _rows_ids.get()))
+        try:
+            yield {name: x for name, x in params.items() if name != ROWS}
+        finally:
+            _rows_ids.reset(token)
 
     def choose(self, targets: list[Target]) -> list[Target]:
         if self.dora:
@@ -221,44 +231,12 @@ def _scores(leaves, x: jax.Array, policy: Policy) -> jax.Array:
     return scores * here_B.reshape(-1, *[1] * (x.ndim - 1))
 
 
-@contextlib.contextmanager
-def chosen(ids_B: jax.Array) -> Iterator[None]:
-    """Within the block, which of the resident adapters (`resident`) each row of a batch takes; -1: none, the base.
-
-    The ids are read as the model is traced: make them an argument of what is jitted, as everything else.
-    """
-    token = _chosen.set(ids_B)
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
-
-
 def _ids(rows: int, count: int) -> tuple[jax.Array, jax.Array]:
-    """(adapter of each row, whether it has one)."""
-    ids_B = _chosen.get()
-    if ids_B is None:
-        raise UserError(f"{count} adapters are resident; say which each row takes: with lora.chosen(ids): apply(...)")
-    if ids_B.shape != (rows,):
-        raise UserError(f"lora.chosen(ids): shape {ids_B.shape}, expected {(rows,)}: one for each row of the batch")
+    """(adapter of each row, whether it has one); the beams of a search have their row's."""
+    ids = _rows_ids.get()
+    if ids is None:
+        raise UserError(f"{count} adapters are resident; say which each row takes: Residents.params(base, ids)")
+    if rows % ids.shape[0]:
+        raise UserError(f"adapters are chosen for {ids.shape[0]} rows, and the batch has {rows}; expected one for each")
+    ids_B = jnp.repeat(ids, rows // ids.shape[0])
     return jnp.clip(ids_B, 0, count - 1), ((ids_B >= 0) & (ids_B < count)).astype(jnp.float32)
-
-
-def resident(tuning: Any, adapters: Sequence[Any]) -> Any:
-    """Several tuned trees of one method as one, to serve them together: `chosen` says which each row takes.
-
-    Raises:
-        UserError: adapters that are not alike, or a method that cannot be chosen by row.
-    """
-    if not isinstance(tuning.method, LoRA) or tuning.method.dora or tuning.replaced:
-        raise UserError("resident: rows choose among low-rank updates only: LoRA() without dora, nothing trained whole")
-    shapes = [jax.tree.map(jnp.shape, tuned) for tuned in adapters]
-    if not adapters or any(s != shapes[0] for s in shapes):
-        raise UserError("resident: expected adapters of one plan, of the same modules and rank")
-    stacks = {path: target.layers for path, target in tuning.targets.items()}
-
-    def one(path, *leaves):
-        at = stacks[tuple(str(k.key) for k in path[:-1])]
-        return jnp.stack(leaves, axis=at)
-
-    return jax.tree_util.tree_map_with_path(one, *adapters)

@@ -3,6 +3,7 @@
 A method of one's own is a subclass of `Method` with some of its answers; `tuning.plan` asks them.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -58,6 +59,10 @@ class Method:
     def check(self) -> None:
         """Raises FieldError naming the first field that cannot work; this one, of which a type is wrong."""
         check_types(self)
+
+    def around(self, params: Any) -> contextlib.AbstractContextManager[Any]:
+        """Entered around a call of the model; gives the parameters that the model is to have."""
+        return contextlib.nullcontext(params)
 
     def choose(self, targets: list[Target]) -> list[Target]:
         """Where it acts, of all modules called. Raises UserError for a pattern that matches nothing it can serve."""

@@ -124,7 +124,8 @@ class Tuning:
         """
 
         def tuned_apply(params, *args, **kwargs):
-            with calls_changed_at(path, (self._change,)) if path else calls_changed(self._change):
+            changed = calls_changed_at(path, (self._change,)) if path else calls_changed(self._change)
+            with self.method.around(params) as params, changed:
                 return apply(self.expanded(params), *args, **kwargs)
 
         return tuned_apply

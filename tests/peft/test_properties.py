@@ -12,13 +12,12 @@ import pytest
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.t5 import T5Config
-from jaxnlp.peft import lora
 from jaxnlp.peft.adapter import PFEIFFER, Adapter
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
+from jaxnlp.peft.partial import BitFit, Full
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
-from jaxnlp.peft.partial import BitFit, Full
 from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
 from jaxnlp.trees import join
@@ -189,6 +188,7 @@ def test_unmerged_is_the_base_again():
         back = tuning.unmerge(tuning.merge(base, now), now)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), back, base)
 
+
 def test_a_scale_of_zero_has_no_way_back():
     for name in ("gpt", "gpt scanned"):
         _, _, base = model(name)
@@ -196,7 +196,6 @@ def test_a_scale_of_zero_has_no_way_back():
         zero = jax.tree.map(lambda x: x.at[..., 0].set(0.0), start)
         with pytest.raises(UserError, match=r"IA3\(\): block.*/ia3_out has \d scales of 0, and .* keep the base"):
             tuning.unmerge(tuning.merge(base, zero), zero)
-
 
 
 def test_counts_are_those_of_the_papers():
@@ -224,32 +223,6 @@ def test_dropout_drops_what_lora_reads_and_nothing_else():
             np.testing.assert_allclose(plain, apply(base, *inputs), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["gpt", "gpt scanned"])
-def test_rows_of_a_batch_choose_among_resident_adapters(name):
-    module, inputs, base = model(name)
-    tuning, start, apply = tuned(name, "lora everywhere")
-    adapters = [moved(start, by) for by in (0.1, 0.2, 0.3)]
-    together = lora.resident(tuning, adapters)
-    tokens = jnp.tile(inputs[0], (2, 1))
-    ids = jnp.array([2, 0, -1, 1])
-
-    @jax.jit
-    def run(params, tokens, ids):
-        with lora.chosen(ids):
-            return apply(params, tokens)
-
-    found = run(join(base, together), tokens, ids)
-    for i, which in enumerate(ids):
-        alone = join(base, adapters[which]) if which >= 0 else base
-        np.testing.assert_allclose(found[i], apply(alone, tokens[i : i + 1])[0], rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="3 adapters are resident; say which"):
-        apply(join(base, together), tokens)
-    with pytest.raises(UserError, match=r"shape \(2,\), expected \(4,\)"), lora.chosen(jnp.zeros(2, jnp.int32)):
-        apply(join(base, together), tokens)
-    with pytest.raises(UserError, match="of the same modules and rank"):
-        lora.resident(tuning, [start, tuned(name, "lora")[1]])
-
-
 @pytest.mark.parametrize(
     ("method", "message"),
     [
@@ -261,28 +234,6 @@ def test_rows_of_a_batch_choose_among_resident_adapters(name):
         (Adapter(targets=("atention",)), "tuning.targets='atention': no module"),
         (IA3(outputs=("norm",)), "tuning.outputs='norm': norm .* is not a linear map"),
         (BitFit(terms=("*/biass",)), "tuning.terms='\\*/biass': the model has no such parameter; did you mean"),
-
-
-@pytest.mark.parametrize(
-    ("method", "changes", "message"),
-    [
-        (LoRA(), {"rank": 2.5}, "rank=2.5: expected int, got float"),
-        (LoRA(), {"rank": "8"}, "rank='8': expected int, got str"),
-        (LoRA(), {"targets": "query"}, r"targets='query': expected tuple\[str, ...\], got str; write \('query',\)"),
-        (LoRA(), {"whole": "norm/*"}, r"whole='norm/\*': expected .*, got str; write \('norm/\*',\)"),
-        (Adapter(), {"bottleneck": 4.0}, "bottleneck=4.0: expected int, got float"),
-        (IA3(), {"outputs": "key"}, r"outputs='key': expected .*; write \('key',\)"),
-        (BitFit(), {"terms": "bias"}, r"terms='bias': expected .*; write \('bias',\)"),
-        (Full(), {"frozen": "embed/*"}, r"frozen='embed/\*': expected .*; write \('embed/\*',\)"),
-        (Prefix(), {"length": "8"}, "length='8': expected int, got str"),
-        (Prompt(), {"length": 8.5}, "length=8.5: expected int, got float"),
-        (PTuning(), {"hidden_dim": "8"}, r"hidden_dim='8': expected int \| None, got str"),
-    ],
-)
-def test_a_field_of_another_type_is_told_also_without_a_run(method, changes, message):
-    module, inputs, _ = model("gpt")
-    with pytest.raises(FieldError, match=f"^{message}$"):
-        plan(dataclasses.replace(method, **changes), module, *inputs)
         (Full(frozen=("*",)), "nothing is left to train"),
     ],
 )
@@ -310,3 +261,25 @@ def test_patterns_that_match_nothing_or_what_cannot_be_served(method, message):
 def test_configs_that_cannot_work(method, field):
     with pytest.raises(FieldError, match=f"^{field}="):
         method.check()
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        (LoRA(), {"rank": 2.5}, "rank=2.5: expected int, got float"),
+        (LoRA(), {"rank": "8"}, "rank='8': expected int, got str"),
+        (LoRA(), {"targets": "query"}, r"targets='query': expected tuple\[str, ...\], got str; write \('query',\)"),
+        (LoRA(), {"whole": "norm/*"}, r"whole='norm/\*': expected .*, got str; write \('norm/\*',\)"),
+        (Adapter(), {"bottleneck": 4.0}, "bottleneck=4.0: expected int, got float"),
+        (IA3(), {"outputs": "key"}, r"outputs='key': expected .*; write \('key',\)"),
+        (BitFit(), {"terms": "bias"}, r"terms='bias': expected .*; write \('bias',\)"),
+        (Full(), {"frozen": "embed/*"}, r"frozen='embed/\*': expected .*; write \('embed/\*',\)"),
+        (Prefix(), {"length": "8"}, "length='8': expected int, got str"),
+        (Prompt(), {"length": 8.5}, "length=8.5: expected int, got float"),
+        (PTuning(), {"hidden_dim": "8"}, r"hidden_dim='8': expected int \| None, got str"),
+    ],
+)
+def test_a_field_of_another_type_is_told_also_without_a_run(method, changes, message):
+    module, inputs, _ = model("gpt")
+    with pytest.raises(FieldError, match=f"^{message}$"):
+        plan(dataclasses.replace(method, **changes), module, *inputs)
