@@ -37,6 +37,8 @@ class Adapter(Method):
     bottleneck: int = 64
     activation: str = "gelu"
 
+    computes = ("activation",)
+
     def check(self) -> None:
         super().check()
         if not self.targets:

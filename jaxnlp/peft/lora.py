@@ -61,6 +61,7 @@ class LoRA(Method):
     b_rate: float = 1.0
 
     methods = ("__call__", "logits", "attend")
+    computes = ("scale", "tied")
 
     def check(self) -> None:
         super().check()

@@ -5,10 +5,11 @@ A method of one's own is a subclass of `Method` with some of its answers; `tunin
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
+import numpy as np
 
 from jaxnlp.config import check_types, did_you_mean
 from jaxnlp.errors import UserError
@@ -53,6 +54,7 @@ class Method:
     base_kept: tuple[str, ...] | None = None
 
     methods = ("__call__",)  # of a module, which a tuning method changes
+    computes: ClassVar[tuple[str, ...]] = ()  # fields by which the same parameters mean something else
     by_layer = True  # what it puts in a layer is there, and not made elsewhere, so that a pipeline can run it alone
     front = 0  # places that a decoder's cache has before the text's
 
@@ -63,6 +65,17 @@ class Method:
     def around(self, params: Any) -> contextlib.AbstractContextManager[Any]:
         """Entered around a call of the model; gives the parameters that the model is to have."""
         return contextlib.nullcontext(params)
+
+    def resolved(self, tokenizer: Any, placeholder: int | None) -> "Method":
+        """The method with what depends on a run's data filled in.
+
+        Args:
+            placeholder: the token that stands for a prompt's vectors in its texts, where they have a template.
+        """
+        return self
+
+    def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Raises UserError for a batch, as it is on the host, that the method cannot act on as it is meant to."""
 
     def choose(self, targets: list[Target]) -> list[Target]:
         """Where it acts, of all modules called. Raises UserError for a pattern that matches nothing it can serve."""

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxnlp.errors import UserError
 from jaxnlp.peft.lora import ROWS, A, B, LoRA
@@ -39,7 +40,7 @@ class Residents:
         ids = jnp.asarray(ids_B)
         if ids.ndim != 1 or not jnp.issubdtype(ids.dtype, jnp.integer):
             raise UserError(f"adapters of rows: {ids_B!r}; expected one whole number for each row of the batch")
-        if not isinstance(ids, jax.core.Tracer):
+        if not isinstance(ids, Tracer):
             wrong = [i for i in np.asarray(ids).tolist() if not -1 <= i < self.count]
             if wrong:
                 known = f"{self.count} adapters are resident: 0 to {self.count - 1}, or -1 for the base"

@@ -121,7 +121,12 @@ def _without_heads(tuning: Tuning, arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(source: Source, given: dict[str, Any], tuning: Tuning, wanted: dict[str, Any]) -> None:
-    theirs, ours = (f"{type(t.method).__name__}()" for t in (source.tuning, tuning))
+    there, here = source.tuning.method, tuning.method
+    for field in here.computes if type(there) is type(here) else ():
+        if getattr(there, field) != getattr(here, field):
+            told = f"{field}={getattr(there, field)!r} there, and {getattr(here, field)!r} in this run"
+            raise UserError(f"{FIELD}: {source.name} does not fit: {type(here).__name__}() has {told}")
+    theirs, ours = (f"{type(method).__name__}()" for method in (there, here))
     for name in sorted({*given, *wanted}):
         if name not in given or name not in wanted:
             which = "latter" if name in wanted else "former"

@@ -146,6 +146,11 @@ def test_a_source_that_does_not_fit_is_told(sources, tmp_path):
         with pytest.raises(UserError, match=f"tuning_from: .*{message}"):
             refused(target(sources["prompt"], method))
     e = target(sources["prompt"], Prompt(length=P))
+    tuning = plan(LoRA(rank=2), e.model.module(), *example_inputs(e.model, 1, 2))
+    base = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tuning.shapes)
+    files.save(str(tmp_path / "lora"), tuning, tuning.init(jax.random.key(0), base), base)
+    with pytest.raises(UserError, match=r"LoRA\(\) has scale=8.0 there, and 1.0 in this run"):
+        refused(dataclasses.replace(e, tuning=LoRA(rank=2, alpha=2.0), tuning_from=str(tmp_path / "lora")))
     wide = dataclasses.replace(e, model=dataclasses.replace(e.model, embed_dim=32))
     with pytest.raises(UserError, match=r"embed/prompt is \(3, 16\) there, and this run asks for \(3, 32\)"):
         refused(wide)
