@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp.errors import UserError
-from jaxnlp.interop import huggingface, ia3, lora, soft_prompts
-from jaxnlp.interop.places import CONFIG, WEIGHTS, Place, places
+from jaxnlp.interop import adapter_config, huggingface, ia3, lora, soft_prompts
+from jaxnlp.interop.places import CONFIG, WEIGHTS, Place, layers_of, opened, places
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.method import Method
@@ -31,19 +31,6 @@ from jaxnlp.trees import put
 PREFIX = "base_model.model."
 BASE = ".base_layer."
 KINDS = ("LORA", "IA3", *soft_prompts.KINDS)
-MUST_BE = {  # fields whose other values change what an adapter computes, and are not read
-    "bias": "none",
-    "modules_to_save": None,
-    "layers_to_transform": None,
-    "layer_replication": None,
-    "trainable_token_indices": None,
-    "target_parameters": None,
-    "lora_bias": False,
-    "use_qalora": False,
-    "use_bdlora": None,
-    "alora_invocation_tokens": None,
-    "arrow_config": None,
-}
 
 
 def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> tuple[Method, Any]:
@@ -58,13 +45,8 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
             or of another shape.
     """
     folder = pathlib.Path(folder)
-    said = huggingface.read_json(folder / CONFIG)
-    kind = said.get("peft_type")
-    if kind not in KINDS:
-        raise UserError(f"{folder / CONFIG}: peft_type={kind!r} is not supported; expected one of {', '.join(KINDS)}")
-    for field, wanted in MUST_BE.items():
-        if said.get(field, wanted) not in (wanted, [] if wanted is None else wanted):
-            raise UserError(f"{folder / CONFIG}: {field}={said[field]!r} is not supported; expected {wanted!r}")
+    said = adapter_config.read(folder / CONFIG, KINDS)
+    kind = said["peft_type"]
     tensors = huggingface.read_tensors(folder / WEIGHTS)
     known = places(config)
     tensors = _checked_copies(folder / WEIGHTS, tensors, known, base)
@@ -74,19 +56,38 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
     if kind in soft_prompts.KINDS:
         method, leaves = soft_prompts.read(said, tensors, config, folder / WEIGHTS)
     else:
-        modules = _by_module(folder / WEIGHTS, tensors, known)
+        modules = _by_module(folder / WEIGHTS, tensors, known, said)
         method, leaves = (lora.read if kind == "LORA" else ia3.read)(said, modules, sizes, folder)
+    if unrolled is not config:
+        _check_layers(folder, leaves, sizes)
     tuned: Any = {}
     for path, x in leaves.items():
         tuned = put(tuned, path, x)
+    tuned = stacked(tuned, folder) if unrolled is not config else tuned
     tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
-    if unrolled is not config:
-        tuned = stacked(tuned, folder)
-    wanted = jax.tree.map(lambda x: x.shape, jax.eval_shape(lambda: tuning.init(jax.random.key(0), _zeros(tuning))))
-    found = jax.tree.map(lambda x: x.shape, tuned)
-    if wanted != found:
-        raise UserError(f"{folder}: does not adapt the same modules in every layer, which a scanned model needs")
+    shapes_of = lambda tree: {path_name(at): x.shape for at, x in jax.tree_util.tree_leaves_with_path(tree)}
+    wanted = shapes_of(jax.eval_shape(lambda: tuning.init(jax.random.key(0), _zeros(tuning))))
+    found = shapes_of(tuned)
+    for name in (wanted | found) if wanted != found else ():
+        if wanted.get(name) != found.get(name):
+            raise UserError(
+                f"{folder}: has {found.get(name, 'nothing')} for {name}; {type(method).__name__} of its modules asks "
+                f"for {wanted.get(name, 'nothing')}"
+            )
     return method, jax.tree.map(jnp.asarray, tuned)
+
+
+def _check_layers(folder: pathlib.Path, leaves: Mapping[tuple[str, ...], Any], sizes: Any) -> None:
+    """Raises UserError for the first module of a layer that has no leaf which that of another has."""
+    layers = layers_of(sizes)
+    for *path, leaf in leaves:
+        module = "/".join(path)
+        for other in layers.get(opened(module), ()):
+            if (*other.split("/"), leaf) not in leaves:
+                raise UserError(
+                    f"{folder}: does not adapt the same modules in every layer, which a scanned model needs: {module} "
+                    f"is there, {other} is missing; read it with scan_layers=False"
+                )
 
 
 def _zeros(tuning: Tuning) -> Any:
@@ -113,8 +114,12 @@ def _checked_copies(path, tensors: Mapping[str, np.ndarray], known: Mapping[str,
     return found
 
 
-def _by_module(path, tensors: Mapping[str, np.ndarray], known: Mapping[str, Place]):
-    """{place: {what: array}} of the tensors in a file, named `base_model.model.<module>.<what>`."""
+def _by_module(path, tensors: Mapping[str, np.ndarray], known: Mapping[str, Place], said: Mapping[str, Any]):
+    """{module: (place, {what: array})} of the tensors in a file, named `base_model.model.<module>.<what>`.
+
+    Raises:
+        UserError: a module that the model has not, or without what the adapter's kind needs, or with more.
+    """
     rest = lambda name: name.partition(".")[2]
     count = collections.Counter(map(rest, known))  # an encoder's and a decoder's modules have the same rest
     bare = {rest(name): place for name, place in known.items() if count[rest(name)] == 1}
@@ -124,16 +129,30 @@ def _by_module(path, tensors: Mapping[str, np.ndarray], known: Mapping[str, Plac
         place = known.get(module) or bare.get(module)  # adapters of a model without its head lack the first name
         if place is None or not what:
             raise UserError(f"{path}: tensor {name} has no place in this model")
-        found.setdefault(place.name, (place, {}))[1][what] = array
+        found.setdefault(module, (place, {}))[1][what] = array
+    for module, (place, arrays) in found.items():
+        wanted = _kinds(said, place)
+        if set(arrays) != set(wanted):
+            raise UserError(
+                f"{path}: {module} has {', '.join(sorted(arrays))}; expected {', '.join(wanted)}, for "
+                f"peft_type={said['peft_type']!r} with use_dora={bool(said.get('use_dora'))}"
+            )
     return found
 
 
 def _split(name: str) -> tuple[str, str]:
-    for what in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "ia3_l"):
-        module, found, _ = name.partition(f".{what}")
-        if found:
-            return module, what
-    return name, ""
+    """(module, what it has there)."""
+    module, _, what = name.removesuffix(".weight").rpartition(".")
+    return (module, what) if what.startswith(("lora_", "ia3_")) else (name, "")
+
+
+def _kinds(said: Mapping[str, Any], place: Place) -> list[str]:
+    """What an adapted module of theirs has."""
+    if said["peft_type"] == "IA3":
+        return ["ia3_l"]
+    if place.tensor.kind == "table":
+        return ["lora_embedding_A", "lora_embedding_B"]
+    return ["lora_A", "lora_B", *(["lora_magnitude_vector"] if said.get("use_dora") else [])]
 
 
 def save_adapter(

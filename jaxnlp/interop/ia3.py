@@ -17,7 +17,7 @@ def read(said: Mapping[str, Any], modules: Any, sizes: Any, folder: pathlib.Path
     leaves, outs, ins = {}, [], []
     for place, arrays in modules.values():
         scale = arrays["ia3_l"]
-        into = scale.shape[0] == 1 and len(scale.shape) == 2
+        into = scale.ndim == 2 and scale.shape[0] == 1
         inputs, parts = inputs_of(place, sizes), outputs_of(place, sizes)
         wanted = math.prod(inputs) if into else sum(map(math.prod, parts))
         if scale.size != wanted:
@@ -31,7 +31,7 @@ def read(said: Mapping[str, Any], modules: Any, sizes: Any, folder: pathlib.Path
                 own = scale.reshape(-1)[starts[i] : starts[i + 1]].reshape(out)
                 leaves[*path, OUT] = np.ascontiguousarray(own, np.float32)
                 outs.append("/".join(path))
-    return IA3(outputs=patterns(outs), inputs=patterns(ins)), leaves
+    return IA3(outputs=patterns(outs, sizes), inputs=patterns(ins, sizes)), leaves
 
 
 def write(flat: Any, known: Mapping[str, Place]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

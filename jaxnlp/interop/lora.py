@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxnlp.errors import UserError
+from jaxnlp.interop.adapter_config import of_module, positive, rate
 from jaxnlp.interop.places import CONFIG, WEIGHTS, Place, inputs_of, outputs_of, patterns
 from jaxnlp.peft.lora import MAGNITUDE, A, B, LoRA
 from jaxnlp.peft.tuning import Tuning
@@ -19,49 +20,45 @@ from jaxnlp.peft.tuning import Tuning
 
 def read(said: Mapping[str, Any], modules: Any, sizes: Any, folder: pathlib.Path) -> tuple[LoRA, dict[Any, np.ndarray]]:
     """(method, tuned leaves by path of an unrolled model). sizes: shapes of ours by path."""
-    pattern = said.get("alpha_pattern") or {}
-    rank = said["r"]
-    scale = said["lora_alpha"] / (math.sqrt(rank) if said.get("use_rslora") else rank)
+    path = folder / CONFIG
+    rank, alpha = positive(said, "r", path), float(positive(said, "lora_alpha", path, float))
+    grown = math.sqrt if said.get("use_rslora") else float
     leaves, targets = {}, []
-    for place, arrays in modules.values():
+    for module, (place, arrays) in modules.items():
         table = place.tensor.kind == "table"
-        a, b = (arrays.get(f"lora_embedding_{x}" if table else f"lora_{x}") for x in "AB")
-        if a is None or b is None:
-            raise UserError(f"{folder / WEIGHTS}: {place.name} has only one of its two low-rank matrices")
-        own_scale = scale
-        if a.shape[0] != rank or pattern:
-            own_alpha = _matching(pattern, place.name, said["lora_alpha"])
-            own_scale = own_alpha / (math.sqrt(a.shape[0]) if said.get("use_rslora") else a.shape[0])
-        parts = outputs_of(place, sizes)
-        inputs = inputs_of(place, sizes)
-        if a.shape[1:] != (math.prod(inputs),) or b.shape != (sum(map(math.prod, parts)), a.shape[0]):
+        a, b = (arrays[f"lora_embedding_{x}" if table else f"lora_{x}"] for x in "AB")
+        own_rank = of_module(said, "rank_pattern", module, path, rank)
+        own_scale = of_module(said, "alpha_pattern", module, path, alpha) / grown(own_rank)
+        inputs, parts = inputs_of(place, sizes), outputs_of(place, sizes)
+        asked = ((own_rank, math.prod(inputs)), (sum(map(math.prod, parts)), own_rank))
+        if (a.shape, b.shape) != asked:
             raise UserError(
-                f"{folder / WEIGHTS}: {place.name} has low-rank matrices of shapes {a.shape} and {b.shape}; the model "
-                f"asks for ({a.shape[0]}, {math.prod(inputs)}) and ({sum(map(math.prod, parts))}, {a.shape[0]})"
+                f"{folder / WEIGHTS}: {module} has low-rank matrices of shapes {a.shape} and {b.shape}; the model asks "
+                f"for {asked[0]} and {asked[1]}, of rank {own_rank} as {CONFIG} has it"
             )
+        lengths = arrays.get("lora_magnitude_vector")
+        if lengths is not None and lengths.size != b.shape[0]:
+            raise UserError(f"{folder / WEIGHTS}: {module} has {lengths.size} lengths (DoRA); expected {b.shape[0]}")
         starts = np.cumsum([0, *map(math.prod, parts)])
-        for i, (path, out) in enumerate(zip(place.paths, parts, strict=True)):
+        for i, (ours, out) in enumerate(zip(place.paths, parts, strict=True)):
             own_a, own_b = _block(a, b[starts[i] : starts[i + 1]], i, len(parts), rank, place.name, folder)
-            leaves[*path, A] = np.ascontiguousarray(own_a.T.reshape(*inputs, rank), np.float32)
-            leaves[*path, B] = np.ascontiguousarray((own_b.T * (own_scale / scale)).reshape(rank, *out), np.float32)
-            if "lora_magnitude_vector" in arrays:
-                part = arrays["lora_magnitude_vector"].reshape(-1)[starts[i] : starts[i + 1]]
-                leaves[*path, MAGNITUDE] = np.ascontiguousarray(part.reshape(out), np.float32)
-            targets.append("/".join(path))
+            own_b = own_b.astype(np.float32) * (own_scale / (alpha / grown(rank)))
+            leaves[*ours, A] = np.ascontiguousarray(own_a.T.reshape(*inputs, rank), np.float32)
+            leaves[*ours, B] = np.ascontiguousarray(own_b.T.reshape(rank, *out), np.float32)
+            if lengths is not None:
+                part = lengths.reshape(-1)[starts[i] : starts[i + 1]]
+                leaves[*ours, MAGNITUDE] = np.ascontiguousarray(part.reshape(out), np.float32)
+            targets.append("/".join(ours))
     method = LoRA(
-        targets=patterns(targets),
+        targets=patterns(targets, sizes),
         rank=rank,
-        alpha=float(said["lora_alpha"]),
-        dropout_rate=float(said.get("lora_dropout") or 0.0),
+        alpha=alpha,
+        dropout_rate=rate(said, "lora_dropout", path),
         rank_stabilized=bool(said.get("use_rslora")),
         dora=bool(said.get("use_dora")),
         tied=False,  # PEFT never adapts the output map with the table that it is
     )
     return method, leaves
-
-
-def _matching(pattern: Mapping[str, Any], name: str, default: float) -> float:
-    return next((x for key, x in pattern.items() if name == key or name.endswith(f".{key}")), default)
 
 
 def _block(a, b, i: int, parts: int, rank: int, name: str, folder):

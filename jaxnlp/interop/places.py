@@ -49,7 +49,21 @@ def outputs_of(place: Place, sizes: Any) -> list[tuple[int, ...]]:
     return [sizes[path][num_in:] for path in place.tensor.paths]
 
 
-def patterns(paths: Sequence[str]) -> tuple[str, ...]:
-    """Paths of modules as patterns, with the numbers of blocks left open, so that they fit a scanned model too."""
-    parts = (path.split("/") for path in paths)
-    return tuple(dict.fromkeys("/".join("block*" if p.startswith("block_") else p for p in path) for path in parts))
+def patterns(paths: Sequence[str], sizes: Any) -> tuple[str, ...]:
+    """Paths of modules as patterns: with the numbers of blocks left open, so that they fit a scanned model too, where
+    every layer's is there; else as they are. sizes: shapes of an unrolled model by path."""
+    layers, there = layers_of(sizes), set(paths)
+    return tuple(dict.fromkeys(opened(path) if there.issuperset(layers[opened(path)]) else path for path in paths))
+
+
+def layers_of(sizes: Any) -> dict[str, list[str]]:
+    """Paths of the modules that differ by their layer alone, by their one pattern. sizes: as above."""
+    found: dict[str, list[str]] = {}
+    for module in dict.fromkeys(path.rpartition("/")[0] for path in sizes):
+        found.setdefault(opened(module), []).append(module)
+    return found
+
+
+def opened(path: str) -> str:
+    """A path with the numbers of blocks left open."""
+    return "/".join("block*" if part.startswith("block_") else part for part in path.split("/"))

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from jaxnlp.errors import UserError
+from jaxnlp.interop.adapter_config import positive
+from jaxnlp.interop.places import CONFIG
 from jaxnlp.peft.prefix import KEY, VALUE, Prefix
 from jaxnlp.peft.prompt import PROMPT, Prompt
 from jaxnlp.peft.tuning import Tuning
@@ -26,7 +28,7 @@ def read(said: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: Any
     """(method, tuned leaves by path of an unrolled model) of a file of theirs."""
     if list(tensors) != [TABLE]:
         raise UserError(f"{path}: has tensors {', '.join(tensors)}; expected {TABLE} alone")
-    table, P = tensors[TABLE], said["num_virtual_tokens"]
+    table, P = tensors[TABLE], positive(said, "num_virtual_tokens", path.with_name(CONFIG))
     kind, parts = said["peft_type"], said.get("num_transformer_submodules") or 1
     encoder_decoder = getattr(config, "encoder_decoder", False)
     if encoder_decoder and kind == "PREFIX_TUNING":

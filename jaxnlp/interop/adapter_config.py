@@ -1,0 +1,95 @@
+"""adapter_config.json of PEFT: the fields that are read here, those that may say anything, and no others.
+
+A field that is not known here could change what an adapter computes, so it may only be empty: null, false, [] or {}.
+"""
+
+import math
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxnlp.errors import UserError
+from jaxnlp.interop import huggingface
+
+READ = {
+    *("peft_type", "bias", "init_lora_weights", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"),
+    *("use_rslora", "use_dora", "num_virtual_tokens", "num_transformer_submodules"),
+}
+SILENT = {  # of where an adapter comes from and how it was made; where it acts, its tensors say
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("target_modules", "exclude_modules", "feedforward_modules", "layers_to_transform", "layers_pattern"),
+    *("fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config", "init_ia3_weights"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # of values of init_lora_weights
+    *("token_dim", "num_attention_heads", "num_layers", "prompt_tuning_init", "prompt_tuning_init_text"),
+    *("tokenizer_name_or_path", "tokenizer_kwargs", "encoder_reparameterization_type", "encoder_hidden_size"),
+    *("encoder_num_layers", "encoder_dropout", "prefix_projection", "init_weights"),
+}
+INITS = (True, False, "gaussian", "eva", "orthogonal")  # of which nothing is left once the file's tensors are read
+
+
+def read(path: pathlib.Path, kinds: Sequence[str]) -> dict[str, Any]:
+    """The fields, of an adapter of one of the kinds (`peft_type`).
+
+    Raises:
+        UserError: a file that is not there, or no JSON object; another kind; a setting that is not supported.
+    """
+    said = huggingface.read_json(path)
+    kind = said.get("peft_type")
+    if kind not in kinds:
+        raise UserError(f"{path}: peft_type={kind!r} is not supported; expected one of {', '.join(kinds)}")
+    if said.get("bias", "none") != "none":
+        raise UserError(f"{path}: bias={said['bias']!r} is not supported; expected 'none'")
+    init = said.get("init_lora_weights", True)
+    if init not in INITS:
+        raise UserError(
+            f"{path}: init_lora_weights={init!r} is not supported; expected one of {', '.join(map(str, INITS))}: PEFT "
+            "may change the base's parameters too as it reads such an adapter; make it a plain LoRA there, with "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    for field, value in said.items():
+        if field not in READ | SILENT and value not in (None, False, [], {}):
+            raise UserError(
+                f"{path}: {field}={value!r} is not supported; expected null, false or nothing in it: it may change "
+                "what the adapter computes"
+            )
+    return said
+
+
+def positive(said: Mapping[str, Any], field: str, path: pathlib.Path, kind: type = int) -> Any:
+    """A field's number, above 0. kind: int, or float for any number. Raises UserError where it is none."""
+    value: Any = said.get(field)
+    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        told = f"{field}={value!r}" if field in said else f"has no field {field}"
+        expected = "a positive whole number" if kind is int else "a positive number"
+        raise UserError(f"{path}: {told}; expected {expected}; put in what the adapter was trained with")
+    return value
+
+
+def rate(said: Mapping[str, Any], field: str, path: pathlib.Path) -> float:
+    """A field's probability in [0, 1); of a field that is not there 0. Raises UserError where it is none."""
+    value = said.get(field) or 0.0
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UserError(f"{path}: {field}={value!r}; expected a probability in [0, 1)")
+    return float(value)
+
+
+def of_module(said: Mapping[str, Any], field: str, module: str, path: pathlib.Path, default: Any) -> Any:
+    """A module's own rank or alpha: of the first pattern that matches the end of its name, as in PEFT, or the default.
+
+    Args:
+        field: "rank_pattern" or "alpha_pattern": {regular expression: number}. module: its name in the file.
+    """
+    patterns = said.get(field) or {}
+    if not isinstance(patterns, dict):
+        raise UserError(f"{path}: {field}={patterns!r}; expected an object of patterns and numbers")
+    for pattern in patterns:
+        try:
+            hit = re.match(rf"(.*\.)?({pattern})$", module)  # peft.utils.other.get_pattern_key
+        except re.error as e:
+            raise UserError(f"{path}: {field} has {pattern!r}, which is no regular expression ({e})") from None
+        if hit:
+            name = f"{field}[{pattern!r}]"
+            return positive({name: patterns[pattern]}, name, path, type(default))
+    return default
