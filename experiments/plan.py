@@ -122,7 +122,8 @@ def resolved(experiment: Any) -> Any:
     from jaxnlp.train.experiment import trunk
     from jaxnlp.train.loop import prepare
 
-    if trunk(experiment.model).vocab_size is None:
+    tells = getattr(experiment.tuning, "text", None) or getattr(experiment.layout, "num_places", 0)
+    if trunk(experiment.model).vocab_size is None or tells:
         return prepare(experiment)[0]
     configs.check(experiment)
     return dataclasses.replace(experiment, data=pipeline.resolved(experiment.data))

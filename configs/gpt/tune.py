@@ -1,11 +1,13 @@
 """Tuning a few parameters of a trained GPT, as a language model or on a task of `configs/gpt/finetune.py`.
 
 The variant is METHOD,RUN or METHOD,RUN,TASK, or METHOD alone for a dry run, on a base that is drawn; methods: lora,
-qlora, dora, adapter, ia3, bitfit, prefix, prompt (docs/peft.md).
+qlora, dora, rslora, lora+, adapter (Houlsby's), pfeiffer, ia3, bitfit, full, prefix, prefix-mlp, prompt, and ptuning,
+whose vectors stand around a task's texts, within a template, and in front of a language model's (docs/peft.md).
 
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
   python -m experiments.train --config=configs/gpt/tune.py:lora,runs/tiny --workdir=runs/tiny-lora
   python -m experiments.train --config=configs/gpt/tune.py:adapter,runs/tiny,classify --workdir=runs/topics-adapter
+  python -m experiments.train --config=configs/gpt/tune.py:ptuning,runs/tiny,classify --workdir=runs/topics-ptuning
 """
 
 import dataclasses
@@ -13,27 +15,35 @@ import dataclasses
 from configs.gpt import finetune
 from configs.gpt.tiny import get_config as pretraining
 from jaxnlp.data.from_run import FromRun
+from jaxnlp.data.tasks.layout import PLACE, Template
 from jaxnlp.errors import UserError
 from jaxnlp.optim import OptimConfig
-from jaxnlp.peft.adapter import Adapter
+from jaxnlp.peft.adapter import PFEIFFER, Adapter
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.peft.partial import BitFit
+from jaxnlp.peft.partial import BitFit, Full
 from jaxnlp.peft.prefix import Prefix
-from jaxnlp.peft.prompt import Prompt
+from jaxnlp.peft.prompt import Prompt, PTuning
 from jaxnlp.train import pretrained
 from jaxnlp.train.experiment import Experiment
 from jaxnlp.train.pretrained import Pretrained
 
+MAPS = ("query", "value", "up", "down")
 METHODS = {
-    "lora": LoRA(rank=8, targets=("query", "value", "up", "down")),
-    "qlora": LoRA(rank=8, targets=("query", "value", "up", "down"), base_dtype="nf4"),
-    "dora": LoRA(rank=8, targets=("query", "value", "up", "down"), dora=True),
+    "lora": LoRA(rank=8, targets=MAPS),
+    "qlora": LoRA(rank=8, targets=MAPS, base_dtype="nf4"),
+    "dora": LoRA(rank=8, targets=MAPS, dora=True),
+    "rslora": LoRA(rank=8, targets=MAPS, rank_stabilized=True),
+    "lora+": LoRA(rank=8, targets=MAPS, b_rate=16.0),
     "adapter": Adapter(bottleneck=16),
+    "pfeiffer": Adapter(targets=PFEIFFER, bottleneck=16),
     "ia3": IA3(),
     "bitfit": BitFit(),
+    "full": Full(),
     "prefix": Prefix(length=8),
+    "prefix-mlp": Prefix(length=8, hidden_dim=64),
     "prompt": Prompt(length=8),
+    "ptuning": PTuning(length=8, encoder="lstm"),
 }
 
 
@@ -46,7 +56,8 @@ def get_config(variant: str = "lora") -> Experiment:
         )
     optim = OptimConfig(learning_rate=5e-3, warmup_steps=20, weight_decay=0.0)
     if task:
-        return dataclasses.replace(finetune.get_config(f"{task},{run}"), tuning=METHODS[method], optim=optim)
+        e = dataclasses.replace(finetune.get_config(f"{task},{run}"), tuning=METHODS[method], optim=optim)
+        return within_template(e, METHODS[method]) if isinstance(METHODS[method], PTuning) else e
     e = dataclasses.replace(pretraining(), optim=optim, tuning=METHODS[method])
     if not run:
         data = dataclasses.replace(e.data, attend_across_documents=True)
@@ -54,3 +65,14 @@ def get_config(variant: str = "lora") -> Experiment:
     data = dataclasses.replace(e.data, tokenizer=FromRun(path=run), attend_across_documents=True)
     e = dataclasses.replace(e, model=pretrained.model(run), data=data)
     return dataclasses.replace(e, init_from=Pretrained(path=run), steps=500, eval_every=100, checkpoint_every=100)
+
+
+def within_template(e: Experiment, method: PTuning) -> Experiment:
+    """The task with the prompt's places around its texts, half on either side, and no loss of the places as words."""
+    half = method.length // 2 * PLACE
+    layout = Template(text=f"{half}{{text}}{half}", layout=e.data.examples.layout)
+    tokenizer = dataclasses.replace(e.data.tokenizer, specials=(*e.data.tokenizer.specials, PLACE))
+    data = dataclasses.replace(
+        e.data, tokenizer=tokenizer, examples=dataclasses.replace(e.data.examples, layout=layout)
+    )
+    return dataclasses.replace(e, data=data, objective=dataclasses.replace(e.objective, lm_weight=0.0))

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.calls import Call
@@ -47,14 +48,18 @@ class Prompt(Method):
 
     length: P. targets: the table of the words' vectors; its module reads the tokens, and what it returns for the
         prompt's places is dropped.
-    init: "random" (of the table's deviation), "vocabulary" (vectors of words drawn at random) or "ids".
-    ids: of the words whose vectors it begins as, as those of a text that tells the task; repeated or cut to length.
-    placeholder: id of a token: the prompt's vectors stand where that is, in turn, inside the text; None: in front.
+    init: "random" (of the table's deviation), "vocabulary" (vectors of the words of `text`, else of words drawn at
+        random) or "ids".
+    text: that tells the task, as "Which package is this from?". A run makes `ids` of it with its tokenizer.
+    ids: of the words whose vectors it begins as; fewer than `length` are repeated.
+    placeholder: id of a token: the prompt's vectors stand where that is, in turn, inside the text; None: in front, or
+        where `data.tasks.layout.Template` has places for them, by which a run fills this in.
     """
 
     length: int = 20
     targets: tuple[str, ...] = ("embed",)
     init: str = "vocabulary"
+    text: str | None = None
     ids: tuple[int, ...] = ()
     placeholder: int | None = None
 
@@ -64,8 +69,37 @@ class Prompt(Method):
             raise FieldError("length", self.length, "expected a positive number of vectors")
         if self.init not in INITS:
             raise FieldError("init", self.init, f"expected one of {', '.join(INITS)}")
-        if (self.init == "ids") != bool(self.ids):
+        if self.text is not None:
+            if not self.text or self.init != "vocabulary":
+                raise FieldError("text", self.text, "expected a text with init='vocabulary', or None")
+        elif (self.init == "ids") != bool(self.ids):
             raise FieldError("ids", self.ids, "expected ids of tokens with init='ids', and none without")
+        elif len(self.ids) > self.length:
+            raise FieldError("length", self.length, f"ids has {len(self.ids)}; use length={len(self.ids)}, or fewer")
+
+    def resolved(self, tokenizer, placeholder):
+        ids = self.ids
+        if self.text is not None:
+            ids = tuple(map(int, tokenizer.encode_batch([self.text])[0]))
+            if not 0 < len(ids) <= self.length:
+                told = f"is {len(ids)} tokens, for tuning.length={self.length} vectors"
+                told += f"; use tuning.length={len(ids)}, or a shorter text" if ids else "; expected a longer text"
+                raise FieldError("tuning.text", self.text, told)
+        return dataclasses.replace(self, ids=ids, placeholder=self.placeholder if placeholder is None else placeholder)
+
+    def check_batch(self, batch):
+        if self.placeholder is None:
+            return
+        tokens, segments = ("inputs", "input_segments") if "inputs" in batch else ("tokens", "segment_ids")
+        places = np.sum(batch[tokens] == self.placeholder, axis=-1)
+        wrong = (places != self.length) & (np.max(batch[segments], axis=-1) > 0)  # rows that fill up a batch have none
+        if wrong.any():
+            row, count = int(np.argwhere(wrong)[0][0]), int(places[wrong][0])
+            raise UserError(
+                f"tuning.placeholder={self.placeholder}: row {row} of a batch has this token {count} times; expected "
+                f"tuning.length={self.length} of them, a place for each vector; write them with "
+                "data.examples.layout=Template(...), or use placeholder=None for vectors in front"
+            )
 
     @property
     def front(self) -> int:
@@ -93,12 +127,13 @@ class Prompt(Method):
 
         def begin(key, own):
             words = own[TABLE]
+            if self.text is not None and not self.ids:
+                raise FieldError("tuning.text", self.text, "a run makes ids of it; here use .resolved(tokenizer, None)")
             if self.init == "random":
                 return jnp.std(words) * jax.random.normal(key, (self.length, width))
-            ids = jnp.asarray(self.ids or (0,))[jnp.arange(self.length) % max(len(self.ids), 1)]
-            if self.init == "vocabulary":
-                ids = jax.random.choice(key, rows, (self.length,), replace=self.length > rows)
-            return words[ids]
+            if self.ids:
+                return words[np.resize(self.ids, self.length)]
+            return words[jax.random.choice(key, rows, (self.length,), replace=self.length > rows)]
 
         return {PROMPT: Leaf((self.length, width), ("length", table.axes[-1]), begin)}
 
@@ -164,6 +199,8 @@ class PTuning(Prompt):
     init: str = "random"
 
     def check(self) -> None:
+        if self.text is not None:
+            raise FieldError("text", self.text, "the encoder makes the vectors; expected None, or Prompt(text=...)")
         super().check()
         if self.encoder not in ENCODERS:
             raise FieldError("encoder", self.encoder, f"expected one of {', '.join(ENCODERS)}")

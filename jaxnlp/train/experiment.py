@@ -8,11 +8,13 @@ import jax
 
 from jaxnlp.data.packing import Packed
 from jaxnlp.data.pipeline import DataConfig, resolved
+from jaxnlp.data.tasks.layout import Template
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.optim import OptimConfig, make_schedule
 from jaxnlp.peft.method import Method
+from jaxnlp.peft.prompt import Prompt
 from jaxnlp.sharding.rules import Sharding, as_tuple
 
 
@@ -106,6 +108,7 @@ class Experiment:
                 "data.seq_len", self.data.seq_len, f"longer than model.max_len={longest}; raise that or shorten this"
             )
         self._check_examples()
+        self._check_template()
         make_schedule(self.optim, self.steps)
 
     def _check_examples(self) -> None:
@@ -114,6 +117,22 @@ class Experiment:
             fits = "TextPairs() or SpanCorruption(), with objective=Seq2Seq()" if not pairs else "Packed()"
             found, model = f"{type(self.data.examples).__name__}()", type(self.model).__name__
             raise FieldError("data.examples", found, f"not what model={model}() reads; use {fits}")
+
+    def _check_template(self) -> None:
+        layout, tuning = self.layout, self.tuning
+        if not isinstance(layout, Template) or not layout.num_places:
+            return
+        if not isinstance(tuning, Prompt):
+            told = f"{layout.place} stands for vectors of a prompt; expected tuning=PTuning(length={layout.num_places})"
+            raise FieldError("data.examples.layout.text", layout.text, told)
+        if tuning.length != layout.num_places:
+            has = f"has {layout.num_places} times {layout.place}, for tuning.length={tuning.length} vectors"
+            raise FieldError("data.examples.layout.text", layout.text, f"{has}; expected one place for each")
+
+    @property
+    def layout(self) -> Any:
+        """Of the texts of a labelled task; None of other data."""
+        return getattr(self.data.examples, "layout", None)
 
 
 def trunk(model: Any) -> Any:
@@ -182,6 +201,10 @@ def resolve(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     """
     experiment = dataclasses.replace(experiment, data=resolved(experiment.data))
     check_classes(experiment)
+    if isinstance(experiment.tuning, Method):
+        layout = experiment.layout
+        place = layout.place_id(tokenizer) if isinstance(layout, Template) and layout.num_places else None
+        experiment = dataclasses.replace(experiment, tuning=experiment.tuning.resolved(tokenizer, place))
     model, size = experiment.model, trunk(experiment.model).vocab_size
     if size is None:
         return dataclasses.replace(experiment, model=with_trunk(model, vocab_size=tokenizer.vocab_size))

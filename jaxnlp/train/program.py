@@ -97,13 +97,20 @@ class Program:
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """This process's rows as global arrays on the mesh. An only process's stay as they are: `step` places them."""
+        self._check((batch,))
         return self._put(batch, self.batch_sharding, ())
 
     def put_stack(self, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
         """Several batches as one, with a leading axis, for `steps_per_call`."""
+        self._check(batches)
         stack = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
         sharding = NamedSharding(self.mesh, PartitionSpec(None, *self.batch_sharding.spec))
         return self._put(stack, sharding, (len(batches),))
+
+    def _check(self, batches):
+        if self.tuning is not None:
+            for batch in batches:
+                self.tuning.method.check_batch(batch)
 
     def _put(self, batch, sharding, lead):
         if jax.process_count() == 1:

@@ -1,18 +1,24 @@
 """A tuned run through the entry points: planned, evaluated, looked at, and written merged or as an adapter."""
 
+import dataclasses
 import json
 
 import jax
 import pytest
 
+from configs.gpt import finetune
+from configs.gpt.tune import METHODS, within_template
 from jaxnlp import cli
+from jaxnlp import config as configs
 from jaxnlp.errors import UserError
 from jaxnlp.interop.huggingface import load as load_huggingface
 from jaxnlp.peft import files
+from jaxnlp.peft.prompt import PTuning
 from jaxnlp.train.load import load as load_run
 from tests.entry import run
 
 FILE, TUNED = "configs/gpt/tune.py", "tests/experiments/small_tuned.py"
+PROMPTED = "tests/experiments/small_prompted.py"
 
 
 @pytest.mark.parametrize("variant", ["lor,runs/tiny", "lora,,classify", "lora,runs/tiny,classify,x"])
@@ -54,3 +60,33 @@ def test_the_entry_points_know_a_tuned_run(runs, corpus, tmp_path):
     assert len(tensors) == len(jax.tree.leaves(found.program.abstract.params))
     done = run("experiments.export", f"--workdir={runs / 'base'}", "--adapter", f"--out={tmp_path / 'x'}")
     assert done.code == 2 and "tuned no adapter" in done.err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_of_the_config_is_one_that_can_run(method):
+    e = cli.load(f"{FILE}:{method}")
+    configs.check(e)
+    assert e.tuning == METHODS[method]
+
+
+def test_the_prompts_of_p_tuning_stand_around_a_tasks_texts():
+    for task in ("classify", "entail", "choice"):
+        base = finetune.get_config(task)
+        e = within_template(base, PTuning(length=4))
+        e = dataclasses.replace(e, tuning=PTuning(length=4))
+        configs.check(e)
+        assert e.data.examples.layout.text == "<prompt><prompt>{text}<prompt><prompt>"
+        assert e.data.tokenizer.specials == (*base.data.tokenizer.specials, "<prompt>") and not e.objective.lm_weight
+
+
+@pytest.mark.slow
+def test_a_text_by_flag_is_what_the_prompt_begins_as_and_the_run_goes_on(corpus, tmp_path):
+    given = (f"--config={PROMPTED}:{corpus}", f"--workdir={tmp_path}", "--config.tuning.text=What follows?")
+    done = run("experiments.train", *given)
+    assert done.code == 2 and "tuning.text='What follows?': is 13 tokens, for tuning.length=4 vectors" in done.err
+    for steps in (4, 8):
+        done = run("experiments.train", *given, "--config.tuning.length=14", f"--config.steps={steps}")
+        assert done.code == 0, done.err
+    assert "resuming at step 4 of 8" in done.err
+    tuning = json.loads((tmp_path / "config.json").read_text())["tuning"]
+    assert bytes(tuning["ids"]) == b"What follows?" and tuning["text"] == "What follows?"

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxnlp.data.tokenizer import ByteTokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.t5 import T5Config
 from jaxnlp.nn.positions import Alibi, Rotary
 from jaxnlp.peft.method import SHARED
 from jaxnlp.peft.prefix import KEY, VALUE, Prefix
-from jaxnlp.peft.prompt import Prompt, PTuning
+from jaxnlp.peft.prompt import PROMPT, Prompt, PTuning
 from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
 from jaxnlp.trees import join
@@ -149,6 +150,34 @@ def test_an_encoder_decoder_has_prefixes_on_its_encoder_and_across():
         assert float(jnp.max(jnp.abs(out - make_apply(module)(base, *inputs)))) > 1e-4
 
 
+def test_a_text_is_the_ids_that_a_tokenizer_makes_of_it():
+    text, ids = Prompt(length=5, text="\x04\t\x02"), Prompt(length=5, init="ids", ids=(4, 9, 2))
+    found = text.resolved(ByteTokenizer(), None)
+    assert found.ids == ids.ids and found.resolved(ByteTokenizer(), None) == found
+    (_, base, tuned, _, _), (_, _, wanted, _, _) = (begun(MODELS["gpt"], method) for method in (found, ids))
+    np.testing.assert_array_equal(tuned["embed"][PROMPT], wanted["embed"][PROMPT])
+    np.testing.assert_array_equal(wanted["embed"][PROMPT], base["embed"]["embedding"][jnp.array([4, 9, 2, 4, 9])])
+    with pytest.raises(FieldError, match=r"^tuning.text='abcdef': is 6 tokens, for tuning.length=5 vectors; use"):
+        Prompt(length=5, text="abcdef").resolved(ByteTokenizer(), None)
+    with pytest.raises(FieldError, match="tuning.text=.*a run makes ids of it"):
+        begun(MODELS["gpt"], text)
+
+
+def test_each_row_has_a_place_for_each_vector():
+    method = PTuning(length=2, placeholder=7)
+    segments = np.array([[[1, 1, 1, 1], [1, 1, 1, 0]], [[0] * 4] * 2])
+    tokens = np.array([[[7, 1, 7, 2], [1, 7, 7, 7]], [[7] * 4] * 2])
+    method.check_batch({"tokens": tokens[:, :1], "segment_ids": segments[:, :1]})
+    for i, (row, count) in enumerate((([1, 7, 7, 7], 3), ([1, 2, 3, 4], 0))):
+        tokens[0, 1] = row
+        with pytest.raises(UserError, match=f"tuning.placeholder=7: row 0 of a batch has this token {count} times"):
+            method.check_batch({"tokens": tokens, "segment_ids": segments})
+        read = {"inputs": tokens[0], "input_segments": segments[0], "tokens": tokens[0] * 0}
+        with pytest.raises(UserError, match=f"row 1 .* has this token {count} times; expected tuning.length=2"):
+            method.check_batch({**read, "segment_ids": segments[0]})
+        assert Prompt(length=i + 1).check_batch({}) is None
+
+
 def test_what_cannot_work_is_told():
     config = MODELS["gpt"]
     tuning, base, tuned, apply, _ = begun(config, Prompt(length=12, init="random"))
@@ -158,6 +187,10 @@ def test_what_cannot_work_is_told():
         (Prompt(length=0), "^length=0"),
         (Prompt(init="text"), "^init='text'"),
         (Prompt(init="ids"), "^ids="),
+        (Prompt(length=2, init="ids", ids=(1, 2, 3)), "^length=2: ids has 3; use length=3"),
+        (Prompt(text=""), "^text=''"),
+        (Prompt(text="a", init="random"), "^text='a': expected a text with init='vocabulary'"),
+        (PTuning(text="a"), "^text='a': the encoder makes the vectors"),
         (Prompt(ids=(1,)), "^ids="),
         (PTuning(encoder="gru"), "^encoder='gru'"),
         (PTuning(init="vocabulary"), "^init="),

@@ -3,6 +3,7 @@
   EncoderLayout   [CLS] a [SEP]              [CLS] a [SEP] b [SEP], types 0 up to the first [SEP] and 1 after it
   RobertaLayout   <s> a </s>                 <s> a </s> </s> b </s>, all of type 0
   DecoderLayout   <start> a <extract>        <start> a <delimiter> b <extract>, all of type 0
+  Template        any of these, with words and places for a prompt's vectors before and after the texts
 
 Devlin et al. 2019, arXiv:1810.04805, section 4 and figure 4; Liu et al. 2019, arXiv:1907.11692; Radford et al. 2018
 ("Improving language understanding by generative pre-training"), section 3.3 and figure 1.
@@ -19,6 +20,7 @@ from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 
 Ids = Many[int]
+TEXTS, PLACE = "{text}", "<prompt>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +47,6 @@ class EncoderLayout:
     def specials(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         return tuple(special(tokenizer, self, name) for name in ("cls", "sep"))
 
-    def overhead(self, num_texts: int) -> int:
-        """Special tokens in a sequence of so many texts."""
-        return 1 + num_texts
-
     def sequence(self, texts: Many[Ids], specials: tuple[int, ...]) -> Sequence:
         cls, sep = specials
         parts = [[cls, *texts[0], sep], *([*text, sep] for text in texts[1:])]
@@ -67,9 +65,6 @@ class RobertaLayout:
 
     def specials(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         return tuple(special(tokenizer, self, name) for name in ("cls", "sep"))
-
-    def overhead(self, num_texts: int) -> int:
-        return 2 * num_texts
 
     def sequence(self, texts: Many[Ids], specials: tuple[int, ...]) -> Sequence:
         cls, sep = specials
@@ -95,15 +90,73 @@ class DecoderLayout:
     def specials(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         return tuple(special(tokenizer, self, name) for name in ("start", "delimiter", "extract"))
 
-    def overhead(self, num_texts: int) -> int:
-        return 1 + num_texts
-
     def sequence(self, texts: Many[Ids], specials: tuple[int, ...]) -> Sequence:
         start, delimiter, extract = specials
         parts = [[start, *texts[0]], *([delimiter, *text] for text in texts[1:]), [extract]]
         length = sum(map(len, parts))
         found = _join(parts, [1] * len(parts), extract=length - 1, kinds=[0] * len(parts))
         return dataclasses.replace(found, begins=found.begins[: len(texts)])
+
+
+@dataclasses.dataclass(kw_only=True)
+class Template:
+    """Another layout with a template around its texts, as P-tuning has it (Liu et al. 2021, arXiv:2103.10385).
+
+    text: as "<prompt><prompt>{text} It is about<prompt>", where {text} stands for the texts as `layout` has them; what
+        is before and after goes within its special tokens, and is never cut.
+    place: in it, where a vector of `peft.prompt.PTuning` or `Prompt` stands, and the name of the special token that
+        stands there in the data.
+    """
+
+    text: str = "<prompt>{text}"
+    place: str = PLACE
+    layout: Any = dataclasses.field(default_factory=EncoderLayout)
+
+    language_model = False  # places are no words to predict
+
+    def check(self) -> None:
+        if not self.place:
+            raise FieldError("place", self.place, f"expected the name of a special token, as {PLACE!r}")
+        if self.text.count(TEXTS) != 1:
+            raise FieldError("text", self.text, f"expected {TEXTS} in it once, where the texts stand")
+
+    @property
+    def both_orders(self) -> bool:
+        return self.layout.both_orders
+
+    @property
+    def num_places(self) -> int:
+        return self.text.count(self.place)
+
+    def place_id(self, tokenizer: Tokenizer) -> int:
+        return special(tokenizer, self, "place")
+
+    def specials(self, tokenizer: Tokenizer) -> tuple[Any, ...]:
+        """(ids before the texts, ids after them, those of the layout)."""
+        try:
+            within = self.layout.specials(tokenizer)
+        except FieldError as e:
+            raise FieldError(e.field.replace(".layout.", ".layout.layout."), e.value, e.expected) from None
+        before, after = self.text.split(TEXTS)
+        return self._ids(before, tokenizer), self._ids(after, tokenizer), within
+
+    def _ids(self, text: str, tokenizer: Tokenizer) -> list[int]:
+        first, *rest = tokenizer.encode_batch(text.split(self.place))
+        return [*first, *(i for words in rest for i in (self.place_id(tokenizer), *words))]
+
+    def sequence(self, texts: Many[Ids], specials: tuple[Any, ...]) -> Sequence:
+        before, after, within = specials
+        parts = [list(text) for text in texts]
+        parts[0] = [*before, *parts[0]]
+        parts[-1] = [*parts[-1], *after]
+        found = self.layout.sequence(parts, within)
+        first, *rest = found.begins
+        return dataclasses.replace(found, begins=(first + len(before), *rest))
+
+
+def overhead(layout: Any, num_texts: int, specials: tuple[Any, ...]) -> int:
+    """Tokens in a sequence of so many texts that are none of theirs."""
+    return len(layout.sequence([()] * num_texts, specials).tokens)
 
 
 def special(tokenizer: Tokenizer, layout: Any, field: str) -> int:

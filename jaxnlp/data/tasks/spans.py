@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxnlp.data.records import Record, text_field
 from jaxnlp.data.tasks import task
-from jaxnlp.data.tasks.layout import EncoderLayout
+from jaxnlp.data.tasks.layout import EncoderLayout, overhead
 from jaxnlp.data.tasks.offsets import Offsets, Pieces
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
@@ -87,15 +87,16 @@ class Spans:
         self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
     ) -> list[task.Example]:
         specials, pieces = self.layout.specials(tokenizer), Offsets(tokenizer)
+        others = overhead(self.layout, 2, specials)
         fits = task.Fit(length, truncate=False, remedy=REMEDY)
         found: list[task.Example] = []
         for at, part in enumerate(task.chunks(records, tell)):
             questions = tokenizer.encode_batch([text_field(r, self.question, "data.examples.question") for r in part])
             contexts = pieces([self.context_of(record) for record in part])
             for i, (record, question, context) in enumerate(zip(part, questions, contexts, strict=True)):
-                room = length - self.layout.overhead(2) - len(question)
+                room = length - others - len(question)
                 if not self.stride or room < 1:
-                    fits(record, [question, context.ids], length - self.layout.overhead(2))
+                    fits(record, [question, context.ids], length - others)
                 if self.stride > room > 0:
                     expected = f"{record.where} has room for {room} tokens of its context; expected no more than that"
                     raise FieldError("data.examples.stride", self.stride, expected)

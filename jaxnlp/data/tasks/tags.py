@@ -13,7 +13,7 @@ import numpy as np
 from jaxnlp.data.records import Record, field
 from jaxnlp.data.tasks import task
 from jaxnlp.data.tasks.classes import check_classes, class_of, found_classes
-from jaxnlp.data.tasks.layout import EncoderLayout
+from jaxnlp.data.tasks.layout import EncoderLayout, overhead
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 
@@ -63,7 +63,7 @@ class Tags:
         self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
     ) -> list[task.Example]:
         specials, fits = self.layout.specials(tokenizer), task.Fit(length, self.truncate)
-        room, found, nothing = task.room_of(length, self.layout.overhead(1)), [], 0
+        room, found, nothing = task.room_of(length, overhead(self.layout, 1, specials)), [], 0
         for part in task.chunks(records, tell):
             given = [self.listed(record, self.words, WORDS) for record in part]
             texts = [self.joiner * (i > 0) + word for words in given for i, word in enumerate(words)]

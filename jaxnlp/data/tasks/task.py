@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from jaxnlp.data.records import Record
-from jaxnlp.data.tasks.layout import Sequence, shorten
+from jaxnlp.data.tasks.layout import Sequence, overhead, shorten
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
 
@@ -98,18 +98,18 @@ def sequences(
             rows = []
             for order in orders:
                 chosen = [tokens[i] for i in order]
-                room = room_of(length, layout.overhead(len(chosen)))
+                room = room_of(length, overhead(layout, len(chosen), specials))
                 rows.append(layout.sequence(fits(record, chosen, room), specials))
             found.append(tuple(rows))
     fits.done(tell)
     return found
 
 
-def room_of(length: int, overhead: int) -> int:
-    """The tokens of text that so many special tokens leave room for. Raises FieldError where that is none."""
-    if overhead >= length:
-        raise FieldError("data.seq_len", length, f"special tokens alone take {overhead}; use far more")
-    return length - overhead
+def room_of(length: int, others: int) -> int:
+    """The tokens of text that so many others leave room for. Raises FieldError where that is none."""
+    if others >= length:
+        raise FieldError("data.seq_len", length, f"special tokens alone take {others}; use far more")
+    return length - others
 
 
 class Fit:

@@ -11,7 +11,7 @@ from jaxnlp.data.tasks import task
 from jaxnlp.data.tasks.choice import Choices
 from jaxnlp.data.tasks.classification import Classification
 from jaxnlp.data.tasks.inputs import Pair, Single, Unordered
-from jaxnlp.data.tasks.layout import DecoderLayout, EncoderLayout, RobertaLayout, shorten
+from jaxnlp.data.tasks.layout import DecoderLayout, EncoderLayout, RobertaLayout, Template, shorten
 from jaxnlp.data.tasks.regression import Regression
 from jaxnlp.data.tasks.tags import Tags
 from jaxnlp.data.tasks.text_pairs import TextPairs
@@ -19,7 +19,7 @@ from jaxnlp.data.tokenizer import ByteTokenizer
 from jaxnlp.errors import UserError
 
 NAMES = ("[CLS]", "[SEP]", "<s>", "</s>", "<start>", "<delimiter>", "<extract>")
-TOKENIZER = ByteTokenizer(NAMES)
+TOKENIZER = ByteTokenizer((*NAMES, "<prompt>"))
 CLS, SEP, S, E, START, DELIMITER, EXTRACT = (TOKENIZER.special(name) for name in NAMES)
 A, B, C, D = b"ABCD"
 FILL = TOKENIZER.separator
@@ -82,6 +82,48 @@ def test_texts_as_sequences(layout, inputs, fields, tokens, types, extract):
     assert real(batch) == [tokens] and real(batch, "types") == [types]
     assert batch["extract"].tolist() == [extract] and batch["labels"].tolist() == ["xy".index(fields["label"])]
     assert ("lm_targets" in batch) == isinstance(layout, DecoderLayout)
+
+
+P, Q = TOKENIZER.special("<prompt>"), ord("?")
+
+
+@pytest.mark.parametrize(
+    "layout, fields, tokens, types, extract",
+    [
+        (DecoderLayout(), ONE, [START, P, P, A, B, Q, P, EXTRACT], [0] * 8, 7),
+        (DecoderLayout(), TWO, [START, P, P, A, B, DELIMITER, C, Q, P, EXTRACT], [0] * 10, 9),
+        (EncoderLayout(), TWO, [CLS, P, P, A, B, SEP, C, Q, P, SEP], [0] * 6 + [1] * 4, 0),
+    ],
+)
+def test_a_template_stands_around_the_texts_within_the_layout(layout, fields, tokens, types, extract):
+    template = Template(text="<prompt><prompt>{text}?<prompt>", layout=layout)
+    assert template.num_places == 3 and template.place_id(TOKENIZER) == P
+    examples = Classification(
+        inputs=Single() if fields is ONE else Pair(), layout=template, classes=("x", "y"), truncate=True
+    )
+    batch = batch_of(examples, fields, length=10)
+    assert real(batch) == [[tokens]] and real(batch, "types") == [[types]] and "lm_targets" not in batch
+    assert batch["extract"].tolist() == [[extract]]
+    long = {name: 9 * text if name != "label" else text for name, text in fields.items()}
+    cut = real(batch_of(examples, long, length=10))[0][0]
+    assert len(cut) == 10 and cut.count(P) == 3 and cut.count(Q) == 1
+    ids = examples.encode([Record("x:0", fields)], TOKENIZER, 10, silent)[0].sequences[0]
+    assert ids.tokens[ids.begins[0]] == A and (fields is ONE or ids.tokens[ids.begins[1]] == C)
+
+
+def test_a_template_that_cannot_be_written_is_told():
+    for changes, message in (
+        ({"text": "<prompt>"}, "^text='<prompt>': expected {text} in it"),
+        ({"place": ""}, "^place"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Template(**changes).check()
+    for changes, message in (
+        ({"place": "<p>", "text": "<p>{text}"}, "^data.examples.layout.place='<p>': the vocabulary has no such"),
+        ({"layout": EncoderLayout(cls="[C]")}, r"^data.examples.layout.layout.cls='\[C\]'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            batch_of(Classification(layout=Template(**changes), classes=("x", "y")), ONE)
 
 
 def test_a_decoder_keeps_predicting_every_next_token_of_the_sequence():
