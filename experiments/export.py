@@ -22,6 +22,9 @@ OUT = flags.DEFINE_string(
 ADAPTER = flags.DEFINE_bool(
     "adapter", False, "What was tuned alone, in PEFT's layout; or if OUT ends in .safetensors, as one file."
 )
+BASE = flags.DEFINE_string(
+    "base_name", None, "With --adapter: hub id or folder where PEFT finds its base; None: what the run began from."
+)
 SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Files larger than this are split.")
 
 
@@ -29,9 +32,7 @@ def main() -> None:
     import pathlib
 
     from jaxnlp.data.tokenizer import HuggingFaceTokenizer
-    from jaxnlp.interop.adapters import save_adapter
     from jaxnlp.interop.huggingface import save
-    from jaxnlp.peft import files
     from jaxnlp.train.load import load
     from jaxnlp.trees import like
 
@@ -50,18 +51,10 @@ def main() -> None:
     if ADAPTER.value:
         if tuning is None:
             raise UserError(f"--adapter: {WORKDIR.value} tuned no adapter, it trained the model; leave the flag out")
-        source = getattr(run.saved.experiment.init_from, "path", None)
-        model = run.saved.experiment.model
-        writes = "SEQ_2_SEQ_LM" if getattr(model, "encoder_decoder", False) else "CAUSAL_LM"
-        task = writes if hasattr(model, "make_cache") else None
-        tuned = like(params, run.program.abstract.params)
-        if out.suffix == ".safetensors":
-            files.save(out, tuning, tuned, params)
-            print(f"step {run.saved.step:,}: what was tuned on {source} written to {out}, for jaxnlp.peft.files.load")
-            return
-        save_adapter(out, model, tuning, tuned, base_name=source, task_type=task)
-        print(f"step {run.saved.step:,}: what was tuned on {source} written to {out}, for PEFT's from_pretrained")
+        write_adapter(out, run, params)
         return
+    if BASE.value is not None:
+        raise UserError(f"--base_name={BASE.value}: is of adapters; expected --adapter with it")
     if tuning is not None:
         params = tuning.merge(like(params, tuning.shapes), like(params, run.program.abstract.params))
     save(
@@ -78,6 +71,27 @@ def main() -> None:
     if not known:
         kind = type(tokenizer).__name__
         print(f"note: no tokenizer.json: this run's {kind} has no form there; it stays in {WORKDIR.value}")
+
+
+def write_adapter(out: Any, run: Any, params: Any) -> None:
+    """What a run tuned, as PEFT's folder or as one file. params: the run's, as whole arrays."""
+    from jaxnlp.interop.adapters import save_adapter, task_type, trunk_alone
+    from jaxnlp.peft import files
+    from jaxnlp.trees import like
+
+    tuning, tuned = run.program.tuning, like(params, run.program.abstract.params)
+    source = BASE.value or getattr(run.saved.experiment.init_from, "path", None)
+    told = f"step {run.saved.step:,}: what was tuned on {source} written to {out}"
+    if out.suffix == ".safetensors":
+        files.save(out, tuning, tuned, params)
+        print(f"{told}, for jaxnlp.peft.files.load")
+        return
+    model, tuning, tuned, left = trunk_alone(run.saved.experiment.model, tuning, tuned)
+    save_adapter(out, model, tuning, tuned, base_name=source, task_type=task_type(model))
+    print(f"{told}, for PEFT's from_pretrained")
+    if left:
+        names = ", ".join(left)
+        print(f"note: it is the trunk's alone; {names} of the head are left behind: they stay in {WORKDIR.value}")
 
 
 def special_ids(experiment: Any, tokenizer: Any) -> dict[str, int]:

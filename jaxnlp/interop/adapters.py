@@ -178,7 +178,11 @@ def save_adapter(
         raise UserError(f"{name}(): not written in PEFT's layout; LoRA(), IA3(), Prompt(), PTuning() and Prefix() are")
     if tuning.replaced:
         names = ", ".join("/".join(path) for path in tuning.replaced[:3])
-        raise UserError(f"{folder}: parameters trained whole ({names}) have no place in PEFT's layout")
+        raise UserError(
+            f"{folder}: parameters trained whole ({names}) are not written in PEFT's layout, and the adapter is of a "
+            "model that has them; merge it, or keep all that was tuned with jaxnlp.peft.files.save "
+            "(experiments.export --adapter --out=NAME.safetensors)"
+        )
     leaves = huggingface.unstacked(tuning.expanded(tuned))
     flat = {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(leaves)}
     known = places(config)
@@ -195,6 +199,39 @@ def save_adapter(
         (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n")
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror or e})") from None
+
+
+def trunk_alone(config: Any, tuning: Tuning, tuned: Any) -> tuple[Any, Tuning, Any, list[str]]:
+    """A tuned model with a head as its trunk alone, for `save_adapter`: (config, tuning, tuned, what is left out).
+
+    Args:
+        config: of a `FineTuned` model; any other comes back as it is. tuned: parameters of `tuning`.
+    """
+    if not hasattr(config, "trunk"):
+        return config, tuning, tuned, []
+    tuned = tuning.expanded(tuned)
+    inside = lambda held: {path[1:]: x for path, x in held.items() if path[0] == "trunk"}
+    trunk = dataclasses.replace(
+        tuning,
+        targets={path: dataclasses.replace(x, path=path) for path, x in inside(tuning.targets).items()},
+        leaves=inside(tuning.leaves),
+        shared={},
+        replaced=list(inside(dict.fromkeys(tuning.replaced))),
+        outer=tuning.outer[1:] if tuning.outer else None,
+        shapes=tuning.shapes["trunk"],
+        base_axes=tuning.base_axes["trunk"],
+        blocks=inside(tuning.blocks),
+    )
+    left = {name: x for name, x in tuned.items() if name != "trunk"}
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(left)]
+    return config.trunk, trunk, tuned.get("trunk", {}), names
+
+
+def task_type(config: Any) -> str | None:
+    """By which PEFT chooses transformers' class for a model; None: it has none for this one."""
+    if hasattr(config, "make_cache"):
+        return "SEQ_2_SEQ_LM" if getattr(config, "encoder_decoder", False) else "CAUSAL_LM"
+    return "FEATURE_EXTRACTION" if tuple(getattr(config, "heads", ["none"])) in ((), ("pooler",)) else None
 
 
 def stacked(tree: Any, source: str | pathlib.Path = "") -> Any:

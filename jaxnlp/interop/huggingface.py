@@ -7,6 +7,7 @@ A family (`gpt2.py`, `bert.py`, ...) is a table of tensors and the two ways of i
 with its shape, and none may be left over: nothing is filled in or dropped in silence.
 """
 
+import dataclasses
 import fnmatch
 import json
 import pathlib
@@ -118,11 +119,11 @@ def save(
     Raises:
         UserError: a model that transformers has no class for; a folder that cannot be written.
     """
-    family = next((f for f in FAMILIES if f.accepts(config)), None)
+    family = family_of(config)
     if family is None:
         raise UserError(
-            f"save: transformers has no class for this {type(config).__name__} (its components are not those of "
-            f"{', '.join(name for f in FAMILIES for name in f.MODEL_TYPES)})"
+            f"save: transformers has no class for this {type(config).__name__}{reason(config)} (its components are not "
+            f"those of {', '.join(name for f in FAMILIES for name in f.MODEL_TYPES)})"
         )
     flat = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(unstacked(params))}
     folder = pathlib.Path(folder)
@@ -153,6 +154,20 @@ def save(
     finally:
         for path in written.values():
             path.unlink(missing_ok=True)
+
+
+def family_of(config: Any) -> Any:
+    """The family that a config of ours belongs to, or None."""
+    return next((f for f in FAMILIES if f.accepts(config)), None)
+
+
+def reason(config: Any) -> str:
+    """Why a config is of no family, as ", for its field=value"; "" where no field's default alone would make it so."""
+    for field in getattr(config, "__dataclass_fields__", {}).values():
+        made = field.default_factory() if callable(field.default_factory) else field.default
+        if made is not dataclasses.MISSING and family_of(dataclasses.replace(config, **{field.name: made})):
+            return f", for its {field.name}={getattr(config, field.name)!r}"
+    return ""
 
 
 def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:

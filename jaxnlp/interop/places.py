@@ -26,9 +26,12 @@ def places(config: Any) -> dict[str, Place]:
     Raises:
         UserError: a model that transformers has no class for.
     """
-    family = next((f for f in huggingface.FAMILIES if f.accepts(config)), None)
+    family = huggingface.family_of(config)
     if family is None:
-        raise UserError(f"{type(config).__name__}: transformers has no class for this model, so PEFT has no adapters")
+        why = huggingface.reason(config)
+        raise UserError(
+            f"{type(config).__name__}: transformers has no class for this model{why}, so PEFT has no adapters of it"
+        )
     found = {}
     for tensor in family.tensors(config):
         if tensor.kind != "vector":

@@ -12,11 +12,17 @@ import numpy as np
 import pytest
 
 from jaxnlp.errors import UserError
-from jaxnlp.interop.adapters import load_adapter, save_adapter, stacked
+from jaxnlp.interop.adapters import load_adapter, save_adapter, stacked, task_type, trunk_alone
 from jaxnlp.interop.huggingface import load, read_tensors, write_tensors
+from jaxnlp.interop.places import places
+from jaxnlp.models.bert import BertConfig
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.models.heads import FineTuned, SequenceClassification
+from jaxnlp.nn import positions
 from jaxnlp.peft.adapter import Adapter
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
+from jaxnlp.peft.prompt import PTuning
 from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import example_inputs, make_apply
 from jaxnlp.trees import join
@@ -420,3 +426,61 @@ def test_other_adapters_that_cannot_be_read_or_written(tmp_path):
     whole = plan(LoRA(rank=2, whole=("norm/*",)), config.module(), *example_inputs(config, 1, 2))
     with pytest.raises(UserError, match="parameters trained whole"):
         save_adapter(tmp_path / "x", config, whole, whole.init(jax.random.key(0), base))
+
+
+TINY = {"vocab_size": 37, "num_layers": 1, "num_heads": 2, "embed_dim": 8, "max_len": 8}
+
+
+def headed(method, rng, trunk, base):
+    """(config, tuning, params, tuned) of a model with a head on a trunk, nothing of what is tuned as it began."""
+    config = FineTuned(trunk=trunk, head=SequenceClassification(num_classes=3))
+    tuning = plan(method, config.module(), *example_inputs(config, 1, 2), head=("head/*",))
+    draw = lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32)
+    params = {**jax.tree.map(draw, {"head": tuning.shapes["head"]}), "trunk": base}
+    return config, tuning, params, jax.tree.map(draw, tuning.init(jax.random.key(0), params))
+
+
+def test_of_a_model_with_a_head_the_trunks_adapter_is_written(rng, tmp_path):
+    model = build("bert-bare")
+    model.save_pretrained(tmp_path / "model")
+    trunk, base, _ = load(tmp_path / "model")
+    config, tuning, params, tuned = headed(LoRA(targets=("query", "down"), rank=2), rng, trunk, base)
+    *given, left = trunk_alone(config, tuning, tuned)
+    assert left == ["head/bias", "head/kernel"] and task_type(given[0]) == "FEATURE_EXTRACTION"
+    save_adapter(tmp_path / "ours", *given)
+    adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
+    ids = rng.integers(3, 37, (2, 9))
+    with torch.no_grad():
+        pooled = adapted(input_ids=torch.from_numpy(ids)).pooler_output.numpy()
+    params = join(params, tuned)
+    found = jax.jit(tuning.apply(make_apply(config.module())))(params, ids[:, None])["logits"]
+    close(found, pooled @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"]))
+
+
+def test_of_a_model_with_a_head_and_an_encoder_of_prompts_the_vectors_are_written(rng, tmp_path):
+    trunk = BertConfig(**TINY, heads=("pooler",))
+    config, tuning, _, tuned = headed(PTuning(length=3, hidden_dim=5), rng, trunk, {})
+    *given, left = trunk_alone(config, tuning, tuned)
+    assert left == ["head/bias", "head/kernel"]
+    save_adapter(tmp_path, *given)
+    _, read = load_adapter(tmp_path, trunk)
+    np.testing.assert_array_equal(read["embed"]["prompt"], tuning.expanded(tuned)["trunk"]["embed"]["prompt"])
+
+
+def test_what_else_is_trained_whole_is_refused(rng, tmp_path):
+    method = LoRA(rank=2, whole=("head/*", "trunk/embed_norm/*"))
+    config, tuning, _, tuned = headed(
+        method, rng, BertConfig(**TINY, heads=()), {"embed_norm": {"bias": jnp.zeros(8), "scale": jnp.zeros(8)}}
+    )
+    *given, left = trunk_alone(config, tuning, tuned)
+    assert left == ["head/bias", "head/kernel"]
+    told = r"whole \(embed_norm/bias, embed_norm/scale\) are not written .* jaxnlp.peft.files.save"
+    with pytest.raises(UserError, match=told):
+        save_adapter(tmp_path, *given)
+
+
+def test_a_model_that_transformers_has_not_is_told_by_its_field():
+    with pytest.raises(
+        UserError, match=r"no class for this model, for its positions=Rotary\(base=100.0, scaling=None\)"
+    ):
+        places(GPTConfig(**TINY, positions=positions.Rotary(base=100.0)))

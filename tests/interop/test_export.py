@@ -1,0 +1,34 @@
+"""The entry point that writes a tuned classifier's adapter."""
+
+import json
+
+import pytest
+
+from jaxnlp.interop.adapters import load_adapter
+from jaxnlp.train.load import load
+from tests.entry import run
+
+SMALL, TUNED = "tests/experiments/small_task.py", "tests/interop/small_tuned_task.py"
+
+
+@pytest.mark.slow
+def test_a_tuned_classifiers_trunk_is_exported_and_its_head_told(tmp_path):
+    for name in ("train", "validation"):
+        lines = [json.dumps({"text": f"it is {x}", "label": x}) for x in ("good", "bad")] * 8
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    base, tuned, out = (tmp_path / name for name in ("base", "tuned", "out"))
+    for config, workdir in ((f"{SMALL}:{tmp_path}", base), (f"{TUNED}:{tmp_path},{base}", tuned)):
+        done = run("experiments.train", f"--config={config}", f"--workdir={workdir}")
+        assert done.code == 0, done.err
+    told = run("experiments.export", f"--workdir={tuned}", f"--out={out}", "--adapter", "--base_name=hub/base")
+    assert told.code == 0, told.err
+    assert f"trunk's alone; head/bias, head/kernel of the head are left behind: they stay in {tuned}" in told.out
+    said = json.loads((out / "adapter_config.json").read_text())
+    assert (said["base_model_name_or_path"], said["task_type"]) == ("hub/base", "FEATURE_EXTRACTION")
+    found = load(tuned)
+    method, leaves = load_adapter(out, found.saved.experiment.model.trunk)
+    assert method.rank == 2
+    given = found.params["trunk"]["block_0"]["attention"]["query"]["lora_b"]
+    assert (leaves["block_0"]["attention"]["query"]["lora_b"] == given).all() and given.any()
+    wrong = run("experiments.export", f"--workdir={tuned}", f"--out={out}", "--base_name=hub/base")
+    assert wrong.code == 2 and "--base_name=hub/base: is of adapters; expected --adapter" in wrong.err
