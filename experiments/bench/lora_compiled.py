@@ -47,19 +47,25 @@ def main() -> None:
         if part not in found:
             found[part] = measure()
             store(found)
-    flops = {name: taken_on(found[f"{name}, {LAYERS[0]}"], found[f"{name}, {LAYERS[1]}"]) for name in ("LoRA", "full")}
-    gigabytes = lambda size: f"{size / 1e9:.2f} GB"
-    print(f"kept by the forward pass: {gigabytes(found['activations'])}")
-    print("| step | temporaries | peak | gradients of stacks of kernels | operations |\n|---|---|---|---|---|")
+    for name in ("LoRA", "full"):
+        found[f"{name}, flops"] = taken_on(found[f"{name}, {LAYERS[0]}"], found[f"{name}, {LAYERS[1]}"])
+    found["memory ratio"] = (found["LoRA"]["temporaries"] - found["LoRA"]["trained"]) / found["activations"]
+    found["flops ratio"] = found["LoRA, flops"] / found["full, flops"]
+    store(found)
+    print(table(found))
+    print(f"kept by the forward pass: {found['activations'] / 1e9:.2f} GB")
+    print(f"temporaries, less what is trained, over what the forward pass keeps: {found['memory ratio']:.2f}x")
+    print(f"operations over full fine-tuning's: {found['flops ratio']:.2f}x")
+    print(f"written: {JSON.value}")
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = ["| step | temporaries | peak | results as large as a stack of kernels | operations |", f"|{'---|' * 5}"]
     for name in ("LoRA", "full"):
         one = found[name]
-        sizes = f"{gigabytes(one['temporaries'])} | {gigabytes(one['peak'])}"
-        print(f"| {name} | {sizes} | {one['weight gradients']} | {flops[name] / 1e12:.1f}e12 |")
-    memory = (found["LoRA"]["temporaries"] - found["LoRA"]["trained"]) / found["activations"]
-    print(f"temporaries, less what is trained, over what the forward pass keeps: {memory:.2f}x")
-    print(f"operations over full fine-tuning's: {flops['LoRA'] / flops['full']:.2f}x")
-    store(found | {"memory ratio": memory, "flops ratio": flops["LoRA"] / flops["full"]})
-    print(f"written: {JSON.value}")
+        sizes = f"{one['temporaries'] / 1e9:.2f} GB | {one['peak'] / 1e9:.2f} GB"
+        lines.append(f"| {name} | {sizes} | {one['weight gradients']} | {found[f'{name}, flops'] / 1e12:.1f}e12 |")
+    return "\n".join(lines)
 
 
 def settings() -> dict[str, Any]:

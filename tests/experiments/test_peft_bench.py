@@ -2,12 +2,20 @@
 
 import json
 
+import jax
 import pytest
 
 from configs.bert.tune_docstrings import METHODS
+from experiments.bench import lora_compiled
 from experiments.bench.peft_tables import NAMES, RATES, into_page, latency_table, quality_table
 from jaxnlp import cli
+from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.errors import UserError
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.peft.lora import LoRA
+from jaxnlp.scaling.planner import batch
+from jaxnlp.train.experiment import Experiment
+from jaxnlp.train.program import build
 from tests.entry import ROOT, run
 
 QUALITY, LATENCY = ROOT / "docs" / "peft_quality.json", ROOT / "docs" / "peft_latency.json"
@@ -109,3 +117,25 @@ def test_the_configs_rates_are_those_that_the_search_found():
     for method, rates in found["search"].items():
         assert METHODS[method][1] == float(max(rates, key=rates.__getitem__)), method
         assert {run["rate"] for run in found["runs"][method].values()} == {METHODS[method][1]}, method
+
+
+def test_a_lora_step_as_compiled_is_within_its_bars_and_on_the_page():
+    page, found = (
+        (ROOT / "docs" / "peft.md").read_text(),
+        json.loads((ROOT / "docs" / "lora_compiled.json").read_text()),
+    )
+    assert lora_compiled.table(found) in page
+    assert f"{found['memory ratio']:.2f} times the {found['activations'] / 1e9:.2f} GB" in page
+    assert f"{found['flops ratio']:.2f} of full fine-tuning's operations" in page
+    assert found["memory ratio"] < 1.15 and found["flops ratio"] < 0.7
+    assert found["LoRA"]["weight gradients"] == 0 < found["full"]["weight gradients"]
+
+
+def test_a_compiled_lora_step_has_no_result_of_the_shape_of_a_kernel():
+    model = GPTConfig(vocab_size=32, max_len=8, num_layers=3, num_heads=2, embed_dim=12, scan_layers=True)
+    data, found = DataConfig(seq_len=8, batch_size=2), {}
+    for name, tuning in (("LoRA", LoRA(rank=2, targets=("query", "value", "up", "down"))), ("full", None)):
+        program = build(Experiment(model=model, data=data, tuning=tuning), jax.devices()[:1])
+        text = program.step.lower(program.abstract, batch(program)).compile().as_text()
+        found[name] = lora_compiled.weight_gradients(text, {(3, 12, 48), (3, 48, 12)})
+    assert found["LoRA"] == 0 < found["full"]
