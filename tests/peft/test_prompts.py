@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
 from jaxnlp.trees import join
 
-from .test_properties import B, D, T, V, gpt, moved
+from .test_properties import B, D, T, V, gpt, model, moved
 
 P = 3
 MODELS = {
@@ -148,6 +149,56 @@ def test_an_encoder_decoder_has_prefixes_on_its_encoder_and_across():
         now = moved(tuning.init(jax.random.key(2), base))
         out = tuning.apply(make_apply(module))(join(base, now), *inputs)
         assert float(jnp.max(jnp.abs(out - make_apply(module)(base, *inputs)))) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["foreign", "foreign scanned"])
+@pytest.mark.parametrize("placeholder", [None, 0])
+def test_a_model_of_someone_elses_has_prompts_too(name, placeholder):
+    module, (tokens,), base = model(name)
+    words = jnp.array([4, 9, 2])
+    if placeholder is None:
+        given, wanted = tokens, jnp.concatenate([jnp.broadcast_to(words, (B, P)), tokens], axis=1)
+    else:
+        places = jnp.array([0, 2, 5])
+        given, wanted = tokens.at[:, places].set(0), tokens.at[:, places].set(words)
+    own = jax.jit(make_apply(module))
+    tuning = plan(Prompt(length=P, init="ids", ids=(4, 9, 2), placeholder=placeholder), module, tokens)
+    tuned, run = tuning.init(jax.random.key(2), base), jax.jit(tuning.apply(make_apply(module)))
+    found = run(join(base, tuned), given)
+    np.testing.assert_allclose(found, own(base, wanted)[:, -T:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(run(base, wanted), own(base, wanted))
+    tuning = plan(PTuning(length=P, hidden_dim=4, encoder="lstm", placeholder=placeholder), module, tokens)
+    tuned, run = tuning.init(jax.random.key(2), base), tuning.apply(make_apply(module))
+
+    @jax.jit
+    def grads(tuned):
+        def loss(tuned):
+            out = run(join(base, tuned), given)
+            return jnp.sum(jnp.square(out)), out
+
+        return jax.grad(loss, has_aux=True)(tuned)
+
+    moves, out = grads(tuned)
+    assert out.shape == (B, T, V) and float(jnp.max(jnp.abs(found - out))) > 1e-3
+    assert jax.tree.structure(moves) == jax.tree.structure(tuned)
+    assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(moves))
+
+
+class FlaxAttention(nn.Module):
+    """Flax's own attention, which has no call that gives its keys and values."""
+
+    @nn.compact
+    def __call__(self, tokens_BT):
+        table = nn.Embed(V, D, name="embed")
+        x = table(tokens_BT)
+        return table.attend(nn.MultiHeadDotProductAttention(2, name="attention")(x, x))
+
+
+def test_a_prefix_needs_attention_with_keys_and_values():
+    with pytest.raises(
+        UserError, match="targets='attention': attention .* is not attention with a `keys_values` method"
+    ):
+        plan(Prefix(), FlaxAttention(), jnp.ones((B, T), jnp.int32))
 
 
 def test_a_text_is_the_ids_that_a_tokenizer_makes_of_it():
