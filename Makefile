@@ -78,6 +78,10 @@ test: $(VENV)/test.stamp lint types  ## lint, types and the default tests
 test-slow: $(VENV)/test.stamp $(VENV)/tpu.stamp  ## the heavier tests; some compile for TPUs, on any machine
 	JAXNLP_LIBTPU=$(abspath $(VENV))/tpu/libtpu/libtpu.so $(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
+.PHONY: test-all
+test-all: $(VENV)/test.stamp $(VENV)/tpu.stamp lint types  ## what CI runs: lint, types and all tests at once, the long files first
+	JAXNLP_LIBTPU=$(abspath $(VENV))/tpu/libtpu/libtpu.so $(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
 .PHONY: notebooks
 notebooks: $(VENV)/test.stamp  ## run the notebooks of colab/ on tiny configs, and clear what an editor left in them
 	$(BIN)/python -m tests.colab.clear

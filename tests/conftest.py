@@ -16,11 +16,12 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Most of a first run would be compiles, of programs so small that neither LLVM's optimizations nor the newer way of
-# emitting fusions (a third of what is left) is worth it. And where eight devices share two busy cores, XLA ends the
-# process when one of them is 40 seconds late.
+# emitting fusions (a third of what is left) is worth it, nor their split for several threads (a quarter of the rest).
+# And where eight devices share two busy cores, XLA ends the process when one of them is 40 seconds late.
 FLAGS = (
     "--xla_backend_optimization_level=0",
     "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
@@ -29,6 +30,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that no worker is left with one of them at the end."""
+    weight: dict[pathlib.Path, int] = {}
+    for item in items:
+        weight[item.path] = weight.get(item.path, 0) + (10 if item.get_closest_marker("slow") else 1)
+    items.sort(key=lambda item: -weight[item.path])
 
 
 @pytest.fixture
