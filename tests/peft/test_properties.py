@@ -94,13 +94,17 @@ def model(name: str):
     return module, inputs, init_params(module, jax.random.key(0), *inputs)
 
 
+@functools.cache
+def of_the_base(name: str) -> jax.Array:
+    """The base's own outputs."""
+    module, inputs, base = model(name)
+    return jax.jit(make_apply(module))(base, *inputs)
+
+
 def moved(tree, by=0.1):
     """Every leaf somewhere else, so that nothing is zero or one by luck."""
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(5), len(leaves))
-    return jax.tree.unflatten(
-        treedef, [x + by * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
-    )
+    random = np.random.default_rng(5)
+    return jax.tree.map(lambda x: x + (by * random.standard_normal(x.shape)).astype(x.dtype), tree)
 
 
 def method_for(name: str, method: str):
@@ -114,7 +118,7 @@ def method_for(name: str, method: str):
 def tuned(name: str, method: str):
     module, inputs, base = model(name)
     tuning = plan(method_for(name, method), module, *inputs)
-    return tuning, tuning.init(jax.random.key(1), base), tuning.apply(make_apply(module))
+    return tuning, jax.jit(tuning.init)(jax.random.key(1), base), tuning.apply(make_apply(module))
 
 
 NAMES = [(name, method) for name in ("gpt", "gpt scanned", "foreign", "foreign scanned") for method in METHODS]
@@ -122,16 +126,15 @@ NAMES = [(name, method) for name in ("gpt", "gpt scanned", "foreign", "foreign s
 
 @pytest.mark.parametrize(("name", "method"), NAMES)
 def test_identity_at_the_start_and_merged_equals_live(name, method):
-    module, inputs, base = model(name)
+    _, inputs, base = model(name)
     tuning, start, apply = tuned(name, method)
-    wanted = jax.jit(make_apply(module))(base, *inputs)
-    run = jax.jit(apply)
+    wanted, run = of_the_base(name), jax.jit(apply)
     np.testing.assert_allclose(run(join(base, start), *inputs), wanted, rtol=1e-5, atol=1e-6)
     now = moved(start)
     live = run(join(base, now), *inputs)
     assert float(jnp.max(jnp.abs(live - wanted))) > 1e-3
     if method in MERGED:
-        merged = tuning.merge(base, now)
+        merged = jax.jit(tuning.merge)(base, now)
         assert jax.tree.structure(merged) == jax.tree.structure(base)
         np.testing.assert_allclose(run(merged, *inputs), live, rtol=1e-4, atol=1e-5)
     else:

@@ -115,10 +115,17 @@ SOME = (  # of what the others share with GPT
     "PP data 2 stage 2 sequence 2",
     "THREE_D stage 2 sequence 2 tensor 2",
 )
+T5S = (  # of what it shares with the other encoder-decoder
+    "DDP data 8",
+    "ZERO3 data 2 fsdp 4",
+    "TP_SP data 2 tensor 4",
+    "PP data 4 stage 2, circular",
+    "THREE_D data 2 stage 2 tensor 2",
+)
 CASES = [
     pytest.param(name, mesh, marks=() if mesh in QUICK.get(name, ()) else pytest.mark.slow)
     for name in MODELS
-    for mesh in (MESHES if name == "gpt" else SOME)
+    for mesh in {"gpt": MESHES, "t5": T5S}.get(name, SOME)
 ]
 CASES += [pytest.param("gpt unrolled", "ZERO3 and TP, 2 2 2", marks=pytest.mark.slow)]
 CASES += [

@@ -100,12 +100,7 @@ def close(found, wanted):
 
 
 QUICK = [("gpt", "1f1b", "2 2 2")]  # GPipe's and the circular one's are in `test_meshes.py`
-OTHERS = [
-    ("bert", "1f1b", "stage 4"),
-    ("bert", "1f1b", "2 2 2"),
-    ("t5", "gpipe", "2 2 2"),
-    ("t5", "circular", "stage 4"),
-]
+OTHERS = [("bert", "1f1b", "stage 4"), ("bert", "1f1b", "2 2 2")]
 CASES = [
     pytest.param(name, s, mesh, marks=() if (name, s, mesh) in QUICK else pytest.mark.slow)
     for name in OBJECTIVES
@@ -381,15 +376,12 @@ def test_what_cannot_be_pipelined_is_one_clear_line():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpipe", "1f1b"])
-def test_on_a_tpu_memory_and_reductions_are_as_on_virtual_devices(name):
-    few, many = compiled("tests.train.compile_pipeline_tpu", name, "4", "32")
+def test_on_a_tpu_memory_and_reductions_are_as_on_virtual_devices():
+    few, many = compiled("tests.train.compile_pipeline_tpu", "1f1b", "4", "32")
     for m, found in ((4, few), (32, many)):
-        assert found["ticks"] == 2 * ticks(SCHEDULES[name], 4, m)
+        assert found["ticks"] == 2 * ticks(SCHEDULES["1f1b"], 4, m)
         assert all(count == 1 for _, _, count in found["reduced over data"]), found
         assert sum(size for _, size, _ in found["reduced over data"]) >= found["a stage's gradients"]
     growth = many["temporaries"] / few["temporaries"]
-    print(
-        f"{name}: {few['temporaries'] / 1e6:.1f} MB of temporaries, at eight times the microbatches {growth:.2f} times"
-    )
-    assert growth <= 1.25 if name == "1f1b" else growth > 3
+    print(f"{few['temporaries'] / 1e6:.1f} MB of temporaries, at eight times the microbatches {growth:.2f} times")
+    assert growth <= 1.25

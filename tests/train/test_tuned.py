@@ -94,7 +94,7 @@ def on_one(method: str):
     return trained(method, Sharding(), 1)
 
 
-ALSO = {"tp sp": ("lora", "nf4", "prefix of a network"), "three": ("lora", "adapter", "prefix")}
+ALSO = {"tp sp": ("nf4", "prefix of a network"), "three": ("lora", "prefix")}
 
 
 @pytest.mark.parametrize(
