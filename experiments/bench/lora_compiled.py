@@ -11,18 +11,17 @@ Needs libtpu (`make tpu`) and no TPU; seven compiles, of about a minute each on 
 the JSON, from which a run that was interrupted goes on.
 """
 
-import collections
 import dataclasses
 import json
 import math
 import pathlib
-import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from absl import flags
 
+from experiments.bench.peft_tables import compiled_table, weight_gradients
 from jaxnlp import cli, processes, runtime
 from jaxnlp.errors import UserError
 
@@ -32,8 +31,6 @@ BATCH = flags.DEFINE_integer("batch_size", 2, "Rows of 1,024 tokens.")
 VARIANT = flags.DEFINE_string("variant", "xl-tpu", "Of configs/gpt/gpt2.py.")
 
 LAYERS = (1, 3)
-RESULT = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = \w+\[([\d,]+)\]\S* ([\w-]+)\(", re.M)
-MADE = ("fusion", "dot", "convolution", "dynamic-update-slice", "add", "scatter")
 
 
 def main() -> None:
@@ -52,20 +49,11 @@ def main() -> None:
     found["memory ratio"] = (found["LoRA"]["temporaries"] - found["LoRA"]["trained"]) / found["activations"]
     found["flops ratio"] = found["LoRA, flops"] / found["full, flops"]
     store(found)
-    print(table(found))
+    print(compiled_table(found))
     print(f"kept by the forward pass: {found['activations'] / 1e9:.2f} GB")
     print(f"temporaries, less what is trained, over what the forward pass keeps: {found['memory ratio']:.2f}x")
     print(f"operations over full fine-tuning's: {found['flops ratio']:.2f}x")
     print(f"written: {JSON.value}")
-
-
-def table(found: dict[str, Any]) -> str:
-    lines = ["| step | temporaries | peak | results as large as a stack of kernels | operations |", f"|{'---|' * 5}"]
-    for name in ("LoRA", "full"):
-        one = found[name]
-        sizes = f"{one['temporaries'] / 1e9:.2f} GB | {one['peak'] / 1e9:.2f} GB"
-        lines.append(f"| {name} | {sizes} | {one['weight gradients']} | {found[f'{name}, flops'] / 1e12:.1f}e12 |")
-    return "\n".join(lines)
 
 
 def settings() -> dict[str, Any]:
@@ -145,13 +133,6 @@ def step(of: Any, name: str) -> dict[str, int]:
     trained = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(of.abstract.params))
     found = {"trained": trained, "weight gradients": weight_gradients(done.as_text(), stacks)}
     return account(done.memory_analysis()) | found
-
-
-def weight_gradients(text: str, shapes: Any) -> int:
-    """Results of a compiled program's arithmetic that have one of these shapes."""
-    wanted = {",".join(map(str, shape)) for shape in shapes}
-    made = collections.Counter(shape for shape, kind in RESULT.findall(text) if kind in MADE)
-    return sum(count for shape, count in made.items() if shape in wanted)
 
 
 def operations(tuned: bool, name: str, layers: int) -> float:

@@ -6,8 +6,15 @@ import jax
 import pytest
 
 from configs.bert.tune_docstrings import METHODS
-from experiments.bench import lora_compiled
-from experiments.bench.peft_tables import NAMES, RATES, into_page, latency_table, quality_table
+from experiments.bench.peft_tables import (
+    NAMES,
+    RATES,
+    compiled_table,
+    into_page,
+    latency_table,
+    quality_table,
+    weight_gradients,
+)
 from jaxnlp import cli
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.errors import UserError
@@ -124,7 +131,7 @@ def test_a_lora_step_as_compiled_is_within_its_bars_and_on_the_page():
         (ROOT / "docs" / "peft.md").read_text(),
         json.loads((ROOT / "docs" / "lora_compiled.json").read_text()),
     )
-    assert lora_compiled.table(found) in page
+    assert compiled_table(found) in page
     assert f"{found['memory ratio']:.2f} times the {found['activations'] / 1e9:.2f} GB" in page
     assert f"{found['flops ratio']:.2f} of full fine-tuning's operations" in page
     assert found["memory ratio"] < 1.15 and found["flops ratio"] < 0.7
@@ -137,5 +144,5 @@ def test_a_compiled_lora_step_has_no_result_of_the_shape_of_a_kernel():
     for name, tuning in (("LoRA", LoRA(rank=2, targets=("query", "value", "up", "down"))), ("full", None)):
         program = build(Experiment(model=model, data=data, tuning=tuning), jax.devices()[:1])
         text = program.step.lower(program.abstract, batch(program)).compile().as_text()
-        found[name] = lora_compiled.weight_gradients(text, {(3, 12, 48), (3, 48, 12)})
+        found[name] = weight_gradients(text, {(3, 12, 48), (3, 48, 12)})
     assert found["LoRA"] == 0 < found["full"]
