@@ -19,6 +19,7 @@ from jaxnlp.generate.decode import Generator
 from jaxnlp.generate.loop import log_probs, prompt_seen, whole
 from jaxnlp.generate.processors import Processors, process, seen_in
 from jaxnlp.generate.rows import Ids, Rows
+from jaxnlp.nn.calls import rows_repeated
 
 WORST = -1e9  # the score of a beam that is not there
 
@@ -146,7 +147,7 @@ def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: Beam
     logits_BTV, cache = model.prefill(held, rows, model.new_cache(held, B, sizes[0]), 1 + forced)
     logits_BTV = model.real(logits_BTV)
     forced_BK = log_probs(logits_BTV[:, :-1], rows.tokens[:, P - forced :])
-    cache = repeat(cache, N)
+    cache, held = repeat(cache, N), rows_repeated(held, N)
     count_R1 = jnp.repeat(rows.count_B, N)[:, None]
     prompt_BV = prompt_seen(rows, beams.repetition_penalty, logits_BTV.shape[-1])
     prompt_RV = None if prompt_BV is None else jnp.repeat(prompt_BV, N, axis=0)

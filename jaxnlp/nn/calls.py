@@ -8,10 +8,11 @@ beside it is the module's path, which is that in the whole model even where a pi
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,10 @@ class Call:
     path: tuple[str, ...]
     method: str
 
+
+ROWS = "adapter_of_row"
+"""A leaf of parameters that is of the batch's rows and not of the model, (B,): which of several sets of tuned
+parameters each takes (`peft/resident.py`)."""
 
 Change = Callable[[Call, Callable, tuple, dict], Any]
 
@@ -64,3 +69,10 @@ def calls_changed_at(path: tuple[str, ...], given: tuple[Change, ...]) -> Iterat
             yield
     finally:
         _root.reset(token)
+
+
+def rows_repeated(params: Any, times: int) -> Any:
+    """Parameters for a batch in which each row stands so many times over, one after the other."""
+    if not isinstance(params, Mapping) or ROWS not in params:
+        return params
+    return {**params, ROWS: jnp.repeat(params[ROWS], times)}

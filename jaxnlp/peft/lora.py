@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxnlp.config import did_you_mean
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.calls import Call
+from jaxnlp.nn.calls import ROWS, Call
 from jaxnlp.nn.linear import matmul
 from jaxnlp.nn.policy import Policy
 from jaxnlp.peft.method import Leaf, Method, own_parameters
@@ -29,8 +29,6 @@ from jaxnlp.peft.targets import KERNEL, TABLE, Target, choose
 
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
 INITS = ("kaiming", "gaussian")
-
-ROWS = "adapter_of_row"  # a leaf of parameters: which of several (`peft/resident.py`) each row takes, (B,); -1: none
 
 _rows_ids: contextvars.ContextVar[Any] = contextvars.ContextVar("rows_ids", default=None)
 
@@ -233,11 +231,12 @@ def _scores(leaves, x: jax.Array, policy: Policy) -> jax.Array:
 
 
 def _ids(rows: int, count: int) -> tuple[jax.Array, jax.Array]:
-    """(adapter of each row, whether it has one); the beams of a search have their row's."""
-    ids = _rows_ids.get()
-    if ids is None:
+    """(adapter of each row, whether it has one)."""
+    ids_B = _rows_ids.get()
+    if ids_B is None:
         raise UserError(f"{count} adapters are resident; say which each row takes: Residents.params(base, ids)")
-    if rows % ids.shape[0]:
-        raise UserError(f"adapters are chosen for {ids.shape[0]} rows, and the batch has {rows}; expected one for each")
-    ids_B = jnp.repeat(ids, rows // ids.shape[0])
+    if ids_B.shape != (rows,):
+        raise UserError(
+            f"adapters are chosen for {ids_B.shape[0]} rows, and the batch has {rows}; expected one for each"
+        )
     return jnp.clip(ids_B, 0, count - 1), ((ids_B >= 0) & (ids_B < count)).astype(jnp.float32)

@@ -18,7 +18,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxnlp.errors import UserError
-from jaxnlp.peft.lora import ROWS, A, B, LoRA
+from jaxnlp.nn.calls import ROWS
+from jaxnlp.peft.lora import A, B, LoRA
 from jaxnlp.peft.tuning import Tuning
 from jaxnlp.trees import Path, at, join, put
 

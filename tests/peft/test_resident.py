@@ -75,6 +75,8 @@ def test_what_cannot_be_served_is_told():
         run(join(base, residents.tuned), tokens)
     with pytest.raises(UserError, match="chosen for 3 rows, and the batch has 2"):
         run(residents.params(base, [0, 1, 2]), tokens)
+    with pytest.raises(UserError, match="chosen for 1 rows, and the batch has 2"):  # no row stands for another
+        run(residents.params(base, [0]), tokens)
     with pytest.raises(UserError, match="3 is none of them; 3 adapters are resident: 0 to 2, or -1"):
         residents.params(base, [0, 3])
     with pytest.raises(UserError, match="expected one whole number for each row"):
