@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.bench.peft_tables import compiled_table, weight_gradients
+from experiments.bench.lora_figures import compiled_table, weight_gradients
 from jaxnlp import cli, processes, runtime
 from jaxnlp.errors import UserError
 

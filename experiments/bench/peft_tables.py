@@ -1,8 +1,6 @@
 """What the benches of tuning methods show of their figures: tables in Markdown, in docs/peft.md too, and a picture."""
 
-import collections
 import pathlib
-import re
 import statistics
 from typing import Any
 
@@ -31,9 +29,6 @@ NAMES = {
     "prefix": "prefix (P-tuning v2)",
     "head": "head alone",
 }
-
-RESULT = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = \w+\[([\d,]+)\]\S* ([\w-]+)\(", re.M)
-MADE = ("fusion", "dot", "convolution", "dynamic-update-slice", "add", "scatter")
 
 
 def searched(found: dict[str, Any]) -> str:
@@ -136,20 +131,3 @@ def into_page(path: str, name: str, text: str) -> None:
         page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
     except (OSError, ValueError, IndexError) as e:
         raise UserError(f"--page={path}: has no place for the table, from {begin} to {end} ({e})") from None
-
-
-def compiled_table(found: dict[str, Any]) -> str:
-    """What `lora_compiled.py` found, as a table in Markdown."""
-    lines = ["| step | temporaries | peak | results as large as a stack of kernels | operations |", f"|{'---|' * 5}"]
-    for name in ("LoRA", "full"):
-        one = found[name]
-        sizes = f"{one['temporaries'] / 1e9:.2f} GB | {one['peak'] / 1e9:.2f} GB"
-        lines.append(f"| {name} | {sizes} | {one['weight gradients']} | {found[f'{name}, flops'] / 1e12:.1f}e12 |")
-    return "\n".join(lines)
-
-
-def weight_gradients(text: str, shapes: Any) -> int:
-    """Results of a compiled program's arithmetic that have one of these shapes."""
-    wanted = {",".join(map(str, shape)) for shape in shapes}
-    made = collections.Counter(shape for shape, kind in RESULT.findall(text) if kind in MADE)
-    return sum(count for shape, count in made.items() if shape in wanted)

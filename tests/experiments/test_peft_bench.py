@@ -6,15 +6,8 @@ import jax
 import pytest
 
 from configs.bert.tune_docstrings import METHODS
-from experiments.bench.peft_tables import (
-    NAMES,
-    RATES,
-    compiled_table,
-    into_page,
-    latency_table,
-    quality_table,
-    weight_gradients,
-)
+from experiments.bench.lora_figures import compiled_table, weight_gradients
+from experiments.bench.peft_tables import NAMES, RATES, into_page, latency_table, quality_table
 from jaxnlp import cli
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.errors import UserError

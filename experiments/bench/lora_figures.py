@@ -1,0 +1,26 @@
+"""What `lora_compiled.py` reads out of a compiled program, and how it shows what it found; a module without flags."""
+
+import collections
+import re
+from collections.abc import Iterable
+from typing import Any
+
+RESULT = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = \w+\[([\d,]+)\]\S* ([\w-]+)\(", re.M)
+MADE = ("fusion", "dot", "convolution", "dynamic-update-slice", "add", "scatter")
+
+
+def compiled_table(found: dict[str, Any]) -> str:
+    """What was found, as a table in Markdown."""
+    lines = ["| step | temporaries | peak | results as large as a stack of kernels | operations |", f"|{'---|' * 5}"]
+    for name in ("LoRA", "full"):
+        one = found[name]
+        sizes = f"{one['temporaries'] / 1e9:.2f} GB | {one['peak'] / 1e9:.2f} GB"
+        lines.append(f"| {name} | {sizes} | {one['weight gradients']} | {found[f'{name}, flops'] / 1e12:.1f}e12 |")
+    return "\n".join(lines)
+
+
+def weight_gradients(text: str, shapes: Iterable[tuple[int, ...]]) -> int:
+    """Results of a compiled program's arithmetic that have one of these shapes."""
+    wanted = {",".join(map(str, shape)) for shape in shapes}
+    made = collections.Counter(shape for shape, kind in RESULT.findall(text) if kind in MADE)
+    return sum(count for shape, count in made.items() if shape in wanted)
