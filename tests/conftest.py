@@ -25,6 +25,8 @@ FLAGS = (
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # where each operation was written takes a sixth of a compile
+os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads would wait for each other in a loop, on cores that others use
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the entry points below are forked
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -38,6 +40,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         weight[item.path] = weight.get(item.path, 0) + (10 if item.get_closest_marker("slow") else 1)
     items.sort(key=lambda item: -weight[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ A fork server imports JAX and its friends once; each call is a fork of it that r
 import atexit
 import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import os
 import pathlib
@@ -78,6 +79,7 @@ def _main(module: str, args: tuple[str, ...], cwd: str, env: dict[str, str], fol
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT, 0o644), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    gc.freeze()  # or its first collection would write to, and so copy, every page that it has of the fork server
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,14 @@ def parameter(
     the layer that uses it, and its gradient is laid out here on the way back, so that no more than a layer is ever
     whole.
     """
-    boxed = nn.with_logical_partitioning(init, axes)
-    value = cast(jax.Array, module.param(name, boxed, shape, jnp.dtype(dtype)))
+    if module.has_variable("params", name):
+        # As `module.param` does, which traces `init` for its shape each time: a tenth of what tracing a model takes.
+        value = cast(jax.Array, nn.meta.unbox(module.get_variable("params", name)))
+        if jnp.shape(value) != shape:
+            raise flax.errors.ScopeParamShapeError(name, "/".join(module.path), jnp.shape(value), shape)
+    else:
+        boxed = nn.with_logical_partitioning(init, axes)
+        value = cast(jax.Array, module.param(name, boxed, shape, jnp.dtype(dtype)))
     return value if module.is_initializing() else placed(value, axes)
 
 

@@ -67,7 +67,8 @@ def test_a_shipped_config_fits_the_topology_it_names(tmp_path, config, topology,
     code, text, found, memory = planned(tmp_path, config, topology)
     assert code == 0 and found["fits"], text
     assert found["num_devices"] == devices and found["parameters"] / 1e9 == pytest.approx(billions, abs=0.05)
-    assert found["compiled"]["peak"] < found["limit"] and memory < 8 * GiB
+    # With room for what full effort takes beyond the least: a quarter more, at most.
+    assert found["compiled"]["peak"] < 0.75 * found["limit"] and memory < 8 * GiB
     # Parameters and optimizer state, in bfloat16 and float32: 2 + 12 bytes over all chips, and the batch.
     assert found["compiled"]["arguments"] == pytest.approx(14 * found["parameters"] / devices, rel=0.03)
     assert {row["network"] for row in found["traffic"]} == {"ICI"}
