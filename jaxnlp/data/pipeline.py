@@ -11,7 +11,7 @@ import hashlib
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -155,7 +155,7 @@ class TrainBatches:
         store: TokenStore | RecordStore,
         config: DataConfig,
         position: int = 0,
-        rows: slice | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
         tokenizer: tokenizers.Tokenizer | None = None,
     ):
         if len(store) < 2:
@@ -167,7 +167,8 @@ class TrainBatches:
         if config.shuffle:
             examples = examples.shuffle(config.seed)
         examples = examples.repeat()
-        batches = _GlobalBatches(examples, reader, config, position, rows or slice(0, config.batch_size))
+        rows = range(config.batch_size) if rows is None else rows
+        batches = _GlobalBatches(examples, reader, config, position, [int(row) for row in rows])
         options = grain.ReadOptions(
             num_threads=config.prefetch_threads, prefetch_buffer_size=2 * config.prefetch_threads
         )
@@ -198,10 +199,9 @@ def corpus_name(store: TokenStore | RecordStore, config: DataConfig) -> str:
 class _GlobalBatches(grain.MapDataset):
     """Batch k holds examples position + k * batch_size onwards; each process stacks its own rows."""
 
-    def __init__(self, examples: grain.MapDataset, reader: Any, config: DataConfig, position: int, rows: slice):
+    def __init__(self, examples: grain.MapDataset, reader: Any, config: DataConfig, position: int, rows: Sequence[int]):
         super().__init__(examples)
-        self._config, self._position, self._reader = config, position, reader
-        self._rows = range(config.batch_size)[rows]
+        self._config, self._position, self._reader, self._rows = config, position, reader, rows
 
     def __len__(self) -> int:
         return (sys.maxsize - self._position) // self._config.batch_size
@@ -218,7 +218,7 @@ def eval_batches(
     store: TokenStore | RecordStore,
     config: DataConfig,
     limit: int | None = None,
-    rows: slice | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
     tokenizer: tokenizers.Tokenizer | None = None,
 ) -> Iterator[Batch]:
     """Every example of a split once, in order; the last batch is filled with rows of weight 0.
@@ -230,9 +230,10 @@ def eval_batches(
     """
     reader = config.examples.open(store, tokenizer, config)
     count = num_batches(reader, config)
+    rows = range(config.batch_size) if rows is None else rows
     for k in range(count if limit is None else min(count, limit)):
-        indices = range(k * config.batch_size, (k + 1) * config.batch_size)[rows or slice(None)]
-        yield reader.batch([reader[i] if i < len(reader) else None for i in indices], list(indices))
+        indices = [k * config.batch_size + int(row) for row in rows]
+        yield reader.batch([reader[i] if i < len(reader) else None for i in indices], indices)
 
 
 def num_batches(reader: Any, config: DataConfig) -> int:

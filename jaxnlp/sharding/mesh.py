@@ -118,7 +118,8 @@ def _hybrid(shape: tuple[int, ...], slices: tuple[int, ...], devices: Sequence[A
     for axis, size, parts in zip(AXES, shape, slices, strict=True):
         if size % parts:
             raise UserError(f"sharding.mesh: slices[{axis!r}]={parts} does not divide {axis}={size}")
-    by_process = getattr(devices[0], "slice_index", None) is None  # hosts of GPUs and CPUs are the slices
+    named = {getattr(d, "slice_index", None) for d in devices}  # of CPUs all the same: each process is a slice
+    by_process = None in named or (devices[0].platform != "tpu" and len(named) == 1)
     of = (lambda d: d.process_index) if by_process else (lambda d: d.slice_index)
     there, wanted = len({of(d) for d in devices}), math.prod(slices)
     if there != wanted:

@@ -83,17 +83,12 @@ class Program:
         return _context(self.mesh, self.experiment.sharding, {**free, **rules})
 
     @property
-    def rows(self) -> slice:
-        """Which rows of each global batch this process feeds."""
-        shape = (self.experiment.data.batch_size, self.experiment.data.seq_len)
-        places = self.batch_sharding.addressable_devices_indices_map(shape).values()
-        spans = sorted({s[0].indices(shape[0])[:2] for s in places if s is not None})
-        start, stop = spans[0][0], max(stop for _, stop in spans)
-        if sum(b - a for a, b in spans) != stop - start:
-            raise UserError(
-                "sharding.mesh: this process's rows of the batch are not in one piece; put data and fsdp before tensor"
-            )
-        return slice(start, stop)
+    def rows(self) -> np.ndarray:
+        """Which rows of each global batch this process feeds, in order: those on its devices. They need not be one
+        piece, as a host of a TPU slice has a square of chips."""
+        e = self.experiment.data
+        places = self.batch_sharding.addressable_devices_indices_map((e.batch_size, e.seq_len)).values()
+        return np.unique([row for place in places if place for row in range(e.batch_size)[place[0]]])
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """This process's rows as global arrays on the mesh. An only process's stay as they are: `step` places them."""

@@ -90,7 +90,7 @@ def test_characters_are_those_of_the_words_text(tmp_path):
 def test_a_resumed_stream_and_a_process_share_read_the_same(store):
     stream = TrainBatches(store, config(), tokenizer=TOKENIZER)
     whole = [next(stream) for _ in range(5)]
-    rest = TrainBatches(store, config(), 9, slice(1, 3), tokenizer=TOKENIZER)
+    rest = TrainBatches(store, config(), 9, range(1, 3), tokenizer=TOKENIZER)
     for batch in whole[3:]:
         found = next(rest)
         for name in batch:

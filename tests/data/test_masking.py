@@ -158,7 +158,7 @@ def test_a_resumed_stream_draws_the_same(store, examples):
     for a, b in zip(whole[4:], rest, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
-    half = TrainBatches(store, config(examples), 0, slice(4, 8), TOKENIZER)
+    half = TrainBatches(store, config(examples), 0, range(4, 8), TOKENIZER)
     np.testing.assert_array_equal(next(half)["targets"], whole[0]["targets"][4:])
 
 

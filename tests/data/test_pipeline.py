@@ -108,7 +108,7 @@ def test_a_resumed_run_reads_what_was_not_yet_read_at_any_number_of_processes(tm
     for processes, count in ((1, 13), (2, 9), (4, 18)):
         share = 4 // processes
         parts = [
-            pipeline.TrainBatches(made, setup, position, slice(p * share, (p + 1) * share)) for p in range(processes)
+            pipeline.TrainBatches(made, setup, position, range(p * share, (p + 1) * share)) for p in range(processes)
         ]
         for _ in range(count):
             for part in parts:

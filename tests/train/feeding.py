@@ -24,7 +24,7 @@ def main() -> None:
     batch = next(TrainBatches(store, experiment.data, rows=program.rows, tokenizer=tokenizer))
     total = jax.jit(lambda x: x.astype(float).sum())(program.put(batch)["tokens"])
     found = {
-        "rows": [*range(8)[program.rows]],
+        "rows": program.rows.tolist(),
         "read": read,
         "tokens": batch["tokens"].tolist(),
         "sum": float(np.asarray(total)),

@@ -12,6 +12,7 @@ from tests.jobs import begin, config, ended, job
 
 pytestmark = pytest.mark.slow
 ZERO = "ZERO3,data=2,fsdp=4"
+APART = "sharding.mesh.slices={'fsdp': 2}"  # of what fsdp splits each process has every other part
 
 
 def train(processes, corpus, workdir, table, *overrides, devices=8):
@@ -74,6 +75,13 @@ def test_what_two_processes_saved_of_a_data_mesh_goes_on_split(one, corpus, tmp_
     equal(losses(tmp_path), losses(one))
 
 
+def test_processes_whose_rows_are_not_one_piece(one, corpus, tmp_path):
+    """As on most TPU slices, where a host's chips are a square of the torus."""
+    train(2, corpus, tmp_path, "ZERO3,data=4,fsdp=2", APART)
+    equal(losses(tmp_path), losses(one))
+    equal(losses(tmp_path, "validation"), losses(one, "validation"))
+
+
 @pytest.mark.parametrize("table", ["THREE_D,data=1,stage=2,fsdp=2,tensor=2", "DDP,data=1,sequence=8"])
 def test_pipelines_and_rings_over_two_processes(corpus, tmp_path, table):
     """Each process has one stage of the pipeline, and half of every sequence of the ring."""
@@ -84,18 +92,20 @@ def test_pipelines_and_rings_over_two_processes(corpus, tmp_path, table):
 
 
 FEEDING = {
-    ZERO: (range(4), range(4, 8)),
-    "TP,data=1,tensor=8": (range(8), range(8)),  # a row is on all devices, and so both feed it
+    ZERO: ((range(4), range(4, 8)), ()),
+    "TP,data=1,tensor=8": ((range(8), range(8)), ()),  # a row is on all devices, and so both feed it
+    "ZERO3,data=4,fsdp=2": ((range(0, 8, 2), range(1, 8, 2)), (APART,)),
 }
 
 
 @pytest.mark.parametrize("table", FEEDING)
 def test_a_process_reads_its_rows_alone(corpus, tmp_path, table):
-    flags = (*config(corpus, table, "model.num_heads=8"), f"--out={tmp_path}/")
-    ended(begin(1, "tests.train.feeding", *flags) + begin(2, "tests.train.feeding", *flags))
+    pieces, mesh = FEEDING[table]
+    flags = lambda *overrides: (*config(corpus, table, "model.num_heads=8", *overrides), f"--out={tmp_path}/")
+    ended(begin(1, "tests.train.feeding", *flags()) + begin(2, "tests.train.feeding", *flags(*mesh)))
     (one,), two = ([json.loads((tmp_path / f"{n}.{i}").read_text()) for i in range(n)] for n in (1, 2))
     assert [*range(8)] == one["rows"]
-    for found, rows in zip(two, FEEDING[table], strict=True):
+    for found, rows in zip(two, pieces, strict=True):
         assert found["rows"] == [*rows]
         assert found["read"] == [one["read"][row] for row in rows]
         assert found["tokens"] == [one["tokens"][row] for row in rows]
