@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.masks import Mask
-from jaxnlp.nn.partitioning import mesh_axes, sharded_call, split
+from jaxnlp.nn.partitioning import constrain, mesh_axes, sharded_call, split
 from jaxnlp.nn.policy import Policy
 
 SCORES = (((3,), (3,)), ((0, 1), (0, 1)))  # R x K and S x K to R x S, for `Policy.dot`
@@ -97,6 +97,8 @@ class DotProduct:
     ):
         aligned = mask.conditions == {"causal"} and q_BTHK.shape[1] == k_BSNK.shape[1]
         dense = None if aligned else mask.dense(q_BTHK.shape[1], k_BSNK.shape[1])
+        if self.implementation == "cudnn":  # which refuses keys that are split otherwise than queries
+            k_BSNK, v_BSNK, _ = beside_queries(q_BTHK, k_BSNK, v_BSNK)
         q, k, v = (x.astype(policy.operand_dtype) for x in (q_BTHK, k_BSNK, v_BSNK))
         kernel: Any = self.implementation
         out = jax.nn.dot_product_attention(q, k, v, bias, dense, scale=scale, is_causal=aligned, implementation=kernel)
@@ -135,6 +137,7 @@ class Flash:
             raise UserError("attention Flash(): cannot see other devices' keys; use Ring() where mesh.sequence > 1")
         if mask.prefix_B is not None:
             raise UserError("attention Flash(): has no prefix mask; use Einsum()")
+        k_BSNK, v_BSNK, axis = beside_queries(q_BTHK, k_BSNK, v_BSNK)
         q, k, v = (jnp.swapaxes(x.astype(policy.operand_dtype), 1, 2) for x in (q_BTHK, k_BSNK, v_BSNK))
         q = (q.astype(jnp.float32) * (q.shape[-1] ** -0.5 if scale is None else scale)).astype(q.dtype)
         keys_BT, queries_BT = mask.key_segments_BS, mask.query_segments_BT
@@ -143,11 +146,27 @@ class Flash:
         if queries_BT is None:
             queries_BT, keys_BT = jnp.ones_like(keys_BT), (keys_BT != 0).astype(jnp.int32)
         run = functools.partial(_splash, self.block, self.interpret, mask.causal, mask.window, softcap)
-        heads, keys = ("batch", "heads", "length", "kv"), ("batch", "kv_heads", "length", "kv")
+        heads, keys = ("batch", "heads", "length", "kv"), ("batch", axis, "length", "kv")
         rows = mesh_axes(("batch", "length"))
         specs = (mesh_axes(heads), mesh_axes(keys), mesh_axes(keys), rows, rows)
         out_BHTK = sharded_call(run, specs, mesh_axes(heads))(q, k, v, queries_BT, keys_BT)
         return jnp.swapaxes(out_BHTK, 1, 2).astype(policy.dtype)
+
+
+def beside_queries(q_BTHK, k_BSNK, v_BSNK) -> tuple[jax.Array, jax.Array, str]:
+    """Keys and values of which each device's share has the heads that its query heads attend to, and that axis's name.
+
+    As they come where the rules split both alike; else repeated, a head for each query head ("heads").
+
+    Raises:
+        UserError: heads that do not divide over the devices.
+    """
+    axis, ways = "kv_heads", (split("heads"), split("kv_heads"))
+    if mesh_axes(("heads",)) != mesh_axes(("kv_heads",)) and ways != (1, 1):
+        axis, groups = "heads", q_BTHK.shape[2] // k_BSNK.shape[2]
+        k_BSNK, v_BSNK = (jnp.repeat(x, groups, axis=2) for x in (k_BSNK, v_BSNK))
+    k_BSNK, v_BSNK = (constrain(x, None, None, axis, None) for x in (k_BSNK, v_BSNK))
+    return k_BSNK, v_BSNK, axis
 
 
 def _splash(block, interpret, causal, window, softcap, q_BHTK, k_BNTK, v_BNTK, queries_BT, keys_BT):
@@ -168,17 +187,21 @@ def _splash(block, interpret, causal, window, softcap, q_BHTK, k_BNTK, v_BNTK, q
         block_q_dq=size,
         block_kv_dq=size,
     )
-    kernel = splash.make_splash_mha(
-        mask=splash.MultiHeadMask([one] * heads),
-        block_sizes=sizes,
-        attn_logits_soft_cap=softcap,
-        head_shards=1,
-        q_seq_shards=1,
-        interpret=interpret,
-    )
+
+    def one_row(q, k, v, s, t):
+        # Made here, for it holds arrays: of a trace that may be over when the backward pass calls this again.
+        kernel = splash.make_splash_mha(
+            mask=splash.MultiHeadMask([one] * heads),
+            block_sizes=sizes,
+            attn_logits_soft_cap=softcap,
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+        )
+        return kernel(q, k, v, splash.SegmentIds(s, t))
+
     groups = heads // k_BNTK.shape[1]
     k, v = (jnp.repeat(x, groups, axis=1) for x in (k_BNTK, v_BNTK))
-    one_row = lambda q, k, v, s, t: kernel(q, k, v, splash.SegmentIds(s, t))
     return in_whole_lanes(jax.vmap(one_row), q_BHTK, k, v, queries_BT, keys_BT)
 
 

@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.kernels import MIX, SCORES, SPREAD, Einsum, biased_scores, masked
+from jaxnlp.nn.kernels import MIX, SCORES, SPREAD, Einsum, beside_queries, biased_scores, masked
 from jaxnlp.nn.local_keys import bits_at, words_and_share
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import mesh_axes, sharded_call, split
@@ -63,10 +63,8 @@ class Ring:
             )
         q_BTHK = q_BTHK * (q_BTHK.shape[-1] ** -0.5 if scale is None else scale)
         heads = mesh_axes(("batch", "length", "heads", "kv"))
-        keys = mesh_axes(("batch", "length", "kv_heads", "kv"))
-        if keys != heads:  # else a device's query heads would meet other heads' keys
-            groups = q_BTHK.shape[2] // k_BSNK.shape[2]
-            k_BSNK, v_BSNK, keys = jnp.repeat(k_BSNK, groups, axis=2), jnp.repeat(v_BSNK, groups, axis=2), heads
+        k_BSNK, v_BSNK, axis = beside_queries(q_BTHK, k_BSNK, v_BSNK)
+        keys = mesh_axes(("batch", "length", axis, "kv"))
         share = length // ways
         piece = next(size for size in range(min(self.block, share), 0, -1) if share % size == 0)
         drop, dropped = None, None

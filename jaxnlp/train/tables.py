@@ -43,7 +43,15 @@ def check_heads(experiment: Experiment, axes: Any, sizes: Mapping[str, int]) -> 
             if count is not None and count % ways:
                 over, up = "*".join(split), -(-count // ways) * ways
                 told = f"does not divide over {over}={ways} devices; use {over}={math.gcd(count, ways)} or {field}={up}"
+                if name == "kv_heads":  # attention takes whole keys beside split queries
+                    told += f", or map 'kv_heads' to None in {' and '.join(_splitting(experiment, name))}"
                 raise FieldError(f"{where}.{field}", count, told)
+
+
+def _splitting(experiment: Experiment, name: str) -> list[str]:
+    """The tables that map a logical axis to any of the mesh's."""
+    tables = ((table, getattr(experiment.sharding, table) or {}) for table in (*TABLES, "activations"))
+    return [f"sharding.{table}" for table, rules in tables if rules.get(name) is not None]
 
 
 def check_blocks(experiment: Experiment, tuning: Tuning, sizes: Mapping[str, int]) -> None:

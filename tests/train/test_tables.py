@@ -87,4 +87,7 @@ def test_a_tensor_axis_wider_than_heads_names_the_field_and_what_would_do():
     message = "model.num_heads=4: does not divide over tensor=8 devices; use tensor=4 or num_heads=8"
     told(message, TP.on(tensor=8))
     grouped = dataclasses.replace(GPT, num_kv_heads=2)
-    told("model.num_kv_heads=2: .* tensor=4 devices; use tensor=2 or num_kv_heads=4", TP.on(data=2, tensor=4), grouped)
+    message = "model.num_kv_heads=2: .* tensor=4 devices; use tensor=2 or num_kv_heads=4, or map 'kv_heads' to None in "
+    told(message + "sharding.params and sharding.activations$", TP.on(data=2, tensor=4), grouped)
+    whole = Sharding(params={**TENSOR, "kv_heads": None}, optimizer=TENSOR).on(data=2, tensor=4)
+    told(message + "sharding.optimizer and sharding.activations$", whole, grouped)
