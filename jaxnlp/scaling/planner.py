@@ -21,10 +21,10 @@ from jaxnlp.nn.remat import HOST
 from jaxnlp.scaling import chips
 from jaxnlp.scaling.hlo import Collective, collectives
 from jaxnlp.scaling.memory import state_bytes
-from jaxnlp.scaling.network import Traffic, traffic_of
+from jaxnlp.scaling.network import Traffic, traffic_of, where
 from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB, bubble, named_schedule, ticks
 from jaxnlp.sharding.rules import Sharding, as_tuple, shardings
-from jaxnlp.train.activations import activation_bytes
+from jaxnlp.train.activations import activations
 from jaxnlp.train.arithmetic import products, step_flops
 from jaxnlp.train.experiment import Experiment, abstract_batch, trunk
 from jaxnlp.train.plan import device_bytes, gradient_bytes, optimizer_bytes, parameter_count
@@ -43,7 +43,8 @@ class Plan:
     compiled: by the compiler's: arguments, temporaries, outputs that take no argument's place, host memory, and `peak`
         of the device's. None where it does not compile.
     theory: bytes of parameters, gradients and optimizer state by ZeRO's formula, and the bytes a parameter it counts.
-    limit: bytes that a program can have. problem: why it does not fit, in a line; None where it does.
+    limit: bytes that a program can have. host_limit: of the host's memory, a device's share. None: not known.
+    problem: why it does not fit, in a line; None where it does.
     needed: bytes that it would take, by the compiler's account. remedies: changes that would help (`remedies.py`).
     flops: operations of the whole step, of the model. executed: of the step as traced, on all devices: what remat
         computes again and what a pipeline computes in idle ticks, too. 0 where it was not traced.
@@ -66,6 +67,7 @@ class Plan:
     flops: float
     peak_flops: float | None
     peak_source: str
+    host_limit: float | None = None
     schedule: str | None = None
     bubble: float = 0.0
     executed: float = 0.0
@@ -78,6 +80,15 @@ class Plan:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     compile_seconds: float = 0.0
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of the host's memory, a device's share: by the compiler's account where that is more than ours."""
+        return max(sum(self.host.values()), (self.compiled or {}).get("host", 0))
+
+    @property
+    def host_fits(self) -> bool:
+        return self.host_limit is None or self.host_bytes <= self.host_limit
 
     @property
     def fits(self) -> bool:
@@ -120,6 +131,8 @@ def plan(
     e = dataclasses.replace(experiment, steps_per_call=1)
     program = build(e, devices)
     found = outline(program, name)
+    if not found.host_fits:
+        return refused_by_host(found)
     begun = time.monotonic()
     traced = program.step.trace(program.abstract, batch(program))
     found = dataclasses.replace(found, executed=products(traced.jaxpr))
@@ -135,6 +148,8 @@ def plan(
     assert found.compiled is not None
     if found.limit is not None and found.compiled["peak"] > found.limit:
         return refused(found, found.compiled["peak"])
+    if not found.host_fits:
+        return refused_by_host(found)
     text = compiled.as_text()
     read(text)
     return timed(found, program, collectives(text))
@@ -161,6 +176,18 @@ def refused(found: Plan, size: float | None) -> Plan:
     return dataclasses.replace(found, problem=problem, needed=max(size or 0.0, account))
 
 
+def refused_by_host(found: Plan) -> Plan:
+    """The plan of a step whose share of the host's memory is more than there is: why, in a line."""
+    assert found.host_limit is not None
+    largest = max(found.host, key=found.host.__getitem__, default="")
+    told = f"; largest are the {largest}, {amount(found.host[largest])}" if largest else ""
+    problem = (
+        f"does not fit: the step needs {amount(found.host_bytes)} of host memory for each {found.device} "
+        f"and {amount(found.host_limit)} are there{told}"
+    )
+    return dataclasses.replace(found, problem=problem)
+
+
 def batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """The step's second argument, abstract."""
     e = program.experiment
@@ -180,11 +207,13 @@ def outline(program: Program, name: str = "") -> Plan:
         peak, source = e.peak_flops, f"{e.peak_flops:.4g} FLOP/s, as configured"
     here, there = optimizer_bytes(program)
     moved = f"{amount(2 * there)} of optimizer state a step go between each device and its host, in a time not told"
+    kept, offloaded = activations(program)
+    host = {"optimizer state": there, "activations": offloaded}
     parts = {
         "parameters": sum(map(device_bytes, leaves)),
         "gradients": gradient_bytes(program),
         "optimizer state": here,
-        "activations": activation_bytes(program),
+        "activations": kept,
     }
     return Plan(
         name=name or mesh_name(program.mesh.shape),
@@ -195,10 +224,11 @@ def outline(program: Program, name: str = "") -> Plan:
         tokens=tokens,
         accum_steps=e.accum_steps,
         parts=parts,
-        host={"optimizer state": there} if there else {},
+        host={part: size for part, size in host.items() if size},
         notes=(moved,) if there else (),
         theory=theory(program),
         limit=limit(device),
+        host_limit=host_limit(device),
         flops=step_flops(program),
         peak_flops=peak,
         peak_source=source,
@@ -250,15 +280,34 @@ def split(rules: Mapping[str, Any], sharding: Sharding, sizes: Mapping[str, int]
     return math.prod(sizes[axis] for axis in used)
 
 
+def attached(device: Any) -> Any | None:
+    """A device of its kind that this process has: not of those that are only named, which have no memory to ask for."""
+    return next((d for d in jax.local_devices() if d.device_kind == device.device_kind), None)
+
+
 def limit(device: Any) -> float | None:
-    """Bytes that a program can have on a device: the chip's, or the device's own word, or a CPU's share of the RAM."""
-    chip = chips.chip_of(device)
-    if chip is not None:
-        return chip.limit
+    """Bytes that a program can have: by the attached device's own word, as of a GPU JAX takes three quarters; else
+    those of the chip, or a CPU's share of the RAM."""
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
-    stats = device.memory_stats() or {}
-    return stats.get("bytes_limit")
+        return ram() / jax.local_device_count()
+    here, chip = attached(device), chips.chip_of(device)
+    own = None if here is None else (here.memory_stats() or {}).get("bytes_limit")
+    return own if own is not None else None if chip is None else chip.limit
+
+
+def host_limit(device: Any) -> float | None:
+    """Bytes of the host's memory, a device's share: of this machine's, where such are attached, else by the chip."""
+    if attached(device) is None:
+        chip = chips.chip_of(device)
+        return None if chip is None else chip.host_limit
+    if device.platform != "gpu":
+        return ram() / jax.local_device_count()
+    return ram() / sum(where(d) == where(device) for d in jax.devices())  # a host's GPUs, of however many processes
+
+
+def ram() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def account(memory: Any) -> dict[str, int]:

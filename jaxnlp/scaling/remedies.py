@@ -23,12 +23,24 @@ Larger = Callable[[int], tuple[str, Sequence[Any]] | None]
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A change, in words, and what is planned with it. size: bytes of a device by estimate."""
+    """A change, in words, and what is planned with it. size: bytes of a device by estimate, host: of its host's."""
 
     change: str
     experiment: Experiment
     devices: Sequence[Any]
     size: float
+    host: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Bytes that an option can have. device: by an estimate, with a margin. host: a device's share, which is exact."""
+
+    device: float
+    host: float
+
+    def holds(self, option: Option) -> bool:
+        return option.size <= self.device and option.host <= self.host
 
 
 def advised(
@@ -50,9 +62,11 @@ def advised(
     assert found.limit is not None
     scale = max(1.0, found.needed / sum(found.parts.values()))
     e = dataclasses.replace(experiment, steps_per_call=1)
-    room, compiled, done = MARGIN * found.limit, [], False
-    alone = [option for option in singles(e, devices, scale) if option.size < scale * sum(found.parts.values())]
-    likely = [option for option in alone if option.size <= room]
+    room = Room(MARGIN * found.limit, math.inf if found.host_limit is None else found.host_limit)
+    compiled, done = [], False
+    less = lambda o: o.size < scale * sum(found.parts.values()) if found.host_fits else o.host < found.host_bytes
+    alone = [option for option in singles(e, devices, scale) if less(option)]
+    likely = [option for option in alone if room.holds(option)]
     for option in _chain(likely, lambda: pairs(e, devices, scale, room), lambda: grown(found, e, larger, room)):
         if done or len(compiled) == COMPILED:
             break
@@ -64,8 +78,8 @@ def advised(
             continue
         done = one.fits
         size = one.compiled["peak"] if one.compiled else one.needed
-        end = "fits" if done else "still too much"
-        compiled.append((option.change, f"{option.change}: {amount(size)} as compiled, {end}"))
+        taken = f"{amount(size)} as compiled" if one.host_fits else f"{amount(one.host_bytes)} of host memory"
+        compiled.append((option.change, f"{option.change}: {taken}, {'fits' if done else 'still too much'}"))
     told = [line for _, line in reversed(compiled)] + _estimates(alone, [change for change, _ in compiled], room)
     states = sum(size for part, size in found.parts.items() if part != "activations")
     if states > found.limit:
@@ -73,15 +87,16 @@ def advised(
     return dataclasses.replace(found, remedies=tuple(told))
 
 
-def _estimates(options: Sequence[Option], compiled: Sequence[str], room: float) -> list[str]:
+def _estimates(options: Sequence[Option], compiled: Sequence[str], room: Room) -> list[str]:
     """A line for each change that was not compiled; of numbers of microbatches the largest, where none is enough."""
     counts = [option for option in options if option.change.startswith("accum_steps")]
     told = []
     for option in options:
-        if option.change in compiled or (option in counts and (option is not counts[-1] or option.size <= room)):
+        if option.change in compiled or (option in counts and (option is not counts[-1] or room.holds(option))):
             continue
-        end = "" if option.size <= room else ", still too much"
-        told.append(f"{option.change}: {amount(option.size)} by estimate{end}")
+        there = f" and {amount(option.host)} of host memory" if option.host else ""
+        end = "" if room.holds(option) else ", still too much"
+        told.append(f"{option.change}: {amount(option.size)}{there} by estimate{end}")
     return told
 
 
@@ -91,30 +106,31 @@ def _chain(first: Sequence[Option], *more: Callable[[], Iterator[Option]]) -> It
         yield from options()
 
 
-def estimate(e: Experiment, devices: Sequence[Any], scale: float) -> float | None:
-    """Bytes of a device; None where the experiment cannot be laid out."""
+def sized(change: str, e: Experiment, devices: Sequence[Any], scale: float) -> Option | None:
+    """The option with its bytes, the device's scaled; None where the experiment cannot be laid out."""
     try:
-        return scale * sum(outline(build(e, devices)).parts.values())
+        one = outline(build(e, devices))
     except ValueError:
         return None
+    return Option(change, e, devices, scale * sum(one.parts.values()), one.host_bytes)
 
 
 def singles(e: Experiment, devices: Sequence[Any], scale: float) -> list[Option]:
-    """One change each: ever more microbatches, remat, ZeRO's next stages, the optimizer's state on the host."""
+    """One change each: ever more microbatches, remat, ZeRO's next stages, the optimizer's state where it is not."""
     found = [(f"accum_steps={n}", dataclasses.replace(e, accum_steps=n)) for n in microbatches(e, len(devices))]
-    sized = ((change, one, estimate(one, devices, scale)) for change, one in [*found, *changes(e, len(devices))])
-    return [Option(change, one, devices, size) for change, one, size in sized if size is not None]
+    options = (sized(change, one, devices, scale) for change, one in [*found, *changes(e, len(devices))])
+    return [option for option in options if option is not None]
 
 
-def pairs(e: Experiment, devices: Sequence[Any], scale: float, room: float) -> Iterator[Option]:
+def pairs(e: Experiment, devices: Sequence[Any], scale: float, room: Room) -> Iterator[Option]:
     """A change, and with it the fewest microbatches that make it fit by estimate, then more."""
     every = changes(e, len(devices))
     for change, one in [*every, *_both(every, e)]:
         for n in microbatches(one, len(devices)):
             more = dataclasses.replace(one, accum_steps=n)
-            size = estimate(more, devices, scale)
-            if size is not None and size <= room:
-                yield Option(f"{change} and accum_steps={n}", more, devices, size)
+            option = sized(f"{change} and accum_steps={n}", more, devices, scale)
+            if option is not None and room.holds(option):
+                yield option
 
 
 def _both(every: Sequence[tuple[str, Experiment]], e: Experiment) -> list[tuple[str, Experiment]]:
@@ -124,7 +140,7 @@ def _both(every: Sequence[tuple[str, Experiment]], e: Experiment) -> list[tuple[
     return [(f"model.remat='full', {c}", dataclasses.replace(t, model=remat[0].model)) for c, t in tables[-1:] if remat]
 
 
-def grown(found: Plan, e: Experiment, larger: Larger | None, room: float) -> Iterator[Option]:
+def grown(found: Plan, e: Experiment, larger: Larger | None, room: Room) -> Iterator[Option]:
     """ZeRO 3 over more devices, twice as many each time, with the fewest microbatches that fit by estimate."""
     if larger is None:
         return
@@ -135,16 +151,17 @@ def grown(found: Plan, e: Experiment, larger: Larger | None, room: float) -> Ite
         count = found.num_devices * 2**doubled
         if e.data.batch_size % count:
             return
-        if states / 2**doubled > room or (there := larger(count)) is None:
+        if states / 2**doubled > room.device or (there := larger(count)) is None:
             continue
         name, devices = there
         one = dataclasses.replace(e, sharding=ZERO3.on(fsdp=count))
         rows = e.data.batch_size // count
         for n in (n for n in range(min(e.accum_steps, rows), rows + 1) if rows % n == 0):
             more = dataclasses.replace(one, accum_steps=n)
-            size = estimate(more, devices, 1.0)
-            if size is not None and size <= 0.7 * room:
-                yield Option(f"{name} with sharding as ZERO3, accum_steps={n}, model.remat='full'", more, devices, size)
+            change = f"{name} with sharding as ZERO3, accum_steps={n}, model.remat='full'"
+            option = sized(change, more, devices, 1 / 0.7)  # with space for what the compiler adds
+            if option is not None and room.holds(option):
+                yield option
                 break
 
 
@@ -189,4 +206,7 @@ def changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
     if e.sharding.optimizer_memory == "device" and getattr(trunk(e.model), "scan_layers", False):
         host = dataclasses.replace(e.sharding, optimizer_memory="host")
         found.append(("sharding.optimizer_memory='host'", dataclasses.replace(e, sharding=host)))
+    if e.sharding.optimizer_memory == "host":
+        device = dataclasses.replace(e.sharding, optimizer_memory="device")
+        found.append(("sharding.optimizer_memory='device'", dataclasses.replace(e, sharding=device)))
     return found

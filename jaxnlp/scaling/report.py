@@ -99,6 +99,8 @@ def _memory(plan: Plan) -> list[str]:
     rows += [(f"  {part}", amount(size), f"{size / count:.3f}") for part, size in plan.parts.items()]
     there = [(f"  in the host's memory: {part}", size) for part, size in plan.host.items()]
     rows += [(name, amount(size), f"{size / count:.3f}") for name, size in there]
+    if plan.host_bytes and plan.host_limit is not None:
+        rows.append(("  in the host's memory there is", amount(plan.host_limit), "-"))
     states = sum(size for part, size in plan.parts.items() if part != "activations")
     per = "+".join(f"{plan.theory[f'{name} bytes']:g}" for name in ("weight", "gradient", "optimizer"))
     formula = f"  ZeRO's formula, stage {plan.theory['stage']:g}, {per}"

@@ -10,20 +10,21 @@ import pytest
 
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.errors import UserError
+from jaxnlp.figures.parallelism import amount
 from jaxnlp.figures.plan import draw_plans
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.ring import Ring
 from jaxnlp.optim import OptimConfig
-from jaxnlp.scaling import chips, network, planner
+from jaxnlp.scaling import planner, remedies
 from jaxnlp.scaling import search as searching
-from jaxnlp.scaling.hlo import Collective
 from jaxnlp.scaling.planner import Plan, plan
 from jaxnlp.scaling.remedies import advised, changes
 from jaxnlp.scaling.report import ranking, report
-from jaxnlp.sharding.mesh import MeshConfig, make_mesh
+from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.presets import DDP, PP, TP, ZERO1, ZERO2, ZERO3
 from jaxnlp.train.experiment import Experiment
+from tests.scaling.fakes import Fake, gpus
 
 DEVICES = 8
 LAYERS, BATCH, LENGTH = 2, 16, 32
@@ -239,17 +240,6 @@ def test_what_a_search_tries():
     assert "ZERO3 data=2 fsdp=4" in [name for name, _ in searching.tables(e, torus)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Fake:
-    """A TPU chip at a place."""
-
-    coords: tuple[int, ...]
-    slice_index: int = 0
-    id: int = 0
-    device_kind: str = "TPU v5 lite"
-    platform: str = "tpu"
-
-
 def test_over_slices_each_has_a_copy_of_what_is_tried_and_of_what_is_advised():
     e = experiment(dataclasses.replace(DDP, mesh=MeshConfig(data=8, slices={"data": 2})))
     chips = [Fake((i, j, 0), s) for s in range(2) for i in range(2) for j in range(2)]
@@ -263,56 +253,75 @@ def test_over_slices_each_has_a_copy_of_what_is_tried_and_of_what_is_advised():
     assert three.sharding.params["embed"] == "fsdp"
 
 
-def seconds(kind: str, members, shape, slices: int = 1):
-    import numpy as np
-
-    grid = [Fake(tuple(int(n) for n in place), s) for s in range(slices) for place in np.ndindex(shape)]
-    mesh = type("Mesh", (), {"devices": np.array(grid, object), "size": len(grid)})
-    chip = chips.chip_of(grid[0])
-    assert chip is not None and chip.name == "v5e"
-    over, _, time = network.wire(Collective(kind, members, 10**9, 1), mesh, chip)
-    return over, time
-
-
-def test_time_on_links():
-    row = (tuple(range(16)),)
-    # One side of a 16 x 16 torus: a ring, both ways at 50 GB/s. A side of four is no ring.
-    assert seconds("all-gather", row, (16, 16)) == ("ICI", pytest.approx(15 / 16 / 100))
-    assert seconds("all-reduce", row, (16, 16)) == ("ICI", pytest.approx(2 * 15 / 16 / 100))
-    assert seconds("all-gather", ((0, 1, 2, 3),), (4, 4)) == ("ICI", pytest.approx(3 / 4 / 50))
-    assert seconds("all-gather", (tuple(range(256)),), (16, 16)) == ("ICI", pytest.approx(255 / 256 / 200))
+def test_an_attached_device_is_asked_for_its_memory_and_one_that_is_named_is_not(monkeypatch):
+    here, there = gpus(2, 1)
+    here = dataclasses.replace(here, stats={"bytes_limit": 60e9})
+    assert planner.limit(here) == 80e9  # no such device is attached
+    monkeypatch.setattr(planner.jax, "local_devices", lambda: [here])
+    assert planner.limit(here) == planner.limit(there) == 60e9
+    assert planner.limit(Fake((0, 0, 0))) == 15.75 * 2**30
+    silent = dataclasses.replace(here, stats=None)
+    monkeypatch.setattr(planner.jax, "local_devices", lambda: [silent])
+    assert planner.limit(silent) == 80e9
+    unknown = dataclasses.replace(silent, device_kind="NVIDIA GB999")
+    monkeypatch.setattr(planner.jax, "local_devices", lambda: [unknown])
+    assert planner.limit(unknown) is None
 
 
-def test_time_between_slices():
-    # Chip 0 of each slice: all of it crosses. All chips: reduced within a slice, a sixteenth each crosses.
-    dcn = 6.4e12 / 8 / 256
-    assert seconds("all-reduce", ((0, 16),), (4, 4), 2) == ("DCN", pytest.approx(1e9 / dcn))
-    assert seconds("all-reduce", (tuple(range(32)),), (4, 4), 2) == ("DCN", pytest.approx(1e9 / 16 / dcn))
-    assert seconds("all-gather", ((0, 1, 2, 3),), (4, 4), 2)[0] == "ICI"
+def test_the_hosts_memory_is_shared_by_its_devices(monkeypatch):
+    assert planner.host_limit(Fake((0, 0, 0))) == 512 * 2**30 / 8
+    assert planner.host_limit(gpus(1, 1)[0]) == 2e12 / 8
+    assert planner.host_limit(Fake((0, 0, 0), device_kind="TPU v4")) is None
+    # Attached ones: of this machine's, by the GPUs of the host, though each has a process of its own.
+    attached = gpus(2, 4)
+    monkeypatch.setattr(planner, "ram", lambda: 400)
+    monkeypatch.setattr(planner.jax, "devices", lambda: attached)
+    monkeypatch.setattr(planner.jax, "local_devices", lambda: attached[1:2])
+    assert planner.host_limit(attached[0]) == 100
 
 
-def test_places_in_slices():
-    import numpy as np
-
-    # Two slices of two along the inner axis: 0 and 2 of the mesh's four are of one slice.
-    chips_of = [Fake((i, 0, 0), s, 100_000 * (s + 1) + i) for i in range(2) for s in range(2)]
-    mesh = type("Mesh", (), {"devices": np.array(chips_of, object), "size": 4})
-    within = Collective("all-reduce", ((0, 1),), 8, 1)
-    assert network.placed(within, mesh).members == ((0, 2),)
-    assert network.placed(dataclasses.replace(within, members=()), mesh).members == ((0, 2),)
-    across = Collective("all-reduce", ((100000, 200000), (100001, 200001)), 8, 1, between_slices=True)
-    assert network.placed(across, mesh).members == ((0, 1), (2, 3))
-    assert network.wire(network.placed(across, mesh), mesh, chips.CHIPS[1])[:2] == ("DCN", 8.0)
-    everywhere = Collective("all-to-all", ((100000, 200000, 100001, 200001),), 8, 1, between_slices=True)
-    assert network.wire(network.placed(everywhere, mesh), mesh, chips.CHIPS[1])[:2] == ("DCN", 4.0)
+def instead(e: Experiment, devices) -> Plan:
+    """A plan that fits, as far as anything is known before it is compiled."""
+    return planner.outline(planner.build(e, devices))
 
 
-def test_every_chip_is_found_by_its_kind_and_has_a_source():
-    kinds = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
-    kinds |= {"NVIDIA A100-SXM4-80GB": "A100", "NVIDIA H100 80GB HBM3": "H100", "NVIDIA H200": "H200"}
-    for kind, name in kinds.items():
-        chip = chips.chip_of(Fake((), device_kind=kind))
-        assert chip is not None and chip.name == name and chip.source
-        assert chip.limit <= chip.hbm
-    assert chips.chip_of(jax.devices()[0]) is None
-    assert make_mesh(DDP.mesh, jax.devices()[:1]).size == 1
+def test_a_step_that_takes_more_of_the_hosts_memory_than_there_is_does_not_fit(monkeypatch):
+    e = experiment(dataclasses.replace(DDP.on(data=8), optimizer_memory="host"), accum_steps=2)
+    e = dataclasses.replace(e, model=dataclasses.replace(e.model, remat="none"))
+    devices = jax.devices()[:DEVICES]
+    there = instead(e, devices).host_bytes
+    monkeypatch.setattr(planner, "host_limit", lambda device: 0.6 * there)
+    assert there > 0
+    found = plan(e, devices)
+    assert not found.fits and found.compiled is None  # it is known before
+    says = f"the step needs {amount(there)} of host memory for each cpu and {amount(0.6 * there)} are there"
+    assert found.problem == f"does not fit: {says}; largest are the optimizer state, {amount(there)}"
+    monkeypatch.setattr(remedies, "plan", instead)
+    found = advised(found, e, devices)
+    # What takes less of it is advised, and nothing else.
+    assert found.remedies[0].startswith("sharding as ZERO1, fsdp=8: ") and found.remedies[0].endswith("fits")
+    assert not any(line.startswith(("accum_steps", "model.remat")) for line in found.remedies)
+    assert "sharding.optimizer_memory='device'" in {line.partition(":")[0] for line in found.remedies}
+    assert says in report(found) and "in the host's memory there is" in report(found)
+
+
+def test_what_the_compiler_puts_in_the_hosts_memory_counts(plans):
+    found = dataclasses.replace(plans["DDP"], compiled={**plans["DDP"].compiled, "host": 200}, host_limit=100.0)
+    assert plans["DDP"].host_fits and not found.host_fits
+    problem = planner.refused_by_host(found).problem
+    assert problem == "does not fit: the step needs 200 B of host memory for each cpu and 100 B are there"
+
+
+@pytest.mark.parametrize(
+    ("there", "end"), [(80, " and 100 B of host memory by estimate, still too much"), (120, "fits")]
+)
+def test_a_remedy_has_to_fit_the_hosts_memory_too(plans, monkeypatch, there, end):
+    """The optimizer's state on the host makes room on the device, and takes 100 bytes there."""
+    e, devices, needs = experiment(DDP.on(data=8)), jax.devices()[:DEVICES], sum(plans["DDP"].parts.values())
+    found = dataclasses.replace(plans["DDP"], limit=0.5 * needs, host_limit=there, problem="does not fit")
+    option = remedies.Option("sharding.optimizer_memory='host'", e, devices, 0.1 * needs, 100)
+    monkeypatch.setattr(remedies, "singles", lambda *_: [option])
+    monkeypatch.setattr(remedies, "pairs", lambda *_: [])
+    monkeypatch.setattr(remedies, "plan", lambda *_: plans["DDP"])
+    (line, *_) = advised(found, e, devices).remedies
+    assert line.startswith("sharding.optimizer_memory='host': ") and line.endswith(end)
