@@ -11,11 +11,12 @@ import jax
 from jaxnlp.errors import UserError
 from jaxnlp.figures.parallelism import amount
 from jaxnlp.nn.ring import Ring
+from jaxnlp.scaling.network import where
 from jaxnlp.scaling.planner import Plan, outline, plan
 from jaxnlp.sharding.mesh import MeshConfig, tpu_slices
 from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB
 from jaxnlp.sharding.presets import DDP, PP, THREE_D, TP, TP_SP, ZERO1, ZERO2, ZERO3
-from jaxnlp.sharding.rules import Sharding, as_tuple
+from jaxnlp.sharding.rules import TENSOR, Sharding, as_tuple
 from jaxnlp.train.experiment import Experiment, trunk, with_trunk
 from jaxnlp.train.program import build
 
@@ -23,6 +24,8 @@ WIDTHS = (2, 4, 8, 16)  # of tensor, and of sequence
 STAGES = (2, 4, 8, 16)
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 REFUSALS = (ValueError, NotImplementedError, jax.errors.JaxRuntimeError)  # one table's, not the search's
+SPLIT = {**TENSOR, "embed": "fsdp"}
+ZERO3_TP = Sharding(params=SPLIT, gradients=SPLIT, optimizer=SPLIT)
 TURNS = (8, 4, 2, 1)  # microbatches of a pipeline, for each stage: the more, the smaller the bubble
 
 
@@ -30,8 +33,9 @@ def tables(experiment: Experiment, devices: Sequence[Any]) -> Iterator[tuple[str
     """(name, tables over a mesh): the config's own first, then the presets, at each width of what has one.
 
     ZeRO 3 over one side of the torus too, and copies of that over the others: a reduce-scatter over several sides is
-    compiled to an all-reduce. The length is split only where the model's attention is a ring. Over several slices a
-    preset is that over one, with a copy on each.
+    compiled to an all-reduce. Of GPUs, over those of a host. ZeRO 3 also over what tensor parallelism leaves of the
+    devices. The length is split only where the model's attention is a ring. Over several slices a preset is that over
+    one, with a copy on each.
     """
     count = tpu_slices(devices)
     yield "config", experiment.sharding
@@ -47,13 +51,18 @@ def presets(experiment: Experiment, devices: Sequence[Any], n: int) -> Iterator[
     yield named("DDP", DDP, data=n)
     for name, preset in (("ZERO1", ZERO1), ("ZERO2", ZERO2), ("ZERO3", ZERO3)):
         yield named(name, preset, fsdp=n)
-    side = max((max(d.coords) + 1 for d in devices if hasattr(d, "coords")), default=n)
+    if devices[0].platform == "tpu":
+        side = max(max(d.coords) + 1 for d in devices)
+    else:
+        side = n // len(set(map(where, devices)))
     if 1 < side < n and n % side == 0:
         yield named("ZERO3", ZERO3, data=n // side, fsdp=side)
     widths = [width for width in WIDTHS if n % width == 0]
     for name, preset in (("TP", TP), ("TP_SP", TP_SP)):
         for width in widths:
             yield named(name, preset, data=n // width, tensor=width)
+    for width in (width for width in widths if width < n):
+        yield named("ZERO3+TP", ZERO3_TP, fsdp=n // width, tensor=width)
     if isinstance(getattr(trunk(experiment.model), "attention", None), Ring):
         for width in widths:
             yield named("ZERO3", ZERO3, fsdp=n // width, sequence=width)
@@ -112,7 +121,12 @@ def search(
         names = ", ".join(name for name, _ in every)
         raise UserError(f"--tables={','.join(only)}: none of these begins so; here there are {names}")
     for name, sharding in wanted:
-        sizes: dict[str, Any] = sharding.mesh.sizes(len(devices))
+        try:
+            sizes: dict[str, Any] = sharding.mesh.sizes(len(devices))
+        except UserError as error:
+            refusal = refusal or f"{name}: {error}"
+            tell(f"{name}: {error}")
+            continue
         if sizes["stage"] == 1:
             sharding = dataclasses.replace(sharding, optimizer_memory=experiment.sharding.optimizer_memory)
         same = dataclasses.replace(sharding, mesh=MeshConfig(**sizes, slices=sharding.mesh.slices))
@@ -136,7 +150,9 @@ def search(
             if one.fits or not one.needed:  # its states alone
                 break
     if not laid_out:
-        raise UserError(f"--search: none of {len(seen)} tables can be laid out over {len(devices)} devices; {refusal}")
+        raise UserError(
+            f"--search: none of {len(wanted)} tables can be laid out over {len(devices)} devices; {refusal}"
+        )
     return sorted(found, key=lambda p: (p.step_seconds or 0.0, sum(p.seconds.values())))
 
 

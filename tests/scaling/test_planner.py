@@ -223,6 +223,7 @@ def test_what_a_search_tries():
         "ZERO2 fsdp=8",
         "TP data=4 tensor=2",
         "TP_SP tensor=8",
+        "ZERO3+TP fsdp=4 tensor=2",
         *(f"THREE_D data=2 stage=2 tensor=2 {kind}" for kind in ("GPipe", "OneFOneB", "Circular")),
     } <= {*names}
     assert {name for name in names if name.startswith("PP")} == {
@@ -234,10 +235,16 @@ def test_what_a_search_tries():
         *("PP data=4 stage=2 Circular", "PP data=2 stage=4 Circular"),
     }
     assert not any("sequence" in name for name in names)
+    # Of ZeRO 3 and tensor parallelism both, never one alone; and `--tables=ZERO3` has them too.
+    split = [sharding for name, sharding in searching.tables(e, jax.devices()[:DEVICES]) if name.startswith("ZERO3+TP")]
+    assert [(s.mesh.fsdp, s.mesh.tensor) for s in split] == [(4, 2), (2, 4)]
+    assert all((s.params["embed"], s.params["mlp"]) == ("fsdp", "tensor") for s in split)
     ring = dataclasses.replace(e, model=dataclasses.replace(e.model, attention=Ring()))
     assert "ZERO3 fsdp=2 sequence=4" in [name for name, _ in searching.tables(ring, jax.devices()[:DEVICES])]
     torus = [Fake((i, j, 0)) for i in range(2) for j in range(4)]
-    assert "ZERO3 data=2 fsdp=4" in [name for name, _ in searching.tables(e, torus)]
+    hosts = gpus(2, 4)
+    for devices in (torus, hosts):
+        assert "ZERO3 data=2 fsdp=4" in [name for name, _ in searching.tables(e, devices)]
 
 
 def test_over_slices_each_has_a_copy_of_what_is_tried_and_of_what_is_advised():
@@ -325,3 +332,18 @@ def test_a_remedy_has_to_fit_the_hosts_memory_too(plans, monkeypatch, there, end
     monkeypatch.setattr(remedies, "plan", lambda *_: plans["DDP"])
     (line, *_) = advised(found, e, devices).remedies
     assert line.startswith("sharding.optimizer_memory='host': ") and line.endswith(end)
+
+
+def test_a_search_goes_on_where_the_configs_own_mesh_does_not_divide_the_devices(monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(searching, "tables", lambda *_: [("config", ZERO3.on(fsdp=16)), ("DDP data=8", DDP.on(data=8))])
+    monkeypatch.setattr(
+        searching, "attempt", lambda e, devices, title: dataclasses.replace(instead(e, devices), name=title)
+    )
+    monkeypatch.setattr(searching, "spoken", lambda one: "fits")
+    found = searching.search(experiment(ZERO3.on(fsdp=16)), jax.devices()[:DEVICES], lines.append)
+    assert [one.name for one in found] == ["DDP data=8, accum_steps=1"]
+    assert lines[0].startswith("config: sharding.mesh: fsdp=16 takes 16 devices and there are 8") and len(lines) == 2
+    monkeypatch.setattr(searching, "tables", lambda *_: [("config", ZERO3.on(fsdp=16))])
+    with pytest.raises(UserError, match="none of 1 tables can be laid out over 8 devices; config: sharding.mesh: fsdp"):
+        searching.search(experiment(ZERO3), jax.devices()[:DEVICES], lines.append)
