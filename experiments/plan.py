@@ -50,7 +50,7 @@ def compared() -> int:
     from jaxnlp.figures.files import save_png
     from jaxnlp.figures.plan import draw_measured
     from jaxnlp.scaling import hlo, topology
-    from jaxnlp.scaling.measured import measured
+    from jaxnlp.scaling.measured import measured, stacked_text
     from jaxnlp.scaling.planner import plan
     from jaxnlp.scaling.report import beside, report
     from jaxnlp.train.progress import waiting
@@ -64,11 +64,14 @@ def compared() -> int:
     texts: list[str] = []
     try:
         with waiting(f"compiling for {len(devices)} x {devices[0].device_kind}"):
-            found = plan(resolved(experiment), devices, workdir.name, texts.append)
+            experiment = resolved(experiment)
+            found = plan(experiment, devices, workdir.name, texts.append)
+            if texts and experiment.steps_per_call > 1:
+                texts = [stacked_text(experiment, devices)]
     except UserError as error:
         where = "give the devices of the run, as --topology=v5e:4x4, or with JAX_NUM_CPU_DEVICES=8"
         raise UserError(f"{error}; {where}") from None
-    told = measured(workdir, found, hlo.classes(texts[0]) if texts else {})
+    told = measured(workdir, found, hlo.classes(texts[0]) if texts else {}, experiment.steps_per_call)
     print(f"{report(found)}\n\n{beside(told, found)}")
     if processes.first():
         out = workdir if OUT.value is None else pathlib.Path(OUT.value)

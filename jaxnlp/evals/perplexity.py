@@ -13,11 +13,11 @@ from jaxnlp.objectives.objective import means, prepared, summarised
 def make_eval_step(apply: Callable, objective: Any) -> Callable:
     """(params, batch) -> {"loss", "weight", and the objective's metrics}: sums, with dropout off. To be jitted."""
 
-    def step(params: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
+    def eval_step(params: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
         loss, weight, extra = objective.loss(apply, params, prepared(objective, batch), None)
         return {"loss": loss, "weight": weight, **extra}
 
-    return step
+    return eval_step
 
 
 def evaluate(

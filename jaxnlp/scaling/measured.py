@@ -5,7 +5,7 @@ import pathlib
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,12 @@ import jax
 from jaxnlp.errors import UserError
 from jaxnlp.scaling.hlo import COLLECTIVE, KINDS, LOOP, MATMUL, OTHER
 from jaxnlp.scaling.planner import Plan
+from jaxnlp.train.experiment import Experiment, abstract_batch
 from jaxnlp.train.metrics import LOG, read_log
+from jaxnlp.train.program import build
 
 CLASSES = (MATMUL, COLLECTIVE, OTHER)
+STEP = re.compile(r"jit_step\b")  # the program that `make_step`'s function is jitted to, one step a call or several
 PRODUCT = re.compile(r"dot|conv(?!ert)|gemm|matmul|cutlass|attention", re.IGNORECASE)
 
 
@@ -23,7 +26,8 @@ PRODUCT = re.compile(r"dot|conv(?!ert)|gemm|matmul|cutlass|attention", re.IGNORE
 class Trace:
     """Steps of a run as profiled (`--profile_steps`). Times are seconds of one step and device.
 
-    steps: how many. step_seconds: from the first operation to the last, over the steps; a trace slows a step.
+    steps: how many. step_seconds: from the first operation to the last, over the steps; a trace slows a step, and what
+        comes between steps, as an evaluation, is in it.
     by_class: time within operations of each class, those in flight together counted each; a collective's is that of
         waiting for the other devices too. longest: the operations that take most.
     """
@@ -54,11 +58,22 @@ class Measured:
         return dataclasses.asdict(self)
 
 
-def measured(workdir: pathlib.Path, plan: Plan, classes: Mapping[str, str]) -> Measured:
+def stacked_text(experiment: Experiment, devices: Sequence[Any]) -> str:
+    """The compiled program of a run with several steps a call, which no plan compiles."""
+    program = build(experiment, devices)
+    batch = abstract_batch(experiment, experiment.data.batch_size)
+    stack = {k: jax.ShapeDtypeStruct((experiment.steps_per_call, *x.shape), x.dtype) for k, x in batch.items()}
+    lowered = program.step.lower(program.abstract, stack)
+    with program.context():
+        return lowered.compile().as_text()
+
+
+def measured(workdir: pathlib.Path, plan: Plan, classes: Mapping[str, str], steps_per_call: int = 1) -> Measured:
     """The log of a run, and its newest trace if there is one.
 
     Args:
         plan: of the run. classes: of the instructions of its program (`hlo.classes`), to know a trace's by name.
+        steps_per_call: of its config, for a trace has marks of calls.
 
     Raises:
         UserError: no log, or one without a speed.
@@ -77,11 +92,11 @@ def measured(workdir: pathlib.Path, plan: Plan, classes: Mapping[str, str]) -> M
         tokens_per_second=rate,
         flops=plan.flops / plan.num_devices / seconds,
         mfu=statistics.median(shares) if shares else None,
-        trace=newest_trace(workdir, plan, classes),
+        trace=newest_trace(workdir, classes, steps_per_call),
     )
 
 
-def newest_trace(workdir: pathlib.Path, plan: Plan, classes: Mapping[str, str]) -> Trace | None:
+def newest_trace(workdir: pathlib.Path, classes: Mapping[str, str], steps_per_call: int = 1) -> Trace | None:
     """The newest trace of a run's folder, of its first host; None where there is none, or it saw no device."""
     files = sorted(
         workdir.glob("profile/plugins/profile/*/*.xplane.pb"), key=lambda path: (path.parent.name, path.name)
@@ -90,13 +105,13 @@ def newest_trace(workdir: pathlib.Path, plan: Plan, classes: Mapping[str, str]) 
         return None
     newest = min(path for path in files if path.parent == files[-1].parent)
     data: Any = jax.profiler.ProfileData.from_file(str(newest))
-    steps = {stats["step_num"] for stats in _annotated(data)}
+    steps = steps_per_call * len({stats["step_num"] for stats in _annotated(data)})
     seen = list(operations(data))
     if not steps or not seen:
         return None
     devices = len({device for device, *_ in seen})
     begun, ended = min(start for _, _, start, _, _ in seen), max(start + took for _, _, start, took, _ in seen)
-    each, names, per = defaultdict[str, float](float), defaultdict[str, float](float), 1e-9 / len(steps) / devices
+    each, names, per = defaultdict[str, float](float), defaultdict[str, float](float), 1e-9 / steps / devices
     for _, name, _, took, category in seen:
         kind = class_of(name, category, classes)
         if kind != LOOP:
@@ -104,8 +119,8 @@ def newest_trace(workdir: pathlib.Path, plan: Plan, classes: Mapping[str, str]) 
             names[name] += took * per
     return Trace(
         path=str(newest.parent),
-        steps=len(steps),
-        step_seconds=(ended - begun) * 1e-9 / len(steps),
+        steps=steps,
+        step_seconds=(ended - begun) * 1e-9 / steps,
         by_class={kind: each[kind] for kind in CLASSES},
         longest=dict(sorted(names.items(), key=lambda item: -item[1])[:5]),
     )
@@ -126,18 +141,19 @@ def _annotated(data: Any) -> Iterator[dict[str, Any]]:
 def operations(data: Any) -> Iterator[tuple[str, str, float, float, str]]:
     """(device, instruction, start, nanoseconds, category) of each operation of the training step.
 
-    TPUs have a plane of each chip with a line of operations, named by their text and with a category; GPUs' kernels
-    and CPUs' threads note the instruction that they work on, and its program.
+    TPUs have a plane of each chip with a line of operations, named by their text and with a category, and one of the
+    programs that they are of; GPUs' kernels and CPUs' threads note the instruction that they work on, and its program.
     """
     for plane in data.planes:
         tpu = plane.name.startswith("/device:TPU")
+        spans = _spans(plane) if tpu else None
         for line in plane.lines:
             if tpu and line.name != "XLA Ops":
                 continue
             for event in line.events:
                 stats = dict(event.stats)
                 name = stats.get("hlo_op") or (event.name if tpu else None)
-                if name is None or not (tpu or str(stats.get("hlo_module", "")).startswith("jit_step")):
+                if name is None or not (_within(event, spans) if tpu else STEP.match(str(stats.get("hlo_module", "")))):
                     continue
                 device = plane.name if plane.name.startswith("/device:") else str(stats.get("device_ordinal", 0))
                 found = re.match(r"%?([\w.\-]+)", str(name))
@@ -148,6 +164,19 @@ def operations(data: Any) -> Iterator[tuple[str, str, float, float, str]]:
                     event.duration_ns,
                     str(stats.get("hlo_category", "")),
                 )
+
+
+def _spans(plane: Any) -> list[tuple[float, float]] | None:
+    """(start, end) of each run of the training step on a TPU; None where the trace does not tell programs apart."""
+    lines = [line for line in plane.lines if line.name == "XLA Modules"]
+    steps = (event for line in lines for event in line.events if STEP.match(event.name))
+    return [(event.start_ns, event.start_ns + event.duration_ns) for event in steps] if lines else None
+
+
+def _within(event: Any, spans: list[tuple[float, float]] | None) -> bool:
+    """By its middle: times since 1970 are rounded to 256 ns."""
+    middle = event.start_ns + event.duration_ns / 2
+    return spans is None or any(start <= middle <= end for start, end in spans)
 
 
 def class_of(name: str, category: str, classes: Mapping[str, str]) -> str:

@@ -150,8 +150,13 @@ def next_scaling(scaling: dict[str, jax.Array], finite: jax.Array) -> dict[str, 
 
 
 def many_steps(step: Step) -> Step:
-    """`step` over a stack of batches in one device call; metrics are stacked too."""
-    return lambda state, batches: jax.lax.scan(step, state, batches)
+    """`step` over a stack of batches in one device call, under the same name in traces; metrics are stacked too."""
+
+    def steps(state: State, batches: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+        return jax.lax.scan(step, state, batches)
+
+    steps.__name__ = step.__name__
+    return steps
 
 
 def _select(condition, new, old):

@@ -4,10 +4,12 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import jax
 import pytest
 
+from jaxnlp import config as configs
 from jaxnlp.scaling import hlo
-from jaxnlp.scaling.measured import Measured, Trace, class_of, measured, operations
+from jaxnlp.scaling.measured import Measured, Trace, class_of, measured, newest_trace, operations, stacked_text
 from jaxnlp.scaling.planner import Plan
 from jaxnlp.scaling.report import beside
 from tests.entry import ROOT, run
@@ -108,12 +110,16 @@ def test_an_instruction_is_what_is_in_it():
     assert class_of("while.3", "", {}) == hlo.LOOP
 
 
-def event(name, **stats):
-    return SimpleNamespace(name=name, start_ns=0.0, duration_ns=5.0, stats=list(stats.items()))
+def event(name, start=0.0, took=5.0, **stats):
+    return SimpleNamespace(name=name, start_ns=start, duration_ns=took, stats=list(stats.items()))
+
+
+def plane(name, **lines):
+    return SimpleNamespace(name=name, lines=[SimpleNamespace(name=k, events=events) for k, events in lines.items()])
 
 
 @pytest.mark.parametrize(
-    ("plane", "line", "shown", "wanted"),
+    ("where", "line", "shown", "wanted"),
     [
         (
             "/host:CPU",
@@ -138,10 +144,59 @@ def event(name, **stats):
         ("/device:GPU:1", "Stream #7", event("x", hlo_op="dot.1", hlo_module="jit_eval_step"), None),
     ],
 )
-def test_operations_of_each_kind_of_device(plane, line, shown, wanted):
-    data = SimpleNamespace(planes=[SimpleNamespace(name=plane, lines=[SimpleNamespace(name=line, events=[shown])])])
+def test_operations_of_each_kind_of_device(where, line, shown, wanted):
+    data = SimpleNamespace(planes=[plane(where, **{line: [shown]})])
     found = [(device, name, category) for device, name, _, _, category in operations(data)]
     assert found == ([] if wanted is None else [wanted])
+
+
+def test_a_tpus_operations_are_those_of_the_step_alone():
+    modules = [event("jit_step(12)", 0, 10), event("jit_eval_step(7)", 10, 10), event("jit_step(12)", 20, 10)]
+    ops = [event(f"%fusion.{i} = f32[8] fusion(%a)", start, 2) for i, start in enumerate((0, 8, 10, 18, 20, 28, 30))]
+    chip = plane("/device:TPU:0", **{"XLA Modules": modules, "XLA Ops": ops})
+    found = [name for _, name, *_ in operations(SimpleNamespace(planes=[chip]))]
+    assert found == ["fusion.0", "fusion.1", "fusion.4", "fusion.5"]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_trace_of_calls_is_told_by_steps(tmp_path, monkeypatch, steps):
+    marks = plane("/host:CPU", python=[event("train", step_num=n) for n in (5, 7)])
+    modules = [event("jit_step(1)", start, 10) for start in (0, 30)]
+    ops = [event("%dot.1 = f32[8] dot(%a)", start, 6) for start in (0, 30)]
+    chip = plane("/device:TPU:0", **{"XLA Modules": modules, "XLA Ops": ops})
+    (tmp_path / "profile/plugins/profile/a").mkdir(parents=True)
+    (tmp_path / "profile/plugins/profile/a/host.xplane.pb").touch()
+    monkeypatch.setattr("jax.profiler.ProfileData.from_file", lambda path: SimpleNamespace(planes=[marks, chip]))
+    trace = newest_trace(tmp_path, {}, steps)
+    assert trace is not None and trace.steps == 2 * steps
+    assert trace.step_seconds == pytest.approx(36e-9 / 2 / steps)
+    assert trace.by_class[hlo.MATMUL] == pytest.approx(6e-9 / steps)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_steps_a_call(tmp_path):
+    fields = {
+        "steps": 12,
+        "log_every": 2,
+        "eval_every": 8,
+        "eval_batches": 1,
+        "checkpoint_every": 0,
+        "sample_tokens": 0,
+    }
+    sizes = {"model.num_layers": 1, "model.embed_dim": 64, "optim.warmup_steps": 2, "steps_per_call": 2}
+    flags = [f"--config.{name}={value}" for name, value in {**fields, **sizes}.items()]
+    config = f"--config={ROOT / 'configs/gpt/tiny.py'}"
+    done = run("experiments.train", config, f"--workdir={tmp_path}", "--profile_steps=7:10", *flags)
+    assert done.code == 0, done.err
+    done = run("experiments.plan", f"--workdir={tmp_path}")
+    assert done.code == 0 and "trace of 4 steps" in done.out, done.out + done.err
+    trace = json.loads((tmp_path / "measured.json").read_text())["measured"]["trace"]
+    assert trace["by_class"][hlo.MATMUL] > 0 and trace["by_class"][hlo.OTHER] > 0
+    # An evaluation between the two calls is another program; so every operation is one of the step's.
+    e = configs.load_json(tmp_path / "config.json")
+    (file,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
+    seen = {name for _, name, *_ in operations(jax.profiler.ProfileData.from_file(str(file)))}
+    assert seen and seen <= set(hlo.classes(stacked_text(e, jax.devices()[:1])))
 
 
 @pytest.mark.slow
