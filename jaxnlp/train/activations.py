@@ -22,11 +22,6 @@ SPLIT = {"num_heads": "heads", "num_kv_heads": "kv_heads", "mlp_dim": "mlp", "vo
 """Sizes of a model, and the axis of activations that each is."""
 
 
-def activation_bytes(program: Program) -> int:
-    """Bytes of `activations` in a device's memory."""
-    return activations(program)[0]
-
-
 def activations(program: Program) -> tuple[int, int]:
     """Bytes in a device's memory, and its share of those in the host's.
 

@@ -15,7 +15,7 @@ PEAKS = {  # dense bf16 operations a second of one device, as its maker states i
     "TPU v2": 23e12, "TPU v3": 61.5e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12,
     "TPU v5": 459e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12, "TPU7x": 1153e12,
     "V100": 125e12, "T4": 65e12, "A100": 312e12, "A10G": 70e12, "L4": 121e12, "L40S": 362e12,
-    "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200": 2250e12,
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200": 2250e12,
 }  # fmt: skip
 
 

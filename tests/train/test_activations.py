@@ -9,7 +9,7 @@ from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.sharding.pipeline import Circular, OneFOneB
 from jaxnlp.sharding.presets import DDP, PP, TP, TP_SP, ZERO3
-from jaxnlp.train.activations import activation_bytes
+from jaxnlp.train.activations import activations
 from jaxnlp.train.experiment import Experiment
 from jaxnlp.train.program import build
 
@@ -21,7 +21,7 @@ def kept(sharding, accum_steps: int = 1, **fields) -> int:
     model = dataclasses.replace(MODEL, **fields)
     data = DataConfig(seq_len=64, batch_size=32)
     e = Experiment(model=model, data=data, sharding=sharding, accum_steps=accum_steps)
-    return activation_bytes(build(e, jax.devices()[:8]))
+    return activations(build(e, jax.devices()[:8]))[0]
 
 
 def test_what_splits_the_batch_divides():
