@@ -32,6 +32,7 @@ from jaxnlp.train.program import Program, build
 
 WORDS = {"G": 2**30, "M": 2**20, "K": 2**10}
 COMPUTE, MEMORY = "compute", "HBM"
+REFUSALS = (ValueError, NotImplementedError, jax.errors.JaxRuntimeError)  # of what cannot be laid out or compiled
 
 
 @dataclasses.dataclass(frozen=True)

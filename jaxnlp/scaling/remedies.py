@@ -6,16 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from jaxnlp.figures.parallelism import amount
-from jaxnlp.scaling.planner import TABLES, Plan, outline, plan, split
+from jaxnlp.scaling.planner import REFUSALS, TABLES, Plan, outline, plan, split
 from jaxnlp.sharding.presets import ZERO1, ZERO2, ZERO3
 from jaxnlp.sharding.rules import Sharding, as_tuple
 from jaxnlp.train.experiment import Experiment, trunk, with_trunk
 from jaxnlp.train.program import build
 
-REFUSALS = (ValueError, NotImplementedError, jax.errors.JaxRuntimeError)  # of one option
 COMPILED = 5  # options compiled, at most
 MARGIN = 0.95  # of the memory, by an estimate
 Larger = Callable[[int], tuple[str, Sequence[Any]] | None]

@@ -6,13 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-
 from jaxnlp.errors import UserError
 from jaxnlp.figures.parallelism import amount
 from jaxnlp.nn.ring import Ring
 from jaxnlp.scaling.network import where
-from jaxnlp.scaling.planner import Plan, outline, plan
+from jaxnlp.scaling.planner import REFUSALS, Plan, outline, plan
 from jaxnlp.sharding.mesh import MeshConfig, tpu_slices
 from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB
 from jaxnlp.sharding.presets import DDP, PP, THREE_D, TP, TP_SP, ZERO1, ZERO2, ZERO3
@@ -23,7 +21,6 @@ from jaxnlp.train.program import build
 WIDTHS = (2, 4, 8, 16)  # of tensor, and of sequence
 STAGES = (2, 4, 8, 16)
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-REFUSALS = (ValueError, NotImplementedError, jax.errors.JaxRuntimeError)  # one table's, not the search's
 SPLIT = {**TENSOR, "embed": "fsdp"}
 ZERO3_TP = Sharding(params=SPLIT, gradients=SPLIT, optimizer=SPLIT)
 TURNS = (8, 4, 2, 1)  # microbatches of a pipeline, for each stage: the more, the smaller the bubble
