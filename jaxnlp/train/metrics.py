@@ -96,8 +96,9 @@ def plot(workdir: pathlib.Path, baselines: dict[str, float] | None = None) -> pa
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained", sharex=True)
     loss, rate, norm, speed = axes.flat
     losses = [row["loss"] for row in train]
-    loss.plot(steps, losses, color="C0", alpha=0.3, label="train, each logged batch")
-    loss.plot(steps, smooth(losses), color="C0", label="train, smoothed")
+    dot = "o" if len(steps) == 1 else ""  # a line through one point cannot be seen
+    loss.plot(steps, losses, dot, color="C0", alpha=0.3, label="train, each logged batch")
+    loss.plot(steps, smooth(losses), dot, color="C0", label="train, smoothed")
     valid = [row for row in rows if row["kind"] == "validation"]
     if valid:
         loss.plot(
@@ -112,15 +113,15 @@ def plot(workdir: pathlib.Path, baselines: dict[str, float] | None = None) -> pa
         loss.axhline(value, color="0.4", linestyle=(":", "--", "-.")[i % 3], linewidth=1, label=name)
     loss.legend()
     loss.set_ylabel("loss (nats a token)")
-    rate.plot(steps, [row["learning_rate"] for row in train], color="C2")
+    rate.plot(steps, [row["learning_rate"] for row in train], dot, color="C2")
     rate.set_ylabel("learning rate")
-    norm.plot(steps, [row["grad_norm"] for row in train], color="C1", alpha=0.8)
+    norm.plot(steps, [row["grad_norm"] for row in train], dot, color="C1", alpha=0.8)
     norm.set_ylabel("gradient norm (before clipping)")
     norm.set_yscale("log")
     for axis in (norm.yaxis.set_major_formatter, norm.yaxis.set_minor_formatter):
         axis("{x:g}")
     timed = [row for row in train if row.get("tokens_per_second")]
-    speed.plot([row["step"] for row in timed], [row["tokens_per_second"] for row in timed], color="C4")
+    speed.plot([row["step"] for row in timed], [row["tokens_per_second"] for row in timed], dot, color="C4")
     speed.set_ylabel("tokens a second")
     speed.set_ylim(bottom=0)
     for panel in axes.flat:
