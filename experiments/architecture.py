@@ -11,7 +11,7 @@ import sys
 
 from absl import flags
 
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
@@ -23,7 +23,7 @@ def main() -> None:
     from jaxnlp.figures.architecture import draw, tree
     from jaxnlp.figures.files import save_png
     from jaxnlp.sharding.axes import example_inputs, parameter_table
-    from jaxnlp.train.loop import prepare
+    from jaxnlp.training.loops.supervised import prepare
 
     if CONFIG.value is None:
         raise UserError("--config: not given; expected a config file, or --config_json=FILE")
@@ -52,4 +52,4 @@ def config_name() -> str:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, by=processes.FIRST)
+    cli.run(main, __doc__, by=distributed.FIRST)

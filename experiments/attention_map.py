@@ -10,7 +10,7 @@ encoder-decoder has three parts: the encoder, the decoder, and what the decoder 
 
 from absl import flags
 
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -28,8 +28,8 @@ def main() -> None:
 
     from jaxnlp.figures.attention import draw, habits, select
     from jaxnlp.figures.files import save_png
-    from jaxnlp.train.attention import attention_maps
-    from jaxnlp.train.load import load
+    from jaxnlp.training.attention_maps import attention_maps
+    from jaxnlp.training.load import load
 
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")
@@ -45,7 +45,7 @@ def main() -> None:
         if name not in whole:
             raise UserError(f"--parts={name}: the model has {', '.join(whole)}")
     maps = [select(whole[name], layers, heads) for name in PARTS.value or whole]
-    if processes.first():
+    if distributed.first():
         save_png(draw(maps, f"{WORKDIR.value}, step {run.saved.step:,}"), out)
     print(f"written: {out}")
     for found in maps:

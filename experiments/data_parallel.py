@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
@@ -82,8 +82,8 @@ def compare(experiment: Any, devices: list[Any], steps: int) -> Found:
     from jaxnlp.data.pipeline import TrainBatches, open_split
     from jaxnlp.sharding.mesh import MeshConfig
     from jaxnlp.sharding.rules import Sharding
-    from jaxnlp.train.loop import prepare
-    from jaxnlp.train.program import build
+    from jaxnlp.training.loops.supervised import prepare
+    from jaxnlp.training.step.program import build
 
     e, tokenizer = prepare(dataclasses.replace(experiment, accum_steps=1, steps_per_call=1))
     if getattr(e.model, "dropout_rate", 0.0):
@@ -149,7 +149,7 @@ def train_centrally(program: Any, batches: list[Any], devices: list[Any]) -> tup
 
 def all_reduced(hlo: str, num_devices: int) -> Moved:
     """What DDP's program moves: gradients, and beside them scalars (the loss and the like)."""
-    from jaxnlp.scaling.hlo import collectives
+    from jaxnlp.planning.hlo import collectives
     from jaxnlp.sharding.data_parallel import ring_bytes
 
     size = sum(one.bytes * one.count for one in collectives(hlo) if one.kind == "all-reduce")
@@ -192,4 +192,4 @@ def report(found: Found) -> str:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, by=processes.FIRST)
+    cli.run(main, __doc__, by=distributed.FIRST)

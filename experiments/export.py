@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -33,7 +33,7 @@ def main() -> None:
 
     from jaxnlp.data.tokenizer import HuggingFaceTokenizer
     from jaxnlp.interop.huggingface import save
-    from jaxnlp.train.load import load
+    from jaxnlp.training.load import load
     from jaxnlp.trees import like
 
     if WORKDIR.value is None:
@@ -45,8 +45,8 @@ def main() -> None:
     run = load(WORKDIR.value, CHECKPOINT.value)
     tokenizer = run.saved.tokenizer
     known = isinstance(tokenizer, HuggingFaceTokenizer)
-    out, params, tuning = pathlib.Path(OUT.value), processes.whole(run.params), run.program.tuning
-    if not processes.first():
+    out, params, tuning = pathlib.Path(OUT.value), distributed.whole(run.params), run.program.tuning
+    if not distributed.first():
         return
     if ADAPTER.value:
         if tuning is None:

@@ -17,8 +17,8 @@ TOP = flags.DEFINE_integer("top", 5, "Guesses to show for each mask.")
 
 
 def main() -> None:
-    from jaxnlp.train.load import load
-    from jaxnlp.train.texts import fill_mask
+    from jaxnlp.training.fill_mask import fill_mask
+    from jaxnlp.training.load import load
 
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected the folder of a trained encoder, as runs/bert")

@@ -49,10 +49,10 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 
 
 def main() -> None:
-    from jaxnlp.data.sentinels import with_sentinels
-    from jaxnlp.generate.beam import beam_search
-    from jaxnlp.generate.text import continuation, generate_text
-    from jaxnlp.train.load import load
+    from jaxnlp.data.text.sentinels import with_sentinels
+    from jaxnlp.inference.beam import beam_search
+    from jaxnlp.inference.text import continuation, generate_text
+    from jaxnlp.training.load import load
 
     _check()
     options = _options()
@@ -164,8 +164,8 @@ def _check() -> None:
 
 def _options() -> Any:
     """A BeamSearch or a Sampling."""
-    from jaxnlp.generate.beam import BeamSearch
-    from jaxnlp.generate.sampling import Sampling
+    from jaxnlp.inference.beam import BeamSearch
+    from jaxnlp.inference.sampling import Sampling
 
     common: dict[str, Any] = {"repetition_penalty": REPETITION.value, "min_new_tokens": MIN_TOKENS.value}
     sampling = Sampling(

@@ -20,7 +20,7 @@ SEPARATOR = flags.DEFINE_string("separator", None, "Token that separates documen
 
 def main() -> None:
     from jaxnlp.interop.huggingface import load
-    from jaxnlp.train.seed_run import seed_run
+    from jaxnlp.training.init.import_run import seed_run
 
     if SOURCE.value is None:
         raise UserError("--source: not given; expected a folder in Hugging Face's layout, or a hub id")

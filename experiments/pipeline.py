@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 SCHEDULE = flags.DEFINE_string("schedule", "gpipe", "naive, gpipe, 1f1b or circular.")
@@ -60,4 +60,4 @@ FORMULAS = {
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, by=processes.FIRST)
+    cli.run(main, __doc__, by=distributed.FIRST)

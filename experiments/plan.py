@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
@@ -40,7 +40,7 @@ def main() -> int:
     if SEARCH.value and WORKDIR.value is not None:
         raise UserError("--search, --workdir: give one of them")
     # Of a job's own devices every process plans, as each compiles for all; for named ones process 0.
-    with contextlib.nullcontext(True) if TOPOLOGY.value == "local" else processes.by_first() as works:
+    with contextlib.nullcontext(True) if TOPOLOGY.value == "local" else distributed.by_first() as works:
         return 0 if not works else planned() if WORKDIR.value is None else compared()
 
 
@@ -49,11 +49,11 @@ def compared() -> int:
     from jaxnlp import config as configs
     from jaxnlp.figures.files import save_png
     from jaxnlp.figures.plan import draw_measured
-    from jaxnlp.scaling import hlo, topology
-    from jaxnlp.scaling.measured import measured, stacked_text
-    from jaxnlp.scaling.planner import plan
-    from jaxnlp.scaling.report import beside, report
-    from jaxnlp.train.progress import waiting
+    from jaxnlp.planning import hlo, topology
+    from jaxnlp.planning.measured import measured, stacked_text
+    from jaxnlp.planning.planner import plan
+    from jaxnlp.planning.report import beside, report
+    from jaxnlp.training.run_folder.progress import waiting
 
     assert WORKDIR.value is not None
     workdir = pathlib.Path(WORKDIR.value)
@@ -73,7 +73,7 @@ def compared() -> int:
         raise UserError(f"{error}; {where}") from None
     told = measured(workdir, found, hlo.classes(texts[0]) if texts else {}, experiment.steps_per_call)
     print(f"{report(found)}\n\n{beside(told, found)}")
-    if processes.first():
+    if distributed.first():
         out = workdir if OUT.value is None else pathlib.Path(OUT.value)
         save_png(draw_measured(told.to_dict(), found.to_dict(), str(workdir)), out / "measured.png")
         both = {"topology": TOPOLOGY.value, "measured": told.to_dict(), "plan": found.to_dict()}
@@ -86,12 +86,12 @@ def planned() -> int:
     """Plans, tells and writes; the exit status."""
     from jaxnlp.figures.files import save_png
     from jaxnlp.figures.plan import draw_plans
-    from jaxnlp.scaling import topology
-    from jaxnlp.scaling.planner import plan
-    from jaxnlp.scaling.remedies import advised
-    from jaxnlp.scaling.report import ranking, report
-    from jaxnlp.scaling.search import search
-    from jaxnlp.train.progress import waiting
+    from jaxnlp.planning import topology
+    from jaxnlp.planning.planner import plan
+    from jaxnlp.planning.remedies import advised
+    from jaxnlp.planning.report import ranking, report
+    from jaxnlp.planning.search import search
+    from jaxnlp.training.run_folder.progress import waiting
 
     devices = topology.devices(TOPOLOGY.value)
     experiment = resolved(CONFIG.value)
@@ -109,7 +109,7 @@ def planned() -> int:
             found = advised(found, experiment, devices, topology.larger(TOPOLOGY.value), waiting)
         plans = [found]
         print(report(found))
-    if OUT.value is not None and plans and processes.first():
+    if OUT.value is not None and plans and distributed.first():
         out = pathlib.Path(OUT.value)
         found = [one.to_dict() for one in plans]
         save_png(draw_plans(found, f"{experiment_name()} on {TOPOLOGY.value}"), out / "plan.png")
@@ -122,8 +122,8 @@ def resolved(experiment: Any) -> Any:
     """The experiment with its vocabulary filled in; a tokenizer is opened only where the config leaves that to it."""
     from jaxnlp import config as configs
     from jaxnlp.data import pipeline
-    from jaxnlp.train.experiment import trunk
-    from jaxnlp.train.loop import prepare
+    from jaxnlp.training.experiment import trunk
+    from jaxnlp.training.loops.supervised import prepare
 
     tells = getattr(experiment.tuning, "text", None) or getattr(experiment.layout, "num_places", 0)
     if trunk(experiment.model).vocab_size is None or tells:

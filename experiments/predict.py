@@ -15,7 +15,7 @@ import sys
 
 from absl import flags
 
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -29,8 +29,8 @@ def main() -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from jaxnlp.train.load import load
-    from jaxnlp.train.predict import answers
+    from jaxnlp.training.load import load
+    from jaxnlp.training.predict import answers
 
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected the folder of a fine-tuned run, as runs/bert-topics")
@@ -56,7 +56,7 @@ def main() -> None:
 def given(task: object) -> list:
     """The records to predict."""
     from jaxnlp.data.records import Record, read_records
-    from jaxnlp.data.sources import expand
+    from jaxnlp.data.text.sources import expand
 
     if TEXT.value is not None:
         field = getattr(getattr(task, "inputs", None), "text", None)
@@ -70,7 +70,7 @@ def given(task: object) -> list:
 
 
 def opened(path: str):
-    if not processes.first():
+    if not distributed.first():
         path = os.devnull
     try:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)

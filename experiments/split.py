@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
@@ -29,7 +29,7 @@ def main() -> None:
     from jaxnlp.figures.files import save_png
     from jaxnlp.figures.parallelism import draw_split
     from jaxnlp.sharding.presets import PRESETS
-    from jaxnlp.train.loop import prepare
+    from jaxnlp.training.loops.supervised import prepare
 
     if CONFIG.value is None:
         raise UserError("--config: not given; expected a config file, or --config_json=FILE")
@@ -122,4 +122,4 @@ def layer(first: list[Any], between: str, last: Any, sequence: bool) -> list[Any
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, by=processes.FIRST)
+    cli.run(main, __doc__, by=distributed.FIRST)

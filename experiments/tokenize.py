@@ -13,7 +13,7 @@ import sys
 
 from absl import flags
 
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
@@ -29,8 +29,8 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write over a folder that alre
 def main() -> None:
     from jaxnlp import config as configs
     from jaxnlp.data.pipeline import Tokens, open_tokenizer
-    from jaxnlp.data.sources import check_split
-    from jaxnlp.data.store import build_store
+    from jaxnlp.data.text.sources import check_split
+    from jaxnlp.data.text.store import build_store
 
     if CONFIG.value is None:
         raise UserError("--config: not given; expected a config file whose data.source is to be tokenized")
@@ -77,4 +77,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, by=processes.FIRST)
+    cli.run(main, __doc__, by=distributed.FIRST)

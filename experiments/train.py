@@ -33,8 +33,8 @@ def main() -> int:
         return dry_run()
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected a folder for the run, as runs/tiny")
-    from jaxnlp.train.loop import train
-    from jaxnlp.train.metrics import plot
+    from jaxnlp.training.loops.supervised import train
+    from jaxnlp.training.run_folder.metric_log import plot
 
     workdir = pathlib.Path(WORKDIR.value)
     result = train(CONFIG.value, workdir, profile_steps(PROFILE.value))
@@ -48,7 +48,7 @@ def main() -> int:
         speak(f"\nstopped by {name} at step {step:,} of {steps:,}, saved; go on with:")
         speak(f"  {runtime.python()} -m experiments.train --workdir={workdir}")
         return 128 + result.signal
-    from jaxnlp.train.report import report
+    from jaxnlp.training.report import report
 
     speak(report(result, workdir))
     speak(f"\n{time.monotonic() - begun:,.0f} seconds in all", file=sys.stderr)
@@ -56,9 +56,9 @@ def main() -> int:
 
 
 def dry_run() -> int:
-    from jaxnlp.train.loop import prepare
-    from jaxnlp.train.plan import report
-    from jaxnlp.train.program import build
+    from jaxnlp.planning.dry_run import report
+    from jaxnlp.training.loops.supervised import prepare
+    from jaxnlp.training.step.program import build
 
     if CONFIG.value is None:
         raise UserError("--dry_run: give a config with --config=FILE")

@@ -14,7 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from jaxnlp import config as configs
-from jaxnlp import processes
+from jaxnlp import distributed
 from jaxnlp.errors import UserError
 
 FROM_JSON = str(pathlib.Path(__file__).with_name("config_json.py"))
@@ -36,16 +36,16 @@ def define_config() -> Any:
     )
 
 
-def run(main: Callable[[], int | None], doc: str | None, by: str = processes.ALL) -> None:
+def run(main: Callable[[], int | None], doc: str | None, by: str = distributed.ALL) -> None:
     """Parses the flags, runs `main` and exits. What a user can cause is one line on stderr and exit status 2.
 
     Args:
         main: what to run.
-        by: which processes of the job run it, if there are several (`processes.py`): all; or process 0, while the
+        by: which processes of the job run it, if there are several (`distributed.py`): all; or process 0, while the
             others wait; or none, as several are refused.
     """
     argv = list(sys.argv)
-    processes.define_flags()
+    distributed.define_flags()
     if any(a in ("--help", "-h", "-help", "--h") for a in argv[1:]):
         print((doc or "").strip(), end="\n\n")
         print("Flags:")
@@ -54,7 +54,7 @@ def run(main: Callable[[], int | None], doc: str | None, by: str = processes.ALL
         sys.exit(0)
     _quiet()
     try:
-        with processes.joined(argv, by) as works:  # before the rest of the flags: what is wrong in one ends all
+        with distributed.joined(argv, by) as works:  # before the rest of the flags: what is wrong in one ends all
             if not works:
                 sys.exit(0)
             app.run(lambda _: _run(main), argv=argv, flags_parser=_parse)
@@ -90,7 +90,7 @@ def _run(main: Callable[[], int | None]) -> int | None:
 
 
 def _shared_help() -> str:
-    names = [name for name in ("config", "config_json", *processes.SETTINGS) if name in flags.FLAGS]
+    names = [name for name in ("config", "config_json", *distributed.SETTINGS) if name in flags.FLAGS]
     return "\n".join(f"  --{name}: {flags.FLAGS[name].help}" for name in names)
 
 
@@ -188,6 +188,6 @@ def load(spec: str) -> Any:
     if not dataclasses.is_dataclass(config):
         raise UserError(
             f"--config={spec}: get_config returned {type(config).__name__}, expected an Experiment "
-            "(from jaxnlp.train.experiment)"
+            "(from jaxnlp.training.experiment)"
         )
     return config

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.renamed import current_class, current_fields
 
 CLASS = "class"
 
@@ -98,13 +99,15 @@ def from_dict(data: Any, path: str = "") -> Any:
         return data
     if CLASS not in data:
         return {k: from_dict(v, f"{path}.{k}") for k, v in data.items()}
-    cls = _import(data[CLASS], path or "the config")
+    class_name = current_class(str(data[CLASS]))
+    cls = _import(class_name, path or "the config")
+    data = current_fields(class_name, {name: value for name, value in data.items() if name != CLASS})
     known = [f.name for f in dataclasses.fields(cls)]
     for name in data:
-        if name != CLASS and name not in known:
+        if name not in known:
             raise UserError(f"{path}.{name}: {cls.__name__} has no such field{did_you_mean(name, known)}".lstrip("."))
     try:
-        return cls(**{k: from_dict(v, f"{path}.{k}".lstrip(".")) for k, v in data.items() if k != CLASS})
+        return cls(**{k: from_dict(v, f"{path}.{k}".lstrip(".")) for k, v in data.items()})
     except TypeError as e:
         raise UserError(f"{path or 'the config'}: {cls.__name__} cannot be built ({e})") from None
 

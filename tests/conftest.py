@@ -10,9 +10,9 @@ CACHE = ROOT / ".cache"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-os.environ["JAXNLP_CACHE"] = str(CACHE)
+os.environ.setdefault("JAXNLP_CACHE", str(CACHE))
 os.environ["JAXNLP_ALLOCATOR"] = "system"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "xla")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Most of a first run would be compiles, of programs so small that neither LLVM's optimizations nor the newer way of

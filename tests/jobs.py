@@ -6,7 +6,7 @@ import time
 from tests.entry import ROOT, Entry, start
 
 DEVICES = 8
-MESHED = ROOT / "tests" / "train" / "meshed.py"
+MESHED = ROOT / "tests" / "training" / "meshed.py"
 
 
 def begin(

@@ -11,7 +11,7 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn import kernels, mlp, norms, positions
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 
 def experiment(**fields) -> Experiment:

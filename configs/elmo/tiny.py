@@ -3,14 +3,14 @@
 python -m experiments.train --config=configs/elmo/tiny.py --workdir=runs/elmo
 """
 
-from jaxnlp.data.characters import Characters
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sources import Embedded
+from jaxnlp.data.text.characters import Characters
+from jaxnlp.data.text.sources import PythonStdlib
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.models.elmo import ElmoConfig
 from jaxnlp.objectives.bilm import BiLM
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 
 def get_config() -> Experiment:
@@ -24,7 +24,7 @@ def get_config() -> Experiment:
             dropout_rate=0.0,  # a run this short never sees a text twice
         ),
         data=DataConfig(
-            source=Embedded(),
+            source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=2048),
             examples=Characters(max_chars=16),
             seq_len=64,

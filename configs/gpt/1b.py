@@ -5,7 +5,7 @@ v5e:4x4; `python -m experiments.plan --config=configs/gpt/1b.py --topology=v5e:4
 """
 
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sources import Embedded
+from jaxnlp.data.text.sources import PythonStdlib
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.kernels import Flash
@@ -15,7 +15,7 @@ from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.positions import Rotary
 from jaxnlp.optim import OptimConfig
 from jaxnlp.sharding.presets import ZERO3
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 
 def get_config() -> Experiment:
@@ -36,7 +36,7 @@ def get_config() -> Experiment:
             remat="full",
             policy=Policy(param_dtype="bfloat16", compute_dtype="bfloat16"),
         ),
-        data=DataConfig(source=Embedded(), tokenizer=SentencePiece(vocab_size=32768), seq_len=2048, batch_size=256),
+        data=DataConfig(source=PythonStdlib(), tokenizer=SentencePiece(vocab_size=32768), seq_len=2048, batch_size=256),
         optim=OptimConfig(learning_rate=4e-4, warmup_steps=2000, weight_decay=0.1, b2=0.95, master_dtype="float32"),
         sharding=ZERO3.on(fsdp=-1),
         accum_steps=2,

@@ -16,16 +16,16 @@ import dataclasses
 from typing import Any
 
 from configs.gpt.tiny import get_config as pretraining
-from jaxnlp.data.from_run import FromRun
-from jaxnlp.data.sources import Embedded, Files
+from jaxnlp.data.pretrained_tokenizer import PretrainedTokenizer
+from jaxnlp.data.text.sources import Files, PythonStdlib
 from jaxnlp.errors import UserError
 from jaxnlp.nn.positions import Learned
 from jaxnlp.optim import OptimConfig
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.partial import Full
-from jaxnlp.train import pretrained
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.pretrained import Pretrained
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.init import pretrained
+from jaxnlp.training.init.pretrained import Pretrained
 
 PARTS = ("all", "upper", "lora")
 RATES = {"all": 5e-4, "upper": 5e-4, "lora": 3e-3}
@@ -40,10 +40,10 @@ def get_config(variant: str = "") -> Experiment:
             f"parts: {', '.join(PARTS)}"
         )
     e = pretraining()
-    data = dataclasses.replace(e.data, source=Files(train=files) if files else Embedded(part="docstrings"))
+    data = dataclasses.replace(e.data, source=Files(train=files) if files else PythonStdlib(part="docstrings"))
     if run:
         e.model, e.init_from = pretrained.model(run, scan_layers=False), Pretrained(path=run)
-        data = dataclasses.replace(data, tokenizer=FromRun(path=run))
+        data = dataclasses.replace(data, tokenizer=PretrainedTokenizer(path=run))
     return dataclasses.replace(
         e,
         data=data,

@@ -1,12 +1,12 @@
 """nanoGPT's baby GPT, the shape of its documented CPU setting, here on bytes: the benchmark's small shape."""
 
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sources import Embedded
+from jaxnlp.data.text.sources import PythonStdlib
 from jaxnlp.data.tokenizer import Bytes
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.norms import LayerNorm
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 
 def get_config() -> Experiment:
@@ -19,7 +19,7 @@ def get_config() -> Experiment:
             use_bias=False,
             norm=LayerNorm(use_bias=False),
         ),
-        data=DataConfig(source=Embedded(), tokenizer=Bytes(), seq_len=64, batch_size=12, prefetch_threads=0),
+        data=DataConfig(source=PythonStdlib(), tokenizer=Bytes(), seq_len=64, batch_size=12, prefetch_threads=0),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, weight_decay=0.1, b2=0.99),
         steps=2000,
         log_every=20,

@@ -14,51 +14,58 @@ Tasks: "classify" (the topic of a docstring; also ""), "entail" (does a docstrin
 import dataclasses
 
 from configs.gpt.tiny import get_config as pretraining
-from jaxnlp.data.embedded_tasks import (
+from jaxnlp.data.corpora.stdlib_tasks import (
     TOPICS,
-    EmbeddedChoice,
-    EmbeddedDocstrings,
-    EmbeddedEntailment,
-    EmbeddedSimilarity,
+    StdlibChoice,
+    StdlibDocstrings,
+    StdlibEntailment,
+    StdlibSimilarity,
 )
-from jaxnlp.data.from_run import FromRun
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.tasks.choice import Choices
-from jaxnlp.data.tasks.classification import Classification
+from jaxnlp.data.pretrained_tokenizer import PretrainedTokenizer
 from jaxnlp.data.tasks.inputs import Pair, Unordered
 from jaxnlp.data.tasks.layout import DecoderLayout
+from jaxnlp.data.tasks.multiple_choice import MultipleChoiceTask
+from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.errors import UserError
-from jaxnlp.models.heads import FineTuned, MultipleChoice, SequenceClassification
-from jaxnlp.objectives.choice import Choice
-from jaxnlp.objectives.classify import Classify
+from jaxnlp.models.heads import ModelWithHead, MultipleChoiceHead, SequenceClassificationHead
+from jaxnlp.objectives.multiple_choice import MultipleChoice
+from jaxnlp.objectives.sequence_classification import SequenceClassification
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train import pretrained
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.pretrained import Pretrained
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.init import pretrained
+from jaxnlp.training.init.pretrained import Pretrained
 
 LAYOUT = DecoderLayout()
 SPECIALS = (LAYOUT.start, LAYOUT.delimiter, LAYOUT.extract)
 TASKS = {  # source, examples, head, objective, seq_len, batch_size
     "classify": (
-        EmbeddedDocstrings(),
-        Classification(classes=tuple(TOPICS), layout=LAYOUT, truncate=True),
-        SequenceClassification(num_classes=len(TOPICS)),
-        *(Classify(lm_weight=0.5), 128, 16),
+        StdlibDocstrings(),
+        SequenceClassificationTask(classes=tuple(TOPICS), layout=LAYOUT, truncate=True),
+        SequenceClassificationHead(num_classes=len(TOPICS)),
+        *(SequenceClassification(lm_weight=0.5), 128, 16),
     ),
     "entail": (
-        EmbeddedEntailment(),
-        Classification(inputs=Pair(), classes=("other", "own"), layout=LAYOUT, truncate=True),
-        SequenceClassification(num_classes=2),
-        *(Classify(lm_weight=0.5), 128, 16),
+        StdlibEntailment(),
+        SequenceClassificationTask(inputs=Pair(), classes=("other", "own"), layout=LAYOUT, truncate=True),
+        SequenceClassificationHead(num_classes=2),
+        *(SequenceClassification(lm_weight=0.5), 128, 16),
     ),
     "similar": (
-        EmbeddedSimilarity(),
-        Classification(inputs=Unordered(), classes=("other", "same"), layout=LAYOUT, truncate=True),
-        SequenceClassification(num_classes=2),
-        *(Classify(lm_weight=0.5), 160, 8),
+        StdlibSimilarity(),
+        SequenceClassificationTask(inputs=Unordered(), classes=("other", "same"), layout=LAYOUT, truncate=True),
+        SequenceClassificationHead(num_classes=2),
+        *(SequenceClassification(lm_weight=0.5), 160, 8),
     ),
-    "choice": (EmbeddedChoice(), Choices(layout=LAYOUT, truncate=True), MultipleChoice(), Choice(lm_weight=0.5), 96, 8),
+    "choice": (
+        StdlibChoice(),
+        MultipleChoiceTask(layout=LAYOUT, truncate=True),
+        MultipleChoiceHead(),
+        MultipleChoice(lm_weight=0.5),
+        96,
+        8,
+    ),
 }
 
 
@@ -70,12 +77,12 @@ def get_config(variant: str = "") -> Experiment:
         raise UserError(f"finetune.py:{variant}: after TASK,RUN expected nothing, or fresh")
     source, examples, head, objective, seq_len, batch_size = TASKS[task or "classify"]
     if run:
-        trunk, tokenizer = pretrained.model(run, dropout_rate=0.1), FromRun(path=run, specials=SPECIALS)
+        trunk, tokenizer = pretrained.model(run, dropout_rate=0.1), PretrainedTokenizer(path=run, specials=SPECIALS)
     else:
         trunk = dataclasses.replace(pretraining().model, dropout_rate=0.1)
         tokenizer = SentencePiece(vocab_size=2048, specials=SPECIALS)
     return Experiment(
-        model=FineTuned(trunk=trunk, head=head),
+        model=ModelWithHead(trunk=trunk, head=head),
         init_from=Pretrained(path=run) if run and not fresh else None,
         data=DataConfig(
             source=source,

@@ -9,14 +9,14 @@ Point it at a corpus tokenized by experiments.tokenize (see docs/data.md), or ch
 """
 
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sources import Embedded
+from jaxnlp.data.text.sources import PythonStdlib
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.errors import UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.kernels import DotProduct, Einsum, Flash
 from jaxnlp.nn.policy import Policy
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 SIZES = {  # layers, heads, embed_dim
     "small": (12, 12, 768),
@@ -44,7 +44,7 @@ def get_config(variant: str = "small") -> Experiment:
             remat="dots",
             policy=Policy(compute_dtype="bfloat16"),
         ),
-        data=DataConfig(source=Embedded(), tokenizer=SentencePiece(vocab_size=32768), seq_len=1024, batch_size=512),
+        data=DataConfig(source=PythonStdlib(), tokenizer=SentencePiece(vocab_size=32768), seq_len=1024, batch_size=512),
         optim=OptimConfig(learning_rate=6e-4, warmup_steps=2000, weight_decay=0.1, b2=0.95),
         accum_steps=8,
         steps=100_000,

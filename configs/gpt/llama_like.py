@@ -5,7 +5,7 @@ from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.mlp import GatedMLP
 from jaxnlp.nn.norms import RMSNorm
 from jaxnlp.nn.positions import Rotary
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 
 def get_config() -> Experiment:

@@ -7,7 +7,7 @@ Under PP and THREE_D the layers are stacked, to be cut, and a batch is four micr
 """
 
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sources import Embedded
+from jaxnlp.data.text.sources import PythonStdlib
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.errors import UserError
 from jaxnlp.models.gpt import GPTConfig
@@ -15,7 +15,7 @@ from jaxnlp.nn.positions import Rotary
 from jaxnlp.optim import OptimConfig
 from jaxnlp.sharding.mesh import AXES
 from jaxnlp.sharding.presets import PRESETS
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 
 def get_config(variant: str = "DDP") -> Experiment:
@@ -32,7 +32,11 @@ def get_config(variant: str = "DDP") -> Experiment:
     return Experiment(
         model=GPTConfig(num_layers=4, num_heads=8, embed_dim=192, positions=Rotary(), scan_layers=staged),
         data=DataConfig(
-            source=Embedded(), tokenizer=SentencePiece(vocab_size=2048), seq_len=128, batch_size=8, prefetch_threads=0
+            source=PythonStdlib(),
+            tokenizer=SentencePiece(vocab_size=2048),
+            seq_len=128,
+            batch_size=8,
+            prefetch_threads=0,
         ),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=100),
         sharding=sharding,

@@ -4,19 +4,23 @@ GPT-2's block with rotary positions, which learn far faster in so short a run th
 """
 
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sources import Embedded
+from jaxnlp.data.text.sources import PythonStdlib
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.positions import Rotary
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 
 def get_config() -> Experiment:
     return Experiment(
         model=GPTConfig(num_layers=4, num_heads=4, embed_dim=192, positions=Rotary()),
         data=DataConfig(
-            source=Embedded(), tokenizer=SentencePiece(vocab_size=2048), seq_len=128, batch_size=4, prefetch_threads=0
+            source=PythonStdlib(),
+            tokenizer=SentencePiece(vocab_size=2048),
+            seq_len=128,
+            batch_size=4,
+            prefetch_threads=0,
         ),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=100),
         steps=3000,

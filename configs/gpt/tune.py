@@ -14,7 +14,7 @@ import dataclasses
 
 from configs.gpt import finetune
 from configs.gpt.tiny import get_config as pretraining
-from jaxnlp.data.from_run import FromRun
+from jaxnlp.data.pretrained_tokenizer import PretrainedTokenizer
 from jaxnlp.data.tasks.layout import PLACE, Template
 from jaxnlp.errors import UserError
 from jaxnlp.optim import OptimConfig
@@ -24,9 +24,9 @@ from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.partial import BitFit, Full
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
-from jaxnlp.train import pretrained
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.pretrained import Pretrained
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.init import pretrained
+from jaxnlp.training.init.pretrained import Pretrained
 
 MAPS = ("query", "value", "up", "down")
 METHODS = {
@@ -62,7 +62,7 @@ def get_config(variant: str = "lora") -> Experiment:
     if not run:
         data = dataclasses.replace(e.data, attend_across_documents=True)
         return dataclasses.replace(e, data=data)
-    data = dataclasses.replace(e.data, tokenizer=FromRun(path=run), attend_across_documents=True)
+    data = dataclasses.replace(e.data, tokenizer=PretrainedTokenizer(path=run), attend_across_documents=True)
     e = dataclasses.replace(e, model=pretrained.model(run), data=data)
     return dataclasses.replace(e, init_from=Pretrained(path=run), steps=500, eval_every=100, checkpoint_every=100)
 

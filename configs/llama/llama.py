@@ -10,14 +10,14 @@ experiments.tokenize. To begin from published weights, see docs/interop.md.
 """
 
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sources import Embedded
+from jaxnlp.data.text.sources import PythonStdlib
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.errors import UserError
 from jaxnlp.models.llama import LlamaConfig
 from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.positions import Llama3Scaling, Rotary
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 LLAMA3 = {"vocab_size": 128256, "num_kv_heads": 8, "mlp_dim": 14336, "positions": Rotary(base=500000.0)}
 SIZES = {
@@ -35,7 +35,7 @@ def get_config(variant: str = "3-8b") -> Experiment:
         raise UserError(f"llama.py:{variant}: no such variant; expected {', '.join(SIZES)}")
     return Experiment(
         model=LlamaConfig(**SIZES[variant], scan_layers=True, remat="full", policy=Policy(compute_dtype="bfloat16")),
-        data=DataConfig(source=Embedded(), tokenizer=SentencePiece(vocab_size=2048), seq_len=4096, batch_size=256),
+        data=DataConfig(source=PythonStdlib(), tokenizer=SentencePiece(vocab_size=2048), seq_len=4096, batch_size=256),
         optim=OptimConfig(learning_rate=3e-4, warmup_steps=2000, weight_decay=0.1, b2=0.95),
         steps=250_000,
         log_every=20,

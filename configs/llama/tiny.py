@@ -9,7 +9,7 @@ from configs.gpt import tiny
 from jaxnlp.errors import UserError
 from jaxnlp.models.llama import LlamaConfig
 from jaxnlp.nn.norms import RMSNorm
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 KINDS = {"": {}, "qwen3": {"qk_norm": RMSNorm(), "tie_embeddings": True}, "mistral": {"window": 64}}
 

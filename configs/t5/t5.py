@@ -10,15 +10,15 @@ experiments.tokenize; to begin from published weights, see docs/interop.md.
 """
 
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sources import Embedded
-from jaxnlp.data.span_corruption import SpanCorruption, sentinels
+from jaxnlp.data.text.sources import PythonStdlib
+from jaxnlp.data.text.span_corruption import SpanCorruption, sentinels
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.errors import UserError
 from jaxnlp.models.t5 import T5Config, t5_v1_0
 from jaxnlp.nn.policy import Policy
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 FIRST = {
     "small": {},
@@ -47,7 +47,7 @@ def get_config(variant: str = "small") -> Experiment:
     return Experiment(
         model=model,
         data=DataConfig(
-            source=Embedded(),
+            source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=32000, specials=tuple(sentinels(100))),
             examples=SpanCorruption(),
             seq_len=512,

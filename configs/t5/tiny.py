@@ -4,20 +4,20 @@ python -m experiments.train --config=configs/t5/tiny.py --workdir=runs/t5
 """
 
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sources import Embedded
-from jaxnlp.data.span_corruption import SpanCorruption, sentinels
+from jaxnlp.data.text.sources import PythonStdlib
+from jaxnlp.data.text.span_corruption import SpanCorruption, sentinels
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.models.t5 import T5Config
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 
 def get_config() -> Experiment:
     return Experiment(
         model=T5Config(num_layers=3, num_heads=4, embed_dim=192, head_dim=48, mlp_dim=512, dropout_rate=0.0),
         data=DataConfig(
-            source=Embedded(),
+            source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=2048, specials=tuple(sentinels(8))),
             examples=SpanCorruption(),
             seq_len=128,

@@ -9,21 +9,21 @@ the encoder shows where (`experiments.attention_map`).
   python -m experiments.generate --workdir=runs/calls --temperature=0 --prompt="def send(self, data, timeout=None)"
 """
 
-from jaxnlp.data.embedded_tasks import EmbeddedCalls
+from jaxnlp.data.corpora.stdlib_tasks import StdlibCalls
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.tasks.text_pairs import TextPairs
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 
 def get_config() -> Experiment:
     return Experiment(
         model=TransformerConfig(num_layers=2, num_heads=4, embed_dim=128, dropout_rate=0.0),
         data=DataConfig(
-            source=EmbeddedCalls(),
+            source=StdlibCalls(),
             tokenizer=SentencePiece(vocab_size=512),
             examples=TextPairs(truncate=True),
             seq_len=64,

@@ -2,14 +2,14 @@
 
 The variant is SIZE,FOLDER: "base" (65M parameters) or "big" (213M), and a folder with train.jsonl and validation.jsonl,
 a line of which is {"source": "...", "target": "..."} (also .csv, .tsv, .parquet, .gz; any number of files train*).
-Without a folder it learns from the standard library (`EmbeddedCalls`), to see that it works.
+Without a folder it learns from the standard library (`StdlibCalls`), to see that it works.
 
   python -m experiments.train --config=configs/transformer/transformer.py:base,data/wmt14 --workdir=runs/translate
 
 A batch of 25,000 tokens a side is 392 pairs of up to 64 tokens.
 """
 
-from jaxnlp.data.embedded_tasks import EmbeddedCalls
+from jaxnlp.data.corpora.stdlib_tasks import StdlibCalls
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.records import Records
 from jaxnlp.data.tasks.text_pairs import TextPairs
@@ -19,7 +19,7 @@ from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.nn.policy import Policy
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.optim import OptimConfig, noam_peak
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 WARMUP = 4000
 SIZES = {  # sizes, dropout rate, steps
@@ -40,7 +40,7 @@ def get_config(variant: str = "base") -> Experiment:
         scan_layers=True,
         policy=Policy(compute_dtype="bfloat16"),
     )
-    source = Records(train=f"{folder}/train*", validation=f"{folder}/validation*") if folder else EmbeddedCalls()
+    source = Records(train=f"{folder}/train*", validation=f"{folder}/validation*") if folder else StdlibCalls()
     peak = noam_peak(model.embed_dim, WARMUP)
     return Experiment(
         model=model,

@@ -25,7 +25,7 @@ from absl import flags
 from experiments.bench import page, peers
 from experiments.bench.harness import Contender, measure, row
 from experiments.bench.shapes import PREDICTED, SHAPES, masked_lm_flops, train_flops, trunk_flops
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 SUITES = flags.DEFINE_list("suites", None, "Which suites; all of them by default.")
@@ -83,7 +83,7 @@ def gemm_limit(dtype: str = "float32") -> float:
     """Operations a second of XLA's own matrix product here, in a process like the contenders'."""
     program = (
         "from jaxnlp import runtime; runtime.prepare()\n"
-        "from jaxnlp.train.speed import measure\n"
+        "from jaxnlp.training.run_folder.throughput import measure\n"
         f"print(max(measure({dtype!r}, size) for size in (1024, 2048)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -321,4 +321,4 @@ ALL = {
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, by=processes.ONE)
+    cli.run(main, __doc__, by=distributed.ONE)

@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/activations.json", "JSON to write.")
@@ -59,7 +59,7 @@ def experiment(policy: str, batch: int) -> Any:
 
 def formulas(model: Any) -> dict[str, float]:
     """Bytes at the full batch by the papers, without logits; and those of the logits."""
-    from jaxnlp.scaling.memory import activation_bytes, rule_of_thumb_bytes
+    from jaxnlp.planning.memory import activation_bytes, rule_of_thumb_bytes
 
     sizes = (model.num_layers, LENGTH, BATCH, model.embed_dim)
     return {
@@ -88,9 +88,9 @@ def measured(policy: str) -> dict[str, Any]:
 
 
 def compiled(policy: str, batch: int) -> dict[str, int] | None:
-    from jaxnlp.scaling.gradients import compiled_bytes, lowered_gradients
-    from jaxnlp.scaling.topology import devices
-    from jaxnlp.train.program import build
+    from jaxnlp.planning.gradients import compiled_bytes, lowered_gradients
+    from jaxnlp.planning.topology import devices
+    from jaxnlp.training.step.program import build
 
     print(f"compiling {policy}, batch {batch}", file=sys.stderr, flush=True)
     return compiled_bytes(lowered_gradients(build(experiment(policy, batch), devices(TOPOLOGY))))
@@ -100,9 +100,9 @@ def states() -> tuple[int, int]:
     """Parameters, and the bytes of them, their gradients and the optimizer's state."""
     import jax
 
-    from jaxnlp.scaling.topology import devices
-    from jaxnlp.train.plan import abstract_gradients, device_bytes
-    from jaxnlp.train.program import build
+    from jaxnlp.planning.dry_run import abstract_gradients, device_bytes
+    from jaxnlp.planning.topology import devices
+    from jaxnlp.training.step.program import build
 
     program = build(experiment("none", 1), devices(TOPOLOGY))
     state = program.abstract
@@ -163,4 +163,4 @@ def picture(found: dict[str, Any]) -> Any:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, by=processes.FIRST)
+    cli.run(main, __doc__, by=distributed.FIRST)

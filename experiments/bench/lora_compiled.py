@@ -22,11 +22,11 @@ from typing import Any
 from absl import flags
 
 from experiments.bench.lora_figures import compiled_table, weight_gradients
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/lora_compiled.json", "JSON to write.")
-TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "The chip, as of jaxnlp.scaling.topology.")
+TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "The chip, as of jaxnlp.planning.topology.")
 BATCH = flags.DEFINE_integer("batch_size", 2, "Rows of 1,024 tokens.")
 VARIANT = flags.DEFINE_string("variant", "xl-tpu", "Of configs/gpt/gpt2.py.")
 
@@ -82,8 +82,8 @@ def program(tuned: bool, num_layers: int | None = None) -> Any:
     """The step's; of so many layers, unrolled."""
     from jaxnlp.nn.policy import Policy
     from jaxnlp.peft.lora import LoRA
-    from jaxnlp.scaling.topology import devices
-    from jaxnlp.train.program import build
+    from jaxnlp.planning.topology import devices
+    from jaxnlp.training.step.program import build
 
     e = cli.load(f"configs/gpt/gpt2.py:{VARIANT.value}")
     fields: dict[str, Any] = {} if num_layers is None else {"num_layers": num_layers, "scan_layers": False}
@@ -95,7 +95,7 @@ def program(tuned: bool, num_layers: int | None = None) -> Any:
 
 
 def compiled(of: Any, told: str) -> Any:
-    from jaxnlp.scaling.planner import batch
+    from jaxnlp.planning.planner import batch
 
     print(f"compiling {told}", file=sys.stderr, flush=True)
     return of.step.lower(of.abstract, batch(of)).compile()
@@ -106,7 +106,7 @@ def forward(of: Any) -> int:
     import jax
 
     from jaxnlp.objectives.objective import prepared
-    from jaxnlp.scaling.planner import batch
+    from jaxnlp.planning.planner import batch
 
     print("compiling the forward pass", file=sys.stderr, flush=True)
     objective = of.experiment.objective
@@ -126,7 +126,7 @@ def step(of: Any, name: str) -> dict[str, int]:
     """The compiler's account of a step, bytes that are trained, and results as large as a stack of kernels."""
     import jax
 
-    from jaxnlp.scaling.planner import account
+    from jaxnlp.planning.planner import account
 
     done = compiled(of, f"the step of {name}")
     stacks = {x.shape for x in jax.tree.leaves(of.abstract.model) if x.ndim > 2 and math.prod(x.shape[1:]) > 1e6}
@@ -148,4 +148,4 @@ def taken_on(fewer: float, more: float) -> float:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, by=processes.FIRST)
+    cli.run(main, __doc__, by=distributed.FIRST)

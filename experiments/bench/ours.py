@@ -40,7 +40,7 @@ def experiment(a):
     from jaxnlp.nn.norms import LayerNorm
     from jaxnlp.nn.policy import Policy
     from jaxnlp.optim import OptimConfig
-    from jaxnlp.train.experiment import Experiment
+    from jaxnlp.training.experiment import Experiment
 
     s = SHAPES[a.shape]
     model = GPTConfig(
@@ -87,7 +87,7 @@ def train(out, a) -> None:
     """The bare step on batches that are there already."""
     import jax
 
-    from jaxnlp.train.program import build
+    from jaxnlp.training.step.program import build
 
     e = bert_experiment(a) if a.shape == "bert" else experiment(a)
     if a.what == "loop-step":  # the loop's own model: it reads bytes
@@ -123,7 +123,7 @@ def forward(out, a) -> None:
     """The encoder and its pooler, on whole rows with their segments."""
     import jax
 
-    from jaxnlp.train.program import build
+    from jaxnlp.training.step.program import build
 
     program = build(bert_experiment(a), jax.devices()[:1])
     params = program.init().params
@@ -141,13 +141,13 @@ def forward(out, a) -> None:
 
 def loop(out, a) -> None:
     """Everything `experiments.train` does between two steps: reading, logging, progress, checks."""
-    from jaxnlp.train.loop import Run
-    from jaxnlp.train.progress import Progress
-    from jaxnlp.train.signals import StopSignals
+    from jaxnlp.training.loops.supervised import TrainingRun
+    from jaxnlp.training.run_folder.progress import Progress
+    from jaxnlp.training.run_folder.signals import StopSignals
 
     e = experiment(a)
     e.model = dataclasses.replace(e.model, vocab_size=257)
-    run = Run(e, pathlib.Path(tempfile.mkdtemp()), None)
+    run = TrainingRun(e, pathlib.Path(tempfile.mkdtemp()), None)
     with StopSignals() as run.signals, Progress(e.steps, 0) as run.progress:
         harness.serve(out, run.advance, lambda: float(run.state.step), warmup=20)
 
@@ -170,10 +170,10 @@ def decode(out, a) -> None:
     import jax
     import numpy as np
 
-    from jaxnlp.generate.beam import BeamSearch, beam_search
+    from jaxnlp.inference.beam import BeamSearch, beam_search
     from jaxnlp.models.gpt import GPTConfig
-    from jaxnlp.train.load import make_generator
-    from jaxnlp.train.program import build
+    from jaxnlp.training.load import make_generator
+    from jaxnlp.training.step.program import build
 
     s = SHAPES[a.shape]
     e = experiment(a)

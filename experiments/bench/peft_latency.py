@@ -22,7 +22,7 @@ from absl import flags
 
 from experiments.bench.peft_tables import into_page, latency_table
 from experiments.bench.shapes import SHAPES
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/peft_latency.json", "JSON to write.")
@@ -64,7 +64,7 @@ def contenders(shape: dict[str, int]) -> dict[str, Callable[[], Any]]:
 
     from configs.gpt.tune import METHODS
     from jaxnlp.peft.adapter import HOULSBY, PFEIFFER, Adapter
-    from jaxnlp.train.program import build
+    from jaxnlp.training.step.program import build
     from jaxnlp.trees import join
 
     methods = {
@@ -94,7 +94,7 @@ def experiment(shape: dict[str, int], tuning: Any) -> Any:
     from jaxnlp.data.pipeline import DataConfig
     from jaxnlp.data.tokenizer import Bytes
     from jaxnlp.models.gpt import GPTConfig
-    from jaxnlp.train.experiment import Experiment
+    from jaxnlp.training.experiment import Experiment
 
     model = GPTConfig(
         vocab_size=shape["vocab"],
@@ -120,7 +120,7 @@ def writer(program: Any, params: Any) -> Callable[[], list[int]]:
     """A call that writes NEW tokens after a prompt, and returns them."""
     import numpy as np
 
-    from jaxnlp.train.load import make_generator
+    from jaxnlp.training.load import make_generator
 
     # The separator is the last id and never generated, so that every text is as long as the others'.
     last = program.experiment.model.vocab_size - 1
@@ -161,4 +161,4 @@ def measured(
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, by=processes.ONE)
+    cli.run(main, __doc__, by=distributed.ONE)

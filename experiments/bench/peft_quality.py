@@ -25,7 +25,7 @@ from typing import Any
 from absl import flags
 
 from experiments.bench.peft_tables import RATES, into_page, picture, quality_table, searched
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/peft_quality.json", "JSON to go on from and to write.")
@@ -70,7 +70,7 @@ class Bench:
 
     def __init__(self, methods: list[str]):
         from jaxnlp.data.pipeline import open_split
-        from jaxnlp.train.loop import prepare
+        from jaxnlp.training.loops.supervised import prepare
 
         self.methods, self._programs, self._bases = methods, {}, {}
         e, self.tokenizer = prepare(self._config(methods[0]))
@@ -92,7 +92,7 @@ class Bench:
 
     def experiment(self, method: str, rate: float | None = None, seed: int = 0) -> Any:
         """The config's, at a learning rate and a seed, resolved."""
-        from jaxnlp.train.experiment import resolve
+        from jaxnlp.training.experiment import resolve
 
         e = resolve(self._config(method), self.tokenizer)
         optim = e.optim if rate is None else dataclasses.replace(e.optim, learning_rate=rate)
@@ -100,7 +100,7 @@ class Bench:
 
     def program(self, method: str, rate: float | None = None) -> Any:
         """Compiled once for all seeds, which change the first state and the order of examples alone."""
-        from jaxnlp.train.program import build
+        from jaxnlp.training.step.program import build
 
         if (method, rate) not in self._programs:
             self._programs[method, rate] = build(self.experiment(method, rate))
@@ -108,8 +108,8 @@ class Bench:
 
     def state(self, method: str, rate: float | None, seed: int) -> Any:
         """A method's state at step 0: the pretrained trunk with the head of that seed, the same for all methods."""
-        from jaxnlp.train.base import first_state
-        from jaxnlp.train.program import build
+        from jaxnlp.training.init.frozen_base import first_state
+        from jaxnlp.training.step.program import build
 
         e = self.experiment(method, rate, seed)
         if seed not in self._bases:
@@ -129,7 +129,7 @@ class Bench:
 
     def scores(self, method: str, rate: float | None, state: Any, split: str, every: int = 1) -> dict[str, float]:
         """Accuracy and so on, over every so-manieth example of a split."""
-        from jaxnlp.evals.perplexity import evaluate
+        from jaxnlp.evals.loss import evaluate
 
         program = self.program(method, rate)
         e = program.experiment
@@ -177,7 +177,7 @@ class Bench:
     def time(self, found: dict[str, Any]) -> None:
         """Counts, memory and, in rounds, the seconds of a step of each method that has runs."""
         from jaxnlp.data.pipeline import TrainBatches
-        from jaxnlp.scaling.planner import account, batch
+        from jaxnlp.planning.planner import account, batch
 
         methods = [m for m in RATES if m in found["runs"]]  # all anew: ratios are those of times of one round
         if all(len(found["costs"].get(m, {}).get("seconds", ())) >= ROUNDS.value for m in methods):
@@ -241,7 +241,7 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def work(total: int) -> Iterator[Callable[[int, float, str], None]]:
     """A progress bar over so many steps: call it with how many are done, the loss and what is being done."""
-    from jaxnlp.train.progress import Progress
+    from jaxnlp.training.run_folder.progress import Progress
 
     begun = time.monotonic()
     with Progress(total, 0) as bar:
@@ -257,4 +257,4 @@ def most_frequent(store: Any) -> float:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, by=processes.ONE)
+    cli.run(main, __doc__, by=distributed.ONE)

@@ -11,9 +11,9 @@ from typing import Any
 
 from absl import flags
 
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 
-TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "The chip, as of jaxnlp.scaling.topology.")
+TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "The chip, as of jaxnlp.planning.topology.")
 BATCH = flags.DEFINE_integer("batch_size", 8, "Rows of 1,024 tokens.")
 REMAT = flags.DEFINE_string("remat", "full", "Of the model.")
 DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16", "int8", "nf4"], "Of the base.")
@@ -31,10 +31,10 @@ def measured(dtype: str) -> tuple[int, dict[str, int]]:
     """(bytes of parameters as the plan tells them, the compiler's account of a step)."""
     from configs.gpt.gpt2 import get_config
     from jaxnlp.peft.lora import LoRA
-    from jaxnlp.scaling.planner import account, batch
-    from jaxnlp.scaling.topology import devices
-    from jaxnlp.train.plan import device_bytes
-    from jaxnlp.train.program import build
+    from jaxnlp.planning.dry_run import device_bytes
+    from jaxnlp.planning.planner import account, batch
+    from jaxnlp.planning.topology import devices
+    from jaxnlp.training.step.program import build
 
     chips = devices(TOPOLOGY.value)
     import jax
@@ -51,4 +51,4 @@ def measured(dtype: str) -> tuple[int, dict[str, int]]:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, by=processes.FIRST)
+    cli.run(main, __doc__, by=distributed.FIRST)

@@ -16,7 +16,7 @@ def large() -> Any:
     from jaxnlp.models.gpt import GPTConfig
     from jaxnlp.nn.policy import Policy
     from jaxnlp.optim import OptimConfig
-    from jaxnlp.train.experiment import Experiment
+    from jaxnlp.training.experiment import Experiment
 
     policy = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
     model = GPTConfig(vocab_size=50304, max_len=1024, num_layers=36, num_heads=32, embed_dim=4096, policy=policy)
@@ -40,7 +40,7 @@ def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
     from jaxnlp.sharding.axes import abstract_params, example_inputs
     from jaxnlp.sharding.mesh import AXES
     from jaxnlp.sharding.presets import PRESETS
-    from jaxnlp.train.state import gradient_shardings, new_state, state_shardings
+    from jaxnlp.training.step.state import gradient_shardings, new_state, state_shardings
 
     model = experiment.model
     shapes, axes = abstract_params(model.module(), *example_inputs(model, devices, model.max_len))

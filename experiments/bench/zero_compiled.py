@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from experiments.bench.zero import MANY, MIXED, STAGES, formula, large, of_shardings
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/zero_compiled.json", "JSON to write.")
@@ -81,9 +81,9 @@ def store(path: str, found: dict[str, Any]) -> None:
 
 
 def program(stage: str, topology: str) -> Any:
-    from jaxnlp.scaling.topology import devices
+    from jaxnlp.planning.topology import devices
     from jaxnlp.sharding.presets import PRESETS
-    from jaxnlp.train.program import build
+    from jaxnlp.training.step.program import build
 
     chips = devices(topology)
     table = PRESETS[stage].on(**{"data" if stage == "DDP" else "fsdp": len(chips)})
@@ -92,8 +92,8 @@ def program(stage: str, topology: str) -> Any:
 
 def step(stage: str, topology: str) -> dict[str, Any]:
     """Whether the training step fits, and of one device the memory there is, the step's arguments and its peak."""
-    from jaxnlp.scaling.gradients import compiled_bytes
-    from jaxnlp.scaling.planner import batch, limit
+    from jaxnlp.planning.gradients import compiled_bytes
+    from jaxnlp.planning.planner import batch, limit
 
     print(f"compiling the step of {stage} for {topology}", file=sys.stderr, flush=True)
     of = program(stage, topology)
@@ -107,7 +107,7 @@ def step(stage: str, topology: str) -> dict[str, Any]:
 
 def gradients(stage: str, topology: str) -> int:
     """Bytes of a device that the gradient function returns."""
-    from jaxnlp.scaling.gradients import compiled_bytes, lowered_gradients
+    from jaxnlp.planning.gradients import compiled_bytes, lowered_gradients
 
     print(f"compiling the gradients of {stage} for {topology}", file=sys.stderr, flush=True)
     found = compiled_bytes(lowered_gradients(program(stage, topology)), fast=True)
@@ -117,4 +117,4 @@ def gradients(stage: str, topology: str) -> int:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, by=processes.FIRST)
+    cli.run(main, __doc__, by=distributed.FIRST)

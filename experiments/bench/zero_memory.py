@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from experiments.bench.zero import FLOAT32, MANY, PARTS, STAGES, formula, large, of_shardings
-from jaxnlp import cli, processes, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/zero_memory.json", "JSON to write.")
@@ -61,9 +61,9 @@ def of_arrays(experiment: Any, devices: list[Any]) -> dict[str, Any]:
     """Parameters and optimizer state made, each device's arrays measured; gradients, made within a step, by shares."""
     import jax
 
+    from jaxnlp.planning.dry_run import abstract_gradients, device_bytes
     from jaxnlp.sharding.presets import PRESETS
-    from jaxnlp.train.plan import abstract_gradients, device_bytes
-    from jaxnlp.train.program import build
+    from jaxnlp.training.step.program import build
 
     found, count = {}, 0
     for stage in STAGES:
@@ -128,4 +128,4 @@ def picture(found: dict[str, Any], peak: dict[str, float]) -> Any:
 
 if __name__ == "__main__":
     runtime.prepare()
-    cli.run(main, __doc__, by=processes.FIRST)
+    cli.run(main, __doc__, by=distributed.FIRST)

@@ -17,11 +17,11 @@ from typing import Any
 import grain
 import numpy as np
 
-from jaxnlp.data import sources
 from jaxnlp.data import tokenizer as tokenizers
-from jaxnlp.data.packing import Packed
 from jaxnlp.data.record_store import RecordStore, open_records
-from jaxnlp.data.store import TokenStore, build_store
+from jaxnlp.data.text import sources
+from jaxnlp.data.text.packing import Packed
+from jaxnlp.data.text.store import TokenStore, build_store
 from jaxnlp.errors import FieldError, UserError
 
 Batch = dict[str, np.ndarray]
@@ -45,7 +45,7 @@ class Tokens:
 class DataConfig:
     """What to train on and how it is cut.
 
-    source: Embedded(), Files(...), TFDS(...), Tokens(...), Records(...), or any object like them.
+    source: PythonStdlib(), Files(...), TFDS(...), Tokens(...), Records(...), or any object like them.
     tokenizer: Bytes(), SentencePiece(...), HuggingFace(...); unused with Tokens, which carries its own.
     examples: how the tokens become examples: Packed(), or Masked(...), SpanCorruption(...), or a task of `data/tasks`,
         as Classification(...), or any object like them.
@@ -59,7 +59,7 @@ class DataConfig:
         $JAXNLP_CACHE or ~/.cache/jaxnlp.
     """
 
-    source: Any = dataclasses.field(default_factory=sources.Embedded)
+    source: Any = dataclasses.field(default_factory=sources.PythonStdlib)
     tokenizer: Any = dataclasses.field(default_factory=tokenizers.SentencePiece)
     examples: Any = dataclasses.field(default_factory=Packed)
     seq_len: int = 1024
@@ -189,10 +189,11 @@ class TrainBatches:
 
 
 def corpus_name(store: TokenStore | RecordStore, config: DataConfig) -> str:
-    """Names the global sequence of examples: the same tokens, cut and shuffled the same way."""
+    """Names the global sequence of examples: the same tokens, shuffled the same way.
+
+    How they are cut into examples is not part of it: a resumed run compares that field by field (`run_folder/resume.py`).
+    """
     order = f"shuffle={config.shuffle} seed={config.seed} seq_len={config.seq_len}"
-    if config.examples != Packed():
-        order += f" examples={config.examples}"
     return f"{store.meta.num_tokens} tokens, content {store.meta.content}, tokenizer {store.meta.tokenizer}, {order}"
 
 

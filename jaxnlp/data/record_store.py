@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.data.records import Record, texts
-from jaxnlp.data.store import Meta
+from jaxnlp.data.text.store import Meta
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from jaxnlp.data import sources
+from jaxnlp.data.text import sources
 from jaxnlp.errors import FieldError, UserError
 
 

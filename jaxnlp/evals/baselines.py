@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnlp.data.store import TokenStore
+from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
 
 LIMIT = 8 << 20  # bytes given to a compressor: xz at its best takes about a second a megabyte

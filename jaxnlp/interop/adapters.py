@@ -17,13 +17,13 @@ import numpy as np
 
 from jaxnlp.errors import UserError
 from jaxnlp.interop import adapter_config, huggingface, ia3, lora, soft_prompts
-from jaxnlp.interop.places import CONFIG, WEIGHTS, Place, layers_of, opened, places
+from jaxnlp.interop.module_names import CONFIG, WEIGHTS, Place, layers_of, opened, places
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.peft.method import Method
+from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt
-from jaxnlp.peft.tuning import Tuning, plan
+from jaxnlp.peft.tuning import TunedModel, plan
 from jaxnlp.sharding.axes import abstract_params, example_inputs
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.trees import put
@@ -33,7 +33,7 @@ BASE = ".base_layer."
 KINDS = ("LORA", "IA3", *soft_prompts.KINDS)
 
 
-def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> tuple[Method, Any]:
+def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> tuple[PEFTMethod, Any]:
     """An adapter of theirs as (method, tuned parameters), for `plan(method, config.module(), ...)`.
 
     Args:
@@ -90,7 +90,7 @@ def _check_layers(folder: pathlib.Path, leaves: Mapping[tuple[str, ...], Any], s
                 )
 
 
-def _zeros(tuning: Tuning) -> Any:
+def _zeros(tuning: TunedModel) -> Any:
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tuning.shapes)
 
 
@@ -158,7 +158,7 @@ def _kinds(said: Mapping[str, Any], place: Place) -> list[str]:
 def save_adapter(
     folder: str | pathlib.Path,
     config: Any,
-    tuning: Tuning,
+    tuning: TunedModel,
     tuned: Any,
     base_name: str | None = None,
     task_type: str | None = None,
@@ -201,11 +201,11 @@ def save_adapter(
         raise UserError(f"{folder}: cannot be written ({e.strerror or e})") from None
 
 
-def trunk_alone(config: Any, tuning: Tuning, tuned: Any) -> tuple[Any, Tuning, Any, list[str]]:
+def trunk_alone(config: Any, tuning: TunedModel, tuned: Any) -> tuple[Any, TunedModel, Any, list[str]]:
     """A tuned model with a head as its trunk alone, for `save_adapter`: (config, tuning, tuned, what is left out).
 
     Args:
-        config: of a `FineTuned` model; any other comes back as it is. tuned: parameters of `tuning`.
+        config: of a `ModelWithHead` model; any other comes back as it is. tuned: parameters of `tuning`.
     """
     if not hasattr(config, "trunk"):
         return config, tuning, tuned, []

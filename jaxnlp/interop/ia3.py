@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxnlp.errors import UserError
-from jaxnlp.interop.places import WEIGHTS, Place, inputs_of, outputs_of, patterns
+from jaxnlp.interop.module_names import WEIGHTS, Place, inputs_of, outputs_of, patterns
 from jaxnlp.peft.ia3 import IA3, IN, OUT
 
 

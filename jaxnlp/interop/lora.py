@@ -13,9 +13,9 @@ import numpy as np
 
 from jaxnlp.errors import UserError
 from jaxnlp.interop.adapter_config import of_module, positive, rate
-from jaxnlp.interop.places import CONFIG, WEIGHTS, Place, inputs_of, outputs_of, patterns
+from jaxnlp.interop.module_names import CONFIG, WEIGHTS, Place, inputs_of, outputs_of, patterns
 from jaxnlp.peft.lora import MAGNITUDE, A, B, LoRA
-from jaxnlp.peft.tuning import Tuning
+from jaxnlp.peft.tuning import TunedModel
 
 
 def read(said: Mapping[str, Any], modules: Any, sizes: Any, folder: pathlib.Path) -> tuple[LoRA, dict[Any, np.ndarray]]:
@@ -74,7 +74,7 @@ def _block(a, b, i: int, parts: int, rank: int, name: str, folder):
     return a[mine], b[:, mine]
 
 
-def write(tuning: Tuning, flat: Any, known: Mapping[str, Place]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def write(tuning: TunedModel, flat: Any, known: Mapping[str, Place]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(adapter_config.json, tensors by name). flat: leaves by path, layers apart."""
     method: Any = tuning.method
     for target in tuning.targets.values():

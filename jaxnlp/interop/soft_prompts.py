@@ -15,10 +15,10 @@ import numpy as np
 
 from jaxnlp.errors import UserError
 from jaxnlp.interop.adapter_config import positive
-from jaxnlp.interop.places import CONFIG
+from jaxnlp.interop.module_names import CONFIG
 from jaxnlp.peft.prefix import KEY, VALUE, Prefix
 from jaxnlp.peft.prompt import PROMPT, Prompt
-from jaxnlp.peft.tuning import Tuning
+from jaxnlp.peft.tuning import TunedModel
 
 TABLE = "prompt_embeddings"
 KINDS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
@@ -55,7 +55,9 @@ def _expect(path: pathlib.Path, table: np.ndarray, shape: tuple[int, ...]) -> No
         raise UserError(f"{path}: {TABLE} has shape {table.shape}; this model asks for {shape}")
 
 
-def write(tuning: Tuning, flat: Mapping[str, np.ndarray], config: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def write(
+    tuning: TunedModel, flat: Mapping[str, np.ndarray], config: Any
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(adapter_config.json, tensors). flat: leaves by path, layers apart, with no encoder that makes them.
 
     Raises:

@@ -20,7 +20,7 @@ from jaxnlp.nn.linear import Linear
 
 
 @dataclasses.dataclass(kw_only=True)
-class SequenceClassification:
+class SequenceClassificationHead:
     """A class for an example. The states of its sequences are added before the map (similarity in both orders)."""
 
     num_classes: int = 2
@@ -40,7 +40,7 @@ class SequenceClassification:
 
 
 @dataclasses.dataclass(kw_only=True)
-class SequenceRegression:
+class RegressionHead:
     """A number for an example, its sequences added as for a class."""
 
     of_tokens = False
@@ -53,7 +53,7 @@ class SequenceRegression:
 
 
 @dataclasses.dataclass(kw_only=True)
-class MultipleChoice:
+class MultipleChoiceHead:
     """A score for each sequence, one vector times its state; the softmax over them is the objective's."""
 
     of_tokens = False
@@ -66,7 +66,7 @@ class MultipleChoice:
 
 
 @dataclasses.dataclass(kw_only=True)
-class TokenClassification:
+class TokenClassificationHead:
     """A class for each token."""
 
     num_classes: int = 2
@@ -86,7 +86,7 @@ class TokenClassification:
 
 
 @dataclasses.dataclass(kw_only=True)
-class SpanExtraction:
+class SpanExtractionHead:
     """A start vector S and an end vector E: their products with each state (Devlin et al. 2019, section 4.2)."""
 
     of_tokens = True
@@ -99,14 +99,14 @@ class SpanExtraction:
 
 
 @dataclasses.dataclass(kw_only=True)
-class FineTuned:
+class ModelWithHead:
     """A trunk with a head.
 
     trunk: a config of an encoder, as `BertConfig(heads=("pooler",))`, or of a decoder, as `GPTConfig()`. Of an
         encoder's own heads only the pooler may be there, and only for heads that read a sequence: tanh(W x + b) of its
         first token is then what they read.
-    head: SequenceClassification(), SequenceRegression(), MultipleChoice(), TokenClassification(), SpanExtraction(), or
-        any object like them.
+    head: SequenceClassificationHead(), RegressionHead(), MultipleChoiceHead(), TokenClassificationHead(),
+        SpanExtractionHead(), or any object like them.
     dropout_rate: of the states that the head reads.
     """
 
@@ -119,7 +119,7 @@ class FineTuned:
         checks.rates(self, "dropout_rate")
         trunk, head = checks.name(self.trunk), checks.name(self.head)
         if not hasattr(self.head, "of_tokens"):
-            raise FieldError("head", head, "is no head; use SequenceClassification(), TokenClassification(), ...")
+            raise FieldError("head", head, "is not a head; use SequenceClassificationHead(), ...")
         if getattr(self.trunk, "encoder_decoder", False):
             raise FieldError(
                 "trunk",
@@ -154,8 +154,8 @@ class FineTuned:
     def attention(self) -> Any:
         return self.trunk.attention
 
-    def module(self) -> "FineTunedModel":
-        return FineTunedModel(self)
+    def module(self) -> "ModelWithHeadModule":
+        return ModelWithHeadModule(self)
 
     def inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """The module's positional arguments."""
@@ -171,11 +171,11 @@ class FineTuned:
         return trunk + 3.0 * 2 * D * self.head.features / (1 if self.head.of_tokens else length)
 
 
-class FineTunedModel(nn.Module):
+class ModelWithHeadModule(nn.Module):
     """Tokens to the head's logits. Parameters: `trunk`, the trunk's own tree; `head`, with `kernel` (D, features) and,
     where it has one, `bias` (features,)."""
 
-    config: FineTuned
+    config: ModelWithHead
 
     def setup(self):
         c = self.config

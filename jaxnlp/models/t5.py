@@ -202,7 +202,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedded outputs, and the encoder's vectors or what a cache holds of them, to the vectors of the output map."""
+    """Embedded outputs, and the encoder's vectors or what a cache holds of them, to vectors of the output map."""
 
     config: T5Config
 

@@ -30,7 +30,7 @@ class Policy:
         program is compiled for a CPU and "plain" elsewhere. See `nn/linear.py`.
     weight_layout: "output_major" computes products with few rows as (W^T x^T)^T, the fastest way a
         CPU can read weights that lie so in memory. Generation on a CPU sets it, with weights
-        it has laid out (`generate/layout.py`); for training leave it.
+        it has laid out (`inference/layout.py`); for training leave it.
     """
 
     param_dtype: str = "float32"

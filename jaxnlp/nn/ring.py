@@ -19,10 +19,10 @@ from jax.sharding import PartitionSpec
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.kernels import MIX, SCORES, SPREAD, Einsum, beside_queries, biased_scores, masked
-from jaxnlp.nn.local_keys import bits_at, words_and_share
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import mesh_axes, sharded_call, split
 from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.sharded_rng import bits_at, words_and_share
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)

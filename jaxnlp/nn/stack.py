@@ -13,7 +13,7 @@ from flax.core.scope import LazyRng
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxnlp.nn import remat
-from jaxnlp.nn.calls import Change, calls_changed_at, changes
+from jaxnlp.nn.interceptors import Change, calls_changed_at, changes
 from jaxnlp.nn.partitioning import gathers_parameters
 from jaxnlp.nn.policy import Policy
 
@@ -26,7 +26,7 @@ class Layers:
 
     path: where their parameters are in the model's, as ("blocks",). shared: what each gets beside x, the last one
     static. keys: of dropout, one for each layer (L,), or None where dropout is off; Flax folds `names` into them.
-    changes: of calls, in force where the stack was found (`nn/calls.py`).
+    changes: of calls, in force where the stack was found (`nn/interceptors.py`).
     """
 
     block: Any

@@ -16,7 +16,7 @@ from jaxnlp.errors import FieldError
 from jaxnlp.nn.linear import matmul
 from jaxnlp.nn.mlp import ACTIVATIONS
 from jaxnlp.nn.policy import Policy
-from jaxnlp.peft.method import Leaf, Method
+from jaxnlp.peft.method import AdapterParam, PEFTMethod
 from jaxnlp.peft.targets import Target, choose
 
 HOULSBY = ("attention", "mlp")
@@ -27,7 +27,7 @@ PFEIFFER = ("mlp",)
 
 
 @dataclasses.dataclass(kw_only=True)
-class Adapter(Method):
+class Adapter(PEFTMethod):
     """Bottleneck adapters on what sublayers return, before that joins the residual stream.
 
     targets: patterns of sublayers, HOULSBY or PFEIFFER or others. bottleneck: m. activation: as of `nn.mlp`.
@@ -52,16 +52,16 @@ class Adapter(Method):
         serves = lambda t: t.outputs is not None and len(t.outputs) == 3
         return choose(targets, self.targets, serves, "a sublayer that returns (batch, length, width)", "tuning.targets")
 
-    def leaves(self, target: Target) -> dict[str, Leaf]:
+    def leaves(self, target: Target) -> dict[str, AdapterParam]:
         assert target.outputs is not None
         D, M = target.outputs[-1], self.bottleneck
         zeros = lambda *shape: lambda key, own: jnp.zeros(shape)
         draw = lambda key, own: jax.random.normal(key, (D, M)) / math.sqrt(D)
         return {
-            "adapter_down": Leaf((D, M), ("embed", "rank"), draw),
-            "adapter_down_bias": Leaf((M,), ("rank",), zeros(M)),
-            "adapter_up": Leaf((M, D), ("rank", "embed"), zeros(M, D)),
-            "adapter_up_bias": Leaf((D,), ("norm",), zeros(D)),
+            "adapter_down": AdapterParam((D, M), ("embed", "rank"), draw),
+            "adapter_down_bias": AdapterParam((M,), ("rank",), zeros(M)),
+            "adapter_up": AdapterParam((M, D), ("rank", "embed"), zeros(M, D)),
+            "adapter_up_bias": AdapterParam((D,), ("norm",), zeros(D)),
         }
 
     def call(self, leaves, target, call, fn, args, kwargs):

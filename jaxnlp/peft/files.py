@@ -20,15 +20,15 @@ import numpy as np
 
 from jaxnlp import config as configs
 from jaxnlp.errors import UserError
-from jaxnlp.peft.method import Method
-from jaxnlp.peft.tuning import Tuning, plan
+from jaxnlp.peft.method import PEFTMethod
+from jaxnlp.peft.tuning import TunedModel, plan
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.trees import like, put
 
 FIELDS = ("method", "base", "tuned")  # of the header: every one is needed, and no other is known
 
 
-def save(path: str | pathlib.Path, tuning: Tuning, tuned: Any, base: Any) -> None:
+def save(path: str | pathlib.Path, tuning: TunedModel, tuned: Any, base: Any) -> None:
     """Writes tuned parameters, whole or not at all: a file that is there stays until the new one is complete.
 
     Args:
@@ -63,8 +63,8 @@ def save(path: str | pathlib.Path, tuning: Tuning, tuned: Any, base: Any) -> Non
 
 
 def load(
-    path: str | pathlib.Path, base: Any, module: Any, *inputs: Any, method: Method | None = None
-) -> tuple[Tuning, Any]:
+    path: str | pathlib.Path, base: Any, module: Any, *inputs: Any, method: PEFTMethod | None = None
+) -> tuple[TunedModel, Any]:
     """What `save` wrote, to the bit: (tuning, tuned parameters, on the first device).
 
     Args:
@@ -92,7 +92,7 @@ def load(
     return tuning, jax.tree.map(jnp.asarray, nested(arrays))
 
 
-def read(path: str | pathlib.Path) -> tuple[Method, dict[str, str], dict[str, np.ndarray]]:
+def read(path: str | pathlib.Path) -> tuple[PEFTMethod, dict[str, str], dict[str, np.ndarray]]:
     """(method, header, arrays by path) of a file, without a model to compare with.
 
     Raises:
@@ -118,7 +118,7 @@ def read(path: str | pathlib.Path) -> tuple[Method, dict[str, str], dict[str, np
         method = configs.from_dict(json.loads(header["method"]), "method")
     except (UserError, ValueError) as e:
         raise UserError(f"{path}: {e}") from None
-    if not isinstance(method, Method):
+    if not isinstance(method, PEFTMethod):
         raise UserError(f"{path}: its method is a {type(method).__name__}; expected one of jaxnlp.peft")
     return method, header, arrays
 
@@ -149,7 +149,7 @@ def _flat(tree: Any) -> dict[str, Any]:
     return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _base_of(tuning: Tuning, base: Any) -> str:
+def _base_of(tuning: TunedModel, base: Any) -> str:
     """The fingerprint of what the tuned parameters stand beside; of a run it is the one in its checkpoints."""
     wanted = jax.eval_shape(tuning.frozen, tuning.shapes)
     told = lambda tree: (jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)])
@@ -160,7 +160,7 @@ def _base_of(tuning: Tuning, base: Any) -> str:
         raise UserError(f"base: has no {e}; expected the parameters of the model that is tuned") from None
 
 
-def _check(told: str, arrays: dict[str, np.ndarray], tuning: Tuning) -> None:
+def _check(told: str, arrays: dict[str, np.ndarray], tuning: TunedModel) -> None:
     """Raises UserError for the first tensor that is missing, left over, or of another shape or dtype."""
     wanted = _flat(jax.eval_shape(tuning.init, jax.random.key(0), tuning.shapes))
     kind = type(tuning.method).__name__

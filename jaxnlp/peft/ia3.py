@@ -8,14 +8,14 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.peft.method import Leaf, Method
+from jaxnlp.peft.method import AdapterParam, PEFTMethod
 from jaxnlp.peft.targets import KERNEL, Target, choose, matches
 
 IN, OUT = "ia3_in", "ia3_out"
 
 
 @dataclasses.dataclass(kw_only=True)
-class IA3(Method):
+class IA3(PEFTMethod):
     """Element-wise scales, 1 at the start, of what linear maps return or read.
 
     outputs, inputs: patterns of linear maps whose outputs, or inputs, are scaled. The paper's: keys, values, and what
@@ -36,16 +36,16 @@ class IA3(Method):
         into = choose(targets, self.inputs, serves, what, "tuning.inputs")
         return [t for t in targets if t in out or t in into]
 
-    def leaves(self, target: Target) -> dict[str, Leaf]:
+    def leaves(self, target: Target) -> dict[str, AdapterParam]:
         kernel, at, n = target.parameters[KERNEL], target.layers, target.num_in
         assert n is not None
         shape, axes = kernel.shape[at:], kernel.axes[at:]
         ones = lambda shape: lambda key, own: jnp.ones(shape)
         found = {}
         if any(matches(target.name, p) for p in self.inputs):
-            found[IN] = Leaf(shape[:n], axes[:n], ones(shape[:n]))
+            found[IN] = AdapterParam(shape[:n], axes[:n], ones(shape[:n]))
         if any(matches(target.name, p) for p in self.outputs):
-            found[OUT] = Leaf(shape[n:], axes[n:], ones(shape[n:]))
+            found[OUT] = AdapterParam(shape[n:], axes[n:], ones(shape[n:]))
         return found
 
     def call(self, leaves, target, call, fn, args, kwargs):

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 
 from jaxnlp.config import did_you_mean
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.calls import ROWS, Call
+from jaxnlp.nn.interceptors import ROWS, Call
 from jaxnlp.nn.linear import matmul
 from jaxnlp.nn.policy import Policy
-from jaxnlp.peft.method import Leaf, Method, own_parameters
+from jaxnlp.peft.method import AdapterParam, PEFTMethod, own_parameters
 from jaxnlp.peft.targets import KERNEL, TABLE, Target, choose
 
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
@@ -34,7 +34,7 @@ _rows_ids: contextvars.ContextVar[Any] = contextvars.ContextVar("rows_ids", defa
 
 
 @dataclasses.dataclass(kw_only=True)
-class LoRA(Method):
+class LoRA(PEFTMethod):
     """Low-rank updates of linear maps and embeddings.
 
     targets: patterns of modules, as ("query", "value") or ("blocks/mlp/*",); any kernel whose call is a product of
@@ -95,7 +95,7 @@ class LoRA(Method):
         serves = lambda t: t.num_in is not None or t.is_table
         return choose(targets, self.targets, serves, "a linear map or a table of embeddings", "tuning.targets")
 
-    def leaves(self, target: Target) -> dict[str, Leaf]:
+    def leaves(self, target: Target) -> dict[str, AdapterParam]:
         n, at = target.num_in, target.layers
         kernel = target.parameters[TABLE if n is None else KERNEL]
         shape, axes, n = kernel.shape[at:], kernel.axes[at:], n or 1
@@ -108,12 +108,12 @@ class LoRA(Method):
         zeros = lambda shape: lambda key, own: jnp.zeros(shape)
         table = target.num_in is None
         found = {
-            A: Leaf(a, (*axes[:n], "rank"), zeros(a) if table else self._random(a, math.prod(shape[:n]))),
-            B: Leaf(b, ("rank", *axes[n:]), self._normal(b) if table else zeros(b)),
+            A: AdapterParam(a, (*axes[:n], "rank"), zeros(a) if table else self._random(a, math.prod(shape[:n]))),
+            B: AdapterParam(b, ("rank", *axes[n:]), self._normal(b) if table else zeros(b)),
         }
         if self.dora:
             length = lambda key, own: norms(own[KERNEL].astype(jnp.float32), n)
-            found[MAGNITUDE] = Leaf(shape[n:], axes[n:], length)
+            found[MAGNITUDE] = AdapterParam(shape[n:], axes[n:], length)
         return found
 
     def _random(self, shape: tuple[int, ...], fan_in: int) -> Callable:

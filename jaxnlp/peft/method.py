@@ -1,6 +1,6 @@
 """What a tuning method answers: where it acts, which parameters it puts there, and how a call changes by them.
 
-A method of one's own is a subclass of `Method` with some of its answers; `tuning.plan` asks them.
+A method of one's own is a subclass of `PEFTMethod` with some of its answers; `tuning.plan` asks them.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxnlp.config import check_types, did_you_mean
 from jaxnlp.errors import UserError
-from jaxnlp.nn.calls import Call
+from jaxnlp.nn.interceptors import Call
 from jaxnlp.nn.partitioning import placed
 from jaxnlp.nn.quantised import is_quantised
 from jaxnlp.peft.targets import Parameter, Target, matches
@@ -23,7 +23,7 @@ SHARED = "prompt_encoder"
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
+class AdapterParam:
     """A tuned parameter. shape, axes: without those of stacked layers.
 
     init: (key, own) -> the array at the start, of one layer; own: the base's parameters of the module, by name.
@@ -36,7 +36,7 @@ class Leaf:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Method:
+class PEFTMethod:
     """What every method has; a method is this and the functions below.
 
     whole: patterns of the model's own parameters that are trained too, as ("head/*",). None: those of the head, where
@@ -66,7 +66,7 @@ class Method:
         """Entered around a call of the model; gives the parameters that the model is to have."""
         return contextlib.nullcontext(params)
 
-    def resolved(self, tokenizer: Any, placeholder: int | None) -> "Method":
+    def resolved(self, tokenizer: Any, placeholder: int | None) -> "PEFTMethod":
         """The method with what depends on a run's data filled in.
 
         Args:
@@ -81,7 +81,7 @@ class Method:
         """Where it acts, of all modules called. Raises UserError for a pattern that matches nothing it can serve."""
         return []
 
-    def leaves(self, target: Target) -> dict[str, Leaf]:
+    def leaves(self, target: Target) -> dict[str, AdapterParam]:
         """The parameters that it puts beside a target's own."""
         return {}
 
@@ -102,7 +102,7 @@ class Method:
     def check_unmerged(self, name: str, leaves: dict[str, jax.Array]) -> None:
         """Raises UserError where there is no way back from these leaves of a target, whose path is `name`."""
 
-    def shared(self, chosen: list[Target]) -> dict[str, Leaf]:
+    def shared(self, chosen: list[Target]) -> dict[str, AdapterParam]:
         """Parameters that are tuned in place of the leaves, which `computed` makes of them; they lie in `SHARED`."""
         return {}
 

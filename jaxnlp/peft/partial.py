@@ -7,12 +7,12 @@ all, with the objective that the model was pretrained with.
 import dataclasses
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.peft.method import Method, picked
+from jaxnlp.peft.method import PEFTMethod, picked
 from jaxnlp.peft.targets import Parameter
 
 
 @dataclasses.dataclass(kw_only=True)
-class BitFit(Method):
+class BitFit(PEFTMethod):
     """Only bias terms are trained (Ben Zaken et al. 2022, arXiv:2106.10199).
 
     terms: patterns of them; the paper's smaller variant is ("*/query/bias", "*/mlp/up/bias").
@@ -30,7 +30,7 @@ class BitFit(Method):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Full(Method):
+class Full(PEFTMethod):
     """All parameters are trained, but those of some paths.
 
     frozen: patterns of parameters that stay as they are, as ("trunk/embed/*", "trunk/block_0/*").

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.calls import Call
-from jaxnlp.peft.method import Leaf, Method
+from jaxnlp.nn.interceptors import Call
+from jaxnlp.peft.method import AdapterParam, PEFTMethod
 from jaxnlp.peft.prompt import check_room, takes, uniform
 from jaxnlp.peft.targets import Target, choose
 from jaxnlp.trees import Path
@@ -27,7 +27,7 @@ _cached: contextvars.ContextVar[bool] = contextvars.ContextVar("cached", default
 
 
 @dataclasses.dataclass(kw_only=True)
-class Prefix(Method):
+class Prefix(PEFTMethod):
     """Learned keys and values in front of each layer's.
 
     length: P. targets: patterns of attention layers, `nn.attention.MultiHeadAttention` or what has its `keys_values`.
@@ -63,12 +63,12 @@ class Prefix(Method):
             raise UserError("tuning.hidden_dim: one network makes keys of one shape; these layers' differ; use None")
         return chosen
 
-    def leaves(self, target: Target) -> dict[str, Leaf]:
+    def leaves(self, target: Target) -> dict[str, AdapterParam]:
         shape = (self.length, target.fields["num_kv_heads"], target.fields["head_dim"])
         draw = lambda key, own: 0.02 * jax.random.normal(key, shape)
-        return {name: Leaf(shape, ("length", "kv_heads", "kv"), draw) for name in (KEY, VALUE)}
+        return {name: AdapterParam(shape, ("length", "kv_heads", "kv"), draw) for name in (KEY, VALUE)}
 
-    def shared(self, chosen: list[Target]) -> dict[str, Leaf]:
+    def shared(self, chosen: list[Target]) -> dict[str, AdapterParam]:
         if self.hidden_dim is None:
             return {}
         (N, K), H = (chosen[0].fields[name] for name in ("num_kv_heads", "head_dim")), self.hidden_dim
@@ -76,7 +76,7 @@ class Prefix(Method):
         L = sum(t.stack[0] if t.stack else 1 for t in chosen)
         out = (H, L, 2, N, K)
         return {
-            "inputs": Leaf(
+            "inputs": AdapterParam(
                 (self.length, D), ("length", None), lambda key, own: jax.random.normal(key, (self.length, D))
             ),
             "dense_0_kernel": uniform((D, H), D),

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.calls import Call
-from jaxnlp.peft.method import Leaf, Method
+from jaxnlp.nn.interceptors import Call
+from jaxnlp.peft.method import AdapterParam, PEFTMethod
 from jaxnlp.peft.targets import TABLE, Target, choose
 from jaxnlp.trees import Path
 
@@ -43,7 +43,7 @@ class _Front:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Prompt(Method):
+class Prompt(PEFTMethod):
     """Prompt tuning: so many vectors in front of every text, or of an encoder-decoder's inputs, at the input alone.
 
     length: P. targets: the table of the words' vectors; its module reads the tokens, and what it returns for the
@@ -118,7 +118,7 @@ class Prompt(Method):
             raise UserError(f"tuning.targets={self.targets}: a prompt has one table; this model has {names}")
         return chosen
 
-    def leaves(self, target: Target) -> dict[str, Leaf]:
+    def leaves(self, target: Target) -> dict[str, AdapterParam]:
         table = target.parameters[TABLE]
         rows, width = table.shape[-2:]
         wrong = [i for i in (*self.ids, self.placeholder or 0) if not 0 <= i < rows]
@@ -135,7 +135,7 @@ class Prompt(Method):
                 return words[np.resize(self.ids, self.length)]
             return words[jax.random.choice(key, rows, (self.length,), replace=self.length > rows)]
 
-        return {PROMPT: Leaf((self.length, width), ("length", table.axes[-1]), begin)}
+        return {PROMPT: AdapterParam((self.length, width), ("length", table.axes[-1]), begin)}
 
     def outer(self, targets: list[Target], chosen: list[Target]) -> Path | None:
         return None if self.placeholder is not None else chosen[0].path[:-1]
@@ -209,11 +209,11 @@ class PTuning(Prompt):
         if self.init != "random":
             raise FieldError("init", self.init, "the encoder makes the vectors; expected 'random'")
 
-    def shared(self, chosen: list[Target]) -> dict[str, Leaf]:
+    def shared(self, chosen: list[Target]) -> dict[str, AdapterParam]:
         D = chosen[0].parameters[TABLE].shape[-1]
         H = self.hidden_dim or D
         found = {
-            "inputs": Leaf(
+            "inputs": AdapterParam(
                 (self.length, D), ("length", None), lambda key, own: jax.random.normal(key, (self.length, D))
             )
         }
@@ -243,11 +243,11 @@ class PTuning(Prompt):
         return {chosen[0].path: {PROMPT: x_PD}}
 
 
-def uniform(shape: tuple[int, ...], fan_in: int) -> Leaf:
+def uniform(shape: tuple[int, ...], fan_in: int) -> AdapterParam:
     """As torch begins linear maps and LSTMs."""
     bound = 1 / math.sqrt(fan_in)
     draw = lambda key, own: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-    return Leaf(shape, (None,) * len(shape), draw)
+    return AdapterParam(shape, (None,) * len(shape), draw)
 
 
 def _lstm(shared: dict[str, jax.Array], name: str, x_PD: jax.Array) -> jax.Array:

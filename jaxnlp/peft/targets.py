@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 
 from jaxnlp.errors import UserError
-from jaxnlp.nn.calls import Call, calls_changed
+from jaxnlp.nn.interceptors import Call, calls_changed
 from jaxnlp.sharding.axes import abstract_params
 from jaxnlp.trees import at
 

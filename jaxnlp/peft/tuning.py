@@ -1,9 +1,9 @@
-"""Tuning methods as transforms: a few tuned parameters beside a base that stays, on a model that knows of neither.
+"""TunedModel methods as transforms: a few tuned parameters beside a base that stays, on a model that knows of neither.
 
 Tuned parameters lie in the base's tree: new names beside a module's own (`lora_a` beside `kernel`), or the same name
 in place of it (`bias` under BitFit). So they are stacked, scanned, computed again and sharded as what they stand by,
-and `join(base, tuned)` is a tree of parameters like any other. `Tuning.apply` runs the model on such a tree: where a
-module has tuned parameters beside its own, the method changes its call.
+and `join(base, tuned)` is a tree of parameters like any other. `TunedModel.apply` runs the model on such a tree:
+where a module has tuned parameters beside its own, the method changes its call.
 
     tuning = plan(LoRA(targets=("query", "value")), module, tokens)
     tuned = tuning.init(key, base)
@@ -21,11 +21,11 @@ import jax.numpy as jnp
 
 from jaxnlp.config import did_you_mean
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.calls import Call, calls_changed, calls_changed_at
+from jaxnlp.nn.interceptors import Call, calls_changed, calls_changed_at
 from jaxnlp.nn.partitioning import placed
 from jaxnlp.nn.policy import FLOATS
 from jaxnlp.nn.quantised import BITS, Blocks, Quantised, codes_kept, dequantised, quantise
-from jaxnlp.peft.method import SHARED, Leaf, Method, picked
+from jaxnlp.peft.method import SHARED, AdapterParam, PEFTMethod, picked
 from jaxnlp.peft.quantised import chosen_blocks
 from jaxnlp.peft.targets import KERNEL, Parameter, Target, find_targets
 from jaxnlp.sharding.axes import abstract_params
@@ -33,7 +33,7 @@ from jaxnlp.trees import Path, at, put, without
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuning:
+class TunedModel:
     """A method on a model.
 
     leaves: what it puts beside parameters, by module and name: tuned, or where there are `shared` parameters made of
@@ -42,10 +42,10 @@ class Tuning:
     the kernels that are quantised, how.
     """
 
-    method: Method
+    method: PEFTMethod
     targets: dict[Path, Target]
-    leaves: dict[Path, dict[str, Leaf]]
-    shared: dict[str, Leaf]
+    leaves: dict[Path, dict[str, AdapterParam]]
+    shared: dict[str, AdapterParam]
     replaced: list[Path]
     outer: Path | None
     shapes: Any
@@ -70,7 +70,7 @@ class Tuning:
             tuned = put(tuned, path, jnp.array(x, jnp.promote_types(x.dtype, jnp.float32), copy=True))
         return tuned
 
-    def _tuned(self) -> list[tuple[Path, Leaf]]:
+    def _tuned(self) -> list[tuple[Path, AdapterParam]]:
         """The tuned parameters that are not the model's own."""
         if self.shared:
             return [((SHARED, name), leaf) for name, leaf in self.shared.items()]
@@ -247,12 +247,12 @@ class Tuning:
         return own + new, sum(math.prod(x.shape) for x in jax.tree.leaves(self.shapes))
 
 
-def plan(method: Method, module: Any, *inputs: Any, head: tuple[str, ...] = ()) -> Tuning:
+def plan(method: PEFTMethod, module: Any, *inputs: Any, head: tuple[str, ...] = ()) -> TunedModel:
     """What a method tunes of a model.
 
     Args:
         module: a Linen module. inputs: abstract or real example inputs.
-        head: patterns of parameters that are new, which `Method.whole` of None trains.
+        head: patterns of parameters that are new, which `PEFTMethod.whole` of None trains.
 
     Raises:
         UserError: a pattern that matches nothing, or what the method cannot serve; nothing to train.
@@ -279,7 +279,7 @@ def plan(method: Method, module: Any, *inputs: Any, head: tuple[str, ...] = ()) 
     replaced = sorted(tuple(name.split("/")) for name in {*picks, *whole})
     if not leaves and not replaced:
         raise FieldError("tuning", f"{type(method).__name__}()", "nothing of this model would be trained")
-    return Tuning(
+    return TunedModel(
         method,
         {path: targets[path] for path in leaves},
         leaves,

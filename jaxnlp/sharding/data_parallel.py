@@ -7,7 +7,7 @@ devices and parameters of Psi bytes the centre moves 2 (N - 1) Psi of parameters
 Where gradients are all-reduced instead (Li et al. 2020, arXiv:2006.15704) there is no centre: in a ring each device
 sends, and receives, 2 Psi (N - 1) / N (Patarasuk and Yuan 2009), however many they are.
 
-Every array here is on one device; `train/program.py` is how this project trains.
+Every array here is on one device; `training/step/program.py` is how this project trains.
 """
 
 import dataclasses

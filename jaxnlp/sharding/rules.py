@@ -63,7 +63,7 @@ class Sharding:
         else all-reduced.
     optimizer: rules of the optimizer's state; None: as params.
     optimizer_memory: where that state is: "device", or "host", in pinned memory, from which each layer's visits the
-        device for its update (ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840; `train/offload.py`).
+        device for its update (ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840; `training/step/offload.py`).
     activations: rules of the axes that models name on activations.
     pipeline: the schedule of the stages, where the mesh has any: one of `sharding/pipeline.py`, as `GPipe()`, or its
         name: "naive", "gpipe", "1f1b" or "circular" (of two laps).

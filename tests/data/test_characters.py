@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxnlp.data.characters import Characters
 from jaxnlp.data.pipeline import DataConfig, TrainBatches, eval_batches
-from jaxnlp.data.store import build_store
+from jaxnlp.data.text.characters import Characters
+from jaxnlp.data.text.store import build_store
 from jaxnlp.data.tokenizer import Bytes, ByteTokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.characters import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, spell

@@ -6,13 +6,13 @@ import string
 import numpy as np
 import pytest
 
-from jaxnlp.data.masking import Masked, WholeWords
 from jaxnlp.data.pipeline import DataConfig, TrainBatches, eval_batches
-from jaxnlp.data.sentences import IS_NEXT, NOT_NEXT, FullSentences, SentencePairs
-from jaxnlp.data.span_corruption import SpanCorruption, corrupt, sentinels
-from jaxnlp.data.store import build_store
+from jaxnlp.data.text.masking import Masked, WholeWords
+from jaxnlp.data.text.sentences import IS_NEXT, NOT_NEXT, FullSentences, SentencePairs
+from jaxnlp.data.text.span_corruption import SpanCorruption, corrupt, sentinels
+from jaxnlp.data.text.store import build_store
+from jaxnlp.data.text.word_boundaries import Words
 from jaxnlp.data.tokenizer import Bytes, ByteTokenizer
-from jaxnlp.data.words import Words
 from jaxnlp.errors import FieldError, UserError
 
 NAMES = ("[CLS]", "[SEP]", "[MASK]")

@@ -5,9 +5,10 @@ import collections
 import numpy as np
 import pytest
 
-from jaxnlp.data import packing, pipeline, sources
+from jaxnlp.data import pipeline
 from jaxnlp.data import tokenizer as tokenizers
-from jaxnlp.data.store import BLOCK, TokenStore, build_store
+from jaxnlp.data.text import packing, sources
+from jaxnlp.data.text.store import BLOCK, TokenStore, build_store
 from jaxnlp.errors import UserError
 
 TOKENIZER = tokenizers.ByteTokenizer()

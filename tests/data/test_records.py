@@ -10,7 +10,7 @@ import zstandard
 
 from jaxnlp.data import pipeline
 from jaxnlp.data.records import Records
-from jaxnlp.data.tasks.classification import Classification
+from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
 from jaxnlp.data.tokenizer import Bytes, ByteTokenizer
 from jaxnlp.errors import UserError
 
@@ -43,7 +43,7 @@ def config(path, **fields):
             **{
                 "source": source,
                 "tokenizer": Bytes(specials=SPECIALS),
-                "examples": Classification(),
+                "examples": SequenceClassificationTask(),
                 "seq_len": 12,
                 "batch_size": 4,
                 "prefetch_threads": 0,
@@ -163,14 +163,16 @@ def test_a_label_that_train_lacks_is_named(tmp_path):
 
 
 def test_text_and_records_are_not_taken_for_each_other(tmp_path):
-    from jaxnlp.data.sources import Files
+    from jaxnlp.data.text.sources import Files
 
     (tmp_path / "x.txt").write_text("some text\n")
     source = Files(train=str(tmp_path / "x.txt"))
-    with pytest.raises(UserError, match=r"data.source='Files': holds text; Classification\(\) needs records"):
-        opened(config(None, source=source, examples=Classification(classes=("x", "y"))))
+    with pytest.raises(
+        UserError, match=r"data.source='Files': holds text; SequenceClassificationTask\(\) needs records"
+    ):
+        opened(config(None, source=source, examples=SequenceClassificationTask(classes=("x", "y"))))
     store = pipeline.open_split(
         pipeline.DataConfig(source=source, cache_dir=str(tmp_path / "cache")), "train", ByteTokenizer()
     )
     with pytest.raises(UserError, match="needs records"):
-        Classification().open(store, ByteTokenizer(), pipeline.DataConfig())
+        SequenceClassificationTask().open(store, ByteTokenizer(), pipeline.DataConfig())

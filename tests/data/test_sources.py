@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from jaxnlp.data import sources
+from jaxnlp.data.text import sources
 from jaxnlp.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -178,16 +178,16 @@ def test_one_document_cannot_fill_three_splits(tmp_path):
 
 
 def test_embedded_is_real_text_in_three_splits_that_do_not_overlap():
-    splits = {split: set(sources.Embedded().documents(split)) for split in sources.SPLITS}
+    splits = {split: set(sources.PythonStdlib().documents(split)) for split in sources.SPLITS}
     assert sum(map(len, splits["train"])) > 2_000_000
     assert all(sum(map(len, texts)) > 50_000 for texts in splits.values())
     assert not splits["train"] & splits["validation"] and not splits["train"] & splits["test"]
     assert any("def loads" in text for texts in splits.values() for text in texts)
-    assert list(sources.Embedded().documents("test")) == list(sources.Embedded().documents("test"))
+    assert list(sources.PythonStdlib().documents("test")) == list(sources.PythonStdlib().documents("test"))
 
 
 def test_embedded_docstrings_are_prose_without_code():
-    text = next(sources.Embedded(part="docstrings").documents("validation"))
+    text = next(sources.PythonStdlib(part="docstrings").documents("validation"))
     assert "import " not in text.splitlines()[0]
     assert sources.docstrings('"""A."""\ndef f():\n    """B."""\n    return 1\n') == "A.\n\nB."
 
@@ -198,7 +198,7 @@ def test_tfds_reads_array_records_without_tensorflow(tmp_path):
 import sys
 from tests.data import tiny_tfds
 import tensorflow_datasets as tfds
-from jaxnlp.data import sources
+from jaxnlp.data.text import sources
 from jaxnlp.errors import UserError
 source = sources.TFDS(name="tiny_tfds", data_dir={str(tmp_path)!r}, validation="train[:2]", field="body")
 try:

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from jaxnlp.data.embedded_tasks import EmbeddedCalls
+from jaxnlp.data.corpora.stdlib_tasks import StdlibCalls
 from jaxnlp.data.pipeline import DataConfig, TrainBatches, eval_batches, open_split
 from jaxnlp.data.records import Record, Records
-from jaxnlp.data.span_corruption import SpanCorruption
 from jaxnlp.data.tasks.text_pairs import TextPairs
+from jaxnlp.data.text.span_corruption import SpanCorruption
 from jaxnlp.data.tokenizer import Bytes, ByteTokenizer
 from jaxnlp.errors import FieldError
 
@@ -89,8 +89,8 @@ def test_longer_texts_are_cut_where_the_config_says_so_and_told(tmp_path):
 def test_span_corruption_begins_with_the_token_it_is_told(tmp_path):
     text = "the quick brown fox jumps over the lazy dog " * 20
     (tmp_path / "t.txt").write_text(text)
-    from jaxnlp.data.sources import Files
-    from jaxnlp.data.span_corruption import sentinels
+    from jaxnlp.data.text.sources import Files
+    from jaxnlp.data.text.span_corruption import sentinels
 
     names = ("<pad>", *sentinels(8))
     for start, wanted in ((None, SEP), ("<pad>", PAD)):
@@ -110,7 +110,7 @@ def test_span_corruption_begins_with_the_token_it_is_told(tmp_path):
 
 
 def test_the_embedded_calls_pass_on_every_parameter_and_share_no_signature_between_splits():
-    splits = {split: list(EmbeddedCalls().records(split)) for split in ("train", "validation", "test")}
+    splits = {split: list(StdlibCalls().records(split)) for split in ("train", "validation", "test")}
     assert len(splits["train"]) > 3000 and all(len(records) > 200 for records in splits.values())
     sources = [{r.fields["source"] for r in records} for records in splits.values()]
     assert not sources[0] & sources[1] and not sources[0] & sources[2] and not sources[1] & sources[2]

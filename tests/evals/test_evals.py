@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jaxnlp.data.pipeline import DataConfig, eval_batches
-from jaxnlp.data.store import build_store
+from jaxnlp.data.text.store import build_store
 from jaxnlp.data.tokenizer import ByteTokenizer
 from jaxnlp.evals.baselines import compressed_bits_per_byte, unigram_bits_per_byte
-from jaxnlp.evals.perplexity import evaluate, make_eval_step
+from jaxnlp.evals.loss import evaluate, make_eval_step
 from jaxnlp.objectives.causal_lm import CausalLM
 
 TEXTS = ["abracadabra" * 3, "the quick brown fox", "naïve 中文"]

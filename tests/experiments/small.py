@@ -1,13 +1,13 @@
 """A run of seconds, as a config file: --config=tests/experiments/small.py:CORPUS_FOLDER."""
 
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sources import Files
+from jaxnlp.data.text.sources import Files
 from jaxnlp.data.tokenizer import Bytes
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.optim import OptimConfig
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import Sharding
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 
 
 def get_config(corpus: str) -> Experiment:

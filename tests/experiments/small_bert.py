@@ -1,10 +1,10 @@
 """A BERT's run of seconds, as a config file: --config=tests/experiments/small_bert.py:CORPUS_FOLDER."""
 
-from jaxnlp.data.masking import Masked
+from jaxnlp.data.text.masking import Masked
 from jaxnlp.data.tokenizer import Bytes
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.objectives.masked_lm import MaskedLM
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 from tests.experiments.small import get_config as small
 
 

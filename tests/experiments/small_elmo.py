@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from jaxnlp.data.characters import Characters
+from jaxnlp.data.text.characters import Characters
 from jaxnlp.models.elmo import ElmoConfig
 from jaxnlp.objectives.bilm import BiLM
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 from tests.experiments import small
 
 

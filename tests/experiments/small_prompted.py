@@ -1,7 +1,7 @@
 """The small run, with a prompt in front of its texts: --config=tests/experiments/small_prompted.py:CORPUS_FOLDER."""
 
 from jaxnlp.peft.prompt import Prompt
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.experiment import Experiment
 from tests.experiments import small
 
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from jaxnlp import cli
-from jaxnlp.data.sources import Embedded
+from jaxnlp.data.text.sources import PythonStdlib
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.peft.prompt import Prompt
 from jaxnlp.sharding.rules import Sharding
-from jaxnlp.train.base import first_state
-from jaxnlp.train.load import load
-from jaxnlp.train.loop import prepare, train
-from jaxnlp.train.pretrained import Pretrained
-from jaxnlp.train.program import build
+from jaxnlp.training.init.frozen_base import first_state
+from jaxnlp.training.init.pretrained import Pretrained
+from jaxnlp.training.load import load
+from jaxnlp.training.loops.supervised import prepare, train
+from jaxnlp.training.step.program import build
 from jaxnlp.trees import like
 from tests.experiments import small
 
@@ -48,7 +48,7 @@ def shortened(variant: str, corpus, **changes):
 
 def test_it_goes_on_from_a_run_with_its_ids_on_other_texts(corpus, base):
     e = cli.load(f"{FILE}:{base}")
-    assert e.data.source == Embedded(part="docstrings") and e.tuning is None
+    assert e.data.source == PythonStdlib(part="docstrings") and e.tuning is None
     assert e.init_from == Pretrained(path=base) and e.data.tokenizer.path == base
     assert (e.model.num_layers, e.model.scan_layers, e.model.vocab_size) == (2, False, None)
     e = cli.load(f"{FILE}:{base},{corpus}/train.txt,upper")

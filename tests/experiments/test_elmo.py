@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxnlp.data.pipeline import open_split
 from jaxnlp.models import elmo
-from jaxnlp.train.load import load
+from jaxnlp.training.load import load
 from tests.entry import ROOT, run
 from tests.experiments.test_training import arrays, assert_same_bits, losses
 

@@ -256,7 +256,7 @@ def test_bad_input_is_one_clear_line_and_no_stack_trace(table, name):
 
 def test_an_unreadable_folder(tmp_path, monkeypatch):
     """As root every folder can be read, so the question is answered for it."""
-    from jaxnlp.data.sources import Files
+    from jaxnlp.data.text.sources import Files
     from jaxnlp.errors import UserError
 
     monkeypatch.setattr(os, "access", lambda path, mode: False)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxnlp.train.checkpoint import Reader
+from jaxnlp.training.run_folder.checkpoint import Reader
 from tests.entry import ROOT, run
 
 BERT, TUNE, GPT = (ROOT / "configs" / name for name in ("bert/tiny_pretrain.py", "bert/finetune.py", "gpt/finetune.py"))
@@ -27,30 +27,30 @@ def task(tmp_path_factory):
     for name, part in (("train", rows[:60]), ("validation", rows[60:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     (folder / "task.py").write_text(f"""
-from jaxnlp.data.from_run import FromRun
+from jaxnlp.data.pretrained_tokenizer import PretrainedTokenizer
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.records import Records
-from jaxnlp.data.tasks.classification import Classification
-from jaxnlp.models.heads import FineTuned, SequenceClassification
-from jaxnlp.objectives.classify import Classify
+from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
+from jaxnlp.models.heads import ModelWithHead, SequenceClassificationHead
+from jaxnlp.objectives.sequence_classification import SequenceClassification
 from jaxnlp.optim import OptimConfig
-from jaxnlp.train import pretrained
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training.init import pretrained
+from jaxnlp.training.experiment import Experiment
 
 def get_config(run):
     return Experiment(
-        model=FineTuned(
-            trunk=pretrained.model(run, heads=("pooler",)), head=SequenceClassification(num_classes=2)
+        model=ModelWithHead(
+            trunk=pretrained.model(run, heads=("pooler",)), head=SequenceClassificationHead(num_classes=2)
         ),
         init_from=pretrained.Pretrained(path=run),
         data=DataConfig(
             source=Records(train={str(folder / "train.jsonl")!r}, validation={str(folder / "validation.jsonl")!r}),
-            tokenizer=FromRun(path=run),
-            examples=Classification(),
+            tokenizer=PretrainedTokenizer(path=run),
+            examples=SequenceClassificationTask(),
             seq_len=48,
             prefetch_threads=0,
         ),
-        objective=Classify(),
+        objective=SequenceClassification(),
         optim=OptimConfig(learning_rate=1e-2),
     )
 """)

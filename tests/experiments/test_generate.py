@@ -14,7 +14,7 @@ import importlib.util
 spec = importlib.util.spec_from_file_location("small", SMALL)
 small = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(small)
-from jaxnlp.data.span_corruption import SpanCorruption, sentinels
+from jaxnlp.data.text.span_corruption import SpanCorruption, sentinels
 from jaxnlp.data.tokenizer import Bytes
 from jaxnlp.models.t5 import T5Config
 from jaxnlp.objectives.seq2seq import Seq2Seq

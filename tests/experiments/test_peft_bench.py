@@ -13,9 +13,9 @@ from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.errors import UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.scaling.planner import batch
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.program import build
+from jaxnlp.planning.planner import batch
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.step.program import build
 from tests.entry import ROOT, run
 
 QUALITY, LATENCY = ROOT / "docs" / "peft_quality.json", ROOT / "docs" / "peft_latency.json"

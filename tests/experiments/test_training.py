@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jaxnlp import config as configs
-from jaxnlp.train.checkpoint import Reader
-from jaxnlp.train.metrics import read_log
+from jaxnlp.training.run_folder.checkpoint import Reader
+from jaxnlp.training.run_folder.metric_log import read_log
 from tests.entry import ROOT, run, start, wait_for
 
 CONFIG = ROOT / "tests" / "experiments" / "small.py"
@@ -247,12 +247,14 @@ def test_no_room_is_seen_before_anything_is_written(tmp_path, monkeypatch):
     import jax.numpy as jnp
 
     from jaxnlp.errors import UserError
-    from jaxnlp.train.checkpoint import Writer
-    from jaxnlp.train.state import State
+    from jaxnlp.training.run_folder.checkpoint import Writer
+    from jaxnlp.training.step.state import TrainState
 
     writer = Writer(tmp_path, 1, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
-    state = State(jnp.int32(5), {"w": jnp.ones(1000)}, (), jax.random.key_data(jax.random.key(0)), jnp.int32(0), None)
+    state = TrainState(
+        jnp.int32(5), {"w": jnp.ones(1000)}, (), jax.random.key_data(jax.random.key(0)), jnp.int32(0), None
+    )
     with pytest.raises(
         UserError, match=r"no room for the checkpoint of step 5 \(0.0 MB free, .*there is no older checkpoint"
     ):
@@ -409,11 +411,11 @@ def test_where_every_checkpoint_is_damaged_nothing_is_touched(finished, tmp_path
 
 
 def test_a_signal_ends_the_last_evaluation_and_loses_nothing(corpus, tmp_path):
-    from jaxnlp.train import loop
+    from jaxnlp.training.loops import supervised
 
     e = configs.load_json(write_config(corpus, tmp_path, eval_every=0, checkpoint_every=0, eval_batches=2))
     evaluated = []
-    original = loop.eval_batches
+    original = supervised.eval_batches
 
     def interrupted(store, data, limit, *rest):
         for i, batch in enumerate(original(store, data, limit, *rest)):
@@ -422,15 +424,15 @@ def test_a_signal_ends_the_last_evaluation_and_loses_nothing(corpus, tmp_path):
             evaluated.append(limit)
             yield batch
 
-    loop.eval_batches = interrupted
+    supervised.eval_batches = interrupted
     try:
-        result = loop.train(e, tmp_path / "run")
+        result = supervised.train(e, tmp_path / "run")
     finally:
-        loop.eval_batches = original
+        supervised.eval_batches = original
     assert result.signal == signal.SIGTERM and result.validation is None
     assert evaluated == [2, 2, None, None]
     assert Reader(tmp_path / "run").steps() == [12]
-    again = loop.train(e, tmp_path / "run")
+    again = supervised.train(e, tmp_path / "run")
     assert again.signal is None and again.validation["loss"] > 0
 
 
@@ -479,16 +481,16 @@ def test_a_run_with_a_kernel_of_another_platform_still_generates_here(finished, 
 def test_a_trace_that_was_asked_for_in_vain_is_told(corpus, tmp_path):
     import dataclasses
 
-    from jaxnlp.train import loop
+    from jaxnlp.training.loops import supervised
 
     e = configs.load_json(write_config(corpus, tmp_path, sample_tokens=0, eval_every=0, checkpoint_every=0))
     told = []
-    original, loop.Run.tell = loop.Run.tell, lambda self, text: told.append(text)
+    original, supervised.TrainingRun.tell = supervised.TrainingRun.tell, lambda self, text: told.append(text)
     try:
-        loop.train(e, tmp_path / "a", (50, 60))
+        supervised.train(e, tmp_path / "a", (50, 60))
         several = dataclasses.replace(e, steps_per_call=4, log_every=4)
-        loop.train(several, tmp_path / "b", (6, 7))  # within the second call
+        supervised.train(several, tmp_path / "b", (6, 7))  # within the second call
     finally:
-        loop.Run.tell = original
+        supervised.TrainingRun.tell = original
     assert "note: --profile_steps=50:60: none of these steps ran, so there is no trace" in told
     assert any(text.startswith("wrote the trace of steps 5 to 8 to") for text in told)

@@ -14,7 +14,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.interop.huggingface import load as load_huggingface
 from jaxnlp.peft import files
 from jaxnlp.peft.prompt import PTuning
-from jaxnlp.train.load import load as load_run
+from jaxnlp.training.load import load as load_run
 from tests.entry import run
 
 FILE, TUNED = "configs/gpt/tune.py", "tests/experiments/small_tuned.py"

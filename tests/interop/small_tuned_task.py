@@ -1,8 +1,8 @@
 """The small classifier, tuned: --config=tests/interop/small_tuned_task.py:FOLDER,RUN."""
 
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.pretrained import Pretrained
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.init.pretrained import Pretrained
 from tests.experiments import small_task
 
 

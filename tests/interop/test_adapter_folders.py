@@ -14,10 +14,10 @@ import pytest
 from jaxnlp.errors import UserError
 from jaxnlp.interop.adapters import load_adapter, save_adapter, task_type, trunk_alone
 from jaxnlp.interop.huggingface import load, read_tensors, write_tensors
-from jaxnlp.interop.places import places
+from jaxnlp.interop.module_names import places
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
-from jaxnlp.models.heads import FineTuned, SequenceClassification
+from jaxnlp.models.heads import ModelWithHead, SequenceClassificationHead
 from jaxnlp.nn import positions
 from jaxnlp.peft.adapter import Adapter
 from jaxnlp.peft.ia3 import IA3
@@ -202,7 +202,7 @@ TINY = {"vocab_size": 37, "num_layers": 1, "num_heads": 2, "embed_dim": 8, "max_
 
 def headed(method, rng, trunk, base):
     """(config, tuning, params, tuned) of a model with a head on a trunk, nothing of what is tuned as it began."""
-    config = FineTuned(trunk=trunk, head=SequenceClassification(num_classes=3))
+    config = ModelWithHead(trunk=trunk, head=SequenceClassificationHead(num_classes=3))
     tuning = plan(method, config.module(), *example_inputs(config, 1, 2), head=("head/*",))
     draw = lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32)
     params = {**jax.tree.map(draw, {"head": tuning.shapes["head"]}), "trunk": base}

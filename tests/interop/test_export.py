@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxnlp.interop.adapters import load_adapter
-from jaxnlp.train.load import load
+from jaxnlp.training.load import load
 from tests.entry import run
 
 SMALL, TUNED = "tests/experiments/small_task.py", "tests/interop/small_tuned_task.py"

@@ -15,7 +15,7 @@ from configs.gpt.gpt2 import get_config
 from jaxnlp.nn.kernels import Einsum, Flash
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import FSDP, Sharding
-from jaxnlp.train.program import build
+from jaxnlp.training.step.program import build
 
 
 def main(kernel: str) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from jaxnlp import config as configs
 from jaxnlp.data.pipeline import DataConfig
-from jaxnlp.data.sources import Files
+from jaxnlp.data.text.sources import Files
 from jaxnlp.data.tokenizer import Bytes
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.load import load
-from jaxnlp.train.loop import train
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.load import load
+from jaxnlp.training.loops.supervised import train
 from tests.entry import ROOT
 
 

@@ -9,8 +9,8 @@ from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.optim import OptimConfig, make_optimizer
 from jaxnlp.sharding.axes import abstract_params, make_apply
-from jaxnlp.train.state import new_state
-from jaxnlp.train.step import make_step
+from jaxnlp.training.step.state import new_state
+from jaxnlp.training.step.step import make_step
 
 from .. import reference
 from ..reference import torch

@@ -13,12 +13,12 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.bert import BertConfig, roberta
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.heads import (
-    FineTuned,
-    MultipleChoice,
-    SequenceClassification,
-    SequenceRegression,
-    SpanExtraction,
-    TokenClassification,
+    ModelWithHead,
+    MultipleChoiceHead,
+    RegressionHead,
+    SequenceClassificationHead,
+    SpanExtractionHead,
+    TokenClassificationHead,
 )
 from jaxnlp.models.llama import LlamaConfig
 from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, make_apply
@@ -35,11 +35,11 @@ TRUNKS = {
     "llama": LlamaConfig(**SIZES, num_kv_heads=1, mlp_dim=12),
 }
 HEADS = {  # and the shape of its logits
-    "classes": (SequenceClassification(num_classes=N), (B, N)),
-    "number": (SequenceRegression(), (B,)),
-    "choice": (MultipleChoice(), (B, C)),
-    "tokens": (TokenClassification(num_classes=N), (B, T, N)),
-    "span": (SpanExtraction(), (B, T, 2)),
+    "classes": (SequenceClassificationHead(num_classes=N), (B, N)),
+    "number": (RegressionHead(), (B,)),
+    "choice": (MultipleChoiceHead(), (B, C)),
+    "tokens": (TokenClassificationHead(num_classes=N), (B, T, N)),
+    "span": (SpanExtractionHead(), (B, T, 2)),
 }
 PAIRS = [(t, h) for t in ("bert", "gpt") for h in HEADS]
 PAIRS += [(t, h) for t in ("roberta", "gpt post-norm", "llama") for h in ("classes", "tokens")]
@@ -47,7 +47,7 @@ PAIRS += [("bert with pooler", "classes")]
 
 
 def built(trunk, head):
-    config = FineTuned(trunk=TRUNKS[trunk], head=HEADS[head][0])
+    config = ModelWithHead(trunk=TRUNKS[trunk], head=HEADS[head][0])
     configs.check(config)
     zeros = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(config, 1, 4)]
     params = jax.jit(lambda: init_params(config.module(), jax.random.key(0), *zeros))()
@@ -181,34 +181,36 @@ class EncoderDecoder:
     [
         ({"trunk": BertConfig(**SIZES)}, r"trunk.heads=\('masked_lm', 'next_sentence'\).*use \(\) or \('pooler',\)"),
         (
-            {"trunk": TRUNKS["bert with pooler"], "head": SpanExtraction()},
-            r"trunk.heads=\('pooler',\).*SpanExtraction\(\) would leave them untrained; use \(\)$",
+            {"trunk": TRUNKS["bert with pooler"], "head": SpanExtractionHead()},
+            r"trunk.heads=\('pooler',\).*SpanExtractionHead\(\) would leave them untrained; use \(\)$",
         ),
         ({"trunk": EncoderDecoder()}, r"trunk='EncoderDecoder\(\)': is an encoder-decoder.*Seq2Seq\(\)"),
-        ({"trunk": SequenceRegression()}, r"trunk='SequenceRegression\(\)': gives no states.*BertConfig"),
-        ({"head": TRUNKS["gpt"]}, r"head='GPTConfig\(\)': is no head; use SequenceClassification"),
-        ({"head": SequenceClassification(num_classes=0)}, "head.num_classes=0"),
+        ({"trunk": RegressionHead()}, r"trunk='RegressionHead\(\)': gives no states.*BertConfig"),
+        ({"head": TRUNKS["gpt"]}, r"head='GPTConfig\(\)': is not a head; use SequenceClassificationHead"),
+        ({"head": SequenceClassificationHead(num_classes=0)}, "head.num_classes=0"),
         ({"dropout_rate": 1.0}, "dropout_rate=1.0"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
     with pytest.raises(FieldError, match=message):
-        configs.check(FineTuned(**{"trunk": TRUNKS["gpt"], "head": SequenceClassification(), **fields}))
+        configs.check(ModelWithHead(**{"trunk": TRUNKS["gpt"], "head": SequenceClassificationHead(), **fields}))
 
 
 def test_a_batch_of_another_task_is_refused(rng):
     config, params, apply = built("gpt", "classes")
-    with pytest.raises(UserError, match=r"model.head=SequenceClassification\(\): reads .*\(batch, sequences, length\)"):
+    with pytest.raises(
+        UserError, match=r"model.head=SequenceClassificationHead\(\): reads .*\(batch, sequences, length\)"
+    ):
         apply(params, jnp.zeros((B, T), jnp.int32))
 
 
 def test_flops_leave_out_a_language_model_that_is_not_trained():
     trunk, length = TRUNKS["gpt"], 10
-    classes = FineTuned(trunk=trunk, head=SequenceClassification(num_classes=N))
+    classes = ModelWithHead(trunk=trunk, head=SequenceClassificationHead(num_classes=N))
     head = 3 * 2 * 8 * N / length
     assert classes.flops_per_token(length) == pytest.approx(trunk.flops_per_token(length) + head)
     assert classes.flops_per_token(length, 0.0) == pytest.approx(trunk.flops_per_token(length) - 6 * 8 * V + head)
-    tags = FineTuned(trunk=TRUNKS["bert"], head=TokenClassification(num_classes=N))
+    tags = ModelWithHead(trunk=TRUNKS["bert"], head=TokenClassificationHead(num_classes=N))
     assert tags.flops_per_token(length) == pytest.approx(TRUNKS["bert"].flops_per_token(length) + 6 * 8 * N)
 
 
@@ -224,7 +226,7 @@ class FarthestApart:
 
 
 def test_a_head_of_ones_own(rng):
-    config = FineTuned(trunk=TRUNKS["gpt"], head=FarthestApart())
+    config = ModelWithHead(trunk=TRUNKS["gpt"], head=FarthestApart())
     configs.check(config)
     params = init_params(config.module(), jax.random.key(0), jnp.zeros((1, C, 4), jnp.int32))
     batch = example(config, rng)

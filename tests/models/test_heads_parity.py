@@ -7,19 +7,19 @@ import pytest
 
 from jaxnlp.interop.huggingface import load
 from jaxnlp.models.heads import (
-    FineTuned,
-    MultipleChoice,
-    SequenceClassification,
-    SequenceRegression,
-    SpanExtraction,
-    TokenClassification,
+    ModelWithHead,
+    MultipleChoiceHead,
+    RegressionHead,
+    SequenceClassificationHead,
+    SpanExtractionHead,
+    TokenClassificationHead,
 )
-from jaxnlp.objectives.choice import Choice
-from jaxnlp.objectives.classify import Classify
+from jaxnlp.objectives.multiple_choice import MultipleChoice
 from jaxnlp.objectives.objective import means, prepared
-from jaxnlp.objectives.regress import Regress
-from jaxnlp.objectives.span import Span
-from jaxnlp.objectives.tag import Tag
+from jaxnlp.objectives.regression import Regression
+from jaxnlp.objectives.sequence_classification import SequenceClassification
+from jaxnlp.objectives.span_extraction import SpanExtraction
+from jaxnlp.objectives.token_classification import TokenClassification
 from jaxnlp.sharding.axes import make_apply
 
 from ..interop.families import bert_like, gpt2, llama_like, randomised
@@ -38,32 +38,32 @@ def llama(**kw):
 
 
 CASES = {  # class of transformers, its config, our head
-    "bert classes": ("BertForSequenceClassification", bert(num_labels=N), SequenceClassification(num_classes=N)),
-    "bert number": ("BertForSequenceClassification", bert(num_labels=1), SequenceRegression()),
-    "bert tokens": ("BertForTokenClassification", bert(num_labels=N), TokenClassification(num_classes=N)),
-    "bert span": ("BertForQuestionAnswering", bert(num_labels=2), SpanExtraction()),
-    "bert choice": ("BertForMultipleChoice", bert(), MultipleChoice()),
+    "bert classes": ("BertForSequenceClassification", bert(num_labels=N), SequenceClassificationHead(num_classes=N)),
+    "bert number": ("BertForSequenceClassification", bert(num_labels=1), RegressionHead()),
+    "bert tokens": ("BertForTokenClassification", bert(num_labels=N), TokenClassificationHead(num_classes=N)),
+    "bert span": ("BertForQuestionAnswering", bert(num_labels=2), SpanExtractionHead()),
+    "bert choice": ("BertForMultipleChoice", bert(), MultipleChoiceHead()),
     "roberta tokens": (
         "RobertaForTokenClassification",
         transformers.RobertaConfig(**bert_like(10, 3, 1, 7, type_vocab_size=1, num_labels=N)),
-        TokenClassification(num_classes=N),
+        TokenClassificationHead(num_classes=N),
     ),
     "gpt2 classes": (
         "GPT2ForSequenceClassification",
         gpt2(12, 2, 3, num_labels=N, pad_token_id=0),
-        SequenceClassification(num_classes=N),
+        SequenceClassificationHead(num_classes=N),
     ),
-    "gpt2 number": ("GPT2ForSequenceClassification", gpt2(8, 1, 2, num_labels=1, pad_token_id=0), SequenceRegression()),
-    "gpt2 tokens": ("GPT2ForTokenClassification", gpt2(10, 3, 1, num_labels=N), TokenClassification(num_classes=N)),
-    "gpt2 choice": ("GPT2DoubleHeadsModel", gpt2(12, 2, 3), MultipleChoice()),
-    "llama classes": ("LlamaForSequenceClassification", llama(num_labels=N), SequenceClassification(num_classes=N)),
+    "gpt2 number": ("GPT2ForSequenceClassification", gpt2(8, 1, 2, num_labels=1, pad_token_id=0), RegressionHead()),
+    "gpt2 tokens": ("GPT2ForTokenClassification", gpt2(10, 3, 1, num_labels=N), TokenClassificationHead(num_classes=N)),
+    "gpt2 choice": ("GPT2DoubleHeadsModel", gpt2(12, 2, 3), MultipleChoiceHead()),
+    "llama classes": ("LlamaForSequenceClassification", llama(num_labels=N), SequenceClassificationHead(num_classes=N)),
 }
 OBJECTIVES = {
-    SequenceClassification: Classify,
-    SequenceRegression: Regress,
-    TokenClassification: Tag,
-    SpanExtraction: Span,
-    MultipleChoice: Choice,
+    SequenceClassificationHead: SequenceClassification,
+    RegressionHead: Regression,
+    TokenClassificationHead: TokenClassification,
+    SpanExtractionHead: SpanExtraction,
+    MultipleChoiceHead: MultipleChoice,
 }
 LINEAR = ("classifier", "qa_outputs", "score", "multiple_choice_head.summary")
 
@@ -82,17 +82,17 @@ def read(model, head, folder):
     """(config, params): their model as ours, through its files."""
     model.save_pretrained(folder)
     trunk, params, _ = load(folder, ignore=[f"{name}.*" for name in LINEAR])
-    config = FineTuned(trunk=trunk, head=head, dropout_rate=0.0)
+    config = ModelWithHead(trunk=trunk, head=head, dropout_rate=0.0)
     config.check()
     return config, {"trunk": params, "head": head_of(model, config)[2]}
 
 
 def batches(config, model, rng):
     """(arguments of theirs with labels, our batch), right-padded, the padding holding the padding id."""
-    head, sequences = config.head, C if isinstance(config.head, MultipleChoice) else 1
+    head, sequences = config.head, C if isinstance(config.head, MultipleChoiceHead) else 1
     shape = (B, T) if head.of_tokens else (B, sequences, T)
     lengths = LENGTHS if head.of_tokens else np.stack([np.roll(LENGTHS, i) for i in range(sequences)], 1)
-    if isinstance(head, SpanExtraction):  # theirs lets answers lie in the padding, so there is none
+    if isinstance(head, SpanExtractionHead):  # theirs lets answers lie in the padding, so there is none
         lengths = np.full(B, T)
     real = (np.arange(T) < lengths[..., None]).astype(np.int32)
     pad = model.config.pad_token_id or 0
@@ -101,25 +101,25 @@ def batches(config, model, rng):
     if getattr(config.trunk, "num_types", 1) > 1:
         ours["types"] = theirs["token_type_ids"] = np.sort(rng.integers(0, 2, shape), -1)
     ours["weights"] = np.ones(B, np.float32)
-    if isinstance(head, SpanExtraction):
+    if isinstance(head, SpanExtractionHead):
         ours["starts"], ours["ends"] = rng.integers(0, 5, B), rng.integers(5, T, B)
         theirs |= {"start_positions": ours["starts"], "end_positions": ours["ends"]}
         ours["answerable"] = np.ones((B, T), np.float32)
-    elif isinstance(head, TokenClassification):
+    elif isinstance(head, TokenClassificationHead):
         ours["labels"], ours["weights"] = rng.integers(0, N, (B, T)), (real * (rng.random((B, T)) < 0.7)).astype("f4")
         theirs["labels"] = np.where(ours["weights"] > 0, ours["labels"], -100)
-    elif isinstance(head, SequenceRegression):
+    elif isinstance(head, RegressionHead):
         ours["labels"] = theirs["labels"] = rng.standard_normal(B).astype(np.float32)
     else:
         ours["labels"] = theirs["labels"] = rng.integers(0, N if head.features > 1 else C, B)
     if config.decodes and not head.of_tokens:
         ours["extract"] = lengths - 1
-    if isinstance(head, MultipleChoice) and config.decodes:  # the language model beside the choice
+    if isinstance(head, MultipleChoiceHead) and config.decodes:  # the language model beside the choice
         theirs["mc_token_ids"], theirs["mc_labels"] = ours["extract"], theirs.pop("labels")
         theirs["labels"] = np.where(real, ours["tokens"], -100)
         ours["lm_targets"] = np.roll(ours["tokens"], -1, -1)
         ours["lm_weights"] = (np.arange(T) < lengths[..., None] - 1).astype(np.float32)
-    if not isinstance(head, MultipleChoice):
+    if not isinstance(head, MultipleChoiceHead):
         theirs = {name: x[:, 0] if x.ndim == 3 else x for name, x in theirs.items()}
     return {
         name: torch.from_numpy(x if x.dtype == np.float32 else x.astype(np.int64)) for name, x in theirs.items()
@@ -147,7 +147,7 @@ def test_logits_and_loss_equal_transformers(name, rng, tmp_path):
     _, linear, _ = head_of(model, config)
     if not head.use_bias:  # theirs has one, which a softmax cancels
         wanted = wanted - linear.bias.detach()
-    wanted = wanted[:, 0] if isinstance(head, SequenceRegression) else wanted
+    wanted = wanted[:, 0] if isinstance(head, RegressionHead) else wanted
     apply, objective = make_apply(config.module()), OBJECTIVES[type(head)]()
     lm_weight = 0.5 if "lm_targets" in batch else 0.0
     if lm_weight:

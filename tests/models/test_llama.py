@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxnlp.errors import FieldError
-from jaxnlp.generate.decode import Generator
+from jaxnlp.inference.decode import Generator
 from jaxnlp.models.llama import LlamaConfig
 from jaxnlp.nn import kernels, norms, positions
 from jaxnlp.sharding.axes import abstract_params, init_params, make_apply

@@ -12,9 +12,9 @@ from jax.experimental import topologies
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.policy import Policy
-from jaxnlp.scaling.gradients import compiled_bytes, lowered_gradients
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.program import build
+from jaxnlp.planning.gradients import compiled_bytes, lowered_gradients
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.step.program import build
 
 
 def main(*policies: str) -> None:

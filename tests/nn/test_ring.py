@@ -23,8 +23,8 @@ from jaxnlp.nn.ring import Ring, _times
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
 from jaxnlp.sharding.presets import DDP
 from jaxnlp.sharding.rules import ACTIVATIONS
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.program import build
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.step.program import build
 from tests import tpu
 
 T = 32

@@ -11,8 +11,8 @@ from jax.extend import random as extend
 
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
-from jaxnlp.nn.local_keys import local_key
 from jaxnlp.nn.positions import RelativeBuckets
+from jaxnlp.nn.sharded_rng import local_key
 from jaxnlp.nn.stack import stack_replaced
 
 SIZES = {"vocab_size": 32, "max_len": 8, "num_layers": 4, "num_heads": 2, "embed_dim": 16, "dropout_rate": 0.3}

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnlp.data.characters import Characters
 from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.text.characters import Characters
 from jaxnlp.models.elmo import ElmoConfig
 from jaxnlp.nn.characters import NO_WORD, spell
 from jaxnlp.objectives.bilm import BiLM
@@ -14,8 +14,8 @@ from jaxnlp.objectives.objective import means
 from jaxnlp.optim import OptimConfig
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import FSDP, Sharding
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.program import build
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.step.program import build
 
 B, T, C, V = 8, 6, 5, 11
 

@@ -11,47 +11,51 @@ import pytest
 
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.evals.perplexity import evaluate, make_eval_step
+from jaxnlp.evals.loss import evaluate, make_eval_step
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.heads import (
-    FineTuned,
-    MultipleChoice,
-    SequenceClassification,
-    SequenceRegression,
-    SpanExtraction,
-    TokenClassification,
+    ModelWithHead,
+    MultipleChoiceHead,
+    RegressionHead,
+    SequenceClassificationHead,
+    SpanExtractionHead,
+    TokenClassificationHead,
 )
-from jaxnlp.objectives.choice import Choice
-from jaxnlp.objectives.classes import class_scores, class_sums
-from jaxnlp.objectives.classify import Classify
+from jaxnlp.objectives.classification_metrics import class_scores, class_sums
+from jaxnlp.objectives.multiple_choice import MultipleChoice
 from jaxnlp.objectives.objective import means, prepared
-from jaxnlp.objectives.regress import Regress
-from jaxnlp.objectives.span import Span
-from jaxnlp.objectives.tag import Tag
+from jaxnlp.objectives.regression import Regression
+from jaxnlp.objectives.sequence_classification import SequenceClassification
+from jaxnlp.objectives.span_extraction import SpanExtraction
+from jaxnlp.objectives.token_classification import TokenClassification
 from jaxnlp.optim import OptimConfig
 from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.program import build
-from jaxnlp.train.state import new_state
-from jaxnlp.train.step import make_step
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.step.program import build
+from jaxnlp.training.step.state import new_state
+from jaxnlp.training.step.step import make_step
 
 B, C, T, N, V = 8, 2, 6, 3, 17
 SIZES = {"vocab_size": V, "max_len": 8, "num_layers": 1, "num_heads": 2, "embed_dim": 8, "dropout_rate": 0.0}
 GPT, BERT = GPTConfig(**SIZES), BertConfig(**SIZES, heads=())
 TASKS = {
-    "classify": (GPT, SequenceClassification(num_classes=N), Classify(lm_weight=0.5, label_smoothing=0.1)),
-    "regress": (GPT, SequenceRegression(), Regress(lm_weight=0.5)),
-    "choice": (GPT, MultipleChoice(), Choice(lm_weight=0.5)),
-    "tag": (BERT, TokenClassification(num_classes=N), Tag()),
-    "span": (BERT, SpanExtraction(), Span()),
+    "classify": (
+        GPT,
+        SequenceClassificationHead(num_classes=N),
+        SequenceClassification(lm_weight=0.5, label_smoothing=0.1),
+    ),
+    "regress": (GPT, RegressionHead(), Regression(lm_weight=0.5)),
+    "choice": (GPT, MultipleChoiceHead(), MultipleChoice(lm_weight=0.5)),
+    "tag": (BERT, TokenClassificationHead(num_classes=N), TokenClassification()),
+    "span": (BERT, SpanExtractionHead(), SpanExtraction()),
 }
 
 
 @functools.cache
 def built(name):
     trunk, head, objective = TASKS[name]
-    config = FineTuned(trunk=trunk, head=head, dropout_rate=0.0)
+    config = ModelWithHead(trunk=trunk, head=head, dropout_rate=0.0)
     zeros = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(config, 1, 4)]
     params = jax.jit(lambda: init_params(config.module(), jax.random.key(0), *zeros))()
     return config, jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, params), objective
@@ -237,16 +241,16 @@ def test_scores_of_two_classes(rng):
 
 def test_a_constant_prediction_has_no_correlation():
     moments = np.asarray([2.0, 3.0, 4.0, 10.0, 6.0])
-    assert Regress().summary({"moments": moments, "loss": 1.0}) == {"loss": 1.0, "pearson": 0.0}
+    assert Regression().summary({"moments": moments, "loss": 1.0}) == {"loss": 1.0, "pearson": 0.0}
 
 
 def test_an_auxiliary_loss_needs_its_targets_and_a_language_model(rng):
     batch = batch_of("classify", rng)
     with pytest.raises(UserError, match=r"objective.lm_weight=0.5: .*no targets"):
-        prepared(Classify(lm_weight=0.5), {key: x for key, x in batch.items() if key != "lm_targets"})
-    encoder = FineTuned(trunk=BERT, head=SequenceClassification(num_classes=N))
+        prepared(SequenceClassification(lm_weight=0.5), {key: x for key, x in batch.items() if key != "lm_targets"})
+    encoder = ModelWithHead(trunk=BERT, head=SequenceClassificationHead(num_classes=N))
     params = init_params(encoder.module(), jax.random.key(0), jnp.zeros((1, 1, 4), jnp.int32))
-    objective = Classify(lm_weight=0.5)
+    objective = SequenceClassification(lm_weight=0.5)
     with pytest.raises(UserError, match=r"objective.lm_weight: the trunk is no language model; use a decoder"):
         objective.loss(make_apply(encoder.module()), params, prepared(objective, batch), None)
 
@@ -254,10 +258,10 @@ def test_an_auxiliary_loss_needs_its_targets_and_a_language_model(rng):
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        (Classify(lm_weight=-1.0), "lm_weight=-1.0"),
-        (Classify(label_smoothing=1.0), "label_smoothing=1.0"),
-        (Choice(lm_weight=float("nan")), "lm_weight=nan"),
-        (Regress(lm_weight=-0.5), "lm_weight=-0.5"),
+        (SequenceClassification(lm_weight=-1.0), "lm_weight=-1.0"),
+        (SequenceClassification(label_smoothing=1.0), "label_smoothing=1.0"),
+        (MultipleChoice(lm_weight=float("nan")), "lm_weight=nan"),
+        (Regression(lm_weight=-0.5), "lm_weight=-0.5"),
     ],
 )
 def test_bad_fields_are_named(objective, message):

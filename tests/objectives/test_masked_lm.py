@@ -11,8 +11,8 @@ from jaxnlp.models.bert import BertConfig
 from jaxnlp.objectives.masked_lm import MaskedLM
 from jaxnlp.objectives.objective import means, prepared
 from jaxnlp.sharding.axes import init_params, make_apply
-from jaxnlp.train.state import new_state
-from jaxnlp.train.step import make_step
+from jaxnlp.training.step.state import new_state
+from jaxnlp.training.step.step import make_step
 
 B, T, M, V = 8, 12, 3, 31
 

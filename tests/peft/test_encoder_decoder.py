@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxnlp.errors import UserError
-from jaxnlp.generate.decode import Generator
+from jaxnlp.inference.decode import Generator
 from jaxnlp.models.t5 import T5Config
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.nn.positions import Learned

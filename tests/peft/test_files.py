@@ -13,7 +13,7 @@ import safetensors.numpy
 from jaxnlp.errors import UserError
 from jaxnlp.peft.files import load, read, save
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.peft.method import Method
+from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.partial import BitFit
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
@@ -22,7 +22,7 @@ from jaxnlp.trees import join
 
 from .test_properties import METHODS, model, moved
 
-ALL: dict[str, Method] = {
+ALL: dict[str, PEFTMethod] = {
     **METHODS,
     "lora and a norm": LoRA(rank=2, whole=("norm/*",), base_dtype="bfloat16"),
     "prefix": Prefix(length=2),
@@ -33,7 +33,7 @@ ALL: dict[str, Method] = {
 UNROLLED = ("lora", "bitfit", "prefix of a network")
 
 
-def written(path, name="gpt", method: Method = ALL["lora"]):
+def written(path, name="gpt", method: PEFTMethod = ALL["lora"]):
     module, inputs, base = model(name)
     tuning = plan(method, module, *inputs)
     tuned = moved(tuning.init(jax.random.key(1), base))

@@ -20,10 +20,10 @@ from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.mlp import GatedMLP
 from jaxnlp.nn.policy import Policy
 from jaxnlp.optim import OptimConfig
-from jaxnlp.scaling.hlo import KINDS, collectives
+from jaxnlp.planning.hlo import KINDS, collectives
 from jaxnlp.sharding.presets import DDP, TP, TP_SP, ZERO1, ZERO2, ZERO3
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.program import build
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.step.program import build
 
 LAYERS, BATCH, LENGTH, WIDTH, VOCAB = 2, 8, 256, 2048, 6144
 PRESETS = {
@@ -69,7 +69,7 @@ def step_of(name: str):
 
 
 def found(name: str) -> dict:
-    """parameters: how many. collectives: as `scaling/hlo.py` reads them. arrays: the shape of each array in one."""
+    """parameters: how many. collectives: as `planning/hlo.py` reads them. arrays: the shape of each array in one."""
     lowered, parameters = step_of(name)
     text = lowered.compile(compiler_options=NO_RINGS).as_text()
     results = re.findall(rf"= (.*?) (?:{'|'.join(KINDS)})(?:-start)?\(", text)

@@ -16,8 +16,8 @@ import pytest
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.sharding.presets import PRESETS
-from jaxnlp.train.experiment import Experiment
-from jaxnlp.train.program import build
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.step.program import build
 
 B, T, D, F, V, LAYERS, HEADS = 16, 8, 32, 48, 40, 2, 4
 MESHES = {

@@ -10,8 +10,8 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.sharding.mesh import AXES, MeshConfig, make_mesh
 from jaxnlp.sharding.rules import Sharding
-from jaxnlp.train import load
-from jaxnlp.train.experiment import Experiment
+from jaxnlp.training import load
+from jaxnlp.training.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ Shape legend: T length.
 """
 
 import dataclasses
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,12 @@ import numpy as np
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 
-Ids = Many[int]
+Ids = Sequence[int]
 TEXTS, PLACE = "{text}", "<prompt>"
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequence:
+class TokenSequence:
     """tokens, types: (T,) int32. extract: the place whose state stands for the sequence.
     begins: the place of the first token of each text."""
 
@@ -47,7 +47,7 @@ class EncoderLayout:
     def specials(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         return tuple(special(tokenizer, self, name) for name in ("cls", "sep"))
 
-    def sequence(self, texts: Many[Ids], specials: tuple[int, ...]) -> Sequence:
+    def sequence(self, texts: Sequence[Ids], specials: tuple[int, ...]) -> TokenSequence:
         cls, sep = specials
         parts = [[cls, *texts[0], sep], *([*text, sep] for text in texts[1:])]
         return _join(parts, [1] + [0] * (len(texts) - 1), extract=0, kinds=range(len(parts)))
@@ -66,7 +66,7 @@ class RobertaLayout:
     def specials(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         return tuple(special(tokenizer, self, name) for name in ("cls", "sep"))
 
-    def sequence(self, texts: Many[Ids], specials: tuple[int, ...]) -> Sequence:
+    def sequence(self, texts: Sequence[Ids], specials: tuple[int, ...]) -> TokenSequence:
         cls, sep = specials
         parts = [[cls, *texts[0], sep], *([sep, *text, sep] for text in texts[1:])]
         return _join(parts, [1] * len(texts), extract=0, kinds=[0] * len(parts))
@@ -90,7 +90,7 @@ class DecoderLayout:
     def specials(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         return tuple(special(tokenizer, self, name) for name in ("start", "delimiter", "extract"))
 
-    def sequence(self, texts: Many[Ids], specials: tuple[int, ...]) -> Sequence:
+    def sequence(self, texts: Sequence[Ids], specials: tuple[int, ...]) -> TokenSequence:
         start, delimiter, extract = specials
         parts = [[start, *texts[0]], *([delimiter, *text] for text in texts[1:]), [extract]]
         length = sum(map(len, parts))
@@ -144,7 +144,7 @@ class Template:
         first, *rest = tokenizer.encode_batch(text.split(self.place))
         return [*first, *(i for words in rest for i in (self.place_id(tokenizer), *words))]
 
-    def sequence(self, texts: Many[Ids], specials: tuple[Any, ...]) -> Sequence:
+    def sequence(self, texts: Sequence[Ids], specials: tuple[Any, ...]) -> TokenSequence:
         before, after, within = specials
         parts = [list(text) for text in texts]
         parts[0] = [*before, *parts[0]]
@@ -167,16 +167,16 @@ def special(tokenizer: Tokenizer, layout: Any, field: str) -> int:
         raise FieldError(f"data.examples.layout.{field}", e.value, e.expected) from None
 
 
-def _join(parts: Many[Ids], before: Many[int], extract: int, kinds: Many[int]) -> Sequence:
+def _join(parts: Sequence[Ids], before: Sequence[int], extract: int, kinds: Sequence[int]) -> TokenSequence:
     """One sequence of parts. before: special tokens at the front of each; kinds: the type of each."""
     sizes = [len(part) for part in parts]
     starts = np.cumsum([0, *sizes[:-1]])
     tokens = np.asarray([token for part in parts for token in part], np.int32)
     begins = tuple(int(start) + skip for start, skip in zip(starts, before, strict=True))
-    return Sequence(tokens, np.repeat(np.asarray(kinds, np.int32), sizes), extract, begins)
+    return TokenSequence(tokens, np.repeat(np.asarray(kinds, np.int32), sizes), extract, begins)
 
 
-def shorten(texts: Many[Ids], room: int) -> list[Ids]:
+def shorten(texts: Sequence[Ids], room: int) -> list[Ids]:
     """The texts cut to `room` tokens in all: the longest loses its last token, again and again, until they fit
     (of equally long ones the last goes first, as in BERT)."""
     sizes = [len(text) for text in texts]

@@ -1,12 +1,12 @@
 """A text, or two, and a number: how alike, how good, how long.
 
-Metrics: squared error and correlation (`objectives/regress.py`).
+Metrics: squared error and correlation (`objectives/regression.py`).
 Shape legend: B batch, C sequences of an example, T length.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from jaxnlp.errors import FieldError
 
 
 @dataclasses.dataclass(kw_only=True)
-class Regression:
+class RegressionTask:
     """Examples for `objectives.regress`. Fields as `Classification`'s; label: the field that holds the number."""
 
     inputs: Any = dataclasses.field(default_factory=Single)
@@ -35,11 +35,11 @@ class Regression:
     def num_sequences(self) -> int:
         return len(self.inputs.orders(self.layout))
 
-    def resolved(self, source: Any) -> "Regression":
+    def resolved(self, source: Any) -> "RegressionTask":
         return self
 
     def encode(
-        self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
+        self, records: Sequence[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
     ) -> list[task.Example]:
         orders = self.inputs.orders(self.layout)
         rows = task.sequences(records, self.inputs.texts, orders, self, tokenizer, length, tell)
@@ -58,7 +58,7 @@ class Regression:
             raise FieldError(setting, self.label, f"{record.where} holds {value!r} there, expected a number")
         return number
 
-    def answer(self, record: Record, examples: Many[Any], logits: np.ndarray) -> dict[str, Any]:
+    def answer(self, record: Record, examples: Sequence[Any], logits: np.ndarray) -> dict[str, Any]:
         return {"value": float(logits[0])}
 
     def gold_answer(self, record: Record) -> dict[str, Any]:
@@ -67,13 +67,13 @@ class Regression:
     def shown(self, record: Record) -> str:
         return " | ".join(self.inputs.texts(record))
 
-    def targets(self, examples: Many[Any]) -> list[Any]:
+    def targets(self, examples: Sequence[Any]) -> list[Any]:
         return [example.label for example in examples]
 
     def open(self, store: Any, tokenizer: Tokenizer | None, config: Any) -> task.TaskReader:
         return task.TaskReader(self, store, tokenizer, config.seq_len)
 
-    def batch(self, examples: Many[Any], length: int, fill: int) -> dict[str, np.ndarray]:
+    def batch(self, examples: Sequence[Any], length: int, fill: int) -> dict[str, np.ndarray]:
         """As `task.stack`, and `labels` (B,) float32."""
         batch = task.stack(examples, self.num_sequences, length, fill, self.layout.language_model)
         return {**batch, "labels": np.asarray([e.label if e else 0.0 for e in examples], np.float32)}

@@ -1,7 +1,7 @@
 """What the tasks share: from records to sequences, and from sequences to batches.
 
 A task is the `examples` of a `DataConfig` whose source has records. Besides the methods that all examples have
-(`data/packing.py`) it has
+(`data/text/packing.py`) it has
     records = True;
     resolved(source): the task with what depends on the data filled in (the classes);
     encode(records, tokenizer, length, tell, labelled=True): an example for each record; pure but for what it tells;
@@ -16,14 +16,13 @@ Shape legend: B batch, C sequences of an example, T length.
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxnlp.data.records import Record
-from jaxnlp.data.tasks.layout import Sequence, overhead, shorten
+from jaxnlp.data.tasks.layout import TokenSequence, overhead, shorten
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
 
@@ -37,7 +36,7 @@ class Example:
     """A record as sequences. record: its number. label: what the task makes of its label."""
 
     record: int
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[TokenSequence, ...]
     label: Any
 
 
@@ -48,7 +47,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 class TaskReader:
-    """The examples of a `RecordStore`, as `data/packing.py` describes a reader."""
+    """The examples of a `RecordStore`, as `data/text/packing.py` describes a reader."""
 
     def __init__(self, task: Any, store: Any, tokenizer: Tokenizer | None, length: int):
         if tokenizer is None:
@@ -64,19 +63,19 @@ class TaskReader:
     def __getitem__(self, index: int) -> Any:
         return self._examples[int(index)]
 
-    def batch(self, examples: Many[Any], numbers: Many[int]) -> dict[str, np.ndarray]:
+    def batch(self, examples: Sequence[Any], numbers: Sequence[int]) -> dict[str, np.ndarray]:
         return self._task.batch(examples, self._length, self._fill)
 
 
 def sequences(
-    records: Many[Record],
+    records: Sequence[Record],
     texts: Callable[[Record], list[str]],
-    orders: Many[tuple[int, ...]],
+    orders: Sequence[tuple[int, ...]],
     task: Any,
     tokenizer: Tokenizer,
     length: int,
     tell: Tell,
-) -> list[tuple[Sequence, ...]]:
+) -> list[tuple[TokenSequence, ...]]:
     """The sequences of each record.
 
     Args:
@@ -127,7 +126,7 @@ class Fit:
         self._keeps_last = keeps_last
         self._over: dict[str, int] = {}
 
-    def __call__(self, record: Record, texts: Many[Any], room: int) -> Many[Any]:
+    def __call__(self, record: Record, texts: Sequence[Any], room: int) -> Sequence[Any]:
         excess = sum(map(len, texts)) - room
         if excess <= 0:
             return texts
@@ -153,7 +152,7 @@ class Fit:
         tell(f"note: {count:,} records cut to {self._setting}={self._length} tokens; the longest, {where}, had {size}")
 
 
-def chunks(records: Many[Record], tell: Tell) -> Iterator[Many[Record]]:
+def chunks(records: Sequence[Record], tell: Tell) -> Iterator[Sequence[Record]]:
     """The records in parts, telling now and then how far the work is."""
     told = time.monotonic()
     for start in range(0, len(records), CHUNK):
@@ -163,7 +162,7 @@ def chunks(records: Many[Record], tell: Tell) -> Iterator[Many[Record]]:
         yield records[start : start + CHUNK]
 
 
-def stack(examples: Many[Any], num_sequences: int, length: int, fill: int, language_model: bool) -> dict[str, Any]:
+def stack(examples: Sequence[Any], num_sequences: int, length: int, fill: int, language_model: bool) -> dict[str, Any]:
     """`tokens`, `segment_ids`, `types` (B, C, T), `extract` (B, C), `weights` (B,), and for a decoder `lm_targets`,
     `lm_weights` (B, C, T): the next token, wherever there is one."""
     B, C, T = len(examples), num_sequences, length

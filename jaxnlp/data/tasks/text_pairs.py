@@ -7,7 +7,7 @@
 """
 
 import dataclasses
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from jaxnlp.data import encoder_decoder
 from jaxnlp.data.records import Record, text_field
 from jaxnlp.data.tasks import task
-from jaxnlp.data.tasks.layout import Sequence
+from jaxnlp.data.tasks.layout import TokenSequence
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 
@@ -47,7 +47,7 @@ class TextPairs:
         return self
 
     def encode(
-        self, records: Many[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
+        self, records: Sequence[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
     ) -> list[task.Example]:
         """An example for each record: its source and its target, each with the separator after it.
 
@@ -94,11 +94,11 @@ class TextPairReader(task.TaskReader):
         self._sizes = length, config.target_len or length
         self._start = tokenizer.separator if config.start is None else tokenizer.special(config.start)
 
-    def batch(self, examples: Many[Any], numbers: Many[int]) -> dict[str, np.ndarray]:
+    def batch(self, examples: Sequence[Any], numbers: Sequence[int]) -> dict[str, np.ndarray]:
         pairs: list[Any] = [e and tuple(sequence.tokens for sequence in e.sequences) for e in examples]
         return encoder_decoder.batch(pairs, *self._sizes, self._fill, self._start)
 
 
-def _ended(ids: Many[int], separator: int) -> Sequence:
+def _ended(ids: Sequence[int], separator: int) -> TokenSequence:
     tokens = np.asarray([*ids, separator], np.int32)
-    return Sequence(tokens, np.zeros_like(tokens), len(tokens) - 1, (0,))
+    return TokenSequence(tokens, np.zeros_like(tokens), len(tokens) - 1, (0,))

@@ -8,13 +8,13 @@ import pytest
 
 from jaxnlp.data.records import Record
 from jaxnlp.data.tasks import task
-from jaxnlp.data.tasks.choice import Choices
-from jaxnlp.data.tasks.classification import Classification
 from jaxnlp.data.tasks.inputs import Pair, Single, Unordered
 from jaxnlp.data.tasks.layout import DecoderLayout, EncoderLayout, RobertaLayout, Template, shorten
-from jaxnlp.data.tasks.regression import Regression
-from jaxnlp.data.tasks.tags import Tags
+from jaxnlp.data.tasks.multiple_choice import MultipleChoiceTask
+from jaxnlp.data.tasks.regression import RegressionTask
+from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
 from jaxnlp.data.tasks.text_pairs import TextPairs
+from jaxnlp.data.tasks.token_classification import TokenClassificationTask
 from jaxnlp.data.tokenizer import ByteTokenizer
 from jaxnlp.errors import UserError
 
@@ -24,7 +24,7 @@ CLS, SEP, S, E, START, DELIMITER, EXTRACT = (TOKENIZER.special(name) for name in
 A, B, C, D = b"ABCD"
 FILL = TOKENIZER.separator
 silent = lambda text: None
-XY = Classification(classes=("x", "y"))
+XY = SequenceClassificationTask(classes=("x", "y"))
 EITHER = Unordered(first="premise", second="hypothesis")
 
 
@@ -77,7 +77,7 @@ ONE, TWO = {"text": "AB", "label": "x"}, {"premise": "AB", "hypothesis": "C", "l
     ],
 )
 def test_texts_as_sequences(layout, inputs, fields, tokens, types, extract):
-    examples = Classification(inputs=inputs, layout=layout, classes=("x", "y"))
+    examples = SequenceClassificationTask(inputs=inputs, layout=layout, classes=("x", "y"))
     batch = batch_of(examples, fields)
     assert real(batch) == [tokens] and real(batch, "types") == [types]
     assert batch["extract"].tolist() == [extract] and batch["labels"].tolist() == ["xy".index(fields["label"])]
@@ -98,7 +98,7 @@ P, Q = TOKENIZER.special("<prompt>"), ord("?")
 def test_a_template_stands_around_the_texts_within_the_layout(layout, fields, tokens, types, extract):
     template = Template(text="<prompt><prompt>{text}?<prompt>", layout=layout)
     assert template.num_places == 3 and template.place_id(TOKENIZER) == P
-    examples = Classification(
+    examples = SequenceClassificationTask(
         inputs=Single() if fields is ONE else Pair(), layout=template, classes=("x", "y"), truncate=True
     )
     batch = batch_of(examples, fields, length=10)
@@ -123,11 +123,11 @@ def test_a_template_that_cannot_be_written_is_told():
         ({"layout": EncoderLayout(cls="[C]")}, r"^data.examples.layout.layout.cls='\[C\]'"),
     ):
         with pytest.raises(UserError, match=message):
-            batch_of(Classification(layout=Template(**changes), classes=("x", "y")), ONE)
+            batch_of(SequenceClassificationTask(layout=Template(**changes), classes=("x", "y")), ONE)
 
 
 def test_a_decoder_keeps_predicting_every_next_token_of_the_sequence():
-    batch = batch_of(Classification(inputs=Pair(), layout=DecoderLayout(), classes=("x", "y")), TWO)
+    batch = batch_of(SequenceClassificationTask(inputs=Pair(), layout=DecoderLayout(), classes=("x", "y")), TWO)
     assert batch["lm_targets"][0, 0, :5].tolist() == [A, B, DELIMITER, C, EXTRACT]
     assert batch["lm_weights"][0, 0].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
 
@@ -140,32 +140,38 @@ def test_a_decoder_keeps_predicting_every_next_token_of_the_sequence():
     ],
 )
 def test_each_option_is_a_sequence_after_the_context(layout, tokens):
-    examples = Choices(num_options=2, layout=layout)
+    examples = MultipleChoiceTask(num_options=2, layout=layout)
     batch = batch_of(examples, {"context": "A", "options": ["B", "CD"], "label": 1})
     assert real(batch) == [tokens] and batch["labels"].tolist() == [1]
     assert batch["extract"].tolist() == ([[0, 0]] if isinstance(layout, EncoderLayout) else [[4, 5]])
-    columns = Choices(num_options=2, layout=layout, options=("first", "second"))
+    columns = MultipleChoiceTask(num_options=2, layout=layout, options=("first", "second"))
     other = batch_of(columns, {"context": "A", "first": "B", "second": "CD", "label": "1"})
     assert all((other[name] == batch[name]).all() for name in batch)
 
 
 def test_a_number_is_a_float():
-    batch = batch_of(Regression(), {"text": "A", "label": "2.5"}, {"text": "B", "label": -1})
+    batch = batch_of(RegressionTask(), {"text": "A", "label": "2.5"}, {"text": "B", "label": -1})
     assert batch["labels"].dtype == np.float32 and batch["labels"].tolist() == [2.5, -1.0]
 
 
-@pytest.mark.parametrize("make", [Tags, lambda **kw: Tags(layout=DecoderLayout(), **kw)])
+@pytest.mark.parametrize(
+    "make", [TokenClassificationTask, lambda **kw: TokenClassificationTask(layout=DecoderLayout(), **kw)]
+)
 def test_the_first_piece_of_each_word_has_its_tag(make):
     fields = {"words": ["AB", "C", "D"], "tags": ["n", "v", "n"]}
     batch = batch_of(make(classes=("n", "v")), fields, length=10)
-    first = [CLS, SEP] if make is Tags else [START, EXTRACT]
+    first = [CLS, SEP] if make is TokenClassificationTask else [START, EXTRACT]
     assert batch["tokens"][0, :8].tolist() == [first[0], A, B, ord(" "), C, ord(" "), D, first[1]]
     assert np.flatnonzero(batch["weights"][0]).tolist() == [1, 3, 5]
     assert batch["labels"][0, [1, 3, 5]].tolist() == [0, 1, 0]
 
 
 def test_a_row_that_fills_up_a_batch_has_no_weight_and_no_labels():
-    for examples in (Classification(classes=("x", "y")), Regression(), Tags(classes=("x", "y"))):
+    for examples in (
+        SequenceClassificationTask(classes=("x", "y")),
+        RegressionTask(),
+        TokenClassificationTask(classes=("x", "y")),
+    ):
         batch = examples.batch([None], 8, FILL)
         assert not batch["weights"].any() and not batch["labels"].any() and not batch["segment_ids"].any()
 
@@ -175,14 +181,17 @@ def test_batches_are_what_shapes_says():
         seq_len = 8
 
     cases = [
-        (Classification(inputs=Pair(), classes=("x", "y")), TWO),
+        (SequenceClassificationTask(inputs=Pair(), classes=("x", "y")), TWO),
         (
-            Classification(inputs=EITHER, layout=DecoderLayout(), classes=("x", "y")),
+            SequenceClassificationTask(inputs=EITHER, layout=DecoderLayout(), classes=("x", "y")),
             TWO,
         ),
-        (Regression(), {"text": "A", "label": 1}),
-        (Choices(num_options=2, layout=DecoderLayout()), {"context": "A", "options": ["B", "CD"], "label": 1}),
-        (Tags(classes=("n", "v")), {"words": "A B", "tags": "n v"}),
+        (RegressionTask(), {"text": "A", "label": 1}),
+        (
+            MultipleChoiceTask(num_options=2, layout=DecoderLayout()),
+            {"context": "A", "options": ["B", "CD"], "label": 1},
+        ),
+        (TokenClassificationTask(classes=("n", "v")), {"words": "A B", "tags": "n v"}),
     ]
     for examples, fields in cases:
         batch = batch_of(examples, fields)
@@ -202,15 +211,15 @@ def test_the_longest_is_shortened_as_in_bert(sizes):
 def test_nothing_is_cut_in_silence():
     fields = [{"premise": "A" * n, "hypothesis": "B" * 3, "label": "x"} for n in (1, 9, 30)]
     records = [Record(f"pairs.jsonl:{i + 1}", f) for i, f in enumerate(fields)]
-    strict = Classification(inputs=Pair(), classes=("x", "y"))
+    strict = SequenceClassificationTask(inputs=Pair(), classes=("x", "y"))
     with pytest.raises(UserError, match=r"data.seq_len=10: pairs.jsonl:3 makes 36 tokens \(2 records are too long"):
         strict.encode(records, TOKENIZER, 10, silent)
     told = []
-    cut = Classification(inputs=Pair(), classes=("x", "y"), truncate=True)
+    cut = SequenceClassificationTask(inputs=Pair(), classes=("x", "y"), truncate=True)
     examples = cut.encode(records, TOKENIZER, 10, told.append)
     assert told == ["note: 2 records cut to data.seq_len=10 tokens; the longest, pairs.jsonl:3, had 36"]
     assert examples[2].sequences[0].tokens.tolist() == [CLS, A, A, A, A, SEP, B, B, B, SEP]
-    tags = Tags(classes=("n", "v"), truncate=True)
+    tags = TokenClassificationTask(classes=("n", "v"), truncate=True)
     (example,) = tags.encode(
         [Record("t:1", {"words": ["AAA", "B", "C"], "tags": ["n", "v", "v"]})], TOKENIZER, 7, silent
     )
@@ -226,28 +235,32 @@ def test_nothing_is_cut_in_silence():
         (XY, {"text": " ", "label": "x"}, "x:0 holds an empty text there"),
         (XY, {"text": 3, "label": "x"}, "x:0 holds int there, expected text"),
         (
-            Classification(classes=("good", "bad")),
+            SequenceClassificationTask(classes=("good", "bad")),
             {"text": "A", "label": "godo"},
             "label 'godo', none of the classes; did you mean 'good'?",
         ),
         (XY, {"text": "A", "label": None}, "x:0 holds None there, expected a label"),
-        (Classification(), {"text": "A", "label": "x"}, "data.examples.classes=(): not known yet"),
-        (Regression(), {"text": "A", "label": "many"}, "x:0 holds 'many' there, expected a number"),
-        (Regression(), {"text": "A", "label": "nan"}, "x:0 holds 'nan' there, expected a number"),
+        (SequenceClassificationTask(), {"text": "A", "label": "x"}, "data.examples.classes=(): not known yet"),
+        (RegressionTask(), {"text": "A", "label": "many"}, "x:0 holds 'many' there, expected a number"),
+        (RegressionTask(), {"text": "A", "label": "nan"}, "x:0 holds 'nan' there, expected a number"),
         (
-            Choices(),
+            MultipleChoiceTask(),
             {"context": "A", "options": ["B"], "label": 0},
             "x:0 holds ['B'] there, expected a list of 4 texts",
         ),
         (
-            Choices(num_options=2),
+            MultipleChoiceTask(num_options=2),
             {"context": "A", "options": ["B", "C"], "label": 2},
             "holds 2 there, expected the number of an option, 0 to 1",
         ),
-        (Tags(classes=("x", "y")), {"words": "A B", "tags": "x"}, "x:0 has 2 words and 1 tags"),
-        (Tags(classes=("x", "y")), {"words": [], "tags": []}, "x:0 holds [] there, expected a list of one or more"),
+        (TokenClassificationTask(classes=("x", "y")), {"words": "A B", "tags": "x"}, "x:0 has 2 words and 1 tags"),
         (
-            Classification(layout=EncoderLayout(cls="[C]"), classes=("x", "y")),
+            TokenClassificationTask(classes=("x", "y")),
+            {"words": [], "tags": []},
+            "x:0 holds [] there, expected a list of one or more",
+        ),
+        (
+            SequenceClassificationTask(layout=EncoderLayout(cls="[C]"), classes=("x", "y")),
             {"text": "A", "label": "x"},
             "layout.cls='[C]': the vocabulary has no such special token",
         ),
@@ -263,15 +276,18 @@ def test_answers_of_logits():
     record = Record(
         "x:0", {"text": "A", "label": "y", "words": "A B", "tags": "x y", "context": "A", "options": ["B", "C"]}
     )
-    (example,) = Classification(classes=("x", "y")).encode([record], TOKENIZER, 8, silent)
-    found = Classification(classes=("x", "y")).answer(record, [example], np.log([[0.25, 0.75]]))
+    (example,) = SequenceClassificationTask(classes=("x", "y")).encode([record], TOKENIZER, 8, silent)
+    found = SequenceClassificationTask(classes=("x", "y")).answer(record, [example], np.log([[0.25, 0.75]]))
     assert found == {"label": "y", "probabilities": {"x": pytest.approx(0.25), "y": pytest.approx(0.75)}}
-    tags = Tags(classes=("x", "y"))
+    tags = TokenClassificationTask(classes=("x", "y"))
     (example,) = tags.encode([record], TOKENIZER, 8, silent, labelled=False)
     logits = np.zeros((1, 8, 2))
     logits[0, example.label.places[1], 1] = 1
     assert tags.answer(record, [example], logits) == tags.gold_answer(record) == {"tags": ["x", "y"]}
-    assert Choices(num_options=2).answer(record, [None], np.asarray([[0.0, 0.0]]))["probabilities"] == [0.5, 0.5]
+    assert MultipleChoiceTask(num_options=2).answer(record, [None], np.asarray([[0.0, 0.0]]))["probabilities"] == [
+        0.5,
+        0.5,
+    ]
     assert task.softmax(np.asarray([1e5, 0.0])).tolist() == [1, 0]
 
 
@@ -288,7 +304,7 @@ def test_sequences_are_those_of_transformers_bert_tokenizer(tmp_path):
     a, b = "The cat sats on a mat.", "a dog sat on the cat"
     for inputs, given in ((Single(text="a"), (a,)), (Pair(first="a", second="b"), (a, b))):
         for length in (32, 12, 9):
-            examples = Classification(inputs=inputs, classes=("x", "y"), truncate=True)
+            examples = SequenceClassificationTask(inputs=inputs, classes=("x", "y"), truncate=True)
             (example,) = examples.encode([Record("x:0", {"a": a, "b": b, "label": "x"})], ours, length, silent)
             wanted = theirs(*given, truncation="longest_first", max_length=length)
             assert example.sequences[0].tokens.tolist() == wanted["input_ids"]
@@ -298,7 +314,7 @@ def test_sequences_are_those_of_transformers_bert_tokenizer(tmp_path):
 
 def test_options_are_never_cut():
     fields = {"context": "abcdefgh", "options": ["long option A", "long option B"], "label": 1}
-    task_ = Choices(num_options=2, truncate=True)
+    task_ = MultipleChoiceTask(num_options=2, truncate=True)
     batch = batch_of(task_, fields, length=20)
     first, second = real(batch)[0]
     assert first == [CLS, *b"abcd", SEP, *b"long option A", SEP]
@@ -311,7 +327,7 @@ def test_a_length_that_special_tokens_fill_is_refused():
     for length in (2, 3):
         with pytest.raises(UserError, match=rf"data\.seq_len={length}: special tokens alone take 3"):
             batch_of(
-                Classification(inputs=Pair(), classes=("x", "y"), truncate=True),
+                SequenceClassificationTask(inputs=Pair(), classes=("x", "y"), truncate=True),
                 {"premise": "a", "hypothesis": "b", "label": "x"},
                 length=length,
             )
@@ -320,7 +336,7 @@ def test_a_length_that_special_tokens_fill_is_refused():
 @pytest.mark.parametrize(
     "examples, fields, length, taken",
     [
-        (Tags(classes=("n",), truncate=True), {"words": ["A"], "tags": ["n"]}, 2, 2),
+        (TokenClassificationTask(classes=("n",), truncate=True), {"words": ["A"], "tags": ["n"]}, 2, 2),
         (TextPairs(truncate=True), {"source": "A", "target": "B"}, 1, 1),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from jaxnlp.data.records import Record
 from jaxnlp.data.tasks.offsets import Offsets
-from jaxnlp.data.tasks.spans import Spans, best_span, exact_match, token_f1
+from jaxnlp.data.tasks.span_extraction import SpanExtractionTask, best_span, exact_match, token_f1
 from jaxnlp.data.tokenizer import ByteTokenizer, SentencePiece, byte_level_bpe, wrap
 from jaxnlp.errors import UserError
 
@@ -69,7 +69,7 @@ def test_offsets_cover_the_text_in_order(tokenizers, kind):
 def test_an_answer_comes_back_as_its_text(tokenizers, kind, answer):
     answers = {"text": [answer], "answer_start": [CONTEXT.index(answer)]}
     record = Record("q:1", {"question": "Who?", "context": CONTEXT, "answers": answers})
-    examples = Spans(longest_answer=40)
+    examples = SpanExtractionTask(longest_answer=40)
     (example,) = examples.encode([record], tokenizers[kind], 80, silent)
     place, tokens = example.label, example.sequences[0].tokens
     assert 0 < place.first <= place.start <= place.end < len(tokens) - 1
@@ -81,29 +81,29 @@ def test_an_answer_comes_back_as_its_text(tokenizers, kind, answer):
 
 def test_an_answer_within_a_token_takes_the_whole_token(tokenizers):
     record = Record("q:1", {"question": "Who?", "context": "met Bjorn", "answers": [{"text": "jo", "answer_start": 5}]})
-    (example,) = Spans().encode([record], tokenizers["wordpiece"], 20, silent)
+    (example,) = SpanExtractionTask().encode([record], tokenizers["wordpiece"], 20, silent)
     assert example.label.characters(example.label.start, example.label.end) == (5, 7)
     record.fields["answers"] = [{"text": "o", "answer_start": 6}]
-    (example,) = Spans().encode([record], tokenizers["wordpiece"], 20, silent)
+    (example,) = SpanExtractionTask().encode([record], tokenizers["wordpiece"], 20, silent)
     assert example.label.characters(example.label.start, example.label.end) == (5, 7)
 
 
 def test_no_answer_is_the_cls():
     for answers in (None, [], {"text": [], "answer_start": []}):
         record = Record("q:1", {"question": "Who?", "context": "no one", "answers": answers})
-        (example,) = Spans().encode([record], BYTES, 20, silent)
-        batch = Spans().batch([example, None], 20, BYTES.separator)
+        (example,) = SpanExtractionTask().encode([record], BYTES, 20, silent)
+        batch = SpanExtractionTask().batch([example, None], 20, BYTES.separator)
         assert batch["starts"].tolist() == batch["ends"].tolist() == [0, 0]
         assert np.flatnonzero(batch["answerable"][0]).tolist() == [0, *range(6, 12)]
         assert np.flatnonzero(batch["answerable"][1]).tolist() == [0] and batch["weights"].tolist() == [1, 0]
         logits = np.zeros((1, 20, 2))
         logits[0, 0] = 1.0
-        assert Spans().answer(record, [example], logits)["answer"] == ""
+        assert SpanExtractionTask().answer(record, [example], logits)["answer"] == ""
 
 
 @pytest.mark.parametrize("stride", [1, 3, 7])
 def test_windows_hold_every_token_and_every_short_answer_once_whole(stride):
-    context, examples = "abcdefghijklmnopqrstuvwxyz", Spans(stride=stride)
+    context, examples = "abcdefghijklmnopqrstuvwxyz", SpanExtractionTask(stride=stride)
     for start in range(0, 26, 5):
         answers = {"text": [context[start : start + 2]], "answer_start": [start]} if start < 25 else None
         record = Record("q:1", {"question": "?", "context": context, "answers": answers})
@@ -122,11 +122,11 @@ def test_windows_hold_every_token_and_every_short_answer_once_whole(stride):
 
 def test_the_best_window_answers():
     record = Record("q:1", {"question": "?", "context": "abcdefghijklmnopqrstuvwxyz"})
-    windows = Spans(stride=5).encode([record], BYTES, 14, silent)
+    windows = SpanExtractionTask(stride=5).encode([record], BYTES, 14, silent)
     logits = np.zeros((len(windows), 14, 2))
     logits[:, 0] = 1.0
     logits[1, 5, 0] = logits[1, 6, 1] = 4.0
-    found = Spans(stride=5).answer(record, windows, logits)
+    found = SpanExtractionTask(stride=5).answer(record, windows, logits)
     assert found == {"answer": "hi", "start": 7, "score": pytest.approx(6.0)}
 
 
@@ -155,14 +155,14 @@ def test_the_best_span_is_the_best_of_all_pairs():
 def test_bad_records(fields, length, words):
     record = Record("q:1", {"question": "Who", "context": "no one", "answers": [], **fields})
     with pytest.raises(UserError) as error:
-        Spans().encode([record], BYTES, length, silent)
+        SpanExtractionTask().encode([record], BYTES, length, silent)
     assert words in str(error.value)
 
 
 def test_a_stride_may_not_leap_over_tokens():
     record = Record("q:1", {"question": "Who", "context": "no " * 30})
     with pytest.raises(UserError, match="data.examples.stride=40: q:1 has room for 34 tokens of its context"):
-        Spans(stride=40).encode([record], BYTES, 40, silent)
+        SpanExtractionTask(stride=40).encode([record], BYTES, 40, silent)
 
 
 def test_a_byte_level_bpe_has_the_characters_of_its_text():

@@ -1,0 +1,178 @@
+"""The Python standard library on this machine, read once: what its files define, and lines of their source.
+
+A docstring is one of a function, class or module with its white space made single spaces: as many of its first
+paragraphs as have 300 characters in all. Of equal ones only the first is there. What is drawn is drawn by hash: the
+same library gives the same.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import sys
+import sysconfig
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from jaxnlp.data.text import sources
+
+LONGEST, SHORTEST, LEAST_WORDS = 300, 25, 4  # of a docstring: characters, characters, words
+OF_FILE = 60  # docstrings, or lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """name; default: its text and the character of the signature where it begins, or None."""
+
+    name: str
+    default: tuple[str, int] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """Something with a docstring, or a function. where: as "textwrap.py:dedent". again: there is an equal signature
+    before it in the library."""
+
+    where: str
+    doc: str | None
+    signature: str | None
+    parameters: tuple[Parameter, ...]
+    again: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """name: its path in the library. place: a number in [0, 1) drawn from its content."""
+
+    name: str
+    place: float
+    definitions: tuple[Definition, ...]
+    statements: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=1)
+def library() -> tuple[File, ...]:
+    """The files of the standard library, in the order of their paths.
+
+    To parse them takes many seconds, so what is found is kept in the folder for caches ($JAXNLP_CACHE), by what is
+    parsed and by this code.
+    """
+    files = sources.PythonStdlib().files()
+    stats = (f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
+    key = sources.digest([sys.version, pathlib.Path(__file__).read_text(), *stats])
+    folder = pathlib.Path(os.environ.get("JAXNLP_CACHE") or "~/.cache/jaxnlp").expanduser() / "library"
+    path = folder / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or not what was written
+        return tuple(map(_file, json.loads(path.read_text())))
+    found = tuple(_read(files))
+    with contextlib.suppress(OSError):  # a folder that cannot be written only costs the next process its seconds
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{uuid.uuid4().hex}.tmp"
+        temporary.write_text(json.dumps([dataclasses.asdict(file) for file in found]))
+        temporary.replace(path)
+    return found
+
+
+def _file(found: dict[str, Any]) -> File:
+    """The way back from JSON."""
+    parameter = lambda name, default: Parameter(name, default and (default[0], default[1]))
+    made = (
+        Definition(**{**one, "parameters": tuple(parameter(**p) for p in one["parameters"])})
+        for one in found["definitions"]
+    )
+    return File(**{**found, "definitions": tuple(made), "statements": tuple(found["statements"])})
+
+
+def _read(files: Iterable[pathlib.Path]) -> Iterator[File]:
+    root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    docs: set[str] = set()
+    signatures: set[str] = set()
+    lines: set[str] = set()
+    for path in files:
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue  # a handful of library files are in other encodings on purpose
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the library parses its own deprecated escapes
+            tree = ast.parse(source)
+        name = path.relative_to(root).as_posix()
+        definitions = tuple(_definitions(tree, name, docs, signatures))
+        place = drawn_number(source) / 2**64
+        yield File(name, place, definitions, tuple(_statements(tree, source, name, lines)))
+
+
+def _definitions(tree: ast.Module, file: str, seen: set[str], signatures: set[str]) -> Iterator[Definition]:
+    names: dict[str, int] = {}
+    for node in ast.walk(tree):
+        function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if not function and not isinstance(node, (ast.Module, ast.ClassDef)):
+            continue
+        doc = _summary(ast.get_docstring(node))
+        doc = None if doc is None or doc in seen else doc
+        seen |= {doc} if doc else set()
+        signature, parameters = _signature(node) if function else (None, ())
+        name = getattr(node, "name", "")
+        names[name] = names.get(name, 0) + 1
+        again = f"#{names[name]}" if names[name] > 1 else ""
+        yield Definition(f"{file}:{name}{again}", doc, signature, parameters, signature in signatures)
+        signatures |= {signature} if signature else set()
+
+
+def _summary(doc: str | None) -> str | None:
+    """The first paragraphs of a docstring, in one line; None where there is no sentence to speak of."""
+    kept = ""
+    for paragraph in (doc or "").split("\n\n"):
+        more = f"{kept} {' '.join(paragraph.split())}".strip()
+        if len(more) > LONGEST:
+            break
+        kept = more
+    return kept if len(kept) >= SHORTEST and len(kept.split()) >= LEAST_WORDS else None
+
+
+def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str | None, tuple[Parameter, ...]]:
+    """ "def name(a, b=1)", and its parameters but for self and cls; (None, ()) for one that is very long."""
+    a, text, found = node.args, f"def {node.name}(", []
+    plain = [*a.posonlyargs, *a.args]
+    defaults: list[ast.expr | None] = [None] * (len(plain) - len(a.defaults)) + list(a.defaults)
+    parts: list[tuple[str, str, ast.expr | None]] = [("", x.arg, d) for x, d in zip(plain, defaults, strict=True)]
+    parts += [("*", a.vararg.arg, None)] if a.vararg else [("*", "", None)] if a.kwonlyargs else []
+    parts += [("", x.arg, d) for x, d in zip(a.kwonlyargs, a.kw_defaults, strict=True)]
+    parts += [("**", a.kwarg.arg, None)] if a.kwarg else []
+    for i, (stars, name, default) in enumerate(parts):
+        text += f"{', ' if i else ''}{stars}{name}"
+        value = None if default is None else ast.unparse(default)
+        if value is not None:
+            text += "="
+        if name not in ("", "self", "cls"):
+            found.append(Parameter(name, None if value is None else (value, len(text))))
+        text += value or ""
+    text += ")"
+    return (text, tuple(found)) if len(text) <= LONGEST else (None, ())
+
+
+def _statements(tree: ast.Module, source: str, file: str, seen: set[str]) -> Iterator[str]:
+    """At most OF_FILE statements of one line, such as no other file has before it."""
+    lines, kinds = source.splitlines(), (ast.Assign, ast.AugAssign, ast.Return, ast.Expr, ast.Assert, ast.Raise)
+    nodes: Iterable[Any] = (n for n in ast.walk(tree) if isinstance(n, kinds) and n.lineno == n.end_lineno)
+    key: Callable[[Any], int] = lambda node: drawn_number(f"{file} {node.lineno}")
+    chosen = sorted(itertools.islice(sorted(nodes, key=key), OF_FILE), key=lambda node: node.lineno)
+    for node in chosen:
+        if node.lineno <= len(lines):
+            line = lines[node.lineno - 1].strip()
+            squeezed = "".join(line.split())  # the tokens are the same however they are spaced
+            if squeezed not in seen and 8 <= len(line) <= 100:
+                seen.add(squeezed)
+                yield line
+
+
+def drawn_number(text: str) -> int:
+    """A number of 64 bits that hangs on the text alone."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

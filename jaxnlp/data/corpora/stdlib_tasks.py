@@ -1,0 +1,271 @@
+"""Labelled records made of the Python standard library on this machine: real tasks with nothing to download.
+
+  StdlibDocstrings    which topic is this docstring from?                          text -> label, a topic
+  StdlibEntailment    does this docstring belong to this signature?                premise, hypothesis -> label
+  StdlibSimilarity    are these two docstrings from the same file?                 first, second -> label
+  StdlibChoice        which of four docstrings belongs to this signature?          context, options -> label, 0 to 3
+  StdlibTags          what is each token of this line of source?                   words -> tags
+  StdlibSpans         where in this signature is the default of NAME, if any is?   question, context -> answers
+  StdlibCalls         which call passes on all that this signature takes?          source -> target
+
+Of equal docstrings only the first is there (`library.py`), and of a file at most 60, so none leaks from one split to
+another and no file outweighs the rest. Everything is drawn by hash: the same library gives the same records.
+"""
+
+import ast
+import dataclasses
+import io
+import itertools
+import keyword
+import sys
+import tokenize
+from collections.abc import Iterator
+from typing import Any
+
+from jaxnlp.data.corpora.stdlib_ast import OF_FILE, Definition, File, drawn_number, library
+from jaxnlp.data.records import Record, texts
+from jaxnlp.data.text import sources
+from jaxnlp.errors import UserError
+
+TOPICS = {
+    "arguments and logging": "argparse optparse getopt cmd logging shlex platform locale gettext getpass warnings",
+    "concurrency": "asyncio multiprocessing threading concurrent queue subprocess selectors sched signal contextvars",
+    "files": "tarfile zipfile pathlib shutil os tempfile bz2 gzip lzma _pyio io fnmatch glob genericpath ntpath "
+    "posixpath stat fileinput filecmp linecache pty mimetypes _compression dbm shelve netrc",
+    "imports and packages": "distutils importlib pkgutil zipimport runpy venv ensurepip site sysconfig modulefinder "
+    "imp _osx_support _bootsubprocess",
+    "mail": "email mailbox smtplib imaplib poplib mailcap quopri uu base64 nntplib smtpd",
+    "markup and text": "xml json csv configparser plistlib html textwrap string difflib re pprint reprlib tomllib "
+    "stringprep _markupbase codecs encodings unicodedata",
+    "numbers and dates": "_pydecimal decimal datetime _pydatetime statistics random fractions numbers calendar "
+    "_strptime zoneinfo heapq bisect colorsys ipaddress uuid hmac secrets",
+    "syntax": "lib2to3 ast inspect dis tokenize token symtable pyclbr pickletools codeop opcode typing keyword "
+    "tabnanny types dataclasses enum functools copyreg copy pickle",
+    "testing and debugging": "unittest doctest pdb bdb trace traceback timeit pstats profile cProfile tracemalloc code "
+    "pydoc cgitb faulthandler rlcompleter",
+    "web": "http urllib wsgiref xmlrpc cgi webbrowser socketserver ssl socket ftplib telnetlib asyncore asynchat",
+    "windows": "tkinter idlelib turtle turtledemo curses",
+}
+TAGS = ("keyword", "name", "number", "operator", "string")
+
+
+@dataclasses.dataclass(kw_only=True)
+class StdlibTask:
+    """What the sources here share. holdout: share of the files of each of validation and test."""
+
+    holdout: float = 0.1
+
+    def check(self) -> None:
+        sources.check_holdout(self.holdout)
+
+    def records(self, split: str) -> Iterator[Record]:
+        sources.check_split(split)
+        return self.make([file for file in library() if self._split(file) == split])
+
+    def make(self, files: list[File]) -> Iterator[Record]:
+        """The records of one split's files."""
+        raise NotImplementedError
+
+    def _split(self, file: File) -> str:
+        if file.place < self.holdout:
+            return "validation"
+        return "test" if file.place < 2 * self.holdout else "train"
+
+    def documents(self, split: str) -> Iterator[str]:
+        return texts(self.records(split))
+
+    def fingerprint(self, split: str) -> str:
+        return sources.digest([f"{sys.version} {self}", sources.PythonStdlib().fingerprint(split)])
+
+
+@dataclasses.dataclass(kw_only=True)
+class StdlibDocstrings(StdlibTask):
+    """Fields: `text`, and `label`, one of TOPICS: groups of packages and modules of the library.
+
+    A topic's files are dealt out to the splits in an order drawn by hash, so that each topic is in each split at about
+    its share. Nothing is taken out of a docstring, so that one may name its own module, as some do.
+
+    Raises:
+        UserError: a library of which a topic has too few files to be in every split.
+    """
+
+    def records(self, split: str) -> Iterator[Record]:
+        sources.check_split(split)
+        for topic, names in TOPICS.items():
+            files = [file for file in library() if _top(file.name) in names.split()]
+            dealt = self._dealt(files)
+            if not all(any(map(_documented, some)) for some in dealt.values()):
+                raise UserError(
+                    f"data.source=StdlibDocstrings(): of the topic {topic!r} the standard library of this Python has "
+                    f"{len(files)} files, too few for three splits; use a complete Python, or raise data.source.holdout"
+                )
+            for file in dealt[split]:
+                for d in _documented(file):
+                    yield Record(d.where, {"text": d.doc, "label": topic})
+
+    def _dealt(self, files: list[File]) -> dict[str, list[File]]:
+        sizes = {file.name: len(_documented(file)) for file in files}
+        budget = self.holdout * sum(sizes.values())
+        found: dict[str, list[File]] = {split: [] for split in sources.SPLITS}
+        held = dict.fromkeys(("validation", "test"), 0)
+        for file in sorted(files, key=lambda f: drawn_number(f.name)):
+            size = sizes[file.name]
+            to = next((split for split in held if held[split] + size <= 1.5 * budget), "train")
+            found[to].append(file)
+            if to in held:
+                held[to] += size
+        return {split: sorted(some, key=lambda f: f.name) for split, some in found.items()}
+
+
+@dataclasses.dataclass(kw_only=True)
+class StdlibEntailment(StdlibTask):
+    """Fields: `premise`, a signature; `hypothesis`, a docstring: its own, or as often one of another file; `label`,
+    "own" or "other"."""
+
+    def make(self, files: list[File]) -> Iterator[Record]:
+        others = _Others(files)
+        for file in files:
+            for d in _functions(file):
+                own = drawn_number(d.where) % 2 == 0
+                doc = d.doc if own else others.draw(file, d.where, 1)[0]
+                label = "own" if own else "other"
+                yield Record(d.where, {"premise": d.signature, "hypothesis": doc, "label": label})
+
+
+@dataclasses.dataclass(kw_only=True)
+class StdlibSimilarity(StdlibTask):
+    """Fields: `first`, `second`, docstrings; `label`, "same" file or, as often, "other"."""
+
+    def make(self, files: list[File]) -> Iterator[Record]:
+        others = _Others(files)
+        for file in files:
+            drawn = sorted(_documented(file), key=lambda d: drawn_number(f"similar {d.where}"))
+            for a, b in zip(drawn[::2], drawn[1::2], strict=False):
+                same = drawn_number(a.where) % 2 == 0
+                second = b.doc if same else others.draw(file, a.where, 1)[0]
+                yield Record(a.where, {"first": a.doc, "second": second, "label": "same" if same else "other"})
+
+
+@dataclasses.dataclass(kw_only=True)
+class StdlibChoice(StdlibTask):
+    """Fields: `context`, a signature; `options`, four docstrings, three of them of other files; `label`, the place of
+    its own."""
+
+    def make(self, files: list[File]) -> Iterator[Record]:
+        others = _Others(files)
+        for file in files:
+            for d in _functions(file):
+                label = drawn_number(d.where) % 4
+                options = others.draw(file, d.where, 3)
+                options.insert(label, d.doc or "")
+                yield Record(d.where, {"context": d.signature, "options": options, "label": label})
+
+
+@dataclasses.dataclass(kw_only=True)
+class StdlibTags(StdlibTask):
+    """Fields: `words`, the tokens of a line of source, and `tags`, each one of TAGS. Of equal lines one is there."""
+
+    def make(self, files: list[File]) -> Iterator[Record]:
+        for file in files:
+            for number, line in enumerate(file.statements):
+                found = _tagged(line)
+                if found:
+                    words, tags = zip(*found, strict=True)
+                    yield Record(f"{file.name}, statement {number}", {"words": list(words), "tags": list(tags)})
+
+
+@dataclasses.dataclass(kw_only=True)
+class StdlibSpans(StdlibTask):
+    """Fields: `question`, "default of NAME"; `context`, a signature; `answers`, the default there, or none: of about
+    half of the functions that have a parameter without one, such a parameter is asked for. Of equal signatures one is
+    there."""
+
+    def make(self, files: list[File]) -> Iterator[Record]:
+        for file in files:
+            for d in _drawn(file, [d for d in file.definitions if d.parameters and not d.again]):
+                without = [p for p in d.parameters if p.default is None]
+                having = [p for p in d.parameters if p.default is not None]
+                asked = without if (drawn_number(d.where) % 2 or not having) and without else having
+                if not having and drawn_number(f"kept {d.where}") % 4:
+                    continue  # most functions have no defaults at all
+                p = asked[drawn_number(f"asked {d.where}") % len(asked)]
+                answers = {"text": [], "answer_start": []}
+                if p.default is not None:
+                    answers = {"text": [p.default[0]], "answer_start": [p.default[1]]}
+                yield Record(d.where, {"question": f"default of {p.name}", "context": d.signature, "answers": answers})
+
+
+@dataclasses.dataclass(kw_only=True)
+class StdlibCalls(StdlibTask):
+    """Fields: `source`, a signature; `target`, the call that passes all of its parameters on: "def f(self, a, b=1, *,
+    c)" is called as "self.f(a, b, c=c)". Of equal signatures one is there."""
+
+    def make(self, files: list[File]) -> Iterator[Record]:
+        for file in files:
+            for d in _drawn(file, [d for d in file.definitions if d.parameters and not d.again]):
+                yield Record(d.where, {"source": d.signature, "target": _call(d.signature or "")})
+
+
+class _Others:
+    """Draws docstrings of functions of other files."""
+
+    def __init__(self, files: list[File]):
+        self._docs = [(file.name, d.doc) for file in files for d in _functions(file)]
+
+    def draw(self, file: File, key: str, count: int) -> list[Any]:
+        found: list[Any] = []
+        for n in itertools.count():
+            name, doc = self._docs[drawn_number(f"{key} {n}") % len(self._docs)]
+            if name != file.name and doc not in found:
+                found.append(doc)
+            if len(found) == count:
+                return found
+        raise AssertionError
+
+
+def _documented(file: File) -> list[Definition]:
+    return _drawn(file, [d for d in file.definitions if d.doc])
+
+
+def _functions(file: File) -> list[Definition]:
+    return [d for d in _documented(file) if d.signature]
+
+
+def _drawn(file: File, found: list[Definition]) -> list[Definition]:
+    """At most OF_FILE of them, in their order."""
+    kept = sorted(found, key=lambda d: drawn_number(d.where))[:OF_FILE]
+    return [d for d in found if d in kept]
+
+
+def _top(name: str) -> str:
+    """A file's package, or module."""
+    return name.partition("/")[0].removesuffix(".py")
+
+
+def _call(signature: str) -> str:
+    """The call that passes on what a signature takes."""
+    node = ast.parse(f"{signature}: pass").body[0]
+    assert isinstance(node, ast.FunctionDef)
+    a = node.args
+    names = [x.arg for x in (*a.posonlyargs, *a.args)]
+    holder = names.pop(0) + "." if names and names[0] in ("self", "cls") else ""
+    parts = [*names, *([f"*{a.vararg.arg}"] if a.vararg else []), *(f"{x.arg}={x.arg}" for x in a.kwonlyargs)]
+    return f"{holder}{node.name}({', '.join([*parts, *([f'**{a.kwarg.arg}'] if a.kwarg else [])])})"
+
+
+def _tagged(line: str) -> list[tuple[str, str]]:
+    """The tokens of a line and their tags; [] for fewer than four, and for lines that hold anything else."""
+    found = []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(line + "\n").readline):
+            if token.type in (tokenize.NEWLINE, tokenize.ENDMARKER, tokenize.NL):
+                continue
+            kind = {tokenize.NUMBER: "number", tokenize.OP: "operator", tokenize.STRING: "string"}.get(token.type)
+            if token.type == tokenize.NAME:
+                kind = "keyword" if keyword.iskeyword(token.string) else "name"
+            if kind is None:
+                return []
+            found.append((token.string, kind))
+    except (tokenize.TokenError, SyntaxError, IndentationError):
+        return []
+    return found if len(found) > 3 else []

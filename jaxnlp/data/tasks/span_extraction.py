@@ -1,0 +1,250 @@
+"""A question, and the stretch of a context that answers it, if any does.
+
+[CLS] question [SEP] context [SEP]; the answer is the place of its first and of its last token, both 0 (the [CLS]) where
+there is none (Devlin et al. 2019, arXiv:1810.04805, sections 4.2 and 4.3). A context that does not fit is read in
+overlapping windows.
+
+Metrics: cross-entropy, and how often start, end and both are right (`objectives/span_extraction.py`); `exact_match` and
+`token_f1` of the texts (Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1).
+Shape legend: B batch, T length, S tokens of the context.
+"""
+
+import collections
+import dataclasses
+import re
+import string
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxnlp.data.records import Record, text_field
+from jaxnlp.data.tasks import task
+from jaxnlp.data.tasks.layout import EncoderLayout, overhead
+from jaxnlp.data.tasks.offsets import Offsets, Pieces
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import FieldError
+
+ANSWERS = "data.examples.answers"
+REMEDY = "read contexts in overlapping windows with data.examples.stride=64"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where an answer is in a sequence. start, end: places, 0 for none. first: the place of the context's first token.
+    starts, stops: the characters of the context that each of its tokens stands for, (S,)."""
+
+    start: int
+    end: int
+    first: int
+    starts: np.ndarray
+    stops: np.ndarray
+
+    def characters(self, start: int, end: int) -> tuple[int, int]:
+        """The characters of the context from the token at one place to that at another; (0, 0) at place 0."""
+        if not start or not end:
+            return 0, 0
+        return int(self.starts[start - self.first]), int(self.stops[end - self.first])
+
+
+@dataclasses.dataclass(kw_only=True)
+class SpanExtractionTask:
+    """Examples for `objectives.span`. Several of a record where its context has several windows.
+
+    question, context: the fields that hold them.
+    answers: the field that holds {"text": [...], "answer_start": [...]}, or a list of such pairs; the latter are the
+        characters of the context where the answers begin. Empty, null or absent where there is none. Training reads
+        the first.
+    stride: tokens from one window's begin to the next; an answer that is not whole in a window is none there. 0 is an
+        error where a context does not fit.
+    longest_answer: tokens in an answer of the model; training takes any.
+    layout: EncoderLayout() or RobertaLayout().
+    """
+
+    question: str = "question"
+    context: str = "context"
+    answers: str = "answers"
+    stride: int = 0
+    longest_answer: int = 30
+    layout: Any = dataclasses.field(default_factory=EncoderLayout)
+
+    records = True
+    unit = "questions"
+
+    def check(self) -> None:
+        if self.stride < 0:
+            raise FieldError("stride", self.stride, "expected a positive number of tokens, or 0")
+        if self.longest_answer < 1:
+            raise FieldError("longest_answer", self.longest_answer, "expected a positive number of tokens, as 30")
+        if self.layout.language_model:
+            raise FieldError("layout", type(self.layout).__name__, "a decoder has no [CLS]; expected EncoderLayout()")
+
+    def resolved(self, source: Any) -> "SpanExtractionTask":
+        return self
+
+    def encode(
+        self, records: Sequence[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
+    ) -> list[task.Example]:
+        specials, pieces = self.layout.specials(tokenizer), Offsets(tokenizer)
+        others = overhead(self.layout, 2, specials)
+        fits = task.Fit(length, truncate=False, remedy=REMEDY)
+        found: list[task.Example] = []
+        for at, part in enumerate(task.chunks(records, tell)):
+            questions = tokenizer.encode_batch([text_field(r, self.question, "data.examples.question") for r in part])
+            contexts = pieces([self.context_of(record) for record in part])
+            for i, (record, question, context) in enumerate(zip(part, questions, contexts, strict=True)):
+                room = length - others - len(question)
+                if not self.stride or room < 1:
+                    fits(record, [question, context.ids], length - others)
+                if self.stride > room > 0:
+                    expected = f"{record.where} has room for {room} tokens of its context; expected no more than that"
+                    raise FieldError("data.examples.stride", self.stride, expected)
+                span = self._tokens(record, context) if labelled else None
+                for begin, end in _windows(len(context.ids), max(room, 1), self.stride):
+                    sequence = self.layout.sequence([question, context.ids[begin:end]], specials)
+                    place = _place(span, context, begin, end, sequence.begins[1])
+                    found.append(task.Example(at * task.CHUNK + i, (sequence,), place))
+        fits.done(tell)
+        return found
+
+    def context_of(self, record: Record) -> str:
+        return text_field(record, self.context, "data.examples.context")
+
+    def gold(self, record: Record) -> list[tuple[int, str]]:
+        """A record's answers: the character each begins at, and its text."""
+        value = record.fields.get(self.answers) or ()
+        if isinstance(value, dict):
+            texts, starts = value.get("text"), value.get("answer_start")
+            if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+                raise self._malformed(record, value)
+            value = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
+        if not isinstance(value, (list, tuple)):
+            raise self._malformed(record, value)
+        found, context = [], self.context_of(record)
+        for one in value:
+            text, start = (one.get("text"), one.get("answer_start")) if isinstance(one, dict) else (None, None)
+            if not isinstance(text, str) or not text or not isinstance(start, int):
+                raise self._malformed(record, one)
+            if start < 0 or context[start : start + len(text)] != text:
+                there = context[max(start, 0) : max(start, 0) + len(text)]
+                raise FieldError(
+                    ANSWERS, self.answers, f"{record.where}: the context has {there!r} at {start}, and not {text!r}"
+                )
+            found.append((start, text))
+        return found
+
+    def answer(self, record: Record, examples: Sequence[Any], logits: np.ndarray) -> dict[str, Any]:
+        """The best span of all windows, "" for none, where it begins, and its score above that of none."""
+        none, best, where = np.inf, -np.inf, (0, 0)
+        for example, logits_T2 in zip(examples, logits, strict=True):
+            place = example.label
+            none = min(none, float(logits_T2[0].sum()))
+            answerable = np.zeros(len(logits_T2))
+            answerable[place.first : place.first + len(place.starts)] = 1
+            start, end, score = best_span(logits_T2, answerable, self.longest_answer)
+            if score > best:
+                best, where = score, place.characters(start, end)
+        text = self.context_of(record)[where[0] : where[1]] if best > none else ""
+        start = where[0] + len(text) - len(text.lstrip())
+        return {"answer": text.strip(), "start": start if text else None, "score": best - none}
+
+    def gold_answer(self, record: Record) -> dict[str, Any]:
+        start, text = (self.gold(record) or [(None, "")])[0]
+        return {"answer": text, "start": start}
+
+    def shown(self, record: Record) -> str:
+        return f"{record.fields.get(self.question)} | {self.context_of(record)}"
+
+    def targets(self, examples: Sequence[Any]) -> list[Any]:
+        return [(example.label.start, example.label.end) for example in examples]
+
+    def _malformed(self, record: Record, value: Any) -> FieldError:
+        expected = 'expected {"text": [...], "answer_start": [...]}'
+        return FieldError(ANSWERS, self.answers, f"{record.where} holds {str(value)[:80]} there; {expected}")
+
+    def _tokens(self, record: Record, context: Pieces) -> tuple[int, int] | None:
+        """The first and the last token of the context that holds some of the answer; None where there is none."""
+        answers = self.gold(record)
+        if not answers:
+            return None
+        start, text = answers[0]
+        overlap = np.flatnonzero((context.stops > start) & (context.starts < start + len(text)))
+        return (int(overlap[0]), int(overlap[-1])) if len(overlap) else None
+
+    def open(self, store: Any, tokenizer: Tokenizer | None, config: Any) -> task.TaskReader:
+        return task.TaskReader(self, store, tokenizer, config.seq_len)
+
+    def batch(self, examples: Sequence[Any], length: int, fill: int) -> dict[str, np.ndarray]:
+        """`tokens`, `segment_ids`, `types` (B, T), `starts`, `ends` (B,) int32; `answerable` (B, T), `weights` (B,)."""
+        rows = task.stack(examples, 1, length, fill, language_model=False)
+        batch = {name: rows[name][:, 0] for name in ("tokens", "segment_ids", "types")}
+        batch["starts"] = np.asarray([e.label.start if e else 0 for e in examples], np.int32)
+        batch["ends"] = np.asarray([e.label.end if e else 0 for e in examples], np.int32)
+        batch["answerable"] = np.zeros((len(examples), length), np.float32)
+        batch["answerable"][:, 0] = 1.0  # in rows that fill up too: some place must be possible
+        for i, example in enumerate(examples):
+            if example is not None:
+                place = example.label
+                batch["answerable"][i, place.first : place.first + len(place.starts)] = 1.0
+        return {**batch, "weights": rows["weights"]}
+
+    def shapes(self, config: Any) -> dict[str, Any]:
+        """As `Packed.shapes`."""
+        T = config.seq_len
+        found: dict[str, Any] = dict.fromkeys(("tokens", "segment_ids", "types"), ((T,), np.int32))
+        found |= {"starts": ((), np.int32), "ends": ((), np.int32)}
+        return found | {"answerable": ((T,), np.float32), "weights": ((), np.float32)}
+
+    def predicted(self, config: Any) -> float:
+        """As `Packed.predicted`."""
+        return 0.0
+
+
+def _windows(size: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
+    """The windows of a context: from one token to another."""
+    yield 0, min(size, room)
+    if stride:
+        for begin in range(stride, size, stride):
+            if begin - stride + room >= size:
+                return
+            yield begin, min(size, begin + room)
+
+
+def _place(span: tuple[int, int] | None, context: Pieces, begin: int, end: int, first: int) -> Place:
+    starts, stops = context.starts[begin:end], context.stops[begin:end]
+    if span is None or span[0] < begin or span[1] >= end:
+        return Place(0, 0, first, starts, stops)
+    return Place(span[0] - begin + first, span[1] - begin + first, first, starts, stops)
+
+
+def best_span(logits_T2: np.ndarray, answerable_T: np.ndarray, longest: int) -> tuple[int, int, float]:
+    """The likeliest (start, end) of at most `longest` tokens, and its score: the sum of both logits."""
+    may = answerable_T > 0
+    starts_T, ends_T = (np.where(may, logits_T2[:, k].astype(np.float64), -np.inf) for k in range(2))
+    scores_TT = starts_T[:, None] + ends_T[None]
+    allowed = np.triu(np.ones_like(scores_TT, bool)) & ~np.triu(np.ones_like(scores_TT, bool), longest)
+    scores_TT = np.where(allowed, scores_TT, -np.inf)
+    start, end = np.unravel_index(int(np.argmax(scores_TT)), scores_TT.shape)
+    return int(start), int(end), float(scores_TT[start, end])
+
+
+def exact_match(text: str, answers: Sequence[str]) -> float:
+    """1 if a text is one of the answers, case, punctuation, articles and white space aside; no answer is ""."""
+    return float(any(_plain(text) == _plain(answer) for answer in answers or [""]))
+
+
+def token_f1(text: str, answers: Sequence[str]) -> float:
+    """The harmonic mean of precision and recall of a text's words against the answer it is nearest to."""
+    return max(_f1(_plain(text).split(), _plain(answer).split()) for answer in answers or [""])
+
+
+def _f1(words: list[str], gold: list[str]) -> float:
+    if not words or not gold:
+        return float(words == gold)
+    same = sum((collections.Counter(words) & collections.Counter(gold)).values())
+    return 2 * same / (len(words) + len(gold))
+
+
+def _plain(text: str) -> str:
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())

@@ -1,0 +1,156 @@
+"""Masked words: the examples of BERT and RoBERTa.
+
+Of each input about 15% of the tokens are chosen. Of those, 80% become [MASK], 10% another token and 10% stay as they
+are (Devlin et al. 2019, arXiv:1810.04805, section 3.1 and appendix A.1). The model predicts the chosen ones only.
+Shape legend: B batch, T length, M predictions.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxnlp.data.text.sentences import SentenceInput, SentencePairs, pad
+from jaxnlp.data.text.store import TokenStore
+from jaxnlp.data.text.word_boundaries import Words
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import FieldError, UserError
+
+
+@dataclasses.dataclass(kw_only=True)
+class SingleTokens:
+    """Each token is chosen by itself."""
+
+    def groups(self, words: Words, tokens: np.ndarray, places: np.ndarray) -> list[np.ndarray]:
+        return list(places[:, None])
+
+
+@dataclasses.dataclass(kw_only=True)
+class WholeWords:
+    """The tokens of a word are chosen together (BERT's whole-word masking)."""
+
+    def groups(self, words: Words, tokens: np.ndarray, places: np.ndarray) -> list[np.ndarray]:
+        may = np.zeros(len(tokens), bool)
+        may[places] = True
+        return [span for span in words.spans(tokens) if may[span[0]]]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Masked:
+    """Examples for `objectives.masked_lm`.
+
+    text: SentencePairs() (BERT) or FullSentences() (RoBERTa).
+    choose: SingleTokens() or WholeWords().
+    rate: share of the tokens that are chosen, special tokens aside; one at least.
+    mask_share, random_share: of the chosen, how many become [MASK] and how many another token; the rest stay.
+    static_copies: 0 masks anew whenever a text is read (dynamic masking: Liu et al. 2019, section 4.1). k reads each
+        text k times an epoch, each copy with a mask (and a B) of its own that never changes; BERT has 10.
+    cls, sep, mask: names of the tokenizer's special tokens.
+    """
+
+    text: Any = dataclasses.field(default_factory=SentencePairs)
+    choose: Any = dataclasses.field(default_factory=SingleTokens)
+    rate: float = 0.15
+    mask_share: float = 0.8
+    random_share: float = 0.1
+    static_copies: int = 0
+    cls: str = "[CLS]"
+    sep: str = "[SEP]"
+    mask: str = "[MASK]"
+
+    def check(self) -> None:
+        if not 0 < self.rate < 1:
+            raise FieldError("rate", self.rate, "expected a share in (0, 1), as 0.15")
+        for field in ("mask_share", "random_share"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise FieldError(field, getattr(self, field), "expected a share in [0, 1]")
+        if self.mask_share + self.random_share > 1:
+            raise FieldError("random_share", self.random_share, f"with mask_share={self.mask_share} it is more than 1")
+        if self.static_copies < 0:
+            raise FieldError("static_copies", self.static_copies, "expected a positive number, or 0 for dynamic masks")
+
+    def num_predictions(self, length: int) -> int:
+        """M: places for predictions in an input of so many tokens."""
+        return max(1, round(self.rate * length))
+
+    def open(self, store: TokenStore, tokenizer: Tokenizer, config: Any) -> "MaskedReader":
+        return MaskedReader(self, store, tokenizer, config.seq_len, config.seed)
+
+    def shapes(self, config: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """As `Packed.shapes`."""
+        T, M = config.seq_len, self.num_predictions(config.seq_len)
+        found: dict[str, Any] = dict.fromkeys(("tokens", "types", "segment_ids"), ((T,), np.int32))
+        found |= {"predict": ((M,), np.int32), "targets": ((M,), np.int32), "weights": ((M,), np.float32)}
+        if self.text.pairs:
+            found |= {"next_sentence": ((), np.int32), "pair_weights": ((), np.float32)}
+        return found
+
+    def predicted(self, config: Any) -> float:
+        """As `Packed.predicted`."""
+        return self.num_predictions(config.seq_len) / config.seq_len
+
+
+class MaskedReader:
+    """Batches hold `tokens`, `types`, `segment_ids` (B, T); `predict` (B, M), the chosen places, `targets`, what stood
+    there, and `weights`, 0 where a row has fewer; of pairs, `next_sentence` (B,), 0 if B follows A and else 1, and
+    `pair_weights` (B,)."""
+
+    def __init__(self, config: Masked, store: TokenStore, tokenizer: Tokenizer, length: int, seed: int):
+        if tokenizer is None:
+            raise UserError("data.examples: needs the tokenizer; give it to TrainBatches or eval_batches")
+        self._config, self._length, self._seed, self._separator = config, length, seed, store.meta.separator
+        cls, sep, self._mask = (tokenizer.special(name) for name in (config.cls, config.sep, config.mask))
+        self._words = Words(tokenizer)
+        self._text = config.text.open(store, self._words, cls, sep, length)
+        self._special_V = self._words.special_V
+        self._ordinary = np.flatnonzero(~self._special_V)
+
+    def __len__(self) -> int:
+        return len(self._text) * max(1, self._config.static_copies)
+
+    def __getitem__(self, index: int) -> int:
+        return int(index)
+
+    def batch(self, records: Sequence[int | None], numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        M = self._config.num_predictions(self._length)
+        rows: list[SentenceInput | None] = []
+        predict, targets = (np.zeros((len(records), M), np.int32) for _ in range(2))
+        weights = np.zeros((len(records), M), np.float32)
+        for i, (index, number) in enumerate(zip(records, numbers, strict=True)):
+            if index is None:
+                rows.append(None)
+                continue
+            random = np.random.default_rng((self._seed, index if self._config.static_copies else number))
+            record = self._text.record(index % len(self._text), random)
+            places = self._chosen(record.tokens, M, random)
+            predict[i, : len(places)], targets[i, : len(places)] = places, record.tokens[places]
+            weights[i, : len(places)] = 1.0
+            rows.append(dataclasses.replace(record, tokens=self._masked(record.tokens, places, random)))
+        batch = pad(rows, self._length, self._separator)
+        batch |= {"predict": predict, "targets": targets, "weights": weights}
+        if self._config.text.pairs:
+            batch["next_sentence"] = np.asarray([row.next_sentence if row else 0 for row in rows], np.int32)
+            batch["pair_weights"] = np.asarray([row is not None for row in rows], np.float32)
+        return batch
+
+    def _chosen(self, tokens: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
+        """Places of the tokens to predict, in order. A word that would be too many is passed over for the next."""
+        ordinary = np.flatnonzero(~self._special_V[tokens])
+        wanted = min(limit, max(1, round(self._config.rate * len(ordinary))))
+        groups = self._config.choose.groups(self._words, tokens, ordinary)
+        found: list[int] = []
+        for k in random.permutation(len(groups)):
+            if len(found) == wanted:
+                break
+            if len(found) + len(groups[k]) <= wanted:
+                found.extend(groups[k])
+        return np.sort(np.asarray(found, np.int32))
+
+    def _masked(self, tokens: np.ndarray, places: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        tokens, c = tokens.copy(), self._config
+        draw = random.random(len(places))
+        others = self._ordinary[random.integers(len(self._ordinary), size=len(places))]
+        new = np.where(draw < c.mask_share, self._mask, np.where(draw < c.mask_share + c.random_share, others, -1))
+        tokens[places] = np.where(new < 0, tokens[places], new)
+        return tokens

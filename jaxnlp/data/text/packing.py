@@ -1,0 +1,111 @@
+"""Packing: a row of tokens cut into windows, and windows made into examples.
+
+Window i holds tokens i*T to (i+1)*T of the store and the one after, so that every token is
+an input once and, the first aside, a target once: none is lost and none repeated. The last
+window is filled with -1.
+
+Shape legend: B batch, T length.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxnlp.data.text.store import TokenStore
+
+FILL = -1
+
+
+@dataclasses.dataclass(kw_only=True)
+class Packed:
+    """Next-token examples: the corpus in windows, documents side by side. The default of `DataConfig.examples`.
+
+    What makes examples is an object with two methods, as here; `data/text/masking.py` and
+    `data/text/span_corruption.py` have others. Its `open` gives a reader: `len()` examples, `reader[index]` a
+    record of one, and `reader.batch(records, numbers)` the arrays. `numbers` are the examples' places in the run's global
+    sequence, from which anything random is drawn, so that it is the same after a resumption and in every
+    process. A record of None is a row of weight 0.
+    """
+
+    def open(self, store: TokenStore, tokenizer: Any, config: Any) -> "PackedReader":
+        return PackedReader(store, config.seq_len, config.attend_across_documents)
+
+    def shapes(self, config: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape (without the batch) and dtype of each array of a batch."""
+        names = {"tokens": np.int32, "targets": np.int32, "weights": np.float32}
+        if not config.attend_across_documents:
+            names |= {"segment_ids": np.int32, "positions": np.int32}
+        return {name: ((config.seq_len,), dtype) for name, dtype in names.items()}
+
+    def predicted(self, config: Any) -> float:
+        """Share of the positions whose token is predicted."""
+        return 1.0
+
+
+class PackedReader:
+    def __init__(self, store: TokenStore, length: int, attend_across_documents: bool):
+        self._windows, self._across, self._separator = (
+            Windows(store, length),
+            attend_across_documents,
+            store.meta.separator,
+        )
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._windows[index]
+
+    def batch(self, records: Sequence[np.ndarray | None], numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        fill = np.full(self._windows.length + 1, FILL, np.int32)
+        rows = np.stack([fill if record is None else record for record in records])
+        return pack(rows, self._separator, self._across)
+
+
+class Windows:
+    """The windows of a store, by index: rows of T + 1 tokens, int32."""
+
+    def __init__(self, store: TokenStore, length: int):
+        self.store, self.length = store, length
+
+    def __len__(self) -> int:
+        return -(-(len(self.store) - 1) // self.length)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        start = int(index) * self.length
+        row = self.store.read(start, start + self.length + 1)
+        if len(row) == self.length + 1:
+            return row
+        return np.concatenate([row, np.full(self.length + 1 - len(row), FILL, np.int32)])
+
+
+def pack(windows: np.ndarray, separator: int, attend_across_documents: bool = False) -> dict[str, np.ndarray]:
+    """A batch of examples.
+
+    Args:
+        windows: (B, T + 1) tokens; FILL where there is none.
+        separator: the token that begins a document.
+        attend_across_documents: leave out segments and positions, so that attention reaches
+            over the borders of documents and positions run on.
+
+    Returns:
+        `tokens`, `targets` (B, T) int32; `weights` (B, T) float32, 0 where there is no target;
+        `segment_ids` (B, T), 1, 2, ... a document and 0 on fill; `positions` (B, T), from 0 in
+        each document. A document that a window continues also begins at position 0.
+    """
+    inputs, targets = windows[:, :-1], windows[:, 1:]
+    batch = {
+        "tokens": np.where(inputs == FILL, separator, inputs),
+        "targets": np.maximum(targets, 0),
+        "weights": (targets != FILL).astype(np.float32),
+    }
+    if not attend_across_documents:
+        begins = inputs == separator
+        begins[:, 0] = True
+        place = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)
+        first = np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+        batch["segment_ids"] = np.where(inputs == FILL, 0, np.cumsum(begins, axis=1, dtype=np.int32))
+        batch["positions"] = place - first
+    return batch

@@ -1,0 +1,155 @@
+"""The inputs of an encoder: one stretch of text, or a pair that may or may not follow each other.
+
+  FullSentences   [CLS] text [SEP]
+  SentencePairs   [CLS] A [SEP] B [SEP], with types 0 and 1
+
+A "sentence" is a stretch of text within a document, usually longer than one (Devlin et al. 2019, section 3.1).
+Shape legend: T length.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxnlp.data.text.store import TokenStore
+from jaxnlp.data.text.word_boundaries import Words
+from jaxnlp.errors import FieldError, UserError
+
+IS_NEXT, NOT_NEXT = 0, 1
+LOOK_BACK = 16  # tokens: no word is longer
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceInput:
+    """One input. tokens, types: (T,) or shorter. next_sentence: IS_NEXT or NOT_NEXT; None where there is no pair."""
+
+    tokens: np.ndarray
+    types: np.ndarray
+    next_sentence: int | None = None
+
+
+@dataclasses.dataclass(kw_only=True)
+class FullSentences:
+    """Consecutive tokens of the corpus, over the borders of documents, which the separator marks (RoBERTa:
+    Liu et al. 2019, arXiv:1907.11692, section 4.2, FULL-SENTENCES)."""
+
+    pairs = False
+
+    def open(self, store: TokenStore, words: Words, cls: int, sep: int, length: int) -> "FullSentenceReader":
+        return FullSentenceReader(store, cls, sep, length)
+
+
+class FullSentenceReader:
+    def __init__(self, store: TokenStore, cls: int, sep: int, length: int):
+        self._store, self._cls, self._sep, self._room = store, cls, sep, length - 2
+        if self._room < 1:
+            raise FieldError("data.seq_len", length, "expected 3 or more: a text between [CLS] and [SEP]")
+
+    def __len__(self) -> int:
+        return -(-len(self._store) // self._room)
+
+    def record(self, index: int, random: np.random.Generator) -> SentenceInput:
+        tokens = self._store.read(index * self._room, (index + 1) * self._room)
+        tokens = np.asarray([self._cls, *tokens, self._sep], np.int32)
+        return SentenceInput(tokens, np.zeros_like(tokens))
+
+
+@dataclasses.dataclass(kw_only=True)
+class SentencePairs:
+    """Pairs for next-sentence prediction: half of the time B is what follows A, else it is from another document.
+
+    Each document is cut into pieces of about equal length that fit; a piece is cut once more, where a random word of it
+    begins, into A and B. For NotNext, B's place is taken by as many tokens of a document drawn from all the others.
+
+    next_rate: how often B follows A (Devlin et al. 2019, section 3.1, task 2).
+    short_rate: how often a piece is cut to a random length, so that the model sees short inputs too (appendix A.2).
+    """
+
+    pairs = True
+    next_rate: float = 0.5
+    short_rate: float = 0.1
+
+    def check(self) -> None:
+        for field in ("next_rate", "short_rate"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise FieldError(field, getattr(self, field), "expected a probability in [0, 1]")
+
+    def open(self, store: TokenStore, words: Words, cls: int, sep: int, length: int) -> "SentencePairReader":
+        return SentencePairReader(self, store, words, cls, sep, length)
+
+
+class SentencePairReader:
+    def __init__(self, config: SentencePairs, store: TokenStore, words: Words, cls: int, sep: int, length: int):
+        self._config, self._store, self._words = config, store, words
+        self._cls, self._sep, self._room = cls, sep, length - 3
+        if self._room < 2:
+            raise FieldError("data.seq_len", length, "expected 5 or more: two texts between [CLS], [SEP] and [SEP]")
+        borders = borders_of(store)
+        starts, sizes = borders[:-1] + 1, np.diff(borders) - 1
+        self._starts, self._sizes = starts[sizes > 0], sizes[sizes > 0]
+        if len(self._starts) < 2:
+            raise UserError(
+                f"{store.path}: has {len(self._starts)} documents; next-sentence pairs need two or more, since a B "
+                "that does not follow comes from another; use data.examples.text=FullSentences()"
+            )
+        self._pieces = -(-self._sizes // self._room)
+        self._before = np.concatenate([[0], np.cumsum(self._pieces)])
+
+    def __len__(self) -> int:
+        return int(self._before[-1])
+
+    def record(self, index: int, random: np.random.Generator) -> SentenceInput:
+        document = int(np.searchsorted(self._before, index, side="right")) - 1
+        piece, count, size = index - self._before[document], self._pieces[document], int(self._sizes[document])
+        begin, end = piece * size // count, (piece + 1) * size // count
+        if end - begin > 2 and random.random() < self._config.short_rate:
+            length = int(random.integers(2, end - begin))
+            begin += int(random.integers(0, end - begin - length + 1))
+            end = begin + length
+        tokens = self._read(document, begin, end)
+        cuts = np.flatnonzero(~self._words.continues(tokens))[1:]  # half a word would give the answer away
+        cut = int(random.choice(cuts)) if len(cuts) else len(tokens)
+        a, b, label = tokens[: min(cut, self._room - 1)], tokens[cut:], IS_NEXT  # one word may fill it all
+        if not len(b) or random.random() >= self._config.next_rate:
+            b, label = self._other(document, max(1, len(b)), random), NOT_NEXT
+        row = np.asarray([self._cls, *a, self._sep, *b, self._sep], np.int32)
+        types = np.zeros_like(row)
+        types[len(a) + 2 :] = 1
+        return SentenceInput(row, types, label)
+
+    def _other(self, document: int, length: int, random: np.random.Generator) -> np.ndarray:
+        other = int(random.integers(len(self._starts) - 1))
+        other += other >= document
+        size = int(self._sizes[other])
+        begin = int(random.integers(0, max(1, size - length + 1)))
+        before = min(begin, LOOK_BACK)  # from there on, where words begin is known
+        tokens = self._read(other, begin - before, min(begin + length, size))
+        begins = np.flatnonzero(~self._words.continues(tokens))
+        # As long as what follows would be: a shorter B would give the answer away.
+        first = before if begin == 0 else int(begins[begins <= before][-1])
+        return tokens[first : first + length]
+
+    def _read(self, document: int, begin: int, end: int) -> np.ndarray:
+        start = int(self._starts[document])
+        return self._store.read(start + int(begin), start + int(end))
+
+
+def borders_of(store: TokenStore) -> np.ndarray:
+    """Places of the separators, in order: before each document, and after the last."""
+    found = []
+    for start in range(0, len(store), 1 << 22):
+        found.append(start + np.flatnonzero(store.read(start, start + (1 << 22)) == store.meta.separator))
+    return np.concatenate(found)
+
+
+def pad(records: list[SentenceInput | None], length: int, fill: int) -> dict[str, Any]:
+    """`tokens`, `types`, `segment_ids` (B, T) int32, where segment 0 is padding; None is a row of it."""
+    batch = {name: np.zeros((len(records), length), np.int32) for name in ("tokens", "types", "segment_ids")}
+    batch["tokens"][:] = fill
+    for i, record in enumerate(records):
+        if record is not None:
+            size = len(record.tokens)
+            batch["tokens"][i, :size], batch["types"][i, :size] = record.tokens, record.types
+            batch["segment_ids"][i, :size] = 1
+    return batch

@@ -1,0 +1,56 @@
+"""Sentinels as text: "<extra_id_0>" in a text is the special token, and the token is shown by that name."""
+
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from jaxnlp.data.text.span_corruption import SENTINEL
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import UserError
+
+
+def with_sentinels(tokenizer: Tokenizer) -> Any:
+    """The tokenizer, to read and write texts of span corruption; the same if its vocabulary has no sentinels."""
+    names: dict[str, int] = {}
+    for name in map(SENTINEL.format, itertools.count()):
+        try:
+            names[name] = tokenizer.special(name)
+        except UserError:
+            return SentinelTokenizer(tokenizer, names) if names else tokenizer
+
+
+class SentinelTokenizer:
+    """What generation needs of a tokenizer, with sentinels visible."""
+
+    def __init__(self, tokenizer: Tokenizer, names: dict[str, int]):
+        self._tokenizer, self._ids = tokenizer, names
+        self._names = {i: name for name, i in names.items()}
+        self.separator, self.vocab_size = tokenizer.separator, tokenizer.vocab_size
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> list[int]:
+        known = "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True)))
+        parts = re.split(f"({known})", text)  # text, name, text, ...
+        encoded = self._tokenizer.encode_batch(parts)
+        return [
+            i
+            for part, ids in zip(parts, encoded, strict=True)
+            for i in ([self._ids[part]] if part in self._ids else ids)
+        ]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        told = []
+        for special, group in itertools.groupby(map(int, ids), self._names.__contains__):
+            run = list(group)
+            told.append("".join(self._names[i] for i in run) if special else self._tokenizer.decode(run))
+        return "".join(told)
+
+    def pieces(self) -> list[bytes | None]:
+        found = self._tokenizer.pieces()
+        return [self._names[i].encode() if i in self._names else piece for i, piece in enumerate(found)]
+
+    def special(self, name: str) -> int:
+        return self._tokenizer.special(name)

@@ -1,0 +1,135 @@
+"""Span corruption: the examples of T5.
+
+Stretches of the text are taken out; a sentinel stands in the input where each was, and the target is the sentinels,
+each followed by what it stands for (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4 and figure 2):
+
+  input   Thank you <extra_id_0> me to your party <extra_id_1> week.
+  target  <extra_id_0> for inviting <extra_id_1> last
+
+Shape legend: B batch, S input length, T target length.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxnlp.data import encoder_decoder
+from jaxnlp.data.text.store import TokenStore
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import FieldError, UserError
+
+SENTINEL = "<extra_id_{}>"
+
+
+def sentinels(count: int) -> tuple[str, ...]:
+    """Names of so many sentinels, for a tokenizer's `specials`."""
+    return tuple(SENTINEL.format(i) for i in range(count))
+
+
+@dataclasses.dataclass(kw_only=True)
+class SpanCorruption:
+    """Examples for `objectives.seq2seq`: inputs of `seq_len` tokens, targets as long as follows from it.
+
+    noise_density: share of the tokens that are taken out.
+    mean_span_length: tokens in a span, on average.
+    start: name of the special token the decoder begins with; None is the separator. T5's own is "<pad>".
+    Inputs and targets end with the tokenizer's separator.
+    """
+
+    noise_density: float = 0.15
+    mean_span_length: float = 3.0
+    start: str | None = None
+
+    def check(self) -> None:
+        if not 0 < self.noise_density < 1:
+            raise FieldError("noise_density", self.noise_density, "expected a share in (0, 1), as 0.15")
+        if not self.mean_span_length >= 1:
+            raise FieldError("mean_span_length", self.mean_span_length, "expected 1 or more tokens, as 3.0")
+
+    def counts(self, length: int) -> tuple[int, int]:
+        """(tokens taken out, spans) of a text of so many tokens, two at least."""
+        noise = min(max(1, round(length * self.noise_density)), length - 1)
+        spans = max(1, round(noise / self.mean_span_length))
+        return noise, min(spans, noise, length - noise)
+
+    def lengths(self, seq_len: int) -> tuple[int, int]:
+        """(tokens of text an example is made of, T): as much text as leaves an input of `seq_len` tokens or fewer."""
+
+        def sizes(length: int) -> tuple[int, int]:
+            noise, spans = self.counts(length)
+            return length - noise + spans + 1, noise + spans + 1
+
+        length = 2
+        if sizes(length)[0] > seq_len:
+            raise FieldError("data.seq_len", seq_len, f"expected {sizes(length)[0]} or more with SpanCorruption()")
+        while sizes(length + 1)[0] <= seq_len:
+            length += 1
+        return length, sizes(length)[1]
+
+    def open(self, store: TokenStore, tokenizer: Tokenizer, config: Any) -> "SpanCorruptionReader":
+        return SpanCorruptionReader(self, store, tokenizer, config.seq_len, config.seed)
+
+    def shapes(self, config: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """As `Packed.shapes`."""
+        return encoder_decoder.shapes(config.seq_len, self.lengths(config.seq_len)[1])
+
+    def predicted(self, config: Any) -> float:
+        """As `Packed.predicted`: targets for each token of input."""
+        return self.lengths(config.seq_len)[1] / config.seq_len
+
+
+class SpanCorruptionReader:
+    """Batches as `data/encoder_decoder.py` makes them."""
+
+    def __init__(self, config: SpanCorruption, store: TokenStore, tokenizer: Tokenizer, seq_len: int, seed: int):
+        if tokenizer is None:
+            raise UserError("data.examples: needs the tokenizer; give it to TrainBatches or eval_batches")
+        self._config, self._store, self._seed, self._separator = config, store, seed, store.meta.separator
+        self._size = seq_len
+        self._text, self._target_size = config.lengths(seq_len)
+        self._start = self._separator if config.start is None else tokenizer.special(config.start)
+        names = sentinels(config.counts(self._text)[1])
+        self._sentinels = np.asarray([tokenizer.special(name) for name in names], np.int32)
+
+    def __len__(self) -> int:
+        # What is left over at the end makes an example of its own if it has a token to take out and one to keep.
+        whole, rest = divmod(len(self._store), self._text)
+        return whole + (rest > 1)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._store.read(index * self._text, (index + 1) * self._text)
+
+    def batch(self, records: Sequence[np.ndarray | None], numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        pairs: list[Any] = []
+        for tokens, number in zip(records, numbers, strict=True):
+            if tokens is None:
+                pairs.append(None)
+                continue
+            random = np.random.default_rng((self._seed, number))
+            texts = corrupt(tokens, *self._config.counts(len(tokens)), self._sentinels, random)
+            pairs.append(tuple(np.append(text, np.int32(self._separator)) for text in texts))
+        return encoder_decoder.batch(pairs, self._size, self._target_size, self._separator, self._start)
+
+
+def corrupt(
+    tokens: np.ndarray, noise: int, spans: int, sentinel_ids: np.ndarray, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(input, target) of a text, without their ends: `noise` of its tokens taken out in `spans` spans.
+
+    Kept and taken stretches alternate, a kept one first; their lengths are drawn evenly from all ways to cut.
+    """
+    kept, taken = _cut(len(tokens) - noise, spans, random), _cut(noise, spans, random)
+    source, target, place = [], [], 0
+    for keep, take, sentinel in zip(kept, taken, sentinel_ids, strict=False):
+        source += [tokens[place : place + keep], [sentinel]]
+        target += [[sentinel], tokens[place + keep : place + keep + take]]
+        place += keep + take
+    return np.concatenate(source).astype(np.int32), np.concatenate(target).astype(np.int32)
+
+
+def _cut(items: int, parts: int, random: np.random.Generator) -> np.ndarray:
+    """Sizes of `parts` parts of one or more items each."""
+    cuts = 1 + np.sort(random.choice(items - 1, parts - 1, replace=False)) if parts > 1 else np.empty(0, int)
+    return np.diff(np.concatenate([[0], cuts, [items]])).astype(int)

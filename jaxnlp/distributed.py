@@ -1,0 +1,240 @@
+"""Several processes as one job: how they find each other, which of them speaks, and how all end where one fails.
+
+Every entry point runs under it unchanged. All processes run the same program on their share of the devices; process 0
+alone prints, and writes the files that are not checkpoints. What needs no devices process 0 does while the others wait.
+docs/tpu_vm.md has the commands.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+
+from jaxnlp.errors import UserError
+from jaxnlp.failure_detection import Lifeline, connect
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+FLAGS = ("coordinator_address", "num_processes", "process_id")
+SETTINGS = ("distributed", *FLAGS, "join_timeout", "heartbeat_timeout")
+KUBERNETES_INDEX = "JOB_COMPLETION_INDEX"
+ALL, FIRST, ONE = "all", "first", "one"
+"""Who does an entry point's work: every process; process 0, while the others wait; or a process that is alone."""
+LAUNCHERS = {"Slurm": "SLURM_NTASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}  # how many processes each has started
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The flags of every entry point."""
+    if "distributed" in values:
+        return
+    told = "Join the other processes of this job: a TPU pod's, Slurm's, Open MPI's or Kubernetes'."
+    flags.DEFINE_bool("distributed", False, told, flag_values=values)
+    told = "host:port of process 0, where there is no such launcher; with the next two."
+    flags.DEFINE_string("coordinator_address", None, told, flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "Processes of the job.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", flag_values=values)
+    told = "Seconds to wait for all processes to come."
+    flags.DEFINE_integer("join_timeout", 300, told, flag_values=values, lower_bound=1)
+    told = "Seconds without a sign of life after which a process counts as dead."
+    flags.DEFINE_integer("heartbeat_timeout", 60, told, flag_values=values, lower_bound=1)
+
+
+def first() -> bool:
+    """Whether this process is the one that writes files."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def whole(tree: Any) -> Any:
+    """Arrays that several processes share, in each process's memory; all call it. Of one process, as they are."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else tree
+
+
+@contextlib.contextmanager
+def joined(argv: Sequence[str], by: str = ALL) -> Iterator[bool]:
+    """Within it this process is one of its job's, if it has others; an exception in one ends all.
+
+    Gives whether this process has work to do. One that has none leaves with SystemExit, as one does that has done its
+    work; there it waits for the others.
+
+    Args:
+        argv: the command line; its other flags are not looked at.
+        by: who does the work: ALL, FIRST or ONE.
+
+    Raises:
+        UserError: settings that are not whole, a job that cannot be joined, or several processes where by=ONE.
+    """
+    line = join(argv, by)
+    if line is None:
+        yield True
+        return
+    try:
+        with _voice(speaks=line.index == 0):
+            try:
+                if by == FIRST:
+                    with by_first() as works:
+                        yield works
+                else:
+                    yield True
+            except SystemExit as e:
+                line.done()
+                raise e
+    except UserError as e:
+        text = " ".join(str(e).split())
+        line.fail(text, 2, lambda: print(f"error: {text}", file=sys.stderr, flush=True))
+    except KeyboardInterrupt:
+        line.fail("interrupted", 130, lambda: print("\ninterrupted", file=sys.stderr, flush=True))
+    except Exception as e:
+        line.fail(f"{type(e).__name__}: {str(e)[:1000]}", 1, traceback.print_exc)
+
+
+@contextlib.contextmanager
+def by_first() -> Iterator[bool]:
+    """Within it process 0 works as if it were alone, on its CPU. Gives whether this is process 0.
+
+    To be entered before JAX has been asked for devices: an accelerator of several hosts starts on all of them or not
+    at all, and what process 0 writes meanwhile must not wait for processes that write nothing.
+    """
+    import jax
+    from jax._src.distributed import global_state as job  # has no public name
+
+    if job.num_processes == 1 or job.process_id:
+        yield job.num_processes == 1
+        return
+    kept = job.client, job.service, job.num_processes
+    job.client, job.service, job.num_processes = None, None, 1
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_cpu_collectives_implementation", None)
+    try:
+        yield True
+    finally:
+        job.client, job.service, job.num_processes = kept
+
+
+@contextlib.contextmanager
+def _voice(speaks: bool) -> Iterator[None]:
+    """Python's output, which others than the first process have none of; what Gloo prints on stdout goes nowhere."""
+    with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(open(os.devnull, "w"))
+        out = nowhere
+        sys.stdout.flush()
+        kept = os.dup(1)
+        stack.callback(os.close, kept)
+        stack.callback(os.dup2, kept, 1)
+        if speaks:
+            live = os.isatty(kept)
+            kind: dict[str, Any] = {"buffering": 1 if live else -1, "encoding": sys.stdout.encoding, "closefd": False}
+            out = stack.enter_context(open(kept, "w", **kind))
+        else:
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        os.dup2(nowhere.fileno(), 1)
+        stack.enter_context(contextlib.redirect_stdout(out))
+        yield
+
+
+def join(argv: Sequence[str], by: str = ALL) -> Lifeline | None:
+    """Joins the job that the flags or the environment describe; None where this process is alone.
+
+    Raises:
+        UserError: as `joined`.
+    """
+    given = flags.FlagValues()
+    define_flags(given)
+    try:
+        given(list(argv), known_only=True)
+    except flags.Error as e:
+        raise UserError(str(e)) from None
+    place = explicit(given)
+    if place is None and not given["distributed"].value:
+        for launcher, name in LAUNCHERS.items():
+            if int(os.environ.get(name) or 1) > 1:
+                told = f"{launcher} started {os.environ[name]} processes ({name}), each alone; with --distributed"
+                print(f"note: {told} they are one job", file=sys.stderr)
+        return None
+    if by == ONE:
+        raise UserError("--distributed: this entry point runs in one process; start it once, without that and its like")
+    _initialize(place, given)
+    from jax._src.distributed import global_state  # the store of keys, which has no public name; Orbax takes it too
+
+    index, count, client = global_state.process_id, global_state.num_processes, global_state.client
+    if count == 1:
+        return None
+    host = (global_state.coordinator_address or "").rsplit(":", 1)[0].strip("[]")
+    return connect(index, count, client, host)
+
+
+def explicit(values: flags.FlagValues) -> tuple[str, int, int] | None:
+    """Address of process 0, how many there are, and which this is, of the flags or else the variables.
+
+    Raises:
+        UserError: some of the three are missing, or are no such numbers.
+    """
+    given = {f"--{name}": values[name].value for name in FLAGS}
+    if all(value is None for value in given.values()):
+        given = {name: os.environ.get(name) for name in VARIABLES}
+        if given["JAX_PROCESS_ID"] is None and given["JAX_NUM_PROCESSES"] is not None:
+            given["JAX_PROCESS_ID"] = os.environ.get(KUBERNETES_INDEX)  # of a Kubernetes Job whose pods are numbered
+        if given["JAX_NUM_PROCESSES"] is None and given["JAX_PROCESS_ID"] is None:
+            return None  # the address alone is for a launcher that JAX knows
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        there = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        raise UserError(f"{', '.join(missing)}: not given, but {there}; give all three to each process, or none")
+    (first, address), (second, count), (third, index) = given.items()
+    host, _, port = str(address).rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"{first}={address}: expected host:port of process 0, as 10.0.0.2:8476")
+    for name, value in ((second, count), (third, index)):
+        if not str(value).isdigit():
+            raise UserError(f"{name}={value}: expected a number from 0")
+    num, this = int(str(count)), int(str(index))
+    if not 0 <= this < num:
+        raise UserError(f"{third}={this}: expected a number from 0 to {num - 1}, as {second} is {num}")
+    return str(address), num, this
+
+
+def _initialize(place: tuple[str, int, int] | None, values: flags.FlagValues) -> None:
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPUs alone
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which would then end nothing
+    seconds, heartbeat = (int(values[name].value or 1) for name in ("join_timeout", "heartbeat_timeout"))
+    # JAX's own end of waiting is the process's, by a fault; the timer's comes first, with a line.
+    wait: dict[str, Any] = {"initialization_timeout": 2 * seconds, "heartbeat_timeout_seconds": heartbeat}
+    at = f" at {place[0]}, of which this is {place[2]} of {place[1]}" if place else ""
+    timer = threading.Timer(seconds, _too_late, (f"after {seconds} s not all processes have come{at}",))
+    timer.daemon = True
+    timer.start()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            if place is None:
+                jax.distributed.initialize(**wait)
+            else:  # JAX's look at the environment would leave a Slurm task one GPU of those it has
+                jax.distributed.initialize(*place, cluster_detection_method="deactivate", **wait)
+    except (ValueError, RuntimeError, OSError) as e:
+        reasons = [str(e).strip() or type(e).__name__, *(str(w.message) for w in caught)]
+        raise UserError(
+            f"--distributed: cannot join the other processes{at} ({' '.join(' '.join(reasons).split())[:600]}); on a "
+            "TPU pod, under Slurm or Open MPI nothing need be set; elsewhere give --coordinator_address, "
+            "--num_processes and --process_id to each process"
+        ) from None
+    finally:
+        timer.cancel()
+
+
+def _too_late(told: str) -> None:
+    print(
+        f"error: --distributed: {told}; start all of them within --join_timeout, where they reach process 0's port",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)

@@ -1,0 +1,207 @@
+"""How the processes of one job notice that one of them has ended.
+
+A collective waits for every process, and says nothing of one that will never come; JAX's own heartbeats notice it only
+after a time-out, and then abort without a word of why. So each process holds a connection to process 0 all along. The
+operating system closes it when the process ends, however it ends, and a process that fails says so on it first.
+Process 0 passes the news on. A thread listens, whatever the main thread waits for.
+
+On the connection go lines of JSON: {"bye": true}, or an Ending.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+KEY = "jaxnlp/failure_detection"
+CONNECT_SECONDS = 15.0
+GRACE = 0.5  # seconds for news of a process that died to overtake the errors its death causes
+LINGER = 5.0  # seconds that process 0, who keeps the others' coordination service, stays for them to end first
+DONE_MILLISECONDS = 7 * 24 * 3600 * 1000  # others may have much to do yet, as process 0 that writes a file
+GONE_SECONDS = 30  # until a machine that says nothing any more (its power cut, its network lost) counts as gone
+AGAIN = "start every process again with the same command: a training run goes on from its newest checkpoint"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """Why the job ends: which process was the first, its error (None: it was killed) and exit status."""
+
+    process: int
+    text: str | None = None
+    code: int = 1
+
+
+class Lifeline:
+    """One process's end of the connections: of process 0 to each other one, of the others to process 0.
+
+    Args:
+        index, count: this process, and how many there are.
+        links: sockets, by the process at the other end. store: JAX's client of its coordination service.
+    """
+
+    def __init__(self, index: int, count: int, links: dict[int, socket.socket], store: Any):
+        self.index, self.count = index, count
+        self._links, self._store = links, store
+        self._stderr = sys.stderr
+        self._left: set[int] = set()  # those who said that they end, and how
+        self._ending = threading.Lock()  # held by the thread that ends this process
+        self._failing = threading.Event()  # the main thread is about to
+        self._heard: Ending | None = None
+        self._news, self._alone = threading.Event(), threading.Event()
+        threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
+
+    def done(self) -> None:
+        """Waits until all processes have done their work; from then on, that one ends is no news."""
+        self._store.wait_at_barrier(f"{KEY}/done", DONE_MILLISECONDS)
+        self._say({"bye": True})
+
+    def fail(self, text: str, code: int, show: Callable[[], Any]) -> NoReturn:
+        """Ends this process and all the others.
+
+        Args:
+            text: what went wrong, told by the others. code: exit status.
+            show: prints it here; not called where process 0 said the same.
+        """
+        self._failing.set()
+        time.sleep(GRACE)
+        self._ending.acquire()  # never returns once the other thread ends this process
+        self._say(dataclasses.asdict(Ending(self.index, text, code)))
+        if self.index:
+            self._news.wait(4 * GRACE)
+        if self.index == 0 or self._heard is None or self._heard.text != text:
+            with contextlib.suppress(OSError):  # where standard error is a file on the disk that is full
+                show()
+        self._exit(code)
+
+    def _watch(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for process, link in self._links.items():
+                selector.register(link, selectors.EVENT_READ, (process, bytearray()))
+            while selector.get_map():
+                for key, _ in selector.select():
+                    process, buffer = key.data
+                    new = _receive(key.fileobj)
+                    buffer += new
+                    *lines, rest = bytes(buffer).split(b"\n")
+                    buffer[:] = rest
+                    for line in lines:
+                        self._hear(process, json.loads(line))
+                    if not new:
+                        selector.unregister(key.fileobj)
+                        if process not in self._left:
+                            self._end_by(Ending(process))
+        self._alone.set()
+
+    def _hear(self, process: int, message: dict[str, Any]) -> None:
+        self._left.add(process)
+        if "bye" not in message:
+            self._end_by(Ending(**message))
+
+    def _end_by(self, ending: Ending) -> None:
+        if self._heard is None:
+            self._heard = ending
+            self._news.set()
+            if ending.process == 0 and ending.text is None:
+                self._follow(ending)  # at once: JAX's client has lost its service too, and aborts
+            threading.Thread(target=self._follow, args=(ending,), daemon=True).start()
+
+    def _follow(self, ending: Ending) -> None:
+        """Ends this process because another has."""
+        if ending.text is not None:  # perhaps all fail alike, and process 0 says it once
+            if self.index == 0:
+                time.sleep(2 * GRACE)
+            if self._failing.is_set():
+                return
+        if not self._ending.acquire(blocking=False):
+            return
+        self._say(dataclasses.asdict(ending))
+        if ending.text is None:
+            who = f"process {ending.process} of {self.count} has died"
+            told = f"{who} (killed, out of memory, or its machine is gone), and so this one ends; {AGAIN}"
+        else:
+            told = f"process {ending.process} of {self.count} failed: {ending.text}; and so this one ends"
+        with contextlib.suppress(OSError):
+            print(f"\nerror: {' '.join(told.split())}", file=self._stderr, flush=True)
+        self._exit(ending.code)
+
+    def _say(self, message: dict[str, Any]) -> None:
+        """To process 0; of process 0, to all."""
+        for link in self._links.values():
+            with contextlib.suppress(OSError):
+                link.sendall(json.dumps(message).encode() + b"\n")
+
+    def _exit(self, code: int) -> NoReturn:
+        """Without leaving JAX's service in order, which waits for the others."""
+        for stream in (sys.stdout, self._stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        if self.index == 0:
+            self._alone.wait(LINGER)
+        os._exit(code)
+
+
+def connect(index: int, count: int, store: Any, host: str) -> Lifeline:
+    """Opens the connections. All processes call it; one that cannot be reached is left to JAX's heartbeats.
+
+    Args:
+        store: JAX's client of its coordination service.
+        host: where process 0 can be reached.
+    """
+    if index == 0:
+        return Lifeline(0, count, _accept(count, store), store)
+    port, secret = store.blocking_key_value_get(KEY, int(CONNECT_SECONDS * 1000)).split()
+    try:
+        link = _lasting(socket.create_connection((host, int(port)), CONNECT_SECONDS))
+        link.sendall(f"{secret} {index}\n".encode())
+    except OSError:
+        return Lifeline(index, count, {}, store)
+    return Lifeline(index, count, {0: link}, store)
+
+
+def _accept(count: int, store: Any) -> dict[int, socket.socket]:
+    """Process 0's connections to the others."""
+    links: dict[int, socket.socket] = {}
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    dual = family == socket.AF_INET6
+    with socket.create_server(("", 0), family=family, backlog=count, dualstack_ipv6=dual) as server:
+        secret, end = secrets.token_hex(16), time.monotonic() + CONNECT_SECONDS
+        store.key_value_set(KEY, f"{server.getsockname()[1]} {secret}")
+        while len(links) < count - 1 and (left := end - time.monotonic()) > 0:
+            server.settimeout(left)
+            with contextlib.suppress(OSError, ValueError):
+                link = _lasting(server.accept()[0])
+                link.settimeout(CONNECT_SECONDS)
+                given, process = link.makefile().readline().split()
+                if secrets.compare_digest(given, secret):
+                    link.settimeout(None)
+                    links[int(process)] = link
+    missing = sorted(set(range(1, count)) - set(links))
+    if missing:
+        told = ", ".join(map(str, missing))
+        print(f"note: no connection from process {told}; if one ends, JAX's heartbeats alone tell", file=sys.stderr)
+    return links
+
+
+def _lasting(link: socket.socket) -> socket.socket:
+    """Asks the kernel to notice a machine that is gone without closing its connections."""
+    link.settimeout(None)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", GONE_SECONDS // 3), ("TCP_KEEPINTVL", GONE_SECONDS // 6), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return link
+
+
+def _receive(link: Any) -> bytes:
+    try:
+        return link.recv(4096)
+    except OSError:
+        return b""

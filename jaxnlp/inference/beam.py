@@ -1,0 +1,226 @@
+"""Beam search: the few best continuations found together, in one jitted loop over a static cache.
+
+Each step extends every live beam by every token and keeps the best; those that ended compete, by
+score over length, for the row's finished texts. The rules for when a row may stop are those of transformers.
+Shape legend: B batch, P prompt length, T new tokens, N beams, C candidates (2N), V vocabulary.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnlp.errors import FieldError
+from jaxnlp.inference.cache import cache_lengths, grow, reorder, repeat
+from jaxnlp.inference.decode import Generator
+from jaxnlp.inference.loop import log_probs, prompt_seen, whole
+from jaxnlp.inference.processors import Processors, process, seen_in
+from jaxnlp.inference.rows import Ids, Rows
+from jaxnlp.nn.interceptors import rows_repeated
+
+WORST = -1e9  # the score of a beam that is not there
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeamSearch(Processors):
+    """How wide to search and when to stop, besides the options of `Processors`, which change log-probabilities here.
+
+    num_beams: beams a row. num_return: how many finished texts to give for each, best first.
+    length_penalty: a text's score is its log-probability over length ** length_penalty (its end counts as a token):
+        above 0 favours long texts, 0 compares plain log-probabilities (Wu et al. 2016, arXiv:1609.08144, eq. 14,
+        in the form of transformers).
+    early_stopping: True stops a row at num_beams finished texts, as a single beam always does (greedy search); False
+        when the best live beam, at its present length, cannot beat the worst of them; "never" when it could not even
+        at the full length.
+    """
+
+    num_beams: int = 4
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_return: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_beams < 1:
+            raise FieldError("num_beams", self.num_beams, "expected a positive number")
+        if not 1 <= self.num_return <= self.num_beams:
+            raise FieldError("num_return", self.num_return, f"expected 1 to num_beams={self.num_beams}")
+        if self.early_stopping not in (True, False, "never"):
+            raise FieldError("early_stopping", self.early_stopping, "expected True, False or 'never'")
+
+    @property
+    def stops_when_full(self) -> bool:
+        return self.early_stopping is True or self.num_beams == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """A finished text: its tokens, forced ones first, without the separator that ends it, and its score.
+
+    score: the sum of its new tokens' log-probabilities, its end's included and forced ones' not, over their number **
+        length_penalty; the log-probabilities are those that penalties have changed.
+    log_probs, end_log_prob: the model's own, as `Generation` has them (exhaustive search leaves them out).
+    """
+
+    ids: list[int]
+    score: float
+    log_probs: list[float] = dataclasses.field(default_factory=list)
+    end_log_prob: float | None = None
+
+
+def beam_search(
+    generator: Generator,
+    params: Any,
+    prompts: Ids,
+    max_new_tokens: int,
+    beams: BeamSearch = BeamSearch(),
+    *,
+    forced_prefix: Ids | None = None,
+) -> list[list[Hypothesis]]:
+    """The `num_return` best continuations of each prompt, best first.
+
+    Args:
+        prompts, forced_prefix: as `Generator.generate` takes them.
+
+    Raises:
+        UserError: no prompts, nothing to generate, or more positions than the model has.
+    """
+    forced = forced_prefix or [[]] * len(prompts)
+    rows = generator.rows(prompts, max_new_tokens, forced)
+    with generator.context(len(prompts)):
+        held = generator.hold(params)
+        found = _search(generator, held, rows, max_new_tokens, beams, max(map(len, forced)))
+    finished, forced_BK = jax.tree.map(np.asarray, found)
+    texts = []
+    for i, prefix in enumerate(forced):
+        first = forced_BK[i, forced_BK.shape[1] - len(prefix) :].tolist()
+        row = []
+        for n in range(beams.num_return):
+            length = int(finished.lengths[i, n])
+            total = finished.scores[i, n] * float(length) ** beams.length_penalty
+            if not finished.there[i, n] or not total > WORST / 2:
+                break  # there are no more texts than these
+            ids, told = (x[i, n, :length].tolist() for x in (finished.tokens, finished.log_probs))
+            end = told.pop() if ids and ids[-1] == generator.separator else None
+            ids = ids[: len(told)]
+            row.append(Hypothesis([*prefix, *ids], float(finished.scores[i, n]), [*first, *told], end))
+        texts.append(row)
+    return texts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Beams:
+    """N texts a row: tokens and the model's log-probabilities of them (B, N, T), their number (B, N), scores (B, N),
+    and whether they are there (B, N)."""
+
+    tokens: jax.Array
+    log_probs: jax.Array
+    lengths: jax.Array
+    scores: jax.Array
+    there: jax.Array
+
+    def best(self, count: int) -> tuple["_Beams", jax.Array]:
+        """The `count` best, and where they stood."""
+        _, index = jax.lax.top_k(self.scores, count)
+        return self.take(index), index
+
+    def take(self, index_BN: jax.Array) -> "_Beams":
+        pick = lambda x: jnp.take_along_axis(x, index_BN.reshape(*index_BN.shape, *[1] * (x.ndim - 2)), axis=1)
+        return jax.tree.map(pick, self)
+
+    def with_(self, other: "_Beams") -> "_Beams":
+        return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), self, other)
+
+
+jax.tree_util.register_dataclass(_Beams, ["tokens", "log_probs", "lengths", "scores", "there"], [])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
+def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: BeamSearch, forced: int):
+    """The finished texts, best first, and log-probabilities of the forced tokens (B, K), right-aligned."""
+    B, P = rows.tokens.shape
+    N, T = beams.num_beams, max_new_tokens
+    sizes = cache_lengths(P, P + T)
+    logits_BTV, cache = model.prefill(held, rows, model.new_cache(held, B, sizes[0]), 1 + forced)
+    logits_BTV = model.real(logits_BTV)
+    forced_BK = log_probs(logits_BTV[:, :-1], rows.tokens[:, P - forced :])
+    cache, held = repeat(cache, N), rows_repeated(held, N)
+    count_R1 = jnp.repeat(rows.count_B, N)[:, None]
+    prompt_BV = prompt_seen(rows, beams.repetition_penalty, logits_BTV.shape[-1])
+    prompt_RV = None if prompt_BV is None else jnp.repeat(prompt_BV, N, axis=0)
+    extend = functools.partial(_extend, model.separator, beams, T, prompt_RV)
+
+    def empty() -> _Beams:
+        tokens_BNT = jnp.full((B, N, T), model.separator, jnp.int32)
+        zeros, none = jnp.zeros((B, N), jnp.int32), jnp.zeros((B, N), bool)
+        return _Beams(tokens_BNT, jnp.zeros((B, N, T)), zeros, jnp.full((B, N), WORST), none)
+
+    live = dataclasses.replace(empty(), scores=jnp.full((B, N), WORST).at[:, 0].set(0.0))
+    begun = extend(0, jnp.repeat(logits_BTV[:, -1:], N, axis=1), live, empty(), jnp.ones(B, bool))
+
+    def body(carry):
+        step, live, finished, open_B, parents_BN, _, cache = carry
+        cache = reorder(cache, parents_BN)
+        last_R1 = jax.lax.dynamic_index_in_dim(live.tokens, step - 1, axis=2).reshape(B * N, 1)
+        logits_RTV, cache = model.step(held, last_R1, count_R1 + step - 1, cache)
+        logits_BNV = model.real(logits_RTV[:, -1]).reshape(B, N, -1)
+        return step + 1, *extend(step, logits_BNV, live, finished, open_B), cache
+
+    carry: Any = (jnp.int32(1), *begun, cache)
+    for size in sizes:
+        *rest, cache = carry
+        stop = min(size - P + 1, T)
+        carry = (*rest, grow(cache, size + model.front))
+        carry = jax.lax.while_loop(lambda c, stop=stop: (c[0] < stop) & c[5], body, carry)
+    return jax.tree.map(whole, (carry[2], forced_BK))
+
+
+def _extend(separator, beams, T, prompt_RV, step, logits_BNV, live: _Beams, finished: _Beams, open_B):
+    """One step: live and finished beams after it, which rows may improve, the live ones' parents, whether to go on."""
+    B, N, V = logits_BNV.shape
+    width = min(2 * N, N * V)  # even if N of them end here, N go on
+    raw_BNV = jax.nn.log_softmax(logits_BNV, axis=-1)
+    totals_BNV = live.scores[..., None] + _processed(separator, beams, prompt_RV, step, raw_BNV, live)
+    scores_BC, flat_BC = jax.lax.top_k(totals_BNV.reshape(B, -1), width)
+    parents_BC, ids_BC = flat_BC // V, (flat_BC % V).astype(jnp.int32)
+    raw_BC = jnp.take_along_axis(raw_BNV.reshape(B, -1), flat_BC, axis=1)
+    put = lambda x_BCT, new_BC: jax.lax.dynamic_update_slice_in_dim(x_BCT, new_BC[..., None], step, axis=2)
+    from_ = live.take(parents_BC)
+    length = step + 1
+    ended_BC = (ids_BC == separator) | (length == T)
+    lengths_BC = jnp.full_like(ids_BC, length)
+    candidates = _Beams(put(from_.tokens, ids_BC), put(from_.log_probs, raw_BC), lengths_BC, scores_BC, ~ended_BC)
+
+    going = dataclasses.replace(candidates, scores=jnp.where(ended_BC, scores_BC + WORST, scores_BC))
+    live, chosen_BN = going.best(N)
+    parents_BN = jnp.take_along_axis(parents_BC, chosen_BN, axis=1)
+
+    # Of those that ended, only the N best candidates of the step count: the others stand by.
+    counts_BC = ended_BC & (jnp.arange(width) < N)
+    full_B1 = finished.there.all(axis=1, keepdims=True) if beams.stops_when_full else jnp.zeros((B, 1), bool)
+    barred_BC = ~counts_BC | full_B1 | ~open_B[:, None]
+    normed_BC = scores_BC / jnp.float32(length) ** beams.length_penalty
+    done = dataclasses.replace(candidates, scores=jnp.where(barred_BC, 2 * WORST, normed_BC), there=counts_BC)
+    finished, _ = finished.with_(done).best(N)
+
+    reach = T if beams.early_stopping == "never" and beams.length_penalty > 0 else length
+    hope_B1 = live.scores[:, :1] / jnp.float32(reach) ** beams.length_penalty
+    worst_BN = jnp.where(finished.there, finished.scores.min(axis=1, keepdims=True), WORST)
+    open_B = open_B & (hope_B1 > worst_BN).any(axis=1)
+    more = open_B.any() & ~ended_BC.all()
+    if beams.stops_when_full:
+        more = more & ~finished.there.all()
+    return live, finished, open_B, parents_BN, more
+
+
+def _processed(separator, beams: BeamSearch, prompt_RV, step, raw_BNV, live: _Beams) -> jax.Array:
+    """(B, N, V): the log-probabilities that beams add up."""
+    R, seen_RV = raw_BNV.shape[0] * raw_BNV.shape[1], None
+    if prompt_RV is not None:
+        tokens_RT = live.tokens.reshape(R, -1)
+        there_RT = jnp.broadcast_to(jnp.arange(tokens_RT.shape[1]) < step, tokens_RT.shape)
+        seen_RV = prompt_RV | seen_in(tokens_RT, there_RT, raw_BNV.shape[-1])
+    return process(raw_BNV.reshape(R, -1), beams, separator, step, seen_RV).reshape(raw_BNV.shape)

@@ -1,0 +1,236 @@
+"""Generating text with one engine, for decoder-only models and encoder-decoders.
+
+A jitted loop (`inference/loop.py`) over a static key-value cache. Prompts of different lengths are padded on the left,
+so that every row writes its next token at the same place; segment 0 keeps the padding out of attention, and positions
+count real tokens only. The cache begins small and doubles as the text grows, since each step reads all of it.
+
+Shape legend: B batch, P prompt length, R rows or beams, T new tokens, V vocabulary.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnlp.errors import FieldError
+from jaxnlp.inference import loop
+from jaxnlp.inference.cache import cache_lengths
+from jaxnlp.inference.processors import NEVER
+from jaxnlp.inference.rows import Ids, Rows, held, make_rows
+from jaxnlp.inference.sampling import Sampling
+
+CHUNK = 8  # steps between two calls of `on_tokens`
+OnTokens = Callable[[int, list[int]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A new text.
+
+    ids: its tokens, forced ones first, without the separator that ends it.
+    log_probs: the model's own log-probability of each of them given all before it, whatever temperature, filters and
+        penalties they were drawn with. end_log_prob: of the separator; None where the text did not end with it.
+    finish: "end" (the model ended it), "stop" (`on_tokens` or a stop string did) or "length" (max_new_tokens).
+    text: decoded, up to a stop string; None where nothing decoded it (`inference/text.py` does).
+    """
+
+    ids: list[int]
+    log_probs: list[float]
+    end_log_prob: float | None
+    finish: str
+    text: str | None = None
+
+    @property
+    def score(self) -> float:
+        """The log-probability of the whole text, its end included."""
+        return sum(self.log_probs) + (self.end_log_prob or 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A model ready to generate.
+
+    apply: (params, tokens, segment_ids=, positions=, cache=, logits_to_keep=) -> (logits, cache); of an encoder-decoder
+        (params, inputs, tokens, input_segments=, ...), inputs None once the cache holds what the encoder made of them.
+    make_cache: (batch, length) -> an empty cache.
+    longest: positions the model can read, or None where there is no end.
+    separator: the token that ends a text.
+    num_tokens: ids from here on (a padded vocabulary) are never generated.
+    context: (batch size) -> what is entered around the model, for its mesh and rules.
+    hold: parameters -> what `apply` takes, where it wants them laid out for reading.
+    start: what every text the decoder reads begins with, as every document in training does; None is the separator,
+        () nothing. source_end: what every source an encoder reads ends with; None is the separator, () nothing.
+    encoder_decoder: prompts are sources, for the encoder; the decoder begins with `start` and the forced prefix.
+    front: places that a cache has before the text's, of a soft prompt; fill: (parameters, empty cache) -> one that has
+        them.
+    """
+
+    apply: Callable
+    make_cache: Callable[[int, int], Any]
+    longest: int | None
+    separator: int
+    num_tokens: int
+    context: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    hold: Callable[[Any], Any] = lambda params: params
+    start: tuple[int, ...] | None = None
+    source_end: tuple[int, ...] | None = None
+    encoder_decoder: bool = False
+    front: int = 0
+    fill: Callable[[Any, Any], Any] | None = None
+
+    def __call__(
+        self,
+        params: Any,
+        prompts: Ids,
+        max_new_tokens: int,
+        sampling: Sampling = Sampling(),
+        seed: int = 0,
+        *,
+        forced_prefix: Ids | None = None,
+    ) -> list[list[int]]:
+        """The ids of `generate`, which says what the arguments are."""
+        forced = forced_prefix or [[]] * len(prompts)
+        tokens_BT, _ = self._all(params, prompts, max_new_tokens, sampling, seed, forced, log_probs=False)
+        return [[*f, *self.until_separator(row)] for f, row in zip(forced, tokens_BT.tolist(), strict=True)]
+
+    def generate(
+        self,
+        params: Any,
+        prompts: Ids,
+        max_new_tokens: int,
+        sampling: Sampling = Sampling(),
+        seed: int = 0,
+        *,
+        forced_prefix: Ids | None = None,
+        on_tokens: OnTokens | None = None,
+        chunk: int = CHUNK,
+    ) -> list[Generation]:
+        """Continues each prompt, up to the separator or `max_new_tokens`.
+
+        Args:
+            prompts: ids, without what every text begins with (`start`); of an encoder-decoder the sources.
+            forced_prefix: for each prompt, ids that its new text must begin with. They are part of what comes back,
+                and not counted in max_new_tokens.
+            on_tokens: called as (row, its new ids) as they come, forced ones first; where it returns True, that row
+                ends there. The loop then runs in chunks of so many steps, with the same results.
+
+        Raises:
+            UserError: no prompts, nothing to generate, or more positions than the model has.
+        """
+        forced = forced_prefix or [[]] * len(prompts)
+        args = (params, prompts, max_new_tokens, sampling, seed, forced)
+        if on_tokens is None:
+            tokens_BT, log_probs = self._all(*args, log_probs=True)
+            ends: list[int | None] = [None] * len(prompts)
+        else:
+            tokens_BT, log_probs, ends = self._in_chunks(*args, on_tokens, chunk)
+        found = []
+        for i, row in enumerate(tokens_BT.tolist()):
+            ids = self.until_separator(row) if ends[i] is None else row[: ends[i]]
+            ended = ends[i] is None and len(ids) < len(row)
+            forced_K, new_T = (x[i].tolist() for x in log_probs)
+            told = [*forced_K[len(forced_K) - len(forced[i]) :], *new_T[: len(ids)]]
+            end = new_T[len(ids)] if ended else None
+            finish = "end" if ended else "length" if ends[i] is None else "stop"
+            found.append(Generation([*forced[i], *ids], told, end, finish))
+        return found
+
+    def _all(self, params, prompts, max_new_tokens, sampling, seed, forced, *, log_probs: bool):
+        """In one call: tokens_BT and, if wanted, log-probabilities of forced tokens (B, K) and of new ones (B, T)."""
+        rows = self.rows(prompts, max_new_tokens, forced)
+        plan = loop.DecodePlan(max_new_tokens, sampling, log_probs, max(map(len, forced)))
+        with self.context(len(prompts)):
+            found = loop.run(self, plan, self.hold(params), rows, jax.random.key(seed))
+        return jax.tree.map(np.asarray, found)
+
+    def _in_chunks(self, params, prompts, max_new_tokens, sampling, seed, forced, on_tokens, chunk):
+        """As `_all`, with `on_tokens` told after each chunk; also the place where it ended each row, or None."""
+        if chunk < 1:
+            raise FieldError("chunk", chunk, "expected a positive number of steps")
+        rows = self.rows(prompts, max_new_tokens, forced)
+        plan = loop.DecodePlan(max_new_tokens, sampling, True, max(map(len, forced)))
+        B, P, T = len(prompts), rows.tokens.shape[1], max_new_tokens
+        size, *later = cache_lengths(P, P + T)
+        told = [0] * B
+        ends = [0 if prefix and on_tokens(i, list(prefix)) else None for i, prefix in enumerate(forced)]
+        with self.context(B):
+            held_params, key = self.hold(params), jax.random.key(seed)
+            state, forced_BK = loop.begin(self, plan, held_params, rows, key)
+            while True:
+                step, tokens_BT, done_B = (np.asarray(x) for x in (state.step, state.tokens, state.done))
+                for i, row in enumerate(tokens_BT[:, :step].tolist()):
+                    new = self.until_separator(row)[told[i] :] if ends[i] is None else []
+                    told[i] += len(new)
+                    if new and on_tokens(i, new):
+                        ends[i] = told[i]
+                ended_B = np.asarray([end is not None for end in ends])
+                if step == T or (done_B | ended_B).all():
+                    break
+                cache = state.cache
+                if step == size - P + 1:
+                    size, *later = later
+                    cache = loop.larger(cache, size + self.front)
+                state, stop = dataclasses.replace(state, cache=None), np.int32(min(step + chunk, size - P + 1, T))
+                state = loop.advance(self, plan, held_params, rows, key, state, cache, ended_B, stop)
+        return tokens_BT, (np.asarray(forced_BK), np.asarray(state.log_probs)), ends
+
+    def rows(self, prompts: Ids, max_new_tokens: int, forced_prefix: Ids | None = None) -> Rows:
+        """Prompts as arrays (`inference/rows.py`).
+
+        Raises:
+            UserError: no prompts, nothing to generate, or more positions than the model has.
+        """
+        return make_rows(self, prompts, max_new_tokens, forced_prefix)
+
+    def room(self, prompts: Ids, wanted: int, forced_prefix: Ids | None = None) -> int:
+        """`wanted` new tokens, or as many as fit after the longest prompt (one at least, which may then be refused)."""
+        if self.longest is None:
+            return wanted
+        forced = forced_prefix or [[]] * len(prompts)
+        longest = max((held(self, p, f) for p, f in zip(prompts, forced, strict=True)), default=len(self.first))
+        return max(1, min(wanted, self.longest - longest))
+
+    @property
+    def first(self) -> tuple[int, ...]:
+        """What every text the decoder reads begins with."""
+        return (self.separator,) if self.start is None else self.start
+
+    @property
+    def last(self) -> tuple[int, ...]:
+        """What every source the encoder reads ends with; () of a decoder-only model."""
+        if not self.encoder_decoder:
+            return ()
+        return (self.separator,) if self.source_end is None else self.source_end
+
+    def until_separator(self, row: list[int]) -> list[int]:
+        """A row of new tokens without the separator that ends it."""
+        return row[: row.index(self.separator)] if self.separator in row else row
+
+    def new_cache(self, held_params: Any, batch: int, length: int) -> Any:
+        """A cache for so many positions of text."""
+        cache = self.make_cache(batch, length + self.front)
+        return cache if self.fill is None else self.fill(held_params, cache)
+
+    def prefill(self, held_params: Any, rows: Rows, cache: Any, logits_to_keep: int) -> tuple[jax.Array, Any]:
+        """Logits of the last places of `rows.tokens`, and the cache that holds them all."""
+        given = {"segment_ids": rows.segments, "positions": rows.positions_BP + self.front, "cache": cache}
+        if not self.encoder_decoder:
+            return self.apply(held_params, rows.tokens, **given, logits_to_keep=logits_to_keep)
+        given["input_segments"] = rows.input_segments
+        return self.apply(held_params, rows.inputs, rows.tokens, **given, logits_to_keep=logits_to_keep)
+
+    def step(self, held_params: Any, last_R1: jax.Array, positions_R1: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        """Logits (R, 1, V) of the token after `last_R1`, and the cache that holds it."""
+        given = {"segment_ids": jnp.ones_like(last_R1), "positions": positions_R1 + self.front, "cache": cache}
+        tokens = (None, last_R1) if self.encoder_decoder else (last_R1,)
+        return self.apply(held_params, *tokens, **given)
+
+    def real(self, logits_V: jax.Array) -> jax.Array:
+        """Logits (..., V), with -inf for a padded vocabulary's ids."""
+        if logits_V.shape[-1] == self.num_tokens:
+            return logits_V
+        return jnp.where(jnp.arange(logits_V.shape[-1]) < self.num_tokens, logits_V, NEVER)

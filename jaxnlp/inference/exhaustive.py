@@ -1,0 +1,60 @@
+"""Exhaustive search: every text there is, where vocabulary and length are tiny. The oracle of beam search."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnlp.errors import UserError
+from jaxnlp.inference.beam import Hypothesis
+
+LIMIT = 1_000_000  # texts
+
+
+def exhaustive_search(
+    apply: Callable[..., jax.Array],
+    params: Any,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    *,
+    separator: int,
+    num_tokens: int,
+    length_penalty: float = 1.0,
+    num_return: int = 1,
+    source: Sequence[int] | None = None,
+) -> list[Hypothesis]:
+    """The continuations with the best scores, best first, scored as beam search does.
+
+    A continuation ends with the separator, or has max_new_tokens.
+
+    Args:
+        apply: (params, tokens_BT) -> logits_BTV, without a cache; with a source (params, inputs_BS, tokens_BT).
+        prompt: ids, the first token included. source: ids that an encoder reads, their end included.
+
+    Raises:
+        UserError: there are more than a million continuations.
+    """
+    if not prompt or max_new_tokens < 1:
+        raise UserError("exhaustive_search: expected a prompt, and max_new_tokens of at least one")
+    if (num_tokens - 1) ** max_new_tokens > LIMIT:
+        raise UserError(
+            f"exhaustive_search: {num_tokens} tokens and max_new_tokens={max_new_tokens} make more than "
+            f"{LIMIT:,} texts; use beam_search"
+        )
+    live, scores = np.asarray([list(prompt)], np.int32), np.zeros(1)
+    found: list[Hypothesis] = []
+    for length in range(1, max_new_tokens + 1):
+        inputs = () if source is None else (np.tile(np.asarray(source, np.int32), (len(live), 1)),)
+        logits = jnp.asarray(apply(params, *inputs, live))[:, -1, :num_tokens]
+        totals = scores[:, None] + np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
+        ends = range(num_tokens) if length == max_new_tokens else [separator]
+        for token in ends:
+            for row, total in zip(live, totals[:, token], strict=True):
+                ids = [*row[len(prompt) :].tolist(), *([] if token == separator else [token])]
+                found.append(Hypothesis(ids, float(total / length**length_penalty)))
+        others = np.asarray([token for token in range(num_tokens) if token != separator], np.int32)
+        live = np.concatenate([np.repeat(live, len(others), 0), np.tile(others, len(live))[:, None]], axis=1)
+        scores = totals[:, others].reshape(-1)
+    return sorted(found, key=lambda h: -h.score)[:num_return]

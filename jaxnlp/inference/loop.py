@@ -1,0 +1,157 @@
+"""The loop of generation: choose a token, read it, choose the next.
+
+The whole of it is one jitted call, or chunks of it with the state handed back in between, for who wants to see the
+tokens as they come. Both give the same.
+
+Shape legend: B batch, P prompt length, T new tokens, K forced tokens, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxnlp.inference.cache import cache_lengths, grow
+from jaxnlp.inference.processors import process, seen_in
+from jaxnlp.inference.rows import Rows
+from jaxnlp.inference.sampling import Sampling, sample
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodePlan:
+    """What a loop is compiled for. forced: the longest forced prefix."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    log_probs: bool
+    forced: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """`step` tokens are in tokens_BT, whose other places hold separators; log_probs_BT of them or None; done_B;
+    seen_BV, the tokens that a repetition penalty is for, or None; the cache."""
+
+    step: Any
+    tokens: Any
+    log_probs: Any
+    done: Any
+    seen: Any
+    cache: Any
+
+
+jax.tree_util.register_dataclass(DecodeState, ["step", "tokens", "log_probs", "done", "seen", "cache"], [])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run(model: Any, plan: DecodePlan, params: Any, rows: Rows, key: jax.Array) -> tuple[jax.Array, Any]:
+    """All of it: tokens_BT, where a finished row goes on with separators, and log-probabilities if wanted: of forced
+    tokens (B, K), right-aligned, and of new ones (B, T).
+
+    Args:
+        model: a `Generator`. params: as its `hold` gives them.
+    """
+    P, T = rows.tokens.shape[1], plan.max_new_tokens
+    state, forced_BK = _begin(model, plan, params, rows, key)
+    for size in cache_lengths(P, P + T):
+        state = dataclasses.replace(state, cache=grow(state.cache, size + model.front))
+        state = _advance(model, plan, params, rows, key, state, min(size - P + 1, T))
+    return whole(state.tokens), (forced_BK, whole(state.log_probs)) if plan.log_probs else None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def begin(
+    model: Any, plan: DecodePlan, params: Any, rows: Rows, key: jax.Array
+) -> tuple[DecodeState, jax.Array | None]:
+    """The state with the first token, in a cache of the first of `cache_lengths`, and forced log-probabilities."""
+    state, forced_BK = _begin(model, plan, params, rows, key)
+    return _readable(state), forced_BK
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=6)
+def advance(
+    model: Any, plan: DecodePlan, params: Any, rows: Rows, key: jax.Array, state: DecodeState, cache: Any, ended_B, stop
+):
+    """The state when it has `stop` tokens or every row is done, `ended_B` being done from here on.
+
+    Args:
+        state: its cache None. cache: given up.
+    """
+    state = dataclasses.replace(state, done=state.done | ended_B, cache=cache)
+    return _readable(_advance(model, plan, params, rows, key, state, stop))
+
+
+larger = jax.jit(grow, static_argnums=1)
+
+
+def _begin(model, plan, params, rows, key) -> tuple[DecodeState, jax.Array | None]:
+    (B, P), T = rows.tokens.shape, plan.max_new_tokens
+    cache = model.new_cache(params, B, cache_lengths(P, P + T)[0])
+    logits_BTV, cache = model.prefill(params, rows, cache, 1 + plan.forced if plan.log_probs else 1)
+    state = DecodeState(
+        step=jnp.int32(0),
+        tokens=jnp.full((B, T), model.separator, jnp.int32),
+        log_probs=jnp.zeros((B, T)) if plan.log_probs else None,
+        done=jnp.zeros(B, bool),
+        seen=prompt_seen(rows, plan.sampling.repetition_penalty, logits_BTV.shape[-1]),
+        cache=cache,
+    )
+    forced_BK = None
+    if plan.log_probs:
+        forced_BK = whole(log_probs(model.real(logits_BTV[:, :-1]), rows.tokens[:, P - plan.forced :]))
+    return _choose(model, plan, key, state, logits_BTV), forced_BK
+
+
+def _advance(model, plan, params, rows, key, state, stop) -> DecodeState:
+    count_B = rows.count_B
+
+    def body(state: DecodeState) -> DecodeState:
+        last_B1 = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
+        logits_BTV, cache = model.step(params, last_B1, (count_B + state.step - 1)[:, None], state.cache)
+        return _choose(model, plan, key, dataclasses.replace(state, cache=cache), logits_BTV)
+
+    return jax.lax.while_loop(lambda s: (s.step < stop) & ~s.done.all(), body, state)
+
+
+def _choose(model, plan, key, state: DecodeState, logits_BTV) -> DecodeState:
+    """The state with one more token, from the last place's logits."""
+    step, logits_BV = state.step, model.real(logits_BTV[:, -1])
+    scores_BV = process(logits_BV, plan.sampling, model.separator, step, state.seen)
+    token_B = sample(scores_BV, jax.random.fold_in(key, step), plan.sampling)
+    token_B1 = jnp.where(state.done, model.separator, token_B)[:, None]
+    put = lambda x_BT, new_B1: jax.lax.dynamic_update_slice(x_BT, new_B1, (0, step))
+    told_BT, seen_BV = state.log_probs, state.seen
+    return DecodeState(
+        step=step + 1,
+        tokens=put(state.tokens, token_B1),
+        log_probs=None if told_BT is None else put(told_BT, log_probs(logits_BV[:, None], token_B1)),
+        done=state.done | (token_B1[:, 0] == model.separator),
+        seen=None if seen_BV is None else seen_BV.at[jnp.arange(len(seen_BV)), token_B1[:, 0]].set(True),
+        cache=state.cache,
+    )
+
+
+def log_probs(logits_BTV: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """(B, T): the log-probability of each token."""
+    chosen_BT = jnp.take_along_axis(logits_BTV, tokens_BT[..., None], axis=-1)[..., 0]
+    return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
+
+
+def prompt_seen(rows: Rows, repetition_penalty: float, vocab: int) -> jax.Array | None:
+    """(B, V): the tokens of each prompt, if there is a penalty that asks."""
+    return None if repetition_penalty == 1 else seen_in(rows.tokens, rows.segments != 0, vocab)
+
+
+def _readable(state: DecodeState) -> DecodeState:
+    """The state with what the host reads whole in every process."""
+    more = {name: whole(getattr(state, name)) for name in ("step", "tokens", "log_probs", "done")}
+    return dataclasses.replace(state, **more)
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """x, whole on every device, and so in every process."""
+    several = jax.sharding.get_abstract_mesh().size > 1
+    return jax.lax.with_sharding_constraint(x, PartitionSpec()) if several else x

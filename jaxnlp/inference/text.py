@@ -1,0 +1,98 @@
+"""Texts in, texts out: prompts are encoded, stop strings end what is generated, and it can be seen as it comes."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxnlp.errors import UserError
+from jaxnlp.inference.decode import CHUNK, Generation, Generator
+from jaxnlp.inference.sampling import Sampling
+from jaxnlp.inference.stream import TextStream
+
+
+def generate_text(
+    generator: Generator,
+    tokenizer: Any,
+    params: Any,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    *,
+    stop: Sequence[str] = (),
+    forced_prefix: str | Sequence[str] = "",
+    on_text: Callable[[int, str], Any] | None = None,
+    chunk: int = CHUNK,
+) -> list[Generation]:
+    """What the model says to each prompt, with `text`. Of an encoder-decoder the prompts are its sources.
+
+    Args:
+        tokenizer: with `encode_batch` and `decode`, as the run's.
+        stop: strings that end a text where one appears in it after the forced prefix, however it falls into tokens.
+            `text` ends before it; `ids` hold the tokens up to the one that completed it.
+        forced_prefix: what every new text begins with, or one for each prompt.
+        on_text: called as (row, text) with what is new and final of a row; together its texts are the row's `text`.
+        chunk: tokens between two looks at the text, if there are stop strings or `on_text`; the results are the same.
+
+    Raises:
+        UserError: as `Generator.generate`; an empty stop string.
+    """
+    ids = tokenizer.encode_batch(list(prompts))
+    forced = [forced_prefix] * len(ids) if isinstance(forced_prefix, str) else list(forced_prefix)
+    if len(forced) != len(ids):
+        raise UserError(f"forced_prefix: {len(forced)} of them for {len(ids)} prompts; expected one for each")
+    prefixes = tokenizer.encode_batch(forced)
+    before = [[]] * len(ids) if generator.encoder_decoder else ids
+    streams = [TextStream(tokenizer.decode, row, stop) for row in before]
+    tell = on_text or (lambda row, text: None)
+    watched = stop or on_text is not None
+    found = generator.generate(
+        params,
+        ids,
+        max_new_tokens,
+        sampling,
+        seed,
+        forced_prefix=prefixes,
+        on_tokens=_listener(streams, prefixes, tell) if watched else None,
+        chunk=chunk,
+    )
+    if not watched:
+        for stream, generation in zip(streams, found, strict=True):
+            stream.force(generation.ids)
+    for row, stream in enumerate(streams):
+        rest = stream.close()
+        if rest:
+            tell(row, rest)
+    return [_ended(g, stream.ended_at, stream.text) for stream, g in zip(streams, found, strict=True)]
+
+
+def _listener(
+    streams: Sequence[TextStream], prefixes: Sequence[Sequence[int]], tell: Callable[[int, str], Any]
+) -> Callable[[int, list[int]], bool]:
+    """What `Generator.generate` calls with a row's new tokens: tells their text, and returns whether the row ends.
+    The first tokens of a row with a forced prefix are that prefix."""
+    begun = [not prefix for prefix in prefixes]
+
+    def on_tokens(row: int, new: list[int]) -> bool:
+        stream = streams[row]
+        text = stream.push(new) if begun[row] else stream.force(new)
+        begun[row] = True
+        if text:
+            tell(row, text)
+        return stream.ended_at is not None
+
+    return on_tokens
+
+
+def _ended(generation: Generation, count: int | None, text: str) -> Generation:
+    """The generation with its text, and where a stop string ended it without the tokens drawn after that."""
+    if count is None:
+        return dataclasses.replace(generation, text=text)
+    ids, log_probs = generation.ids[:count], generation.log_probs[:count]
+    return Generation(ids, log_probs, None, "stop", text)
+
+
+def continuation(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of ids that follow others."""
+    stream = TextStream(tokenizer.decode, before)
+    return stream.force(ids) + stream.close()

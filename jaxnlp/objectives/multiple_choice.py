@@ -1,0 +1,56 @@
+"""Choosing among options: the objective of multiple choice.
+
+Shape legend: B batch, C options, T length.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.nn.losses import token_nll, weighted_sum
+from jaxnlp.objectives import auxiliary_lm
+
+
+@dataclasses.dataclass(kw_only=True)
+class MultipleChoice:
+    """The mean cross-entropy of the right option under a softmax over all, plus lm_weight times the mean language-model
+    loss of the tokens.
+
+    Devlin et al. 2019, section 4.4; Radford et al. 2018, section 3.3.
+
+    lm_weight: lambda of `auxiliary_lm.py`. Needs a decoder, and examples with `lm_targets`.
+    """
+
+    every_token = False
+    lm_weight: float = 0.0
+
+    def check(self) -> None:
+        auxiliary_lm.check(self.lm_weight)
+
+    def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return auxiliary_lm.prepare(batch, self.lm_weight)
+
+    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+        """Sums over a batch that `prepare` has seen.
+
+        Args:
+            apply: (params, tokens, types=, segment_ids=, extract=, key=) -> {"logits": (B, C), and "lm" of a decoder}.
+            batch: `tokens`, `types`, `segment_ids` (B, C, T), an option without any token being none; `extract` (B, C);
+                `labels` (B,), the right option; `weights` (B,).
+
+        Returns:
+            (sum in nats, number of examples, metrics): "nll" of the options alone, "accuracy", and "lm_loss" with its
+            number of tokens.
+        """
+        given = {name: batch.get(name) for name in ("types", "segment_ids", "extract")}
+        out = apply(params, batch["tokens"], **given, key=key)
+        logits_BC, labels_B, weights_B = out["logits"], batch["labels"], batch["weights"]
+        if batch.get("segment_ids") is not None:  # questions with fewer options than others
+            logits_BC = jnp.where((batch["segment_ids"] != 0).any(-1), logits_BC, -1e9)
+        nll_B, _ = token_nll(logits_BC, labels_B)
+        nll, right = weighted_sum(nll_B, weights_B), weighted_sum(jnp.argmax(logits_BC, -1) == labels_B, weights_B)
+        more, metrics = auxiliary_lm.loss(out, batch)
+        return nll + more, jnp.sum(weights_B), {**metrics, "nll": nll, "accuracy": right}

@@ -1,0 +1,66 @@
+"""Naming the class of a text, or of several texts: the objective of sequence classification and entailment.
+
+Shape legend: B batch, C sequences an example is made of, T length, N classes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import FieldError
+from jaxnlp.nn.losses import token_nll, weighted_sum
+from jaxnlp.objectives import auxiliary_lm
+from jaxnlp.objectives.classification_metrics import class_scores, class_sums
+
+
+@dataclasses.dataclass(kw_only=True)
+class SequenceClassification:
+    """The mean cross-entropy of the labels, plus lm_weight times the mean language-model loss of the tokens.
+
+    label_smoothing: as in `Seq2Seq`.
+    lm_weight: lambda of `auxiliary_lm.py`; GPT has 0.5. Needs a decoder, and examples with `lm_targets`.
+    """
+
+    every_token = False
+    label_smoothing: float = 0.0
+    lm_weight: float = 0.0
+
+    def check(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise FieldError("label_smoothing", self.label_smoothing, "expected a share in [0, 1), as 0.1")
+        auxiliary_lm.check(self.lm_weight)
+
+    def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return auxiliary_lm.prepare(batch, self.lm_weight)
+
+    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+        """Sums over a batch that `prepare` has seen.
+
+        Args:
+            apply: (params, tokens, types=, segment_ids=, extract=, key=) -> {"logits": (B, N), and "lm" of a decoder}.
+            batch: `tokens`, `types`, `segment_ids` (B, C, T); `extract` (B, C); `labels` (B,) integers, `weights` (B,).
+
+        Returns:
+            (sum in nats, number of examples, metrics): "nll" of the labels alone, "accuracy", "lm_loss" with its number
+            of tokens, and "classes", the sums of `classes.py`.
+        """
+        given = {name: batch.get(name) for name in ("types", "segment_ids", "extract")}
+        out = apply(params, batch["tokens"], **given, key=key)
+        logits_BN, labels_B, weights_B = out["logits"], batch["labels"], batch["weights"]
+        nll_B, log_z_B = token_nll(logits_BN, labels_B)
+        count = lambda x_B: weighted_sum(x_B, weights_B)
+        loss_B, smooth = nll_B, self.label_smoothing
+        if smooth:
+            loss_B = (1 - smooth) * nll_B + smooth * (log_z_B - logits_BN.mean(-1))
+        more, metrics = auxiliary_lm.loss(out, batch)
+        metrics |= {"nll": count(nll_B), "accuracy": count(jnp.argmax(logits_BN, -1) == labels_B)}
+        metrics["classes"] = class_sums(logits_BN, labels_B, weights_B)
+        return count(loss_B) + more, jnp.sum(weights_B), metrics
+
+    def summary(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Means over a split, with F1 and Matthews correlation in place of the sums they follow from."""
+        classes = found.pop("classes")
+        return {**found, **class_scores(classes)}

@@ -1,0 +1,49 @@
+"""Finding the span of a text that answers a question: the objective of extractive question answering.
+
+Shape legend: B batch, T length.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.nn.losses import token_nll, weighted_sum
+
+
+@dataclasses.dataclass(kw_only=True)
+class SpanExtraction:
+    """The mean of the cross-entropies of the span's start and of its end, each over the places where an answer may be.
+
+    Devlin et al. 2019, sections 4.2 and 4.3. A question without an answer has its span at the [CLS].
+    """
+
+    every_token = False
+
+    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+        """Sums over a batch.
+
+        Args:
+            apply: (params, tokens, types=, segment_ids=, key=) -> {"logits": (B, T, 2)}.
+            batch: `tokens`, `types`, `segment_ids` (B, T); `starts`, `ends` (B,) places; `answerable` (B, T), above 0
+                where either may be; `weights` (B,).
+
+        Returns:
+            (sum in nats, number of examples, metrics): "nll", the same sum; "start_accuracy", "end_accuracy", and
+            "accuracy" of both together, the likeliest place of each taken alone (an answer is the best pair:
+            `data/tasks/span_extraction.py`).
+        """
+        given = {name: batch.get(name) for name in ("types", "segment_ids")}
+        logits_BT2 = apply(params, batch["tokens"], **given, key=key)["logits"]
+        logits_BT2 = jnp.where(batch["answerable"][..., None] > 0, logits_BT2, -1e9)
+        weights_B = batch["weights"]
+        count = lambda x_B: weighted_sum(x_B, weights_B)
+        nll_B, right = 0.0, []
+        for i, name in enumerate(("starts", "ends")):
+            nll_B = nll_B + token_nll(logits_BT2[..., i], batch[name])[0] / 2
+            right.append(jnp.argmax(logits_BT2[..., i], -1) == batch[name])
+        nll = count(nll_B)
+        metrics = {"nll": nll, "start_accuracy": count(right[0]), "end_accuracy": count(right[1])}
+        return nll, jnp.sum(weights_B), {**metrics, "accuracy": count(right[0] & right[1])}

@@ -1,0 +1,116 @@
+"""What a device keeps of a forward pass for the backward pass, by JAX's own account of the derivative.
+
+Traced, not compiled: remat and every component count as they are, while the compiler often fuses some of it away, and
+adds scratch space of its own.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxnlp.objectives.objective import prepared
+from jaxnlp.sharding.mesh import AXES
+from jaxnlp.sharding.pipeline import Naive, OneFOneB, named_schedule, ticks
+from jaxnlp.sharding.rules import Sharding, as_tuple
+from jaxnlp.training.experiment import abstract_batch, trunk, with_trunk
+from jaxnlp.training.step.program import Program, build
+
+SPLIT = {"num_heads": "heads", "num_kv_heads": "kv_heads", "mlp_dim": "mlp", "vocab_size": "vocab"}
+"""Sizes of a model, and the axis of activations that each is."""
+
+
+def activations(program: Program) -> tuple[int, int]:
+    """Bytes in a device's memory, and its share of those in the host's.
+
+    What a device keeps of the forward pass; with remat, and of the one block being computed again. One microbatch's, or
+    of a pipeline those that its schedule has under way at a time. Split over the devices that split the batch, the
+    length, and what tensor parallelism splits. What remat offloads is told apart, but comes back for that one block.
+    """
+    (layers, rest), there = _kept(program)
+    model = program.experiment.model
+    block = 0
+    if getattr(trunk(model), "remat", "none") != "none":
+        plain = dataclasses.replace(program.experiment, model=with_trunk(model, remat="none"))
+        whole, _ = _kept(dataclasses.replace(program, experiment=plain))
+        block = (sum(whole) - layers - rest) // trunk(model).num_layers
+    return _staged(program, layers, rest) + block, sum(there)
+
+
+def _staged(program: Program, layers: int, rest: int) -> int:
+    """Bytes on a stage, given those of one microbatch in all layers, and outside of them."""
+    e, stages = program.experiment, program.mesh.shape["stage"]
+    schedule = named_schedule(e.sharding.pipeline) if stages > 1 else None
+    if schedule is None or isinstance(schedule, Naive):  # whose idle ticks are kept like the others
+        return layers + rest
+    m = e.accum_steps
+    dtype = getattr(getattr(trunk(e.model), "policy", None), "compute_dtype", "float32")
+    size = trunk(e.model).embed_dim * jax.numpy.dtype(dtype).itemsize
+    between = e.data.batch_size // m * e.data.seq_len * size // _ways(program, ("batch", "residual"))
+    if isinstance(schedule, OneFOneB):
+        return layers // stages + rest + (2 * stages + 1) * between
+    count = ticks(schedule, stages, m)
+    # What enters the stages in each tick and what leaves, and what enters and leaves the stack of all microbatches.
+    return layers * count // (stages * schedule.laps) + rest + 2 * (count + m) * between
+
+
+def _ways(program: Program, names: tuple[str, ...]) -> int:
+    """Over how many devices an activation with these axes is split; two axes need not divide over the same devices."""
+    table, sizes = program.experiment.sharding.activations, program.mesh.shape
+    return math.prod(sizes[axis] for axis in {axis for name in names for axis in as_tuple(table.get(name))})
+
+
+def _kept(program: Program) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Bytes for a device of one microbatch, parameters aside: (in the stacked layers, elsewhere), in either memory.
+
+    A device's share under tensor parallelism is that of a model with its share of heads, hidden units and vocabulary.
+    """
+    e = program.experiment
+    sizes = {field: _ways(program, (axis,)) for field, axis in SPLIT.items()}
+    arrays = _residuals(program, dict.fromkeys(sizes, 1))
+    shares = arrays if set(sizes.values()) == {1} else _residuals(program, sizes)
+    if len(shares) != len(arrays):
+        shares = arrays
+    within, between = _ways(program, ("batch", "length")), _ways(program, ("batch", "residual"))
+    found = {False: [0, 0], True: [0, 0]}
+    for whole, share in zip(arrays, shares, strict=True):
+        stacked = share.ndim > 1 and share.shape[0] == getattr(trunk(e.model), "num_layers", None)
+        size = math.prod(share.shape) * share.dtype.itemsize
+        ways = between if whole.shape == share.shape else within
+        found[share.memory_space == jax.memory.Space.Host][not stacked] += size // ways
+    (layers, rest), there = found[False], found[True]
+    return (layers, rest), (there[0], there[1])
+
+
+def _residuals(program: Program, ways: dict[str, int]) -> list[Any]:
+    """Arrays that the derivative keeps of a microbatch of all rows, of a model with a share of its sizes."""
+    e = program.experiment
+    model = trunk(e.model)
+    sizes = {field: getattr(model, field, None) for field in ways}
+    if sizes["mlp_dim"] is None and hasattr(model, "hidden_dim"):
+        sizes["mlp_dim"] = model.hidden_dim
+    if hasattr(model, "key_dim") and hasattr(model, "head_dim"):
+        sizes, ways = {**sizes, "head_dim": model.key_dim}, {**ways, "head_dim": 1}
+    if set(ways.values()) != {1}:
+        changes = {field: size // ways[field] for field, size in sizes.items() if size is not None}
+        e = dataclasses.replace(e, model=with_trunk(e.model, **changes))
+    # Only what splits the batch and the length is left of the mesh.
+    devices = program.mesh.devices[tuple(slice(1) if a in ("stage", "tensor") else slice(None) for a in AXES)]
+    mesh = Mesh(devices, AXES, axis_types=program.mesh.axis_types)
+    alone = build(dataclasses.replace(e, sharding=Sharding().on()), list(mesh.devices.flat)[:1], only_traced=True)
+    batch = abstract_batch(e, e.data.batch_size // e.accum_steps)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    bare = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    state = dataclasses.replace(alone.abstract, params=bare(alone.abstract.params), frozen=bare(alone.abstract.frozen))
+
+    def residuals(params, frozen, batch, key):
+        whole = lambda p: dataclasses.replace(state, params=p, frozen=frozen).model
+        loss = lambda p: e.objective.loss(alone.apply, whole(p), prepared(e.objective, batch), key)[0]
+        return jax.tree.leaves(jax.vjp(loss, params)[1])
+
+    with dataclasses.replace(program, mesh=mesh).context():
+        kept = jax.make_jaxpr(residuals)(state.params, state.frozen, batch, key).out_avals
+    known = {(x.shape, x.dtype) for x in jax.tree.leaves(state.model)}
+    return [x for x in kept if (x.shape, x.dtype) not in known]

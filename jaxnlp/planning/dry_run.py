@@ -1,0 +1,106 @@
+"""What a run would take, before anything is compiled: the parameter table, FLOPs and memory."""
+
+import math
+from typing import Any
+
+import jax
+
+from jaxnlp.nn.remat import HOST
+from jaxnlp.planning.activation_memory import activations
+from jaxnlp.planning.flops import step_flops
+from jaxnlp.sharding.rules import path_name
+from jaxnlp.training.step.program import Program
+from jaxnlp.training.step.state import gradient_shardings
+from jaxnlp.trees import join
+
+
+def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
+    """(path, shape, logical axes, sharding, bytes on a device) of each parameter."""
+    rows = []
+    leaves = jax.tree_util.tree_leaves_with_path(program.abstract.model)
+    axes = jax.tree.leaves(program.all_axes, is_leaf=lambda x: isinstance(x, tuple))
+    for (path, leaf), names in zip(leaves, axes, strict=True):
+        spec = tuple(leaf.sharding.spec) + (None,) * (leaf.ndim - len(leaf.sharding.spec))
+        shown = ", ".join("+".join(a) if isinstance(a, tuple) else str(a or "-") for a in spec)
+        rows.append(
+            (path_name(path), "x".join(map(str, leaf.shape)), ", ".join(map(str, names)), shown, device_bytes(leaf))
+        )
+    return rows
+
+
+def parameter_count(program: Program) -> int:
+    """Parameters of the model and of what is tuned beside them; of quantised ones as many as there were."""
+    if program.tuning is None:
+        return sum(x.size for x in jax.tree.leaves(program.abstract.model))
+    return sum(x.size for x in jax.tree.leaves(join(program.tuning.shapes, program.abstract.params)))
+
+
+def device_bytes(leaf: Any) -> int:
+    """Bytes of one device's share of an abstract array."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def abstract_gradients(program: Program) -> Any:
+    """Shapes and shardings of the gradients, in the parameters' dtypes."""
+    params = program.abstract.params
+    layout = gradient_shardings(params, program.axes, program.experiment.sharding, program.mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, layout)
+
+
+def gradient_bytes(program: Program) -> int:
+    """Gradients on a device, in the parameters' dtypes; where microbatches are summed, their sum in float32 too, and of
+    a pipeline, which sums them as it goes, that alone."""
+    summed, staged = program.experiment.accum_steps > 1, program.mesh.shape["stage"] > 1
+    width = lambda x: 4 * summed + (0 if summed and staged else x.dtype.itemsize)
+    return sum(device_bytes(x) // x.dtype.itemsize * width(x) for x in jax.tree.leaves(abstract_gradients(program)))
+
+
+def optimizer_bytes(program: Program) -> tuple[int, int]:
+    """Bytes of the optimizer's state: on one device, and of its share in the host's memory."""
+    sizes = {False: 0, True: 0}
+    for leaf in jax.tree.leaves(program.abstract.opt_state):
+        sizes[leaf.sharding.memory_kind == HOST] += device_bytes(leaf)
+    return sizes[False], sizes[True]
+
+
+def memory(program: Program) -> dict[str, int]:
+    """Bytes on one device, by what they hold.
+
+    Parameters and optimizer state are exact; gradients and activations as `gradient_bytes` and `activations` count
+    them. What is in the host's memory, a device's share of it, is told apart and no part of the total.
+    """
+    total = lambda tree: sum(device_bytes(x) for x in jax.tree.leaves(tree))
+    state = program.abstract
+    device, host = optimizer_bytes(program)
+    kept, offloaded = activations(program)
+    found = {
+        "parameters": total(state.model),
+        "optimizer state": device,
+        "gradients": gradient_bytes(program),
+        "activations": kept,
+    }
+    found = {**found, "total": sum(found.values())}
+    there = {"optimizer state": host, "activations": offloaded}
+    return {**found, **{f"{part} in host memory": size for part, size in there.items() if size}}
+
+
+def report(program: Program) -> str:
+    """The plan as text."""
+    e, rows = program.experiment, parameter_rows(program)
+    head = ("parameter", "shape", "logical axes", "mesh axes", "bytes/device")
+    table = [head, *((*row[:4], f"{row[4]:,}") for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(5)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
+    count = parameter_count(program)
+    tokens = e.data.batch_size * e.data.seq_len
+    step = step_flops(program)
+    mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items() if size > 1) or "data=1"
+    lines += ["", f"mesh: {mesh} ({program.mesh.size} {program.mesh.devices.flat[0].device_kind} devices)"]
+    lines.append(f"parameters: {count:,}")
+    rows_by = f"{e.data.batch_size} x {e.data.seq_len}"
+    lines.append(f"tokens a step: {tokens:,} ({rows_by}); the run: {e.steps:,} steps, {e.steps * tokens:,} tokens")
+    per_token, run = step / tokens, step * e.steps
+    lines.append(f"FLOPs a token (forward and backward): {per_token:.3e}; a step: {step:.3e}; the run: {run:.3e}")
+    parts = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in memory(program).items())
+    lines.append(f"memory on a device (estimate): {parts}")
+    return "\n".join(lines)

@@ -1,0 +1,46 @@
+"""The gradient function of an experiment alone, compiled: what a step keeps of its forward pass, and its gradients.
+
+A step's own account mixes activations with what the optimizer needs. Nothing runs.
+"""
+
+from typing import Any
+
+import jax
+
+from jaxnlp.objectives.objective import prepared
+from jaxnlp.planning.dry_run import abstract_gradients
+from jaxnlp.planning.planner import account, batch
+from jaxnlp.training.step.program import Program
+from jaxnlp.training.step.step import sum_gradients
+
+
+def lowered_gradients(program: Program) -> Any:
+    """(parameters, batch) -> gradients, in the parameters' dtypes and laid out as the step has them; not compiled."""
+    e, wanted = program.experiment, abstract_gradients(program)
+    layout = jax.tree.map(lambda x: x.sharding, wanted)
+
+    def gradients(params, batch):
+        rows = prepared(e.objective, batch)
+        place = None if program.mesh.size == 1 else layout
+        _, found = sum_gradients(
+            program.apply, e.objective, params, rows, jax.random.key(0), e.accum_steps, layout=place
+        )
+        return jax.tree.map(lambda g, p: g.astype(p.dtype), found, wanted)
+
+    with program.context():
+        return jax.jit(gradients, out_shardings=layout).lower(program.abstract.params, batch(program))
+
+
+def compiled_bytes(lowered: Any, *, fast: bool = False) -> dict[str, int] | None:
+    """The compiler's account of a lowered function (`planner.account`); None where it runs out of memory.
+
+    Args:
+        fast: with little effort to make good code: half the time, more temporaries, the same arguments and outputs.
+    """
+    try:
+        options: dict[str, Any] | None = {"exec_time_optimization_effort": -1.0} if fast else None
+        return account(lowered.compile(compiler_options=options).memory_analysis())
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None

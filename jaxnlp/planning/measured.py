@@ -1,0 +1,189 @@
+"""What a run measured: its speed, by its log, and where a step's time went, by its trace."""
+
+import dataclasses
+import pathlib
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jaxnlp.errors import UserError
+from jaxnlp.planning.hlo import COLLECTIVE, KINDS, LOOP, MATMUL, OTHER
+from jaxnlp.planning.planner import StepPlan
+from jaxnlp.training.experiment import Experiment, abstract_batch
+from jaxnlp.training.run_folder.metric_log import LOG, read_log
+from jaxnlp.training.step.program import build
+
+CLASSES = (MATMUL, COLLECTIVE, OTHER)
+STEP = re.compile(r"jit_step\b")  # the program that `make_step`'s function is jitted to, one step a call or several
+PRODUCT = re.compile(r"dot|conv(?!ert)|gemm|matmul|cutlass|attention", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """Steps of a run as profiled (`--profile_steps`). Times are seconds of one step and device.
+
+    steps: how many. step_seconds: from the first operation to the last, over the steps; a trace slows a step, and what
+        comes between steps, as an evaluation, is in it.
+    by_class: time within operations of each class, those in flight together counted each; a collective's is that of
+        waiting for the other devices too. longest: the operations that take most.
+    """
+
+    path: str
+    steps: int
+    step_seconds: float
+    by_class: dict[str, float]
+    longest: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A run beside its plan.
+
+    rows: of the log that tell a speed; the rest are their medians. flops: operations a second of a device, of the
+        model alone. mfu: by the peak that the run knew; None: it knew none.
+    """
+
+    rows: int
+    step_seconds: float
+    tokens_per_second: float
+    flops: float
+    mfu: float | None
+    trace: Trace | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def stacked_text(experiment: Experiment, devices: Sequence[Any]) -> str:
+    """The compiled program of a run with several steps a call, which no plan compiles."""
+    program = build(experiment, devices)
+    batch = abstract_batch(experiment, experiment.data.batch_size)
+    stack = {k: jax.ShapeDtypeStruct((experiment.steps_per_call, *x.shape), x.dtype) for k, x in batch.items()}
+    lowered = program.step.lower(program.abstract, stack)
+    with program.context():
+        return lowered.compile().as_text()
+
+
+def measured(workdir: pathlib.Path, plan: StepPlan, classes: Mapping[str, str], steps_per_call: int = 1) -> Measured:
+    """The log of a run, and its newest trace if there is one.
+
+    Args:
+        plan: of the run. classes: of the instructions of its program (`hlo.classes`), to know a trace's by name.
+        steps_per_call: of its config, for a trace has marks of calls.
+
+    Raises:
+        UserError: no log, or one without a speed.
+    """
+    rows = [row for row in read_log(workdir / LOG) if row["kind"] == "train" and "tokens_per_second" in row]
+    if not rows:
+        raise UserError(
+            f"--workdir={workdir}: no speed in {LOG}; expected the folder of a run of a few log steps or more"
+        )
+    rate = statistics.median(row["tokens_per_second"] for row in rows)
+    shares = [row["mfu"] for row in rows if "mfu" in row]
+    seconds = plan.tokens / rate
+    return Measured(
+        rows=len(rows),
+        step_seconds=seconds,
+        tokens_per_second=rate,
+        flops=plan.flops / plan.num_devices / seconds,
+        mfu=statistics.median(shares) if shares else None,
+        trace=newest_trace(workdir, classes, steps_per_call),
+    )
+
+
+def newest_trace(workdir: pathlib.Path, classes: Mapping[str, str], steps_per_call: int = 1) -> Trace | None:
+    """The newest trace of a run's folder, of its first host; None where there is none, or it saw no device."""
+    files = sorted(
+        workdir.glob("profile/plugins/profile/*/*.xplane.pb"), key=lambda path: (path.parent.name, path.name)
+    )
+    if not files:
+        return None
+    newest = min(path for path in files if path.parent == files[-1].parent)
+    data: Any = jax.profiler.ProfileData.from_file(str(newest))
+    steps = steps_per_call * len({stats["step_num"] for stats in _annotated(data)})
+    seen = list(operations(data))
+    if not steps or not seen:
+        return None
+    devices = len({device for device, *_ in seen})
+    begun, ended = min(start for _, _, start, _, _ in seen), max(start + took for _, _, start, took, _ in seen)
+    each, names, per = defaultdict[str, float](float), defaultdict[str, float](float), 1e-9 / steps / devices
+    for _, name, _, took, category in seen:
+        kind = class_of(name, category, classes)
+        if kind != LOOP:
+            each[kind] += took * per
+            names[name] += took * per
+    return Trace(
+        path=str(newest.parent),
+        steps=steps,
+        step_seconds=(ended - begun) * 1e-9 / steps,
+        by_class={kind: each[kind] for kind in CLASSES},
+        longest=dict(sorted(names.items(), key=lambda item: -item[1])[:5]),
+    )
+
+
+def _annotated(data: Any) -> Iterator[dict[str, Any]]:
+    """Statistics of the training loop's own marks, one for each call of the step."""
+    for plane in data.planes:
+        if plane.name.startswith("/host:"):
+            for line in plane.lines:
+                for event in line.events:
+                    if event.name == "train":
+                        stats = dict(event.stats)
+                        if "step_num" in stats:
+                            yield stats
+
+
+def operations(data: Any) -> Iterator[tuple[str, str, float, float, str]]:
+    """(device, instruction, start, nanoseconds, category) of each operation of the training step.
+
+    TPUs have a plane of each chip with a line of operations, named by their text and with a category, and one of the
+    programs that they are of; GPUs' kernels and CPUs' threads note the instruction that they work on, and its program.
+    """
+    for plane in data.planes:
+        tpu = plane.name.startswith("/device:TPU")
+        spans = _spans(plane) if tpu else None
+        for line in plane.lines:
+            if tpu and line.name != "XLA Ops":
+                continue
+            for event in line.events:
+                stats = dict(event.stats)
+                name = stats.get("hlo_op") or (event.name if tpu else None)
+                if name is None or not (_within(event, spans) if tpu else STEP.match(str(stats.get("hlo_module", "")))):
+                    continue
+                device = plane.name if plane.name.startswith("/device:") else str(stats.get("device_ordinal", 0))
+                found = re.match(r"%?([\w.\-]+)", str(name))
+                yield (
+                    device,
+                    found[1] if found else str(name),
+                    event.start_ns,
+                    event.duration_ns,
+                    str(stats.get("hlo_category", "")),
+                )
+
+
+def _spans(plane: Any) -> list[tuple[float, float]] | None:
+    """(start, end) of each run of the training step on a TPU; None where the trace does not tell programs apart."""
+    lines = [line for line in plane.lines if line.name == "XLA Modules"]
+    steps = (event for line in lines for event in line.events if STEP.match(event.name))
+    return [(event.start_ns, event.start_ns + event.duration_ns) for event in steps] if lines else None
+
+
+def _within(event: Any, spans: list[tuple[float, float]] | None) -> bool:
+    """By its middle: times since 1970 are rounded to 256 ns."""
+    middle = event.start_ns + event.duration_ns / 2
+    return spans is None or any(start <= middle <= end for start, end in spans)
+
+
+def class_of(name: str, category: str, classes: Mapping[str, str]) -> str:
+    """By the program, if it has an instruction of that name; else by the name, or the profiler's category."""
+    if name in classes:
+        return classes[name]
+    told = f"{category} {name}"
+    if name.startswith(("while", "conditional", "call")):
+        return LOOP
+    return COLLECTIVE if any(kind in told for kind in KINDS) else MATMUL if PRODUCT.search(told) else OTHER

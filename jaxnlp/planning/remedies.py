@@ -1,0 +1,209 @@
+"""Changes of a config after which a step that does not fit does: found by our account, and compiled to be sure."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxnlp.figures.parallelism import amount
+from jaxnlp.planning.planner import REFUSALS, TABLES, StepPlan, outline, plan, split
+from jaxnlp.sharding.presets import ZERO1, ZERO2, ZERO3
+from jaxnlp.sharding.rules import Sharding, as_tuple
+from jaxnlp.training.experiment import Experiment, trunk, with_trunk
+from jaxnlp.training.step.program import build
+
+COMPILED = 5  # options compiled, at most
+MARGIN = 0.95  # of the memory, by an estimate
+Larger = Callable[[int], tuple[str, Sequence[Any]] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A change, in words, and what is planned with it. size: bytes of a device by estimate, host: of its host's."""
+
+    change: str
+    experiment: Experiment
+    devices: Sequence[Any]
+    size: float
+    host: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Bytes that an option can have. device: by an estimate, with a margin. host: a device's share, which is exact."""
+
+    device: float
+    host: float
+
+    def holds(self, option: Option) -> bool:
+        return option.size <= self.device and option.host <= self.host
+
+
+def advised(
+    found: StepPlan,
+    experiment: Experiment,
+    devices: Sequence[Any],
+    larger: Larger | None = None,
+    busy: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> StepPlan:
+    """The plan of what does not fit, with its remedies: changes each alone, then two together, then more devices.
+
+    Those that fit by our account (in the ratio in which the compiler's was to ours) are compiled, in this order, until
+    one does fit.
+
+    Args:
+        larger: number of devices -> the name of a topology of so many, and its devices; None where there is none.
+        busy: is called with what is compiled, around it.
+    """
+    assert found.limit is not None
+    scale = max(1.0, found.needed / sum(found.parts.values()))
+    e = dataclasses.replace(experiment, steps_per_call=1)
+    room = Room(MARGIN * found.limit, math.inf if found.host_limit is None else found.host_limit)
+    compiled, done = [], False
+    less = lambda o: o.size < scale * sum(found.parts.values()) if found.host_fits else o.host < found.host_bytes
+    alone = [option for option in singles(e, devices, scale) if less(option)]
+    likely = [option for option in alone if room.holds(option)]
+    for option in _chain(likely, lambda: pairs(e, devices, scale, room), lambda: grown(found, e, larger, room)):
+        if done or len(compiled) == COMPILED:
+            break
+        try:
+            with busy(f"does not fit; compiling with {option.change}"):
+                one = plan(option.experiment, option.devices)
+        except REFUSALS as error:
+            compiled.append((option.change, f"{option.change}: does not compile ({str(error).splitlines()[0][:200]})"))
+            continue
+        done = one.fits
+        size = one.compiled["peak"] if one.compiled else one.needed
+        taken = f"{amount(size)} as compiled" if one.host_fits else f"{amount(one.host_bytes)} of host memory"
+        compiled.append((option.change, f"{option.change}: {taken}, {'fits' if done else 'still too much'}"))
+    told = [line for _, line in reversed(compiled)] + _estimates(alone, [change for change, _ in compiled], room)
+    states = sum(size for part, size in found.parts.items() if part != "activations")
+    if states > found.limit:
+        told.append(f"parameters, gradients and optimizer state alone are {amount(states)} on each device as it is")
+    return dataclasses.replace(found, remedies=tuple(told))
+
+
+def _estimates(options: Sequence[Option], compiled: Sequence[str], room: Room) -> list[str]:
+    """A line for each change that was not compiled; of numbers of microbatches the largest, where none is enough."""
+    counts = [option for option in options if option.change.startswith("accum_steps")]
+    told = []
+    for option in options:
+        if option.change in compiled or (option in counts and (option is not counts[-1] or room.holds(option))):
+            continue
+        there = f" and {amount(option.host)} of host memory" if option.host else ""
+        end = "" if room.holds(option) else ", still too much"
+        told.append(f"{option.change}: {amount(option.size)}{there} by estimate{end}")
+    return told
+
+
+def _chain(first: Sequence[Option], *more: Callable[[], Iterator[Option]]) -> Iterator[Option]:
+    yield from first
+    for options in more:
+        yield from options()
+
+
+def sized(change: str, e: Experiment, devices: Sequence[Any], scale: float) -> Option | None:
+    """The option with its bytes, the device's scaled; None where the experiment cannot be laid out."""
+    try:
+        one = outline(build(e, devices))
+    except ValueError:
+        return None
+    return Option(change, e, devices, scale * sum(one.parts.values()), one.host_bytes)
+
+
+def singles(e: Experiment, devices: Sequence[Any], scale: float) -> list[Option]:
+    """One change each: ever more microbatches, remat, ZeRO's next stages, the optimizer's state where it is not."""
+    found = [(f"accum_steps={n}", dataclasses.replace(e, accum_steps=n)) for n in microbatches(e, len(devices))]
+    options = (sized(change, one, devices, scale) for change, one in [*found, *changes(e, len(devices))])
+    return [option for option in options if option is not None]
+
+
+def pairs(e: Experiment, devices: Sequence[Any], scale: float, room: Room) -> Iterator[Option]:
+    """A change, and with it the fewest microbatches that make it fit by estimate, then more."""
+    every = changes(e, len(devices))
+    for change, one in [*every, *_both(every, e)]:
+        for n in microbatches(one, len(devices)):
+            more = dataclasses.replace(one, accum_steps=n)
+            option = sized(f"{change} and accum_steps={n}", more, devices, scale)
+            if option is not None and room.holds(option):
+                yield option
+
+
+def _both(every: Sequence[tuple[str, Experiment]], e: Experiment) -> list[tuple[str, Experiment]]:
+    """The last table of ZeRO, with remat."""
+    remat = [one for change, one in every if change.startswith("model.remat")]
+    tables = [(change, one) for change, one in every if one.sharding.params != e.sharding.params]
+    return [(f"model.remat='full', {c}", dataclasses.replace(t, model=remat[0].model)) for c, t in tables[-1:] if remat]
+
+
+def grown(found: StepPlan, e: Experiment, larger: Larger | None, room: Room) -> Iterator[Option]:
+    """ZeRO 3 over more devices, twice as many each time, with the fewest microbatches that fit by estimate."""
+    if larger is None:
+        return
+    states = sum(size for part, size in found.parts.items() if part != "activations")
+    if getattr(trunk(e.model), "remat", "full") != "full":
+        e = dataclasses.replace(e, model=with_trunk(e.model, remat="full"))
+    for doubled in range(1, 12):
+        count = found.num_devices * 2**doubled
+        if e.data.batch_size % count:
+            return
+        if states / 2**doubled > room.device or (there := larger(count)) is None:
+            continue
+        name, devices = there
+        one = dataclasses.replace(e, sharding=ZERO3.on(fsdp=count))
+        rows = e.data.batch_size // count
+        for n in (n for n in range(min(e.accum_steps, rows), rows + 1) if rows % n == 0):
+            more = dataclasses.replace(one, accum_steps=n)
+            change = f"{name} with sharding as ZERO3, accum_steps={n}, model.remat='full'"
+            option = sized(change, more, devices, 1 / 0.7)  # with space for what the compiler adds
+            if option is not None and room.holds(option):
+                yield option
+                break
+
+
+def microbatches(e: Experiment, num_devices: int) -> list[int]:
+    """Numbers of microbatches above the experiment's that divide its batch over the devices."""
+    sizes = e.sharding.mesh.sizes(num_devices)
+    rows = e.data.batch_size // math.prod(sizes[axis] for axis in as_tuple(e.sharding.activations.get("batch")))
+    return [n for n in range(e.accum_steps + 1, rows + 1) if rows % n == 0]
+
+
+def same_tables(one: Sharding, other: Sharding) -> bool:
+    """Whether both lay everything out alike, over the same mesh."""
+    tables = lambda s: [dict(getattr(s, field) or s.params) for field in TABLES] + [dict(s.activations)]
+    return tables(one) == tables(other)
+
+
+def changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
+    """(what to write in the config, the experiment with it), but for microbatches."""
+    sizes: Mapping[str, int] = e.sharding.mesh.sizes(num_devices)
+    found = []
+    if getattr(trunk(e.model), "remat", "full") != "full":
+        found.append(("model.remat='full'", dataclasses.replace(e, model=with_trunk(e.model, remat="full"))))
+    stages = {"optimizer": ZERO1, "gradients": ZERO2, "params": ZERO3}
+    named: Any = e.sharding.mesh.slices
+    slices = dict(named)
+    copies = slices.pop("data", 1) * slices.pop("fsdp", 1)  # one on each slice: what is split stays within one
+    together = sizes["data"] * sizes["fsdp"] // copies
+    slices |= {"data": copies} if copies > 1 else {}
+    mesh = dataclasses.replace(e.sharding.mesh, data=copies, fsdp=together, slices=slices)
+    changed = {field: dict(getattr(e.sharding, field) or e.sharding.params) for field in TABLES}
+    done: list[str] = []
+    for number, (field, preset) in enumerate(stages.items(), 1):
+        if together == 1 or split(changed[field], e.sharding, {**sizes, "data": copies, "fsdp": together}) > 1:
+            continue
+        changed[field]["embed"] = "fsdp"
+        done.append(field)
+        tables = {table: dict(rules) for table, rules in changed.items()}
+        sharding = dataclasses.replace(e.sharding, mesh=mesh, **tables)
+        over = f"data={copies}, fsdp={together}" if copies > 1 else f"fsdp={together}"
+        name = f"ZERO{number}" if same_tables(sharding, preset) else f"'embed' on 'fsdp' in {', '.join(done)}"
+        found.append((f"sharding as {name}, {over}", dataclasses.replace(e, sharding=sharding)))
+    if e.sharding.optimizer_memory == "device" and getattr(trunk(e.model), "scan_layers", False):
+        host = dataclasses.replace(e.sharding, optimizer_memory="host")
+        found.append(("sharding.optimizer_memory='host'", dataclasses.replace(e, sharding=host)))
+    if e.sharding.optimizer_memory == "host":
+        device = dataclasses.replace(e.sharding, optimizer_memory="device")
+        found.append(("sharding.optimizer_memory='device'", dataclasses.replace(e, sharding=device)))
+    return found

@@ -1,0 +1,188 @@
+"""Which table, mesh and number of microbatches make the shortest step: all that fit, compiled and ranked."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from jaxnlp.errors import UserError
+from jaxnlp.figures.parallelism import amount
+from jaxnlp.nn.ring import Ring
+from jaxnlp.planning.network import where
+from jaxnlp.planning.planner import REFUSALS, StepPlan, outline, plan
+from jaxnlp.sharding.mesh import MeshConfig, tpu_slices
+from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB
+from jaxnlp.sharding.presets import DDP, PP, THREE_D, TP, TP_SP, ZERO1, ZERO2, ZERO3
+from jaxnlp.sharding.rules import TENSOR, Sharding, as_tuple
+from jaxnlp.training.experiment import Experiment, trunk, with_trunk
+from jaxnlp.training.step.program import build
+
+WIDTHS = (2, 4, 8, 16)  # of tensor, and of sequence
+STAGES = (2, 4, 8, 16)
+MICROBATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+SPLIT = {**TENSOR, "embed": "fsdp"}
+ZERO3_TP = Sharding(params=SPLIT, gradients=SPLIT, optimizer=SPLIT)
+TURNS = (8, 4, 2, 1)  # microbatches of a pipeline, for each stage: the more, the smaller the bubble
+
+
+def tables(experiment: Experiment, devices: Sequence[Any]) -> Iterator[tuple[str, Sharding]]:
+    """(name, tables over a mesh): the config's own first, then the presets, at each width of what has one.
+
+    ZeRO 3 over one side of the torus too, and copies of that over the others: a reduce-scatter over several sides is
+    compiled to an all-reduce. Of GPUs, over those of a host. ZeRO 3 also over what tensor parallelism leaves of the
+    devices. The length is split only where the model's attention is a ring. Over several slices a preset is that over
+    one, with a copy on each.
+    """
+    count = tpu_slices(devices)
+    yield "config", experiment.sharding
+    for name, sharding in presets(experiment, devices, len(devices) // count):
+        if count > 1:
+            mesh = dataclasses.replace(sharding.mesh, data=sharding.mesh.data * count, slices={"data": count})
+            name, sharding = f"{name} on each of {count} slices", dataclasses.replace(sharding, mesh=mesh)
+        yield name, sharding
+
+
+def presets(experiment: Experiment, devices: Sequence[Any], n: int) -> Iterator[tuple[str, Sharding]]:
+    """(name, tables over a mesh) of the presets over n devices."""
+    yield named("DDP", DDP, data=n)
+    for name, preset in (("ZERO1", ZERO1), ("ZERO2", ZERO2), ("ZERO3", ZERO3)):
+        yield named(name, preset, fsdp=n)
+    if devices[0].platform == "tpu":
+        side = max(max(d.coords) + 1 for d in devices)
+    else:
+        side = n // len(set(map(where, devices)))
+    if 1 < side < n and n % side == 0:
+        yield named("ZERO3", ZERO3, data=n // side, fsdp=side)
+    widths = [width for width in WIDTHS if n % width == 0]
+    for name, preset in (("TP", TP), ("TP_SP", TP_SP)):
+        for width in widths:
+            yield named(name, preset, data=n // width, tensor=width)
+    for width in (width for width in widths if width < n):
+        yield named("ZERO3+TP", ZERO3_TP, fsdp=n // width, tensor=width)
+    if isinstance(getattr(trunk(experiment.model), "attention", None), Ring):
+        for width in widths:
+            yield named("ZERO3", ZERO3, fsdp=n // width, sequence=width)
+    yield from pipelines(experiment, n)
+
+
+def pipelines(experiment: Experiment, n: int) -> Iterator[tuple[str, Sharding]]:
+    """Stages that divide the layers, with each schedule that can cut them; and with tensor parallelism."""
+    model = trunk(experiment.model)
+    layers = getattr(model, "num_layers", 0) if hasattr(model, "scan_layers") else 0
+    schedules: list[Any] = [GPipe(), Circular(laps=2)]
+    schedules += [] if getattr(model, "encoder_decoder", False) else [OneFOneB()]
+    for stages in (p for p in STAGES if n % p == 0 and layers and layers % p == 0):
+        for schedule in schedules:
+            if layers % (stages * schedule.laps) == 0:
+                name, sharding = named("PP", PP, data=n // stages, stage=stages)
+                yield f"{name} {type(schedule).__name__}", dataclasses.replace(sharding, pipeline=schedule)
+                for width in (w for w in WIDTHS if n % (stages * w) == 0):
+                    name, sharding = named("THREE_D", THREE_D, data=n // stages // width, stage=stages, tensor=width)
+                    yield f"{name} {type(schedule).__name__}", dataclasses.replace(sharding, pipeline=schedule)
+
+
+def named(name: str, preset: Sharding, **sizes: int) -> tuple[str, Sharding]:
+    """A preset over a mesh, and both in words."""
+    sizes = {axis: size for axis, size in sizes.items() if size > 1}
+    return f"{name} {' '.join(f'{axis}={size}' for axis, size in sizes.items())}".strip(), preset.on(**sizes)
+
+
+Busy = Callable[[str], contextlib.AbstractContextManager[Any]]
+
+
+def search(
+    experiment: Experiment,
+    devices: Sequence[Any],
+    tell: Callable[[str], None] = print,
+    busy: Busy = contextlib.nullcontext,
+    only: Sequence[str] = (),
+) -> list[StepPlan]:
+    """Plans of all tables that fit, the shortest step first; of equal ones that whose other resources take less.
+
+    A table is tried with ever more microbatches until it fits: more would only gather and reduce more often. A
+    pipeline is tried with ever fewer, for its bubble grows then. What by our account needs more than the memory there
+    is for parameters and optimizer state alone is not compiled.
+
+    Args:
+        tell: is called with a line for each plan tried. busy: with its title, around its compile.
+        only: names of tables, or how they begin; none is all.
+
+    Raises:
+        UserError: no table of such a name; none that can be laid out over these devices.
+    """
+    found, seen, every = [], [], list(tables(experiment, devices))
+    laid_out, refusal = 0, ""
+    wanted = [(name, table) for name, table in every if not only or name.startswith(tuple(only))]
+    if not wanted:
+        names = ", ".join(name for name, _ in every)
+        raise UserError(f"--tables={','.join(only)}: none of these begins so; here there are {names}")
+    for name, sharding in wanted:
+        try:
+            sizes: dict[str, Any] = sharding.mesh.sizes(len(devices))
+        except UserError as error:
+            refusal = refusal or f"{name}: {error}"
+            tell(f"{name}: {error}")
+            continue
+        if sizes["stage"] == 1:
+            sharding = dataclasses.replace(sharding, optimizer_memory=experiment.sharding.optimizer_memory)
+        same = dataclasses.replace(sharding, mesh=MeshConfig(**sizes, slices=sharding.mesh.slices))
+        if same in seen:
+            continue
+        seen.append(same)
+        for e, title in tries(experiment, sharding, sizes, name):
+            try:
+                e.check()
+                with busy(title):
+                    one = attempt(e, devices, title)
+            except REFUSALS as error:
+                told = f"{title}: {str(error).splitlines()[0][:300]}"
+                refusal = refusal or told
+                tell(told)
+                break
+            laid_out += 1
+            tell(f"{title}: {one.problem or spoken(one)}")
+            if one.fits:
+                found.append(one)
+            if one.fits or not one.needed:  # its states alone
+                break
+    if not laid_out:
+        raise UserError(
+            f"--search: none of {len(wanted)} tables can be laid out over {len(devices)} devices; {refusal}"
+        )
+    return sorted(found, key=lambda p: (p.step_seconds or 0.0, sum(p.seconds.values())))
+
+
+def tries(
+    experiment: Experiment, sharding: Sharding, sizes: dict[str, int], name: str
+) -> Iterator[tuple[Experiment, str]]:
+    """Experiments with a table, and what each is called, by numbers of microbatches."""
+    e, stages = dataclasses.replace(experiment, sharding=sharding), sizes["stage"]
+    if stages == 1:
+        counts = list(MICROBATCHES)
+    else:
+        if not trunk(e.model).scan_layers:
+            e, name = dataclasses.replace(e, model=with_trunk(e.model, scan_layers=True)), f"{name}, scan_layers"
+        ways = math.prod(sizes[axis] for axis in as_tuple(sharding.activations.get("batch")))
+        counts = [turns * stages for turns in TURNS if e.data.batch_size % (turns * stages * ways) == 0] or [stages]
+    for count in counts:
+        yield dataclasses.replace(e, accum_steps=count), f"{name}, accum_steps={count}"
+
+
+def attempt(experiment: Experiment, devices: Sequence[Any], title: str) -> StepPlan:
+    """The plan; not compiled where states alone are far beyond the memory."""
+    guess = outline(build(experiment, devices), title)
+    states = sum(size for part, size in guess.parts.items() if part not in ("activations", "gradients"))
+    if guess.limit is not None and states > guess.limit:
+        problem = f"does not fit: parameters and optimizer state alone are {amount(states)}"
+        return dataclasses.replace(guess, problem=problem)
+    return plan(experiment, devices, title)
+
+
+def spoken(one: StepPlan) -> str:
+    """A plan in a line."""
+    assert one.compiled is not None
+    memory = f"{amount(one.compiled['peak'])} on each device"
+    if one.step_seconds is None:
+        return f"fits, {memory}"
+    return f"fits, {memory}; {one.step_seconds * 1e3:,.1f} ms a step at best, bound by {one.bound}"

@@ -1,0 +1,75 @@
+"""Names that saved configs may still use: where each module, class and field has moved to.
+
+A config is saved with the class of every object in it, as "module:Class". After a rename the old name is added here, so
+that checkpoints written before it still load. Order of lookup: the module, then the class, then its fields.
+"""
+
+MODULES = {
+    "jaxnlp.data.characters": "jaxnlp.data.text.characters",
+    "jaxnlp.data.embedded_tasks": "jaxnlp.data.corpora.stdlib_tasks",
+    "jaxnlp.data.from_run": "jaxnlp.data.pretrained_tokenizer",
+    "jaxnlp.data.masking": "jaxnlp.data.text.masking",
+    "jaxnlp.data.packing": "jaxnlp.data.text.packing",
+    "jaxnlp.data.sentences": "jaxnlp.data.text.sentences",
+    "jaxnlp.data.sources": "jaxnlp.data.text.sources",
+    "jaxnlp.data.span_corruption": "jaxnlp.data.text.span_corruption",
+    "jaxnlp.data.tasks.choice": "jaxnlp.data.tasks.multiple_choice",
+    "jaxnlp.data.tasks.classification": "jaxnlp.data.tasks.sequence_classification",
+    "jaxnlp.data.tasks.spans": "jaxnlp.data.tasks.span_extraction",
+    "jaxnlp.data.tasks.tags": "jaxnlp.data.tasks.token_classification",
+    "jaxnlp.objectives.choice": "jaxnlp.objectives.multiple_choice",
+    "jaxnlp.objectives.classify": "jaxnlp.objectives.sequence_classification",
+    "jaxnlp.objectives.regress": "jaxnlp.objectives.regression",
+    "jaxnlp.objectives.span": "jaxnlp.objectives.span_extraction",
+    "jaxnlp.objectives.tag": "jaxnlp.objectives.token_classification",
+    "jaxnlp.train.experiment": "jaxnlp.training.experiment",
+    "jaxnlp.train.pretrained": "jaxnlp.training.init.pretrained",
+}
+"""Old module -> new module, for modules that define config classes."""
+
+CLASSES: dict[str, str] = {
+    "jaxnlp.data.corpora.stdlib_tasks:EmbeddedCalls": "StdlibCalls",
+    "jaxnlp.data.corpora.stdlib_tasks:EmbeddedChoice": "StdlibChoice",
+    "jaxnlp.data.corpora.stdlib_tasks:EmbeddedDocstrings": "StdlibDocstrings",
+    "jaxnlp.data.corpora.stdlib_tasks:EmbeddedEntailment": "StdlibEntailment",
+    "jaxnlp.data.corpora.stdlib_tasks:EmbeddedSimilarity": "StdlibSimilarity",
+    "jaxnlp.data.corpora.stdlib_tasks:EmbeddedSpans": "StdlibSpans",
+    "jaxnlp.data.corpora.stdlib_tasks:EmbeddedTags": "StdlibTags",
+    "jaxnlp.data.corpora.stdlib_tasks:EmbeddedTask": "StdlibTask",
+    "jaxnlp.data.pretrained_tokenizer:FromRun": "PretrainedTokenizer",
+    "jaxnlp.data.text.sources:Embedded": "PythonStdlib",
+    "jaxnlp.data.tasks.multiple_choice:Choices": "MultipleChoiceTask",
+    "jaxnlp.data.tasks.sequence_classification:Classification": "SequenceClassificationTask",
+    "jaxnlp.data.tasks.regression:Regression": "RegressionTask",
+    "jaxnlp.data.tasks.span_extraction:Spans": "SpanExtractionTask",
+    "jaxnlp.data.tasks.token_classification:Tags": "TokenClassificationTask",
+    "jaxnlp.models.heads:FineTuned": "ModelWithHead",
+    "jaxnlp.models.heads:MultipleChoice": "MultipleChoiceHead",
+    "jaxnlp.models.heads:SequenceClassification": "SequenceClassificationHead",
+    "jaxnlp.models.heads:SequenceRegression": "RegressionHead",
+    "jaxnlp.models.heads:SpanExtraction": "SpanExtractionHead",
+    "jaxnlp.models.heads:TokenClassification": "TokenClassificationHead",
+    "jaxnlp.objectives.multiple_choice:Choice": "MultipleChoice",
+    "jaxnlp.objectives.sequence_classification:Classify": "SequenceClassification",
+    "jaxnlp.objectives.regression:Regress": "Regression",
+    "jaxnlp.objectives.span_extraction:Span": "SpanExtraction",
+    "jaxnlp.objectives.token_classification:Tag": "TokenClassification",
+    "jaxnlp.peft.method:Method": "PEFTMethod",
+}
+"""New module and old class name -> new class name."""
+
+FIELDS: dict[str, dict[str, str]] = {}
+"""New module and new class name -> {old field: new field}. A new name of "" drops a field that is gone."""
+
+
+def current_class(name: str) -> str:
+    """The name today of the class that a saved config calls `name`, as "module:Class"."""
+    module, _, cls = name.partition(":")
+    moved = f"{MODULES.get(module, module)}:{cls}"
+    return moved.partition(":")[0] + ":" + CLASSES.get(moved, cls)
+
+
+def current_fields(name: str, fields: dict[str, object]) -> dict[str, object]:
+    """The fields of a saved object of class `name` (as it is called today), under their names today."""
+    renamed = FIELDS.get(name, {})
+    return {renamed.get(field, field): value for field, value in fields.items() if renamed.get(field, field)}

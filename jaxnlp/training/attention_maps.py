@@ -1,0 +1,96 @@
+"""What the attention heads of a trained run look at in a text."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnlp.data.text.sentinels import with_sentinels
+from jaxnlp.data.token_display import token_labels
+from jaxnlp.errors import UserError
+from jaxnlp.figures.attention import WEIGHTS, Map, collect
+from jaxnlp.sharding.axes import make_capture
+from jaxnlp.training.experiment import trunk
+from jaxnlp.training.fill_mask import encoder_row
+from jaxnlp.training.load import Loaded
+
+
+def attention_maps(run: Loaded, text: str, target: str | None = None) -> list[Map]:
+    """The weights of every attention layer of the run's model as it reads a text.
+
+    A decoder reads the separator and the text, as in training; an encoder [CLS] text [SEP]; the encoder of an
+    encoder-decoder the text and the separator, its decoder the separator, or what it began with, and `target`; names of
+    sentinels stand for them. A fine-tuned model shows its trunk.
+
+    Args:
+        target: the decoder's text, or the second text of an encoder's pair.
+
+    Raises:
+        UserError: a model without attention, a text too long for it, or a target missing or out of place.
+    """
+    model, params, tokenizer = run.saved.experiment.model, run.params, run.saved.tokenizer
+    if trunk(model) is not model:
+        model, params = trunk(model), params["trunk"]
+    if not hasattr(model, "attention"):
+        raise _without_attention(model)
+    start = getattr(run.saved.experiment.data.examples, "start", None)  # what a decoder began with in training
+    separator, begin = tokenizer.separator, tokenizer.separator if start is None else tokenizer.special(start)
+    if getattr(model, "encoder_decoder", False):
+        tokenizer = with_sentinels(tokenizer)
+    encode = lambda text: tokenizer.encode_batch([text])[0]
+    given: dict[str, Any] = {}
+    if getattr(model, "encoder_decoder", False):
+        if target is None:
+            raise UserError("--target: not given; expected the text that the decoder of this model reads")
+        rows = {"inputs": [*encode(text), separator], "tokens": [begin, *encode(target)]}
+    elif hasattr(model, "make_cache"):
+        if target is not None:
+            raise UserError("--target: the run's model is a decoder alone; give the whole text as --text")
+        rows = {"tokens": [begin, *encode(text)]}
+    else:
+        row = encoder_row(run, text, target)
+        rows = {"tokens": row.tokens}
+        if getattr(model, "num_types", 1) > 1:
+            given["types"] = row.types[None]
+    longest = getattr(model, "longest", None)
+    for name, ids in rows.items():
+        if longest is not None and len(ids) > longest:
+            flag = "--target" if name == "tokens" and "inputs" in rows else "--text"
+            raise UserError(f"{flag}: has {len(ids)} tokens and the model {longest} positions; shorten it")
+    labels = {name: token_labels(tokenizer, ids) for name, ids in rows.items()}
+    arguments = [np.asarray([ids], np.int32) for ids in rows.values()]
+    found = collect(weights_of(run, model, params, arguments, given))
+    in_order = sorted(found, key=lambda kind: not kind.startswith("encoder"))
+    return [_labelled(kind, *found[kind], labels) for kind in in_order]
+
+
+def weights_of(run: Loaded, model: Any, params: Any, arguments: list[np.ndarray], given: Any) -> dict[str, np.ndarray]:
+    """By path, the attention weights of one call of the model. Raises UserError where it has none."""
+    capture, tuning = make_capture(model.module()), run.program.tuning
+    if tuning is not None:
+        if tuning.method.front:
+            name = type(tuning.method).__name__
+            raise UserError(f"--workdir: the run's {name}() is read before the text, and has no words to label; no map")
+        capture = tuning.apply(capture, ("trunk",) if hasattr(run.saved.experiment.model, "trunk") else ())
+
+    def weights(params: Any) -> Any:
+        seen = capture(params, *arguments, **given)[1]
+        return {path: x for path, x in seen.items() if path.split("/")[-1] == WEIGHTS}
+
+    with run.program.context(any_length=True, batch=None):
+        found = jax.tree.map(np.asarray, jax.jit(weights)(params))
+    if not found:
+        raise _without_attention(model)
+    return found
+
+
+def _without_attention(model: Any) -> UserError:
+    return UserError(f"--workdir: the run's model, {type(model).__name__}, has no attention to look at")
+
+
+def _labelled(kind: str, layers: tuple[int, ...], weights_LHTS: np.ndarray, labels: dict[str, list[str]]) -> Map:
+    """A map with its tokens' labels: queries and keys are the inputs' in an encoder, and keys across."""
+    inputs, tokens = labels.get("inputs", labels["tokens"]), labels["tokens"]
+    queries = inputs if kind.startswith("encoder") else tokens
+    keys = inputs if kind.startswith("encoder") or "cross" in kind else tokens
+    return Map(kind, layers, tuple(range(weights_LHTS.shape[1])), weights_LHTS, queries, keys)

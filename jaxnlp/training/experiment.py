@@ -1,0 +1,214 @@
+"""The experiment: everything a run is made of, in one config object."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from jaxnlp.data.pipeline import DataConfig, resolved
+from jaxnlp.data.tasks.layout import Template
+from jaxnlp.data.text.packing import Packed
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import FieldError
+from jaxnlp.objectives.causal_lm import CausalLM
+from jaxnlp.optim import OptimConfig, make_schedule
+from jaxnlp.peft.method import PEFTMethod
+from jaxnlp.peft.prompt import Prompt
+from jaxnlp.sharding.rules import Sharding, as_tuple
+
+
+@dataclasses.dataclass(kw_only=True)
+class Experiment:
+    """A run: model, data, objective, optimizer and layout, and the run's lengths and intervals (in steps).
+
+    model: a model's config, as `gpt.GPTConfig(...)`.
+    tuning: which parameters are trained, as `peft.lora.LoRA(rank=8)`; None: all.
+    tuning_from: a tuned run's folder, or a file of `peft/files.py`, whose tuned parameters are the first ones here, as
+        a prompt's of another task (`training/init/transfer.py`); None draws them.
+    init_from: where the first parameters come from, as `pretrained.Pretrained(path="runs/bert")`; None draws them.
+    steps: length of the run.
+    accum_steps: microbatches a batch is cut into; lowers memory, not the result.
+    steps_per_call: steps in one device call, for models so small that the call itself costs.
+        All intervals must be multiples of it.
+    log_every, eval_every, checkpoint_every: intervals; 0 is never (the end always evaluates and saves).
+    eval_batches: validation batches in an evaluation during the run; None is the whole split.
+        The evaluation at the end always takes the whole split.
+    keep_last, keep_best: checkpoints kept: the newest, and those with the lowest validation loss.
+    on_nonfinite: "stop" the run, or "skip" the update, when a loss or gradient is not finite.
+    loss_scale: first scale of the loss under float16.
+    sample_prompt, sample_tokens: a text the run completes at the end; 0 tokens is none.
+    peak_flops: operations a second of one device, for the utilisation; None takes the
+        maker's figure for the chip, or on a CPU measures its matrix product.
+    """
+
+    model: Any
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    objective: Any = dataclasses.field(default_factory=CausalLM)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    tuning: object = None
+    tuning_from: str | None = None
+    init_from: Any = None
+    sharding: Sharding = dataclasses.field(default_factory=Sharding)
+    steps: int = 1000
+    accum_steps: int = 1
+    steps_per_call: int = 1
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 200
+    eval_batches: int | None = 20
+    checkpoint_every: int = 200
+    keep_last: int = 2
+    keep_best: int = 1
+    on_nonfinite: str = "stop"
+    loss_scale: float = 2.0**15
+    sample_prompt: str = "def main"
+    sample_tokens: int = 160
+    peak_flops: float | None = None
+
+    def check(self) -> None:
+        """Raises FieldError naming the first field that cannot work, alone or with another."""
+        for field in ("steps", "accum_steps", "steps_per_call", "keep_last"):
+            if getattr(self, field) < 1:
+                raise FieldError(field, getattr(self, field), "expected a positive number")
+        for field in ("log_every", "eval_every", "checkpoint_every", "keep_best", "sample_tokens"):
+            if getattr(self, field) < 0:
+                raise FieldError(field, getattr(self, field), "expected zero or more")
+        for field in ("steps", "log_every", "eval_every", "checkpoint_every"):
+            if getattr(self, field) % self.steps_per_call:
+                raise FieldError(field, getattr(self, field), f"not a multiple of steps_per_call={self.steps_per_call}")
+        if self.eval_batches is not None and self.eval_batches < 1:
+            raise FieldError(
+                "eval_batches", self.eval_batches, "expected a positive number, or None for the whole split"
+            )
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise FieldError("on_nonfinite", self.on_nonfinite, "expected 'stop' or 'skip'")
+        if not 0 <= self.seed < 2**32:
+            raise FieldError("seed", self.seed, "expected a number in [0, 2^32)")
+        if not self.loss_scale >= 1:
+            raise FieldError("loss_scale", self.loss_scale, "expected 1 or more, as 32768.0")
+        if self.peak_flops is not None and not self.peak_flops > 0:
+            raise FieldError("peak_flops", self.peak_flops, "expected operations a second, as 9.9e14, or None")
+        if self.init_from is not None and not hasattr(self.init_from, "begin"):
+            raise FieldError("init_from", self.init_from, "expected Pretrained(path='runs/bert'), or None")
+        if self.tuning is not None and not isinstance(self.tuning, PEFTMethod):
+            raise FieldError("tuning", self.tuning, "expected a method of jaxnlp.peft, as LoRA(rank=8), or None")
+        if self.tuning_from is not None and self.tuning is None:
+            raise FieldError("tuning_from", self.tuning_from, "expected a tuning method beside it, as tuning=Prompt()")
+        several = isinstance(self.data.examples, Packed) and not self.data.attend_across_documents
+        if getattr(self.tuning, "one_text", False) and several:
+            name, examples = type(self.tuning).__name__, type(self.data.examples).__name__
+            told = f"is read with one text a row, and data.examples={examples}() puts several in one"
+            raise FieldError("tuning", f"{name}()", f"{told}; set data.attend_across_documents=True, or use Prefix()")
+        if self.data.batch_size % self.accum_steps:
+            raise FieldError("accum_steps", self.accum_steps, f"does not divide data.batch_size={self.data.batch_size}")
+        longest = getattr(self.model, "longest", None)
+        if longest is not None and self.data.seq_len > longest:
+            raise FieldError(
+                "data.seq_len", self.data.seq_len, f"longer than model.max_len={longest}; raise that or shorten this"
+            )
+        self._check_examples()
+        self._check_template()
+        make_schedule(self.optim, self.steps)
+
+    def _check_examples(self) -> None:
+        pairs = "inputs" in self.data.examples.shapes(self.data)
+        if pairs != getattr(self.model, "encoder_decoder", False):
+            fits = "TextPairs() or SpanCorruption(), with objective=Seq2Seq()" if not pairs else "Packed()"
+            found, model = f"{type(self.data.examples).__name__}()", type(self.model).__name__
+            raise FieldError("data.examples", found, f"not what model={model}() reads; use {fits}")
+
+    def _check_template(self) -> None:
+        layout, tuning = self.layout, self.tuning
+        if not isinstance(layout, Template) or not layout.num_places:
+            return
+        if not isinstance(tuning, Prompt):
+            told = f"{layout.place} stands for vectors of a prompt; expected tuning=PTuning(length={layout.num_places})"
+            raise FieldError("data.examples.layout.text", layout.text, told)
+        if tuning.length != layout.num_places:
+            has = f"has {layout.num_places} times {layout.place}, for tuning.length={tuning.length} vectors"
+            raise FieldError("data.examples.layout.text", layout.text, f"{has}; expected one place for each")
+
+    @property
+    def layout(self) -> Any:
+        """Of the texts of a labelled task; None of other data."""
+        return getattr(self.data.examples, "layout", None)
+
+
+def trunk(model: Any) -> Any:
+    """The config that has the layers: a model's own, or that of what is fine-tuned."""
+    return getattr(model, "trunk", model)
+
+
+def with_trunk(model: Any, **changes: Any) -> Any:
+    """The model with fields of its trunk changed."""
+    changed = dataclasses.replace(trunk(model), **changes)
+    return dataclasses.replace(model, trunk=changed) if hasattr(model, "trunk") else changed
+
+
+def flops_per_token(experiment: Experiment) -> float:
+    """Floating-point operations of a training step for each of its batch_size * seq_len tokens."""
+    data = experiment.data
+    predicted = data.examples.predicted(data)  # models that predict everywhere do not ask
+    told = () if predicted == 1 else (predicted,)
+    sequences = getattr(data.examples, "num_sequences", 1)  # an example may be made of several
+    return sequences * experiment.model.flops_per_token(data.seq_len, *told)
+
+
+def abstract_batch(experiment: Experiment, rows: int, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a training step reads, so many rows of it, as shapes and dtypes."""
+    shapes = experiment.data.examples.shapes(experiment.data)
+    return {
+        name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
+    }
+
+
+def check_batch(experiment: Experiment, num_devices: int) -> None:
+    """Raises FieldError unless a microbatch and a sequence divide over the devices that split them."""
+    sizes = experiment.sharding.mesh.sizes(num_devices)
+    batch = as_tuple(experiment.sharding.activations.get("batch"))
+    ways, rows = math.prod(sizes[axis] for axis in batch), experiment.data.batch_size // experiment.accum_steps
+    if rows % ways:
+        of = f" (over accum_steps={experiment.accum_steps}: {rows} rows)" if experiment.accum_steps > 1 else ""
+        up = -(-rows // ways) * ways * experiment.accum_steps
+        raise FieldError(
+            "data.batch_size",
+            experiment.data.batch_size,
+            f"does not divide over {'*'.join(batch)}={ways} devices{of}; use {up}, or change sharding.mesh",
+        )
+    for name in ("length", "residual"):
+        split = as_tuple(experiment.sharding.activations.get(name))
+        ways, length = math.prod(sizes[axis] for axis in split), experiment.data.seq_len
+        if length % ways:
+            near = f"does not divide over {'*'.join(split)}={ways} devices; use {-(-length // ways) * ways}"
+            raise FieldError("data.seq_len", length, f"{near}, or change sharding.mesh")
+
+
+def check_classes(experiment: Experiment) -> None:
+    """Raises FieldError where the head has another number of classes than the task."""
+    names = getattr(experiment.data.examples, "classes", None)
+    count = getattr(getattr(experiment.model, "head", None), "num_classes", None)
+    if names and count is not None and count != len(names):
+        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise FieldError("model.head.num_classes", count, f"data.examples has {len(names)} classes ({some}); use that")
+
+
+def resolve(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
+    """The experiment with what depends on the tokenizer, and on labelled data, filled in.
+
+    Raises:
+        FieldError: a vocabulary smaller than the tokenizer's; as many classes as the data does not have.
+    """
+    experiment = dataclasses.replace(experiment, data=resolved(experiment.data))
+    check_classes(experiment)
+    if isinstance(experiment.tuning, PEFTMethod):
+        layout = experiment.layout
+        place = layout.place_id(tokenizer) if isinstance(layout, Template) and layout.num_places else None
+        experiment = dataclasses.replace(experiment, tuning=experiment.tuning.resolved(tokenizer, place))
+    model, size = experiment.model, trunk(experiment.model).vocab_size
+    if size is None:
+        return dataclasses.replace(experiment, model=with_trunk(model, vocab_size=tokenizer.vocab_size))
+    if size < tokenizer.vocab_size:
+        where = "model.trunk.vocab_size" if hasattr(model, "trunk") else "model.vocab_size"
+        raise FieldError(where, size, f"the tokenizer has {tokenizer.vocab_size} tokens; use that or more")
+    return experiment

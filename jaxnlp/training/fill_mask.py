@@ -1,0 +1,125 @@
+"""A person's text as a trained encoder reads it: between its special tokens, with its masks."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.training.experiment import trunk
+from jaxnlp.training.load import Loaded
+
+NAMES = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "mask": ("[MASK]", "<mask>")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """[CLS] text [SEP], or [CLS] a [SEP] b [SEP]. tokens, types: (T,). masks: places of the masks."""
+
+    tokens: np.ndarray
+    types: np.ndarray
+    masks: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+    """What may stand at a mask. piece: its text, None for a special token. probability: over the whole vocabulary."""
+
+    token: int
+    piece: str | None
+    probability: float
+
+
+def special(run: Loaded, role: str) -> tuple[str, int]:
+    """(name, id) of the run's token for "cls", "sep" or "mask": what its examples say, or a usual name.
+
+    Raises:
+        UserError: the vocabulary has none.
+    """
+    tokenizer, said = run.saved.tokenizer, getattr(run.saved.experiment.data.examples, role, None)
+    names = NAMES[role] if said is None else (said,)
+    for name in names:
+        try:
+            return name, tokenizer.special(name)
+        except FieldError:
+            continue
+    raise UserError(f"--workdir: its tokenizer has no {' or '.join(names)}, which an encoder's text needs")
+
+
+def encoder_row(run: Loaded, text: str, second: str | None = None) -> Row:
+    """A text, or a pair, as the run's encoder was trained to read it. The mask's name in a text stands for the mask.
+
+    Raises:
+        UserError: more tokens than the model has positions, or than types for a pair.
+    """
+    model = trunk(run.saved.experiment.model)
+    (_, cls), (_, sep) = special(run, "cls"), special(run, "sep")
+    parts = [np.asarray([*encode_masked(run, part), sep], np.int32) for part in (text, second) if part is not None]
+    tokens = np.concatenate([[cls], *parts]).astype(np.int32)
+    types = np.zeros_like(tokens)
+    if second is not None and getattr(model, "num_types", 1) > 1:
+        types[1 + len(parts[0]) :] = 1
+    if model.longest is not None and len(tokens) > model.longest:
+        raise UserError(f"--text: has {len(tokens)} tokens and the model {model.longest} positions; shorten it")
+    mask = _mask(run)
+    return Row(tokens, types, [] if mask is None else np.flatnonzero(tokens == mask[1]).tolist())
+
+
+def encode_masked(run: Loaded, text: str) -> list[int]:
+    """The tokens of a text in which the mask's name, as "[MASK]", stands for the mask.
+
+    Where tokens carry the space before a word, so does the mask: "the [MASK]" is two tokens.
+    """
+    tokenizer, mask = run.saved.tokenizer, _mask(run)
+    if mask is None:
+        return tokenizer.encode_batch([text])[0]
+    name, token = mask
+    parts = text.split(name)
+    if _spaces_in_tokens(tokenizer):
+        parts = [part.removesuffix(" ") for part in parts[:-1]] + parts[-1:]
+    first, *rest = tokenizer.encode_batch(parts)
+    return [*first, *(i for part in rest for i in (token, *part))]
+
+
+def _mask(run: Loaded) -> tuple[str, int] | None:
+    try:
+        return special(run, "mask")
+    except UserError:
+        return None
+
+
+def _spaces_in_tokens(tokenizer: Tokenizer) -> bool:
+    return any(piece is not None and len(piece) > 1 and piece[:1] == b" " for piece in tokenizer.pieces())
+
+
+def fill_mask(run: Loaded, text: str, top: int = 5) -> list[list[Guess]]:
+    """The likeliest tokens at each mask of a text, each mask guessed by itself.
+
+    Raises:
+        UserError: a model without a masked-word head, or a text without a mask.
+    """
+    model = run.saved.experiment.model
+    if "masked_lm" not in getattr(model, "heads", ()):
+        kind = type(model).__name__
+        raise UserError(
+            f"--workdir: its model, {kind}, has no masked-word head; train one as configs/bert/tiny_pretrain.py"
+        )
+    name, _ = special(run, "mask")
+    row = encoder_row(run, text)
+    if not row.masks:
+        raise UserError(f"--text={text!r}: has no {name}; put it where a word is to be guessed")
+    predict = np.asarray([row.masks], np.int32)
+
+    def probabilities(params: Any) -> jax.Array:
+        given = {"types": row.types[None], "predict": predict}
+        logits_MV = run.program.apply(params, row.tokens[None], **given)["masked_lm"][0]
+        return jax.nn.softmax(logits_MV[:, : run.saved.tokenizer.vocab_size])  # not of ids that round the size up
+
+    with run.program.context(any_length=True, batch=None):
+        found_MV = np.asarray(jax.jit(probabilities)(run.params))
+    pieces = run.saved.tokenizer.pieces()
+    show = lambda i: None if pieces[i] is None else pieces[i].decode(errors="replace")
+    best = np.argsort(-found_MV, axis=-1)[:, :top]
+    return [[Guess(int(i), show(i), float(p[i])) for i in ids] for ids, p in zip(best, found_MV, strict=True)]

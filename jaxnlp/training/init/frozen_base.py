@@ -1,0 +1,40 @@
+"""The base of a tuned run: its checkpoints hold what was trained, the rest is read again from where it came from."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jaxnlp.errors import UserError
+from jaxnlp.peft.files import fingerprint
+from jaxnlp.training.step.program import Program
+from jaxnlp.training.step.state import TrainState
+
+BASE = "base"  # what the fingerprint is called in a checkpoint's data
+
+
+def with_base(program: Program, state: TrainState, tokenizer: Any, data: Any, tell: Callable[[str], Any]) -> TrainState:
+    """A state read from a checkpoint, with its frozen parameters. Of a run that trains all it is as it was.
+
+    Args:
+        data: the checkpoint's, which holds the base's fingerprint.
+
+    Raises:
+        UserError: the base is not there, or not the one that the run was tuned on.
+    """
+    if program.tuning is None:
+        return state
+    found = first_state(program, tokenizer, tell)[0].frozen
+    if fingerprint(found) != data[BASE]:
+        e = program.experiment
+        where = "seed" if e.init_from is None else f"init_from.path={getattr(e.init_from, 'path', '')}"
+        raise UserError(
+            f"{where}: its parameters are not those that this run was tuned on (fingerprint {fingerprint(found)}, was "
+            f"{data[BASE]}); restore them, or tune again in another --workdir"
+        )
+    return dataclasses.replace(state, frozen=found)
+
+
+def first_state(program: Program, tokenizer: Any, tell: Callable[[str], Any]) -> tuple[TrainState, Any]:
+    """(the state at step 0, what became of each pretrained parameter, None where none is)."""
+    state, init_from = program.init(), program.experiment.init_from
+    return (state, None) if init_from is None else init_from.begin(program, state, tokenizer, tell)

@@ -1,0 +1,87 @@
+"""A run that begins from parameters made elsewhere: a checkpoint at step 0."""
+
+import contextlib
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnlp import config as configs
+from jaxnlp.data.pipeline import corpus_name, open_split
+from jaxnlp.data.text.span_corruption import SpanCorruption
+from jaxnlp.data.tokenizer import HuggingFace, wrap
+from jaxnlp.errors import UserError
+from jaxnlp.objectives.seq2seq import Seq2Seq
+from jaxnlp.training.experiment import Experiment, resolve
+from jaxnlp.training.loops.supervised import open_workdir
+from jaxnlp.training.run_folder.checkpoint import Reader, Writer
+from jaxnlp.training.step.program import build
+
+
+def seed_run(
+    experiment: Experiment | None, model: Any, params: Any, tokenizer: Any, separator: str | None, workdir: str
+) -> int:
+    """Writes the checkpoint. With several processes all must call it.
+
+    Args:
+        experiment: data, optimizer and lengths of the run; None takes the defaults, with windows as long as the
+            model can read, 512 tokens at most, and a learning rate for fine-tuning; an encoder-decoder's examples
+            are those of T5.
+        model, params, tokenizer: as `interop.huggingface.load` gives them.
+        separator: the token that separates documents; None takes the first there is of the usual ones.
+
+    Returns:
+        the number of parameters.
+
+    Raises:
+        UserError: the model is no language model, the folder holds a run already, or the config does not fit.
+    """
+    if not hasattr(model, "make_cache"):
+        raise UserError(
+            f"{type(model).__name__}: not a language model, which is what a run trains and generates from; "
+            "fine-tune it with init_from=Pretrained(path=...), or read it with jaxnlp.interop.huggingface.load"
+        )
+    if Reader(workdir).steps():
+        raise UserError(f"--workdir={workdir}: holds a run already; choose another folder")
+    ours, folder = wrap(tokenizer, separator), pathlib.Path(workdir)
+    if experiment is None:
+        experiment = _usual(model, tokenizer)
+    file = folder / "tokenizer.json"  # a copy, so that the run's config.json can be run again
+    data = dataclasses.replace(experiment.data, tokenizer=HuggingFace(path=str(file), separator=separator))
+    e = dataclasses.replace(experiment, model=model, data=data)
+    configs.check(e)
+    e = resolve(e, ours)
+    first = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        if first:
+            stack.enter_context(open_workdir(folder))
+        program = build(e)
+        if first:
+            tokenizer.save(str(file))
+        tell = lambda text: print(text, file=sys.stderr, flush=True)
+        store = open_split(e.data, "train", ours, tell)
+        open_split(e.data, "validation", ours, tell)
+        placed = lambda leaf, x: jax.make_array_from_callback(x.shape, leaf.sharding, np.asarray(x).__getitem__)
+        params = jax.tree.map(placed, program.abstract.params, params)
+        state = dataclasses.replace(program.init(), params=params)
+        writer = Writer(folder, e.keep_last, e.keep_best)
+        stack.callback(writer.close)
+        writer.save(state, e, ours, {"position": 0, "corpus": corpus_name(store, e.data)}, None)
+        writer.wait()
+        if first:
+            configs.save_json(e, folder / "config.json")
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def _usual(model: Any, tokenizer: Any) -> Experiment:
+    """What a model of this kind is trained on where nothing else is said."""
+    experiment = Experiment(model=model)
+    experiment.data.seq_len = min(512, model.longest or 512)
+    experiment.optim.learning_rate = 1e-5
+    if getattr(model, "encoder_decoder", False):
+        start = "<pad>" if tokenizer.token_to_id("<pad>") is not None else None
+        experiment.data.examples, experiment.objective = SpanCorruption(start=start), Seq2Seq()
+    return experiment

@@ -1,0 +1,340 @@
+"""A run that begins from another's parameters: fine-tuning, and training on.
+
+  Experiment(model=ModelWithHead(trunk=pretrained.model("runs/bert", heads=("pooler",)), head=...),
+             data=DataConfig(tokenizer=PretrainedTokenizer(path="runs/bert"), ...),
+             init_from=Pretrained(path="runs/bert"))
+
+Parameters are matched by path. Each is loaded, fresh or left over, and the run says which; only heads may be fresh or
+left over, so that a trunk is never half loaded. It happens at step 0 alone: a run that resumes has its own checkpoint.
+"""
+
+import dataclasses
+import fnmatch
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxnlp.config import did_you_mean
+from jaxnlp.data.pretrained_tokenizer import same_ids
+from jaxnlp.data.tokenizer import HuggingFaceTokenizer, wrap
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.interop import huggingface
+from jaxnlp.nn.kernels import Einsum
+from jaxnlp.nn.quantised import dequantised
+from jaxnlp.sharding.axes import abstract_params, example_inputs
+from jaxnlp.sharding.rules import REPLICATED, path_name, shardings
+from jaxnlp.training.experiment import trunk, with_trunk
+from jaxnlp.training.init.param_mapping import Match, match
+from jaxnlp.training.load import load
+from jaxnlp.training.run_folder.checkpoint import Reader
+from jaxnlp.trees import like
+
+REPORT = "init.json"
+SHOWN = 8  # paths in a line of the report; the file has all
+
+
+@dataclasses.dataclass(kw_only=True)
+class Pretrained:
+    """Where a run's first parameters come from, as `Experiment.init_from`.
+
+    path: a run's folder (of a tuned run, the parameters as merged); or one in Hugging Face's layout, or a hub id.
+    checkpoint: of a run: "latest" (the newest that is whole), "best" (lowest validation loss) or a step.
+    fresh, left_over: patterns of parameters, as "trunk/adapter*", that may be so besides the heads.
+    ignore: of Hugging Face's layout, patterns of tensors to leave out, as "classifier.*".
+    """
+
+    path: str = ""
+    checkpoint: str = "latest"
+    fresh: tuple[str, ...] = ()
+    left_over: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        if not self.path:
+            raise FieldError("path", self.path, "expected the folder of a trained run, as runs/bert")
+
+    def begin(self, program: Any, state: Any, tokenizer: Any, tell: Callable[[str], Any]) -> tuple[Any, "Report"]:
+        """The state with pretrained parameters where there are any, laid out as it was, and what became of each.
+
+        Args:
+            program: of the run that begins. state: its state at step 0, whose parameters are used up.
+            tokenizer: the run's, whose ids must be those of the pretrained model.
+
+        Raises:
+            UserError: nothing to load there; other ids; a parameter of another shape; part of a trunk that is fresh or
+                left over.
+        """
+        source = open_source(self.path, self.checkpoint, tell)
+        check_ids(source, tokenizer)
+        given = source.read(program.mesh, program.experiment.sharding.params, self.ignore)
+        own, own_axes = program.base
+        flat, target = by_path(given), by_path(own)
+        is_names = lambda x: isinstance(x, tuple)
+        axes = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(own_axes, is_leaf=is_names)}
+        model = program.experiment.model
+        found = match(
+            {path: x.shape for path, x in flat.items()},
+            {path: x.shape for path, x in target.items()},
+            axes,
+            prefixes=(prefix(source.model), prefix(model)),
+            same_head=source.head == head_of(program.experiment),
+            allowed=lambda path: _any(path, self.fresh),
+            dropped=lambda path: _any(path, self.left_over),
+            name=source.name,
+        )
+        layout = jax.tree.map(lambda x: x.sharding, own)
+        build = jax.jit(lambda fresh, given: assemble(found, dequantised(fresh), given), out_shardings=layout)
+        report = Report.of(source.name, found, target)
+        params = build(like(state.model, own), flat)
+        if program.tuning is None:
+            return dataclasses.replace(state, params=params), report
+        trained = {"/".join(path) for path in program.tuning.replaced}
+        if lost := [path for path in report.fresh if path not in trained]:
+            raise UserError(
+                f"tuning: {lost[0]} is not in {source.name} and would stay as it was drawn; train it, with "
+                f"tuning.whole=({', '.join(repr(path) for path in [*trained_patterns(trained), *lost])},)"
+            )
+        return program.start(params), report
+
+
+def trained_patterns(paths: Iterable[str]) -> list[str]:
+    return sorted({f"{path.split('/')[0]}/*" for path in paths})
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A pretrained model. read(mesh, rules, ignore): its parameters, laid out over a mesh. tokenizer: None: unknown.
+    head: as `head_of`."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    read: Callable[[Any, Any, Iterable[str]], Any]
+    head: Any = None
+
+
+def model(path: str, **changes: Any) -> Any:
+    """The config of a pretrained model, to fine-tune or to train on, with fields changed.
+
+    Args:
+        path: as `Pretrained.path`. changes: as heads=("pooler",), dropout_rate=0.1.
+
+    The vocabulary's size is left to the tokenizer, which may have special tokens more, unless the model has more rows
+    than its own tokenizer has tokens. Of a fine-tuned model it is the trunk.
+    """
+    source = open_source(path, "latest", lambda text: None)
+    found = trunk(source.model)
+    known = [field.name for field in dataclasses.fields(found)]
+    for name in changes:
+        if name not in known:
+            near = did_you_mean(name, known)
+            kind = type(found).__name__
+            raise UserError(f"{path}: its model is a {kind}, which has no field {name!r} (is it the right run?){near}")
+    if source.tokenizer is not None and found.vocab_size == source.tokenizer.vocab_size:
+        changes = {"vocab_size": None, **changes}
+    return dataclasses.replace(found, **changes)
+
+
+def open_source(path: str, checkpoint: str, tell: Callable[[str], Any]) -> Source:
+    """A run, or a model in Hugging Face's layout, without its parameters as yet."""
+    reader = Reader(path)
+    if reader.steps():
+        return _open_run(path, reader, checkpoint, tell)
+    folder = pathlib.Path(path)
+    if folder.is_dir() and not (folder / huggingface.CONFIG).exists():
+        raise FieldError(
+            "init_from.path",
+            path,
+            "no checkpoint of a run here, and no model in Hugging Face's layout; train one first",
+        )
+    if not folder.is_dir() and (path.startswith((".", "/", "runs/")) or path.count("/") > 1):
+        raise FieldError(
+            "init_from.path",
+            path,
+            f"no such folder; train one with: python -m experiments.train --config=FILE --workdir={path}",
+        )
+    config, tokenizer = huggingface.read_config(path)
+
+    def read(mesh: Any, rules: Any, ignore: Iterable[str]) -> Any:
+        try:
+            return huggingface.load(path, mesh=mesh, rules=rules, ignore=tuple(ignore))[1]
+        except UserError as e:
+            _demand_indivisible(path, e, tell)
+            return huggingface.load(path, mesh=mesh, rules=REPLICATED, ignore=tuple(ignore))[1]
+
+    return Source(path, config, tokenizer if tokenizer is None else wrap(tokenizer), read)
+
+
+def _open_run(path: str, reader: Reader, checkpoint: str, tell: Callable[[str], Any]) -> Source:
+    if checkpoint == "latest":
+        step = reader.newest(lambda step, e: tell(f"note: {path}: the checkpoint of step {step} is damaged ({e})"))
+    elif checkpoint == "best":
+        step = reader.best()
+    else:
+        step = int(checkpoint) if checkpoint.isdigit() and int(checkpoint) in reader.steps() else None
+    if step is None:
+        steps = ", ".join(map(str, reader.steps()))
+        raise FieldError("init_from.checkpoint", checkpoint, f"{path} has no such one; expected latest, or of {steps}")
+    reader.verify(step)
+    saved = reader.read(step)
+    config = saved.experiment.model
+
+    def read(mesh: Any, rules: Any, ignore: Iterable[str]) -> Any:
+        # Which kernel computes attention does not change the parameters, and not every one runs here.
+        plain = with_trunk(config, attention=Einsum()) if hasattr(config, "attention") else config
+        shapes, axes = abstract_params(plain.module(), *example_inputs(plain, 1, 1))
+        try:
+            places = shardings(shapes, axes, rules, mesh)
+        except UserError as e:
+            _demand_indivisible(path, e, tell)
+            places = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), shapes)
+        if saved.experiment.tuning is not None:
+            return jax.tree.map(jax.device_put, _merged(path, step), places)
+        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
+        return reader.restore_item(step, "params", target)
+
+    return Source(f"{path}, step {step:,}", config, saved.tokenizer, read, head_of(saved.experiment))
+
+
+def _merged(path: str, step: int) -> Any:
+    """The parameters of a run that tuned a few, with these worked into its base's."""
+    run = load(path, str(step))
+    tuning = run.program.tuning
+    assert tuning is not None
+    try:
+        return tuning.merge(like(run.params, tuning.shapes), like(run.params, run.program.abstract.params))
+    except UserError as e:
+        told = f"{e}; begin from what it began with, with tuning_from={path!r}"
+        raise FieldError("init_from.path", path, told) from None
+
+
+def _demand_indivisible(path: str, error: UserError, tell: Callable[[str], Any]) -> None:
+    """Raises the error again unless it is of a size that does not divide: the new model may have another one there."""
+    if "does not divide" not in str(error):
+        raise error
+    tell(f"note: {path} is read whole onto every device and split afterwards ({error})")
+
+
+def check_ids(source: Source, tokenizer: Any) -> None:
+    """Raises UserError where an id of the pretrained model means something else to the run's tokenizer."""
+    theirs = source.tokenizer
+    if isinstance(theirs, HuggingFaceTokenizer) and isinstance(tokenizer, HuggingFaceTokenizer):
+        theirs = wrap(theirs.library, tokenizer.to_json()["separator"])
+    if theirs is not None and not same_ids(theirs, tokenizer):
+        raise UserError(
+            f"data.tokenizer: its ids are not those of {source.name} ({type(theirs).__name__}, "
+            f"{theirs.vocab_size:,} tokens; this run has {type(tokenizer).__name__}, {tokenizer.vocab_size:,}); "
+            "use PretrainedTokenizer(path=...) of the same folder"
+        )
+
+
+def head_of(experiment: Any) -> Any:
+    """What a fine-tuned model adds to its trunk, and the classes it stands for: equal ones mean the same."""
+    return getattr(experiment.model, "head", None), getattr(experiment.data.examples, "classes", None)
+
+
+def prefix(model: Any) -> str:
+    """Where a model's trunk is among its parameters."""
+    return "trunk/" if hasattr(model, "trunk") else ""
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assemble(found: Match, fresh: Any, given: dict[str, jax.Array]) -> Any:
+    """The parameters: what is given where the match says so, else the fresh ones."""
+
+    def one(path: Any, leaf: jax.Array) -> jax.Array:
+        piece = found.pieces.get(path_name(path))
+        if piece is None:
+            return leaf
+        arrays = [given[name] for name in piece.sources]
+        array = jnp.stack(arrays) if piece.stacked else arrays[0]
+        array = (array if piece.layer is None else array[piece.layer]).astype(leaf.dtype)
+        rest = jax.lax.slice_in_dim(leaf, array.shape[piece.axis], None, axis=piece.axis) if piece.extended else None
+        return array if rest is None else jnp.concatenate([array, rest], axis=piece.axis)
+
+    return jax.tree_util.tree_map_with_path(one, fresh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of each parameter: paths, sorted. The first three are of the run, left_over of the source.
+
+    more_rows: of a larger vocabulary, path -> (rows that were loaded, rows there are); they count as loaded too.
+    numbers: loaded, and in all.
+    """
+
+    source: str
+    loaded: list[str]
+    more_rows: dict[str, tuple[int, int]]
+    fresh: list[str]
+    left_over: list[str]
+    numbers: tuple[int, int]
+
+    @classmethod
+    def of(cls, source: str, found: Match, target: dict[str, Any]) -> "Report":
+        more = {
+            path: (found.rows[path], target[path].shape[piece.axis])
+            for path, piece in sorted(found.pieces.items())
+            if piece.extended
+        }
+        size = {path: x.size for path, x in target.items()}
+        loaded = sum(size[p] if p not in more else size[p] // more[p][1] * more[p][0] for p in found.pieces)
+        fresh = sorted(set(target) - set(found.pieces))
+        return cls(source, sorted(found.pieces), more, fresh, sorted(found.left_over), (loaded, sum(size.values())))
+
+    def lines(self) -> list[str]:
+        """For a person: loaded parameters by module, the others by name."""
+        out = [f"begins from {self.source}:"]
+        count, (numbers, total) = len(self.loaded), self.numbers
+        out.append(f"  loaded     {count} of {count + len(self.fresh)} parameters, {numbers:,} of {total:,} numbers: ")
+        out[-1] += ", ".join(modules(self.loaded)) or "none"
+        for path, (rows, all_rows) in self.more_rows.items():
+            out.append(f"             {path}: {rows:,} of its {all_rows:,} rows; the last {all_rows - rows} are fresh")
+        out.append(f"  fresh      {_some(self.fresh)}")
+        out.append(f"  left over  {_some(self.left_over)}")
+        return out
+
+    def save(self, workdir: pathlib.Path) -> None:
+        path = workdir / REPORT
+        try:
+            path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        except OSError as e:
+            raise UserError(f"{path}: cannot be written ({e.strerror}); free some space, or choose another") from None
+
+
+def modules(paths: Iterable[str]) -> list[str]:
+    """Paths by their first module below the trunk, numbered ones in one: "trunk/block_0 to block_3"."""
+    names = dict.fromkeys(re.match(r"(trunk/)?[^/]+", path)[0] for path in sorted(paths))  # pyright: ignore
+    numbered: dict[str, list[int]] = {}
+    for name in names:
+        base, _, number = name.rpartition("_")
+        numbered.setdefault(base if number.isdigit() else name, []).append(int(number) if number.isdigit() else -1)
+    told = []
+    for base, numbers in numbered.items():
+        if numbers == [-1]:
+            told.append(base)
+        else:
+            short = base.removeprefix("trunk/")
+            last = f" to {short}_{max(numbers)}" if len(numbers) > 1 else ""
+            told.append(f"{base}_{min(numbers)}{last}")
+    return told
+
+
+def _some(paths: list[str]) -> str:
+    if not paths:
+        return "none"
+    more = f" and {len(paths) - SHOWN} more, in {REPORT}" if len(paths) > SHOWN else ""
+    return f"{len(paths)}: {', '.join(paths[:SHOWN])}{more}"
+
+
+def _any(path: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatch(path, pattern) for pattern in patterns)

@@ -1,0 +1,181 @@
+"""A trained run, from its folder alone."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import sys
+from typing import Any
+
+import jax
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.inference import layout
+from jaxnlp.inference.decode import Generator
+from jaxnlp.nn.kernels import Einsum
+from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.quantised import dequantised
+from jaxnlp.peft.prompt import Prompt
+from jaxnlp.sharding.axes import abstract_params, example_inputs, make_apply
+from jaxnlp.sharding.mesh import MeshConfig, make_mesh, tpu_slices
+from jaxnlp.sharding.rules import as_tuple
+from jaxnlp.training.experiment import Experiment, check_batch, with_trunk
+from jaxnlp.training.init.frozen_base import with_base
+from jaxnlp.training.run_folder.checkpoint import Reader, Saved
+from jaxnlp.training.step.program import Program, build
+from jaxnlp.trees import join, like
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A checkpoint's config, tokenizer and parameters, and the program over this machine's devices."""
+
+    saved: Saved
+    program: Program
+    params: Any
+
+    def generator(self) -> Generator:
+        return make_generator(self.program, self.saved.tokenizer)
+
+
+def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:
+    """Reads a run's parameters.
+
+    Args:
+        workdir: the run's folder. checkpoint: "latest" (the newest that is whole), "best" (lowest
+            validation loss) or a step.
+
+    The devices need not be those of the training: a mesh that does not fit them gives way to
+    one with all of them on its data axis.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged.
+    """
+    reader = Reader(workdir)
+    step = _choose(reader, workdir, checkpoint)
+    saved = reader.read(step)
+    saved = dataclasses.replace(saved, experiment=_fitting(_runnable(saved.experiment)))
+    program = build(saved.experiment)
+    params = reader.restore_item(step, "params", program.abstract.params)
+    if program.tuning is not None:
+        tell = lambda text: print(text, file=sys.stderr)
+        state = dataclasses.replace(program.abstract, params=params)
+        params = with_base(program, state, saved.tokenizer, saved.data, tell).model
+    return Loaded(saved, program, params)
+
+
+def _runnable(experiment: Experiment) -> Experiment:
+    """The experiment with an attention kernel that runs on these devices: all kernels give the same numbers."""
+    kernel, platform = getattr(experiment.model, "attention", None), jax.devices()[0].platform
+    if kernel is None or platform in kernel.platforms or getattr(kernel, "interpret", False):
+        return experiment
+    print(f"note: {type(kernel).__name__}() does not run on {platform}; using Einsum()", file=sys.stderr)
+    return dataclasses.replace(experiment, model=with_trunk(experiment.model, attention=Einsum()))
+
+
+def _fitting(experiment: Experiment) -> Experiment:
+    """The experiment on a mesh of these devices: its own, or all of them on the data axis."""
+    devices = jax.devices()
+    count, slices = len(devices), tpu_slices(devices)
+    try:
+        check_batch(experiment, count)
+        make_mesh(experiment.sharding.mesh, devices)
+        return experiment
+    except UserError:
+        print(f"note: the run's mesh does not fit these {count} devices; using data={count}", file=sys.stderr)
+    mesh = MeshConfig(slices={"data": slices} if slices > 1 else {})
+    sharding = dataclasses.replace(experiment.sharding, mesh=mesh)
+    data = dataclasses.replace(experiment.data, batch_size=-(-experiment.data.batch_size // count) * count)
+    return dataclasses.replace(experiment, sharding=sharding, data=data, accum_steps=1)
+
+
+def _choose(reader: Reader, workdir: str | pathlib.Path, checkpoint: str) -> int:
+    steps = reader.steps()
+    if not steps:
+        raise UserError(
+            f"--workdir={workdir}: no checkpoint here; train one with: "
+            f"python -m experiments.train --config=FILE --workdir={workdir}"
+        )
+    if checkpoint == "latest":
+        tell = lambda step, error: print(f"note: the checkpoint of step {step} is damaged ({error})", file=sys.stderr)
+        found = reader.newest(tell)
+        assert found is not None
+        return found
+    if checkpoint == "best":
+        best = reader.best()
+        if best is None:
+            raise UserError(
+                f"--checkpoint=best: none in {workdir} has a validation loss; use latest, or a step of {steps}"
+            )
+        reader.verify(best)
+        return best
+    if not checkpoint.isdigit() or int(checkpoint) not in steps:
+        raise FieldError(
+            "--checkpoint", checkpoint, f"expected latest, best, or a step of {', '.join(map(str, steps))}"
+        )
+    reader.verify(int(checkpoint))
+    return int(checkpoint)
+
+
+def make_generator(program: Program, tokenizer: Any) -> Generator:
+    """A generator for a program's model. Rows are split over the devices if they divide, else each does them all.
+
+    Raises:
+        UserError: the model has no decoding cache, as encoders have none.
+    """
+    model, sharding = program.experiment.model, program.experiment.sharding
+    if not hasattr(model, "make_cache"):
+        tuned = "it answers with experiments.predict; generate from the run it began from"
+        why = tuned if hasattr(model, "trunk") else "it has no make_cache(); expected a decoder's run"
+        raise UserError(f"{type(model).__name__}: cannot generate, {why}")
+
+    def context(rows: int) -> Any:
+        ways = math.prod(program.mesh.shape[axis] for axis in as_tuple(sharding.activations.get("batch")))
+        return program.context(any_length=True) if rows % ways == 0 else program.context(any_length=True, batch=None)
+
+    start = getattr(program.experiment.data.examples, "start", None)  # what the decoder began with in training
+    tuning = program.tuning
+    encoder_decoder = getattr(model, "encoder_decoder", False)
+    front = 0 if tuning is None else tuning.method.front
+    if encoder_decoder and tuning is not None and isinstance(tuning.method, Prompt):
+        front = 0  # it is in front of what the encoder reads
+    generator = Generator(
+        program.apply,
+        model.make_cache,
+        None if model.longest is None else model.longest - front,
+        tokenizer.separator,
+        tokenizer.vocab_size,
+        context,
+        start=None if start is None else (tokenizer.special(start),),
+        encoder_decoder=encoder_decoder,
+        front=front,
+        fill=functools.partial(tuning.begin_cache, program.apply) if tuning is not None and front else None,
+    )
+    one_cpu = program.mesh.size == 1 and program.mesh.devices.flat[0].platform == "cpu"
+    return _output_major(generator, program) if one_cpu and isinstance(_policy(model), Policy) else generator
+
+
+def _policy(model: Any) -> Any:
+    return getattr(model, "policy", None)
+
+
+def _output_major(generator: Generator, program: Program) -> Generator:
+    """The generator with its weights laid out as one CPU reads them fastest; quantised ones as floats."""
+    model = program.experiment.model
+    policy = dataclasses.replace(model.policy, weight_layout="output_major")
+    module = dataclasses.replace(model, policy=policy).module()
+    shapes, axes = abstract_params(module, *example_inputs(model, 1, 1))
+    floats = lambda params: dequantised(like(params, shapes))
+    lay_out = jax.jit(lambda params: join(params, layout.output_major(floats(params), shapes, axes)))
+    apply, tuning = make_apply(module), program.tuning
+    if tuning is not None:
+        apply = tuning.apply(apply)
+    fill = None if tuning is None or not generator.front else functools.partial(tuning.begin_cache, apply)
+    newest: list[Any] = [None, None]
+
+    def hold(params: Any) -> Any:
+        if newest[0] is not params:
+            newest[:] = params, lay_out(params)
+        return newest[1]
+
+    return dataclasses.replace(generator, apply=apply, hold=hold, fill=fill)

@@ -1,0 +1,298 @@
+"""Checkpoints: written in the background, whole or not at all, and verified when read.
+
+A checkpoint is a folder `checkpoints/<step>` with the items
+    params, rest     the state: parameters apart, so that evaluation need not read the optimizer
+    data             the position in the corpus
+    config, tokenizer, versions
+and MANIFEST.json: the size of every file and the CRC-32 of all but the largest. Orbax writes
+it under a temporary name and renames it last, so a killed process leaves no half checkpoint; the
+manifest catches what happens to the files afterwards.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import platform
+import re
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from jaxnlp import config as configs
+from jaxnlp.data import tokenizer as tokenizers
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import UserError
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.step.state import TrainState
+
+MANIFEST = "MANIFEST.json"
+ITEMS = ("params", "rest", "data", "config", "tokenizer", "versions")
+CRC_LIMIT = 256 << 20  # bytes; larger files are checked by size alone
+PACKAGES = ("jaxnlp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+CAUSES = "No space left on device|Disk quota exceeded|File too large|Read-only file system|Input/output error"
+LATE = ("commit_success.txt", "_CHECKPOINT_METADATA")  # written after the manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A checkpoint's small items."""
+
+    step: int
+    experiment: Experiment
+    tokenizer: Tokenizer
+    data: dict[str, Any]
+    versions: dict[str, str]
+
+
+class Reader:
+    """The checkpoints in a run's folder. Every method that reads one raises UserError if it cannot."""
+
+    def __init__(self, workdir: str | pathlib.Path):
+        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+
+    def steps(self) -> list[int]:
+        """Steps there is a checkpoint of, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and p.is_dir())
+
+    def newest(self, damaged: Callable[[int, UserError], Any]) -> int | None:
+        """The newest step whose files are whole; each damaged one after it is told to `damaged`.
+
+        Raises:
+            UserError: there are checkpoints and every one is damaged.
+        """
+        errors: dict[int, UserError] = {}
+        for step in reversed(self.steps()):
+            try:
+                self.verify(step)
+            except UserError as e:
+                errors[step] = e
+                continue
+            for bad, error in errors.items():
+                damaged(bad, error)
+            return step
+        if errors:
+            reasons = "; ".join(f"step {step}: {e}" for step, e in errors.items())
+            raise UserError(f"{self.folder}: every checkpoint is damaged ({reasons}); choose another --workdir")
+        return None
+
+    def best(self) -> int | None:
+        """The step with the lowest validation loss, of those saved right after an evaluation."""
+        losses = {step: self.loss(step) for step in self.steps()}
+        scored = [step for step, loss in losses.items() if loss is not None]
+        return min(scored, key=lambda step: losses[step] or 0.0) if scored else None
+
+    def loss(self, step: int) -> float | None:
+        """Validation loss (nats a token) recorded with a checkpoint, if any was."""
+        try:
+            return json.loads((self.folder / str(step) / "metrics" / "metrics").read_text())["loss"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def verify(self, step: int) -> None:
+        """Raises UserError naming the first file that is missing or changed since it was written."""
+        folder = self.folder / str(step)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+        except (OSError, ValueError):
+            raise UserError(f"{folder / MANIFEST}: missing or damaged") from None
+        for name, (size, crc) in manifest.items():
+            path = folder / name
+            if not path.is_file():
+                raise UserError(f"{path}: missing")
+            if path.stat().st_size != size:
+                raise UserError(f"{path}: {path.stat().st_size} bytes, expected {size}")
+            if crc is not None and _crc(path) != crc:
+                raise UserError(f"{path}: its content has changed since it was written")
+
+    def read(self, step: int) -> Saved:
+        """A checkpoint's config, tokenizer and place in the corpus."""
+        items = {name: self._json(step, name) for name in ("config", "tokenizer", "data", "versions")}
+        tokenizer = tokenizers.from_json(items["tokenizer"])
+        return Saved(step, configs.from_dict(items["config"]), tokenizer, items["data"], items["versions"])
+
+    def _json(self, step: int, item: str) -> Any:
+        path = self.folder / str(step) / item / "metadata"
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as e:
+            raise UserError(f"{path}: damaged ({e})") from None
+
+    def restore(self, step: int, target: TrainState) -> TrainState:
+        """The state of a step, frozen parameters aside, laid out as `target`'s abstract leaves say: on any mesh, in any
+        number of processes."""
+        params, rest = (
+            self.restore_item(step, "params", target.params),
+            self.restore_item(step, "rest", rest_of(target)),
+        )
+        return TrainState(params=params, **rest)
+
+    def restore_item(self, step: int, item: str, target: Any) -> Any:
+        """One tree of arrays, as "params" alone."""
+        import orbax.checkpoint as ocp
+
+        path = self.folder / str(step) / item
+        try:
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+                return checkpointer.restore(path, args=ocp.args.StandardRestore(target))
+        except Exception as e:  # orbax and tensorstore raise many types, bare Exception among them
+            reason = " ".join(str(e).split())[:300]
+            raise UserError(f"{path}: cannot be restored ({type(e).__name__}: {reason})") from e
+
+
+class Writer:
+    """Saves checkpoints in the background and removes those no longer kept.
+
+    Args:
+        workdir: the run's folder. keep_last, keep_best: how many of the newest, and of
+            those with the lowest validation loss, to keep.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, keep_last: int, keep_best: int):
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
+
+        self._ocp, self._reader = ocp, Reader(workdir)
+        self.folder = self._reader.folder
+        loss = lambda metrics: metrics["loss"]
+        best = keep.BestN(get_metric_fn=loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(keep_last), best]),
+            best_fn=loss,  # without it the manager does not write the metrics down
+            best_mode="min",
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._write_manifest,
+                barrier_sync_fn=_unless_failed(ocp.multihost.get_barrier_sync_fn()),
+            ),
+        )
+        self._saving = -1
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+
+    def save(
+        self, state: TrainState, experiment: Experiment, tokenizer: Tokenizer, data: dict[str, Any], loss: float | None
+    ) -> None:
+        """Begins to save; the state may be donated as soon as this returns. A step already saved is left as it is.
+
+        Args:
+            loss: validation loss at this step if it was measured, for keep_best.
+
+        Raises:
+            UserError: this save or the one before it failed, as on a full disk. Older checkpoints are intact.
+        """
+        step = int(state.step)
+        with _clear_errors(self._reader, self._saving):
+            self._manager.wait_until_finished()
+        if step in self._reader.steps():
+            return
+        self._check_room(state)
+        args = self._ocp.args
+        items = args.Composite(
+            params=args.StandardSave(state.params),
+            rest=args.StandardSave(rest_of(state)),
+            data=args.JsonSave(data),
+            config=args.JsonSave(configs.to_dict(experiment)),
+            tokenizer=args.JsonSave(tokenizer.to_json()),
+            versions=args.JsonSave(versions()),
+        )
+        self._saving = step
+        with _clear_errors(self._reader, step):
+            self._manager.save(step, args=items, metrics=None if loss is None else {"loss": loss})
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk. Raises UserError if it failed."""
+        with _clear_errors(self._reader, self._saving):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _write_manifest(self) -> None:
+        # Orbax calls this when every item is complete and before it renames the folder.
+        for folder in self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+            files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in LATE)
+            manifest = {p.relative_to(folder).as_posix(): (p.stat().st_size, _crc(p)) for p in files}
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=0))
+
+    def _check_room(self, state: TrainState) -> None:
+        need = sum(s.data.nbytes for x in jax.tree.leaves(state) for s in x.addressable_shards if s.replica_id == 0)
+        free = shutil.disk_usage(self.folder).free
+        if free < need:
+            raise UserError(
+                f"{self.folder}: no room for the checkpoint of step {int(state.step)} ({free / 1e6:,.1f} MB free, "
+                f"{need / 1e6:,.1f} MB needed); {_intact(self._reader)}; free some space, "
+                "and run the same command again to go on"
+            )
+
+
+def _unless_failed(barrier: Callable[..., None]) -> Callable[..., None]:
+    """The barrier of a save, without which a process whose part has failed goes on to say so.
+
+    Orbax waits for the others in that case too, and they wait for that part: all would until its time is out.
+    """
+    return lambda **given: barrier(**given) if sys.exc_info()[1] is None else None
+
+
+def rest_of(state: TrainState) -> dict[str, Any]:
+    """The state without its parameters, trained or frozen."""
+    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in ("params", "frozen")}
+
+
+def set_aside(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """Moves a damaged checkpoint out of the way, so that the run can save that step again; nothing is deleted."""
+    target = workdir / "damaged" / f"{step}-{time.time_ns():x}"
+    target.parent.mkdir(exist_ok=True)
+    (workdir / "checkpoints" / str(step)).rename(target)
+    return target
+
+
+def _intact(reader: Reader) -> str:
+    steps = reader.steps()
+    return (
+        f"the older checkpoints are intact (step {', '.join(map(str, steps))})"
+        if steps
+        else "there is no older checkpoint"
+    )
+
+
+@contextlib.contextmanager
+def _clear_errors(reader: Reader, step: int) -> Iterator[None]:
+    """Turns what a failed save raises into one clear line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:  # orbax and tensorstore raise many types, bare Exception among them
+        known = re.search(CAUSES, str(e))
+        reason = known.group() if known else " ".join(str(e).split())[:300]
+        raise UserError(
+            f"{reader.folder}: the checkpoint of step {step} was not written ({reason}); {_intact(reader)}; "
+            "mend the cause, and run the same command again to go on"
+        ) from e
+
+
+def _crc(path: pathlib.Path) -> int | None:
+    if path.stat().st_size > CRC_LIMIT:
+        return None
+    return zlib.crc32(path.read_bytes())
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    found = {"python": sys.version.split()[0], "platform": platform.platform(), "backend": jax.default_backend()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            from jaxnlp import __version__
+
+            found[name] = __version__ if name == "jaxnlp" else "?"
+    return found

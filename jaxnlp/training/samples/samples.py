@@ -1,0 +1,92 @@
+"""What a finished run shows of its model: a text it goes on with, answers, or words it fills in."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnlp.data.pipeline import eval_batches
+from jaxnlp.errors import UserError
+from jaxnlp.inference.loop import whole
+from jaxnlp.inference.sampling import Sampling
+from jaxnlp.training.load import make_generator
+from jaxnlp.training.samples.bilm import bilm_samples
+from jaxnlp.training.samples.seq2seq import seq2seq_samples
+from jaxnlp.training.samples.tasks import task_samples
+
+MASKED_SHOWN = 600  # characters
+
+
+def sample(program: Any, params: Any, tokenizer: Any, store: Any) -> list[str]:
+    """Lines to print: of a language model, or of one that predicts chosen tokens of the validation split; or none.
+
+    With several processes all must call it: it is drawn on the whole mesh.
+    """
+    e = program.experiment
+    if not e.sample_tokens:
+        return []
+    if hasattr(e.data.examples, "answer"):
+        return task_samples(program, params, tokenizer, store)
+    if getattr(e.model, "encoder_decoder", False):
+        return seq2seq_samples(program, params, tokenizer, store)
+    if hasattr(e.model, "make_cache"):
+        return _continuation(program, params, tokenizer)
+    if "predict" in e.data.examples.shapes(e.data):
+        return _filled_in(program, params, tokenizer, store)
+    if "backward_targets" in e.data.examples.shapes(e.data):
+        return bilm_samples(program, params, tokenizer, store)
+    return []
+
+
+def _continuation(program: Any, params: Any, tokenizer: Any) -> list[str]:
+    e = program.experiment
+    generator = make_generator(program, tokenizer)
+    prompt = tokenizer.encode_batch([e.sample_prompt])[0]
+    try:
+        room = generator.room([prompt], e.sample_tokens)
+        ids = generator(params, [prompt], room, Sampling(temperature=0.8, top_p=0.95), seed=e.seed)[0]
+    except UserError as error:
+        return ["", f"no sample: {error}"]
+    text = tokenizer.decode([*prompt, *ids])
+    return ["", f"a sample, from {e.sample_prompt!r}:", "", *(f"  | {line}" for line in text.splitlines())]
+
+
+def _filled_in(program: Any, params: Any, tokenizer: Any, store: Any) -> list[str]:
+    """The first full row of the validation split, its masked words as [what stood there > the model's guess]."""
+    e = program.experiment
+    batch = next(itertools.islice(eval_batches(store, e.data, 1, tokenizer=tokenizer), 1))
+
+    def guess(params, batch):
+        given = {name: batch[name] for name in ("types", "segment_ids", "predict")}
+        return whole(jnp.argmax(program.apply(params, batch["tokens"], **given)["masked_lm"], -1))
+
+    local = {name: x[program.rows] for name, x in batch.items()}
+    with program.context(any_length=True):
+        guesses = np.asarray(jax.jit(guess)(params, program.put(local)))
+    row = int(np.argmax(batch["segment_ids"].sum(1)))
+    wanted, found = batch["targets"][row], guesses[row]
+    at = {int(p): k for k, p in enumerate(batch["predict"][row]) if batch["weights"][row, k] > 0}
+    pieces, told = tokenizer.pieces(), []
+    for place in range(int(batch["segment_ids"][row].sum())):
+        k = at.get(place)
+        if k is None:
+            told.append(_show(pieces, int(batch["tokens"][row, place])))
+        else:
+            told.append(f"[{_word(pieces, int(wanted[k]))} > {_word(pieces, int(found[k]))}]")
+    text = "".join(told)[:MASKED_SHOWN]
+    right = sum(wanted[k] == found[k] for k in at.values())
+    head = f"a validation text, masked words as [what stood there > the model's guess], {right} of {len(at)} right:"
+    return ["", head, "", *(f"  | {line}" for line in text.splitlines())]
+
+
+def _show(pieces: list[bytes | None], token: int) -> str:
+    piece = pieces[token]
+    return " | " if piece is None else piece.decode(errors="replace")
+
+
+def _word(pieces: list[bytes | None], token: int) -> str:
+    """A token in brackets: without the space before it, and whitespace by name."""
+    text = _show(pieces, token)
+    return text.strip() or repr(text)

@@ -1,0 +1,130 @@
+"""The optimizer's state in the host's memory, updated a layer at a time: ZeRO-Offload (arXiv:2101.06840).
+
+Ren et al. 2021 update on the host's processor, beside the state. Here the state visits the device, which has the
+gradients and is faster; a layer at a time, for all of it at once would take the memory that was to be saved. What is
+not like a parameter, as counters, stays on the device.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from jaxnlp.errors import FieldError
+from jaxnlp.training.step.state import TrainState, owners
+
+Leaves = dict[int, Any]
+"""Some leaves of a tree, by their place among all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What every visit reads: the norm of all gradients, the state's counters, and whether to update (None: yes)."""
+
+    norm: jax.Array
+    counters: Leaves
+    finite: jax.Array | None
+
+
+class Offload:
+    """The update, by parts, of an optimizer whose state is in the host's memory.
+
+    Called as (gradients, state, finite), it returns new parameters and optimizer state: those it got, where `finite`
+    is false. Layers that are stacked come one after the other, other parameters as they are.
+
+    Args:
+        optimizer: as `optim.make_optimizer` returns it. abstract: the training state, with its shardings.
+        axes: logical axes of each parameter.
+        layerwise: the update of stacked layers is that of each layer alone; else a stack comes as it is.
+
+    Raises:
+        FieldError: layers that are split over devices.
+    """
+
+    def __init__(
+        self, optimizer: optax.GradientTransformationExtraArgs, abstract: TrainState, axes: Any, layerwise: bool
+    ):
+        shardings = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
+        self.optimizer = optimizer
+        self.places, self.tree = jax.tree.flatten(shardings(abstract.params))
+        self.there, self.slot_tree = jax.tree.flatten(shardings(abstract.opt_state))
+        self.owner: list[int] = jax.tree.leaves(owners(abstract.opt_state, abstract.params))
+        names = [list(names) for names in self.tree.flatten_up_to(axes)]
+        self.stacked = [n.index("layers") if layerwise and "layers" in n else None for n in names]
+        self.sizes = [
+            None if at is None else x.shape[at]
+            for x, at in zip(jax.tree.leaves(abstract.params), self.stacked, strict=True)
+        ]
+        for sharding, i in zip(self.there, self.owner, strict=True):
+            at = self.stacked[i] if i >= 0 else None
+            if at is not None and any(sharding.spec[at : at + 1]):
+                split = f"layers are split over {sharding.spec[at]!r}, and their state visits the devices one by one"
+                raise FieldError("sharding.optimizer_memory", "host", f"{split}; use 'device' with a pipeline")
+
+    def __call__(self, grads: Any, state: TrainState, finite: jax.Array | None) -> tuple[Any, Any]:
+        norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
+        grads, params = self.tree.flatten_up_to(grads), self.tree.flatten_up_to(state.params)
+        slots = self.slot_tree.flatten_up_to(state.opt_state)
+        shared = Shared(norm, {j: slots[j] for j, i in enumerate(self.owner) if i < 0}, finite)
+        turn = jax.lax.optimization_barrier  # without it XLA would bring the state of all parts at once
+        for members, count in self._parts():
+            p, g = ({i: leaves[i] for i in members} for leaves in (params, grads))
+            s = {j: slots[j] for j, i in enumerate(self.owner) if i in members}
+            s, norm = turn((s, norm))
+            now = dataclasses.replace(shared, norm=norm)
+            new = self._visit(p, g, s, now) if count is None else self._layers(p, g, s, now, count)
+            (p, s), norm = turn((new, norm))
+            for leaves, new in ((params, p), (slots, s)):
+                for i, x in new.items():
+                    leaves[i] = x
+        # An update of no parameter counts too.
+        for j, x in self._new({}, {}, {}, shared)[1].items():
+            slots[j] = x
+        return self.tree.unflatten(params), self.slot_tree.unflatten(slots)
+
+    def _parts(self) -> list[tuple[list[int], int | None]]:
+        """(which parameters, how many layers) of what is updated together; None: the one parameter as it is."""
+        counts = dict.fromkeys(size for size in self.sizes if size is not None)
+        stacks = [([i for i, size in enumerate(self.sizes) if size == count], count) for count in counts]
+        return [*stacks, *(([i], None) for i, size in enumerate(self.sizes) if size is None)]
+
+    def _layers(self, p: Leaves, g: Leaves, s: Leaves, shared: Shared, count: int) -> tuple[Leaves, Leaves]:
+        """`_visit` of one layer after the other, each in its place."""
+
+        def one(n, carry):
+            # Without its place said here, XLA would keep p as the optimizer does, and gather all of it every time.
+            p, s = {i: self._kept(x, i) for i, x in carry[0].items()}, carry[1]
+            row: Any = lambda x, i: jax.lax.dynamic_slice_in_dim(x, n, 1, self.stacked[i])
+            put = lambda x, new, i: jax.lax.dynamic_update_slice_in_dim(x, new, n, self.stacked[i])
+            p_n, g_n = ({i: row(x, i) for i, x in leaves.items()} for leaves in (p, g))
+            new_p, new_s = self._visit(p_n, g_n, {j: row(x, self.owner[j]) for j, x in s.items()}, shared)
+            p = {i: self._kept(put(x, new_p[i], i), i) for i, x in p.items()}
+            return p, {j: put(x, new_s[j], self.owner[j]) for j, x in s.items()}
+
+        return jax.lax.fori_loop(0, count, one, (p, s))
+
+    def _visit(self, p: Leaves, g: Leaves, s: Leaves, shared: Shared) -> tuple[Leaves, Leaves]:
+        """New values of parameters, and of their state, which is on the device meanwhile."""
+        s = {j: jax.device_put(x, NamedSharding(self.there[j].mesh, self.there[j].spec)) for j, x in s.items()}
+        new_p, new_s = self._new(p, g, s, shared)
+        new_p = {i: self._kept(x, i) for i, x in new_p.items()}
+        return new_p, {j: jax.device_put(new_s[j], self.there[j]) for j in s}
+
+    def _new(self, p: Leaves, g: Leaves, s: Leaves, shared: Shared) -> tuple[Leaves, Leaves]:
+        """New values of parameters, and of their state and the counters."""
+        fill = lambda tree, leaves: tree.unflatten([leaves.get(i, optax.MaskedNode()) for i in range(tree.num_leaves)])
+        s, params = {**shared.counters, **s}, fill(self.tree, p)
+        grads, state = fill(self.tree, g), fill(self.slot_tree, s)
+        moves, state = self.optimizer.update(grads, state, params, gradient_norm=shared.norm)
+        pairs = (p, optax.apply_updates(params, moves)), (s, state)
+        new = [dict(zip(sorted(old), jax.tree.leaves(tree), strict=True)) for old, tree in pairs]
+        if (finite := shared.finite) is not None:
+            new = jax.tree.map(lambda x, old: jnp.where(finite, x, old), new, [p, s])
+        return new[0], new[1]
+
+    def _kept(self, x: jax.Array, i: int) -> jax.Array:
+        """Parameter i, or a layer of it, laid out as it is kept."""
+        return jax.lax.with_sharding_constraint(x, self.places[i])

@@ -1,0 +1,124 @@
+"""The training state: one pytree, and how it is laid out over the mesh."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxnlp.errors import FieldError
+from jaxnlp.nn.remat import HOST
+from jaxnlp.sharding.rules import Sharding, shardings
+from jaxnlp.trees import join
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "opt_state", "key", "skipped", "scaling", "frozen"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step reads and writes.
+
+    step: steps taken. params, opt_state: of the model and the optimizer.
+    key: the run's root key (its raw data); a step's keys are folded from it and the step.
+    skipped: steps whose update was left out because it was not finite.
+    scaling: of the loss under float16: `scale`, and `good` steps since it last changed; else None.
+    frozen: under a tuning method, the parameters that are not trained; `params` are those that are. Else None.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    key: jax.Array
+    skipped: jax.Array
+    scaling: dict[str, jax.Array] | None
+    frozen: Any = None
+
+    @property
+    def model(self) -> Any:
+        """All parameters, as the model reads them."""
+        return self.params if self.frozen is None else join(self.frozen, self.params)
+
+
+def new_state(
+    params: Any, optimizer: optax.GradientTransformation, seed: int, loss_scale: float | None, frozen: Any = None
+) -> TrainState:
+    """The state at step 0. `loss_scale` is the first scale of float16 losses, None for other dtypes."""
+    scaling = None
+    if loss_scale is not None:
+        scaling = {"scale": jnp.float32(loss_scale), "good": jnp.int32(0)}
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        skipped=jnp.int32(0),
+        scaling=scaling,
+        key=jax.random.key_data(jax.random.key(seed)),
+        frozen=frozen,
+    )
+
+
+def gradient_shardings(params: Any, axes: Any, config: Sharding, mesh: Any) -> Any:
+    """The sharding of each parameter's gradient. Arguments as `state_shardings`."""
+    return shardings(params, axes, config.params if config.gradients is None else config.gradients, mesh)
+
+
+def update_shardings(params: Any, axes: Any, config: Sharding, mesh: Any) -> Any:
+    """The sharding of each parameter as the optimizer lays it out. Arguments as `state_shardings`."""
+    return shardings(params, axes, config.params if config.optimizer is None else config.optimizer, mesh)
+
+
+def check_memory(mesh: Any) -> None:
+    """Raises FieldError where the mesh's devices have no host memory of their own."""
+    device = mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if HOST not in kinds:
+        have = f"{device.platform} devices have no memory {HOST!r} (they have {', '.join(kinds)})"
+        raise FieldError("sharding.optimizer_memory", "host", f"{have}; use 'device'")
+
+
+def owners(opt_state: Any, params: Any) -> Any:
+    """Of each leaf of an optimizer's state the place of its parameter among all; -1 where it has none (counters)."""
+    place = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
+
+    def one(path, _):
+        # An optimizer keeps its trees like the parameters somewhere inside its own state.
+        return next((place[path[i:]] for i in range(len(path)) if path[i:] in place), -1)
+
+    return jax.tree_util.tree_map_with_path(one, opt_state)
+
+
+def state_shardings(state: TrainState, axes: Any, config: Sharding, mesh: Any, frozen_axes: Any = None) -> TrainState:
+    """The sharding of every leaf of a state.
+
+    Args:
+        state: abstract or real. axes: logical axes of its parameters, as a tree like them; frozen_axes: of its frozen.
+
+    The optimizer's copies of a parameter (moments, accumulators) follow `config.optimizer`,
+    or the parameters' rules, and are in the memory of `config.optimizer_memory`; its leaves of any other shape
+    (counters, Adafactor's factors) are whole on every device.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    layout = jax.tree.leaves(update_shardings(state.params, axes, config, mesh))
+    if config.optimizer_memory == "host":
+        check_memory(mesh)
+        layout = [sharding.with_memory_kind(HOST) for sharding in layout]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state.params)]
+    like = lambda leaf, owner: owner >= 0 and leaf.shape == shapes[owner]
+    one = lambda leaf, owner: layout[owner] if like(leaf, owner) else whole
+    opt_state = jax.tree.map(one, state.opt_state, owners(state.opt_state, state.params))
+    make: Any = TrainState  # of shardings, where TrainState's own fields are arrays
+    return make(
+        step=whole,
+        params=shardings(state.params, axes, config.params, mesh),
+        opt_state=opt_state,
+        key=whole,
+        skipped=whole,
+        scaling=jax.tree.map(lambda _: whole, state.scaling),
+        frozen=None if state.frozen is None else shardings(state.frozen, frozen_axes, config.params, mesh),
+    )

@@ -1,0 +1,163 @@
+"""The train step: gradients summed over microbatches, divided once, one optimizer update.
+
+Shape legend: A microbatches, B batch, T length.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxnlp.objectives.objective import means, prepared
+from jaxnlp.training.step.state import TrainState
+from jaxnlp.training.step.zero_update import Layouts
+from jaxnlp.trees import join, like
+
+GROWTH_STEPS = 2000  # steps without overflow after which the float16 loss scale doubles
+MAX_SCALE = 2.0**24
+
+Step = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_step(
+    apply: Callable,
+    objective: Any,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[Any], Any],
+    *,
+    accum_steps: int = 1,
+    skip_nonfinite: bool = False,
+    gradients: Any = None,
+    sums: Callable | None = None,
+    layouts: Layouts | None = None,
+    update: Callable | None = None,
+) -> Step:
+    """A pure function (state, batch) -> (state, metrics), to be jitted with the state donated.
+
+    Args:
+        apply: (params, *args, key=) -> outputs. objective: see `objectives/objective.py`.
+        schedule: learning rate of a step, for the metrics.
+        accum_steps: microbatches the batch is cut into, one after the other.
+        skip_nonfinite: leave out an update whose loss or gradient is not finite. Under
+            float16 an overflowing gradient is always left out, and the loss scale halved.
+        gradients: the sharding of each gradient; None leaves it to the compiler.
+        sums: called as `sum_gradients`, which it is by default, but with the frozen parameters among the others.
+        layouts: of the parameters, where the optimizer lays them out otherwise; None: it does not.
+        update: what updates in the optimizer's place, as `offload.Offload`.
+
+    Metrics (scalars): `loss` a token, what the objective adds, `grad_norm` before clipping,
+    `learning_rate`, `weight` (tokens with a target), `finite` (1 or 0), `skipped` (so far)
+    and, under float16, `loss_scale`.
+    """
+
+    def whole(grads, state, finite):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = (layouts or optax).apply_updates(state.params, updates)
+        if finite is not None:
+            params, opt_state = _select(finite, (params, opt_state), (state.params, state.opt_state))
+        return params if layouts is None else layouts.gather(params, state.params), opt_state
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        scale = None if state.scaling is None else state.scaling["scale"]
+        batch = prepared(objective, batch)
+        if sums is None:
+            own = apply if state.frozen is None else functools.partial(_on_frozen, apply, state.frozen)
+            found = sum_gradients(own, objective, state.params, batch, key, accum_steps, scale, gradients)
+        else:
+            found = sums(
+                apply,
+                objective,
+                state.model,
+                batch,
+                key,
+                accum_steps,
+                scale,
+                gradients if state.frozen is None else None,
+            )
+        (total, weight, extra), grads = found
+        grads = like(grads, state.params)
+        weight = jnp.maximum(weight, 1e-9)  # a batch of nothing but padding has loss 0
+        divisor = weight if scale is None else weight * scale
+        grads = jax.tree.map(lambda g, p: (g / divisor).astype(p.dtype), grads, state.params)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        guarded = skip_nonfinite or scale is not None
+        skipped = state.skipped + (1 - finite) if guarded else state.skipped
+        params, opt_state = (update or whole)(grads, state, finite if guarded else None)
+        metrics = {"loss": total / weight, **means(extra, weight), "grad_norm": norm}
+        metrics |= {"learning_rate": schedule(state.step - state.skipped), "weight": weight}
+        metrics |= {"finite": finite if scale is None else jnp.isfinite(total), "skipped": skipped}
+        scaling = state.scaling
+        if scaling is not None:
+            metrics["loss_scale"] = scaling["scale"]
+            scaling = next_scaling(scaling, finite)
+        metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items() if not jnp.ndim(x)}
+        new = TrainState(state.step + 1, params, opt_state, state.key, skipped, scaling, state.frozen)
+        return new, metrics
+
+    return step
+
+
+def _on_frozen(apply, frozen, params, *args, **kwargs):
+    return apply(join(frozen, params), *args, **kwargs)
+
+
+def sum_gradients(apply, objective, params, batch, key, accum_steps, scale=None, layout=None):
+    """Sums over the batch: ((loss, weight, metrics), gradient of the loss, times `scale` if given).
+
+    Microbatch a holds the rows a, a + A, a + 2A, ...: where the batch is split over devices, each
+    keeps its own rows. `layout`: the sharding of each gradient, kept by the sums over microbatches too.
+    """
+    place = (lambda grads: grads) if layout is None else (lambda g: jax.lax.with_sharding_constraint(g, layout))
+
+    def loss(params, rows, key):
+        total, weight, extra = objective.loss(apply, params, rows, key)
+        return total if scale is None else total * scale, (total, weight, extra)
+
+    gradient = jax.grad(loss, has_aux=True)
+    if accum_steps == 1:
+        grads, sums = gradient(params, batch, key)
+        return sums, place(grads)
+    micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accum_steps, *x.shape[1:]), 1, 0), batch)
+
+    def one(carry, inputs):
+        rows, i = inputs
+        grads, sums = gradient(params, rows, jax.random.fold_in(key, i))
+        grads = place(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
+        return jax.tree.map(jnp.add, carry, (sums, grads)), None
+
+    first = jax.tree.map(lambda x: x[0], micro)
+    _, sums = jax.eval_shape(gradient, params, first, key)
+    grads = place(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
+    zeros = (jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums), grads)
+    (sums, grads), _ = jax.lax.scan(one, zeros, (micro, jnp.arange(accum_steps)))
+    return sums, grads
+
+
+def next_scaling(scaling: dict[str, jax.Array], finite: jax.Array) -> dict[str, jax.Array]:
+    """Dynamic loss scaling: halved on overflow, doubled after 2000 good steps.
+
+    Micikevicius et al. 2018, arXiv:1710.03740, section 3.2.
+    """
+    good = jnp.where(finite, scaling["good"] + 1, 0)
+    grow = good >= GROWTH_STEPS
+    scale = jnp.where(finite, jnp.where(grow, scaling["scale"] * 2, scaling["scale"]), scaling["scale"] / 2)
+    return {"scale": jnp.clip(scale, 1.0, MAX_SCALE), "good": jnp.where(grow, 0, good)}
+
+
+def many_steps(step: Step) -> Step:
+    """`step` over a stack of batches in one device call, under the same name in traces; metrics are stacked too."""
+
+    def steps(state: TrainState, batches: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        return jax.lax.scan(step, state, batches)
+
+    steps.__name__ = step.__name__
+    return steps
+
+
+def _select(condition, new, old):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

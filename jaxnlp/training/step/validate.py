@@ -1,0 +1,156 @@
+"""Checks of an experiment's tables against its model and mesh: no name in vain, no two devices at the same work."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from jaxnlp.config import did_you_mean
+from jaxnlp.errors import FieldError
+from jaxnlp.nn.partitioning import axis_rules
+from jaxnlp.nn.quantised import SMALLEST, block_size
+from jaxnlp.peft.tuning import TunedModel
+from jaxnlp.sharding.axes import example_inputs
+from jaxnlp.sharding.rules import ACTIVATIONS, REPLICATED, as_tuple
+from jaxnlp.training.experiment import Experiment, trunk
+from jaxnlp.trees import at
+
+TABLES = ("params", "gradients", "optimizer")
+FOLLOW = ("heads", "kv_heads", "kv", "mlp", "vocab")
+"""Activations that are split where a parameter is. Alone they split the scores or the logits, and not the layers."""
+
+REMEDIES = {
+    "stage": "map params['layers'] to it, as the preset PP does",
+    "sequence": "map 'length' and 'residual' of activations to it",
+    "tensor": "map heads, kv_heads, mlp and vocab of params to it, as the preset TP does",
+}
+
+
+def check_heads(experiment: Experiment, axes: Any, sizes: Mapping[str, int]) -> None:
+    """Raises FieldError where heads do not divide over the mesh axes that split them.
+
+    Args:
+        axes: logical axes of each parameter. sizes: mesh axis -> number of devices.
+    """
+    model, named = trunk(experiment.model), parameter_names(axes)
+    where = "model" if model is experiment.model else "model.trunk"
+    for name, field in (("heads", "num_heads"), ("kv_heads", "num_kv_heads")):
+        count = getattr(model, field, None)
+        for table in (getattr(experiment.sharding, table) for table in TABLES):
+            split = as_tuple((table or {}).get(name)) if name in named else ()
+            ways = math.prod(sizes.get(axis, 1) for axis in split)
+            if count is not None and count % ways:
+                over, up = "*".join(split), -(-count // ways) * ways
+                told = f"does not divide over {over}={ways} devices; use {over}={math.gcd(count, ways)} or {field}={up}"
+                if name == "kv_heads":  # attention takes whole keys beside split queries
+                    told += f", or map 'kv_heads' to None in {' and '.join(_splitting(experiment, name))}"
+                raise FieldError(f"{where}.{field}", count, told)
+
+
+def _splitting(experiment: Experiment, name: str) -> list[str]:
+    """The tables that map a logical axis to any of the mesh's."""
+    tables = ((table, getattr(experiment.sharding, table) or {}) for table in (*TABLES, "activations"))
+    return [f"sharding.{table}" for table, rules in tables if rules.get(name) is not None]
+
+
+def check_blocks(experiment: Experiment, tuning: TunedModel, sizes: Mapping[str, int]) -> None:
+    """Raises FieldError where a quantised base cannot be laid out: devices whose share of a kernel has parts of blocks.
+
+    Args:
+        sizes: mesh axis -> number of devices.
+    """
+    if tuning.blocks and sizes["stage"] > 1:
+        told = f"is not cut into mesh.stage={sizes['stage']} stages; use mesh.stage=1, or 'bfloat16'"
+        raise FieldError("tuning.base_dtype", tuning.method.base_dtype, told)
+    most, rules = tuning.method.base_block, experiment.sharding.params
+    counts = {path: at(tuning.shapes, path).shape[how.axis] for path, how in tuning.blocks.items()}
+    split = {path: as_tuple(rules.get(str(how.axes[how.axis]))) for path, how in tuning.blocks.items()}
+    ways = {path: math.prod(sizes[axis] for axis in axes) for path, axes in split.items()}
+    # A share is of whole blocks, or its scales would lie on other devices than its codes.
+    whole = lambda path, size: size is not None and counts[path] % (ways[path] * size) == 0
+    for path, how in tuning.blocks.items():
+        if whole(path, how.size) or counts[path] % ways[path]:
+            continue  # the latter is told where the rules are resolved
+        fits = lambda size: all(whole(path, block_size(count, size)) for path, count in counts.items())
+        smaller = next((size for size in range(most - 1, SMALLEST - 1, -1) if size % 2 == 0 and fits(size)), None)
+        over = "*".join(split[path])
+        told = f"{'/'.join(path)} has {how.axes[how.axis]}={counts[path]} over {over}={ways[path]} devices"
+        best = max((block_size(count, smaller) or 0 for count in counts.values()) if smaller else (0,))
+        remedy = f"use {best}" if best else f"use fewer devices in {over}, or keep it in floats by base_kept"
+        raise FieldError("tuning.base_block", most, f"{told}, no whole blocks of {how.size} on each; {remedy}")
+
+
+def check_names(experiment: Experiment, axes: Iterable[Any], apply: Any, params: Any, mesh: Any) -> None:
+    """Raises FieldError for a rule of a logical axis that neither this model nor any of ours has.
+
+    Args:
+        axes: trees of logical axes, of all parameters. apply, params: the model, and its abstract parameters.
+    """
+    known = {*REPLICATED, *ACTIVATIONS}.union(*(parameter_names(tree) for tree in axes))
+    for table in (*TABLES, "activations"):
+        rules = getattr(experiment.sharding, table) or {}
+        unknown = [name for name in rules if name not in known]
+        if unknown and table == "activations":
+            # One device lays nothing out, so that names of activations are not to be learnt there.
+            seen = set(unknown) if mesh.size == 1 else activation_names(experiment, apply, params, mesh)
+            unknown = [name for name in unknown if name not in seen]
+        if unknown:
+            told = f"this model has no such logical axis{did_you_mean(unknown[0], sorted(known))}"
+            raise FieldError(f"sharding.{table}[{unknown[0]!r}]", rules[unknown[0]], told)
+
+
+def check_axes(experiment: Experiment, layouts: Any, apply: Any, params: Any, mesh: Any) -> None:
+    """Raises FieldError for a mesh axis over which nothing is split: its devices would all do the same work.
+
+    A split of parameters, gradients or the optimizer's state counts, and one of the batch, of the length, or of an
+    activation that is not a parameter's output (`FOLLOW`) and occurs in this model.
+
+    Args:
+        layouts: a tree of all shardings of the state and the gradients. apply, params: as `check_names`.
+    """
+    rules = experiment.sharding.activations
+    split = set(as_tuple(rules.get("batch")))
+    for sharding in jax.tree.leaves(layouts):
+        split.update(axis for axes in sharding.spec for axis in as_tuple(axes))
+    idle = [axis for axis, size in mesh.shape.items() if size > 1 and axis not in split]
+    if not idle:
+        return
+    names = [name for name in rules if name not in FOLLOW and set(as_tuple(rules[name])) & set(idle)]
+    if names:
+        seen = activation_names(experiment, apply, params, mesh)
+        split.update(axis for name in names if name in seen for axis in as_tuple(rules[name]))
+    for axis in idle:
+        if axis not in split:
+            size, remedy = mesh.shape[axis], REMEDIES.get(axis, "map 'batch' of activations to it")
+            told = f"no table splits anything of this model over it, and its {size} devices would do the same work"
+            other = "tensor" if axis == "data" else "data"
+            raise FieldError(f"sharding.mesh.{axis}", size, f"{told}; {remedy}, or use {axis}=1 and more of {other}")
+
+
+def parameter_names(axes: Any) -> set[str]:
+    """The logical axes of a tree of parameters."""
+    leaves = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+    return {name for names in leaves for name in names if name is not None}
+
+
+def activation_names(experiment: Experiment, apply: Any, params: Any, mesh: Any) -> set[str]:
+    """The logical axes that the model asks the activations' table for, learnt by a trace with dropout on."""
+    e, asked = experiment, Asked(experiment.sharding.activations)
+    inputs = example_inputs(e.model, e.data.batch_size // e.accum_steps, e.data.seq_len)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.set_mesh(mesh), axis_rules(asked):
+        jax.eval_shape(lambda params, inputs, key: apply(params, *inputs, key=key), params, inputs, key)
+    return asked.names
+
+
+class Asked(dict):
+    """A table that notes which of its names were looked up."""
+
+    def __init__(self, rules: Mapping[str, Any]):
+        super().__init__(rules)
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.add(name)
+        return super().__getitem__(name)

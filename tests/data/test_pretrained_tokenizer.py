@@ -1,0 +1,87 @@
+"""A pretrained tokenizer with tokens added at its end: old ids keep their meaning, for every kind there is."""
+
+import json
+
+import pytest
+
+from jaxnlp.data.pretrained_tokenizer import PretrainedTokenizer, extended, same_ids
+from jaxnlp.data.tokenizer import ByteTokenizer, SentencePiece, digest, from_json, wrap
+from jaxnlp.errors import UserError
+
+NEW = ("<start>", "<extract>", "\u00e9nd")
+TEXT = "The cat <start> sat on the mat, <extract> \u00e9nd\u2581 \u65e5\u672c"
+
+
+def library():
+    import tokenizers
+
+    words = {w: i for i, w in enumerate(["[UNK]", "[SEP]", "the", "cat", "s", "##at", "on", "mat", "<", ">", "start"])}
+    model = tokenizers.Tokenizer(tokenizers.models.WordPiece(words, unk_token="[UNK]"))
+    model.normalizer = tokenizers.normalizers.BertNormalizer()
+    model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    model.add_special_tokens(["[SEP]"])
+    return model
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    piece = SentencePiece(vocab_size=300, specials=("[CLS]",))
+    folder = tmp_path_factory.mktemp("cache")
+    return {
+        "bytes": ByteTokenizer(("[CLS]",)),
+        "sentencepiece": piece.build(lambda: ["the cat sat on the mat and there it is"] * 9, folder),
+        "huggingface": wrap(library()),
+    }
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece", "huggingface"])
+def test_new_tokens_are_the_last_and_the_others_as_they_were(kinds, kind):
+    old = kinds[kind]
+    new = extended(old, NEW)
+    assert [new.special(name) for name in NEW] == [old.vocab_size + i for i in range(3)]
+    assert new.vocab_size == old.vocab_size + 3 and new.separator == old.separator
+    assert new.encode_batch([TEXT]) == old.encode_batch([TEXT])  # their names in a text are text
+    assert new.decode(old.encode_batch([TEXT])[0]) == old.decode(old.encode_batch([TEXT])[0])
+    assert same_ids(old, new) and not same_ids(new, old) and digest(old) != digest(new)
+    again = from_json(json.loads(json.dumps(new.to_json())))
+    assert digest(again) == digest(new) and again.special(NEW[2]) == new.special(NEW[2])
+    assert extended(new, NEW[:1]) is new
+
+
+def test_other_tokenizers_have_other_ids(kinds, tmp_path):
+    other = SentencePiece(vocab_size=300).build(lambda: ["another text altogether, with other words"] * 9, tmp_path)
+    assert not same_ids(kinds["sentencepiece"], other) and not same_ids(kinds["bytes"], other)
+    assert not same_ids(ByteTokenizer(("[A]",)), ByteTokenizer()) and same_ids(
+        kinds["bytes"], ByteTokenizer(("[CLS]",))
+    )
+
+
+def test_the_tokenizer_of_a_run_and_of_a_folder_in_hugging_faces_layout(kinds, tmp_path):
+    for step, kind in ((3, "huggingface"), (20, "bytes")):
+        item = tmp_path / "run" / "checkpoints" / str(step) / "tokenizer"
+        item.mkdir(parents=True)
+        (item / "metadata").write_text(json.dumps(kinds[kind].to_json()))
+    found = PretrainedTokenizer(path=str(tmp_path / "run"), specials=("<start>",)).build(None, tmp_path)
+    assert found.special("<start>") == 258 and same_ids(kinds["bytes"], found)
+    library().save(str(tmp_path / "tokenizer.json"))
+    assert digest(PretrainedTokenizer(path=str(tmp_path)).build(None, tmp_path)) == digest(kinds["huggingface"])
+    (item / "metadata").write_text("{")
+    with pytest.raises(UserError, match="metadata: damaged"):
+        PretrainedTokenizer(path=str(tmp_path / "run")).build(None, tmp_path)
+    with pytest.raises(
+        UserError, match="data.tokenizer.path='nowhere': no checkpoint of a run and no tokenizer.json here"
+    ):
+        PretrainedTokenizer(path="nowhere").build(None, tmp_path)
+
+
+def test_a_tokenizer_of_ones_own_needs_a_way(kinds):
+    class Own(ByteTokenizer):
+        pass
+
+    class Other:
+        def special(self, name):
+            return kinds["bytes"].special(name)
+
+    assert extended(Own(("[CLS]",)), ["[CLS]"]).special("[CLS]") == 257
+    with pytest.raises(UserError, match=r"Other has no method extended\(names\) to add <start>"):
+        extended(Other(), ["[CLS]", "<start>"])

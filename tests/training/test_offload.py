@@ -1,0 +1,227 @@
+"""The optimizer's state in the host's memory: the same training, and no more of it on a device than a layer's."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxnlp import config as configs
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.tokenizer import ByteTokenizer
+from jaxnlp.errors import FieldError
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.nn.policy import Policy
+from jaxnlp.optim import LAYERWISE, OPTIMIZERS, OptimConfig, make_optimizer
+from jaxnlp.planning import dry_run
+from jaxnlp.planning.planner import outline
+from jaxnlp.planning.report import report as plan_report
+from jaxnlp.sharding.mesh import MeshConfig, make_mesh
+from jaxnlp.sharding.presets import PP, TP, ZERO1, ZERO2
+from jaxnlp.sharding.rules import REPLICATED, TENSOR, Sharding
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.run_folder.checkpoint import Reader, Writer
+from jaxnlp.training.step.offload import Offload
+from jaxnlp.training.step.program import build
+from jaxnlp.training.step.state import check_memory, new_state, state_shardings
+from tests import tpu
+
+V, B, T, LAYERS = 32, 16, 16, 3
+BF16 = Policy(param_dtype="bfloat16")
+MASTER = OptimConfig(learning_rate=0.01, clip_norm=0.1, epsilon=1e-4, master_dtype="float32")
+
+
+def host(sharding: Sharding) -> Sharding:
+    return dataclasses.replace(sharding, optimizer_memory="host")
+
+
+def experiment(sharding: Sharding, optim: OptimConfig | None = None, policy: Policy | None = None, **fields):
+    model = GPTConfig(
+        vocab_size=V, max_len=T, num_layers=LAYERS, num_heads=4, embed_dim=16, scan_layers=True, policy=policy or BF16
+    )
+    return Experiment(
+        model=model, data=DataConfig(seq_len=T, batch_size=B), optim=optim or MASTER, sharding=sharding, **fields
+    )
+
+
+def trained(program, state, steps=3):
+    """The state after so many steps, from the step it is at."""
+    for i in range(int(state.step), int(state.step) + steps):
+        tokens, targets = np.random.default_rng(i).integers(0, V, (2, B, T)).astype(np.int32)
+        batch = {"tokens": tokens, "targets": targets, "weights": np.ones((B, T), np.float32)}
+        batch |= {"segment_ids": np.ones((B, T), np.int32), "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1))}
+        if (count := program.experiment.steps_per_call) > 1:
+            batch = {name: np.stack([x] * count) for name, x in batch.items()}
+        state, _ = program.step(state, batch)
+    return state
+
+
+def close(found, wanted, rtol=1e-5, atol=2e-6):
+    def one(a, b):
+        a, b = (np.asarray(x, np.float32) for x in (a, b))
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+    jax.tree.map(one, found, wanted)
+
+
+def kinds(opt_state):
+    """Memories of what is like a parameter, and of the rest."""
+    leaves = jax.tree.leaves(opt_state)
+    return [{x.sharding.memory_kind for x in leaves if (x.ndim > 0) == large} for large in (True, False)]
+
+
+# The update alone
+
+AXES = {"blocks": {"up": ("layers", "embed", "mlp"), "bias": ("layers", "mlp")}, "other": ("embed", "mlp")}
+AXES["first"] = ("vocab", "embed")
+
+
+def some(seed, dtype):
+    shapes = {"blocks": {"up": (LAYERS, 8, 6), "bias": (LAYERS, 6)}, "other": (8, 6), "first": (5, 8)}
+    random = np.random.default_rng(seed)
+    draw = lambda shape: jnp.asarray(random.normal(size=shape), dtype)
+    return jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+@pytest.mark.parametrize("master", [None, "float32"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("adamw", "adafactor") else pytest.mark.slow) for n in OPTIMIZERS]
+)
+def test_an_update_by_parts_is_the_update(name, master):
+    config = OptimConfig(name=name, learning_rate=0.1, warmup_steps=2, clip_norm=0.5, master_dtype=master)
+    optimizer, _ = make_optimizer(config, 10, AXES)
+    params = some(0, "bfloat16" if master else "float32")
+    state, sharding = new_state(params, optimizer, 0, None), host(Sharding(params=REPLICATED))
+    layout = state_shardings(state, AXES, sharding, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout)
+    parts = Offload(optimizer, abstract, AXES, layerwise=name in LAYERWISE)
+
+    @jax.jit
+    def whole(grads, state):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), opt_state
+
+    by_parts = jax.jit(parts, out_shardings=(layout.params, layout.opt_state))
+    found, wanted = jax.device_put(state, layout), state
+    for i in range(3):
+        grads = jax.tree.map(lambda g: 3 * g, some(i + 1, params["other"].dtype))
+        found, wanted = (
+            dataclasses.replace(s, params=p, opt_state=o)
+            for s, (p, o) in ((found, by_parts(grads, found, None)), (wanted, whole(grads, wanted)))
+        )
+    close((found.params, found.opt_state), (wanted.params, wanted.opt_state))
+    # An update left out leaves everything, counters too.
+    same = by_parts(grads, found, jnp.array(False))
+    jax.tree.map(np.testing.assert_array_equal, same, (found.params, found.opt_state))
+
+
+# Whole steps, on eight devices
+
+SPLIT = {**TENSOR, "embed": "fsdp"}
+CASES = {
+    "ZERO1": (ZERO1.on(fsdp=8), {}),
+    "ZERO2": (ZERO2.on(data=2, fsdp=4), {"steps_per_call": 2, "on_nonfinite": "skip"}),
+    "ZERO3 and TP": (Sharding(params=SPLIT).on(fsdp=4, tensor=2), {"accum_steps": 2}),
+    "TP": (TP.on(data=2, tensor=4), {}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_training_is_the_same(name):
+    sharding, fields = CASES[name]
+    found, wanted = (build(experiment(s, steps=20, **fields), jax.devices()) for s in (host(sharding), sharding))
+    state = trained(found, found.init())
+    assert kinds(state.opt_state) == [{"pinned_host"}, {"device"}]
+    assert kinds(state.params)[0] == {"device"}
+    other = trained(wanted, wanted.init())
+    close((state.params, state.opt_state["master"]), (other.params, other.opt_state["master"]))
+    assert int(state.step) == int(other.step)
+
+
+BOTH = {"host": host(ZERO2.on(fsdp=2)), "device": ZERO2.on(fsdp=2)}
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_on_in_either_memory(tmp_path):
+    programs = {memory: build(experiment(s, steps=20), jax.devices()[:2]) for memory, s in BOTH.items()}
+    writer = Writer(tmp_path, keep_last=9, keep_best=0)
+    state = programs["host"].init()
+    save = lambda state: writer.save(state, programs["host"].experiment, ByteTokenizer(), {"position": 0}, None)
+    save(state)
+    writer.wait()
+    restore = lambda step, memory: Reader(tmp_path).restore(step, programs[memory].abstract)
+    back = restore(0, "host")
+    assert kinds(back.opt_state) == kinds(state.opt_state)
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+    moved = restore(0, "device")
+    assert kinds(moved.opt_state) == [{"device"}, {"device"}]
+    moved = trained(programs["device"], moved, 1)
+    save(moved)
+    writer.wait()
+    writer.close()
+    again = trained(programs["host"], restore(1, "host"), 1)
+    straight = trained(programs["host"], state, 2)
+    close(again.params, straight.params)
+
+
+# What is told
+
+
+def test_the_account_tells_the_hosts_bytes_from_the_devices():
+    found, beside = (build(experiment(BOTH[memory], steps=20), jax.devices()[:2]) for memory in ("host", "device"))
+    mine, other = dry_run.memory(found), dry_run.memory(beside)
+    # Counters, and what no table splits, are all that differs from 12 bytes a parameter.
+    assert mine["optimizer state in host memory"] + mine["optimizer state"] == other["optimizer state"]
+    assert mine["optimizer state"] < 100 and mine["total"] == other["total"] - mine["optimizer state in host memory"]
+    assert "optimizer state in host memory" not in other
+    told = outline(found)
+    assert told.host == {"optimizer state": mine["optimizer state in host memory"]}
+    assert told.parts["optimizer state"] == mine["optimizer state"] and not outline(beside).host
+    assert told.theory["optimizer bytes"] == 0 and told.theory["bytes"] == pytest.approx(found_states(told), rel=0.05)
+    assert "  in the host's memory: optimizer state" in plan_report(told)
+
+
+def found_states(told):
+    return sum(size for part, size in told.parts.items() if part != "activations")
+
+
+@pytest.mark.parametrize(
+    ("sharding", "message"),
+    [
+        (dataclasses.replace(ZERO2, optimizer_memory="disk"), r"optimizer_memory='disk': expected one of device, host"),
+        (host(PP.on(stage=2, data=4)), r"sharding.optimizer_memory='host': layers are split over 'stage', .*'device'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(sharding, message):
+    e = experiment(sharding, steps=20)
+    e = dataclasses.replace(e, model=dataclasses.replace(e.model, num_layers=4))
+    with pytest.raises(FieldError, match=message):
+        configs.check(e)
+        build(e, jax.devices())
+
+
+def test_devices_without_the_hosts_memory_are_told():
+    memory = type("Memory", (), {"kind": "HBM"})()
+    device = type("Device", (), {"platform": "abacus", "addressable_memories": lambda self: [memory]})()
+    mesh = type("Mesh", (), {"devices": np.array([device], object)})()
+    with pytest.raises(
+        FieldError, match="host': abacus devices have no memory 'pinned_host' .they have HBM.; use 'dev"
+    ):
+        check_memory(mesh)
+
+
+# Compiled for TPUs, on any machine.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", ["stacked", "unrolled"])
+def test_a_tpu_holds_no_more_of_the_state_than_a_layers(layers):
+    """12 bytes a parameter, over four chips, are on their hosts; what is on a chip is less by nearly as much."""
+    found = tpu.compiled("tests.training.compile_offload", "ZERO3", layers)
+    print(found)
+    assert found["host"]["host arguments"] == pytest.approx(12 * found["parameters"] / 4, rel=0.02)
+    assert found["device"]["host"] == 0
+    assert found["host"]["peak"] < 0.6 * found["device"]["peak"]

@@ -1,0 +1,103 @@
+"""Answers to records in batches, several windows of one record included, and how a finished run shows them."""
+
+import contextlib
+import json
+import math
+import types
+
+import jax.numpy as jnp
+import pytest
+
+from jaxnlp.data import pipeline
+from jaxnlp.data.records import Record, Records
+from jaxnlp.data.tasks.regression import RegressionTask
+from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
+from jaxnlp.data.tasks.span_extraction import SpanExtractionTask
+from jaxnlp.data.tokenizer import Bytes, ByteTokenizer
+from jaxnlp.training.predict import answers
+from jaxnlp.training.samples.tasks import task_samples, task_table, verdict
+
+BYTES = ByteTokenizer(("[CLS]", "[SEP]"))
+
+
+def program(data, apply):
+    """As much of a program as the functions here need: `apply` gives the logits of a batch."""
+    return types.SimpleNamespace(
+        experiment=types.SimpleNamespace(data=data),
+        rows=slice(None),
+        put=lambda batch: batch,
+        context=lambda **_: contextlib.nullcontext(),
+        apply=lambda params, tokens, **given: {"logits": apply(tokens, **given)},
+    )
+
+
+def opened(folder, examples, rows):
+    for name in ("train", "validation"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = Records(train=str(folder / "train.jsonl"), validation=str(folder / "validation.jsonl"))
+    data = pipeline.DataConfig(
+        source=source, tokenizer=Bytes(specials=("[CLS]", "[SEP]")), examples=examples, seq_len=16, batch_size=4
+    )
+    return data, pipeline.open_split(data, "validation", BYTES)
+
+
+def test_records_are_answered_in_order_whatever_the_batches():
+    task = SequenceClassificationTask(classes=("x", "y"))
+    data = pipeline.DataConfig(examples=task, seq_len=8, batch_size=4)
+    records = [Record(f"r:{i}", {"text": "xy"[i % 3 == 1]}) for i in range(10)]
+    examples = task.encode(records, BYTES, 8, print, labelled=False)
+    says = lambda tokens, **_: jnp.stack([tokens[:, 0, 1] == ord("x"), tokens[:, 0, 1] == ord("y")], -1) * 9.0
+    found = list(answers(program(data, says), None, BYTES, records, examples))
+    assert [a["label"] for a in found] == [record.fields["text"] for record in records]
+
+
+def test_windows_of_a_record_are_one_answer():
+    task = SpanExtractionTask(stride=3)
+    data = pipeline.DataConfig(examples=task, seq_len=12, batch_size=4)
+    texts = ["abcXdefghijkl", "ab", "abcdefghijklmnoXpq", "abcdefgh"]
+    records = [Record(f"r:{i}", {"question": "?", "context": text}) for i, text in enumerate(texts)]
+    examples = task.encode(records, BYTES, 12, print, labelled=False)
+    assert len(examples) > 8  # more than two batches, and records across their borders
+
+    def says(tokens, types, segment_ids):  # X, or else the [CLS]
+        logits = jnp.where(tokens == ord("X"), 5.0, 0.0) + jnp.where(tokens == BYTES.special("[CLS]"), 1.0, 0.0)
+        return jnp.stack([logits, logits], -1)
+
+    found = list(answers(program(data, says), None, BYTES, records, examples))
+    assert [a["answer"] for a in found] == ["X", "", "X", ""]
+    assert [a["start"] for a in found] == [3, None, 15, None]
+
+
+def test_the_baseline_knows_the_frequencies_of_the_split(tmp_path):
+    rows = [{"text": f"t{i}", "label": "x" if i % 4 else "y"} for i in range(8)]
+    task = SequenceClassificationTask(classes=("x", "y"))
+    data, store = opened(tmp_path, task, rows)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    lines, table = task_table({"loss": 0.5, "accuracy": 0.875, "tokens": 8.0, "f1": 0.25}, store, BYTES, data)
+    assert lines == {"always the most frequent answer": pytest.approx(entropy)}
+    text = "\n".join(table)
+    assert "8 records, 8 examples" in text and "75.00%" in text and "87.50%" in text and "f1 0.2500" in text
+
+
+def test_of_numbers_the_baseline_is_their_mean(tmp_path):
+    data, store = opened(tmp_path, RegressionTask(), [{"text": f"t{i}", "label": float(i)} for i in (1, 3)])
+    lines, table = task_table({"loss": 0.5, "pearson": 0.75, "tokens": 2.0}, store, BYTES, data)
+    assert lines == {"always the mean": 1.0}  # the variance of 1 and 3
+    assert "squared error" in "\n".join(table) and "accuracy" not in "\n".join(table)
+
+
+def test_samples_show_what_is_right_and_what_the_model_says(tmp_path):
+    task = SequenceClassificationTask(classes=("x", "y"))
+    rows = [{"text": f"{label}{i}", "label": "x"} for i in range(6) for label in "xy"]
+    data, store = opened(tmp_path, task, rows)
+    says = lambda tokens, **_: jnp.stack([tokens[:, 0, 1] == ord("x"), tokens[:, 0, 1] == ord("y")], -1) * 20.0
+    lines = task_samples(program(data, says), None, BYTES, store)
+    assert "  | x0" in lines and "  right  label x (100%)" in lines
+    assert "  | y5" in lines and "  wrong  label x > y (100%)" in lines
+
+
+def test_a_verdict_on_every_kind_of_answer():
+    assert verdict({"value": 2.5}, {"value": -1.0}) == "value: 2.5 > -1"
+    assert verdict({"tags": ["n", "v"]}, {"tags": ["n", None]}) == "tags: 1 of 2 right; 2: v > None"
+    assert verdict({"option": 1}, {"option": 1, "probabilities": [0.1, 0.9]}) == "right  option 1 (90%)"
+    assert verdict({"answer": "", "start": None}, {"answer": "x", "start": 3}) == "wrong  answer none > x"

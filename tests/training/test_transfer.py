@@ -1,0 +1,165 @@
+"""Tuned parameters that begin as another run's or a file's: prompt transfer, and what is refused."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxnlp.data.pipeline import DataConfig, TrainBatches
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.models.heads import ModelWithHead, SequenceClassificationHead
+from jaxnlp.peft import files
+from jaxnlp.peft.lora import LoRA
+from jaxnlp.peft.method import SHARED, PEFTMethod
+from jaxnlp.peft.prefix import Prefix
+from jaxnlp.peft.prompt import PROMPT, Prompt, PTuning
+from jaxnlp.peft.tuning import TunedModel, plan
+from jaxnlp.sharding.axes import example_inputs
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.init.transfer import transferred
+from jaxnlp.training.load import Loaded, load
+from jaxnlp.training.loops.supervised import train
+from jaxnlp.training.step.program import build
+
+from .test_pretrained import CLASSES, GPT
+from .test_pretrained import run as pretrained_run
+from .test_tuned import untuned
+
+P = 3
+
+
+def tuned_run(corpus, method: PEFTMethod, **changes) -> Experiment:
+    """All have one base: that of seed 0."""
+    e = untuned(corpus, tuning=method, eval_every=0, eval_batches=1, **changes)
+    return dataclasses.replace(e, data=dataclasses.replace(e.data, attend_across_documents=True))
+
+
+@pytest.fixture(scope="module")
+def sources(corpus, tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("sources")
+    for name, method in (("prompt", Prompt(length=P)), ("network", PTuning(length=P, hidden_dim=4))):
+        train(tuned_run(corpus, method, steps=2), folder / name)
+    return {name: str(folder / name) for name in ("prompt", "network")}
+
+
+def begun(e: Experiment):
+    """(tuned parameters at step 0, what was told)."""
+    program, told = build(e, jax.devices()[:1]), []
+    return transferred(program, program.init(), told.append).params, told
+
+
+def refused(e: Experiment):
+    """What is asked before anything is compiled."""
+    program = build(e, jax.devices()[:1])
+    transferred(program, program.abstract, print)
+
+
+def target(source: str, method: PEFTMethod, **changes) -> Experiment:
+    found = load(source).saved.experiment
+    return dataclasses.replace(found, **{"tuning": method, "tuning_from": source, **changes})
+
+
+def tuning_of(run: Loaded) -> TunedModel:
+    assert run.program.tuning is not None
+    return run.program.tuning
+
+
+def test_a_run_begins_with_the_prompt_of_another_and_goes_on_without_it(corpus, sources, tmp_path):
+    source = tmp_path / "source"
+    source.symlink_to(sources["prompt"])
+    wanted = tuned_run(corpus, Prompt(length=P, init="random"), tuning_from=str(source), steps=4)
+    straight = train(wanted, tmp_path / "straight")
+    with open(tmp_path / "straight" / "metrics.jsonl") as file:
+        first = json.loads(file.readline())
+    found = load(source)
+    batch = next(TrainBatches(straight.stores["train"], straight.experiment.data, tokenizer=straight.tokenizer))
+    sums = found.program.eval_step(found.params, batch)
+    assert first["step"] == 1
+    np.testing.assert_allclose(first["loss"], sums["loss"] / sums["weight"], rtol=1e-5)
+
+    train(dataclasses.replace(wanted, steps=2), tmp_path / "halves")
+    source.unlink()
+    halves = train(wanted, tmp_path / "halves")
+    jax.tree.map(np.testing.assert_array_equal, halves.state.params, straight.state.params)
+
+
+def test_what_a_network_made_is_given_to_a_prompt_and_the_network_to_its_like(sources):
+    found = load(sources["network"])
+    params, told = begun(target(sources["network"], Prompt(length=P)))
+    wanted = tuning_of(found).expanded(found.params)["embed"][PROMPT]
+    np.testing.assert_array_equal(params["embed"][PROMPT], wanted)
+    assert told[-1] == f"tuning begins from {sources['network']}, step 2: 1 parameters of its PTuning()"
+    params, _ = begun(target(sources["network"], PTuning(length=P, hidden_dim=4)))
+    jax.tree.map(np.testing.assert_array_equal, params[SHARED], jax.device_get(found.params)[SHARED])
+
+
+@pytest.mark.slow
+def test_a_file_serves_as_a_run_does_and_a_head_stays_fresh(sources, tmp_path):
+    found = load(sources["prompt"])
+    path = str(tmp_path / "prompt.safetensors")
+    prompt = found.params["embed"][PROMPT]
+    files.save(path, tuning_of(found), {"embed": {PROMPT: prompt}}, found.params)
+    for seed in (0, 1):
+        params, told = begun(target(sources["prompt"], Prompt(length=P), tuning_from=path, seed=seed))
+        np.testing.assert_array_equal(params["embed"][PROMPT], prompt)
+        assert (told[0] == f"note: {path} was tuned on another base than this run's") == bool(seed)
+
+    model = ModelWithHead(trunk=found.saved.experiment.model, head=SequenceClassificationHead(num_classes=3))
+    data = DataConfig(seq_len=8, batch_size=4, examples=CLASSES)
+    for source in (path, sources["prompt"]):
+        e = Experiment(model=model, data=data, steps=1, tuning=Prompt(length=P), tuning_from=source)
+        params, _ = begun(e)
+        fresh, _ = begun(dataclasses.replace(e, tuning_from=None))
+        np.testing.assert_array_equal(params["trunk"]["embed"][PROMPT], prompt)
+        jax.tree.map(np.testing.assert_array_equal, params["head"], fresh["head"])
+
+
+@pytest.mark.slow
+def test_low_rank_updates_go_on_too_and_the_optimizer_begins_with_them(sources, tmp_path):
+    e = load(sources["prompt"]).saved.experiment
+    module = e.model.module()
+    tuning = plan(LoRA(rank=2), module, *example_inputs(e.model, 1, 2))
+    program = build(dataclasses.replace(e, tuning=None), jax.devices()[:1])
+    base = jax.device_get(program.init().params)
+    tuned = jax.tree.map(lambda x: x + 0.5, tuning.init(jax.random.key(3), base))
+    path = str(tmp_path / "lora.safetensors")
+    files.save(path, tuning, tuned, base)
+    e = target(sources["prompt"], LoRA(rank=2), tuning_from=path)
+    e = dataclasses.replace(e, optim=dataclasses.replace(e.optim, master_dtype="float32"))
+    program = build(e, jax.devices()[:1])
+    state = transferred(program, program.init(), print)
+    jax.tree.map(np.testing.assert_array_equal, state.params, tuned)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state["master"], tuned)
+
+
+def test_a_source_that_does_not_fit_is_told(sources, tmp_path):
+    for method, message in (
+        (Prompt(length=5), r"does not fit: embed/prompt is \(3, 16\) there, and this run asks for \(5, 16\)"),
+        (
+            Prefix(length=P),
+            r"it has Prompt\(\) and this run has Prefix\(\); block_0/attention/prefix_key is of the lat",
+        ),
+        (PTuning(length=P), r"it has Prompt\(\) and this run has PTuning\(\); embed/prompt is of the former alone"),
+    ):
+        with pytest.raises(UserError, match=f"tuning_from: .*{message}"):
+            refused(target(sources["prompt"], method))
+    e = target(sources["prompt"], Prompt(length=P))
+    tuning = plan(LoRA(rank=2), e.model.module(), *example_inputs(e.model, 1, 2))
+    base = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tuning.shapes)
+    files.save(str(tmp_path / "lora"), tuning, tuning.init(jax.random.key(0), base), base)
+    with pytest.raises(UserError, match=r"LoRA\(\) has scale=8.0 there, and 1.0 in this run"):
+        refused(dataclasses.replace(e, tuning=LoRA(rank=2, alpha=2.0), tuning_from=str(tmp_path / "lora")))
+    wide = dataclasses.replace(e, model=dataclasses.replace(e.model, embed_dim=32))
+    with pytest.raises(UserError, match=r"embed/prompt is \(3, 16\) there, and this run asks for \(3, 32\)"):
+        refused(wide)
+    with pytest.raises(FieldError, match="tuning_from='runs/none': no checkpoint of a run here, and no file"):
+        refused(dataclasses.replace(e, tuning_from="runs/none"))
+    with pytest.raises(FieldError, match="this run trained its model, and tuned nothing beside it; use init_from"):
+        refused(dataclasses.replace(e, tuning_from=pretrained_run(tmp_path / "whole", GPT)[0]))
+    (tmp_path / "text").write_text("no tensors")
+    with pytest.raises(UserError, match="text: not a safetensors file"):
+        refused(dataclasses.replace(e, tuning_from=str(tmp_path / "text")))
+    with pytest.raises(FieldError, match="tuning_from='runs/a': expected a tuning method beside it"):
+        dataclasses.replace(e, tuning=None, tuning_from="runs/a").check()
