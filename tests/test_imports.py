@@ -15,6 +15,7 @@ ALLOWED = {
     "config_json": {"config"},
     "trees": set(),
     "runtime": {"errors"},
+    "hardware": set(),
     "failure_detection": set(),
     "distributed": {"errors", "failure_detection"},
     "cli": {"config", "errors", "distributed"},
@@ -31,10 +32,10 @@ ALLOWED = {
     "peft": LAYERS | {"models", "sharding"},
     # interop: a run may begin from a checkpoint of others (`training/init/pretrained.py`).
     "training": LAYERS
-    | {"runtime", "models", "data", "sharding", "objectives", "optim"}
-    | {"evals", "inference", "figures", "interop", "peft", "planning"},
+    | {"runtime", "hardware", "models", "data", "sharding", "objectives", "optim"}
+    | {"evals", "inference", "figures", "interop", "peft"},
     "planning": LAYERS
-    | {"runtime", "models", "data", "sharding", "objectives", "optim", "evals", "figures", "training"},
+    | {"runtime", "hardware", "models", "data", "sharding", "objectives", "optim", "evals", "figures", "training"},
 }
 FLAX = {"nn", "models", "peft", "sharding/axes.py"}
 NEVER = {"torch", "transformers", "tensorflow", "tyro", "clu"}

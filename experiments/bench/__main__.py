@@ -83,8 +83,8 @@ def gemm_limit(dtype: str = "float32") -> float:
     """Operations a second of XLA's own matrix product here, in a process like the contenders'."""
     program = (
         "from jaxnlp import runtime; runtime.prepare()\n"
-        "from jaxnlp.training.run_folder.throughput import measure\n"
-        f"print(max(measure({dtype!r}, size) for size in (1024, 2048)))"
+        "from jaxnlp.hardware import measure_matmul_flops\n"
+        f"print(max(measure_matmul_flops({dtype!r}, size) for size in (1024, 2048)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return float(done.stdout)

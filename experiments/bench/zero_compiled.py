@@ -98,7 +98,7 @@ def step(stage: str, topology: str) -> dict[str, Any]:
     print(f"compiling the step of {stage} for {topology}", file=sys.stderr, flush=True)
     of = program(stage, topology)
     most = limit(of.mesh.devices.flat[0])
-    assert most is not None  # every chip of a topology is in `chips.py`
+    assert most is not None  # every chip of a topology is in `jaxnlp/hardware.py`
     found = compiled_bytes(of.step.lower(of.abstract, batch(of)))
     if found is None:
         return {"fits": False, "limit": most, "arguments": None, "peak": None}

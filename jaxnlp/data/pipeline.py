@@ -191,7 +191,7 @@ class TrainBatches:
 def corpus_name(store: TokenStore | RecordStore, config: DataConfig) -> str:
     """Names the global sequence of examples: the same tokens, shuffled the same way.
 
-    How they are cut into examples is not part of it: a resumed run compares that field by field (`run_folder/resume.py`).
+    How they are cut into examples is not part of it: a resumed run compares that field by field (see `resume.py`).
     """
     order = f"shuffle={config.shuffle} seed={config.seed} seq_len={config.seq_len}"
     return f"{store.meta.num_tokens} tokens, content {store.meta.content}, tokenizer {store.meta.tokenizer}, {order}"

@@ -7,8 +7,8 @@ import jax
 
 from jaxnlp.nn.remat import HOST
 from jaxnlp.planning.activation_memory import activations
-from jaxnlp.planning.flops import step_flops
 from jaxnlp.sharding.rules import path_name
+from jaxnlp.training.step.flops import step_flops
 from jaxnlp.training.step.program import Program
 from jaxnlp.training.step.state import gradient_shardings
 from jaxnlp.trees import join

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnlp.planning.chips import Chip
+from jaxnlp.hardware import Chip
 from jaxnlp.planning.hlo import Collective
 
 
@@ -71,7 +71,7 @@ def wire(op: Collective, mesh: Any, chip: Chip | None) -> tuple[str, float, floa
         each = 1 if op.kind in ("collective-permute", "all-to-all") else slices / len(groups[0])
         across = dataclasses.replace(op, members=(tuple(range(slices)),), bytes=int(op.bytes * each))
         crossed = across.sent(slices)
-        return "DCN", crossed, None if chip is None or chip.dcn is None else crossed / chip.dcn
+        return "DCN", crossed, None if chip is None or chip.dcn_bandwidth is None else crossed / chip.dcn_bandwidth
     if op.kind == "collective-permute":
         linked = None if chip is None else permute_speed(chip, groups)
     else:
@@ -94,23 +94,23 @@ def where(device: Any) -> int:
 def link_speed(chip: Chip, group: Sequence[Any], devices: Sequence[Any]) -> float | None:
     """Bytes a second that a device can send to others of its group, along each side of the torus over which the group
     lies: both ways where that side closes to a ring and the group has all of it, else one way. None: not known."""
-    if chip.link is None or chip.switched:
+    if chip.link_bandwidth is None or chip.switched:
         return all_links(chip)
     coordinates, everywhere = (np.array([d.coords for d in ones]) for ones in (group, devices))
     lengths = [len(set(column)) for column in coordinates.T]
     sides = [(length, len(set(column))) for length, column in zip(lengths, everywhere.T, strict=True) if length > 1]
     if not sides:  # the two halves of one chip
         return all_links(chip)
-    return chip.link * sum(2 if length == side >= chip.wraps else 1 for length, side in sides)
+    return chip.link_bandwidth * sum(2 if length == side >= chip.min_ring else 1 for length, side in sides)
 
 
 def permute_speed(chip: Chip, pairs: Sequence[Sequence[Any]]) -> float | None:
     """Bytes a second from a device to the one that it sends to: over one link, where no switch joins them."""
-    if chip.link is None or chip.switched or all(tuple(a.coords) == tuple(b.coords) for a, b in pairs):
+    if chip.link_bandwidth is None or chip.switched or all(tuple(a.coords) == tuple(b.coords) for a, b in pairs):
         return all_links(chip)
-    return chip.link
+    return chip.link_bandwidth
 
 
 def all_links(chip: Chip) -> float | None:
     """Bytes a second over all links of a device."""
-    return None if chip.link is None else chip.link * chip.links
+    return None if chip.link_bandwidth is None else chip.link_bandwidth * chip.num_links

@@ -1,8 +1,8 @@
-"""What a training step takes on a mesh: memory, communication and time, from the step compiled for those devices.
+"""Plans a training step on a mesh: memory, communication and time, from the step compiled for those devices.
 
-Nothing runs. Memory and collectives are the compiled program's own; arithmetic is the traced step's (`products`), for
-compilers count the body of a loop once. Times are rooflines (Williams et al. 2009): each resource alone at its maker's
-figure, the longest the least that a step can take.
+Nothing runs. Memory and collectives are read from the compiled program; FLOPs are counted in the traced step
+(`jaxpr_flops`), since a compiler counts the body of a loop once. Times are rooflines (Williams et al. 2009): the time
+of each resource alone at its peak; the longest is a lower bound on the time of a step.
 """
 
 import dataclasses
@@ -17,17 +17,18 @@ import jax
 import numpy as np
 
 from jaxnlp.figures.parallelism import amount
+from jaxnlp.hardware import chip_of, peak_flops
+from jaxnlp.nn.jaxpr_flops import jaxpr_flops
 from jaxnlp.nn.remat import HOST
-from jaxnlp.planning import chips
 from jaxnlp.planning.activation_memory import activations
 from jaxnlp.planning.dry_run import device_bytes, gradient_bytes, optimizer_bytes, parameter_count
-from jaxnlp.planning.flops import products, step_flops
 from jaxnlp.planning.hlo import Collective, collectives
 from jaxnlp.planning.memory import state_bytes
 from jaxnlp.planning.network import Traffic, traffic_of, where
 from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB, bubble, named_schedule, ticks
 from jaxnlp.sharding.rules import Sharding, as_tuple, shardings
 from jaxnlp.training.experiment import Experiment, abstract_batch, trunk
+from jaxnlp.training.step.flops import step_flops
 from jaxnlp.training.step.program import Program, build
 
 WORDS = {"G": 2**30, "M": 2**20, "K": 2**10}
@@ -136,7 +137,7 @@ def plan(
         return refused_by_host(found)
     begun = time.monotonic()
     traced = program.step.trace(program.abstract, batch(program))
-    found = dataclasses.replace(found, executed=products(traced.jaxpr))
+    found = dataclasses.replace(found, executed=jaxpr_flops(traced.jaxpr))
     try:
         with program.context():
             compiled = traced.lower().compile()
@@ -203,7 +204,7 @@ def outline(program: Program, name: str = "") -> StepPlan:
     policy = getattr(trunk(e.model), "policy", None)
     dtype = policy.operand_dtype if policy is not None else np.dtype(np.float32)
     schedule = scheduled(program)
-    peak, source = chips.flops(device, dtype)
+    peak, source = peak_flops(device, dtype)
     if e.peak_flops is not None:
         peak, source = e.peak_flops, f"{e.peak_flops:.4g} FLOP/s, as configured"
     here, there = optimizer_bytes(program)
@@ -291,16 +292,16 @@ def limit(device: Any) -> float | None:
     those of the chip, or a CPU's share of the RAM."""
     if device.platform == "cpu":
         return ram() / jax.local_device_count()
-    here, chip = attached(device), chips.chip_of(device)
+    here, chip = attached(device), chip_of(device)
     own = None if here is None else (here.memory_stats() or {}).get("bytes_limit")
-    return own if own is not None else None if chip is None else chip.limit
+    return own if own is not None else None if chip is None else chip.memory_limit
 
 
 def host_limit(device: Any) -> float | None:
     """Bytes of the host's memory, a device's share: of this machine's, where such are attached, else by the chip."""
     if attached(device) is None:
-        chip = chips.chip_of(device)
-        return None if chip is None else chip.host_limit
+        chip = chip_of(device)
+        return None if chip is None else chip.host_memory_limit
     if device.platform != "gpu":
         return ram() / jax.local_device_count()
     return ram() / sum(where(d) == where(device) for d in jax.devices())  # a host's GPUs, of however many processes
@@ -328,12 +329,12 @@ def account(memory: Any) -> dict[str, int]:
 
 def timed(found: StepPlan, program: Program, ops: Sequence[Collective]) -> StepPlan:
     """The plan with its traffic and its rooflines."""
-    chip = chips.chip_of(program.mesh.devices.flat[0])
+    chip = chip_of(program.mesh.devices.flat[0])
     traffic, moved = traffic_of(ops, program.mesh, chip), hbm_traffic(found, program)
     seconds: dict[str, float] = {}
     if found.peak_flops:
         seconds[COMPUTE] = found.executed / found.num_devices / found.peak_flops
-    if chip is not None:
+    if chip is not None and chip.hbm_bandwidth is not None:
         seconds[MEMORY] = moved / chip.hbm_bandwidth
     for row in traffic:
         if row.seconds is not None:

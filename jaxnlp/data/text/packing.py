@@ -24,7 +24,7 @@ class Packed:
 
     What makes examples is an object with two methods, as here; `data/text/masking.py` and
     `data/text/span_corruption.py` have others. Its `open` gives a reader: `len()` examples, `reader[index]` a
-    record of one, and `reader.batch(records, numbers)` the arrays. `numbers` are the examples' places in the run's global
+    record of one, and `reader.batch(records, numbers)` the arrays. `numbers` are the examples' places in the run's
     sequence, from which anything random is drawn, so that it is the same after a resumption and in every
     process. A record of None is a row of weight 0.
     """

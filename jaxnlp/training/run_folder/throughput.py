@@ -3,20 +3,12 @@
 import time
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxnlp.planning.flops import step_flops
+from jaxnlp.hardware import peak_flops
 from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.step.flops import step_flops
 from jaxnlp.training.step.program import Program
-
-PEAKS = {  # dense bf16 operations a second of one device, as its maker states it
-    "TPU v2": 23e12, "TPU v3": 61.5e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12,
-    "TPU v5": 459e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12, "TPU7x": 1153e12,
-    "V100": 125e12, "T4": 65e12, "A100": 312e12, "A10G": 70e12, "L4": 121e12, "L40S": 362e12,
-    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200": 2250e12,
-}  # fmt: skip
 
 
 class ThroughputMeter:
@@ -69,32 +61,3 @@ class ThroughputMeter:
     def __exit__(self, *_: Any) -> None:
         assert self._mark is not None
         self._paused += time.perf_counter() - self._mark
-
-
-def peak_flops(device: Any, operand_dtype: Any) -> tuple[float | None, str]:
-    """Operations a second of one device, and in words where the figure is from.
-
-    TPU v2 and v3 are counted a core and TPU7x a chiplet, as JAX counts devices. A CPU is measured:
-    its 1024^3 matrix product in the dtype the run multiplies in.
-    """
-    if device.platform == "cpu":
-        flops = measure(operand_dtype) / len(jax.local_devices(backend="cpu"))
-        return flops, f"{flops / 1e9:,.0f} GFLOP/s, this machine's own {jnp.dtype(operand_dtype).name} 1024^3 product"
-    kind = device.device_kind
-    for name in sorted(PEAKS, key=len, reverse=True):
-        if name.lower() in kind.lower():
-            return PEAKS[name], f"{PEAKS[name] / 1e12:,.0f} TFLOP/s, bf16 of {kind}"
-    return None, f"unknown for {kind}; set peak_flops"
-
-
-def measure(dtype: Any, size: int = 1024, repeats: int = 6) -> float:
-    """Operations a second of a matrix product on the default device, the best of several."""
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32))
-    product(x).block_until_ready()
-    best = float("inf")
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        product(x).block_until_ready()
-        best = min(best, time.perf_counter() - begun)
-    return 2 * size**3 / best

@@ -8,11 +8,12 @@ import pytest
 
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.nn.jaxpr_flops import jaxpr_flops
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.planning.flops import products, step_flops
 from jaxnlp.planning.planner import batch
 from jaxnlp.sharding.presets import DDP, PP, TP
 from jaxnlp.training.experiment import Experiment, flops_per_token
+from jaxnlp.training.step.flops import step_flops
 from jaxnlp.training.step.program import build
 
 V, D, LAYERS, B, T = 256, 64, 4, 16, 32
@@ -31,11 +32,11 @@ def program(sharding=DDP.on(data=8), remat="none", layers=LAYERS, **fields):
 def ratio(*args, **fields) -> float:
     """Operations executed in a step, over the model's."""
     one = program(*args, **fields)
-    return products(one.step.trace(one.abstract, batch(one)).jaxpr) / step_flops(one)
+    return jaxpr_flops(one.step.trace(one.abstract, batch(one)).jaxpr) / step_flops(one)
 
 
 def test_products_of_loops_devices_conditions_and_kernels():
-    count = lambda fn, *args: products(jax.make_jaxpr(fn)(*args))
+    count = lambda fn, *args: jaxpr_flops(jax.make_jaxpr(fn)(*args))
     a, b = jnp.ones((3, 4, 5)), jnp.ones((3, 5, 6))
     assert count(jnp.matmul, a, b) == 2 * 3 * 4 * 5 * 6
     square = jnp.ones((4, 4))

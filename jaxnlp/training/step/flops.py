@@ -1,0 +1,36 @@
+"""Floating-point operations of a training step, without recomputation: what MFU is measured against."""
+
+import dataclasses
+
+import jax
+
+from jaxnlp.nn.jaxpr_flops import jaxpr_flops
+from jaxnlp.objectives.objective import prepared
+from jaxnlp.sharding.rules import Sharding
+from jaxnlp.training.experiment import abstract_batch, flops_per_token, trunk, with_trunk
+from jaxnlp.training.step.program import Program, build
+
+
+def step_flops(program: Program) -> float:
+    """FLOPs of the model in one step, summed over all devices, without recomputation.
+
+    For full training this is the model's own figure (`flops_per_token`): three forward passes. Parameters that are not
+    trained have no gradient, so for a PEFT run the derivative is traced and counted instead.
+    """
+    e = program.experiment
+    if program.tuning is None:
+        return flops_per_token(e) * e.data.batch_size * e.data.seq_len
+    if getattr(trunk(e.model), "remat", "none") != "none":
+        e = dataclasses.replace(e, model=with_trunk(e.model, remat="none"))
+    device = [program.mesh.devices.flat[0]]
+    alone = build(dataclasses.replace(e, sharding=Sharding().on()), device, only_traced=True)
+    batch = abstract_batch(e, e.data.batch_size // e.accum_steps)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def gradients(state, batch, key):
+        whole = lambda params: dataclasses.replace(state, params=params).model
+        loss = lambda params: e.objective.loss(alone.apply, whole(params), prepared(e.objective, batch), key)[0]
+        return jax.grad(loss)(state.params)
+
+    with alone.context():
+        return e.accum_steps * jaxpr_flops(jax.make_jaxpr(gradients)(alone.abstract, batch, key))
