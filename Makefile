@@ -82,6 +82,10 @@ test-slow: $(VENV)/test.stamp $(VENV)/tpu.stamp  ## the heavier tests; some comp
 test-all: $(VENV)/test.stamp $(VENV)/tpu.stamp lint types  ## what CI runs: lint, types and all tests at once, the long files first
 	JAXNLP_LIBTPU=$(abspath $(VENV))/tpu/libtpu/libtpu.so $(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
+.PHONY: mutants
+mutants: $(VENV)/test.stamp  ## write one-line faults into copies of jaxnlp and see that a test fails for each; ARGS="--only nn"
+	$(BIN)/python -m tests.mutants $(ARGS)
+
 .PHONY: notebooks
 notebooks: $(VENV)/test.stamp  ## run the notebooks of colab/ on tiny configs, and clear what an editor left in them
 	$(BIN)/python -m tests.colab.clear

@@ -1,0 +1,30 @@
+"""Faults of evaluations."""
+
+from tests.mutants.mutant import Mutant
+
+MUTANTS = (
+    Mutant(
+        id="evals/last-batch-alone",
+        file="evals/loss.py",
+        old="jax.tree.map(lambda a, b: a + b, sums, new)",
+        new="jax.tree.map(lambda a, b: b, sums, new)",
+        fault="an evaluation is that of its last batch",
+        tests=("tests/evals/test_evals.py::test_the_loss_is_that_of_every_token_once",),
+    ),
+    Mutant(
+        id="evals/bits-per-token",
+        file="evals/loss.py",
+        old="nll / math.log(2) / bytes_per_token",
+        new="nll / math.log(2)",
+        fault="bits per byte are bits per token",
+        tests=("tests/evals/test_evals.py::test_the_loss_is_that_of_every_token_once",),
+    ),
+    Mutant(
+        id="evals/unigram-in-nats",
+        file="evals/baselines.py",
+        old="share * np.log2(share)",
+        new="share * np.log(share)",
+        fault="the unigram baseline is in nats",
+        tests=("tests/evals/test_evals.py::test_unigram_entropy_is_the_best_loss_of_a_model_without_context",),
+    ),
+)

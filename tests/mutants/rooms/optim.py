@@ -1,0 +1,86 @@
+"""Faults of optimizers and schedules."""
+
+from tests.mutants.mutant import Mutant
+
+MUTANTS = (
+    Mutant(
+        id="optim/warmup-off-by-one",
+        file="optim.py",
+        old="ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))",
+        new="ramp = optax.linear_schedule(peak / warmup, peak, warmup)",
+        fault="the warm-up ends a step late",
+        tests=("tests/test_optim.py::test_schedules",),
+    ),
+    Mutant(
+        id="optim/inverse-sqrt-off-by-one",
+        file="optim.py",
+        old="peak * (warmup / (step + warmup + 1)) ** 0.5",
+        new="peak * (warmup / (step + warmup)) ** 0.5",
+        fault="the 2017 schedule's decay begins a step late",
+        tests=("tests/test_optim.py::test_the_2017_schedule_is_equation_3",),
+    ),
+    Mutant(
+        id="optim/wsd-decays-too-late",
+        file="optim.py",
+        old="[max(0, rest - decay)]",
+        new="[rest]",
+        fault="wsd never decays",
+        tests=("tests/test_optim.py::test_schedules",),
+    ),
+    Mutant(
+        id="optim/norms-decayed",
+        file="optim.py",
+        old='no_decay: tuple[str, ...] = (r"bias$", r"scale$")',
+        new='no_decay: tuple[str, ...] = (r"bias$",)',
+        fault="weight decay applies to norms",
+        tests=("tests/test_optim.py::test_decay_leaves_out_what_the_patterns_name", "tests/test_optim.py"),
+    ),
+    Mutant(
+        id="optim/gradient-not-clipped",
+        file="optim.py",
+        old="clip = lambda g: jnp.where(norm < limit, g, (g / norm.astype(g.dtype)) * limit)",
+        new="clip = lambda g: jnp.where(norm > limit, g, (g / norm.astype(g.dtype)) * limit)",
+        fault="large gradients are not clipped, small ones are scaled up",
+        tests=("tests/test_optim.py::test_clipping_bounds_the_global_norm",),
+    ),
+    Mutant(
+        id="optim/clip-by-parts",
+        file="optim.py",
+        old="norm = optax.tree.norm(updates) if gradient_norm is None else gradient_norm",
+        new="norm = optax.tree.norm(updates)",
+        fault="a part of the gradients is clipped by its own norm",
+        tests=("tests/training/test_offload.py::test_an_update_by_parts_is_the_update",),
+    ),
+    Mutant(
+        id="optim/master-copy-rounded",
+        file="optim.py",
+        old='master = optax.apply_updates(state["master"], changes)',
+        new="master = optax.apply_updates(wide(params), changes)",
+        fault="the float32 copy of the parameters is made from the rounded ones at each step",
+        tests=("tests/test_optim.py::test_a_master_copy_is_float32_training_with_parameters_rounded_where_used",),
+    ),
+    Mutant(
+        id="optim/muon-output-axes",
+        file="optim.py",
+        old='split = 1 if sides[0] == "embed" else len(places) - 1',
+        new="split = 1",
+        fault="Muon takes the head axis of an output projection for its only input",
+        tests=("tests/test_optim.py::test_muon_reads_matrices_off_their_axes",),
+    ),
+    Mutant(
+        id="optim/adam-second-moment",
+        file="optim.py",
+        old='0.99 if config.name == "lion" else 0.95',
+        new='0.95 if config.name == "lion" else 0.99',
+        fault="the default b2 of Adam and Lion are swapped",
+        tests=("tests/test_optim.py",),
+    ),
+    Mutant(
+        id="optim/learning-rate-multipliers-dropped",
+        file="optim.py",
+        old="u if masked(u) else u * rate",
+        new="u if masked(u) else u",
+        fault="learning-rate multipliers (LoRA+) are ignored",
+        tests=("tests/peft/test_formulas.py::test_lora_plus_moves_b_by_a_multiple_and_a_as_before",),
+    ),
+)
