@@ -19,6 +19,7 @@ NAME := $(if $(filter configs/%,$(FILE)),$(subst /,-,$(patsubst configs/%,%,$(FI
 TOPOLOGY ?= v5e:4x4
 WORKDIR ?= runs/$(patsubst gpt-%,%,$(NAME))
 ARGS ?=
+WORKERS ?= 2
 
 # Transparent huge pages for glibc's heap: about 4% of a CPU step. Harmless elsewhere.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -71,16 +72,22 @@ plan: tpu  ## plan CONFIG for TOPOLOGY (v5e:4x4): memory, communication, time; A
 	$(BIN)/python -m experiments.plan --config=$(CONFIG) --topology=$(TOPOLOGY) $(ARGS)
 
 .PHONY: test
-test: $(VENV)/test.stamp lint types  ## lint, types and the default tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(VENV)/test.stamp lint types  ## lint, types and the fast tests
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+TPU := JAXNLP_LIBTPU=$(abspath $(VENV))/tpu/libtpu/libtpu.so
+
+.PHONY: test-ci
+test-ci: $(VENV)/test.stamp $(VENV)/tpu.stamp lint types  ## what CI runs: the fast tests, and slow ones that the change touches or whose turn it is
+	$(TPU) $(BIN)/python -m pytest -m "not full" --ci -n $(WORKERS) $(ARGS)
 
 .PHONY: test-slow
-test-slow: $(VENV)/test.stamp $(VENV)/tpu.stamp  ## the heavier tests; some compile for TPUs, on any machine
-	JAXNLP_LIBTPU=$(abspath $(VENV))/tpu/libtpu/libtpu.so $(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
+test-slow: $(VENV)/test.stamp $(VENV)/tpu.stamp  ## all slow tests; some compile for TPUs, on any machine
+	$(TPU) $(BIN)/python -m pytest -m "slow and not full" -n $(WORKERS) $(ARGS)
 
 .PHONY: test-all
-test-all: $(VENV)/test.stamp $(VENV)/tpu.stamp lint types  ## what CI runs: lint, types and all tests at once, the long files first
-	JAXNLP_LIBTPU=$(abspath $(VENV))/tpu/libtpu/libtpu.so $(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test-all: $(VENV)/test.stamp $(VENV)/tpu.stamp lint types  ## everything: also the full matrices and the largest plans
+	$(TPU) $(BIN)/python -m pytest -m "slow or full or not slow" -n $(WORKERS) $(ARGS)
 
 .PHONY: mutants
 mutants: $(VENV)/test.stamp  ## write one-line faults into copies of jaxnlp and see that a test fails for each; ARGS="--only nn"
@@ -89,7 +96,7 @@ mutants: $(VENV)/test.stamp  ## write one-line faults into copies of jaxnlp and 
 .PHONY: notebooks
 notebooks: $(VENV)/test.stamp  ## run the notebooks of colab/ on tiny configs, and clear what an editor left in them
 	$(BIN)/python -m tests.colab.clear
-	$(BIN)/python -m pytest -m "slow or not slow" tests/colab $(ARGS)
+	$(BIN)/python -m pytest -m "slow or full or not slow" tests/colab $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/test.stamp  ## ruff: lint and format

@@ -5,14 +5,13 @@ import os
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-CACHE = ROOT / ".cache"
+from tests import cache
+
+pytest_plugins = ["tests.durations", "tests.selection"]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-os.environ.setdefault("JAXNLP_CACHE", str(CACHE))
 os.environ["JAXNLP_ALLOCATOR"] = "system"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Most of a first run would be compiles, of programs so small that neither LLVM's optimizations nor the newer way of
@@ -25,6 +24,10 @@ FLAGS = (
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache.programs(os.environ["XLA_FLAGS"]))
+if not os.environ.get("JAXNLP_CACHE"):
+    os.environ["JAXNLP_CACHE"] = str(cache.data())
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # where each operation was written takes a sixth of a compile
 os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads would wait for each other in a loop, on cores that others use
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the entry points below are forked
@@ -32,14 +35,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest first, so that no worker is left with one of them at the end."""
-    weight: dict[pathlib.Path, int] = {}
-    for item in items:
-        weight[item.path] = weight.get(item.path, 0) + (10 if item.get_closest_marker("slow") else 1)
-    items.sort(key=lambda item: -weight[item.path])
 
 
 def pytest_collection_finish() -> None:

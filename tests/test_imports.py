@@ -1,11 +1,9 @@
 """The house's arrows: who may import whom."""
 
-import ast
-import pathlib
-
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests.import_graph import ROOT, imports
+
 BASE = {"errors", "config", "renamed", "trees"}  # plain helpers that every room may use
 LAYERS = BASE | {"nn"}
 ALLOWED = {
@@ -44,18 +42,6 @@ NEVER = {"torch", "transformers", "tensorflow", "tyro", "clu"}
 def modules():
     for path in sorted((ROOT / "jaxnlp").rglob("*.py")):
         yield pytest.param(path, id=path.relative_to(ROOT).as_posix())
-
-
-def imports(path: pathlib.Path) -> set[str]:
-    """Every module a file names, at the top or inside a function."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, f"{path.name}:{node.lineno}: imports are absolute here"
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
 
 
 @pytest.mark.parametrize("path", list(modules()))

@@ -1,0 +1,47 @@
+"""Where the tests keep what a later run can use, also one of another clone: compiled programs, corpora, durations.
+
+The folder is `$XDG_CACHE_HOME/jaxnlp/tests`, or `~/.cache/jaxnlp/tests`, and can be deleted at any time.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shutil
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FOLDER = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "jaxnlp" / "tests"
+DAYS_KEPT = 14
+
+
+def programs(flags: str) -> pathlib.Path:
+    """The folder of compiled programs, which differ by versions, by XLA's flags and by the processor's instructions."""
+    versions = [f"{name}-{importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]
+    return FOLDER / "xla" / "-".join([*versions, f"py{platform.python_version()}", _digest(flags, _processor())])
+
+
+def data() -> pathlib.Path:
+    """The folder of corpora and tokenizers, which differ by the code that makes them; removes those long unused."""
+    sources = sorted((ROOT / "jaxnlp" / "data").rglob("*.py"))
+    folder = FOLDER / "data" / _digest(*(path.read_text() for path in sources))
+    for other in folder.parent.glob("*"):
+        if other != folder and time.time() - other.stat().st_mtime > DAYS_KEPT * 24 * 3600:
+            shutil.rmtree(other, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    return folder
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+
+
+def _processor() -> str:
+    """The processor's instruction sets: a program compiled for others may not run here."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())

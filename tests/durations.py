@@ -1,0 +1,143 @@
+"""A pytest plugin: seconds per test order the tests, share them among workers, and are reported and kept.
+
+The seconds are those of this machine's last run (`durations.json` in the tests' cache folder). For a test that has not
+run here they come from `tests/durations.json`: seconds per file without the slow tests, and seconds per slow test.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import tempfile
+
+import pytest
+
+from tests.cache import FOLDER
+
+COMMITTED = pathlib.Path(__file__).with_name("durations.json")
+MEASURED = FOLDER / "durations.json"
+DEFAULT = 0.5  # seconds of a test that nothing is known of
+# A worker takes one file at a time, as its tests share fixtures and programs. These files take long and share little:
+# they are cut into pieces of at most so many seconds.
+SPREAD = (
+    "tests/experiments/test_training.py",
+    "tests/interop/test_adapters.py",
+    "tests/training/test_meshes.py",
+    "tests/training/test_pipeline_step.py",
+)
+PIECE = 40.0
+SLOWEST = 10
+
+
+def read(path: pathlib.Path) -> dict[str, float]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def file_of(test: str) -> str:
+    return test.partition("::")[0]
+
+
+def estimates(tests: list[str], known: dict[str, float]) -> dict[str, float]:
+    """Seconds of each test: its own where they are known, otherwise an equal share of its file's."""
+    unknown = collections.Counter(file_of(test) for test in tests if test not in known)
+    share = {file: known[file] / count if file in known else DEFAULT for file, count in unknown.items()}
+    return {test: known[test] if test in known else share[file_of(test)] for test in tests}
+
+
+def groups(tests: list[str], seconds: dict[str, float]) -> dict[str, str]:
+    """The group of each test, which one worker runs: its file, or a piece of it."""
+    filled: dict[str, float] = collections.defaultdict(float)
+    result = {}
+    for test in tests:
+        file = file_of(test)
+        filled[file] += seconds[test]
+        piece = int((filled[file] - seconds[test] / 2) // PIECE) if file in SPREAD else 0
+        result[test] = f"{file} {piece}"
+    return result
+
+
+def ordered(tests: list[str], known: dict[str, float]) -> tuple[list[str], dict[str, str]]:
+    """(the tests, group after group, the longest first so that no worker is left with one at the end; their groups)."""
+    seconds = estimates(tests, known)
+    group_of = groups(sorted(tests), seconds)  # the same for any order of the same tests
+    total: dict[str, float] = collections.defaultdict(float)
+    for test in tests:
+        total[group_of[test]] += seconds[test]
+    return sorted(tests, key=lambda test: (-total[group_of[test]], group_of[test])), group_of
+
+
+class Durations:
+    """Orders this run's tests by the seconds known before it, and measures them anew."""
+
+    def __init__(self, config: pytest.Config):
+        self.worker = hasattr(config, "workerinput")
+        self.known: dict[str, float] = (
+            config.workerinput["durations"] if self.worker else {**read(COMMITTED), **read(MEASURED)}
+        )
+        self.measured: dict[str, float] = collections.defaultdict(float)
+        if hasattr(config.option, "loadscopereorder"):
+            config.option.loadscopereorder = False  # xdist would order the groups by their numbers of tests
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node) -> None:
+        node.workerinput["durations"] = self.known
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        tests, _ = ordered([item.nodeid for item in items], self.known)
+        place = {test: i for i, test in enumerate(tests)}
+        items.sort(key=lambda item: place[item.nodeid])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log):
+        from xdist.scheduler import LoadScopeScheduling
+
+        known = self.known
+
+        class ByGroup(LoadScopeScheduling):
+            group_of: dict[str, str] | None = None
+
+            def _split_scope(self, nodeid: str) -> str:
+                if self.group_of is None:
+                    self.group_of = ordered(list(self.collection), known)[1]
+                return self.group_of[nodeid]
+
+        return ByGroup(config, log)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.measured[report.nodeid] += report.duration
+
+    def pytest_terminal_summary(self, terminalreporter) -> None:
+        if self.measured and not self.worker:
+            save(self.measured)
+            terminalreporter.section("seconds")
+            for line in table(self.measured):
+                terminalreporter.line(line)
+
+
+def save(measured: dict[str, float]) -> None:
+    """Keeps the seconds beside those of other tests, in one move, as other runs may do so at the same time."""
+    MEASURED.parent.mkdir(parents=True, exist_ok=True)
+    kept = {**read(MEASURED), **{test: round(seconds, 2) for test, seconds in measured.items()}}
+    with tempfile.NamedTemporaryFile("w", dir=MEASURED.parent, delete=False) as file:
+        json.dump(kept, file)
+    os.replace(file.name, MEASURED)
+
+
+def table(measured: dict[str, float]) -> list[str]:
+    """Seconds by folder and the slowest tests, as lines."""
+    folders: dict[str, list[float]] = collections.defaultdict(list)
+    for test, seconds in measured.items():
+        folders[file_of(test).rpartition("/")[0]].append(seconds)
+    rows = sorted(folders.items(), key=lambda row: -sum(row[1]))
+    lines = [f"{sum(seconds):9.1f}  {len(seconds):5} tests  {folder}" for folder, seconds in rows]
+    lines += [f"{sum(measured.values()):9.1f}  {len(measured):5} tests  all", "the slowest:"]
+    slowest = sorted(measured.items(), key=lambda row: -row[1])[:SLOWEST]
+    return lines + [f"{seconds:9.1f}  {test}" for test, seconds in slowest]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Durations(config), "jaxnlp-durations")

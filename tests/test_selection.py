@@ -1,0 +1,64 @@
+"""What CI runs: a change touches the tests that use it, and a budget of seconds ends what is taken."""
+
+import pytest
+
+from tests.durations import PIECE, SPREAD, estimates, groups, ordered
+from tests.import_graph import ROOT, distances, uses
+from tests.selection import ROTATING, TOUCHED, choose
+
+
+def test_a_file_uses_what_it_imports_and_what_it_names():
+    graph = uses()
+    assert "jaxnlp/sharding/rules.py" in graph["tests/training/test_meshes.py"]
+    assert "experiments/train.py" in graph["tests/experiments/test_training.py"]  # run by name
+    assert "tests/training/meshed.py" in graph["tests/jobs.py"]  # a path in pieces
+    assert "configs/gpt/gpt2.py" in graph["tests/experiments/test_entry_points.py"]
+
+
+def test_a_change_touches_tests_at_any_distance_and_no_others():
+    near = distances({"jaxnlp/nn/ring.py"})
+    assert near["jaxnlp/nn/ring.py"] == 0 and near["tests/nn/test_ring.py"] == 1
+    assert near["tests/training/test_processes.py"] > 1  # through a config that is named in a string
+    assert "tests/data/test_tokenizer.py" not in near
+    assert distances({"docs/data.md"}) == {}
+    everything = distances({"pyproject.toml"})
+    assert {file for file in uses() if file.startswith("tests/")} <= everything.keys()
+
+
+def test_every_test_file_is_in_the_graph():
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")} <= uses().keys()
+
+
+@pytest.fixture
+def slow() -> list[str]:
+    files = ("tests/nn/test_ring.py", "tests/training/test_meshes.py", "tests/data/test_tokenizer.py")
+    return [f"{file}::test[{i}]" for file in files for i in range(100)]
+
+
+def test_the_nearest_touched_tests_are_taken_first_and_the_rest_rotates(slow):
+    seconds, near = dict.fromkeys(slow, 5.0), {"tests/training/test_meshes.py": 3, "tests/nn/test_ring.py": 1}
+    touched, rotating = choose(slow, near, "a", seconds)
+    assert len(touched) == TOUCHED // 5 and len(rotating) == ROTATING // 5
+    assert {test for test in slow if "test_ring" in test} <= {*touched}
+    assert not {*touched} & {*rotating}
+    assert choose(slow, near, "a", seconds) == (touched, rotating)
+    assert choose(slow, near, "b", seconds)[1] != rotating
+
+
+def test_every_slow_test_has_its_turn(slow):
+    seconds = dict.fromkeys(slow, 20.0)
+    seen = set()
+    for commit in range(60):
+        seen |= {*choose(slow, {}, str(commit), seconds)[1]}
+    assert seen == {*slow}
+
+
+def test_the_longest_group_comes_first_and_groups_do_not_depend_on_the_order():
+    tests = [*(f"a.py::{i}" for i in range(4)), *(f"{SPREAD[0]}::{i}" for i in range(4)), "c.py::0"]
+    known = {**dict.fromkeys(tests[:4], 2.0), **dict.fromkeys(tests[4:8], 0.75 * PIECE), "c.py": 9.0}
+    first, group_of = ordered(tests, known)
+    assert first[-4:] == tests[:4] and first[-5] == "c.py::0"
+    assert len({group_of[test] for test in tests[:4]}) == 1
+    assert len({group_of[test] for test in tests[4:8]}) > 1
+    assert ordered(first, known) == (first, group_of)
+    assert groups(tests, estimates(tests, {})).keys() == {*tests}
