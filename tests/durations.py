@@ -1,7 +1,8 @@
 """A pytest plugin: seconds per test order the tests, share them among workers, and are reported and kept.
 
-The seconds are those of this machine's last run (`durations.json` in the tests' cache folder). For a test that has not
-run here they come from `tests/durations.json`: seconds per file without the slow tests, and seconds per slow test.
+Seconds are of CPU time, of the worker and of the processes that it starts, so that they mean the same on a busy
+machine. They are those of this machine's last run (`durations.json` in the tests' cache folder). For a test that has
+not run here they come from `tests/durations.json`: seconds per file without the slow tests, and per slow test.
 """
 
 import collections
@@ -12,6 +13,7 @@ import tempfile
 
 import pytest
 
+from tests import entry
 from tests.cache import FOLDER
 
 COMMITTED = pathlib.Path(__file__).with_name("durations.json")
@@ -34,6 +36,12 @@ def read(path: pathlib.Path) -> dict[str, float]:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+
+
+def cpu_seconds() -> float:
+    """CPU time so far of this process and of those it started that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system + entry.cpu_seconds()
 
 
 def file_of(test: str) -> str:
@@ -78,6 +86,7 @@ class Durations:
             config.workerinput["durations"] if self.worker else {**read(COMMITTED), **read(MEASURED)}
         )
         self.measured: dict[str, float] = collections.defaultdict(float)
+        self.clock = 0.0
         if hasattr(config.option, "loadscopereorder"):
             config.option.loadscopereorder = False  # xdist would order the groups by their numbers of tests
 
@@ -107,13 +116,24 @@ class Durations:
 
         return ByGroup(config, log)
 
+    def pytest_runtest_logstart(self) -> None:
+        self.clock = cpu_seconds()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self):
+        """In the process that runs the test; the report travels to the one that counts."""
+        report = yield
+        now = cpu_seconds()
+        report.cpu_seconds, self.clock = now - self.clock, now
+        return report
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.measured[report.nodeid] += report.duration
+        self.measured[report.nodeid] += report.cpu_seconds
 
     def pytest_terminal_summary(self, terminalreporter) -> None:
         if self.measured and not self.worker:
             save(self.measured)
-            terminalreporter.section("seconds")
+            terminalreporter.section("CPU seconds")
             for line in table(self.measured):
                 terminalreporter.line(line)
 

@@ -15,9 +15,13 @@ import runpy
 import sys
 import tempfile
 import time
+from multiprocessing import forkserver
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PRELOAD = ["jax", "flax.linen", "optax", "orbax.checkpoint", "grain", "ml_collections.config_flags", "rich.progress"]
+PRELOAD = [
+    *("jax", "flax.linen", "optax", "orbax.checkpoint", "grain", "ml_collections.config_flags", "rich.progress"),
+    *("matplotlib.pyplot", "jaxnlp.cli", "jaxnlp.training.load", "jaxnlp.training.loops.supervised"),
+]
 
 
 @dataclasses.dataclass
@@ -64,6 +68,16 @@ def start(module: str, *args: str, cwd: pathlib.Path = ROOT, env: dict[str, str]
 def run(module: str, *args: str, cwd: pathlib.Path = ROOT, env: dict[str, str] | None = None) -> Entry:
     """Runs it to its end."""
     return start(module, *args, cwd=cwd, env=env).wait()
+
+
+def cpu_seconds() -> float:
+    """CPU time of the fork server and of its forks that have ended."""
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    with contextlib.suppress(OSError):
+        if pid is not None:
+            fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def wait_for(condition, entry: Entry, timeout: float = 120) -> None:
