@@ -47,6 +47,10 @@ $(VENV)/test.stamp: $(VENV)/run.stamp requirements-test.lock requirements-test-n
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-test-nodeps.lock
 	@touch $@
 
+$(VENV)/docs.stamp: $(VENV)/run.stamp requirements-docs.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.lock
+	@touch $@
+
 # Apart from the rest: a process that finds libtpu installed looks for a TPU.
 $(VENV)/tpu.stamp: $(VENV)/python.stamp requirements-tpu.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/tpu -r requirements-tpu.lock
@@ -98,6 +102,11 @@ notebooks: $(VENV)/test.stamp  ## run the notebooks of colab/ on tiny configs, a
 	$(BIN)/python -m tests.colab.clear
 	$(BIN)/python -m pytest -m "slow or full or not slow" tests/colab $(ARGS)
 
+.PHONY: docs
+docs: $(VENV)/docs.stamp  ## build the documentation in build/docs; warnings and broken internal links are errors
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs $(ARGS)
+	@echo "open build/docs/index.html"
+
 .PHONY: lint
 lint: $(VENV)/test.stamp  ## ruff: lint and format
 	$(BIN)/ruff check .
@@ -123,6 +132,8 @@ lock: $(VENV)/python.stamp  ## resolve setup.py anew into the lock files
 		--custom-compile-command "make lock" -o requirements.lock
 	$(BIN)/uv pip compile setup.py --extra hf --extra test --extra dev --universal --python-version 3.11 --no-annotate --quiet \
 		--upgrade --custom-compile-command "make lock" -c requirements.lock -o requirements-test.lock
+	$(BIN)/uv pip compile setup.py --extra hf --extra docs --universal --python-version 3.11 --no-annotate --quiet --upgrade \
+		--custom-compile-command "make lock" -c requirements.lock -c requirements-test.lock -o requirements-docs.lock
 
 .PHONY: clean
 clean:  ## remove the environment and the caches of tools; keeps runs

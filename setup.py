@@ -1,4 +1,4 @@
-"""Package metadata. Floors and ceilings are versions the test suite has passed on (see docs/design_log.md)."""
+"""Package metadata. Floors and ceilings are versions the test suite has passed on (see docs/design_log/)."""
 
 import pathlib
 
@@ -42,6 +42,7 @@ EXTRAS = {
         'transformers>=5.23,<6; python_version < "3.12"',
         'peft>=0.21,<0.22; python_version < "3.12"',
     ],
+    "docs": ["furo>=2025.7,<2027", "myst-parser>=5,<6", "sphinx>=9,<10"],  # `make docs`
     "dev": ["pyright[nodejs]>=1.1.400,<2", "ruff>=0.17,<0.18"],
 }
 

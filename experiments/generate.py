@@ -34,7 +34,7 @@ NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Continuations of each prom
 BEAMS = flags.DEFINE_integer("num_beams", 0, "Beam search so wide instead of drawing; num_samples best are shown.")
 PENALTY = flags.DEFINE_float("length_penalty", 1.0, "Of beam search: above 0 favours long texts.")
 EARLY = flags.DEFINE_enum(
-    "early_stopping", "false", ["true", "false", "never"], "Of beam search: when to stop (docs/generation.md)."
+    "early_stopping", "false", ["true", "false", "never"], "Of beam search: when to stop (docs/guides/generation.md)."
 )
 STOP = flags.DEFINE_multi_string(
     "stop", [], "Text that ends a continuation where it appears; several times for several."

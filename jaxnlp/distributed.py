@@ -2,7 +2,7 @@
 
 Every entry point runs under it unchanged. All processes run the same program on their share of the devices; process 0
 alone prints, and writes the files that are not checkpoints. What needs no devices process 0 does while the others wait.
-docs/tpu_vm.md has the commands.
+docs/guides/tpu_vm.md has the commands.
 """
 
 import contextlib

@@ -9,7 +9,7 @@ encoder: a run's folder or one in Hugging Face's layout.
   python -m experiments.train --config=configs/bert/tune_docstrings.py:lora --workdir=runs/docstrings-lora
   python -m experiments.train --config=configs/bert/tune_docstrings.py:bitfit,runs/bert --workdir=runs/docstrings-bitfit
 
-Methods: full, lora, houlsby, pfeiffer, bitfit, ia3, prompt, prefix, head (docs/peft.md has what each reaches, and where
+Methods: full, lora, houlsby, pfeiffer, bitfit, ia3, prompt, prefix, head (docs/measurements/peft.md has what each reaches, and where
 the learning rates come from).
 """
 

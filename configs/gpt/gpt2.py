@@ -5,7 +5,7 @@ Variants: "small" (124M parameters), "medium" (355M), "large" (774M), "xl" (1.5B
   python -m experiments.train --config=configs/gpt/gpt2.py:xl --workdir=runs/xl
 
 Add "-gpu" or "-tpu" to the size for that platform's attention kernel: --config=configs/gpt/gpt2.py:small-tpu.
-Point it at a corpus tokenized by experiments.tokenize (see docs/data.md), or change `data` below.
+Point it at a corpus tokenized by experiments.tokenize (see docs/guides/data.md), or change `data` below.
 """
 
 from jaxnlp.data.pipeline import DataConfig

@@ -2,7 +2,7 @@
 
 The variant is METHOD,RUN or METHOD,RUN,TASK, or METHOD alone for a dry run, on a base that is drawn; methods: lora,
 qlora, dora, rslora, lora+, adapter (Houlsby's), pfeiffer, ia3, bitfit, full, prefix, prefix-mlp, prompt, and ptuning,
-whose vectors stand around a task's texts, within a template, and in front of a language model's (docs/peft.md).
+whose vectors stand around a task's texts, within a template, and in front of a language model's (docs/guides/peft.md).
 
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
   python -m experiments.train --config=configs/gpt/tune.py:lora,runs/tiny --workdir=runs/tiny-lora

@@ -5,8 +5,8 @@ Variants: "2-7b", "2-13b" (arXiv:2307.09288); "3-8b", "3.1-8b", "3-70b" (arXiv:2
 
   python -m experiments.train --config=configs/llama/llama.py:3-8b --workdir=runs/llama --dry_run
 
-Set `sharding` to the devices there are (docs/configs.md), and point `data` at a corpus tokenized by
-experiments.tokenize. To begin from published weights, see docs/interop.md.
+Set `sharding` to the devices there are (docs/guides/configs.md), and point `data` at a corpus tokenized by
+experiments.tokenize. To begin from published weights, see docs/guides/huggingface_checkpoints.md.
 """
 
 from jaxnlp.data.pipeline import DataConfig

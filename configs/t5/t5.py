@@ -6,7 +6,7 @@ Variants: "small" (60M parameters), "base" (220M), "large" (770M), "3b", "11b"; 
   python -m experiments.train --config=configs/t5/t5.py:base --workdir=runs/t5 --dry_run
 
 Span corruption with Adafactor and the inverse square root, as there. Point `data` at a corpus tokenized by
-experiments.tokenize; to begin from published weights, see docs/interop.md.
+experiments.tokenize; to begin from published weights, see docs/guides/huggingface_checkpoints.md.
 """
 
 from jaxnlp.data.pipeline import DataConfig

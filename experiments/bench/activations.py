@@ -1,6 +1,6 @@
 """What a GPT-2 of 1.5 billion parameters keeps for its backward pass under each policy of remat, compiled for a TPU.
 
-  python -m experiments.bench.activations        writes docs/activations.json and docs/images/activations.png
+  python -m experiments.bench.activations        writes docs/measurements/activations.json and docs/images/activations.png
 
 The example of the ZeRO paper (Rajbhandari et al. 2020, arXiv:1910.02054, section 3): sequence 1,024 and batch 32, in
 bfloat16 with flash attention, on one v5p chip. A row is the temporaries of the compiled gradient function; where batch
@@ -21,7 +21,7 @@ from absl import flags
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
-JSON = flags.DEFINE_string("json", "docs/activations.json", "JSON to write.")
+JSON = flags.DEFINE_string("json", "docs/measurements/activations.json", "JSON to write.")
 OUT = flags.DEFINE_string("out", "docs/images/activations.png", "PNG to write.")
 
 TOPOLOGY, LENGTH, BATCH = "v5p:1x1x1", 1024, 32

@@ -1,6 +1,6 @@
 """Memory and arithmetic of a LoRA step beside full fine-tuning's, from programs compiled for a TPU. Nothing runs.
 
-  python -m experiments.bench.lora_compiled      writes docs/lora_compiled.json
+  python -m experiments.bench.lora_compiled      writes docs/measurements/lora_compiled.json
 
 GPT-2 of 1.5 billion parameters in bfloat16, sequence 1,024, LoRA of rank 8 on queries and values, nothing computed
 again. Memory: temporaries of the compiled step beside what the compiled forward pass returns for the derivative. The
@@ -25,7 +25,7 @@ from experiments.bench.lora_figures import compiled_table, weight_gradients
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
-JSON = flags.DEFINE_string("json", "docs/lora_compiled.json", "JSON to write.")
+JSON = flags.DEFINE_string("json", "docs/measurements/lora_compiled.json", "JSON to write.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "The chip, as of jaxnlp.planning.topology.")
 BATCH = flags.DEFINE_integer("batch_size", 2, "Rows of 1,024 tokens.")
 VARIANT = flags.DEFINE_string("variant", "xl-tpu", "Of configs/gpt/gpt2.py.")

@@ -1,11 +1,11 @@
-"""Writes the tables of docs/performance.md from docs/performance.json."""
+"""Writes the tables of docs/measurements/performance.md from docs/measurements/performance.json."""
 
 import json
 import pathlib
 from typing import Any
 
-JSON = pathlib.Path("docs/performance.json")
-PAGE = pathlib.Path("docs/performance.md")
+JSON = pathlib.Path("docs/measurements/performance.json")
+PAGE = pathlib.Path("docs/measurements/performance.md")
 BEGIN, END = "<!-- tables: written by `make bench` from performance.json -->", "<!-- end of tables -->"
 
 

@@ -1,6 +1,6 @@
 """What a tuning method costs when text is written: greedy decoding at batch 1, as ratios to the base model.
 
-  python -m experiments.bench.peft_latency       writes docs/peft_latency.json, and its tables in docs/peft.md
+  python -m experiments.bench.peft_latency       writes docs/measurements/peft_latency.json, and its tables in docs/measurements/peft.md
   taskset -c 0 python -m experiments.bench.peft_latency       on one core, where CPU time is the time on an idle machine
 
 Random models of the shapes of GPT-2 small and of nanoGPT's "baby", with the methods of configs/gpt/tune.py and adapters
@@ -25,8 +25,8 @@ from experiments.bench.shapes import SHAPES
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
-JSON = flags.DEFINE_string("json", "docs/peft_latency.json", "JSON to write.")
-PAGE = flags.DEFINE_string("page", "docs/peft.md", "Page to write the tables into; none if empty.")
+JSON = flags.DEFINE_string("json", "docs/measurements/peft_latency.json", "JSON to write.")
+PAGE = flags.DEFINE_string("page", "docs/measurements/peft.md", "Page to write the tables into; none if empty.")
 WHICH = flags.DEFINE_list("shapes", ["gpt2", "baby"], f"Shapes to measure, of {', '.join(SHAPES)}.")
 ONLY = flags.DEFINE_list("methods", None, "Which methods, by their names in the table; all of them by default.")
 ROUNDS = flags.DEFINE_integer("rounds", 11, "Rounds, each with a turn of every contender.", lower_bound=1)

@@ -1,6 +1,6 @@
 """What each tuning method reaches on a real task, and what it costs: configs/bert/tune_docstrings.py, three seeds each.
 
-  python -m experiments.bench.peft_quality            writes docs/peft_quality.json, docs/peft.md's table, a picture
+  python -m experiments.bench.peft_quality            writes docs/measurements/peft_quality.json, docs/measurements/peft.md's table, a picture
   python -m experiments.bench.peft_quality --search   before: learning rates, on validation
 
 Runs that are in the JSON already are not run again, so that an interrupted bench goes on where it was; steps are timed
@@ -28,9 +28,9 @@ from experiments.bench.peft_tables import RATES, into_page, picture, quality_tab
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
-JSON = flags.DEFINE_string("json", "docs/peft_quality.json", "JSON to go on from and to write.")
+JSON = flags.DEFINE_string("json", "docs/measurements/peft_quality.json", "JSON to go on from and to write.")
 OUT = flags.DEFINE_string("out", "docs/images/peft_quality.png", "PNG to write.")
-PAGE = flags.DEFINE_string("page", "docs/peft.md", "Page to write the table into; none if empty.")
+PAGE = flags.DEFINE_string("page", "docs/measurements/peft.md", "Page to write the table into; none if empty.")
 METHODS = flags.DEFINE_list("methods", None, "Which methods of the config; all of them by default.")
 FOLDER = flags.DEFINE_string("folder", "", "Another encoder: a run's folder or one in Hugging Face's layout.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each method.", lower_bound=1)

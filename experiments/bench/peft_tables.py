@@ -1,4 +1,4 @@
-"""What the benches of tuning methods show of their figures: tables in Markdown, in docs/peft.md too, and a picture."""
+"""What the benches of tuning methods show of their figures: tables in Markdown, in docs/measurements/peft.md too, and a picture."""
 
 import pathlib
 import statistics

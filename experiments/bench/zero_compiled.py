@@ -1,6 +1,6 @@
 """The ZeRO paper's table of memory from programs compiled for TPUs, and which stage fits which chip. Nothing runs.
 
-  python -m experiments.bench.zero_compiled      writes docs/zero_compiled.json
+  python -m experiments.bench.zero_compiled      writes docs/measurements/zero_compiled.json
 
 A GPT of 7.5 billion parameters over 64 devices, in mixed precision (`zero.large`), a sequence of 1,024 tokens on
 each. Model states are the arguments of the compiled step and what the compiled gradient function returns; beside them
@@ -22,7 +22,7 @@ from experiments.bench.zero import MANY, MIXED, STAGES, formula, large, of_shard
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
-JSON = flags.DEFINE_string("json", "docs/zero_compiled.json", "JSON to write.")
+JSON = flags.DEFINE_string("json", "docs/measurements/zero_compiled.json", "JSON to write.")
 TABLE = flags.DEFINE_list("table", list(STAGES), f"Stages of the table to compile, of {', '.join(STAGES)}.")
 
 TOPOLOGY = "v5p:4x4x4"

@@ -1,7 +1,7 @@
 """Weights laid out for reading. On a CPU a step of generation is as fast as its weights can be read.
 
 A kernel is kept as a matrix (outputs, inputs), which a product with few rows reads row after row, as
-`Policy(weight_layout="output_major")` expects (measured in docs/design_log.md). On other platforms the
+`Policy(weight_layout="output_major")` expects (measured in docs/design_log/). On other platforms the
 compiler chooses layouts itself.
 """
 

@@ -1,4 +1,4 @@
-"""What docs/parallelism.md says of the activations of GPT-2 1.5B: the stored figures, and their table."""
+"""What docs/measurements/parallelism.md says of the activations of GPT-2 1.5B: the stored figures, and their table."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.entry import ROOT
 
 @pytest.fixture(scope="module")
 def found():
-    return json.loads((ROOT / "docs" / "activations.json").read_text())
+    return json.loads((ROOT / "docs" / "measurements" / "activations.json").read_text())
 
 
 def test_the_formulas_are_those_of_the_notes(found):

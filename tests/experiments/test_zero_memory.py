@@ -1,4 +1,4 @@
-"""The ZeRO paper's table of memory, and the figures that docs/parallelism.md shows of it."""
+"""The ZeRO paper's table of memory, and the figures that docs/measurements/parallelism.md shows of it."""
 
 import json
 
@@ -42,7 +42,7 @@ def test_each_device_holds_its_share_of_what_a_stage_splits(found):
 
 @pytest.fixture(scope="module")
 def compiled():
-    return json.loads((ROOT / "docs" / "zero_compiled.json").read_text())
+    return json.loads((ROOT / "docs" / "measurements" / "zero_compiled.json").read_text())
 
 
 @pytest.mark.parametrize("stage", PAPER)
@@ -79,6 +79,6 @@ def test_a_wrong_rung_is_told():
 
 
 def test_the_page_shows_what_is_measured(found):
-    assert json.loads((ROOT / "docs" / "zero_memory.json").read_text()) == found, (
+    assert json.loads((ROOT / "docs" / "measurements" / "zero_memory.json").read_text()) == found, (
         "python -m experiments.bench.zero_memory"
     )

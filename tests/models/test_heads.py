@@ -216,7 +216,7 @@ def test_flops_leave_out_a_language_model_that_is_not_trained():
 
 @dataclasses.dataclass(kw_only=True)
 class FarthestApart:
-    """The head that docs/finetuning.md adds."""
+    """The head that docs/guides/finetuning.md adds."""
 
     of_tokens, use_bias, features = False, False, 16
 
