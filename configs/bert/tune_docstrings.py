@@ -9,8 +9,8 @@ encoder: a run's folder or one in Hugging Face's layout.
   python -m experiments.train --config=configs/bert/tune_docstrings.py:lora --workdir=runs/docstrings-lora
   python -m experiments.train --config=configs/bert/tune_docstrings.py:bitfit,runs/bert --workdir=runs/docstrings-bitfit
 
-Methods: full, lora, houlsby, pfeiffer, bitfit, ia3, prompt, prefix, head (docs/measurements/peft.md has what each reaches, and where
-the learning rates come from).
+Methods: full, lora, houlsby, pfeiffer, bitfit, ia3, prompt, prefix, head. docs/measurements/peft.md has the accuracy of
+each and the source of the learning rates.
 """
 
 import importlib.util

@@ -5,8 +5,8 @@ Variants, with their parameters softmax aside: "original" (93.6M), "medium" (28.
   python -m experiments.train --config=configs/elmo/elmo.py:original --workdir=runs/elmo --dry_run
 
 Windows of 20 words in batches of 3 x 128, for ten epochs of the 1B Word Benchmark, are the published setting. Point
-`data` at a corpus tokenized by experiments.tokenize (docs/guides/data.md). The softmax is over the whole vocabulary, where the
-authors sampled it (8,192 of 793,471 words a step): take a vocabulary of tens of thousands.
+`data` at a corpus tokenized by experiments.tokenize (docs/guides/data.md). The softmax is over the full
+vocabulary; the authors sampled it (8,192 of 793,471 words a step): take a vocabulary of tens of thousands.
 """
 
 from jaxnlp.data.pipeline import DataConfig

@@ -1,6 +1,6 @@
 """What a GPT-2 of 1.5 billion parameters keeps for its backward pass under each policy of remat, compiled for a TPU.
 
-  python -m experiments.bench.activations        writes docs/measurements/activations.json and docs/images/activations.png
+  python -m experiments.bench.activations        writes activations.json (docs/measurements) and activations.png
 
 The example of the ZeRO paper (Rajbhandari et al. 2020, arXiv:1910.02054, section 3): sequence 1,024 and batch 32, in
 bfloat16 with flash attention, on one v5p chip. A row is the temporaries of the compiled gradient function; where batch

@@ -1,6 +1,6 @@
 """What a tuning method costs when text is written: greedy decoding at batch 1, as ratios to the base model.
 
-  python -m experiments.bench.peft_latency       writes docs/measurements/peft_latency.json, and its tables in docs/measurements/peft.md
+  python -m experiments.bench.peft_latency       writes peft_latency.json and the tables of peft.md (docs/measurements)
   taskset -c 0 python -m experiments.bench.peft_latency       on one core, where CPU time is the time on an idle machine
 
 Random models of the shapes of GPT-2 small and of nanoGPT's "baby", with the methods of configs/gpt/tune.py and adapters

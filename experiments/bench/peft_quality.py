@@ -1,6 +1,6 @@
 """What each tuning method reaches on a real task, and what it costs: configs/bert/tune_docstrings.py, three seeds each.
 
-  python -m experiments.bench.peft_quality            writes docs/measurements/peft_quality.json, docs/measurements/peft.md's table, a picture
+  python -m experiments.bench.peft_quality            writes peft_quality.json and peft.md's table (docs/measurements)
   python -m experiments.bench.peft_quality --search   before: learning rates, on validation
 
 Runs that are in the JSON already are not run again, so that an interrupted bench goes on where it was; steps are timed

@@ -1,4 +1,4 @@
-"""What the benches of tuning methods show of their figures: tables in Markdown, in docs/measurements/peft.md too, and a picture."""
+"""Tables and a picture of the PEFT benches; the tables are written into docs/measurements/peft.md."""
 
 import pathlib
 import statistics

@@ -1,6 +1,6 @@
 """Bytes of parameters, gradients and optimizer state on each device, under DDP and the three stages of ZeRO.
 
-  python -m experiments.bench.zero_memory        writes docs/measurements/zero_memory.json and docs/images/zero_memory.png
+  python -m experiments.bench.zero_memory        writes zero_memory.json (docs/measurements) and zero_memory.png
 
 Two models: configs/gpt/tiny.py over 8 virtual CPU devices, whose arrays are made and measured where they lie; and a GPT
 of 7.5 billion parameters over 64 devices, whose shares are those of its shardings, for no array of it is made. The
@@ -21,7 +21,9 @@ from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/measurements/zero_memory.json", "JSON to write.")
-PEAKS = flags.DEFINE_string("peaks", "docs/measurements/zero_compiled.json", "What zero_compiled wrote, drawn beside the states.")
+PEAKS = flags.DEFINE_string(
+    "peaks", "docs/measurements/zero_compiled.json", "Output of zero_compiled, drawn beside the states."
+)
 OUT = flags.DEFINE_string("out", "docs/images/zero_memory.png", "PNG to write.")
 
 DEVICES = 8

@@ -1,4 +1,4 @@
-"""The benches of docs/measurements/peft.md: they run end to end on models of seconds, and the page shows the stored figures."""
+"""The benches of docs/measurements/peft.md run end to end on tiny models, and the page shows the stored figures."""
 
 import json
 
@@ -18,7 +18,8 @@ from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
 from tests.entry import ROOT, run
 
-QUALITY, LATENCY = ROOT / "docs" / "measurements" / "peft_quality.json", ROOT / "docs" / "measurements" / "peft_latency.json"
+MEASUREMENTS = ROOT / "docs" / "measurements"
+QUALITY, LATENCY = MEASUREMENTS / "peft_quality.json", MEASUREMENTS / "peft_latency.json"
 BERT = """
 from configs.bert.finetune import get_config as finetune
 from jaxnlp.optim import OptimConfig
@@ -105,7 +106,7 @@ def test_a_table_goes_into_its_place_on_a_page(tmp_path):
 
 
 def test_the_page_shows_what_was_measured():
-    page, quality = (ROOT / "docs" / "measurements" / "peft.md").read_text(), json.loads(QUALITY.read_text())
+    page, quality = (MEASUREMENTS / "peft.md").read_text(), json.loads(QUALITY.read_text())
     assert quality_table(quality) in page
     assert set(quality["runs"]) == set(RATES) and len({len(runs) for runs in quality["runs"].values()}) == 1
     for name, found in json.loads(LATENCY.read_text()).items():
@@ -121,8 +122,8 @@ def test_the_configs_rates_are_those_that_the_search_found():
 
 def test_a_lora_step_as_compiled_is_within_its_bars_and_on_the_page():
     page, found = (
-        (ROOT / "docs" / "measurements" / "peft.md").read_text(),
-        json.loads((ROOT / "docs" / "measurements" / "lora_compiled.json").read_text()),
+        (MEASUREMENTS / "peft.md").read_text(),
+        json.loads((MEASUREMENTS / "lora_compiled.json").read_text()),
     )
     assert compiled_table(found) in page
     assert f"{found['memory ratio']:.2f} times the {found['activations'] / 1e9:.2f} GB" in page
