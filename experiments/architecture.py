@@ -4,7 +4,6 @@ python -m experiments.architecture --config=configs/gpt/gpt2.py:small --out=gpt2
 python -m experiments.architecture --config=configs/gpt/tiny.py --config.model.num_layers=8 --out=deep.png
 """
 
-import dataclasses
 import pathlib
 import re
 import sys
@@ -22,7 +21,7 @@ def main() -> None:
     from jaxnlp import config as configs
     from jaxnlp.figures.architecture import draw, tree
     from jaxnlp.figures.files import save_png
-    from jaxnlp.sharding.axes import example_inputs, parameter_table
+    from jaxnlp.sharding.axes import parameter_table
     from jaxnlp.training.loops.supervised import prepare
 
     if CONFIG.value is None:
@@ -30,14 +29,14 @@ def main() -> None:
     if OUT.value is None or not OUT.value.endswith(".png"):
         raise UserError(f"--out={OUT.value}: expected a name that ends in .png")
     experiment = CONFIG.value
-    if getattr(experiment.model, "vocab_size", None) is None:  # the tokenizer's, which may have to be trained first
+    if experiment.model.vocab_size is None:  # the tokenizer's, which may have to be trained first
         experiment, _ = prepare(experiment)
     configs.check(experiment)
     model, name = experiment.model, type(experiment.model).__name__.removesuffix("Config")
     # Neither changes the parameters, and without them the table has the order in which they are used.
-    plain = {name: value for name, value in (("scan_layers", False), ("remat", "none")) if hasattr(model, name)}
-    model = dataclasses.replace(model, **plain)
-    root = tree(name, parameter_table(model.module(), *example_inputs(model, 1, experiment.data.seq_len)))
+    if model.scan_layers is not None:
+        model = model.with_body(scan_layers=False, remat="none")
+    root = tree(name, parameter_table(model.build(), *model.example_inputs(1, experiment.data.seq_len)))
     out = pathlib.Path(OUT.value)
     save_png(draw(root, f"{name}, {config_name()}"), out)
     print(f"written: {out} ({root.count:,} parameters)")

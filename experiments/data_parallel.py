@@ -86,7 +86,7 @@ def compare(experiment: Any, devices: list[Any], steps: int) -> Found:
     from jaxnlp.training.step.program import build
 
     e, tokenizer = prepare(dataclasses.replace(experiment, accum_steps=1, steps_per_call=1))
-    if getattr(e.model, "dropout_rate", 0.0):
+    if e.model.dropout_rate:
         raise UserError(
             f"model.dropout_rate={e.model.dropout_rate}: the ways would drop other units, and could not be compared; "
             "expected 0"

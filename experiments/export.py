@@ -97,9 +97,9 @@ def write_adapter(out: Any, run: Any, params: Any) -> None:
 def special_ids(experiment: Any, tokenizer: Any) -> dict[str, int]:
     """What texts begin and end with in this run; nothing for a model that writes none."""
     model, end = experiment.model, tokenizer.separator
-    if not hasattr(model, "make_cache"):
+    if not model.can_generate:
         return {}
-    if not getattr(model, "encoder_decoder", False):
+    if model.kind != "encoder-decoder":
         return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     name = getattr(experiment.data.examples, "start", None)
     start = end if name is None else tokenizer.special(name)

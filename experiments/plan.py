@@ -122,11 +122,10 @@ def resolved(experiment: Any) -> Any:
     """The experiment with its vocabulary filled in; a tokenizer is opened only where the config leaves that to it."""
     from jaxnlp import config as configs
     from jaxnlp.data import pipeline
-    from jaxnlp.training.experiment import trunk
     from jaxnlp.training.loops.supervised import prepare
 
     tells = getattr(experiment.tuning, "text", None) or getattr(experiment.layout, "num_places", 0)
-    if trunk(experiment.model).vocab_size is None or tells:
+    if experiment.model.body.vocab_size is None or tells:
         return prepare(experiment)[0]
     configs.check(experiment)
     return dataclasses.replace(experiment, data=pipeline.resolved(experiment.data))

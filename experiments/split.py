@@ -59,12 +59,12 @@ def split_layers(model: Any, sharding: Any, ways: int) -> dict[str, list[Any]]:
     Raises:
         UserError: it has no such block; a size that does not divide.
     """
-    from jaxnlp.sharding.axes import example_inputs, parameter_table
+    from jaxnlp.sharding.axes import parameter_table
     from jaxnlp.sharding.rules import as_tuple
 
-    plain = {name: value for name, value in (("scan_layers", False), ("remat", "none")) if hasattr(model, name)}
-    model = dataclasses.replace(model, **plain)
-    table = parameter_table(model.module(), *example_inputs(model, 1, 8))
+    if model.scan_layers is not None:
+        model = model.with_body(scan_layers=False, remat="none")
+    table = parameter_table(model.build(), *model.example_inputs(1, 8))
     kernels = {row[0][-3:-1]: row for row in reversed(table) if row[0][-1] == "kernel"}
     found = {}
     for name, first, last, inputs, between in BLOCKS:

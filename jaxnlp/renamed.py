@@ -58,7 +58,14 @@ CLASSES: dict[str, str] = {
 }
 """New module and old class name -> new class name."""
 
-FIELDS: dict[str, dict[str, str]] = {}
+FIELDS: dict[str, dict[str, str]] = {
+    "jaxnlp.models.bert:BertConfig": {"max_len": "max_length"},
+    "jaxnlp.models.gpt:GPTConfig": {"max_len": "max_length"},
+    "jaxnlp.models.heads:ModelWithHead": {"trunk": "body"},
+    "jaxnlp.models.transformer:TransformerConfig": {"max_len": "max_length"},
+    "jaxnlp.nn.positions:Llama3Scaling": {"original_max_len": "original_max_length"},
+    "jaxnlp.nn.positions:Yarn": {"original_max_len": "original_max_length"},
+}
 """New module and new class name -> {old field: new field}. A new name of "" drops a field that is gone."""
 
 

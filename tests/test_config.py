@@ -16,7 +16,7 @@ from jaxnlp.training.experiment import Experiment
 
 def experiment(**fields) -> Experiment:
     model = GPTConfig(
-        vocab_size=65, max_len=32, num_layers=2, num_heads=2, embed_dim=16, positions=positions.Rotary(base=500.0)
+        vocab_size=65, max_length=32, num_layers=2, num_heads=2, embed_dim=16, positions=positions.Rotary(base=500.0)
     )
     return Experiment(**{"model": model, "data": DataConfig(seq_len=16, batch_size=4), **fields})
 
@@ -84,8 +84,8 @@ def test_check_names_field_value_and_remedy(change, message):
 
 
 def test_learned_positions_bound_the_sequence():
-    e = experiment(model=GPTConfig(max_len=8, num_heads=2, embed_dim=16))
-    with pytest.raises(FieldError, match=r"^data.seq_len=16: longer than model.max_len=8"):
+    e = experiment(model=GPTConfig(max_length=8, num_heads=2, embed_dim=16))
+    with pytest.raises(FieldError, match=r"^data.seq_len=16: longer than model.max_length=8"):
         configs.check(e)
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from jaxnlp import cli
-from jaxnlp.sharding.axes import example_inputs, parameter_table
+from jaxnlp.sharding.axes import parameter_table
 from tests.entry import ROOT
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -27,7 +27,7 @@ def test_links_and_pictures_lead_to_files(page):
 def test_a_size_in_a_table_is_the_configs(page, spec, cells):
     """The row's number of parameters to the last one, and what it says of layers."""
     model = cli.load(spec).model
-    count = sum(math.prod(shape) for _, shape, _ in parameter_table(model.module(), *example_inputs(model, 1, 8)))
+    count = sum(math.prod(shape) for _, shape, _ in parameter_table(model.build(), *model.example_inputs(1, 8)))
     values = [cell.strip() for cell in cells.split("|")]
     assert f"{count:,}" in values, f"{page.name}: {spec} has {count:,}"
     assert values[0].split()[0] == str(model.num_layers)

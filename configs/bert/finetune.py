@@ -90,7 +90,7 @@ def get_config(variant: str = "") -> Experiment:
         trunk = dataclasses.replace(pretraining().model, **changes)
         tokenizer = SentencePiece(vocab_size=2048, specials=("[CLS]", "[SEP]"))
     return Experiment(
-        model=ModelWithHead(trunk=trunk, head=head),
+        model=ModelWithHead(body=trunk, head=head),
         init_from=Pretrained(path=run) if run and not fresh else None,
         data=DataConfig(
             source=source,

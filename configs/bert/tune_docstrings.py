@@ -58,7 +58,7 @@ def get_config(variant: str = "lora") -> Experiment:
     path, (tuning, rate) = folder or minilm(), METHODS[method]
     return Experiment(
         model=ModelWithHead(
-            trunk=pretrained.model(path, heads=(), scan_layers=True),
+            body=pretrained.model(path, heads=(), scan_layers=True),
             head=SequenceClassificationHead(num_classes=len(TOPICS)),
         ),
         init_from=Pretrained(path=path),

@@ -22,7 +22,7 @@ def get_config() -> Experiment:
     return Experiment(
         model=GPTConfig(
             vocab_size=32768,
-            max_len=4096,
+            max_length=4096,
             num_layers=80,
             num_heads=64,
             num_kv_heads=8,

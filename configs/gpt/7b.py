@@ -22,7 +22,7 @@ def get_config() -> Experiment:
     return Experiment(
         model=GPTConfig(
             vocab_size=32768,
-            max_len=2048,
+            max_length=2048,
             num_layers=32,
             num_heads=32,
             embed_dim=4096,

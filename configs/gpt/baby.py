@@ -12,7 +12,7 @@ from jaxnlp.training.experiment import Experiment
 def get_config() -> Experiment:
     return Experiment(
         model=GPTConfig(
-            max_len=64,
+            max_length=64,
             num_layers=4,
             num_heads=4,
             embed_dim=128,

@@ -35,7 +35,7 @@ def get_config(variant: str = "small") -> Experiment:
     return Experiment(
         model=GPTConfig(
             vocab_size=50304,  # 50,257 tokens, rounded up to a multiple of 128
-            max_len=1024,
+            max_length=1024,
             num_layers=layers,
             num_heads=heads,
             embed_dim=dim,

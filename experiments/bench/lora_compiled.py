@@ -89,7 +89,7 @@ def program(tuned: bool, num_layers: int | None = None) -> Any:
     fields: dict[str, Any] = {} if num_layers is None else {"num_layers": num_layers, "scan_layers": False}
     precision = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
     model = dataclasses.replace(e.model, remat="none", policy=precision, **fields)
-    data = dataclasses.replace(e.data, seq_len=model.max_len, batch_size=BATCH.value)
+    data = dataclasses.replace(e.data, seq_len=model.max_length, batch_size=BATCH.value)
     tuning = LoRA(rank=8) if tuned else None
     return build(dataclasses.replace(e, model=model, data=data, accum_steps=1, tuning=tuning), devices(TOPOLOGY.value))
 

@@ -45,7 +45,7 @@ def experiment(a):
     s = SHAPES[a.shape]
     model = GPTConfig(
         vocab_size=s["vocab"],
-        max_len=s["length"],
+        max_length=s["length"],
         num_layers=s["layers"],
         num_heads=s["heads"],
         embed_dim=s["dim"],
@@ -71,7 +71,7 @@ def bert_experiment(a):
     s, e = SHAPES[a.shape], experiment(a)
     e.model = BertConfig(
         vocab_size=s["vocab"],
-        max_len=s["length"],
+        max_length=s["length"],
         num_layers=s["layers"],
         num_heads=s["heads"],
         embed_dim=s["dim"],
@@ -179,7 +179,7 @@ def decode(out, a) -> None:
     e = experiment(a)
     length = max(s["length"], a.prompt + a.new + 1)
     e.model = GPTConfig(
-        vocab_size=s["vocab"], max_len=length, num_layers=s["layers"], num_heads=s["heads"], embed_dim=s["dim"]
+        vocab_size=s["vocab"], max_length=length, num_layers=s["layers"], num_heads=s["heads"], embed_dim=s["dim"]
     )
     program = build(e, jax.devices()[:1])
     params = program.init().params

@@ -98,7 +98,7 @@ def experiment(shape: dict[str, int], tuning: Any) -> Any:
 
     model = GPTConfig(
         vocab_size=shape["vocab"],
-        max_len=max(shape["length"], PROMPT.value + NEW.value + 64),
+        max_length=max(shape["length"], PROMPT.value + NEW.value + 64),
         num_layers=shape["layers"],
         num_heads=shape["heads"],
         embed_dim=shape["dim"],

@@ -19,7 +19,7 @@ def large() -> Any:
     from jaxnlp.training.experiment import Experiment
 
     policy = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
-    model = GPTConfig(vocab_size=50304, max_len=1024, num_layers=36, num_heads=32, embed_dim=4096, policy=policy)
+    model = GPTConfig(vocab_size=50304, max_length=1024, num_layers=36, num_heads=32, embed_dim=4096, policy=policy)
     model = dataclasses.replace(model, scan_layers=True, remat="full")
     data = DataConfig(seq_len=1024, batch_size=MANY)
     return Experiment(model=model, data=data, optim=OptimConfig(master_dtype="float32"))
@@ -37,13 +37,13 @@ def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
     from jax.sharding import AbstractMesh
 
     from jaxnlp.optim import make_optimizer
-    from jaxnlp.sharding.axes import abstract_params, example_inputs
+    from jaxnlp.sharding.axes import abstract_params
     from jaxnlp.sharding.mesh import AXES
     from jaxnlp.sharding.presets import PRESETS
     from jaxnlp.training.step.state import gradient_shardings, new_state, state_shardings
 
     model = experiment.model
-    shapes, axes = abstract_params(model.module(), *example_inputs(model, devices, model.max_len))
+    shapes, axes = abstract_params(model.build(), *model.example_inputs(devices, model.max_length))
     optimizer, _ = make_optimizer(experiment.optim, experiment.steps, axes)
     state = jax.eval_shape(lambda p: new_state(p, optimizer, 0, None), shapes)
     count = sum(x.size for x in jax.tree.leaves(shapes))

@@ -56,8 +56,8 @@ class Generator:
 
     apply: (params, tokens, segment_ids=, positions=, cache=, logits_to_keep=) -> (logits, cache); of an encoder-decoder
         (params, inputs, tokens, input_segments=, ...), inputs None once the cache holds what the encoder made of them.
-    make_cache: (batch, length) -> an empty cache.
-    longest: positions the model can read, or None where there is no end.
+    init_cache: (batch, length) -> an empty cache.
+    length_limit: positions the model can read, or None where there is no end.
     separator: the token that ends a text.
     num_tokens: ids from here on (a padded vocabulary) are never generated.
     context: (batch size) -> what is entered around the model, for its mesh and rules.
@@ -70,8 +70,8 @@ class Generator:
     """
 
     apply: Callable
-    make_cache: Callable[[int, int], Any]
-    longest: int | None
+    init_cache: Callable[[int, int], Any]
+    length_limit: int | None
     separator: int
     num_tokens: int
     context: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
@@ -188,11 +188,11 @@ class Generator:
 
     def room(self, prompts: Ids, wanted: int, forced_prefix: Ids | None = None) -> int:
         """`wanted` new tokens, or as many as fit after the longest prompt (one at least, which may then be refused)."""
-        if self.longest is None:
+        if self.length_limit is None:
             return wanted
         forced = forced_prefix or [[]] * len(prompts)
         longest = max((held(self, p, f) for p, f in zip(prompts, forced, strict=True)), default=len(self.first))
-        return max(1, min(wanted, self.longest - longest))
+        return max(1, min(wanted, self.length_limit - longest))
 
     @property
     def first(self) -> tuple[int, ...]:
@@ -212,7 +212,7 @@ class Generator:
 
     def new_cache(self, held_params: Any, batch: int, length: int) -> Any:
         """A cache for so many positions of text."""
-        cache = self.make_cache(batch, length + self.front)
+        cache = self.init_cache(batch, length + self.front)
         return cache if self.fill is None else self.fill(held_params, cache)
 
     def prefill(self, held_params: Any, rows: Rows, cache: Any, logits_to_keep: int) -> tuple[jax.Array, Any]:

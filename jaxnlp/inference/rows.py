@@ -71,7 +71,7 @@ def make_rows(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids | None)
 
 
 def _check_room(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids) -> None:
-    limit = model.longest
+    limit = model.length_limit
     if limit is None:
         return
     count, given = max((held(model, p, f), len(p)) for p, f in zip(prompts, forced, strict=True))
@@ -81,11 +81,11 @@ def _check_room(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids) -> N
     if count + max_new_tokens > limit:
         raise UserError(
             f"generate: {', '.join(told)} and max_new_tokens={max_new_tokens} are more than "
-            f"model.max_len={limit}; shorten the prompt or generate fewer"
+            f"model.max_length={limit}; shorten the prompt or generate fewer"
         )
     longest = max(map(len, prompts)) + len(model.last)
     if model.encoder_decoder and longest > limit:
-        raise UserError(f"generate: a source of {longest} tokens is more than model.max_len={limit}; shorten it")
+        raise UserError(f"generate: a source of {longest} tokens is more than model.max_length={limit}; shorten it")
 
 
 def held(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> int:

@@ -24,7 +24,7 @@ from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt
 from jaxnlp.peft.tuning import TunedModel, plan
-from jaxnlp.sharding.axes import abstract_params, example_inputs
+from jaxnlp.sharding.axes import abstract_params
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.trees import put
 
@@ -34,7 +34,7 @@ KINDS = ("LORA", "IA3", *soft_prompts.KINDS)
 
 
 def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> tuple[PEFTMethod, Any]:
-    """An adapter of theirs as (method, tuned parameters), for `plan(method, config.module(), ...)`.
+    """An adapter of theirs as (method, tuned parameters), for `plan(method, config.build(), ...)`.
 
     Args:
         config: of the model it was trained on, as `huggingface.load` gives it; its layers may be scanned.
@@ -50,8 +50,8 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
     tensors = huggingface.read_tensors(folder / WEIGHTS)
     known = places(config)
     tensors = _checked_copies(folder / WEIGHTS, tensors, known, base)
-    unrolled = dataclasses.replace(config, scan_layers=False) if getattr(config, "scan_layers", False) else config
-    shapes, _ = abstract_params(unrolled.module(), *example_inputs(unrolled, 1, 2))
+    unrolled = dataclasses.replace(config, scan_layers=False) if config.scan_layers else config
+    shapes, _ = abstract_params(unrolled.build(), *unrolled.example_inputs(1, 2))
     sizes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
     if kind in soft_prompts.KINDS:
         method, leaves = soft_prompts.read(said, tensors, config, folder / WEIGHTS)
@@ -64,7 +64,7 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
     for path, x in leaves.items():
         tuned = put(tuned, path, x)
     tuned = stacked(tuned, folder) if unrolled is not config else tuned
-    tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
+    tuning = plan(method, config.build(), *config.example_inputs(1, 2))
     shapes_of = lambda tree: {path_name(at): x.shape for at, x in jax.tree_util.tree_leaves_with_path(tree)}
     wanted = shapes_of(jax.eval_shape(lambda: tuning.init(jax.random.key(0), _zeros(tuning))))
     found = shapes_of(tuned)
@@ -207,7 +207,7 @@ def trunk_alone(config: Any, tuning: TunedModel, tuned: Any) -> tuple[Any, Tuned
     Args:
         config: of a `ModelWithHead` model; any other comes back as it is. tuned: parameters of `tuning`.
     """
-    if not hasattr(config, "trunk"):
+    if config.body is config:
         return config, tuning, tuned, []
     tuned = tuning.expanded(tuned)
     inside = lambda held: {path[1:]: x for path, x in held.items() if path[0] == "trunk"}
@@ -224,14 +224,14 @@ def trunk_alone(config: Any, tuning: TunedModel, tuned: Any) -> tuple[Any, Tuned
     )
     left = {name: x for name, x in tuned.items() if name != "trunk"}
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(left)]
-    return config.trunk, trunk, tuned.get("trunk", {}), names
+    return config.body, trunk, tuned.get("trunk", {}), names
 
 
 def task_type(config: Any) -> str | None:
     """By which PEFT chooses transformers' class for a model; None: it has none for this one."""
-    if hasattr(config, "make_cache"):
-        return "SEQ_2_SEQ_LM" if getattr(config, "encoder_decoder", False) else "CAUSAL_LM"
-    return "FEATURE_EXTRACTION" if tuple(getattr(config, "heads", ["none"])) in ((), ("pooler",)) else None
+    if config.kind == "encoder":
+        return "FEATURE_EXTRACTION" if tuple(config.heads) in ((), ("pooler",)) else None
+    return {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}.get(config.kind)
 
 
 def stacked(tree: Any, source: str | pathlib.Path = "") -> Any:

@@ -25,7 +25,7 @@ def config(hf: dict[str, Any], names: Collection[str]) -> BertConfig:
         heads.append("pooler")
     return BertConfig(
         vocab_size=hf["vocab_size"],
-        max_len=hf["max_position_embeddings"] - first,
+        max_length=hf["max_position_embeddings"] - first,
         num_types=hf.get("type_vocab_size", 2),
         num_layers=hf["num_hidden_layers"],
         num_heads=hf["num_attention_heads"],
@@ -69,7 +69,7 @@ def to_json(c: BertConfig) -> dict[str, Any]:
         "architectures": [kind + model],
         "model_type": kind.lower(),
         "vocab_size": c.vocab_size,
-        "max_position_embeddings": c.max_len + c.positions.first,
+        "max_position_embeddings": c.max_length + c.positions.first,
         "type_vocab_size": c.num_types,
         "num_hidden_layers": c.num_layers,
         "num_attention_heads": c.num_heads,

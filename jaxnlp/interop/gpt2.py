@@ -18,7 +18,7 @@ def config(hf: dict[str, Any], names: Collection[str]) -> GPTConfig:
     demand(hf, {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False})
     return GPTConfig(
         vocab_size=hf["vocab_size"],
-        max_len=hf["n_positions"],
+        max_length=hf["n_positions"],
         num_layers=hf["n_layer"],
         num_heads=hf["n_head"],
         embed_dim=hf["n_embd"],
@@ -52,7 +52,7 @@ def to_json(c: GPTConfig) -> dict[str, Any]:
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "vocab_size": c.vocab_size,
-        "n_positions": c.max_len,
+        "n_positions": c.max_length,
         "n_embd": c.embed_dim,
         "n_layer": c.num_layers,
         "n_head": c.num_heads,

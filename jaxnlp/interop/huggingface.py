@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxnlp.errors import UserError
 from jaxnlp.interop import bert, gpt2, llama, t5
-from jaxnlp.sharding.axes import abstract_params, example_inputs
+from jaxnlp.sharding.axes import abstract_params
 from jaxnlp.sharding.rules import REPLICATED, Rules, path_name, shardings
 
 FAMILIES = (gpt2, bert, llama, t5)
@@ -49,7 +49,7 @@ def load(
             missing, left over, or of another shape.
     """
     folder, family, config, files = _open_folder(source)
-    shapes, axes = abstract_params(config.module(), *example_inputs(config, 1, 1))
+    shapes, axes = abstract_params(config.build(), *config.example_inputs(1, 1))
     by_path = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     tensors = family.tensors(config, files.keys())
     copies, left_out = family.copies(config), [*map(fnmatch.translate, ignore)]

@@ -53,13 +53,13 @@ def _rotary(hf: dict[str, Any]) -> positions.Rotary:
             factor=rope["factor"],
             low_freq_factor=rope["low_freq_factor"],
             high_freq_factor=rope["high_freq_factor"],
-            original_max_len=longest,
+            original_max_length=longest,
         )
     elif kind == "yarn":
         demand(rope, {"mscale": None, "mscale_all_dim": None})
         scaling = positions.Yarn(
             factor=rope["factor"],
-            original_max_len=longest,
+            original_max_length=longest,
             beta_fast=rope.get("beta_fast") or 32.0,
             beta_slow=rope.get("beta_slow") or 1.0,
             attention_factor=rope.get("attention_factor"),
@@ -133,8 +133,8 @@ def _rope_json(rotary: positions.Rotary) -> tuple[int, dict[str, Any]]:
         return 32768, {**rope, "rope_type": "default"}
     if isinstance(s, positions.LinearScaling):
         return 32768, {**rope, "rope_type": "linear", "factor": s.factor}
-    rope |= {"factor": s.factor, "original_max_position_embeddings": s.original_max_len}
-    longest = round(s.factor * s.original_max_len)
+    rope |= {"factor": s.factor, "original_max_position_embeddings": s.original_max_length}
+    longest = round(s.factor * s.original_max_length)
     if isinstance(s, positions.Llama3Scaling):
         ramp = {"low_freq_factor": s.low_freq_factor, "high_freq_factor": s.high_freq_factor}
         return longest, {**rope, "rope_type": "llama3", **ramp}

@@ -30,7 +30,7 @@ def read(said: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: Any
         raise UserError(f"{path}: has tensors {', '.join(tensors)}; expected {TABLE} alone")
     table, P = tensors[TABLE], positive(said, "num_virtual_tokens", path.with_name(CONFIG))
     kind, parts = said["peft_type"], said.get("num_transformer_submodules") or 1
-    encoder_decoder = getattr(config, "encoder_decoder", False)
+    encoder_decoder = config.kind == "encoder-decoder"
     if encoder_decoder and kind == "PREFIX_TUNING":
         raise UserError(f"{path}: prefixes of an encoder-decoder are not read; its prompts are")
     if parts not in ((1, 2) if encoder_decoder else (1,)):
@@ -38,16 +38,12 @@ def read(said: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: Any
     if kind != "PREFIX_TUNING":
         _expect(path, table, (parts * P, config.embed_dim))
         return Prompt(length=P, init="random"), {("embed", PROMPT): np.ascontiguousarray(table[:P], np.float32)}
-    N, K, L = heads_of(config), config.key_dim, config.num_layers
+    N, K, L = config.kv_heads, config.key_dim, config.num_layers
     _expect(path, table, (P, 2 * L * N * K))
     parts = table.astype(np.float32).reshape(P, L, 2, N, K)
     names = (KEY, VALUE)
     leaves = {(f"block_{i}", "attention", name): parts[:, i, j] for i in range(L) for j, name in enumerate(names)}
     return Prefix(length=P), {path: np.ascontiguousarray(x) for path, x in leaves.items()}
-
-
-def heads_of(config: Any) -> int:
-    return getattr(config, "kv_heads", config.num_heads)
 
 
 def _expect(path: pathlib.Path, table: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -81,7 +77,7 @@ def write(
         raise UserError("Prefix(): PEFT has one for the attention of every layer; train with targets=('attention',)")
     table = np.stack([flat[path] for path in wanted], axis=1).reshape(method.length, -1)
     assert table.shape[1] == 2 * config.num_layers * math.prod(flat[wanted[0]].shape[1:])
-    said |= {"token_dim": heads_of(config) * config.key_dim, "num_attention_heads": heads_of(config)}
+    said |= {"token_dim": config.kv_heads * config.key_dim, "num_attention_heads": config.kv_heads}
     return {
         **said,
         "peft_type": "PREFIX_TUNING",

@@ -7,17 +7,18 @@ Shape legend: B batch, T length, M predicted positions, D model, H heads, K head
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.mlp import ACTIVATIONS
+from jaxnlp.nn.model_config import Kind, ModelConfig
 from jaxnlp.nn.partitioning import constrain, parameter
 from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.stack import stack
@@ -27,7 +28,7 @@ INIT = nn.initializers.normal(0.02)
 
 
 @dataclasses.dataclass(kw_only=True)
-class BertConfig:
+class BertConfig(ModelConfig):
     """A BERT's shape and components. Sizes are numbers of units, rates are probabilities.
 
     vocab_size: None takes the tokenizer's.
@@ -39,8 +40,9 @@ class BertConfig:
     remat, scan_layers: as GPT's.
     """
 
+    kind: ClassVar[Kind] = "encoder"
     vocab_size: int | None = None
-    max_len: int = 512
+    max_length: int = 512
     num_types: int = 2
     num_layers: int = 12
     num_heads: int = 12
@@ -60,7 +62,7 @@ class BertConfig:
 
     def check(self) -> None:
         """Raises FieldError naming the first field whose value cannot work."""
-        sizes = ("vocab_size", "max_len", "num_types", "num_layers", "num_heads", "embed_dim", "head_dim", "mlp_dim")
+        sizes = ("vocab_size", "max_length", "num_types", "num_layers", "num_heads", "embed_dim", "head_dim", "mlp_dim")
         checks.positive(self, *sizes)
         checks.heads(self)
         checks.one_of(self, "norm_position", ("pre", "post"))
@@ -72,28 +74,24 @@ class BertConfig:
                 raise FieldError("heads", head, f"expected some of {', '.join(HEADS)}")
 
     @property
-    def key_dim(self) -> int:
-        return self.head_dim or self.embed_dim // self.num_heads
-
-    @property
     def hidden_dim(self) -> int:
         return self.mlp_dim or 4 * self.embed_dim
 
     @property
-    def longest(self) -> int | None:
+    def length_limit(self) -> int | None:
         """The longest sequence the model can read, or None where its positions have no end."""
-        return self.max_len if self.positions.bounded else None
+        return self.max_length if self.positions.bounded else None
 
-    def module(self) -> "Bert":
+    def build(self) -> "Bert":
         return Bert(self)
 
-    def flops_per_token(self, length: int, predicted: float = 1.0) -> float:
-        """Floating-point operations of one training step per token, as GPT's; `predicted`: share of positions that
-        go through the masked-word head."""
+    def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
+        """Floating-point operations of one training step per token, as GPT's. predicted_fraction: share of
+        positions that go through the masked-word head."""
         D, F, P = self.embed_dim, self.hidden_dim, self.num_heads * self.key_dim
         layer = 8 * D * P + 4 * length * P + (6 if self.mlp.gated else 4) * D * F
         assert self.vocab_size is not None
-        head = predicted * 2 * D * (D + self.vocab_size) if "masked_lm" in self.heads else 0.0
+        head = predicted_fraction * 2 * D * (D + self.vocab_size) if "masked_lm" in self.heads else 0.0
         return 3.0 * (self.num_layers * layer + head)
 
 
@@ -145,8 +143,7 @@ class Bert(nn.Module):
         """
         c = self.config
         B, T = tokens_BT.shape
-        if c.longest is not None and c.longest < T:
-            raise UserError(f"model.max_len={c.longest}: the sequence has {T} positions; raise max_len or shorten it")
+        c.check_length(T)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(T), (B, T))
         types = jnp.zeros((B, T), jnp.int32) if types is None else types
@@ -154,7 +151,7 @@ class Bert(nn.Module):
         embed = Embed(c.vocab_size, c.embed_dim, c.policy, name="embed")
         kinds = Embed(c.num_types, c.embed_dim, c.policy, axes=("types", "embed"), name="types")
         x_BTD = embed(tokens_BT) + kinds(types)
-        vectors = c.positions.module(c.max_len, c.embed_dim, c.policy, name="positions")
+        vectors = c.positions.module(c.max_length, c.embed_dim, c.policy, name="positions")
         if vectors is not None:
             x_BTD = x_BTD + vectors(positions)
         if c.norm_position == "post":

@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,7 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn import checks
 from jaxnlp.nn.characters import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, CharacterCNN, spell
 from jaxnlp.nn.linear import Embed
+from jaxnlp.nn.model_config import Kind, ModelConfig
 from jaxnlp.nn.norms import normalise
 from jaxnlp.nn.partitioning import constrain, parameter
 from jaxnlp.nn.policy import Policy
@@ -33,7 +34,7 @@ ROUND = 16  # `features` pads sentences to multiples of so many words, so that f
 
 
 @dataclasses.dataclass(kw_only=True)
-class ElmoConfig:
+class ElmoConfig(ModelConfig):
     """An ELMo's shape. The defaults are the published model's.
 
     vocab_size: of the words it predicts; None takes the tokenizer's. It reads any word.
@@ -46,7 +47,7 @@ class ElmoConfig:
     dropout_rate: of the input of each LSTM and of the output map.
     """
 
-    longest = None
+    kind: ClassVar[Kind] = "other"
     vocab_size: int | None = None
     max_chars: int = 50
     char_dim: int = 16
@@ -80,20 +81,20 @@ class ElmoConfig:
     def cell(self) -> LSTM:
         return LSTM(projection_dim=self.embed_dim, cell_clip=self.cell_clip, projection_clip=self.projection_clip)
 
-    def module(self) -> "Elmo":
+    def build(self) -> "Elmo":
         return Elmo(self)
 
-    def inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct]:
+    def example_inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct]:
         """What the module is called with: character ids (B, T, C)."""
         return (jax.ShapeDtypeStruct((batch, length, self.max_chars), jnp.int32),)
 
-    def flops_per_token(self, length: int) -> float:
+    def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
         """Floating-point operations of one training step per word: three times the forward pass. Products only."""
         C, E, F, P, H = self.max_chars, self.char_dim, sum(n for _, n in self.filters), self.embed_dim, self.hidden_dim
         characters = sum(2 * (C - width + 1) * width * E * count for width, count in self.filters)
         characters += self.num_highway * 4 * F * F + 2 * F * P
         assert self.vocab_size is not None
-        direction = self.num_layers * 2 * (8 * H * P + H * P) + 2 * P * self.vocab_size
+        direction = self.num_layers * 2 * (8 * H * P + H * P) + predicted_fraction * 2 * P * self.vocab_size
         return 3.0 * (characters + 2 * direction)
 
 
@@ -231,7 +232,7 @@ class _Shape:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _vectors(shape: _Shape, norm: bool, params: Any, mix: Any, tokens_BTC: jax.Array) -> Any:
     """What `features` gives, of a batch. Here, and not in it, so that calls alike compile once."""
-    out: Any = shape.config.module().apply({"params": params}, tokens_BTC)
+    out: Any = shape.config.build().apply({"params": params}, tokens_BTC)
     return out["layers"] if mix is None else ScalarMix(norm).apply({"params": mix}, out["layers"])
 
 

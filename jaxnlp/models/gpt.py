@@ -9,27 +9,28 @@ heads, K head size, V vocabulary.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.model_config import Kind, ModelConfig
 from jaxnlp.nn.partitioning import constrain
 from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.stack import empty_cache, stack
 
 
 @dataclasses.dataclass(kw_only=True)
-class GPTConfig:
+class GPTConfig(ModelConfig):
     """A GPT's shape and components. Sizes are numbers of units, rates are probabilities.
 
     vocab_size: None takes the tokenizer's.
-    max_len: longest sequence that learned positions cover.
+    max_length: longest sequence that learned positions cover.
     num_kv_heads: None is num_heads; fewer share keys and values among groups of heads.
     head_dim: None is embed_dim // num_heads.
     mlp_dim: None is 4 embed_dim, or for a gated MLP 8/3 embed_dim rounded up to a multiple of 8.
@@ -45,8 +46,9 @@ class GPTConfig:
         layer, the choice for deep models; unrolled is faster on CPU.
     """
 
+    kind: ClassVar[Kind] = "decoder"
     vocab_size: int | None = None
-    max_len: int = 1024
+    max_length: int = 1024
     num_layers: int = 12
     num_heads: int = 12
     num_kv_heads: int | None = None
@@ -71,8 +73,8 @@ class GPTConfig:
 
     def check(self) -> None:
         """Raises FieldError naming the first field whose value cannot work."""
-        sizes = ("vocab_size", "max_len", "num_layers", "num_heads", "num_kv_heads", "embed_dim", "head_dim", "mlp_dim")
-        checks.positive(self, *sizes, "window")
+        checks.positive(self, "vocab_size", "max_length", "num_layers", "num_heads", "num_kv_heads", "embed_dim")
+        checks.positive(self, "head_dim", "mlp_dim", "window")
         checks.heads(self)
         if self.num_heads % self.kv_heads:
             raise FieldError("num_kv_heads", self.num_kv_heads, f"does not divide num_heads={self.num_heads}")
@@ -96,28 +98,20 @@ class GPTConfig:
                 raise FieldError(field, value, "expected a positive number, as 30.0, or None")
 
     @property
-    def kv_heads(self) -> int:
-        return self.num_kv_heads or self.num_heads
-
-    @property
-    def key_dim(self) -> int:
-        return self.head_dim or self.embed_dim // self.num_heads
-
-    @property
     def hidden_dim(self) -> int:
         if self.mlp_dim is not None:
             return self.mlp_dim
         return -(-8 * self.embed_dim // 24) * 8 if self.mlp.gated else 4 * self.embed_dim
 
     @property
-    def longest(self) -> int | None:
+    def length_limit(self) -> int | None:
         """The longest sequence the model can read, or None where its positions have no end."""
-        return self.max_len if self.positions.bounded else None
+        return self.max_length if self.positions.bounded else None
 
-    def module(self) -> "GPT":
+    def build(self) -> "GPT":
         return GPT(self)
 
-    def flops_per_token(self, length: int) -> float:
+    def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
         """Floating-point operations of one training step per token: three times the forward pass.
 
         Counts matrix products only, attention in full though it is causal (the convention of
@@ -128,9 +122,10 @@ class GPTConfig:
         attention_ = 4 * length * H * K
         feed_forward = (6 if self.mlp.gated else 4) * D * F
         assert self.vocab_size is not None
-        return 3.0 * (self.num_layers * (projections + attention_ + feed_forward) + 2 * D * self.vocab_size)
+        layers = self.num_layers * (projections + attention_ + feed_forward)
+        return 3.0 * (layers + predicted_fraction * 2 * D * self.vocab_size)
 
-    def make_cache(self, batch: int, length: int) -> dict[str, Any]:
+    def init_cache(self, batch: int, length: int) -> dict[str, Any]:
         """An empty key-value cache for `length` positions (`nn/stack.py`)."""
         return empty_cache(self, self.kv_heads, self.key_dim, self.policy, batch, length)
 
@@ -159,7 +154,7 @@ class GPT(nn.Module):
             segment_ids: (B, T) integers; attention stays within equal ones, and 0 is padding.
                 None: one segment.
             positions: (B, T) place of each token in its document; None: 0, 1, 2, ...
-            cache: from `GPTConfig.make_cache`, to continue a sequence; segment ids say which
+            cache: from `GPTConfig.init_cache`, to continue a sequence; segment ids say which
                 of the new tokens are real.
             logits_to_keep: only the logits of this many last positions; None is all.
             with_hidden: also the states that the logits are read from, after the last norm.
@@ -173,8 +168,7 @@ class GPT(nn.Module):
         offset = 0 if cache is None else cache["offset"]
         if positions is None:
             positions = jnp.broadcast_to(offset + jnp.arange(T), (B, T))
-        if c.longest is not None and c.longest < T:
-            raise UserError(f"model.max_len={c.longest}: the sequence has {T} positions; raise max_len or shorten it")
+        c.check_length(T)
         keys = segment_ids
         if cache is not None:
             segment_ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
@@ -184,7 +178,7 @@ class GPT(nn.Module):
         assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
         embed = Embed(c.vocab_size, c.embed_dim, c.policy, name="embed")
         x_BTD = embed(tokens_BT)
-        vectors = c.positions.module(c.max_len, c.embed_dim, c.policy, name="positions")
+        vectors = c.positions.module(c.max_length, c.embed_dim, c.policy, name="positions")
         if vectors is not None:
             x_BTD = x_BTD + vectors(positions)
         x_BTD = nn.Dropout(c.dropout_rate)(x_BTD, deterministic=deterministic)

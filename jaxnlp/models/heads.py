@@ -8,7 +8,7 @@ Shape legend: B batch, C sequences an example is made of, T length, D model, N c
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,22 +17,39 @@ import jax.numpy as jnp
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn import checks
 from jaxnlp.nn.linear import Linear
+from jaxnlp.nn.model_config import ModelConfig
+from jaxnlp.nn.policy import Policy
 
 
-@dataclasses.dataclass(kw_only=True)
-class SequenceClassificationHead:
-    """A class for an example. The states of its sequences are added before the map (similarity in both orders)."""
+class Head:
+    """Base class of the heads: what the task reads of the body's states, by one linear map.
 
-    num_classes: int = 2
-    of_tokens = False
-    use_bias = True
+    of_tokens: the head reads every token's state; False: one state for each sequence.
+    use_bias: of the linear map. features: its outputs.
+    num_classes: classes that the task must have as many of; None: there are no classes.
+    """
 
-    def check(self) -> None:
-        checks.positive(self, "num_classes")
+    of_tokens: ClassVar[bool] = False
+    use_bias: ClassVar[bool] = True
+    num_classes: int | None = None
 
     @property
     def features(self) -> int:
-        return self.num_classes
+        return self.num_classes or 1
+
+    def logits(self, states: jax.Array, linear: Linear) -> jax.Array:
+        """What the objective reads, from `linear` of the states, (B, T, D) of tokens or (B, C, D) of sequences."""
+        return linear(states)
+
+
+@dataclasses.dataclass(kw_only=True)
+class SequenceClassificationHead(Head):
+    """A class for an example. The states of its sequences are added before the map (similarity in both orders)."""
+
+    num_classes: int = 2
+
+    def check(self) -> None:
+        checks.positive(self, "num_classes")
 
     def logits(self, states_BCD: jax.Array, linear: Linear) -> jax.Array:
         """(B, N)."""
@@ -40,12 +57,8 @@ class SequenceClassificationHead:
 
 
 @dataclasses.dataclass(kw_only=True)
-class RegressionHead:
+class RegressionHead(Head):
     """A number for an example, its sequences added as for a class."""
-
-    of_tokens = False
-    use_bias = True
-    features = 1
 
     def logits(self, states_BCD: jax.Array, linear: Linear) -> jax.Array:
         """(B,)."""
@@ -53,12 +66,10 @@ class RegressionHead:
 
 
 @dataclasses.dataclass(kw_only=True)
-class MultipleChoiceHead:
+class MultipleChoiceHead(Head):
     """A score for each sequence, one vector times its state; the softmax over them is the objective's."""
 
-    of_tokens = False
     use_bias = False  # the softmax over the options would cancel it
-    features = 1
 
     def logits(self, states_BCD: jax.Array, linear: Linear) -> jax.Array:
         """(B, C)."""
@@ -66,109 +77,94 @@ class MultipleChoiceHead:
 
 
 @dataclasses.dataclass(kw_only=True)
-class TokenClassificationHead:
-    """A class for each token."""
+class TokenClassificationHead(Head):
+    """A class for each token: logits (B, T, N)."""
 
-    num_classes: int = 2
     of_tokens = True
-    use_bias = True
+    num_classes: int = 2
 
     def check(self) -> None:
         checks.positive(self, "num_classes")
 
-    @property
-    def features(self) -> int:
-        return self.num_classes
-
-    def logits(self, states_BTD: jax.Array, linear: Linear) -> jax.Array:
-        """(B, T, N)."""
-        return linear(states_BTD)
-
 
 @dataclasses.dataclass(kw_only=True)
-class SpanExtractionHead:
-    """A start vector S and an end vector E: their products with each state (Devlin et al. 2019, section 4.2)."""
+class SpanExtractionHead(Head):
+    """A start vector S and an end vector E: their products with each state (Devlin et al. 2019, section 4.2).
+
+    Logits (B, T, 2): of the span's start and of its end.
+    """
 
     of_tokens = True
     use_bias = False  # the softmax over the places would cancel it
-    features = 2
 
-    def logits(self, states_BTD: jax.Array, linear: Linear) -> jax.Array:
-        """(B, T, 2): of the span's start and of its end."""
-        return linear(states_BTD)
+    @property
+    def features(self) -> int:
+        return 2
 
 
 @dataclasses.dataclass(kw_only=True)
-class ModelWithHead:
-    """A trunk with a head.
+class ModelWithHead(ModelConfig):
+    """A pretrained model with a head.
 
-    trunk: a config of an encoder, as `BertConfig(heads=("pooler",))`, or of a decoder, as `GPTConfig()`. Of an
-        encoder's own heads only the pooler may be there, and only for heads that read a sequence: tanh(W x + b) of its
-        first token is then what they read.
+    body: the pretrained model's config: an encoder, as `BertConfig(heads=("pooler",))`, or a decoder, as `GPTConfig()`.
+        An encoder may have no pretraining head but the pooler, and that only under a head of sequences, which then
+        reads the pooler's output, tanh(W x + b) of the first token.
     head: SequenceClassificationHead(), RegressionHead(), MultipleChoiceHead(), TokenClassificationHead(),
-        SpanExtractionHead(), or any object like them.
+        SpanExtractionHead(), or another subclass of `Head`.
     dropout_rate: of the states that the head reads.
     """
 
-    trunk: Any
-    head: Any
+    body: ModelConfig = dataclasses.field()
+    head: Head = dataclasses.field()
     dropout_rate: float = 0.1
 
     def check(self) -> None:
         """Raises FieldError naming the first field whose value cannot work."""
         checks.rates(self, "dropout_rate")
-        trunk, head = checks.name(self.trunk), checks.name(self.head)
-        if not hasattr(self.head, "of_tokens"):
-            raise FieldError("head", head, "is not a head; use SequenceClassificationHead(), ...")
-        if getattr(self.trunk, "encoder_decoder", False):
+        body, head = checks.name(self.body), checks.name(self.head)
+        if self.body.kind == "encoder-decoder":
             raise FieldError(
-                "trunk",
-                trunk,
+                "body",
+                body,
                 "is an encoder-decoder, which takes no head; use an encoder, as BertConfig(), or a decoder, as "
                 "GPTConfig(), or write the labels as text and train with objective=Seq2Seq()",
             )
-        if self.decodes:
+        if self.body.kind == "decoder":
             return
-        if not hasattr(self.trunk, "heads"):
-            raise FieldError("trunk", trunk, "gives no states to read; use BertConfig(), GPTConfig() or LlamaConfig()")
+        if self.body.kind != "encoder":
+            raise FieldError("body", body, "gives no states to read; use BertConfig(), GPTConfig() or LlamaConfig()")
         allowed = ((),) if self.head.of_tokens else ((), ("pooler",))
-        if tuple(self.trunk.heads) not in allowed:
+        if tuple(self.body.heads) not in allowed:
             expected = " or ".join(map(str, allowed))
-            raise FieldError("trunk.heads", self.trunk.heads, f"{head} would leave them untrained; use {expected}")
+            raise FieldError("body.heads", self.body.heads, f"{head} would leave them untrained; use {expected}")
 
     @property
-    def decodes(self) -> bool:
-        """Whether the trunk is a language model, which reads from left to right."""
-        return hasattr(self.trunk, "make_cache")
+    def length_limit(self) -> int | None:
+        return self.body.length_limit
 
     @property
-    def longest(self) -> int | None:
-        """The longest sequence the trunk can read, or None where its positions have no end."""
-        return self.trunk.longest
-
-    @property
-    def policy(self) -> Any:
-        return self.trunk.policy
+    def policy(self) -> Policy:
+        return self.body.policy or Policy()
 
     @property
     def attention(self) -> Any:
-        return self.trunk.attention
+        return self.body.attention
 
-    def module(self) -> "ModelWithHeadModule":
+    def build(self) -> "ModelWithHeadModule":
         return ModelWithHeadModule(self)
 
-    def inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    def example_inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """The module's positional arguments."""
         shape = (batch, length) if self.head.of_tokens else (batch, 1, length)
         return (jax.ShapeDtypeStruct(shape, jnp.int32),)
 
-    def flops_per_token(self, length: int, predicted: float = 1.0) -> float:
-        """Floating-point operations of one training step per token, counted as GPT's are; `predicted`: share of
-        positions that go through a decoder's output map, 0 where there is no auxiliary loss."""
-        D, trunk = self.trunk.embed_dim, self.trunk.flops_per_token(length)
-        if self.decodes:
-            trunk -= 3.0 * (1 - predicted) * 2 * D * self.trunk.vocab_size
-        return trunk + 3.0 * 2 * D * self.head.features / (1 if self.head.of_tokens else length)
+    def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
+        """Floating-point operations of one training step per token, counted as GPT's are.
+
+        predicted_fraction: share of positions that go through a decoder's output map, 0 without an auxiliary loss.
+        """
+        head = 3.0 * 2 * self.body.embed_dim * self.head.features / (1 if self.head.of_tokens else length)
+        return self.body.flops_per_token(length, predicted_fraction) + head
 
 
 class ModelWithHeadModule(nn.Module):
@@ -179,7 +175,7 @@ class ModelWithHeadModule(nn.Module):
 
     def setup(self):
         c = self.config
-        self.trunk = c.trunk.module()
+        self.trunk = c.body.build()  # the scope's name in every checkpoint so far, from when the body was called so
         self.dropout = nn.Dropout(c.dropout_rate)
         self.head = Linear(
             (c.head.features,), ("embed", "classes"), c.policy, use_bias=c.head.use_bias, dtype="float32"
@@ -224,10 +220,10 @@ class ModelWithHeadModule(nn.Module):
         """What the trunk gives: its last states (R, T, D), an encoder's pooled ones (R, D) or None, and a decoder's
         logits (R, T, V) or None."""
         c = self.config
-        if c.decodes:
+        if c.body.kind == "decoder":
             lm, hidden = self.trunk(tokens_RT, segment_ids=segments_RT, with_hidden=True, deterministic=deterministic)
             return hidden, None, lm
-        types_RT = types_RT if c.trunk.num_types > 1 else None
+        types_RT = types_RT if c.body.num_types > 1 else None
         out = self.trunk(tokens_RT, types=types_RT, segment_ids=segments_RT, deterministic=deterministic)
         return out["hidden"], out.get("pooled"), None
 
@@ -236,7 +232,7 @@ class ModelWithHeadModule(nn.Module):
         R, T, _ = states_RTD.shape
         if extract_BC is not None:
             return extract_BC.reshape(R)
-        if not self.config.decodes:
+        if self.config.body.kind != "decoder":
             return jnp.zeros(R, jnp.int32)
         real_RT = jnp.ones((R, T), jnp.int32) if segments_RT is None else segments_RT
         return jnp.max(jnp.where(real_RT != 0, jnp.arange(T), 0), axis=1)

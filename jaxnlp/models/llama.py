@@ -9,7 +9,7 @@ heads, K head size, V vocabulary.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxnlp.errors import FieldError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.model_config import Kind, ModelConfig
 from jaxnlp.nn.partitioning import constrain
 from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.stack import empty_cache, stack
@@ -27,7 +28,7 @@ INIT = nn.initializers.normal(0.02)
 
 
 @dataclasses.dataclass(kw_only=True)
-class LlamaConfig:
+class LlamaConfig(ModelConfig):
     """A Llama's shape and components. Sizes are numbers of units.
 
     vocab_size: None takes the tokenizer's.
@@ -39,6 +40,7 @@ class LlamaConfig:
     remat, scan_layers: see `nn/stack.py`.
     """
 
+    kind: ClassVar[Kind] = "decoder"
     vocab_size: int | None = None
     num_layers: int = 32
     num_heads: int = 32
@@ -59,7 +61,6 @@ class LlamaConfig:
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
     dropout_rate = 0.0  # has none
-    longest = None  # rotary positions have no end
 
     def check(self) -> None:
         """Raises FieldError naming the first field whose value cannot work."""
@@ -77,26 +78,18 @@ class LlamaConfig:
                 "positions", checks.name(self.positions), "a Llama has no table of positions; use Rotary()"
             )
 
-    @property
-    def kv_heads(self) -> int:
-        return self.num_kv_heads or self.num_heads
-
-    @property
-    def key_dim(self) -> int:
-        return self.head_dim or self.embed_dim // self.num_heads
-
-    def module(self) -> "Llama":
+    def build(self) -> "Llama":
         return Llama(self)
 
-    def flops_per_token(self, length: int) -> float:
+    def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
         """Floating-point operations of one training step per token, counted as GPT's are."""
         D, H, N, K = self.embed_dim, self.num_heads, self.kv_heads, self.key_dim
         attend = 2 * D * K * (H + 2 * N) + 2 * H * K * D + 4 * length * H * K
         feed_forward = (6 if self.mlp.gated else 4) * D * self.mlp_dim
         assert self.vocab_size is not None
-        return 3.0 * (self.num_layers * (attend + feed_forward) + 2 * D * self.vocab_size)
+        return 3.0 * (self.num_layers * (attend + feed_forward) + predicted_fraction * 2 * D * self.vocab_size)
 
-    def make_cache(self, batch: int, length: int) -> dict[str, Any]:
+    def init_cache(self, batch: int, length: int) -> dict[str, Any]:
         """An empty key-value cache for `length` positions (`nn/stack.py`)."""
         return empty_cache(self, self.kv_heads, self.key_dim, self.policy, batch, length)
 
@@ -124,7 +117,7 @@ class Llama(nn.Module):
             tokens_BT: integer ids.
             segment_ids: (B, T) integers; attention stays within equal ones, and 0 is padding. None: one segment.
             positions: (B, T) place of each token in its document; None: 0, 1, 2, ...
-            cache: from `LlamaConfig.make_cache`, to continue a sequence.
+            cache: from `LlamaConfig.init_cache`, to continue a sequence.
             with_hidden: also the states that the logits are read from, after the last norm.
             logits_to_keep: only the logits of this many last positions; None is all.
             deterministic: there is no dropout; taken so that every model is called alike.

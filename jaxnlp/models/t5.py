@@ -8,7 +8,7 @@ F feed-forward, V vocabulary.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, remat
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.model_config import Kind, ModelConfig
 from jaxnlp.nn.partitioning import constrain
 from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.positions import RelativeBuckets
@@ -25,7 +26,7 @@ from jaxnlp.nn.stack import empty_cache, stack, with_cross, without_cross
 
 
 @dataclasses.dataclass(kw_only=True)
-class T5Config:
+class T5Config(ModelConfig):
     """A T5's shape and components. Sizes are numbers of units, rates are probabilities.
 
     vocab_size: of inputs and outputs together; None takes the tokenizer's.
@@ -37,6 +38,7 @@ class T5Config:
     remat, scan_layers: see `nn/stack.py`.
     """
 
+    kind: ClassVar[Kind] = "encoder-decoder"
     vocab_size: int | None = None
     num_layers: int = 8
     num_decoder_layers: int | None = None
@@ -54,8 +56,6 @@ class T5Config:
     remat: object = "none"  # a name or a Remat; of a type that flags can set
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
-    encoder_decoder = True
-    longest = None  # relative positions have no end
 
     def check(self) -> None:
         """Raises FieldError naming the first field whose value cannot work."""
@@ -77,28 +77,28 @@ class T5Config:
             where = dataclasses.replace(where, bidirectional=False)
         return dataclasses.replace(self, num_layers=self.num_decoder_layers or self.num_layers, positions=where)
 
-    def module(self) -> "T5":
+    def build(self) -> "T5":
         return T5(self)
 
-    def inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    def example_inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Example arguments of the module: inputs (B, S) and tokens (B, T)."""
         return (jax.ShapeDtypeStruct((batch, length), jnp.int32),) * 2
 
-    def flops_per_token(self, length: int, targets: float = 1.0) -> float:
+    def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
         """Floating-point operations of one training step per input token, counted as GPT's are.
 
         Args:
-            length: of the inputs. targets: tokens of output for each of input.
+            length: of the inputs. predicted_fraction: tokens of output for each of input.
         """
         D, P = self.embed_dim, self.num_heads * self.head_dim
         feed = (6 if self.mlp.gated else 4) * D * self.mlp_dim
         encoder = self.num_layers * (8 * D * P + 4 * length * P + feed)
-        own = self.decoder.num_layers * (12 * D * P + 4 * (targets + 1) * length * P + feed)
+        own = self.decoder.num_layers * (12 * D * P + 4 * (predicted_fraction + 1) * length * P + feed)
         shared = self.decoder.num_layers * 4 * D * P  # the encoder's keys and values, once for each layer
         assert self.vocab_size is not None
-        return 3.0 * (encoder + shared + targets * (own + 2 * D * self.vocab_size))
+        return 3.0 * (encoder + shared + predicted_fraction * (own + 2 * D * self.vocab_size))
 
-    def make_cache(self, batch: int, length: int) -> dict[str, Any]:
+    def init_cache(self, batch: int, length: int) -> dict[str, Any]:
         """An empty key-value cache for `length` positions of the decoder (`nn/stack.py`).
 
         The first call with it also gives the inputs; from then on it holds what the decoder needs of them:
@@ -150,7 +150,7 @@ class T5(nn.Module):
             input_segments: (B, S) integers, 0 is padding; attention stays within equal ones. None: one segment.
             segment_ids: (B, T) likewise; a token of output attends to the inputs of its own segment.
             positions: (B, T) place of each token of output, for positions that turn; None: 0, 1, 2, ...
-            cache: from `make_cache`, to continue an output.
+            cache: from `init_cache`, to continue an output.
             logits_to_keep: only the logits of this many last positions; None is all.
             deterministic: False applies dropout, and needs the "dropout" key.
 

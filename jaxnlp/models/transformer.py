@@ -9,7 +9,7 @@ F feed-forward, V vocabulary.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -19,17 +19,18 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.model_config import Kind, ModelConfig
 from jaxnlp.nn.partitioning import constrain
 from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.stack import empty_cache, stack, with_cross, without_cross
 
 
 @dataclasses.dataclass(kw_only=True)
-class TransformerConfig:
+class TransformerConfig(ModelConfig):
     """A Transformer's shape and components. Sizes are numbers of units, rates are probabilities.
 
     vocab_size: of inputs and outputs together; None takes the tokenizer's.
-    max_len: longest text that learned positions cover.
+    max_length: longest text that learned positions cover.
     num_layers: of the encoder. num_decoder_layers: None is as many.
     head_dim: None is embed_dim // num_heads. mlp_dim: None is 4 embed_dim.
     norm_position: "post" (the paper) or "pre" (trains without warmup: Xiong et al. 2020, arXiv:2002.04745).
@@ -37,8 +38,9 @@ class TransformerConfig:
     remat, scan_layers: see `nn/stack.py`.
     """
 
+    kind: ClassVar[Kind] = "encoder-decoder"
     vocab_size: int | None = None
-    max_len: int = 512
+    max_length: int = 512
     num_layers: int = 6
     num_decoder_layers: int | None = None
     num_heads: int = 8
@@ -56,11 +58,10 @@ class TransformerConfig:
     remat: object = "none"  # a name or a Remat; of a type that flags can set
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
-    encoder_decoder = True
 
     def check(self) -> None:
         """Raises FieldError naming the first field whose value cannot work."""
-        sizes = ("vocab_size", "max_len", "num_layers", "num_decoder_layers", "num_heads", "embed_dim", "head_dim")
+        sizes = ("vocab_size", "max_length", "num_layers", "num_decoder_layers", "num_heads", "embed_dim", "head_dim")
         checks.positive(self, *sizes, "mlp_dim")
         checks.heads(self)
         if isinstance(self.positions, positions.Sinusoidal) and self.embed_dim % 2:
@@ -71,47 +72,43 @@ class TransformerConfig:
         checks.components(self)
 
     @property
-    def key_dim(self) -> int:
-        return self.head_dim or self.embed_dim // self.num_heads
-
-    @property
     def hidden_dim(self) -> int:
         return self.mlp_dim or 4 * self.embed_dim
 
     @property
-    def longest(self) -> int | None:
+    def length_limit(self) -> int | None:
         """The longest text the model can read or write, or None where its positions have no end."""
-        return self.max_len if self.positions.bounded else None
+        return self.max_length if self.positions.bounded else None
 
     @property
     def decoder(self) -> "TransformerConfig":
         """The same, with the decoder's number of layers as `num_layers`."""
         return dataclasses.replace(self, num_layers=self.num_decoder_layers or self.num_layers)
 
-    def module(self) -> "Transformer":
+    def build(self) -> "Transformer":
         return Transformer(self)
 
-    def inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    def example_inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Example arguments of the module: inputs (B, S) and tokens (B, T)."""
         return (jax.ShapeDtypeStruct((batch, length), jnp.int32),) * 2
 
-    def flops_per_token(self, length: int, targets: float = 1.0) -> float:
+    def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
         """Floating-point operations of one training step per input token, counted as GPT's are.
 
         Args:
-            length: of the inputs. targets: tokens of output for each of input.
+            length: of the inputs. predicted_fraction: tokens of output for each of input.
         """
         D, P = self.embed_dim, self.num_heads * self.key_dim
         attend = lambda keys: 8 * D * P + 4 * keys * P
         feed = (6 if self.mlp.gated else 4) * D * self.hidden_dim
         encoder = self.num_layers * (attend(length) + feed)
         # The encoder's keys and values are made once for each input, queries and mixing once for each output.
-        own = self.decoder.num_layers * (attend(targets * length) + feed + 4 * D * P + 4 * length * P)
+        own = self.decoder.num_layers * (attend(predicted_fraction * length) + feed + 4 * D * P + 4 * length * P)
         assert self.vocab_size is not None
         shared = self.decoder.num_layers * 4 * D * P
-        return 3.0 * (encoder + shared + targets * (own + 2 * D * self.vocab_size))
+        return 3.0 * (encoder + shared + predicted_fraction * (own + 2 * D * self.vocab_size))
 
-    def make_cache(self, batch: int, length: int) -> dict[str, Any]:
+    def init_cache(self, batch: int, length: int) -> dict[str, Any]:
         """An empty key-value cache for `length` positions of the decoder (`nn/stack.py`).
 
         The first call with it also gives the inputs; from then on it holds what the decoder needs of them:
@@ -160,7 +157,7 @@ class Transformer(nn.Module):
             input_segments: (B, S) integers, 0 is padding; attention stays within equal ones. None: one segment.
             segment_ids: (B, T) likewise; a token of output attends to the inputs of its own segment.
             input_positions, positions: (B, S), (B, T) place of each token; None: 0, 1, 2, ...
-            cache: from `make_cache`, to continue an output.
+            cache: from `init_cache`, to continue an output.
             logits_to_keep: only the logits of this many last positions; None is all.
             deterministic: False applies dropout, and needs the "dropout" key.
 
@@ -248,9 +245,8 @@ class Decoder(nn.Module):
 def placed(c: TransformerConfig, x_BTD, positions_BT, deterministic) -> jax.Array:
     """Embeddings with their positions added. To be called within a compact module."""
     T = x_BTD.shape[1]
-    if c.longest is not None and c.longest < T:
-        raise UserError(f"model.max_len={c.longest}: the text has {T} positions; raise max_len or shorten it")
-    vectors = c.positions.module(c.max_len, c.embed_dim, c.policy, name="positions")
+    c.check_length(T)
+    vectors = c.positions.module(c.max_length, c.embed_dim, c.policy, name="positions")
     if vectors is not None:
         x_BTD = x_BTD + vectors(positions_BT)
     return constrain(nn.Dropout(c.dropout_rate)(x_BTD, deterministic), "batch", "residual", "activation")

@@ -27,7 +27,7 @@ class NoPositions:
     bounded = False  # whether there is a longest sequence
     biased = False  # whether `bias` builds a module
 
-    def module(self, max_len: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
+    def module(self, max_length: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
         """positions_BT -> vectors_BTD to add to the embeddings."""
         return None
 
@@ -42,7 +42,7 @@ class NoPositions:
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Learned(NoPositions):
-    """A table with one vector a position, up to the model's `max_len` (GPT-2, BERT).
+    """A table with one vector a position, up to the model's `max_length` (GPT-2, BERT).
 
     first: row of the table that position 0 takes (RoBERTa's is 2); the table has so many rows more.
     """
@@ -54,8 +54,8 @@ class Learned(NoPositions):
         if self.first < 0:
             raise FieldError("first", self.first, "expected zero or more")
 
-    def module(self, max_len: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
-        return _LearnedPositions(max_len, self.first, embed_dim, policy, name=name)
+    def module(self, max_length: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
+        return _LearnedPositions(max_length, self.first, embed_dim, policy, name=name)
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -67,7 +67,7 @@ class Sinusoidal(NoPositions):
     def check(self) -> None:
         _check_base("max_wavelength", self.max_wavelength)
 
-    def module(self, max_len: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
+    def module(self, max_length: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
         if embed_dim % 2:
             raise FieldError("embed_dim", embed_dim, "expected an even number with Sinusoidal() positions")
         return _SinusoidalPositions(embed_dim, self.max_wavelength, policy, name=name)
@@ -120,14 +120,14 @@ class LinearScaling:
 class Llama3Scaling:
     """Long wavelengths divided by `factor`, short ones kept, a ramp between (Llama 3.1, arXiv:2407.21783).
 
-    original_max_len: length trained on. Wavelengths above original_max_len / low_freq_factor are long, those
-        below original_max_len / high_freq_factor short.
+    original_max_length: length trained on. Wavelengths above original_max_length / low_freq_factor are long, those
+        below original_max_length / high_freq_factor short.
     """
 
     factor: float = 8.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_max_len: int = 8192
+    original_max_length: int = 8192
 
     def check(self) -> None:
         _check_factor(self.factor)
@@ -135,7 +135,7 @@ class Llama3Scaling:
             raise FieldError("high_freq_factor", self.high_freq_factor, f"expected more than {self.low_freq_factor}")
 
     def __call__(self, frequency: np.ndarray, base: float) -> tuple[np.ndarray, float]:
-        turns = self.original_max_len * frequency / (2 * np.pi)
+        turns = self.original_max_length * frequency / (2 * np.pi)
         keep = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         keep = np.clip(keep, 0.0, 1.0)
         return frequency * (keep + (1 - keep) / self.factor), 1.0
@@ -146,13 +146,14 @@ class Yarn:
     """Frequencies of few turns divided by `factor`, those of many kept, and scores sharpened.
 
     Peng et al. 2023, arXiv:2309.00071, sections 3.2 and 3.4.
-    beta_fast, beta_slow: turns within original_max_len from which a frequency is kept, and below which it is divided.
+    beta_fast, beta_slow: turns within original_max_length from which a frequency is kept, and below which it
+        is divided.
     attention_factor: what queries and keys are multiplied by; None is 0.1 log(factor) + 1.
     truncate: round the borders of the ramp to whole dimensions.
     """
 
     factor: float = 4.0
-    original_max_len: int = 32768
+    original_max_length: int = 32768
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
@@ -165,7 +166,7 @@ class Yarn:
 
     def __call__(self, frequency: np.ndarray, base: float) -> tuple[np.ndarray, float]:
         half = len(frequency)
-        border = lambda turns: half * math.log(self.original_max_len / (turns * 2 * math.pi)) / math.log(base)
+        border = lambda turns: half * math.log(self.original_max_length / (turns * 2 * math.pi)) / math.log(base)
         low, high = border(self.beta_fast), border(self.beta_slow)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
@@ -226,16 +227,16 @@ def _check_base(field: str, value: float) -> None:
 
 
 class _LearnedPositions(nn.Module):
-    """Parameter: `embedding`, (max_len + first, embed_dim). A position beyond the table gives NaN."""
+    """Parameter: `embedding`, (max_length + first, embed_dim). A position beyond the table gives NaN."""
 
-    max_len: int
+    max_length: int
     first: int
     embed_dim: int
     policy: Policy
 
     @nn.compact
     def __call__(self, positions_BT: jax.Array) -> jax.Array:
-        init, shape = nn.initializers.normal(0.02), (self.max_len + self.first, self.embed_dim)
+        init, shape = nn.initializers.normal(0.02), (self.max_length + self.first, self.embed_dim)
         table = parameter(self, "embedding", init, ("length", "embed"), shape, self.policy.param_dtype)
         rows = table.at[positions_BT + self.first].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return rows.astype(self.policy.dtype)

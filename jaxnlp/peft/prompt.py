@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.interceptors import Call
+from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.peft.method import AdapterParam, PEFTMethod
 from jaxnlp.peft.targets import TABLE, Target, choose
 from jaxnlp.trees import Path
@@ -283,9 +284,10 @@ def in_front(name: str, x: Any, P: int, T: int) -> Any:
 
 def check_room(module: Any, P: int, T: int, field: str) -> None:
     """Raises UserError where a model's table of positions has no room for a prompt of P beside a text of T."""
-    longest = getattr(getattr(module, "config", None), "longest", None)
-    if longest is not None and longest < P + T:
-        raise UserError(f"{field}={P}: and a text of {T} are more than model.max_len={longest}; shorten one of them")
+    config = getattr(module, "config", None)  # a layer alone, which may be tuned too, has none
+    limit = config.length_limit if isinstance(config, ModelConfig) else None
+    if limit is not None and limit < P + T:
+        raise UserError(f"{field}={P}: and a text of {T} are more than model.max_length={limit}; shorten one of them")
 
 
 def takes(module: Any, name: str) -> bool:

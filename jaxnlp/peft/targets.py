@@ -91,7 +91,7 @@ def find_targets(module: nn.Module, *inputs: Any) -> list[Target]:
     """Every submodule that the model calls, in the order of its calls.
 
     Args:
-        inputs: abstract or real example inputs, as `sharding.axes.example_inputs` gives.
+        inputs: abstract or real example inputs, as `ModelConfig.example_inputs` gives.
     """
     shapes, axes = abstract_params(module, *inputs)
     found: dict[tuple[str, ...], Target] = {}

@@ -142,7 +142,7 @@ class TunedModel:
         return rest
 
     def begin_cache(self, run: Callable, params: Any, cache: Any) -> Any:
-        """A decoder's empty cache (`make_cache`) with the prompt or prefix in it, whose room it takes.
+        """A decoder's empty cache (`init_cache`) with the prompt or prefix in it, whose room it takes.
 
         Args:
             run: the tuned model. params: base and tuned together.

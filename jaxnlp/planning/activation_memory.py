@@ -11,14 +11,15 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxnlp.nn.policy import Policy
 from jaxnlp.objectives.objective import prepared
 from jaxnlp.sharding.mesh import AXES
 from jaxnlp.sharding.pipeline import Naive, OneFOneB, named_schedule, ticks
 from jaxnlp.sharding.rules import Sharding, as_tuple
-from jaxnlp.training.experiment import abstract_batch, trunk, with_trunk
+from jaxnlp.training.experiment import abstract_batch
 from jaxnlp.training.step.program import Program, build
 
-SPLIT = {"num_heads": "heads", "num_kv_heads": "kv_heads", "mlp_dim": "mlp", "vocab_size": "vocab"}
+SPLIT = {"num_heads": "heads", "num_kv_heads": "kv_heads", "mlp_dim": "mlp", "hidden_dim": "mlp", "vocab_size": "vocab"}
 """Sizes of a model, and the axis of activations that each is."""
 
 
@@ -32,10 +33,10 @@ def activations(program: Program) -> tuple[int, int]:
     (layers, rest), there = _kept(program)
     model = program.experiment.model
     block = 0
-    if getattr(trunk(model), "remat", "none") != "none":
-        plain = dataclasses.replace(program.experiment, model=with_trunk(model, remat="none"))
+    if model.body.remat not in (None, "none"):
+        plain = dataclasses.replace(program.experiment, model=model.with_body(remat="none"))
         whole, _ = _kept(dataclasses.replace(program, experiment=plain))
-        block = (sum(whole) - layers - rest) // trunk(model).num_layers
+        block = (sum(whole) - layers - rest) // model.body.num_layers
     return _staged(program, layers, rest) + block, sum(there)
 
 
@@ -46,8 +47,8 @@ def _staged(program: Program, layers: int, rest: int) -> int:
     if schedule is None or isinstance(schedule, Naive):  # whose idle ticks are kept like the others
         return layers + rest
     m = e.accum_steps
-    dtype = getattr(getattr(trunk(e.model), "policy", None), "compute_dtype", "float32")
-    size = trunk(e.model).embed_dim * jax.numpy.dtype(dtype).itemsize
+    policy = e.model.body.policy or Policy()
+    size = e.model.body.embed_dim * policy.dtype.itemsize
     between = e.data.batch_size // m * e.data.seq_len * size // _ways(program, ("batch", "residual"))
     if isinstance(schedule, OneFOneB):
         return layers // stages + rest + (2 * stages + 1) * between
@@ -76,7 +77,7 @@ def _kept(program: Program) -> tuple[tuple[int, int], tuple[int, int]]:
     within, between = _ways(program, ("batch", "length")), _ways(program, ("batch", "residual"))
     found = {False: [0, 0], True: [0, 0]}
     for whole, share in zip(arrays, shares, strict=True):
-        stacked = share.ndim > 1 and share.shape[0] == getattr(trunk(e.model), "num_layers", None)
+        stacked = share.ndim > 1 and share.shape[0] == e.model.body.num_layers
         size = math.prod(share.shape) * share.dtype.itemsize
         ways = between if whole.shape == share.shape else within
         found[share.memory_space == jax.memory.Space.Host][not stacked] += size // ways
@@ -87,15 +88,14 @@ def _kept(program: Program) -> tuple[tuple[int, int], tuple[int, int]]:
 def _residuals(program: Program, ways: dict[str, int]) -> list[Any]:
     """Arrays that the derivative keeps of a microbatch of all rows, of a model with a share of its sizes."""
     e = program.experiment
-    model = trunk(e.model)
-    sizes = {field: getattr(model, field, None) for field in ways}
-    if sizes["mlp_dim"] is None and hasattr(model, "hidden_dim"):
-        sizes["mlp_dim"] = model.hidden_dim
-    if hasattr(model, "key_dim") and hasattr(model, "head_dim"):
-        sizes, ways = {**sizes, "head_dim": model.key_dim}, {**ways, "head_dim": 1}
+    model = e.model.body
+    own, ways = {field.name for field in dataclasses.fields(model)}, {**ways, "head_dim": 1}
+    sizes = {"num_heads": model.num_heads, "num_kv_heads": model.num_kv_heads, "head_dim": model.key_dim}
+    sizes |= {"mlp_dim": model.mlp_dim or model.hidden_dim, "hidden_dim": model.hidden_dim}
+    sizes |= {"vocab_size": model.vocab_size}
     if set(ways.values()) != {1}:
-        changes = {field: size // ways[field] for field, size in sizes.items() if size is not None}
-        e = dataclasses.replace(e, model=with_trunk(e.model, **changes))
+        changes = {field: size // ways[field] for field, size in sizes.items() if field in own and size is not None}
+        e = dataclasses.replace(e, model=e.model.with_body(**changes))
     # Only what splits the batch and the length is left of the mesh.
     devices = program.mesh.devices[tuple(slice(1) if a in ("stage", "tensor") else slice(None) for a in AXES)]
     mesh = Mesh(devices, AXES, axis_types=program.mesh.axis_types)

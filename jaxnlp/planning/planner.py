@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxnlp.figures.parallelism import amount
 from jaxnlp.hardware import chip_of, peak_flops
 from jaxnlp.nn.jaxpr_flops import jaxpr_flops
+from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.remat import HOST
 from jaxnlp.planning.activation_memory import activations
 from jaxnlp.planning.dry_run import device_bytes, gradient_bytes, optimizer_bytes, parameter_count
@@ -27,7 +27,7 @@ from jaxnlp.planning.memory import state_bytes
 from jaxnlp.planning.network import Traffic, traffic_of, where
 from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB, bubble, named_schedule, ticks
 from jaxnlp.sharding.rules import Sharding, as_tuple, shardings
-from jaxnlp.training.experiment import Experiment, abstract_batch, trunk
+from jaxnlp.training.experiment import Experiment, abstract_batch
 from jaxnlp.training.step.flops import step_flops
 from jaxnlp.training.step.program import Program, build
 
@@ -201,8 +201,7 @@ def outline(program: Program, name: str = "") -> StepPlan:
     e, device = program.experiment, program.mesh.devices.flat[0]
     leaves = jax.tree.leaves(program.abstract.model)
     tokens = e.data.batch_size * e.data.seq_len
-    policy = getattr(trunk(e.model), "policy", None)
-    dtype = policy.operand_dtype if policy is not None else np.dtype(np.float32)
+    dtype = (e.model.body.policy or Policy()).operand_dtype
     schedule = scheduled(program)
     peak, source = peak_flops(device, dtype)
     if e.peak_flops is not None:
@@ -377,10 +376,10 @@ def hbm_traffic(found: StepPlan, program: Program) -> float:
     gradients. What comes from the host's memory is written and read on its way in, and on its way out.
     """
     e, params, schedule = program.experiment, program.abstract.model, scheduled(program)
-    policy = getattr(trunk(e.model), "policy", None)
+    policy = e.model.body.policy or Policy()
     layout = shardings(params, program.all_axes, e.sharding.used, program.mesh)
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(layout), strict=True)
-    width = lambda x: min(x.dtype.itemsize, policy.operand_dtype.itemsize if policy is not None else 4)
+    width = lambda x: min(x.dtype.itemsize, policy.operand_dtype.itemsize)
     weights = sum(math.prod(s.shard_shape(x.shape)) * width(x) for x, s in pairs)
     turns = ticks(schedule, program.mesh.shape["stage"], e.accum_steps) / schedule.laps if schedule else e.accum_steps
     again = found.executed * (1 - found.bubble) / found.flops - 1

@@ -10,7 +10,7 @@ from jaxnlp.figures.parallelism import amount
 from jaxnlp.planning.planner import REFUSALS, TABLES, StepPlan, outline, plan, split
 from jaxnlp.sharding.presets import ZERO1, ZERO2, ZERO3
 from jaxnlp.sharding.rules import Sharding, as_tuple
-from jaxnlp.training.experiment import Experiment, trunk, with_trunk
+from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
 
 COMPILED = 5  # options compiled, at most
@@ -142,8 +142,8 @@ def grown(found: StepPlan, e: Experiment, larger: Larger | None, room: Room) -> 
     if larger is None:
         return
     states = sum(size for part, size in found.parts.items() if part != "activations")
-    if getattr(trunk(e.model), "remat", "full") != "full":
-        e = dataclasses.replace(e, model=with_trunk(e.model, remat="full"))
+    if e.model.body.remat not in (None, "full"):
+        e = dataclasses.replace(e, model=e.model.with_body(remat="full"))
     for doubled in range(1, 12):
         count = found.num_devices * 2**doubled
         if e.data.batch_size % count:
@@ -179,8 +179,8 @@ def changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
     """(what to write in the config, the experiment with it), but for microbatches."""
     sizes: Mapping[str, int] = e.sharding.mesh.sizes(num_devices)
     found = []
-    if getattr(trunk(e.model), "remat", "full") != "full":
-        found.append(("model.remat='full'", dataclasses.replace(e, model=with_trunk(e.model, remat="full"))))
+    if e.model.body.remat not in (None, "full"):
+        found.append(("model.remat='full'", dataclasses.replace(e, model=e.model.with_body(remat="full"))))
     stages = {"optimizer": ZERO1, "gradients": ZERO2, "params": ZERO3}
     named: Any = e.sharding.mesh.slices
     slices = dict(named)
@@ -200,7 +200,7 @@ def changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
         over = f"data={copies}, fsdp={together}" if copies > 1 else f"fsdp={together}"
         name = f"ZERO{number}" if same_tables(sharding, preset) else f"'embed' on 'fsdp' in {', '.join(done)}"
         found.append((f"sharding as {name}, {over}", dataclasses.replace(e, sharding=sharding)))
-    if e.sharding.optimizer_memory == "device" and getattr(trunk(e.model), "scan_layers", False):
+    if e.sharding.optimizer_memory == "device" and e.model.body.scan_layers:
         host = dataclasses.replace(e.sharding, optimizer_memory="host")
         found.append(("sharding.optimizer_memory='host'", dataclasses.replace(e, sharding=host)))
     if e.sharding.optimizer_memory == "host":

@@ -15,7 +15,7 @@ from jaxnlp.sharding.mesh import MeshConfig, tpu_slices
 from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB
 from jaxnlp.sharding.presets import DDP, PP, THREE_D, TP, TP_SP, ZERO1, ZERO2, ZERO3
 from jaxnlp.sharding.rules import TENSOR, Sharding, as_tuple
-from jaxnlp.training.experiment import Experiment, trunk, with_trunk
+from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
 
 WIDTHS = (2, 4, 8, 16)  # of tensor, and of sequence
@@ -60,7 +60,7 @@ def presets(experiment: Experiment, devices: Sequence[Any], n: int) -> Iterator[
             yield named(name, preset, data=n // width, tensor=width)
     for width in (width for width in widths if width < n):
         yield named("ZERO3+TP", ZERO3_TP, fsdp=n // width, tensor=width)
-    if isinstance(getattr(trunk(experiment.model), "attention", None), Ring):
+    if isinstance(experiment.model.body.attention, Ring):
         for width in widths:
             yield named("ZERO3", ZERO3, fsdp=n // width, sequence=width)
     yield from pipelines(experiment, n)
@@ -68,10 +68,10 @@ def presets(experiment: Experiment, devices: Sequence[Any], n: int) -> Iterator[
 
 def pipelines(experiment: Experiment, n: int) -> Iterator[tuple[str, Sharding]]:
     """Stages that divide the layers, with each schedule that can cut them; and with tensor parallelism."""
-    model = trunk(experiment.model)
-    layers = getattr(model, "num_layers", 0) if hasattr(model, "scan_layers") else 0
+    model = experiment.model.body
+    layers = 0 if model.scan_layers is None else model.num_layers
     schedules: list[Any] = [GPipe(), Circular(laps=2)]
-    schedules += [] if getattr(model, "encoder_decoder", False) else [OneFOneB()]
+    schedules += [] if model.kind == "encoder-decoder" else [OneFOneB()]
     for stages in (p for p in STAGES if n % p == 0 and layers and layers % p == 0):
         for schedule in schedules:
             if layers % (stages * schedule.laps) == 0:
@@ -161,8 +161,8 @@ def tries(
     if stages == 1:
         counts = list(MICROBATCHES)
     else:
-        if not trunk(e.model).scan_layers:
-            e, name = dataclasses.replace(e, model=with_trunk(e.model, scan_layers=True)), f"{name}, scan_layers"
+        if not e.model.body.scan_layers:
+            e, name = dataclasses.replace(e, model=e.model.with_body(scan_layers=True)), f"{name}, scan_layers"
         ways = math.prod(sizes[axis] for axis in as_tuple(sharding.activations.get("batch")))
         counts = [turns * stages for turns in TURNS if e.data.batch_size % (turns * stages * ways) == 0] or [stages]
     for count in counts:

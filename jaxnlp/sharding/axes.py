@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 
@@ -47,13 +46,6 @@ def parameter_table(module: Any, *args: Any) -> list[tuple[tuple[str, ...], tupl
 
     jax.eval_shape(lambda *a: walk(module.init(jax.random.key(0), *a)["params"], ()), *args)
     return rows
-
-
-def example_inputs(config: Any, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Positional arguments of a model's module: what its config's `inputs` says, or else tokens (B, T)."""
-    if hasattr(config, "inputs"):
-        return config.inputs(batch, length)
-    return (jax.ShapeDtypeStruct((batch, length), jnp.int32),)
 
 
 def init_params(module: Any, key: jax.Array, *args: Any) -> Any:

@@ -10,7 +10,6 @@ from jaxnlp.data.token_display import token_labels
 from jaxnlp.errors import UserError
 from jaxnlp.figures.attention import WEIGHTS, Map, collect
 from jaxnlp.sharding.axes import make_capture
-from jaxnlp.training.experiment import trunk
 from jaxnlp.training.fill_mask import encoder_row
 from jaxnlp.training.load import Loaded
 
@@ -29,34 +28,34 @@ def attention_maps(run: Loaded, text: str, target: str | None = None) -> list[Ma
         UserError: a model without attention, a text too long for it, or a target missing or out of place.
     """
     model, params, tokenizer = run.saved.experiment.model, run.params, run.saved.tokenizer
-    if trunk(model) is not model:
-        model, params = trunk(model), params["trunk"]
-    if not hasattr(model, "attention"):
+    if model.body is not model:
+        model, params = model.body, params["trunk"]
+    if model.attention is None:
         raise _without_attention(model)
     start = getattr(run.saved.experiment.data.examples, "start", None)  # what a decoder began with in training
     separator, begin = tokenizer.separator, tokenizer.separator if start is None else tokenizer.special(start)
-    if getattr(model, "encoder_decoder", False):
+    if model.kind == "encoder-decoder":
         tokenizer = with_sentinels(tokenizer)
     encode = lambda text: tokenizer.encode_batch([text])[0]
     given: dict[str, Any] = {}
-    if getattr(model, "encoder_decoder", False):
+    if model.kind == "encoder-decoder":
         if target is None:
             raise UserError("--target: not given; expected the text that the decoder of this model reads")
         rows = {"inputs": [*encode(text), separator], "tokens": [begin, *encode(target)]}
-    elif hasattr(model, "make_cache"):
+    elif model.can_generate:
         if target is not None:
             raise UserError("--target: the run's model is a decoder alone; give the whole text as --text")
         rows = {"tokens": [begin, *encode(text)]}
     else:
         row = encoder_row(run, text, target)
         rows = {"tokens": row.tokens}
-        if getattr(model, "num_types", 1) > 1:
+        if model.num_types > 1:
             given["types"] = row.types[None]
-    longest = getattr(model, "longest", None)
+    limit = model.length_limit
     for name, ids in rows.items():
-        if longest is not None and len(ids) > longest:
+        if limit is not None and len(ids) > limit:
             flag = "--target" if name == "tokens" and "inputs" in rows else "--text"
-            raise UserError(f"{flag}: has {len(ids)} tokens and the model {longest} positions; shorten it")
+            raise UserError(f"{flag}: has {len(ids)} tokens and the model {limit} positions; shorten it")
     labels = {name: token_labels(tokenizer, ids) for name, ids in rows.items()}
     arguments = [np.asarray([ids], np.int32) for ids in rows.values()]
     found = collect(weights_of(run, model, params, arguments, given))
@@ -66,12 +65,12 @@ def attention_maps(run: Loaded, text: str, target: str | None = None) -> list[Ma
 
 def weights_of(run: Loaded, model: Any, params: Any, arguments: list[np.ndarray], given: Any) -> dict[str, np.ndarray]:
     """By path, the attention weights of one call of the model. Raises UserError where it has none."""
-    capture, tuning = make_capture(model.module()), run.program.tuning
+    capture, tuning = make_capture(model.build()), run.program.tuning
     if tuning is not None:
         if tuning.method.front:
             name = type(tuning.method).__name__
             raise UserError(f"--workdir: the run's {name}() is read before the text, and has no words to label; no map")
-        capture = tuning.apply(capture, ("trunk",) if hasattr(run.saved.experiment.model, "trunk") else ())
+        capture = tuning.apply(capture, () if run.saved.experiment.model is model else ("trunk",))
 
     def weights(params: Any) -> Any:
         seen = capture(params, *arguments, **given)[1]

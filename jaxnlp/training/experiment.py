@@ -11,6 +11,7 @@ from jaxnlp.data.tasks.layout import Template
 from jaxnlp.data.text.packing import Packed
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
+from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.optim import OptimConfig, make_schedule
 from jaxnlp.peft.method import PEFTMethod
@@ -42,7 +43,7 @@ class Experiment:
         maker's figure for the chip, or on a CPU measures its matrix product.
     """
 
-    model: Any
+    model: ModelConfig
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     objective: Any = dataclasses.field(default_factory=CausalLM)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
@@ -102,10 +103,10 @@ class Experiment:
             raise FieldError("tuning", f"{name}()", f"{told}; set data.attend_across_documents=True, or use Prefix()")
         if self.data.batch_size % self.accum_steps:
             raise FieldError("accum_steps", self.accum_steps, f"does not divide data.batch_size={self.data.batch_size}")
-        longest = getattr(self.model, "longest", None)
-        if longest is not None and self.data.seq_len > longest:
+        limit = self.model.length_limit
+        if limit is not None and self.data.seq_len > limit:
             raise FieldError(
-                "data.seq_len", self.data.seq_len, f"longer than model.max_len={longest}; raise that or shorten this"
+                "data.seq_len", self.data.seq_len, f"longer than model.max_length={limit}; raise that or shorten this"
             )
         self._check_examples()
         self._check_template()
@@ -113,7 +114,7 @@ class Experiment:
 
     def _check_examples(self) -> None:
         pairs = "inputs" in self.data.examples.shapes(self.data)
-        if pairs != getattr(self.model, "encoder_decoder", False):
+        if pairs != (self.model.kind == "encoder-decoder"):
             fits = "TextPairs() or SpanCorruption(), with objective=Seq2Seq()" if not pairs else "Packed()"
             found, model = f"{type(self.data.examples).__name__}()", type(self.model).__name__
             raise FieldError("data.examples", found, f"not what model={model}() reads; use {fits}")
@@ -135,24 +136,11 @@ class Experiment:
         return getattr(self.data.examples, "layout", None)
 
 
-def trunk(model: Any) -> Any:
-    """The config that has the layers: a model's own, or that of what is fine-tuned."""
-    return getattr(model, "trunk", model)
-
-
-def with_trunk(model: Any, **changes: Any) -> Any:
-    """The model with fields of its trunk changed."""
-    changed = dataclasses.replace(trunk(model), **changes)
-    return dataclasses.replace(model, trunk=changed) if hasattr(model, "trunk") else changed
-
-
 def flops_per_token(experiment: Experiment) -> float:
     """Floating-point operations of a training step for each of its batch_size * seq_len tokens."""
     data = experiment.data
-    predicted = data.examples.predicted(data)  # models that predict everywhere do not ask
-    told = () if predicted == 1 else (predicted,)
     sequences = getattr(data.examples, "num_sequences", 1)  # an example may be made of several
-    return sequences * experiment.model.flops_per_token(data.seq_len, *told)
+    return sequences * experiment.model.flops_per_token(data.seq_len, data.examples.predicted(data))
 
 
 def abstract_batch(experiment: Experiment, rows: int, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -187,7 +175,7 @@ def check_batch(experiment: Experiment, num_devices: int) -> None:
 def check_classes(experiment: Experiment) -> None:
     """Raises FieldError where the head has another number of classes than the task."""
     names = getattr(experiment.data.examples, "classes", None)
-    count = getattr(getattr(experiment.model, "head", None), "num_classes", None)
+    count = None if experiment.model.head is None else experiment.model.head.num_classes
     if names and count is not None and count != len(names):
         some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise FieldError("model.head.num_classes", count, f"data.examples has {len(names)} classes ({some}); use that")
@@ -205,10 +193,10 @@ def resolve(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
         layout = experiment.layout
         place = layout.place_id(tokenizer) if isinstance(layout, Template) and layout.num_places else None
         experiment = dataclasses.replace(experiment, tuning=experiment.tuning.resolved(tokenizer, place))
-    model, size = experiment.model, trunk(experiment.model).vocab_size
+    model, size = experiment.model, experiment.model.body.vocab_size
     if size is None:
-        return dataclasses.replace(experiment, model=with_trunk(model, vocab_size=tokenizer.vocab_size))
+        return dataclasses.replace(experiment, model=model.with_body(vocab_size=tokenizer.vocab_size))
     if size < tokenizer.vocab_size:
-        where = "model.trunk.vocab_size" if hasattr(model, "trunk") else "model.vocab_size"
+        where = "model.vocab_size" if model.body is model else "model.body.vocab_size"
         raise FieldError(where, size, f"the tokenizer has {tokenizer.vocab_size} tokens; use that or more")
     return experiment

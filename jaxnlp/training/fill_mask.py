@@ -8,7 +8,6 @@ import numpy as np
 
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.training.experiment import trunk
 from jaxnlp.training.load import Loaded
 
 NAMES = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "mask": ("[MASK]", "<mask>")}
@@ -54,15 +53,15 @@ def encoder_row(run: Loaded, text: str, second: str | None = None) -> Row:
     Raises:
         UserError: more tokens than the model has positions, or than types for a pair.
     """
-    model = trunk(run.saved.experiment.model)
+    model = run.saved.experiment.model.body
     (_, cls), (_, sep) = special(run, "cls"), special(run, "sep")
     parts = [np.asarray([*encode_masked(run, part), sep], np.int32) for part in (text, second) if part is not None]
     tokens = np.concatenate([[cls], *parts]).astype(np.int32)
     types = np.zeros_like(tokens)
-    if second is not None and getattr(model, "num_types", 1) > 1:
+    if second is not None and model.num_types > 1:
         types[1 + len(parts[0]) :] = 1
-    if model.longest is not None and len(tokens) > model.longest:
-        raise UserError(f"--text: has {len(tokens)} tokens and the model {model.longest} positions; shorten it")
+    if model.length_limit is not None and len(tokens) > model.length_limit:
+        raise UserError(f"--text: has {len(tokens)} tokens and the model {model.length_limit} positions; shorten it")
     mask = _mask(run)
     return Row(tokens, types, [] if mask is None else np.flatnonzero(tokens == mask[1]).tolist())
 
@@ -101,7 +100,7 @@ def fill_mask(run: Loaded, text: str, top: int = 5) -> list[list[Guess]]:
         UserError: a model without a masked-word head, or a text without a mask.
     """
     model = run.saved.experiment.model
-    if "masked_lm" not in getattr(model, "heads", ()):
+    if "masked_lm" not in model.heads:
         kind = type(model).__name__
         raise UserError(
             f"--workdir: its model, {kind}, has no masked-word head; train one as configs/bert/tiny_pretrain.py"

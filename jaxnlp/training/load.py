@@ -13,13 +13,12 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.inference import layout
 from jaxnlp.inference.decode import Generator
 from jaxnlp.nn.kernels import Einsum
-from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.quantised import dequantised
 from jaxnlp.peft.prompt import Prompt
-from jaxnlp.sharding.axes import abstract_params, example_inputs, make_apply
+from jaxnlp.sharding.axes import abstract_params, make_apply
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh, tpu_slices
 from jaxnlp.sharding.rules import as_tuple
-from jaxnlp.training.experiment import Experiment, check_batch, with_trunk
+from jaxnlp.training.experiment import Experiment, check_batch
 from jaxnlp.training.init.frozen_base import with_base
 from jaxnlp.training.run_folder.checkpoint import Reader, Saved
 from jaxnlp.training.step.program import Program, build
@@ -66,11 +65,11 @@ def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:
 
 def _runnable(experiment: Experiment) -> Experiment:
     """The experiment with an attention kernel that runs on these devices: all kernels give the same numbers."""
-    kernel, platform = getattr(experiment.model, "attention", None), jax.devices()[0].platform
+    kernel, platform = experiment.model.attention, jax.devices()[0].platform
     if kernel is None or platform in kernel.platforms or getattr(kernel, "interpret", False):
         return experiment
     print(f"note: {type(kernel).__name__}() does not run on {platform}; using Einsum()", file=sys.stderr)
-    return dataclasses.replace(experiment, model=with_trunk(experiment.model, attention=Einsum()))
+    return dataclasses.replace(experiment, model=experiment.model.with_body(attention=Einsum()))
 
 
 def _fitting(experiment: Experiment) -> Experiment:
@@ -124,9 +123,9 @@ def make_generator(program: Program, tokenizer: Any) -> Generator:
         UserError: the model has no decoding cache, as encoders have none.
     """
     model, sharding = program.experiment.model, program.experiment.sharding
-    if not hasattr(model, "make_cache"):
+    if not model.can_generate:
         tuned = "it answers with experiments.predict; generate from the run it began from"
-        why = tuned if hasattr(model, "trunk") else "it has no make_cache(); expected a decoder's run"
+        why = "it has no init_cache(); expected a decoder's run" if model.body is model else tuned
         raise UserError(f"{type(model).__name__}: cannot generate, {why}")
 
     def context(rows: int) -> Any:
@@ -135,14 +134,14 @@ def make_generator(program: Program, tokenizer: Any) -> Generator:
 
     start = getattr(program.experiment.data.examples, "start", None)  # what the decoder began with in training
     tuning = program.tuning
-    encoder_decoder = getattr(model, "encoder_decoder", False)
+    encoder_decoder = model.kind == "encoder-decoder"
     front = 0 if tuning is None else tuning.method.front
     if encoder_decoder and tuning is not None and isinstance(tuning.method, Prompt):
         front = 0  # it is in front of what the encoder reads
     generator = Generator(
         program.apply,
-        model.make_cache,
-        None if model.longest is None else model.longest - front,
+        model.init_cache,
+        None if model.length_limit is None else model.length_limit - front,
         tokenizer.separator,
         tokenizer.vocab_size,
         context,
@@ -152,19 +151,16 @@ def make_generator(program: Program, tokenizer: Any) -> Generator:
         fill=functools.partial(tuning.begin_cache, program.apply) if tuning is not None and front else None,
     )
     one_cpu = program.mesh.size == 1 and program.mesh.devices.flat[0].platform == "cpu"
-    return _output_major(generator, program) if one_cpu and isinstance(_policy(model), Policy) else generator
-
-
-def _policy(model: Any) -> Any:
-    return getattr(model, "policy", None)
+    return _output_major(generator, program) if one_cpu and model.policy is not None else generator
 
 
 def _output_major(generator: Generator, program: Program) -> Generator:
     """The generator with its weights laid out as one CPU reads them fastest; quantised ones as floats."""
     model = program.experiment.model
+    assert model.policy is not None
     policy = dataclasses.replace(model.policy, weight_layout="output_major")
-    module = dataclasses.replace(model, policy=policy).module()
-    shapes, axes = abstract_params(module, *example_inputs(model, 1, 1))
+    module = dataclasses.replace(model, policy=policy).build()
+    shapes, axes = abstract_params(module, *model.example_inputs(1, 1))
     floats = lambda params: dequantised(like(params, shapes))
     lay_out = jax.jit(lambda params: join(params, layout.output_major(floats(params), shapes, axes)))
     apply, tuning = make_apply(module), program.tuning

@@ -9,7 +9,6 @@ import jax
 from jaxnlp.data.pipeline import eval_batches
 from jaxnlp.evals.baselines import compressed_bits_per_byte, unigram_bits_per_byte, unigram_of_targets
 from jaxnlp.runtime import python
-from jaxnlp.training.experiment import trunk
 from jaxnlp.training.loops.supervised import Result
 from jaxnlp.training.run_folder.metric_log import LOG, plot, read_log
 from jaxnlp.training.samples.samples import sample
@@ -39,21 +38,21 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     ]
     out += [f"  {name:12}{path}" for name, path in written if path is not None]
     run, change = f"{python()} -m experiments", "--config.optim.learning_rate=3e-3"
-    if hasattr(e.model, "num_layers"):
+    if e.model.num_layers:
         change = f"--config.model.num_layers={e.model.num_layers + 2}"
     out += ["", "next:"]
     out.append(f"  train on     {run}.train --workdir={workdir} --config.steps={2 * e.steps}")
-    if hasattr(e.model, "make_cache"):
+    if e.model.can_generate:
         out.append(f'  generate     {run}.generate --workdir={workdir} --prompt="def main"')
     else:
         if hasattr(e.data.examples, "answer"):
             out.append(f"  predict      {run}.predict --workdir={workdir} --input=new.jsonl")
         out.append(f"  evaluate     {run}.evaluate --workdir={workdir} --split=test")
-    if "masked_lm" in getattr(e.model, "heads", ()):
+    if "masked_lm" in e.model.heads:
         mask = getattr(e.data.examples, "mask", "[MASK]")
         out.append(f'  fill in      {run}.fill_mask --workdir={workdir} --text="def {mask}(self):"')
-    if hasattr(trunk(e.model), "attention"):
-        target = ' --target="main"' if getattr(e.model, "encoder_decoder", False) else ""
+    if e.model.body.attention is not None:
+        target = ' --target="main"' if e.model.kind == "encoder-decoder" else ""
         out.append(f'  look inside  {run}.attention_map --workdir={workdir} --text="def main"{target}')
     out.append(f"  change it    {run}.train --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}")
     return "\n".join(out)

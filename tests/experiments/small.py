@@ -12,7 +12,7 @@ from jaxnlp.training.experiment import Experiment
 
 def get_config(corpus: str) -> Experiment:
     return Experiment(
-        model=GPTConfig(max_len=64, num_layers=1, num_heads=2, embed_dim=16),
+        model=GPTConfig(max_length=64, num_layers=1, num_heads=2, embed_dim=16),
         data=DataConfig(
             source=Files(train=f"{corpus}/train.txt", validation=f"{corpus}/validation.txt", document="paragraph"),
             tokenizer=Bytes(),

@@ -10,7 +10,7 @@ from tests.experiments.small import get_config as small
 
 def get_config(corpus: str) -> Experiment:
     experiment = small(corpus)
-    experiment.model = BertConfig(max_len=128, num_layers=1, num_heads=2, embed_dim=16)
+    experiment.model = BertConfig(max_length=128, num_layers=1, num_heads=2, embed_dim=16)
     experiment.data.tokenizer = Bytes(specials=("[CLS]", "[SEP]", "[MASK]"))
     experiment.data.examples = Masked()
     experiment.objective = MaskedLM()

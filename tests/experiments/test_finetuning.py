@@ -40,7 +40,7 @@ from jaxnlp.training.experiment import Experiment
 def get_config(run):
     return Experiment(
         model=ModelWithHead(
-            trunk=pretrained.model(run, heads=("pooler",)), head=SequenceClassificationHead(num_classes=2)
+            body=pretrained.model(run, heads=("pooler",)), head=SequenceClassificationHead(num_classes=2)
         ),
         init_from=pretrained.Pretrained(path=run),
         data=DataConfig(
@@ -159,8 +159,8 @@ def test_what_cannot_begin_is_one_line(task, pretrained, tmp_path):
             "--config.model.head.num_classes=3",
             "model.head.num_classes=3: data.examples has 2 classes (bad, good)",
         ),
-        (pretrained, "--config.model.trunk.embed_dim=32", "and in this model"),
-        (pretrained, "--config.model.trunk.num_layers=2", "trunk/block_1/attention/key/bias (and 15 more) is not in"),
+        (pretrained, "--config.model.body.embed_dim=32", "and in this model"),
+        (pretrained, "--config.model.body.num_layers=2", "trunk/block_1/attention/key/bias (and 15 more) is not in"),
         (pretrained, "--config.data.seq_len=6", "data.seq_len=6:"),
         (pretrained, bad, "validation.jsonl:2 has the label 'bad', none of the classes; expected one of good, ugly"),
     ):
@@ -172,7 +172,7 @@ def test_what_cannot_begin_is_one_line(task, pretrained, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("config, task_name", [(TUNE, "spans"), (GPT, "similar")])
 def test_the_configs_train(tmp_path, config, task_name):
-    model = (f"model.trunk.{field}" for field in TRUNK)
+    model = (f"model.body.{field}" for field in TRUNK)
     done = train(
         config, tmp_path / "run", *model, "data.tokenizer.vocab_size=512", "data.seq_len=384", variant=task_name
     )

@@ -107,7 +107,7 @@ BAD = {
     "stream of beams": (["--stream", "--num_beams=2"], "--stream: not with --num_beams"),
     "early stopping": (["--early_stopping=often"], "--early_stopping=often: value should be one of"),
     "start": (["--start=<s>"], "--start=<s>: the vocabulary has no such special token"),
-    "too long": (["--forced_prefix=" + "a" * 80], "are more than model.max_len=64"),
+    "too long": (["--forced_prefix=" + "a" * 80], "are more than model.max_length=64"),
     "nothing first": (["--start=none"], "an empty prompt, and the model has no start token"),
 }
 

@@ -25,12 +25,12 @@ def theirs(tmp_path_factory):
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "a": 1, "b": 2, "line": 3}, "<unk>"))
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     model.add_special_tokens(["<|endoftext|>"])
-    write(folder, GPTConfig(max_len=32, num_layers=1, num_heads=2, embed_dim=8, vocab_size=5), model)
+    write(folder, GPTConfig(max_length=32, num_layers=1, num_heads=2, embed_dim=8, vocab_size=5), model)
     return folder
 
 
 def write(folder, config, tokenizer=None):
-    params = init_params(config.module(), jax.random.key(0), np.zeros((1, 4), np.int32))
+    params = init_params(config.build(), jax.random.key(0), np.zeros((1, 4), np.int32))
     save(folder, config, params, tokenizer)
 
 
@@ -68,7 +68,7 @@ def test_a_t5_comes_and_goes_and_trains_on(corpus, tmp_path):
     model.add_special_tokens(["<pad>", "</s>", *sentinels(30)])
     config = t5_v1_0(vocab_size=40, num_layers=1, num_heads=2, embed_dim=8, head_dim=4, mlp_dim=12)
     source, workdir, out = tmp_path / "t5", tmp_path / "run", tmp_path / "out"
-    params = init_params(config.module(), jax.random.key(0), *(np.zeros((1, 4), np.int32),) * 2)
+    params = init_params(config.build(), jax.random.key(0), *(np.zeros((1, 4), np.int32),) * 2)
     save(source, config, params, model)
     done = run("experiments.import", f"--source={source}", f"--workdir={workdir}")
     assert done.code == 0 and "T5Config" in done.out, done.err
@@ -96,9 +96,9 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_imports_are_one_clear_line(case, theirs, tmp_path):
-    config = BertConfig(vocab_size=5, max_len=8, num_layers=1, num_heads=1, embed_dim=4)
+    config = BertConfig(vocab_size=5, max_length=8, num_layers=1, num_heads=1, embed_dim=4)
     write(tmp_path / "bert", config, load(theirs)[2])
-    write(tmp_path / "gpt", GPTConfig(vocab_size=5, max_len=8, num_layers=1, num_heads=1, embed_dim=4))
+    write(tmp_path / "gpt", GPTConfig(vocab_size=5, max_length=8, num_layers=1, num_heads=1, embed_dim=4))
     args, message = BAD[case]
     done = run("experiments.import", *(a.format(t=tmp_path, theirs=theirs) for a in args))
     assert done.code == 2 and message in done.err and done.err.count("\n") == 1, done.err

@@ -46,8 +46,8 @@ def run(corpus, tmp_path_factory):
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "def": 1, "self": 2, "for": 3}, "<unk>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     words.add_special_tokens(["<|endoftext|>"])
-    model = GPTConfig(max_len=32, num_layers=2, num_heads=2, embed_dim=16, vocab_size=5)
-    params = init_params(model.module(), jax.random.key(0), np.zeros((1, 4), np.int32))
+    model = GPTConfig(max_length=32, num_layers=2, num_heads=2, embed_dim=16, vocab_size=5)
+    params = init_params(model.build(), jax.random.key(0), np.zeros((1, 4), np.int32))
     save(folder / "theirs", model, params, words)
     config = f"--config={MESHED}:{corpus},ZERO3,data=2,fsdp=4"
     for processes in (1, 2):

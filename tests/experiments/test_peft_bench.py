@@ -26,9 +26,9 @@ from jaxnlp.optim import OptimConfig
 import dataclasses
 def get_config():
     e = finetune("classify")
-    trunk = dataclasses.replace(e.model.trunk, num_layers=1, num_heads=2, embed_dim=16)
+    trunk = dataclasses.replace(e.model.body, num_layers=1, num_heads=2, embed_dim=16)
     data = dataclasses.replace(e.data, seq_len=16, batch_size=4)
-    model = dataclasses.replace(e.model, trunk=trunk)
+    model = dataclasses.replace(e.model, body=trunk)
     return dataclasses.replace(e, model=model, data=data, optim=OptimConfig(), steps=1)
 """
 
@@ -133,7 +133,7 @@ def test_a_lora_step_as_compiled_is_within_its_bars_and_on_the_page():
 
 
 def test_a_compiled_lora_step_has_no_result_of_the_shape_of_a_kernel():
-    model = GPTConfig(vocab_size=32, max_len=8, num_layers=3, num_heads=2, embed_dim=12, scan_layers=True)
+    model = GPTConfig(vocab_size=32, max_length=8, num_layers=3, num_heads=2, embed_dim=12, scan_layers=True)
     data, found = DataConfig(seq_len=8, batch_size=2), {}
     for name, tuning in (("LoRA", LoRA(rank=2, targets=("query", "value", "up", "down"))), ("full", None)):
         program = build(Experiment(model=model, data=data, tuning=tuning), jax.devices()[:1])

@@ -12,9 +12,9 @@ from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.nn import norms, positions
-from jaxnlp.sharding.axes import abstract_params, example_inputs, parameter_table
+from jaxnlp.sharding.axes import abstract_params, parameter_table
 
-SIZES = {"vocab_size": 65, "max_len": 24, "num_heads": 4, "embed_dim": 16}
+SIZES = {"vocab_size": 65, "max_length": 24, "num_heads": 4, "embed_dim": 16}
 MODELS = {
     "gpt": GPTConfig(**SIZES, num_layers=12, num_kv_heads=2, tie_embeddings=False),
     "scanned": GPTConfig(**SIZES, num_layers=12, scan_layers=True, remat="full", positions=positions.RelativeBuckets()),
@@ -24,7 +24,7 @@ MODELS = {
 
 
 def table_of(config):
-    return parameter_table(config.module(), *example_inputs(config, 1, 8))
+    return parameter_table(config.build(), *config.example_inputs(1, 8))
 
 
 def leaves(box, path=()):
@@ -39,7 +39,7 @@ def leaves(box, path=()):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_table_is_the_models_own_in_the_order_of_use(name):
     config = MODELS[name]
-    shapes, axes = abstract_params(config.module(), *example_inputs(config, 1, 8))
+    shapes, axes = abstract_params(config.build(), *config.example_inputs(1, 8))
     wanted = {tuple(k.key for k in path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
     table = table_of(config)
     assert {path: shape for path, shape, _ in table} == wanted and len(table) == len(wanted)

@@ -21,8 +21,8 @@ PROMPTS = [[3, 1, 4], [2], [7, 1, 8, 2, 8, 1, 8]]
 
 
 def generator(config, vocab=None):
-    apply = make_apply(config.module())
-    return Generator(apply, config.make_cache, config.longest, SEP, vocab or config.vocab_size)
+    apply = make_apply(config.build())
+    return Generator(apply, config.init_cache, config.length_limit, SEP, vocab or config.vocab_size)
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +102,11 @@ def test_tokens_and_scores_equal_transformers(theirs, num_beams, length_penalty,
 def tiny(kind: str):
     sizes = {"vocab_size": 5, "num_layers": 1, "num_heads": 2, "embed_dim": 8}
     config = {
-        "gpt": GPTConfig(max_len=90, **sizes),
-        "scanned": GPTConfig(max_len=90, scan_layers=True, **sizes),
+        "gpt": GPTConfig(max_length=90, **sizes),
+        "scanned": GPTConfig(max_length=90, scan_layers=True, **sizes),
         "llama": LlamaConfig(num_kv_heads=1, mlp_dim=12, **sizes),
     }[kind]
-    params = init_params(config.module(), jax.random.key(3), jnp.zeros((1, 4), jnp.int32))
+    params = init_params(config.build(), jax.random.key(3), jnp.zeros((1, 4), jnp.int32))
     return config, jax.tree.map(lambda x: 12 * x if x.ndim > 1 else x, params)
 
 
@@ -114,7 +114,7 @@ def tiny(kind: str):
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_wide_enough_it_is_exhaustive_search(kind, length_penalty):
     config, params = tiny(kind)
-    apply = jax.jit(make_apply(config.module()))
+    apply = jax.jit(make_apply(config.build()))
     beams = BeamSearch(num_beams=4**4, num_return=6, length_penalty=length_penalty, early_stopping="never")
     found = beam_search(generator(config), params, [[1, 2]], 4, beams)[0]
     wanted = exhaustive_search(
@@ -127,7 +127,7 @@ def test_wide_enough_it_is_exhaustive_search(kind, length_penalty):
 @pytest.mark.parametrize("length_penalty", [0.0, 2.0])
 def test_no_more_texts_are_found_than_there_are(length_penalty):
     config, params = tiny("gpt")
-    apply = jax.jit(make_apply(config.module()))
+    apply = jax.jit(make_apply(config.build()))
     beams = BeamSearch(num_beams=12, num_return=12, length_penalty=length_penalty, early_stopping="never")
     for max_new_tokens, count in ((1, 3), (2, 7)):  # of three tokens, one of which ends a text
         found = beam_search(generator(config, 3), params, [[1, 2]], max_new_tokens, beams)[0]
@@ -167,7 +167,7 @@ PROMPTS_5 = [[3, 1, 4], [2], [1, 1, 2, 3, 4, 1, 2]]
 
 def test_scores_are_log_probabilities_of_the_texts():
     config, params = tiny("gpt")
-    apply = make_apply(config.module())
+    apply = make_apply(config.build())
     for h in beam_search(generator(config), params, [[1]], 20, BeamSearch(num_beams=3, num_return=3))[0]:
         whole = h.ids if len(h.ids) == 20 else [*h.ids, SEP]
         log_probs = jax.nn.log_softmax(apply(params, jnp.asarray([[SEP, 1, *whole]])))[0]
@@ -189,7 +189,7 @@ def test_bad_fields_are_named(kw):
 
 def test_too_much_is_refused():
     config, params = tiny("gpt")
-    with pytest.raises(UserError, match=r"max_len=90"):
+    with pytest.raises(UserError, match=r"max_length=90"):
         beam_search(generator(config), params, [[1]], 90)
     with pytest.raises(UserError, match="more than 1,000,000 texts"):
         exhaustive_search(lambda *_: None, params, [SEP], 30, separator=SEP, num_tokens=5)

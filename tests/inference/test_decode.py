@@ -30,11 +30,11 @@ def model(name: str):
             "norm": norms.RMSNorm(),
         },
     }
-    config = GPTConfig(vocab_size=40, max_len=96, num_layers=2, num_heads=4, embed_dim=32, **extra[name])
-    params = init_params(config.module(), jax.random.key(1), jnp.zeros((1, 4), jnp.int32))
+    config = GPTConfig(vocab_size=40, max_length=96, num_layers=2, num_heads=4, embed_dim=32, **extra[name])
+    params = init_params(config.build(), jax.random.key(1), jnp.zeros((1, 4), jnp.int32))
     params = jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, params)
-    apply = make_apply(config.module())
-    return Generator(apply, config.make_cache, config.longest, SEP, TOKENS), params, jax.jit(apply)
+    apply = make_apply(config.build())
+    return Generator(apply, config.init_cache, config.length_limit, SEP, TOKENS), params, jax.jit(apply)
 
 
 def from_scratch(apply, params, prompt, count):
@@ -82,7 +82,7 @@ def test_seeds_decide_and_rows_differ():
 def test_more_positions_than_the_model_has():
     generator, params, _ = model("gpt2")
     with pytest.raises(
-        UserError, match="3 prompt tokens, one separator and max_new_tokens=100 are more than model.max_len=96"
+        UserError, match="3 prompt tokens, one separator and max_new_tokens=100 are more than model.max_length=96"
     ):
         generator(params, [[1, 2, 3]], 100)
     rotary, params, _ = model("scanned rotary")

@@ -19,15 +19,15 @@ from jaxnlp.models.t5 import T5Config
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.nn import mlp
 from jaxnlp.objectives.seq2seq import Seq2Seq
-from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
+from jaxnlp.sharding.axes import init_params, make_apply
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.load import make_generator
 from jaxnlp.training.step.program import build
 
 SIZES = {"vocab_size": 5, "num_layers": 1, "num_heads": 2, "embed_dim": 8}
 KINDS = {
-    "transformer": TransformerConfig(max_len=90, mlp_dim=12, **SIZES),
-    "scanned pre-norm": TransformerConfig(max_len=90, mlp_dim=12, norm_position="pre", scan_layers=True, **SIZES),
+    "transformer": TransformerConfig(max_length=90, mlp_dim=12, **SIZES),
+    "scanned pre-norm": TransformerConfig(max_length=90, mlp_dim=12, norm_position="pre", scan_layers=True, **SIZES),
     "t5": T5Config(head_dim=4, mlp_dim=12, num_decoder_layers=2, mlp=mlp.MLP(activation="relu"), **SIZES),
 }
 SEP = 0
@@ -36,15 +36,15 @@ SEP = 0
 def tiny(kind: str, **fields):
     """A random model, as (generator, params, jitted apply)."""
     config = KINDS[kind]
-    params = init_params(config.module(), jax.random.key(5), *example_inputs_of(config))
+    params = init_params(config.build(), jax.random.key(5), *example_inputs_of(config))
     params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params)
-    apply = make_apply(config.module())
+    apply = make_apply(config.build())
     fields = {"encoder_decoder": True, **fields}
-    return Generator(apply, config.make_cache, config.longest, SEP, 5, **fields), params, jax.jit(apply)
+    return Generator(apply, config.init_cache, config.length_limit, SEP, 5, **fields), params, jax.jit(apply)
 
 
 def example_inputs_of(config):
-    return (np.zeros(x.shape, x.dtype) for x in example_inputs(config, 1, 4))
+    return (np.zeros(x.shape, x.dtype) for x in config.example_inputs(1, 4))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,10 +93,10 @@ def test_draws_come_from_the_decoder():
 
 def test_what_cannot_be_is_refused():
     generator, params, _ = tiny("transformer")
-    generator = dataclasses.replace(generator, longest=90)
+    generator = dataclasses.replace(generator, length_limit=90)
     with pytest.raises(UserError, match=r"one separator, 2 forced tokens and max_new_tokens=88 are more than .*=90"):
         generator(params, [[1]], 88, forced_prefix=[[1, 2]])
-    with pytest.raises(UserError, match="a source of 91 tokens is more than model.max_len=90"):
+    with pytest.raises(UserError, match="a source of 91 tokens is more than model.max_length=90"):
         generator(params, [[1] * 90], 3)
     with pytest.raises(UserError, match="forced_prefix: 1 of them for 2 prompts"):
         generator(params, [[1], [2]], 3, forced_prefix=[[1]])

@@ -32,7 +32,7 @@ MODELS = {
 
 
 def program(name):
-    model = GPTConfig(vocab_size=31, max_len=96, num_layers=2, num_heads=4, embed_dim=16, head_dim=8, **MODELS[name])
+    model = GPTConfig(vocab_size=31, max_length=96, num_layers=2, num_heads=4, embed_dim=16, head_dim=8, **MODELS[name])
     return build(Experiment(model=model, data=DataConfig(seq_len=16, batch_size=4), seed=3), jax.devices()[:1])
 
 
@@ -42,12 +42,12 @@ def test_logits_are_the_same(name, rows):
     p = program(name)
     params = p.init().params
     model = dataclasses.replace(p.experiment.model, policy=Policy(weight_layout="output_major"))
-    shapes, axes = abstract_params(model.module(), jnp.zeros((1, 1), jnp.int32))
+    shapes, axes = abstract_params(model.build(), jnp.zeros((1, 1), jnp.int32))
     held = output_major(params, shapes, axes)
     assert jax.tree.map(jnp.shape, held) == jax.tree.map(lambda x: x.shape, shapes)
     assert jax.tree.map(jnp.shape, held) != jax.tree.map(jnp.shape, params)
     tokens = np.random.default_rng(0).integers(0, 31, (rows, 1))
-    ours, plain = make_apply(model.module())(held, tokens), p.apply(params, tokens)
+    ours, plain = make_apply(model.build())(held, tokens), p.apply(params, tokens)
     np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
 
 

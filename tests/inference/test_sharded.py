@@ -20,8 +20,8 @@ from jaxnlp.training.step.program import build
 
 SIZES = {"vocab_size": 32, "num_layers": 1, "num_heads": 4, "embed_dim": 16}
 MODELS = {
-    "decoder": GPTConfig(max_len=32, **SIZES),
-    "encoder-decoder": TransformerConfig(max_len=32, mlp_dim=32, **SIZES),
+    "decoder": GPTConfig(max_length=32, **SIZES),
+    "encoder-decoder": TransformerConfig(max_length=32, mlp_dim=32, **SIZES),
 }
 MESHES = {
     "data 2, tensor 4": Sharding(mesh=MeshConfig(tensor=4), params=dict(TENSOR)),

@@ -43,8 +43,8 @@ def theirs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("t5")
     model.save_pretrained(folder)
     config, params, _ = load(folder)
-    apply = make_apply(config.module())
-    ours = Generator(apply, config.make_cache, config.longest, END, 17, start=(PAD,), encoder_decoder=True)
+    apply = make_apply(config.build())
+    ours = Generator(apply, config.init_cache, config.length_limit, END, 17, start=(PAD,), encoder_decoder=True)
     return model, ours, params
 
 

@@ -22,11 +22,11 @@ DRAW = Sampling(temperature=1.0, top_k=40, repetition_penalty=1.1)
 
 @functools.cache
 def model(**fields):
-    config = GPTConfig(vocab_size=264, max_len=120, num_layers=1, num_heads=2, embed_dim=16)
-    params = init_params(config.module(), jax.random.key(1), jnp.zeros((1, 4), jnp.int32))
+    config = GPTConfig(vocab_size=264, max_length=120, num_layers=1, num_heads=2, embed_dim=16)
+    params = init_params(config.build(), jax.random.key(1), jnp.zeros((1, 4), jnp.int32))
     params = jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params)
-    apply = make_apply(config.module())
-    generator = Generator(apply, config.make_cache, config.longest, 256, 257, **fields)
+    apply = make_apply(config.build())
+    generator = Generator(apply, config.init_cache, config.length_limit, 256, 257, **fields)
     return generator, params, jax.jit(apply)
 
 
@@ -138,11 +138,11 @@ def test_a_text_need_not_begin_with_the_separator():
 def test_texts_follow_the_models_filtered_distribution(sampling):
     """Two tokens drawn by the whole engine: the joint distribution is that of the model, filtered by hand."""
     V, count = 7, 6000
-    config = GPTConfig(vocab_size=V + 1, max_len=16, num_layers=1, num_heads=2, embed_dim=8)
-    params = init_params(config.module(), jax.random.key(1), jnp.zeros((1, 4), jnp.int32))
+    config = GPTConfig(vocab_size=V + 1, max_length=16, num_layers=1, num_heads=2, embed_dim=8)
+    params = init_params(config.build(), jax.random.key(1), jnp.zeros((1, 4), jnp.int32))
     params = jax.tree.map(lambda x: 6 * x if x.ndim > 1 else x, params)
-    apply = make_apply(config.module())
-    generator = Generator(apply, config.make_cache, config.longest, 0, V)  # 0 ends a text, 7 is padding
+    apply = make_apply(config.build())
+    generator = Generator(apply, config.init_cache, config.length_limit, 0, V)  # 0 ends a text, 7 is padding
     rows = generator(params, [[3, 5]] * count, 2, sampling)
     found = np.zeros((V, V))
     for row in rows:

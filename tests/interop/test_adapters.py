@@ -14,7 +14,7 @@ from jaxnlp.interop.adapters import load_adapter, save_adapter, stacked
 from jaxnlp.interop.huggingface import load, read_tensors, write_tensors
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.tuning import plan
-from jaxnlp.sharding.axes import example_inputs, make_apply
+from jaxnlp.sharding.axes import make_apply
 from jaxnlp.trees import join
 
 from ..reference import torch
@@ -102,8 +102,8 @@ def test_logits_equal_peft_live_and_merged_and_it_reads_what_we_write(kind, name
     theirs, (args, kwargs), real = inputs(config, rng)
     wanted = wanted_of(adapted, theirs)
     method, tuned = load_adapter(tmp_path / "theirs", config, base)
-    tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
-    run = jax.jit(tuning.apply(make_apply(config.module())))
+    tuning = plan(method, config.build(), *config.example_inputs(1, 2))
+    run = jax.jit(tuning.apply(make_apply(config.build())))
     close(logits(run(join(base, tuned), *args, **kwargs))[real], wanted[real])
     close(logits(run(tuning.merge(base, tuned), *args, **kwargs))[real], wanted[real])
 
@@ -142,8 +142,8 @@ def test_prompts_and_prefixes_equal_peft_and_it_reads_what_we_write(name, kind, 
 
     wanted = wanted_of(adapted)
     method, tuned = load_adapter(tmp_path / "theirs", config)
-    tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
-    out = tuning.apply(make_apply(config.module()))(join(base, tuned), ids)
+    tuning = plan(method, config.build(), *config.example_inputs(1, 2))
+    out = tuning.apply(make_apply(config.build()))(join(base, tuned), ids)
     close(out["hidden"] if name == "bert-bare" else out, wanted)
     save_adapter(tmp_path / "ours", config, tuning, tuned, task_type=task)
     again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
@@ -172,8 +172,8 @@ def test_prompts_of_an_encoder_decoder_equal_peft_and_it_reads_what_we_write(kin
 
     wanted = wanted_of(adapted)
     method, tuned = load_adapter(tmp_path / "theirs", config)
-    tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
-    run = jax.jit(tuning.apply(make_apply(config.module())))
+    tuning = plan(method, config.build(), *config.example_inputs(1, 2))
+    run = jax.jit(tuning.apply(make_apply(config.build())))
     close(run(join(base, tuned), *args, **kwargs), wanted)
     assert np.abs(run(base, *args, **kwargs) - wanted).max() > 1e-2 * np.abs(wanted).max()
     save_adapter(tmp_path / "ours", config, tuning, tuned, task_type=task)
@@ -198,16 +198,16 @@ def test_parts_of_one_matrix_of_theirs_are_written_as_one_update(rank_stabilized
     config, base, _ = load(tmp_path / "model")
     theirs, (args, kwargs), real = inputs(config, rng)
     method = LoRA(targets=("query", "value", "up"), rank=2, rank_stabilized=rank_stabilized)
-    tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
+    tuning = plan(method, config.build(), *config.example_inputs(1, 2))
     draw = lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32)
     tuned = jax.tree.map(draw, tuning.init(jax.random.key(0), base))
-    wanted = tuning.apply(make_apply(config.module()))(join(base, tuned), *args, **kwargs)
+    wanted = tuning.apply(make_apply(config.build()))(join(base, tuned), *args, **kwargs)
     save_adapter(tmp_path / "ours", config, tuning, tuned)
     again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
     close(wanted_of(again, theirs)[real], np.asarray(wanted)[real])
     back, read = load_adapter(tmp_path / "ours", config)
-    whole = plan(back, config.module(), *example_inputs(config, 1, 2))
-    found = whole.apply(make_apply(config.module()))(join(base, read), *args, **kwargs)
+    whole = plan(back, config.build(), *config.example_inputs(1, 2))
+    found = whole.apply(make_apply(config.build()))(join(base, read), *args, **kwargs)
     close(np.asarray(found)[real], np.asarray(wanted)[real])
 
 
@@ -224,9 +224,9 @@ def test_embeddings_and_scanned_layers(rng, tmp_path):
     with pytest.raises(UserError, match="is not what this base has there"):
         load_adapter(tmp_path / "theirs", scanned, jax.tree.map(lambda x: x + 1, base))
     method, tuned = load_adapter(tmp_path / "theirs", scanned, base)
-    tuning = plan(method, scanned.module(), *example_inputs(scanned, 1, 2))
+    tuning = plan(method, scanned.build(), *scanned.example_inputs(1, 2))
     params = join(stacked(base), tuned)
-    found = tuning.apply(make_apply(scanned.module()))(params, *args, **kwargs)
+    found = tuning.apply(make_apply(scanned.build()))(params, *args, **kwargs)
     close(found[real], wanted_of(adapted, theirs)[real])
     save_adapter(tmp_path / "ours", scanned, tuning, tuned)
     again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
@@ -245,8 +245,8 @@ def test_an_encoder_and_a_decoder_of_other_depths_with_scanned_layers(rng, tmp_p
     _, (args, kwargs), _ = inputs(config, rng)
     outs = []
     for c, params, leaves in ((config, base, apart), (scanned, stacked(base), tuned)):
-        tuning = plan(method, c.module(), *example_inputs(c, 1, 2))
-        run = jax.jit(tuning.apply(make_apply(c.module())))
+        tuning = plan(method, c.build(), *c.example_inputs(1, 2))
+        run = jax.jit(tuning.apply(make_apply(c.build())))
         outs.append(run(join(params, leaves), *args, **kwargs))
     close(outs[1], outs[0])
     tensors = read_tensors(tmp_path / "theirs" / "adapter_model.safetensors")

@@ -12,7 +12,7 @@ from jaxnlp.interop.adapters import load_adapter, save_adapter
 from jaxnlp.interop.huggingface import load
 from jaxnlp.nn.pooling import mean_pool, unit
 from jaxnlp.peft.tuning import plan
-from jaxnlp.sharding.axes import example_inputs, make_apply
+from jaxnlp.sharding.axes import make_apply
 from jaxnlp.trees import join
 
 from ..reference import torch, transformers
@@ -35,7 +35,7 @@ def test_sentence_embeddings_equal_transformers():
     tokenizer.enable_padding(length=32)
     encoded = tokenizer.encode_batch(TEXTS)
     ids, real = (np.asarray([getattr(e, field) for e in encoded]) for field in ("ids", "attention_mask"))
-    apply = make_apply(config.module())
+    apply = make_apply(config.build())
     embed = jax.jit(lambda params, ids, real: unit(mean_pool(apply(params, ids, segment_ids=real)["hidden"], real)))
     found = embed(params, jnp.asarray(ids), jnp.asarray(real))
 
@@ -61,10 +61,10 @@ def test_an_adapter_of_it_equals_peft_both_ways(tmp_path):
     with torch.no_grad():
         wanted = adapted(torch.from_numpy(ids)).last_hidden_state.numpy()
     method, tuned = load_adapter(tmp_path / "theirs", config)
-    tuning = plan(method, config.module(), *example_inputs(config, 1, 2))
-    found = jax.jit(tuning.apply(make_apply(config.module())))(join(base, tuned), ids)["hidden"]
+    tuning = plan(method, config.build(), *config.example_inputs(1, 2))
+    found = jax.jit(tuning.apply(make_apply(config.build())))(join(base, tuned), ids)["hidden"]
     assert np.abs(found - wanted).max() <= 2e-5 * np.abs(wanted).max()
-    plain = jax.jit(make_apply(config.module()))(base, ids)["hidden"]
+    plain = jax.jit(make_apply(config.build()))(base, ids)["hidden"]
     assert np.abs(plain - wanted).max() > 1e-2
 
     save_adapter(tmp_path / "ours", config, tuning, tuned)

@@ -26,7 +26,7 @@ def test_a_tuned_classifiers_trunk_is_exported_and_its_head_told(tmp_path):
     said = json.loads((out / "adapter_config.json").read_text())
     assert (said["base_model_name_or_path"], said["task_type"]) == ("hub/base", "FEATURE_EXTRACTION")
     found = load(tuned)
-    method, leaves = load_adapter(out, found.saved.experiment.model.trunk)
+    method, leaves = load_adapter(out, found.saved.experiment.model.body)
     assert method.rank == 2
     given = found.params["trunk"]["block_0"]["attention"]["query"]["lora_b"]
     assert (leaves["block_0"]["attention"]["query"]["lora_b"] == given).all() and given.any()

@@ -70,7 +70,7 @@ def test_logits_and_every_layer_equal_transformers_and_it_reads_what_we_write(na
     theirs, (args, kwargs), real = inputs(config, rng)
     with torch.no_grad():
         wanted, layers = outputs_of_theirs(model, theirs)
-    out, seen = jax.jit(make_capture(config.module()))(params, *args, **kwargs)
+    out, seen = jax.jit(make_capture(config.build()))(params, *args, **kwargs)
     out = out if isinstance(out, dict) else {"masked_lm": out}
     if name == "gpt2-bare":  # has no logits; its last state is normed
         wanted = {}
@@ -101,7 +101,7 @@ def test_gradients_equal_transformers(name, rng, tmp_path):
     weights = {key: rng.standard_normal(value.shape).astype(np.float32) for key, value in wanted.items()}
     weights = {key: w * real[..., None] if w.ndim == 3 else w for key, w in weights.items()}
     sum((value * torch.from_numpy(weights[key])).sum() for key, value in wanted.items()).backward()
-    apply = make_apply(config.module())
+    apply = make_apply(config.build())
 
     def loss(params):
         out = apply(params, *args, **kwargs)
@@ -122,15 +122,15 @@ def test_gradients_equal_transformers(name, rng, tmp_path):
 
 
 def tiny(**kw):
-    return GPTConfig(vocab_size=37, max_len=24, num_layers=2, num_heads=4, embed_dim=16, **kw)
+    return GPTConfig(vocab_size=37, max_length=24, num_layers=2, num_heads=4, embed_dim=16, **kw)
 
 
 def params_of(config, seed=0):
-    return init_params(config.module(), jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))
+    return init_params(config.build(), jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))
 
 
 @pytest.mark.parametrize(
-    "config", [tiny(), BertConfig(vocab_size=37, max_len=24, num_layers=2, num_heads=2, embed_dim=8, mlp_dim=9)]
+    "config", [tiny(), BertConfig(vocab_size=37, max_length=24, num_layers=2, num_heads=2, embed_dim=8, mlp_dim=9)]
 )
 def test_round_trip_is_exact_also_in_shards(config, tmp_path):
     params = params_of(config)
@@ -151,7 +151,7 @@ def test_scanned_layers_are_written_apart(tmp_path):
     save(tmp_path, scanned, params)
     config, found, _ = load(tmp_path)
     ids = jnp.arange(8)[None]
-    close(make_apply(config.module())(found, ids), make_apply(scanned.module())(params, ids), 1e-6)
+    close(make_apply(config.build())(found, ids), make_apply(scanned.build())(params, ids), 1e-6)
 
 
 def test_parameters_go_straight_to_their_shards(tmp_path):
@@ -227,7 +227,7 @@ def test_every_kind_of_t5_is_read_as_it_was_written(tied, scaled, tmp_path, rng)
         vocab_size=37, num_layers=1, num_decoder_layers=1, num_heads=2, embed_dim=8, head_dim=3, mlp_dim=9
     )
     config.tie_embeddings, config.scale_logits = tied, scaled
-    params = init_params(config.module(), jax.random.key(0), *(np.zeros((1, 4), np.int32),) * 2)
+    params = init_params(config.build(), jax.random.key(0), *(np.zeros((1, 4), np.int32),) * 2)
     save(tmp_path, config, params, special_ids={"decoder_start_token_id": 5, "pad_token_id": 5, "eos_token_id": 36})
     assert load(tmp_path)[0] == config
     ids = rng.integers(3, 37, (2, 7))
@@ -235,7 +235,7 @@ def test_every_kind_of_t5_is_read_as_it_was_written(tied, scaled, tmp_path, rng)
     assert (theirs.config.eos_token_id, theirs.config.decoder_start_token_id) == (36, 5)
     with torch.no_grad():
         wanted = theirs(input_ids=torch.from_numpy(ids), decoder_input_ids=torch.from_numpy(ids)).logits
-    close(make_apply(config.module())(params, ids, ids), wanted.numpy())
+    close(make_apply(config.build())(params, ids, ids), wanted.numpy())
     if not tied:
         edit(tmp_path, lambda arrays: arrays.pop("lm_head.weight"))
         with pytest.raises(UserError, match=r"has no tensor lm_head\.weight"):
@@ -297,6 +297,6 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def test_roberta_with_a_next_sentence_head_is_not_written(tmp_path):
-    config = roberta(vocab_size=37, max_len=8, num_layers=1, num_heads=1, embed_dim=4, heads=("next_sentence",))
+    config = roberta(vocab_size=37, max_length=8, num_layers=1, num_heads=1, embed_dim=4, heads=("next_sentence",))
     with pytest.raises(UserError, match="transformers has no class for this BertConfig"):
         save(tmp_path, config, params_of(config))

@@ -15,8 +15,8 @@ from jaxnlp.sharding.axes import init_params
 
 
 def write(folder: pathlib.Path, **sizes):
-    config = GPTConfig(max_len=8, num_heads=4, **sizes)
-    params = init_params(config.module(), jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    config = GPTConfig(max_length=8, num_heads=4, **sizes)
+    params = init_params(config.build(), jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
     save(folder, config, params, max_shard_bytes=10**8)
     leaves = [x.nbytes for x in jax.tree.leaves(params)]
     return sum(leaves), max(leaves)

@@ -12,7 +12,7 @@ from jaxnlp.nn.policy import Policy
 from jaxnlp.sharding.axes import abstract_params, init_params, make_apply, make_capture
 from jaxnlp.sharding.rules import REPLICATED
 
-SIZES = {"vocab_size": 33, "max_len": 24, "num_layers": 2, "num_heads": 4, "embed_dim": 16, "dropout_rate": 0.0}
+SIZES = {"vocab_size": 33, "max_length": 24, "num_layers": 2, "num_heads": 4, "embed_dim": 16, "dropout_rate": 0.0}
 TOKENS = jax.random.randint(jax.random.key(1), (2, 16), 0, 33)
 LARGE = {"num_layers": 24, "num_heads": 16, "embed_dim": 1024}
 
@@ -20,9 +20,9 @@ LARGE = {"num_layers": 24, "num_heads": 16, "embed_dim": 1024}
 def built(**changes):
     config = BertConfig(**{**SIZES, **changes})
     config.check()
-    params = init_params(config.module(), jax.random.key(0), TOKENS)
+    params = init_params(config.build(), jax.random.key(0), TOKENS)
     params = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, params)
-    return config, params, make_apply(config.module())
+    return config, params, make_apply(config.build())
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def built(**changes):
     ],
 )
 def test_parameter_counts_are_the_papers(config, count):
-    shapes, axes = abstract_params(config.module(), jnp.zeros((1, 4), jnp.int32))
+    shapes, axes = abstract_params(config.build(), jnp.zeros((1, 4), jnp.int32))
     assert sum(x.size for x in jax.tree.leaves(shapes)) == count
     names = {name for leaf in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)) for name in leaf}
     assert names <= set(REPLICATED)
@@ -89,7 +89,7 @@ def test_variants_that_change_no_number(name):
     config, params, apply = built()
     stacked = {"blocks": jax.tree.map(lambda *x: jnp.stack(x), params["block_0"], params["block_1"])}
     rest = {key: x for key, x in params.items() if not key.startswith("block_")}
-    module = BertConfig(**{**SIZES, **VARIANTS[name]}).module()
+    module = BertConfig(**{**SIZES, **VARIANTS[name]}).build()
     given = {**rest, **stacked} if "scan_layers" in VARIANTS[name] else params
     loss = lambda apply: jax.jit(jax.value_and_grad(lambda p: jnp.sin(apply(p, TOKENS)["masked_lm"]).sum()))
     found, found_grad = loss(make_apply(module))(given)
@@ -98,7 +98,7 @@ def test_variants_that_change_no_number(name):
     np.testing.assert_allclose(
         found_grad["embed"]["embedding"], wanted_grad["embed"]["embedding"], atol=2e-4, rtol=2e-4
     )
-    assert config.longest == 24
+    assert config.length_limit == 24
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_dropout_needs_a_key():
 def test_hidden_states_and_weights_can_be_seen():
     for scan in (False, True):
         config, params, _ = built(scan_layers=scan)
-        out, seen = make_capture(config.module())(params, TOKENS)
+        out, seen = make_capture(config.build())(params, TOKENS)
         at = "blocks/" if scan else "block_1/"
         last = seen[f"{at}hidden"][-1] if scan else seen[f"{at}hidden"]
         np.testing.assert_allclose(last, out["hidden"], atol=1e-6)
@@ -154,15 +154,15 @@ def test_bad_fields_are_named(changes, message):
 
 def test_a_sequence_too_long_is_refused():
     _, params, apply = built()
-    with pytest.raises(UserError, match=r"max_len=24: the sequence has 32"):
+    with pytest.raises(UserError, match=r"max_length=24: the sequence has 32"):
         apply(params, jnp.zeros((1, 32), jnp.int32))
 
 
 def test_flops_are_counted_from_the_products():
     config = BertConfig(**SIZES)
-    shapes, _ = abstract_params(config.module(), TOKENS)
+    shapes, _ = abstract_params(config.build(), TOKENS)
     kernels_ = sum(x.size for p, x in jax.tree_util.tree_leaves_with_path(shapes["block_0"]) if "kernel" in str(p))
     head = 16 * 16 + 33 * 16
     attention = 4 * 10 * 16
     assert config.flops_per_token(10) == 3 * (2 * (2 * kernels_ + attention) + 2 * head)
-    assert config.flops_per_token(10, predicted=0.15) < config.flops_per_token(10)
+    assert config.flops_per_token(10, predicted_fraction=0.15) < config.flops_per_token(10)

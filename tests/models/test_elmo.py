@@ -35,10 +35,10 @@ def built(**changes):
     """A config, random parameters (gates half open, biases not zero), and the model."""
     config = ElmoConfig(**{**SIZES, **changes})
     config.check()
-    shapes, _ = abstract_params(config.module(), *config.inputs(1, 2))
+    shapes, _ = abstract_params(config.build(), *config.example_inputs(1, 2))
     random = np.random.default_rng(0)
     draw = lambda x: jnp.float32(random.standard_normal(x.shape) * (0.5 if len(x.shape) < 3 else 0.35))
-    return config, jax.tree.map(draw, shapes), jax.jit(make_apply(config.module()))
+    return config, jax.tree.map(draw, shapes), jax.jit(make_apply(config.build()))
 
 
 def batch_of(config, sentences=SENTENCES, length=10):
@@ -159,7 +159,7 @@ def test_each_direction_sees_its_own_side_only(way, sees):
             "projection": {"kernel": jnp.eye(P), "bias": jnp.full(P, -100.0)},
         }
         given = {"segment_ids": jnp.ones((1, T), jnp.int32)}
-        out = make_apply(plain.module())({**params, "words": words_params}, words, **given)
+        out = make_apply(plain.build())({**params, "words": words_params}, words, **given)
         states = out["layers"][:, 0, :, first : first + P].sum(-1)
         return jnp.concatenate([states, out[way][0, None, :, 3]])
 
@@ -207,7 +207,7 @@ def test_padded_and_packed_sentences_equal_sentences_alone():
 def test_parameter_counts_are_the_papers(changes, count):
     config = ElmoConfig(vocab_size=100, **changes)
     config.check()
-    shapes, axes = abstract_params(config.module(), *config.inputs(1, 4))
+    shapes, axes = abstract_params(config.build(), *config.example_inputs(1, 4))
     softmax = shapes.pop("softmax")
     assert sum(x.size for x in jax.tree.leaves(shapes)) == count
     assert sum(x.size for x in jax.tree.leaves(softmax)) == 100 * (config.embed_dim + 1)
@@ -217,7 +217,7 @@ def test_parameter_counts_are_the_papers(changes, count):
 
 def test_flops_are_counted_from_the_products():
     config = ElmoConfig(**SIZES)
-    shapes, _ = abstract_params(config.module(), *config.inputs(1, 4))
+    shapes, _ = abstract_params(config.build(), *config.example_inputs(1, 4))
     size = lambda tree, *names: sum(
         x.size for path, x in jax.tree_util.tree_leaves_with_path(tree) if any(n in str(path) for n in names)
     )
@@ -232,7 +232,7 @@ def test_flops_are_counted_from_the_products():
 def test_features_do_not_cost_the_logits():
     config, params, _ = built(vocab_size=97)
     tokens, _ = batch_of(config)
-    apply = make_apply(config.module())
+    apply = make_apply(config.build())
     compiled = lambda name: jax.jit(lambda p, x: apply(p, x)[name]).lower(params, tokens).compile().as_text()
     logits = r"f32\[[\d,]*97\]"  # the vocabulary last; the table has it first
     assert re.search(logits, compiled("forward")) and not re.search(logits, compiled("layers"))
@@ -241,7 +241,7 @@ def test_features_do_not_cost_the_logits():
 def test_dropout_needs_a_key_and_logits_are_float32_in_bfloat16():
     config, params, _ = built(dropout_rate=0.3, policy=Policy(compute_dtype="bfloat16"))
     tokens, _ = batch_of(config)
-    apply = make_apply(config.module())
+    apply = make_apply(config.build())
     off, on, again = apply(params, tokens), *(apply(params, tokens, key=jax.random.key(0)) for _ in range(2))
     np.testing.assert_array_equal(on["forward"], again["forward"])
     assert not np.allclose(on["forward"], off["forward"], atol=1e-3)
@@ -336,4 +336,4 @@ def test_bad_fields_are_named(changes, message):
 def test_words_of_another_length_are_refused():
     config, params, _ = built()
     with pytest.raises(UserError, match=r"model.max_chars=9: .*\(1, 2, 12\).*data.examples.max_chars"):
-        make_apply(config.module())(params, jnp.zeros((1, 2, 12), jnp.int32))
+        make_apply(config.build())(params, jnp.zeros((1, 2, 12), jnp.int32))

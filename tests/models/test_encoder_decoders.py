@@ -22,7 +22,7 @@ SEGMENTS = jnp.asarray([[1] * 9, [1] * 5 + [0] * 4])
 CONFIGS = {
     "transformer": TransformerConfig(**SIZES),
     "pre-norm, learned, untied": TransformerConfig(
-        **SIZES, norm_position="pre", positions=positions.Learned(), max_len=20, tie_embeddings=False
+        **SIZES, norm_position="pre", positions=positions.Learned(), max_length=20, tie_embeddings=False
     ),
     "rotary, gated, scanned": TransformerConfig(
         **SIZES, positions=positions.Rotary(), mlp=mlp.GatedMLP(), norm=norms.RMSNorm(), scan_layers=True
@@ -40,15 +40,15 @@ CONFIGS = {
 def built(name):
     config = CONFIGS[name]
     config.check()
-    params = init_params(config.module(), jax.random.key(0), INPUTS, TOKENS)
-    return config, params, jax.jit(make_apply(config.module()), static_argnames="logits_to_keep")
+    params = init_params(config.build(), jax.random.key(0), INPUTS, TOKENS)
+    return config, params, jax.jit(make_apply(config.build()), static_argnames="logits_to_keep")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_cached_steps_equal_the_whole(name):
     config, params, apply = built(name)
     whole = apply(params, INPUTS, TOKENS, input_segments=SEGMENTS)
-    logits, cache = apply(params, INPUTS, TOKENS[:, :3], input_segments=SEGMENTS, cache=config.make_cache(2, 10))
+    logits, cache = apply(params, INPUTS, TOKENS[:, :3], input_segments=SEGMENTS, cache=config.init_cache(2, 10))
     keys, _ = cache["cross"] if config.scan_layers else cache["cross"][0]
     width = getattr(config, "key_dim", None) or config.head_dim
     assert keys.shape[-4:] == (2, 2, 9, width) and cache["input_segments"].shape == (2, 9)
@@ -110,7 +110,7 @@ def test_variants_that_change_no_number(name):
         layers = [params[side][f"block_{i}"] for i in range(count)]
         rest = {key: x for key, x in params[side].items() if not key.startswith("block_")}
         stacked[side] = {**rest, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
-    loss = lambda c: jax.value_and_grad(lambda p: jnp.sin(make_apply(c.module())(p, INPUTS, TOKENS)).sum())
+    loss = lambda c: jax.value_and_grad(lambda p: jnp.sin(make_apply(c.build())(p, INPUTS, TOKENS)).sum())
     wanted, wanted_grad = jax.jit(loss(config))(params)
     for changes in ({"scan_layers": True}, {"scan_layers": True, "remat": "full"}, {"remat": "dots"}):
         given = {**params, **stacked} if "scan_layers" in changes else params
@@ -151,7 +151,7 @@ COUNTS = [  # what each paper says, in millions; how near it is
 
 @pytest.mark.parametrize(("config", "count", "millions", "near"), COUNTS)
 def test_parameter_counts_are_the_papers(config, count, millions, near):
-    shapes, axes = abstract_params(config.module(), *config.inputs(1, 4))
+    shapes, axes = abstract_params(config.build(), *config.example_inputs(1, 4))
     assert sum(x.size for x in jax.tree.leaves(shapes)) == count
     assert count / 1e6 == pytest.approx(millions, rel=near)
     names = {name for leaf in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)) for name in leaf}
@@ -196,11 +196,11 @@ def test_bad_fields_are_named(config, message):
 
 def test_what_cannot_be_computed_is_refused():
     config, params, apply = built("pre-norm, learned, untied")
-    with pytest.raises(UserError, match=r"max_len=20: the text has 21"):
+    with pytest.raises(UserError, match=r"max_length=20: the text has 21"):
         apply(params, jnp.zeros((1, 21), jnp.int32), TOKENS[:1])
     for name in ("transformer", "t5"):
         config, params, apply = built(name)
         with pytest.raises(UserError, match="the first call gives the inputs"):
-            apply(params, None, TOKENS, cache=config.make_cache(2, 10))
+            apply(params, None, TOKENS, cache=config.init_cache(2, 10))
         with pytest.raises(UserError, match="the first call gives the inputs"):
             apply(params, None, TOKENS)

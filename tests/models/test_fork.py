@@ -35,7 +35,7 @@ def fork(tmp_path, monkeypatch):
 def test_a_copied_model_file_trains_and_reads_back(fork, corpus, tmp_path):
     source = Files(train=f"{corpus}/train.txt", validation=f"{corpus}/validation.txt", document="paragraph")
     experiment = Experiment(
-        model=fork.MyConfig(max_len=32, num_layers=1, num_heads=2, embed_dim=16),
+        model=fork.MyConfig(max_length=32, num_layers=1, num_heads=2, embed_dim=16),
         data=DataConfig(source=source, tokenizer=Bytes(), seq_len=16, batch_size=8, prefetch_threads=0),
         steps=3,
         log_every=1,
@@ -54,8 +54,8 @@ def test_a_copied_model_file_trains_and_reads_back(fork, corpus, tmp_path):
 
     fields = {f.name: getattr(again.saved.experiment.model, f.name) for f in dataclasses.fields(GPTConfig)}
     tokens = np.arange(10)[None]
-    ours = make_apply(GPTConfig(**fields).module())(again.params, tokens)
-    theirs = make_apply(again.saved.experiment.model.module())(again.params, tokens)
+    ours = make_apply(GPTConfig(**fields).build())(again.params, tokens)
+    theirs = make_apply(again.saved.experiment.model.build())(again.params, tokens)
     assert not np.allclose(ours, theirs)
 
 

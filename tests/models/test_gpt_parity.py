@@ -25,7 +25,7 @@ SHAPES = [
 def ours(shape):
     return GPTConfig(
         vocab_size=shape["vocab"],
-        max_len=shape["length"],
+        max_length=shape["length"],
         num_layers=shape["layers"],
         num_heads=shape["heads"],
         embed_dim=shape["dim"],
@@ -43,7 +43,7 @@ def test_logits_and_gradients(shape, rng):
     output = model(
         torch.from_numpy(ids), attention_mask=torch.from_numpy(padding), position_ids=torch.from_numpy(positions)
     ).logits
-    apply = make_apply(ours(shape).module())
+    apply = make_apply(ours(shape).build())
     logits = jax.jit(apply)(
         params, jnp.asarray(ids), segment_ids=jnp.asarray(padding), positions=jnp.asarray(positions)
     )
@@ -96,10 +96,10 @@ def test_fifty_adamw_steps_follow_torch(rng):
         theirs.append(loss.item())
 
     config = ours(shape)
-    _, axes = abstract_params(config.module(), jnp.zeros((1, 4), jnp.int32))
+    _, axes = abstract_params(config.build(), jnp.zeros((1, 4), jnp.int32))
     optim = OptimConfig(learning_rate=lr, schedule="constant", weight_decay=decay, clip_norm=1.0)
     transform, schedule = make_optimizer(optim, steps, axes)
-    step = jax.jit(make_step(make_apply(config.module()), CausalLM(), transform, schedule))
+    step = jax.jit(make_step(make_apply(config.build()), CausalLM(), transform, schedule))
     state = new_state(params, transform, 0, None)
     losses = []
     for batch in walk.astype(np.int32):

@@ -11,6 +11,7 @@ import pytest
 from jaxnlp import config as configs
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.bert import BertConfig, roberta
+from jaxnlp.models.elmo import ElmoConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.heads import (
     ModelWithHead,
@@ -21,17 +22,18 @@ from jaxnlp.models.heads import (
     TokenClassificationHead,
 )
 from jaxnlp.models.llama import LlamaConfig
-from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, make_apply
+from jaxnlp.models.t5 import T5Config
+from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
 from jaxnlp.sharding.rules import REPLICATED
 
 B, C, T, N, V = 3, 2, 7, 5, 33
 SIZES = {"vocab_size": V, "num_layers": 1, "num_heads": 2, "embed_dim": 8}
 TRUNKS = {
-    "bert": BertConfig(**SIZES, heads=(), max_len=16, dropout_rate=0.0),
-    "bert with pooler": BertConfig(**SIZES, heads=("pooler",), max_len=16, dropout_rate=0.0),
-    "roberta": roberta(**SIZES, heads=(), max_len=16, dropout_rate=0.0),
-    "gpt": GPTConfig(**SIZES, max_len=16),
-    "gpt post-norm": GPTConfig(**SIZES, max_len=16, norm_position="post", scan_layers=True),
+    "bert": BertConfig(**SIZES, heads=(), max_length=16, dropout_rate=0.0),
+    "bert with pooler": BertConfig(**SIZES, heads=("pooler",), max_length=16, dropout_rate=0.0),
+    "roberta": roberta(**SIZES, heads=(), max_length=16, dropout_rate=0.0),
+    "gpt": GPTConfig(**SIZES, max_length=16),
+    "gpt post-norm": GPTConfig(**SIZES, max_length=16, norm_position="post", scan_layers=True),
     "llama": LlamaConfig(**SIZES, num_kv_heads=1, mlp_dim=12),
 }
 HEADS = {  # and the shape of its logits
@@ -47,11 +49,11 @@ PAIRS += [("bert with pooler", "classes")]
 
 
 def built(trunk, head):
-    config = ModelWithHead(trunk=TRUNKS[trunk], head=HEADS[head][0])
+    config = ModelWithHead(body=TRUNKS[trunk], head=HEADS[head][0])
     configs.check(config)
-    zeros = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(config, 1, 4)]
-    params = jax.jit(lambda: init_params(config.module(), jax.random.key(0), *zeros))()
-    return config, jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params), jax.jit(make_apply(config.module()))
+    zeros = [jnp.zeros(x.shape, x.dtype) for x in config.example_inputs(1, 4)]
+    params = jax.jit(lambda: init_params(config.build(), jax.random.key(0), *zeros))()
+    return config, jax.tree.map(lambda x: 5 * x if x.ndim > 1 else x, params), jax.jit(make_apply(config.build()))
 
 
 def example(config, rng, length=T):
@@ -61,7 +63,7 @@ def example(config, rng, length=T):
     batch = {"tokens": rng.integers(0, V, shape), "segment_ids": (np.arange(length) < lengths[..., None]).astype("i4")}
     batch["types"] = rng.integers(0, 2, shape)
     if not config.head.of_tokens:
-        batch["extract"] = lengths - 1 if config.decodes else np.zeros_like(lengths)
+        batch["extract"] = lengths - 1 if (config.body.kind == "decoder") else np.zeros_like(lengths)
     return batch
 
 
@@ -73,8 +75,8 @@ def call(apply, params, batch, **changes):
 @pytest.mark.parametrize(("trunk", "head"), PAIRS)
 def test_every_head_is_on_every_trunk_and_padding_changes_nothing(trunk, head, rng):
     config, params, apply = built(trunk, head)
-    shapes, axes = abstract_params(config.module(), *example_inputs(config, 1, 4))
-    alone, _ = abstract_params(config.trunk.module(), jnp.zeros((1, 4), jnp.int32))
+    shapes, axes = abstract_params(config.build(), *config.example_inputs(1, 4))
+    alone, _ = abstract_params(config.body.build(), jnp.zeros((1, 4), jnp.int32))
     assert jax.tree.map(lambda x: x.shape, shapes["trunk"]) == jax.tree.map(lambda x: x.shape, alone)
     assert set(shapes) == {"trunk", "head"} and shapes["head"]["kernel"].shape == (8, config.head.features)
     names = {name for leaf in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)) for name in leaf}
@@ -85,8 +87,8 @@ def test_every_head_is_on_every_trunk_and_padding_changes_nothing(trunk, head, r
     noise = np.where(batch["segment_ids"] > 0, batch["tokens"], rng.integers(0, V, batch["tokens"].shape))
     out, other, cut = (call(apply, params, x) for x in (batch, {**batch, "tokens": noise}, short))
     assert cut["logits"].shape == HEADS[head][1] and cut["logits"].dtype == jnp.float32
-    assert ("lm" in out) == config.decodes
-    if config.decodes:
+    assert ("lm" in out) == (config.body.kind == "decoder")
+    if config.body.kind == "decoder":
         assert cut["lm"].shape == (*short["tokens"].shape, V)
     real = short["segment_ids"] > 0 if config.head.of_tokens else slice(None)
     place = (slice(None), slice(T)) if config.head.of_tokens else slice(None)
@@ -108,8 +110,8 @@ def test_the_head_reads_the_trunks_own_state_at_the_extract_token(rng):
         config, params, apply = built(trunk, "classes")
         batch = example(config, rng)
         flat = {name: batch[name].reshape(-1, T) for name in ("tokens", "segment_ids", "types")}
-        own = make_apply(config.trunk.module())
-        if config.decodes:
+        own = make_apply(config.body.build())
+        if config.body.kind == "decoder":
             lm, hidden = own(params["trunk"], flat["tokens"], segment_ids=flat["segment_ids"], with_hidden=True)
             assert hidden.shape == (B * C, T, 8)
             np.testing.assert_allclose(call(apply, params, batch)["lm"].reshape(-1, T, V), lm, atol=1e-6)
@@ -171,29 +173,25 @@ def test_dropout_is_on_with_a_key(rng):
     assert not np.allclose(run(jax.random.key(1)), run(None))
 
 
-@dataclasses.dataclass(kw_only=True)
-class EncoderDecoder:
-    encoder_decoder = True
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"trunk": BertConfig(**SIZES)}, r"trunk.heads=\('masked_lm', 'next_sentence'\).*use \(\) or \('pooler',\)"),
+        ({"body": BertConfig(**SIZES)}, r"body.heads=\('masked_lm', 'next_sentence'\).*use \(\) or \('pooler',\)"),
         (
-            {"trunk": TRUNKS["bert with pooler"], "head": SpanExtractionHead()},
-            r"trunk.heads=\('pooler',\).*SpanExtractionHead\(\) would leave them untrained; use \(\)$",
+            {"body": TRUNKS["bert with pooler"], "head": SpanExtractionHead()},
+            r"body.heads=\('pooler',\).*SpanExtractionHead\(\) would leave them untrained; use \(\)$",
         ),
-        ({"trunk": EncoderDecoder()}, r"trunk='EncoderDecoder\(\)': is an encoder-decoder.*Seq2Seq\(\)"),
-        ({"trunk": RegressionHead()}, r"trunk='RegressionHead\(\)': gives no states.*BertConfig"),
-        ({"head": TRUNKS["gpt"]}, r"head='GPTConfig\(\)': is not a head; use SequenceClassificationHead"),
+        ({"body": T5Config()}, r"body='T5Config\(\)': is an encoder-decoder.*Seq2Seq\(\)"),
+        ({"body": ElmoConfig()}, r"body='ElmoConfig\(\)': gives no states.*BertConfig"),
+        ({"body": RegressionHead()}, r"body=RegressionHead\(\): expected ModelConfig, got RegressionHead"),
+        ({"head": TRUNKS["gpt"]}, r"head=GPTConfig\(.*\): expected Head, got GPTConfig"),
         ({"head": SequenceClassificationHead(num_classes=0)}, "head.num_classes=0"),
         ({"dropout_rate": 1.0}, "dropout_rate=1.0"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
     with pytest.raises(FieldError, match=message):
-        configs.check(ModelWithHead(**{"trunk": TRUNKS["gpt"], "head": SequenceClassificationHead(), **fields}))
+        configs.check(ModelWithHead(**{"body": TRUNKS["gpt"], "head": SequenceClassificationHead(), **fields}))
 
 
 def test_a_batch_of_another_task_is_refused(rng):
@@ -206,11 +204,11 @@ def test_a_batch_of_another_task_is_refused(rng):
 
 def test_flops_leave_out_a_language_model_that_is_not_trained():
     trunk, length = TRUNKS["gpt"], 10
-    classes = ModelWithHead(trunk=trunk, head=SequenceClassificationHead(num_classes=N))
+    classes = ModelWithHead(body=trunk, head=SequenceClassificationHead(num_classes=N))
     head = 3 * 2 * 8 * N / length
     assert classes.flops_per_token(length) == pytest.approx(trunk.flops_per_token(length) + head)
     assert classes.flops_per_token(length, 0.0) == pytest.approx(trunk.flops_per_token(length) - 6 * 8 * V + head)
-    tags = ModelWithHead(trunk=TRUNKS["bert"], head=TokenClassificationHead(num_classes=N))
+    tags = ModelWithHead(body=TRUNKS["bert"], head=TokenClassificationHead(num_classes=N))
     assert tags.flops_per_token(length) == pytest.approx(TRUNKS["bert"].flops_per_token(length) + 6 * 8 * N)
 
 
@@ -226,11 +224,11 @@ class FarthestApart:
 
 
 def test_a_head_of_ones_own(rng):
-    config = ModelWithHead(trunk=TRUNKS["gpt"], head=FarthestApart())
+    config = ModelWithHead(body=TRUNKS["gpt"], head=FarthestApart())
     configs.check(config)
-    params = init_params(config.module(), jax.random.key(0), jnp.zeros((1, C, 4), jnp.int32))
+    params = init_params(config.build(), jax.random.key(0), jnp.zeros((1, C, 4), jnp.int32))
     batch = example(config, rng)
-    found = call(make_apply(config.module()), params, batch)["logits"]
+    found = call(make_apply(config.build()), params, batch)["logits"]
     assert found.shape == (B,) and (found > 0).all()
     same = {name: np.repeat(x[:, :1], C, 1) for name, x in batch.items()}
-    np.testing.assert_allclose(call(make_apply(config.module()), params, same)["logits"], 0, atol=1e-10)
+    np.testing.assert_allclose(call(make_apply(config.build()), params, same)["logits"], 0, atol=1e-10)

@@ -82,7 +82,7 @@ def read(model, head, folder):
     """(config, params): their model as ours, through its files."""
     model.save_pretrained(folder)
     trunk, params, _ = load(folder, ignore=[f"{name}.*" for name in LINEAR])
-    config = ModelWithHead(trunk=trunk, head=head, dropout_rate=0.0)
+    config = ModelWithHead(body=trunk, head=head, dropout_rate=0.0)
     config.check()
     return config, {"trunk": params, "head": head_of(model, config)[2]}
 
@@ -98,7 +98,7 @@ def batches(config, model, rng):
     pad = model.config.pad_token_id or 0
     ours = {"tokens": np.where(real, rng.integers(3, 37, shape), pad), "segment_ids": real}
     theirs = {"input_ids": ours["tokens"], "attention_mask": real}
-    if getattr(config.trunk, "num_types", 1) > 1:
+    if getattr(config.body, "num_types", 1) > 1:
         ours["types"] = theirs["token_type_ids"] = np.sort(rng.integers(0, 2, shape), -1)
     ours["weights"] = np.ones(B, np.float32)
     if isinstance(head, SpanExtractionHead):
@@ -112,9 +112,9 @@ def batches(config, model, rng):
         ours["labels"] = theirs["labels"] = rng.standard_normal(B).astype(np.float32)
     else:
         ours["labels"] = theirs["labels"] = rng.integers(0, N if head.features > 1 else C, B)
-    if config.decodes and not head.of_tokens:
+    if (config.body.kind == "decoder") and not head.of_tokens:
         ours["extract"] = lengths - 1
-    if isinstance(head, MultipleChoiceHead) and config.decodes:  # the language model beside the choice
+    if isinstance(head, MultipleChoiceHead) and (config.body.kind == "decoder"):  # the language model beside the choice
         theirs["mc_token_ids"], theirs["mc_labels"] = ours["extract"], theirs.pop("labels")
         theirs["labels"] = np.where(real, ours["tokens"], -100)
         ours["lm_targets"] = np.roll(ours["tokens"], -1, -1)
@@ -148,7 +148,7 @@ def test_logits_and_loss_equal_transformers(name, rng, tmp_path):
     if not head.use_bias:  # theirs has one, which a softmax cancels
         wanted = wanted - linear.bias.detach()
     wanted = wanted[:, 0] if isinstance(head, RegressionHead) else wanted
-    apply, objective = make_apply(config.module()), OBJECTIVES[type(head)]()
+    apply, objective = make_apply(config.build()), OBJECTIVES[type(head)]()
     lm_weight = 0.5 if "lm_targets" in batch else 0.0
     if lm_weight:
         objective.lm_weight = lm_weight
@@ -180,7 +180,7 @@ def test_gradients_equal_transformers(name, rng, tmp_path):
     out = model(**theirs)
     objective = OBJECTIVES[type(head)](lm_weight=0.5 if "mc_loss" in out else 0.0)
     (out["mc_loss"] + 0.5 * out["loss"] if "mc_loss" in out else out["loss"]).backward()
-    apply = make_apply(config.module())
+    apply = make_apply(config.build())
 
     def loss(params):
         total, weight, _ = objective.loss(apply, params, prepared(objective, batch), None)

@@ -27,8 +27,8 @@ LLAMA3 = {"vocab_size": 128256, "num_kv_heads": 8, "mlp_dim": 14336}
 def built(name):
     config = LlamaConfig(**{**SIZES, **VARIANTS[name]})
     config.check()
-    params = init_params(config.module(), jax.random.key(0), TOKENS)
-    return config, jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, params), make_apply(config.module())
+    params = init_params(config.build(), jax.random.key(0), TOKENS)
+    return config, jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, params), make_apply(config.build())
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def built(name):
     ],
 )
 def test_parameter_counts_are_the_published_ones(config, count):
-    shapes, axes = abstract_params(config.module(), jnp.zeros((1, 4), jnp.int32))
+    shapes, axes = abstract_params(config.build(), jnp.zeros((1, 4), jnp.int32))
     assert sum(x.size for x in jax.tree.leaves(shapes)) == count
     names = {name for leaf in jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)) for name in leaf}
     assert names <= set(REPLICATED)
@@ -51,7 +51,7 @@ def test_cached_steps_and_packed_documents_equal_the_plain_run(name):
     config, params, apply = built(name)
     apply = jax.jit(apply)
     whole = apply(params, TOKENS)
-    cache, parts = config.make_cache(2, 20), []
+    cache, parts = config.init_cache(2, 20), []
     for part in (TOKENS[:, :5], TOKENS[:, 5:6], TOKENS[:, 6:16]):
         logits, cache = apply(params, part, cache=cache)
         parts.append(logits)
@@ -67,7 +67,7 @@ def test_cached_steps_and_packed_documents_equal_the_plain_run(name):
 
 def test_it_generates():
     config, params, apply = built("qwen3-like")
-    generator = Generator(apply, config.make_cache, config.longest, separator=32, num_tokens=33)
+    generator = Generator(apply, config.init_cache, config.length_limit, separator=32, num_tokens=33)
     found = generator(params, [[1, 2, 3], [4]], 6)
     row = [32, 1, 2, 3]
     for token in found[0]:

@@ -77,7 +77,7 @@ def ours(model, dim, layers, decoder_layers, heads, inner):
             for short, long in (("fc1", "up"), ("fc2", "down")):
                 tensors += linear(f"{theirs}.{short}", f"{block}/mlp/{long}")
             tensors += norm(f"{theirs}.final_layer_norm", f"{block}/mlp_norm")
-    shapes, _ = abstract_params(config.module(), *config.inputs(1, 1))
+    shapes, _ = abstract_params(config.build(), *config.example_inputs(1, 1))
     by_path = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     state = {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
     found = {}
@@ -104,7 +104,7 @@ def test_logits_and_every_layer(case, rng):
     theirs, args = example(rng)
     with torch.no_grad():
         wanted = model(**theirs, output_hidden_states=True)
-    logits, seen = jax.jit(make_capture(config.module()))(params, *args, input_segments=RIGHT)
+    logits, seen = jax.jit(make_capture(config.build()))(params, *args, input_segments=RIGHT)
     close(logits, wanted.logits)
     for side, states in (("encoder", wanted.encoder_hidden_states), ("decoder", wanted.decoder_hidden_states)):
         real = RIGHT.astype(bool) if side == "encoder" else np.ones((B, T), bool)
@@ -123,7 +123,7 @@ def test_gradients_of_the_smoothed_loss(rng):
     loss(model(**theirs).logits.reshape(-1, V), torch.from_numpy(targets).long().reshape(-1)).backward()
     batch = {"inputs": ids, "input_segments": RIGHT, "tokens": written, "targets": targets}
     batch["weights"] = np.ones((B, T), np.float32)
-    apply = make_apply(config.module())
+    apply = make_apply(config.build())
     grads = jax.jit(jax.grad(lambda p: Seq2Seq(label_smoothing=0.1).loss(apply, p, batch, None)[0]))(params)
     for parameter in model.parameters():
         parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -150,7 +150,7 @@ def test_pre_norm_equals_torch(rng):
         dropout_rate=0.0,
     )
     state = {name: value.detach().numpy() for name, value in theirs.state_dict().items()}
-    shapes, _ = abstract_params(config.module(), *config.inputs(1, 1))
+    shapes, _ = abstract_params(config.build(), *config.example_inputs(1, 1))
     by_path = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     tensors = []
     for side in ("encoder", "decoder"):
@@ -176,5 +176,5 @@ def test_pre_norm_equals_torch(rng):
     with torch.no_grad():
         memory = theirs.encoder(embed(ids), src_key_padding_mask=padding)
         wanted = theirs.decoder(embed(written), memory, causal, memory_key_padding_mask=padding)
-    logits = make_apply(config.module())(params, ids, written, input_segments=RIGHT)
+    logits = make_apply(config.build())(params, ids, written, input_segments=RIGHT)
     close(logits, wanted.numpy() @ embedding.T)

@@ -20,7 +20,7 @@ from jaxnlp.training.step.program import build
 def main(*policies: str) -> None:
     devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[:1]
     precision = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
-    model = GPTConfig(vocab_size=256, max_len=512, num_layers=8, num_heads=2, embed_dim=256, scan_layers=True)
+    model = GPTConfig(vocab_size=256, max_length=512, num_layers=8, num_heads=2, embed_dim=256, scan_layers=True)
     model = dataclasses.replace(model, policy=precision)
     e = Experiment(model=model, data=DataConfig(seq_len=512, batch_size=16), steps=10)
     found = {}

@@ -170,11 +170,11 @@ def test_alibi_equals_bloom(heads):
 SCALINGS = {
     "linear": (positions.LinearScaling(factor=3.0), {"factor": 3.0}),
     "llama3": (
-        positions.Llama3Scaling(factor=8.0, original_max_len=64),
+        positions.Llama3Scaling(factor=8.0, original_max_length=64),
         {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
     ),
     "yarn": (
-        positions.Yarn(factor=4.0, original_max_len=128),
+        positions.Yarn(factor=4.0, original_max_length=128),
         {"factor": 4.0, "original_max_position_embeddings": 128},
     ),
 }

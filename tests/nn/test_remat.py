@@ -12,12 +12,12 @@ from jaxnlp.nn import remat
 from jaxnlp.nn.mlp import GatedMLP
 from jaxnlp.nn.remat import PLACES, Remat
 
-SIZES = {"vocab_size": 32, "max_len": 16, "num_layers": 3, "num_heads": 2, "embed_dim": 16}
+SIZES = {"vocab_size": 32, "max_length": 16, "num_layers": 3, "num_heads": 2, "embed_dim": 16}
 CHOICES = [*remat.POLICIES, Remat(save=PLACES), Remat(save=("query", "key"), offload=("mlp_hidden",))]
 
 
 def loss(choice, scan, **fields):
-    model = GPTConfig(**SIZES, remat=choice, scan_layers=scan, **fields).module()
+    model = GPTConfig(**SIZES, remat=choice, scan_layers=scan, **fields).build()
     tokens = jnp.arange(32).reshape(2, 16)
     params = model.init(jax.random.key(0), tokens)
     return (lambda p: jnp.square(model.apply(p, tokens)).mean()), params

@@ -15,7 +15,7 @@ from jaxnlp.nn.positions import RelativeBuckets
 from jaxnlp.nn.sharded_rng import local_key
 from jaxnlp.nn.stack import stack_replaced
 
-SIZES = {"vocab_size": 32, "max_len": 8, "num_layers": 4, "num_heads": 2, "embed_dim": 16, "dropout_rate": 0.3}
+SIZES = {"vocab_size": 32, "max_length": 8, "num_layers": 4, "num_heads": 2, "embed_dim": 16, "dropout_rate": 0.3}
 MODELS = {
     "gpt": GPTConfig(scan_layers=True, **SIZES),
     "gpt, remat": GPTConfig(scan_layers=True, remat="full", positions=RelativeBuckets(), **SIZES),
@@ -26,7 +26,7 @@ MODELS = {
 @pytest.mark.parametrize("dropout", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 def test_layers_run_in_two_halves_equal_the_stack_dropout_included(name, dropout):
-    model, tokens = MODELS[name].module(), np.arange(16, dtype=np.int32).reshape(2, 8)
+    model, tokens = MODELS[name].build(), np.arange(16, dtype=np.int32).reshape(2, 8)
     params = nn.meta.unbox(model.init(jax.random.key(0), tokens)["params"])
     rngs = {"deterministic": False, "rngs": {"dropout": jax.random.key(1)}} if dropout else {}
     segments = (tokens % 8 < 6).astype(np.int32)

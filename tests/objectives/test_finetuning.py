@@ -30,14 +30,14 @@ from jaxnlp.objectives.sequence_classification import SequenceClassification
 from jaxnlp.objectives.span_extraction import SpanExtraction
 from jaxnlp.objectives.token_classification import TokenClassification
 from jaxnlp.optim import OptimConfig
-from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
+from jaxnlp.sharding.axes import init_params, make_apply
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
 from jaxnlp.training.step.state import new_state
 from jaxnlp.training.step.step import make_step
 
 B, C, T, N, V = 8, 2, 6, 3, 17
-SIZES = {"vocab_size": V, "max_len": 8, "num_layers": 1, "num_heads": 2, "embed_dim": 8, "dropout_rate": 0.0}
+SIZES = {"vocab_size": V, "max_length": 8, "num_layers": 1, "num_heads": 2, "embed_dim": 8, "dropout_rate": 0.0}
 GPT, BERT = GPTConfig(**SIZES), BertConfig(**SIZES, heads=())
 TASKS = {
     "classify": (
@@ -55,9 +55,9 @@ TASKS = {
 @functools.cache
 def built(name):
     trunk, head, objective = TASKS[name]
-    config = ModelWithHead(trunk=trunk, head=head, dropout_rate=0.0)
-    zeros = [jnp.zeros(x.shape, x.dtype) for x in example_inputs(config, 1, 4)]
-    params = jax.jit(lambda: init_params(config.module(), jax.random.key(0), *zeros))()
+    config = ModelWithHead(body=trunk, head=head, dropout_rate=0.0)
+    zeros = [jnp.zeros(x.shape, x.dtype) for x in config.example_inputs(1, 4)]
+    params = jax.jit(lambda: init_params(config.build(), jax.random.key(0), *zeros))()
     return config, jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, params), objective
 
 
@@ -88,7 +88,7 @@ def batch_of(name, rng, rows=B):
 def run(name, batch, objective=None):
     """(loss, mean metrics, the model's output)."""
     config, params, default = built(name)
-    objective, apply = objective or default, make_apply(config.module())
+    objective, apply = objective or default, make_apply(config.build())
 
     @jax.jit
     def both(params, batch):
@@ -151,7 +151,7 @@ def test_the_loss_of_a_span_is_over_the_places_where_an_answer_may_be(rng):
 def test_lambda_0_is_no_auxiliary_loss(name, rng):
     config, params, objective = built(name)
     objective = dataclasses.replace(objective, lm_weight=0.0)
-    batch, apply = batch_of(name, rng), make_apply(config.module())
+    batch, apply = batch_of(name, rng), make_apply(config.build())
     without = {key: x for key, x in batch.items() if not key.startswith("lm_")}
 
     @jax.jit
@@ -164,7 +164,7 @@ def test_lambda_0_is_no_auxiliary_loss(name, rng):
 @pytest.mark.parametrize("name", TASKS)
 def test_microbatches_give_the_step_of_the_whole_batch(name, rng):
     config, params, objective = built(name)
-    apply, optimizer, batch = make_apply(config.module()), optax.sgd(1.0), batch_of(name, rng)
+    apply, optimizer, batch = make_apply(config.build()), optax.sgd(1.0), batch_of(name, rng)
     states, metrics = [], []
     for accum in (1, 4):
         step = jax.jit(make_step(apply, objective, optimizer, lambda step: 1.0, accum_steps=accum))
@@ -200,7 +200,7 @@ def test_eight_devices_equal_one(rng):
 def test_a_split_in_batches_has_the_scores_of_the_whole(name, scores, rng):
     config, params, objective = built(name)
     batches = [batch_of(name, rng) for _ in range(3)]
-    apply = make_apply(config.module())
+    apply = make_apply(config.build())
     step = jax.jit(make_eval_step(apply, objective))
     found = evaluate(step, params, batches, None, objective=objective)
     assert all(isinstance(x, float) for x in found.values())
@@ -248,11 +248,11 @@ def test_an_auxiliary_loss_needs_its_targets_and_a_language_model(rng):
     batch = batch_of("classify", rng)
     with pytest.raises(UserError, match=r"objective.lm_weight=0.5: .*no targets"):
         prepared(SequenceClassification(lm_weight=0.5), {key: x for key, x in batch.items() if key != "lm_targets"})
-    encoder = ModelWithHead(trunk=BERT, head=SequenceClassificationHead(num_classes=N))
-    params = init_params(encoder.module(), jax.random.key(0), jnp.zeros((1, 1, 4), jnp.int32))
+    encoder = ModelWithHead(body=BERT, head=SequenceClassificationHead(num_classes=N))
+    params = init_params(encoder.build(), jax.random.key(0), jnp.zeros((1, 1, 4), jnp.int32))
     objective = SequenceClassification(lm_weight=0.5)
     with pytest.raises(UserError, match=r"objective.lm_weight: the trunk is no language model; use a decoder"):
-        objective.loss(make_apply(encoder.module()), params, prepared(objective, batch), None)
+        objective.loss(make_apply(encoder.build()), params, prepared(objective, batch), None)
 
 
 @pytest.mark.parametrize(

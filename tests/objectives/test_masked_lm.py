@@ -19,8 +19,8 @@ B, T, M, V = 8, 12, 3, 31
 
 @pytest.fixture(scope="module")
 def model():
-    config = BertConfig(vocab_size=V, max_len=T, num_layers=1, num_heads=2, embed_dim=8, dropout_rate=0.0)
-    params = init_params(config.module(), jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    config = BertConfig(vocab_size=V, max_length=T, num_layers=1, num_heads=2, embed_dim=8, dropout_rate=0.0)
+    params = init_params(config.build(), jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
     return config, jax.tree.map(lambda x: 4 * x if x.ndim > 1 else x, params)
 
 
@@ -44,7 +44,7 @@ def batch(rng):
 
 def test_the_loss_is_the_sum_of_two_means(model, batch):
     config, params = model
-    apply = make_apply(config.module())
+    apply = make_apply(config.build())
     total, weight, metrics = MaskedLM().loss(apply, params, prepared(MaskedLM(), batch), None)
     out = apply(params, batch["tokens"], types=batch["types"], segment_ids=batch["segment_ids"])
     words = jnp.take_along_axis(out["masked_lm"], batch["predict"][..., None], 1)
@@ -62,7 +62,7 @@ def test_the_loss_is_the_sum_of_two_means(model, batch):
 
 def test_microbatches_give_the_step_of_the_whole_batch(model, batch):
     config, params = model
-    apply, optimizer = make_apply(config.module()), optax.sgd(1.0)
+    apply, optimizer = make_apply(config.build()), optax.sgd(1.0)
     states, metrics = [], []
     for accum in (1, 4):
         step = jax.jit(make_step(apply, MaskedLM(), optimizer, lambda step: 1.0, accum_steps=accum))
@@ -96,17 +96,17 @@ def test_the_loss_equals_transformers(model, batch, tmp_path):
     }
     with torch.no_grad():
         wanted = theirs(**{k: torch.from_numpy(np.asarray(v, np.int64)) for k, v in given.items()}).loss.item()
-    total, weight, _ = MaskedLM().loss(make_apply(config.module()), params, prepared(MaskedLM(), batch), None)
+    total, weight, _ = MaskedLM().loss(make_apply(config.build()), params, prepared(MaskedLM(), batch), None)
     assert float(total / weight) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_heads_and_examples_must_agree(model, batch):
     config, params = model
-    apply = make_apply(config.module())
+    apply = make_apply(config.build())
     alone = {k: x for k, x in batch.items() if k not in ("next_sentence", "pair_weights")}
     with pytest.raises(UserError, match=r'model.heads.*\("masked_lm",\)'):
         MaskedLM().loss(apply, params, alone, None)
-    headless = make_apply(BertConfig(**{**vars(config), "heads": ("masked_lm",)}).module())
+    headless = make_apply(BertConfig(**{**vars(config), "heads": ("masked_lm",)}).build())
     with pytest.raises(UserError, match="model.heads.*next_sentence"):
         MaskedLM().loss(headless, params, prepared(MaskedLM(), batch), None)
     total, weight, metrics = MaskedLM().loss(headless, params, alone, None)

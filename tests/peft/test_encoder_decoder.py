@@ -18,7 +18,7 @@ from jaxnlp.peft.method import SHARED
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
 from jaxnlp.peft.tuning import plan
-from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
+from jaxnlp.sharding.axes import init_params, make_apply
 from jaxnlp.trees import join
 
 from .test_properties import moved
@@ -36,7 +36,7 @@ MODELS = {
     "t5": T5Config(**SIZES, head_dim=6),
     "t5 scanned": T5Config(**SIZES, head_dim=6, tie_embeddings=True, scale_logits=True, scan_layers=True, remat="full"),
     "transformer": TransformerConfig(**SIZES),
-    "learned": TransformerConfig(**SIZES, positions=Learned(), max_len=S + P),
+    "learned": TransformerConfig(**SIZES, positions=Learned(), max_length=S + P),
 }
 WORDS = (4, 9, 2)
 
@@ -50,7 +50,7 @@ def begun(name: str, method: str = "words"):
         "within": Prompt(length=P, init="ids", ids=WORDS, placeholder=31),
     }
     config = MODELS[name]
-    module, inputs = config.module(), example_inputs(config, B, S)
+    module, inputs = config.build(), config.example_inputs(B, S)
     base = init_params(module, jax.random.key(1), *(jnp.ones(x.shape, x.dtype) for x in inputs))
     tuning = plan(methods[method], module, *inputs)
     return tuning, make_apply(module), base, tuning.init(jax.random.key(2), base)
@@ -95,7 +95,7 @@ def test_generation_after_a_prompt_is_that_of_its_words(name):
     tuning, apply, base, tuned = begun(name)
     config = MODELS[name]
     make = lambda apply: Generator(
-        apply, config.make_cache, config.longest, 1, V, start=(0,), source_end=(), encoder_decoder=True
+        apply, config.init_cache, config.length_limit, 1, V, start=(0,), source_end=(), encoder_decoder=True
     )
     sources = [[7, 5, 11], [8, 3, 20]] if name == "learned" else [[7, 5, 11], [8]]
     found = make(tuning.apply(apply)).generate(join(base, moved(tuned, 0.0)), sources, 5)
@@ -149,9 +149,9 @@ def test_models_in_which_a_prompt_would_stand_in_the_wrong_place_are_told():
         with pytest.raises(UserError, match=f"{kind.__name__} reads words {times} times where a prompt belongs once"):
             run(join(base, tuning.init(jax.random.key(0), base)), inputs, tokens)
     config = MODELS["t5"]
-    prefix = plan(Prefix(length=P), config.module(), *example_inputs(config, B, S))
+    prefix = plan(Prefix(length=P), config.build(), *config.example_inputs(B, S))
     with pytest.raises(UserError, match="texts are written by models with one attention in a block"):
-        prefix.begin_cache(make_apply(config.module()), begun("t5")[2], config.make_cache(B, P + T))
+        prefix.begin_cache(make_apply(config.build()), begun("t5")[2], config.init_cache(B, P + T))
     tuning, apply, base, tuned = begun("learned")
-    with pytest.raises(UserError, match=f"tuning.length={P}: and a text of {S + 1} are more than model.max_len=9"):
+    with pytest.raises(UserError, match=f"tuning.length={P}: and a text of {S + 1} are more than model.max_length=9"):
         tuning.apply(apply)(join(base, tuned), jnp.ones((B, S + 1), jnp.int32), tokens)

@@ -97,7 +97,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
 def _with_head():
     module, inputs, _ = model("foreign")
     config = dataclasses.replace(model("gpt")[0].config, tie_embeddings=False)
-    return config.module(), *inputs
+    return config.build(), *inputs
 
 
 def _head_base():

@@ -55,7 +55,7 @@ def test_texts_are_those_of_each_adapter_alone():
     residents, config, prompts = resident(found), gpt(), [[5, 6, 7], [8, 9]]
 
     def generator(tuning):
-        return Generator(tuning.apply(make_apply(module)), config.make_cache, config.longest, 1, V)
+        return Generator(tuning.apply(make_apply(module)), config.init_cache, config.length_limit, 1, V)
 
     greedy = lambda g, params: g(params, prompts, 3, Sampling())
     beams = lambda g, params: [row[0].ids for row in beam_search(g, params, prompts, 3, BeamSearch(num_beams=2))]

@@ -17,7 +17,7 @@ from jaxnlp.peft.method import SHARED
 from jaxnlp.peft.prefix import KEY, VALUE, Prefix
 from jaxnlp.peft.prompt import PROMPT, Prompt, PTuning
 from jaxnlp.peft.tuning import plan
-from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
+from jaxnlp.sharding.axes import init_params, make_apply
 from jaxnlp.trees import join
 
 from .test_properties import B, D, T, V, gpt, model, moved
@@ -27,15 +27,17 @@ MODELS = {
     "gpt": gpt(),
     "scanned": gpt(scan_layers=True, remat="full", num_kv_heads=1, positions=Rotary()),
     "alibi": gpt(positions=Alibi()),
-    "bert": BertConfig(vocab_size=V, max_len=16, num_layers=2, num_heads=2, embed_dim=D, heads=("masked_lm", "pooler")),
+    "bert": BertConfig(
+        vocab_size=V, max_length=16, num_layers=2, num_heads=2, embed_dim=D, heads=("masked_lm", "pooler")
+    ),
 }
 
 
 def begun(config, method):
-    module = config.module()
+    module = config.build()
     tokens = jax.random.randint(jax.random.key(0), (B, T), 1, V)
     base = init_params(module, jax.random.key(1), tokens)
-    tuning = plan(method, module, *example_inputs(config, B, T))
+    tuning = plan(method, module, *config.example_inputs(B, T))
     return tuning, base, tuning.init(jax.random.key(2), base), make_apply(module), tokens
 
 
@@ -91,7 +93,7 @@ def test_a_cache_begun_with_the_prompt_goes_on_as_one_pass(method, name):
     tuning, base, tuned, apply, tokens = begun(config, method)
     params, run = join(base, moved(tuned)), tuning.apply(apply)
     wanted = run(params, tokens)
-    cache = tuning.begin_cache(run, params, config.make_cache(B, P + T))
+    cache = tuning.begin_cache(run, params, config.init_cache(B, P + T))
     assert int(cache["offset"]) == P
     first, cache = run(params, tokens[:, :4], cache=cache)
     rest, _ = run(params, tokens[:, 4:], cache=cache)
@@ -107,10 +109,10 @@ def test_a_prefix_of_a_texts_own_keys_and_values_is_that_text(name):
     run = tuning.apply(apply)
     changed = logits(run(join(base, now), tokens))
     assert float(jnp.max(jnp.abs(changed - logits(apply(base, tokens))))) > 1e-4
-    if not hasattr(config, "make_cache") or name == "alibi":  # Alibi's distance to a prefix is 0
+    if not config.can_generate or name == "alibi":  # Alibi's distance to a prefix is 0
         return
     words = jnp.broadcast_to(jnp.array([4, 9, 2]), (B, P))
-    _, cache = apply(base, words, cache=config.make_cache(B, P))
+    _, cache = apply(base, words, cache=config.init_cache(B, P))
     k, v = zip(*cache["layers"], strict=True) if isinstance(cache["layers"], list) else cache["layers"]
     turned = lambda x: jnp.swapaxes(x[..., 0, :, :, :], -3, -2)  # (..., B, N, P, K) to (..., P, N, K)
     if config.scan_layers:
@@ -142,7 +144,7 @@ def test_what_a_network_makes_is_all_that_is_left_when_tuning_is_done(method, na
 
 def test_an_encoder_decoder_has_prefixes_on_its_encoder_and_across():
     config = T5Config(vocab_size=V, num_layers=1, num_heads=2, embed_dim=D, head_dim=8, mlp_dim=2 * D)
-    module, inputs = config.module(), tuple(jnp.ones(x.shape, x.dtype) for x in example_inputs(config, B, T))
+    module, inputs = config.build(), tuple(jnp.ones(x.shape, x.dtype) for x in config.example_inputs(B, T))
     base = init_params(module, jax.random.key(1), *inputs)
     for targets in (("encoder/*/attention",), ("cross_attention",), ("decoder/*/attention",)):
         tuning = plan(Prefix(length=P, targets=targets), module, *inputs)
@@ -232,7 +234,7 @@ def test_each_row_has_a_place_for_each_vector():
 def test_what_cannot_work_is_told():
     config = MODELS["gpt"]
     tuning, base, tuned, apply, _ = begun(config, Prompt(length=12, init="random"))
-    with pytest.raises(UserError, match="tuning.length=12: and a text of 6 are more than model.max_len=16"):
+    with pytest.raises(UserError, match="tuning.length=12: and a text of 6 are more than model.max_length=16"):
         tuning.apply(apply)(join(base, tuned), jnp.ones((B, T), jnp.int32))
     for method, message in (
         (Prompt(length=0), "^length=0"),

@@ -19,7 +19,7 @@ from jaxnlp.peft.partial import BitFit, Full
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
 from jaxnlp.peft.tuning import plan
-from jaxnlp.sharding.axes import example_inputs, init_params, make_apply
+from jaxnlp.sharding.axes import init_params, make_apply
 from jaxnlp.trees import join
 
 B, T, V, D = 2, 6, 32, 16
@@ -72,7 +72,7 @@ class ForeignMLP(nn.Module):
 
 
 def gpt(**changes):
-    return GPTConfig(vocab_size=V, max_len=16, num_layers=2, num_heads=2, embed_dim=D, **changes)
+    return GPTConfig(vocab_size=V, max_length=16, num_layers=2, num_heads=2, embed_dim=D, **changes)
 
 
 MODELS = {
@@ -88,8 +88,8 @@ MODELS = {
 def model(name: str):
     """(module, its inputs, base parameters)."""
     config = MODELS[name]
-    module = config if isinstance(config, nn.Module) else config.module()
-    shapes = (jnp.zeros((B, T), jnp.int32),) if isinstance(config, nn.Module) else example_inputs(config, B, T)
+    module = config if isinstance(config, nn.Module) else config.build()
+    shapes = (jnp.zeros((B, T), jnp.int32),) if isinstance(config, nn.Module) else config.example_inputs(B, T)
     inputs = tuple(jax.random.randint(jax.random.key(i), x.shape, 1, V) for i, x in enumerate(shapes))
     return module, inputs, init_params(module, jax.random.key(0), *inputs)
 

@@ -14,7 +14,7 @@ from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
 
 LAYERS = 8
-MODEL = GPTConfig(vocab_size=512, max_len=64, num_layers=LAYERS, num_heads=8, embed_dim=64, scan_layers=True)
+MODEL = GPTConfig(vocab_size=512, max_length=64, num_layers=LAYERS, num_heads=8, embed_dim=64, scan_layers=True)
 
 
 def kept(sharding, accum_steps: int = 1, **fields) -> int:

@@ -22,7 +22,7 @@ SHAPE = (8, 128)
 
 
 def experiment(**model) -> Experiment:
-    config = GPTConfig(vocab_size=256, max_len=128, num_layers=3, num_heads=4, embed_dim=64, **model)
+    config = GPTConfig(vocab_size=256, max_length=128, num_layers=3, num_heads=4, embed_dim=64, **model)
     return Experiment(
         model=config, data=DataConfig(seq_len=SHAPE[1], batch_size=SHAPE[0], attend_across_documents=True)
     )
@@ -118,11 +118,11 @@ def sum_parameters(program) -> int:
 def test_flops_of_a_config_are_those_of_its_model_for_each_token():
     from configs.bert.finetune import get_config as finetune
     from configs.elmo.tiny import get_config as elmo
-    from jaxnlp.training.experiment import flops_per_token, with_trunk
+    from jaxnlp.training.experiment import flops_per_token
 
     for make, sequences in ((elmo, 1), (lambda: finetune("choice"), 4)):
         e = make()
-        e = dataclasses.replace(e, model=with_trunk(e.model, vocab_size=2048))
+        e = dataclasses.replace(e, model=e.model.with_body(vocab_size=2048))
         predicted = e.data.examples.predicted(e.data)
         told = () if predicted == 1 else (predicted,)
         assert flops_per_token(e) == sequences * e.model.flops_per_token(e.data.seq_len, *told)

@@ -32,7 +32,7 @@ LAYERS, BATCH, LENGTH = 2, 16, 32
 
 def experiment(sharding, **fields) -> Experiment:
     model = GPTConfig(
-        vocab_size=256, max_len=LENGTH, num_layers=LAYERS, num_heads=8, embed_dim=64, scan_layers=True, remat="full"
+        vocab_size=256, max_length=LENGTH, num_layers=LAYERS, num_heads=8, embed_dim=64, scan_layers=True, remat="full"
     )
     return Experiment(
         model=model, data=DataConfig(seq_len=LENGTH, batch_size=BATCH), sharding=sharding, steps=10, **fields

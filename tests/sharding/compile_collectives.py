@@ -43,7 +43,7 @@ def step_of(name: str):
     shape = "v5e:2x2" if sharding.mesh.tensor == 4 else "v5e:2x4"
     model = GPTConfig(
         vocab_size=VOCAB,
-        max_len=LENGTH,
+        max_length=LENGTH,
         num_layers=LAYERS,
         num_heads=16,
         embed_dim=WIDTH,

@@ -38,7 +38,7 @@ BATCH = '{"data", "fsdp"}'
 @functools.cache
 def lowered(name: str) -> str:
     sharding = PRESETS[name].on(**MESHES[name])
-    sizes = {"vocab_size": V, "max_len": T, "num_layers": LAYERS, "num_heads": HEADS, "embed_dim": D, "mlp_dim": F}
+    sizes = {"vocab_size": V, "max_length": T, "num_layers": LAYERS, "num_heads": HEADS, "embed_dim": D, "mlp_dim": F}
     e = Experiment(
         model=GPTConfig(**sizes, scan_layers=True),
         data=DataConfig(seq_len=T, batch_size=B),

@@ -30,7 +30,7 @@ def main(preset: str, layers: str) -> None:
     policy = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
     small = GPTConfig(
         vocab_size=2048,
-        max_len=128,
+        max_length=128,
         num_layers=8 if layers == "stacked" else 2,
         num_heads=8,
         embed_dim=1024,
@@ -42,7 +42,7 @@ def main(preset: str, layers: str) -> None:
     model, rows = (large, 4) if layers == "xl" else (small, 1)
     for memory in MEMORIES:
         sharding = dataclasses.replace(PRESETS[preset].on(fsdp=CHIPS), optimizer_memory=memory)
-        data, optim = DataConfig(seq_len=model.max_len, batch_size=rows * CHIPS), OptimConfig(master_dtype="float32")
+        data, optim = DataConfig(seq_len=model.max_length, batch_size=rows * CHIPS), OptimConfig(master_dtype="float32")
         program = build(Experiment(model=model, data=data, optim=optim, sharding=sharding, steps=10), devices)
         compiled = program.step.lower(program.abstract, batch(program)).compile()
         analysis = compiled.memory_analysis()

@@ -20,7 +20,7 @@ from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.nn.policy import Policy
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.planning.hlo import collectives
-from jaxnlp.sharding.axes import abstract_params, example_inputs, make_apply
+from jaxnlp.sharding.axes import abstract_params, make_apply
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
 from jaxnlp.sharding.pipeline import named_schedule
 from jaxnlp.sharding.presets import PP
@@ -31,7 +31,7 @@ SIZES = {"data": 2, "stage": 4}
 T, ROWS = 512, 16  # of a microbatch, half of them on each device along data
 MODEL = GPTConfig(
     vocab_size=512,
-    max_len=T,
+    max_length=T,
     num_layers=8,
     num_heads=2,
     embed_dim=256,
@@ -43,8 +43,8 @@ MODEL = GPTConfig(
 def main(schedule: str, microbatches: int) -> dict[str, Any]:
     m, batch_axes = microbatches, ("data", "fsdp")
     mesh = make_mesh(MeshConfig(**SIZES), topologies.get_topology_desc("v5e:2x4", platform="tpu").devices)
-    module = MODEL.module()
-    shapes, axes = abstract_params(module, *example_inputs(MODEL, ROWS, T))
+    module = MODEL.build()
+    shapes, axes = abstract_params(module, *MODEL.example_inputs(ROWS, T))
     layout, rows = shardings(shapes, axes, PP.params, mesh), NamedSharding(mesh, PartitionSpec(batch_axes))
     given = lambda tree, layouts: jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layouts

@@ -28,7 +28,7 @@ from jaxnlp.training.load import Loaded
 from jaxnlp.training.run_folder.checkpoint import Saved
 from jaxnlp.training.step.program import build
 
-SIZES = {"max_len": 24, "num_layers": 2, "num_heads": 4, "embed_dim": 16, "dropout_rate": 0.0}
+SIZES = {"max_length": 24, "num_layers": 2, "num_heads": 4, "embed_dim": 16, "dropout_rate": 0.0}
 LLAMA = {"num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 16, "mlp_dim": 24}
 SPECIALS = ("[CLS]", "[SEP]", "[MASK]")
 
@@ -113,7 +113,7 @@ def test_a_decoder_begins_as_in_training_and_sentinels_have_their_names():
 
 def test_a_fine_tuned_model_shows_its_trunk():
     bert = BertConfig(**SIZES, heads=())
-    run = made(ModelWithHead(trunk=bert, head=TokenClassificationHead(num_classes=3)))
+    run = made(ModelWithHead(body=bert, head=TokenClassificationHead(num_classes=3)))
     (found,) = attention_maps(run, "ab")
     assert found.name == "attention" and found.keys == ["[CLS]", "a", "b", "[SEP]"]
     (alone,) = attention_maps(dataclasses.replace(made(bert), params=run.params["trunk"]), "ab")

@@ -23,7 +23,7 @@ SHARE /= SHARE + D * V
 
 def program(sharding=DDP.on(data=8), remat="none", layers=LAYERS, **fields):
     model = GPTConfig(
-        vocab_size=V, max_len=T, num_layers=layers, num_heads=8, embed_dim=D, scan_layers=True, remat=remat
+        vocab_size=V, max_length=T, num_layers=layers, num_heads=8, embed_dim=D, scan_layers=True, remat=remat
     )
     data = DataConfig(seq_len=T, batch_size=B)
     return build(Experiment(model=model, data=data, sharding=sharding, steps=10, **fields), jax.devices()[:8])

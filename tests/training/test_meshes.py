@@ -35,10 +35,10 @@ V, B, T, M, ACCUM, MOMENTUM = 32, 16, 16, 3, 2, 0.9
 SIZES = {"vocab_size": V, "num_layers": 4, "num_heads": 8, "embed_dim": 16, "mlp_dim": 32, "dropout_rate": 0.1}
 SIZES["scan_layers"] = True  # stages need it, and a stack compiles as fast as one layer
 MODELS = {
-    "gpt": GPTConfig(max_len=T, **SIZES),
-    "bert": BertConfig(max_len=T, **SIZES),
+    "gpt": GPTConfig(max_length=T, **SIZES),
+    "bert": BertConfig(max_length=T, **SIZES),
     "t5": T5Config(head_dim=4, **SIZES),
-    "transformer": TransformerConfig(max_len=T, **SIZES),
+    "transformer": TransformerConfig(max_length=T, **SIZES),
 }
 PAIRS = ("t5", "transformer")
 LLAMA = {**SIZES, "num_kv_heads": 4, "window": 7, "remat": "full"}

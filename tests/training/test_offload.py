@@ -39,7 +39,13 @@ def host(sharding: Sharding) -> Sharding:
 
 def experiment(sharding: Sharding, optim: OptimConfig | None = None, policy: Policy | None = None, **fields):
     model = GPTConfig(
-        vocab_size=V, max_len=T, num_layers=LAYERS, num_heads=4, embed_dim=16, scan_layers=True, policy=policy or BF16
+        vocab_size=V,
+        max_length=T,
+        num_layers=LAYERS,
+        num_heads=4,
+        embed_dim=16,
+        scan_layers=True,
+        policy=policy or BF16,
     )
     return Experiment(
         model=model, data=DataConfig(seq_len=T, batch_size=B), optim=optim or MASTER, sharding=sharding, **fields

@@ -22,7 +22,7 @@ from jaxnlp.objectives.objective import prepared
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.optim import OptimConfig
 from jaxnlp.planning.hlo import collectives
-from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, make_apply
+from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
 from jaxnlp.sharding.pipeline import Circular, GPipe, Naive, OneFOneB, one_f_one_b, through_stages, ticks
 from jaxnlp.sharding.presets import PP, THREE_D
@@ -48,7 +48,7 @@ def parts(name: str, num_layers: int):
     """(objective, apply, params, logical axes, batch)."""
     both = {"num_decoder_layers": num_layers} if name == "t5" else {}
     model = dataclasses.replace(MODELS[name], num_layers=num_layers, scan_layers=True, **both)
-    module, inputs = model.module(), example_inputs(model, B // M, T)
+    module, inputs = model.build(), model.example_inputs(B // M, T)
     params = init_params(module, jax.random.key(0), *(np.zeros(x.shape, x.dtype) for x in inputs))
     _, axes = abstract_params(module, *inputs)
     return OBJECTIVES[name], make_apply(module), params, axes, prepared(OBJECTIVES[name], batch(name.split()[0], 0))
@@ -304,9 +304,9 @@ def test_gradients_are_reduced_over_data_once_a_step_and_not_once_a_tick(schedul
 
 def temporaries(schedule, m: int, num_layers: int = L) -> int:
     """Bytes of a compiled step's temporaries on a device; the microbatch stays the same."""
-    model = GPTConfig(vocab_size=64, max_len=64, num_layers=num_layers, num_heads=2, embed_dim=64, scan_layers=True)
-    module, objective, rows = model.module(), CausalLM(), 2 * m
-    shapes, axes = abstract_params(module, *example_inputs(model, 2, 64))
+    model = GPTConfig(vocab_size=64, max_length=64, num_layers=num_layers, num_heads=2, embed_dim=64, scan_layers=True)
+    module, objective, rows = model.build(), CausalLM(), 2 * m
+    shapes, axes = abstract_params(module, *model.example_inputs(2, 64))
     mesh = make_mesh(MeshConfig(data=1, stage=4), jax.devices()[:4])
     layout = shardings(shapes, axes, STAGED, mesh)
     ints = jax.ShapeDtypeStruct((rows, 64), jnp.int32)
@@ -356,7 +356,7 @@ def test_what_cannot_be_pipelined_is_one_clear_line():
     fails(FieldError, "model.num_layers=4: does not divide over mesh.stage=4 x laps=2 stages", schedule="circular")
     fails(UserError, "OneFOneB.*: runs one stack, and an encoder-decoder has two", name="t5", schedule="1f1b")
     model = dataclasses.replace(MODELS["gpt"], scan_layers=False)
-    module = model.module()
+    module = model.build()
     params = init_params(module, jax.random.key(0), np.zeros((2, T), np.int32))
     with (
         jax.set_mesh(make_mesh(MeshConfig(data=1, stage=2), jax.devices()[:2])),

@@ -31,9 +31,9 @@ from jaxnlp.training.step.state import TrainState
 BYTES = ByteTokenizer(("[CLS]", "[SEP]"))
 MORE = extended(BYTES, ("<start>", "<delimiter>", "<extract>"))
 BERT = BertConfig(
-    vocab_size=259, num_layers=2, num_heads=2, embed_dim=8, max_len=16, heads=("masked_lm", "next_sentence")
+    vocab_size=259, num_layers=2, num_heads=2, embed_dim=8, max_length=16, heads=("masked_lm", "next_sentence")
 )
-GPT = GPTConfig(vocab_size=259, num_layers=2, num_heads=2, embed_dim=8, max_len=16)
+GPT = GPTConfig(vocab_size=259, num_layers=2, num_heads=2, embed_dim=8, max_length=16)
 CLASSES = SequenceClassificationTask(classes=("x", "y", "z"))
 LAYER = ("attention/key", "attention/out", "attention/query", "attention/value", "mlp/down", "mlp/up")
 
@@ -104,7 +104,7 @@ def test_a_bert_as_a_trunk(bert):
     trunk = pretrained.model(path, heads=("pooler",), dropout_rate=0.0)
     assert trunk == dataclasses.replace(BERT, vocab_size=None, heads=("pooler",), dropout_rate=0.0)
     trunk = dataclasses.replace(trunk, vocab_size=259)
-    made = program(ModelWithHead(trunk=trunk, head=SequenceClassificationHead(num_classes=3)))
+    made = program(ModelWithHead(body=trunk, head=SequenceClassificationHead(num_classes=3)))
     ours, first, report = begin(made, path)
     blocks = [
         f"block_{i}/{part}"
@@ -165,7 +165,7 @@ def test_a_gpt_with_three_tokens_more(tmp_path, tied):
     path, theirs = run(tmp_path / "gpt", model)
     trunk = dataclasses.replace(pretrained.model(path), vocab_size=262)
     examples = SequenceClassificationTask(classes=("x", "y"), layout=DecoderLayout())
-    made = program(ModelWithHead(trunk=trunk, head=SequenceClassificationHead(num_classes=2)), examples=examples)
+    made = program(ModelWithHead(body=trunk, head=SequenceClassificationHead(num_classes=2)), examples=examples)
     ours, first, report = begin(made, path, MORE)
     rows = {"trunk/embed/embedding": (259, 262)} | ({} if tied else {"trunk/head/kernel": (259, 262)})
     assert report.more_rows == rows and report.fresh == ["head/bias", "head/kernel"] and report.left_over == []
@@ -210,7 +210,7 @@ def test_what_the_patterns_allow_may_be_fresh_or_left_over(gpt):
     [
         ({"embed_dim": 16}, "block_0/attention/key/bias: its shape in .*gpt, step 5 is 2x4 and in this model 2x8"),
         (
-            {"max_len": 32},
+            {"max_length": 32},
             "positions/embedding: its shape in .* is 16x8 and in this model 32x8; take the model's config",
         ),
     ],
@@ -229,7 +229,7 @@ def test_another_tokenizers_ids_are_an_error(gpt):
 
 
 def test_a_head_is_taken_over_only_where_it_means_the_same(tmp_path):
-    model = ModelWithHead(trunk=dataclasses.replace(BERT, heads=()), head=SequenceClassificationHead(num_classes=3))
+    model = ModelWithHead(body=dataclasses.replace(BERT, heads=()), head=SequenceClassificationHead(num_classes=3))
     path, theirs = run(tmp_path / "tuned", model)
     ours, _, report = begin(program(model), path)
     assert not report.fresh and not report.left_over
@@ -260,7 +260,7 @@ def test_a_folder_in_hugging_faces_layout(tmp_path):
     trunk = pretrained.model(str(tmp_path), heads=("pooler",))
     assert trunk.vocab_size is None and trunk.num_layers == 2
     trunk = dataclasses.replace(trunk, vocab_size=4)
-    made = program(ModelWithHead(trunk=trunk, head=SequenceClassificationHead(num_classes=3)))
+    made = program(ModelWithHead(body=trunk, head=SequenceClassificationHead(num_classes=3)))
     ours, _, report = begin(made, str(tmp_path), tokenizer)
     assert report.fresh == ["head/bias", "head/kernel"] and len(report.left_over) == 7
     assert report.more_rows == {"trunk/embed/embedding": (3, 4)}

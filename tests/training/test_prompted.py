@@ -49,7 +49,7 @@ def task(tmp_path) -> Experiment:
     layout = DecoderLayout()
     return Experiment(
         model=ModelWithHead(
-            trunk=GPTConfig(num_layers=1, num_heads=2, embed_dim=8, max_len=16),
+            body=GPTConfig(num_layers=1, num_heads=2, embed_dim=8, max_length=16),
             head=SequenceClassificationHead(num_classes=2),
         ),
         data=DataConfig(

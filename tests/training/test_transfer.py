@@ -16,7 +16,6 @@ from jaxnlp.peft.method import SHARED, PEFTMethod
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import PROMPT, Prompt, PTuning
 from jaxnlp.peft.tuning import TunedModel, plan
-from jaxnlp.sharding.axes import example_inputs
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.init.transfer import transferred
 from jaxnlp.training.load import Loaded, load
@@ -106,7 +105,7 @@ def test_a_file_serves_as_a_run_does_and_a_head_stays_fresh(sources, tmp_path):
         np.testing.assert_array_equal(params["embed"][PROMPT], prompt)
         assert (told[0] == f"note: {path} was tuned on another base than this run's") == bool(seed)
 
-    model = ModelWithHead(trunk=found.saved.experiment.model, head=SequenceClassificationHead(num_classes=3))
+    model = ModelWithHead(body=found.saved.experiment.model, head=SequenceClassificationHead(num_classes=3))
     data = DataConfig(seq_len=8, batch_size=4, examples=CLASSES)
     for source in (path, sources["prompt"]):
         e = Experiment(model=model, data=data, steps=1, tuning=Prompt(length=P), tuning_from=source)
@@ -119,8 +118,8 @@ def test_a_file_serves_as_a_run_does_and_a_head_stays_fresh(sources, tmp_path):
 @pytest.mark.slow
 def test_low_rank_updates_go_on_too_and_the_optimizer_begins_with_them(sources, tmp_path):
     e = load(sources["prompt"]).saved.experiment
-    module = e.model.module()
-    tuning = plan(LoRA(rank=2), module, *example_inputs(e.model, 1, 2))
+    module = e.model.build()
+    tuning = plan(LoRA(rank=2), module, *e.model.example_inputs(1, 2))
     program = build(dataclasses.replace(e, tuning=None), jax.devices()[:1])
     base = jax.device_get(program.init().params)
     tuned = jax.tree.map(lambda x: x + 0.5, tuning.init(jax.random.key(3), base))
@@ -146,7 +145,7 @@ def test_a_source_that_does_not_fit_is_told(sources, tmp_path):
         with pytest.raises(UserError, match=f"tuning_from: .*{message}"):
             refused(target(sources["prompt"], method))
     e = target(sources["prompt"], Prompt(length=P))
-    tuning = plan(LoRA(rank=2), e.model.module(), *example_inputs(e.model, 1, 2))
+    tuning = plan(LoRA(rank=2), e.model.build(), *e.model.example_inputs(1, 2))
     base = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tuning.shapes)
     files.save(str(tmp_path / "lora"), tuning, tuning.init(jax.random.key(0), base), base)
     with pytest.raises(UserError, match=r"LoRA\(\) has scale=8.0 there, and 1.0 in this run"):

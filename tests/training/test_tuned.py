@@ -62,7 +62,7 @@ MESHES = {"zero3 tp": ZERO3_TP, "tp sp": TP_SP.on(data=4, tensor=2), "three": TH
 
 def experiment(method: str, sharding: Sharding) -> Experiment:
     model = GPTConfig(
-        vocab_size=64, max_len=T + 2, num_layers=2, num_heads=2, embed_dim=16, dropout_rate=0.1, scan_layers=True
+        vocab_size=64, max_length=T + 2, num_layers=2, num_heads=2, embed_dim=16, dropout_rate=0.1, scan_layers=True
     )
     return Experiment(
         model=model,
@@ -167,7 +167,7 @@ def test_texts_are_written_after_a_prompt_as_the_whole_pass_reads_them(method, c
 def test_an_encoder_decoder_writes_after_a_prompt_that_its_encoder_read():
     sizes: dict[str, Any] = {"vocab_size": 257, "num_layers": 1, "num_heads": 2, "embed_dim": 16, "mlp_dim": 24}
     e = Experiment(
-        model=TransformerConfig(**sizes, max_len=12),
+        model=TransformerConfig(**sizes, max_length=12),
         data=DataConfig(seq_len=8, batch_size=2, examples=TextPairs(target_len=8)),
         objective=Seq2Seq(),
         tuning=Prompt(length=3),
@@ -203,7 +203,7 @@ def test_a_base_that_changed_or_went_and_a_method_that_changed(corpus, base, tmp
 def test_a_new_head_is_trained_whole_and_a_fresh_trunk_must_be(tmp_path):
     path, _ = pretrained_run(tmp_path, GPT)
     data = DataConfig(seq_len=8, batch_size=4, examples=CLASSES)
-    model = ModelWithHead(trunk=GPT, head=SequenceClassificationHead(num_classes=3))
+    model = ModelWithHead(body=GPT, head=SequenceClassificationHead(num_classes=3))
     e = Experiment(model=model, data=data, steps=1, tuning=LoRA(rank=2), init_from=Pretrained(path=path))
     program = build(e, jax.devices()[:1])
     assert {"trunk", "head"} == set(program.abstract.params)

@@ -18,7 +18,7 @@ from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
 
 B, T = 16, 16
-GPT = GPTConfig(vocab_size=32, max_len=T, num_layers=1, num_heads=4, embed_dim=16)
+GPT = GPTConfig(vocab_size=32, max_length=T, num_layers=1, num_heads=4, embed_dim=16)
 
 
 def experiment(sharding: Sharding, model=GPT) -> Experiment:
@@ -71,7 +71,7 @@ class Fork(nn.Module):
 
 @dataclasses.dataclass(kw_only=True)
 class ForkConfig(GPTConfig):
-    def module(self):
+    def build(self):
         return Fork(self)
 
 

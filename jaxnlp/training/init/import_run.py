@@ -39,7 +39,7 @@ def seed_run(
     Raises:
         UserError: the model is no language model, the folder holds a run already, or the config does not fit.
     """
-    if not hasattr(model, "make_cache"):
+    if not model.can_generate:
         raise UserError(
             f"{type(model).__name__}: not a language model, which is what a run trains and generates from; "
             "fine-tune it with init_from=Pretrained(path=...), or read it with jaxnlp.interop.huggingface.load"
@@ -79,9 +79,9 @@ def seed_run(
 def _usual(model: Any, tokenizer: Any) -> Experiment:
     """What a model of this kind is trained on where nothing else is said."""
     experiment = Experiment(model=model)
-    experiment.data.seq_len = min(512, model.longest or 512)
+    experiment.data.seq_len = min(512, model.length_limit or 512)
     experiment.optim.learning_rate = 1e-5
-    if getattr(model, "encoder_decoder", False):
+    if model.kind == "encoder-decoder":
         start = "<pad>" if tokenizer.token_to_id("<pad>") is not None else None
         experiment.data.examples, experiment.objective = SpanCorruption(start=start), Seq2Seq()
     return experiment

@@ -1,6 +1,6 @@
 """A run that begins from another's parameters: fine-tuning, and training on.
 
-  Experiment(model=ModelWithHead(trunk=pretrained.model("runs/bert", heads=("pooler",)), head=...),
+  Experiment(model=ModelWithHead(body=pretrained.model("runs/bert", heads=("pooler",)), head=...),
              data=DataConfig(tokenizer=PretrainedTokenizer(path="runs/bert"), ...),
              init_from=Pretrained(path="runs/bert"))
 
@@ -27,9 +27,8 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.interop import huggingface
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.quantised import dequantised
-from jaxnlp.sharding.axes import abstract_params, example_inputs
+from jaxnlp.sharding.axes import abstract_params
 from jaxnlp.sharding.rules import REPLICATED, path_name, shardings
-from jaxnlp.training.experiment import trunk, with_trunk
 from jaxnlp.training.init.param_mapping import Match, match
 from jaxnlp.training.load import load
 from jaxnlp.training.run_folder.checkpoint import Reader
@@ -129,7 +128,7 @@ def model(path: str, **changes: Any) -> Any:
     than its own tokenizer has tokens. Of a fine-tuned model it is the trunk.
     """
     source = open_source(path, "latest", lambda text: None)
-    found = trunk(source.model)
+    found = source.model.body
     known = [field.name for field in dataclasses.fields(found)]
     for name in changes:
         if name not in known:
@@ -187,8 +186,8 @@ def _open_run(path: str, reader: Reader, checkpoint: str, tell: Callable[[str], 
 
     def read(mesh: Any, rules: Any, ignore: Iterable[str]) -> Any:
         # Which kernel computes attention does not change the parameters, and not every one runs here.
-        plain = with_trunk(config, attention=Einsum()) if hasattr(config, "attention") else config
-        shapes, axes = abstract_params(plain.module(), *example_inputs(plain, 1, 1))
+        plain = config if config.attention is None else config.with_body(attention=Einsum())
+        shapes, axes = abstract_params(plain.build(), *plain.example_inputs(1, 1))
         try:
             places = shardings(shapes, axes, rules, mesh)
         except UserError as e:
@@ -236,12 +235,12 @@ def check_ids(source: Source, tokenizer: Any) -> None:
 
 def head_of(experiment: Any) -> Any:
     """What a fine-tuned model adds to its trunk, and the classes it stands for: equal ones mean the same."""
-    return getattr(experiment.model, "head", None), getattr(experiment.data.examples, "classes", None)
+    return experiment.model.head, getattr(experiment.data.examples, "classes", None)
 
 
 def prefix(model: Any) -> str:
     """Where a model's trunk is among its parameters."""
-    return "trunk/" if hasattr(model, "trunk") else ""
+    return "" if model.body is model else "trunk/"
 
 
 def by_path(tree: Any) -> dict[str, Any]:

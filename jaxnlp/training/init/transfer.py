@@ -21,9 +21,8 @@ from jaxnlp.optim import make_optimizer
 from jaxnlp.peft import files
 from jaxnlp.peft.method import SHARED, PEFTMethod
 from jaxnlp.peft.tuning import TunedModel, plan
-from jaxnlp.sharding.axes import abstract_params, example_inputs
+from jaxnlp.sharding.axes import abstract_params
 from jaxnlp.sharding.rules import path_name
-from jaxnlp.training.experiment import with_trunk
 from jaxnlp.training.init.frozen_base import BASE
 from jaxnlp.training.run_folder.checkpoint import Reader
 from jaxnlp.training.step.program import Program, heads
@@ -110,8 +109,8 @@ def _of_run(path: str, program: Program, tell: Callable[[str], Any]) -> Source:
 
 def _module(model: Any) -> tuple[Any, ...]:
     """(module, example inputs); with attention that runs anywhere, which changes no parameter."""
-    plain = with_trunk(model, attention=Einsum()) if hasattr(model, "attention") else model
-    return plain.module(), *example_inputs(plain, 1, 2)
+    plain = model if model.attention is None else model.with_body(attention=Einsum())
+    return plain.build(), *plain.example_inputs(1, 2)
 
 
 def _without_heads(tuning: TunedModel, arrays: dict[str, Any]) -> dict[str, Any]:

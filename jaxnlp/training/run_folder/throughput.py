@@ -3,9 +3,8 @@
 import time
 from typing import Any
 
-import numpy as np
-
 from jaxnlp.hardware import peak_flops
+from jaxnlp.nn.policy import Policy
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.flops import step_flops
 from jaxnlp.training.step.program import Program
@@ -18,8 +17,7 @@ class ThroughputMeter:
         self._e = experiment
         self._tokens = experiment.data.batch_size * experiment.data.seq_len
         device = program.mesh.devices.flat[0]
-        policy = getattr(experiment.model, "policy", None)
-        dtype = policy.operand_dtype if policy is not None else np.dtype(np.float32)
+        dtype = (experiment.model.policy or Policy()).operand_dtype
         given, count = experiment.peak_flops, program.mesh.size
         peak, source = peak_flops(device, dtype) if given is None else (given, f"{given:.4g} FLOP/s, as configured")
         self._peak = None if peak is None else peak * count

@@ -29,9 +29,9 @@ def sample(program: Any, params: Any, tokenizer: Any, store: Any) -> list[str]:
         return []
     if hasattr(e.data.examples, "answer"):
         return task_samples(program, params, tokenizer, store)
-    if getattr(e.model, "encoder_decoder", False):
+    if e.model.kind == "encoder-decoder":
         return seq2seq_samples(program, params, tokenizer, store)
-    if hasattr(e.model, "make_cache"):
+    if e.model.can_generate:
         return _continuation(program, params, tokenizer)
     if "predict" in e.data.examples.shapes(e.data):
         return _filled_in(program, params, tokenizer, store)

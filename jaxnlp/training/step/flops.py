@@ -7,7 +7,7 @@ import jax
 from jaxnlp.nn.jaxpr_flops import jaxpr_flops
 from jaxnlp.objectives.objective import prepared
 from jaxnlp.sharding.rules import Sharding
-from jaxnlp.training.experiment import abstract_batch, flops_per_token, trunk, with_trunk
+from jaxnlp.training.experiment import abstract_batch, flops_per_token
 from jaxnlp.training.step.program import Program, build
 
 
@@ -20,8 +20,8 @@ def step_flops(program: Program) -> float:
     e = program.experiment
     if program.tuning is None:
         return flops_per_token(e) * e.data.batch_size * e.data.seq_len
-    if getattr(trunk(e.model), "remat", "none") != "none":
-        e = dataclasses.replace(e, model=with_trunk(e.model, remat="none"))
+    if e.model.body.remat not in (None, "none"):
+        e = dataclasses.replace(e, model=e.model.with_body(remat="none"))
     device = [program.mesh.devices.flat[0]]
     alone = build(dataclasses.replace(e, sharding=Sharding().on()), device, only_traced=True)
     batch = abstract_batch(e, e.data.batch_size // e.accum_steps)

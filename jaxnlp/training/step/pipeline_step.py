@@ -31,7 +31,7 @@ from jaxnlp.sharding.pipeline import (
     through_stages,
 )
 from jaxnlp.sharding.rules import as_tuple
-from jaxnlp.training.experiment import Experiment, trunk
+from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.step import sum_gradients as unpipelined
 from jaxnlp.trees import at, put, without
 
@@ -44,17 +44,17 @@ def staged(experiment: Experiment, stages: int) -> Callable:
     Raises:
         FieldError: a model or a batch that is not cut as the schedule needs.
     """
-    model, schedule = trunk(experiment.model), named_schedule(experiment.sharding.pipeline)
-    where = "model.trunk" if hasattr(experiment.model, "trunk") else "model"
-    if not hasattr(model, "scan_layers"):
+    model, schedule = experiment.model.body, named_schedule(experiment.sharding.pipeline)
+    where = "model" if model is experiment.model else "model.body"
+    if model.scan_layers is None:
         raise FieldError("sharding.mesh.stage", stages, f"{type(model).__name__} has no stack of layers to cut; use 1")
     if not model.scan_layers:
         raise FieldError(f"{where}.scan_layers", False, f"mesh.stage={stages} cuts stacked layers; set it to True")
-    if isinstance(schedule, OneFOneB) and getattr(model, "encoder_decoder", False):
+    if isinstance(schedule, OneFOneB) and model.kind == "encoder-decoder":
         raise FieldError("sharding.pipeline", experiment.sharding.pipeline, ONE_STACK)
-    for field in ("num_layers", "num_decoder_layers"):
-        if getattr(model, field, None) is not None:
-            check_stages(schedule, stages, getattr(model, field), experiment.accum_steps, f"{where}.{field}")
+    for field, count in (("num_layers", model.num_layers), ("num_decoder_layers", model.num_decoder_layers)):
+        if count is not None:
+            check_stages(schedule, stages, count, experiment.accum_steps, f"{where}.{field}")
     batch_axes = as_tuple(experiment.sharding.activations.get("batch"))
     return functools.partial(sum_gradients, schedule=schedule, batch_axes=batch_axes)
 

@@ -16,7 +16,7 @@ from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.optim import LAYERWISE, make_optimizer
 from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.tuning import TunedModel, plan
-from jaxnlp.sharding.axes import abstract_params, example_inputs, init_params, make_apply
+from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
 from jaxnlp.sharding.mesh import make_mesh
 from jaxnlp.sharding.rules import as_tuple, resolve
 from jaxnlp.training.experiment import Experiment, check_batch
@@ -130,16 +130,16 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
     check_batch(e, mesh.size)
     sums = staged(e, mesh.shape["stage"]) if mesh.shape["stage"] > 1 else None
     platform = mesh.devices.flat[0].platform
-    kernel = getattr(e.model, "attention", None)
+    kernel = e.model.attention
     runs = kernel is None or platform in kernel.platforms or getattr(kernel, "interpret", False)
     if kernel is not None and not runs and not only_traced:
         name = type(kernel).__name__
         raise UserError(
             f"model.attention={name}(): does not run on {platform}, only on {', '.join(kernel.platforms)}; use Einsum()"
         )
-    module = e.model.module()
+    module = e.model.build()
     apply = make_apply(module)
-    inputs = example_inputs(e.model, e.data.batch_size // e.accum_steps, e.data.seq_len)
+    inputs = e.model.example_inputs(e.data.batch_size // e.accum_steps, e.data.seq_len)
     shapes, axes = abstract_params(module, *inputs)
     check_heads(e, axes, mesh.shape)
     own = {"apply": apply, "params": shapes, "mesh": mesh}
@@ -160,7 +160,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
         named.append(axes)
     check_names(e, named, **own)
     optimizer, schedule = make_optimizer(e.optim, e.steps, axes, rates)
-    policy = getattr(e.model, "policy", None)
+    policy = e.model.policy
     loss_scale = e.loss_scale if policy is not None and policy.compute_dtype == "float16" else None
     abstract = jax.eval_shape(lambda p, f: new_state(p, optimizer, e.seed, loss_scale, f), shapes, frozen)
     layout = state_shardings(abstract, axes, e.sharding, mesh, tuning and tuning.frozen_axes)

@@ -11,9 +11,8 @@ from jaxnlp.errors import FieldError
 from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.nn.quantised import SMALLEST, block_size
 from jaxnlp.peft.tuning import TunedModel
-from jaxnlp.sharding.axes import example_inputs
 from jaxnlp.sharding.rules import ACTIVATIONS, REPLICATED, as_tuple
-from jaxnlp.training.experiment import Experiment, trunk
+from jaxnlp.training.experiment import Experiment
 from jaxnlp.trees import at
 
 TABLES = ("params", "gradients", "optimizer")
@@ -33,10 +32,12 @@ def check_heads(experiment: Experiment, axes: Any, sizes: Mapping[str, int]) -> 
     Args:
         axes: logical axes of each parameter. sizes: mesh axis -> number of devices.
     """
-    model, named = trunk(experiment.model), parameter_names(axes)
-    where = "model" if model is experiment.model else "model.trunk"
-    for name, field in (("heads", "num_heads"), ("kv_heads", "num_kv_heads")):
-        count = getattr(model, field, None)
+    model, named = experiment.model.body, parameter_names(axes)
+    where = "model" if model is experiment.model else "model.body"
+    for name, field, count in (
+        ("heads", "num_heads", model.num_heads),
+        ("kv_heads", "num_kv_heads", model.num_kv_heads),
+    ):
         for table in (getattr(experiment.sharding, table) for table in TABLES):
             split = as_tuple((table or {}).get(name)) if name in named else ()
             ways = math.prod(sizes.get(axis, 1) for axis in split)
@@ -137,7 +138,7 @@ def parameter_names(axes: Any) -> set[str]:
 def activation_names(experiment: Experiment, apply: Any, params: Any, mesh: Any) -> set[str]:
     """The logical axes that the model asks the activations' table for, learnt by a trace with dropout on."""
     e, asked = experiment, Asked(experiment.sharding.activations)
-    inputs = example_inputs(e.model, e.data.batch_size // e.accum_steps, e.data.seq_len)
+    inputs = e.model.example_inputs(e.data.batch_size // e.accum_steps, e.data.seq_len)
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh), axis_rules(asked):
         jax.eval_shape(lambda params, inputs, key: apply(params, *inputs, key=key), params, inputs, key)

@@ -1,0 +1,126 @@
+"""`ModelConfig`: what the rest of jaxnlp asks of a model, with an answer for models that do not have it.
+
+A model's config is a dataclass that inherits this class. It sets `kind`, defines `build` and `flops_per_token`, and
+overrides the other answers that are wrong for it, as a field, an attribute or a property. Nothing else is asked.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, Literal, Self
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.errors import UserError
+from jaxnlp.nn.policy import Policy
+
+Kind = Literal["decoder", "encoder", "encoder-decoder", "other"]
+
+
+class _Itself:
+    """An attribute that reads as the config it is read from. A subclass may have a field of the same name instead."""
+
+    def __get__(self, config: Any, owner: type | None = None) -> "ModelConfig":
+        return config
+
+
+class ModelTraits:
+    """What a model has, for one that has nothing: attributes which a config overrides by fields of its own.
+
+    They are no fields here, so that a config holds and saves only what its model has.
+
+    kind: "decoder": tokens to next-token logits. "encoder": tokens to a dict with "hidden". "encoder-decoder": inputs
+        and tokens to next-token logits. "other": whatever its objective reads.
+    body: the config that has the layers: this one, or under a head the pretrained model's.
+    vocab_size: None takes the tokenizer's, before the model is built.
+    embed_dim: size of the states that pass from layer to layer.
+    num_layers: layers of the stack; of an encoder-decoder the encoder's, and num_decoder_layers the decoder's.
+    scan_layers: whether `nn/stack.py` scans the layers; None: the model has no such stack.
+    remat: what the backward pass computes again (`nn/remat.py`); None: the model has no such choice.
+    num_heads, num_kv_heads, head_dim: of attention; None: the model has none, or derives it from other sizes.
+    mlp_dim: units of a feed-forward layer; None: the model has none, or derives it. hidden_dim: the derived size.
+    attention: the kernel, a field if it can be exchanged (`nn/kernels.py`); None: the model has no attention.
+    policy: dtypes; None: float32.
+    num_types: kinds of tokens that an encoder embeds (sentence A and B); 1: it takes no `types`.
+    heads: pretraining heads of an encoder, as ("masked_lm",).
+    dropout_rate: in training; 0.0: the model has none.
+    head: what a task adds to a pretrained model (`models/heads.py`); None: nothing.
+    """
+
+    kind: ClassVar[Kind] = "other"
+    body = _Itself()
+    vocab_size: int | None = None
+    embed_dim: int = 0
+    num_layers: int = 0
+    num_decoder_layers: int | None = None
+    scan_layers: bool | None = None
+    remat: Any = None
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_dim: int | None = None
+    hidden_dim: int | None = None
+    attention: Any = None
+    policy: Policy | None = None
+    num_types: int = 1
+    heads: tuple[str, ...] = ()
+    dropout_rate: float = 0.0
+    head: Any = None
+
+
+@dataclasses.dataclass(kw_only=True)
+class ModelConfig(ModelTraits):
+    """Base class of every model's config."""
+
+    def build(self) -> Any:
+        """The Linen module."""
+        raise TypeError(f"{type(self).__name__}: a model's config must define build(), which returns its Linen module")
+
+    def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
+        """Floating-point operations of a training step per token of a sequence: three times the forward pass.
+
+        Args:
+            predicted_fraction: share of positions that go through the output map; of an encoder-decoder, tokens of
+                output for each of input.
+        """
+        raise TypeError(f"{type(self).__name__}: a model's config must define flops_per_token()")
+
+    def example_inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes and dtypes of the module's positional arguments: tokens (B, T)."""
+        return (jax.ShapeDtypeStruct((batch, length), jnp.int32),)
+
+    def with_body(self, **changes: Any) -> Self:
+        """A copy with fields of its body changed."""
+        if self.body is self:
+            return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, body=self.body.with_body(**changes))
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether it writes text: it has `init_cache`, and its module takes `cache`."""
+        return self.kind in ("decoder", "encoder-decoder")
+
+    def init_cache(self, batch: int, length: int) -> dict[str, Any]:
+        """An empty key-value cache for `length` positions (`nn/stack.py`)."""
+        raise TypeError(f"{type(self).__name__}: has no init_cache(), so kind={self.kind!r} needs can_generate=False")
+
+    @property
+    def length_limit(self) -> int | None:
+        """The longest sequence that the model can read; None: its positions have no end."""
+        return None
+
+    def check_length(self, length: int) -> None:
+        """Raises UserError for a sequence above `length_limit`."""
+        limit = self.length_limit
+        if limit is not None and limit < length:
+            told = f"the sequence has {length} positions; raise max_length or shorten it"
+            raise UserError(f"model.max_length={limit}: {told}")
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, fewer than `num_heads` if groups of heads share them; 0 without attention."""
+        return self.num_kv_heads or self.num_heads or 0
+
+    @property
+    def key_dim(self) -> int:
+        """Size of an attention head; 0 without attention."""
+        return self.head_dim or (self.embed_dim // self.num_heads if self.num_heads else 0)
