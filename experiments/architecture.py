@@ -22,7 +22,7 @@ def main() -> None:
     from jaxnlp.figures.architecture import draw, tree
     from jaxnlp.figures.files import save_png
     from jaxnlp.sharding.axes import parameter_table
-    from jaxnlp.training.loops.supervised import prepare
+    from jaxnlp.training.setup import prepare
 
     if CONFIG.value is None:
         raise UserError("--config: not given; expected a config file, or --config_json=FILE")

@@ -82,7 +82,7 @@ def compare(experiment: Any, devices: list[Any], steps: int) -> Found:
     from jaxnlp.data.pipeline import TrainBatches, open_split
     from jaxnlp.sharding.mesh import MeshConfig
     from jaxnlp.sharding.rules import Sharding
-    from jaxnlp.training.loops.supervised import prepare
+    from jaxnlp.training.setup import prepare
     from jaxnlp.training.step.program import build
 
     e, tokenizer = prepare(dataclasses.replace(experiment, accum_steps=1, steps_per_call=1))

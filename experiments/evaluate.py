@@ -23,8 +23,8 @@ def main() -> None:
 
     from jaxnlp.data.pipeline import eval_batches, num_batches, open_split
     from jaxnlp.evals.loss import evaluate
+    from jaxnlp.training.hooks import bytes_per_token
     from jaxnlp.training.load import load
-    from jaxnlp.training.loops.supervised import bytes_per_token
 
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")

@@ -122,7 +122,7 @@ def resolved(experiment: Any) -> Any:
     """The experiment with its vocabulary filled in; a tokenizer is opened only where the config leaves that to it."""
     from jaxnlp import config as configs
     from jaxnlp.data import pipeline
-    from jaxnlp.training.loops.supervised import prepare
+    from jaxnlp.training.setup import prepare
 
     tells = getattr(experiment.tuning, "text", None) or getattr(experiment.layout, "num_places", 0)
     if experiment.model.body.vocab_size is None or tells:

@@ -29,7 +29,7 @@ def main() -> None:
     from jaxnlp.figures.files import save_png
     from jaxnlp.figures.parallelism import draw_split
     from jaxnlp.sharding.presets import PRESETS
-    from jaxnlp.training.loops.supervised import prepare
+    from jaxnlp.training.setup import prepare
 
     if CONFIG.value is None:
         raise UserError("--config: not given; expected a config file, or --config_json=FILE")

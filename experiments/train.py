@@ -57,7 +57,7 @@ def main() -> int:
 
 def dry_run() -> int:
     from jaxnlp.planning.dry_run import report
-    from jaxnlp.training.loops.supervised import prepare
+    from jaxnlp.training.setup import prepare
     from jaxnlp.training.step.program import build
 
     if CONFIG.value is None:

@@ -141,15 +141,24 @@ def forward(out, a) -> None:
 
 def loop(out, a) -> None:
     """Everything `experiments.train` does between two steps: reading, logging, progress, checks."""
-    from jaxnlp.training.loops.supervised import TrainingRun
-    from jaxnlp.training.run_folder.progress import Progress
-    from jaxnlp.training.run_folder.signals import StopSignals
+    from jaxnlp.training.feeds import BatchFeed
+    from jaxnlp.training.loops.supervised import SupervisedLoop, house_hooks
+    from jaxnlp.training.run_folder.run_folder import RunFolder
+    from jaxnlp.training.setup import set_up
 
     e = experiment(a)
     e.model = dataclasses.replace(e.model, vocab_size=257)
-    run = TrainingRun(e, pathlib.Path(tempfile.mkdtemp()), None)
-    with StopSignals() as run.signals, Progress(e.steps, 0) as run.progress:
-        harness.serve(out, run.advance, lambda: float(run.state.step), warmup=20)
+    with RunFolder(pathlib.Path(tempfile.mkdtemp())) as run:
+        setup = set_up(e, run)
+        feed = BatchFeed(setup.program, setup.stores["train"], setup.tokenizer)
+        loop = SupervisedLoop(setup, run, feed, house_hooks(e))
+        steps = run.steps(loop.stride)
+
+        def step():
+            next(steps)
+            loop.train_step()
+
+        harness.serve(out, step, lambda: float(loop.state.step), warmup=20)
 
 
 def read(out, a) -> None:

@@ -70,7 +70,7 @@ class Bench:
 
     def __init__(self, methods: list[str]):
         from jaxnlp.data.pipeline import open_split
-        from jaxnlp.training.loops.supervised import prepare
+        from jaxnlp.training.setup import prepare
 
         self.methods, self._programs, self._bases = methods, {}, {}
         e, self.tokenizer = prepare(self._config(methods[0]))
@@ -246,7 +246,7 @@ def work(total: int) -> Iterator[Callable[[int, float, str], None]]:
     begun = time.monotonic()
     with Progress(total, 0) as bar:
         left = lambda done: (time.monotonic() - begun) / done * (total - done)
-        yield lambda done, loss, what: bar.update(done, loss, None, left(done), f"  {what}")
+        yield lambda done, loss, what: bar.update(done, f"loss {loss:.4f}  {what}", left(done))
 
 
 def most_frequent(store: Any) -> float:

@@ -14,7 +14,8 @@ from jaxnlp.sharding.rules import Sharding
 from jaxnlp.training.init.frozen_base import first_state
 from jaxnlp.training.init.pretrained import Pretrained
 from jaxnlp.training.load import load
-from jaxnlp.training.loops.supervised import prepare, train
+from jaxnlp.training.loops.supervised import train
+from jaxnlp.training.setup import prepare
 from jaxnlp.training.step.program import build
 from jaxnlp.trees import like
 from tests.experiments import small

@@ -248,7 +248,7 @@ def test_no_room_is_seen_before_anything_is_written(tmp_path, monkeypatch):
 
     from jaxnlp.errors import UserError
     from jaxnlp.training.run_folder.checkpoint import Writer
-    from jaxnlp.training.step.state import TrainState
+    from jaxnlp.training.step.state import TrainState, saved_trees
 
     writer = Writer(tmp_path, 1, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
@@ -258,7 +258,7 @@ def test_no_room_is_seen_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"no room for the checkpoint of step 5 \(0.0 MB free, .*there is no older checkpoint"
     ):
-        writer.save(state, None, None, {}, None)
+        writer.save(5, saved_trees(state), {})
     writer.close()
 
 
@@ -411,11 +411,12 @@ def test_where_every_checkpoint_is_damaged_nothing_is_touched(finished, tmp_path
 
 
 def test_a_signal_ends_the_last_evaluation_and_loses_nothing(corpus, tmp_path):
+    from jaxnlp.training import hooks
     from jaxnlp.training.loops import supervised
 
     e = configs.load_json(write_config(corpus, tmp_path, eval_every=0, checkpoint_every=0, eval_batches=2))
     evaluated = []
-    original = supervised.eval_batches
+    original = hooks.eval_batches
 
     def interrupted(store, data, limit, *rest):
         for i, batch in enumerate(original(store, data, limit, *rest)):
@@ -424,11 +425,11 @@ def test_a_signal_ends_the_last_evaluation_and_loses_nothing(corpus, tmp_path):
             evaluated.append(limit)
             yield batch
 
-    supervised.eval_batches = interrupted
+    hooks.eval_batches = interrupted
     try:
         result = supervised.train(e, tmp_path / "run")
     finally:
-        supervised.eval_batches = original
+        hooks.eval_batches = original
     assert result.signal == signal.SIGTERM and result.validation is None
     assert evaluated == [2, 2, None, None]
     assert Reader(tmp_path / "run").steps() == [12]
@@ -452,7 +453,7 @@ def test_checkpoints_are_scored_on_the_same_batches(corpus, tmp_path):
     done = train(corpus, tmp_path / "run", "eval_batches=1", "optim.learning_rate=1e-20")
     assert done.code == 0, done.err
     reader = Reader(tmp_path / "run")
-    scores = [reader.loss(step) for step in reader.steps()]
+    scores = [reader.score(step) for step in reader.steps()]
     assert len(scores) == 3 and max(scores) - min(scores) < 1e-6
     whole = [r for r in read_log(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "whole_validation"]
     assert [r["step"] for r in whole] == [12] and abs(whole[0]["loss"] - scores[0]) > 1e-4
@@ -478,19 +479,15 @@ def test_a_run_with_a_kernel_of_another_platform_still_generates_here(finished, 
     assert out.code == 0 and "note: Flash() does not run on cpu; using Einsum()" in out.err, out.err
 
 
-def test_a_trace_that_was_asked_for_in_vain_is_told(corpus, tmp_path):
+def test_a_trace_of_steps_that_did_not_run_is_reported(corpus, tmp_path, capsys):
     import dataclasses
 
     from jaxnlp.training.loops import supervised
 
     e = configs.load_json(write_config(corpus, tmp_path, sample_tokens=0, eval_every=0, checkpoint_every=0))
-    told = []
-    original, supervised.TrainingRun.tell = supervised.TrainingRun.tell, lambda self, text: told.append(text)
-    try:
-        supervised.train(e, tmp_path / "a", (50, 60))
-        several = dataclasses.replace(e, steps_per_call=4, log_every=4)
-        supervised.train(several, tmp_path / "b", (6, 7))  # within the second call
-    finally:
-        supervised.TrainingRun.tell = original
-    assert "note: --profile_steps=50:60: none of these steps ran, so there is no trace" in told
-    assert any(text.startswith("wrote the trace of steps 5 to 8 to") for text in told)
+    supervised.train(e, tmp_path / "a", (50, 60))
+    several = dataclasses.replace(e, steps_per_call=4, log_every=4)
+    supervised.train(several, tmp_path / "b", (6, 7))  # within the second call
+    messages = capsys.readouterr().err.splitlines()
+    assert "note: --profile_steps=50:60: none of these steps ran, so there is no trace" in messages
+    assert any(message.startswith("wrote the trace of steps 5 to 8 to") for message in messages)

@@ -9,7 +9,7 @@ from absl import flags
 from jaxnlp import cli
 from jaxnlp.data.pipeline import TrainBatches, open_split
 from jaxnlp.data.text.packing import Packed, PackedReader
-from jaxnlp.training.loops.supervised import prepare
+from jaxnlp.training.setup import prepare
 from jaxnlp.training.step.program import build
 
 CONFIG = cli.define_config()

@@ -25,7 +25,7 @@ from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.run_folder.checkpoint import Reader, Writer
 from jaxnlp.training.step.offload import Offload
 from jaxnlp.training.step.program import build
-from jaxnlp.training.step.state import check_memory, new_state, state_shardings
+from jaxnlp.training.step.state import check_memory, new_state, saved_trees, state_shardings
 from tests import tpu
 
 V, B, T, LAYERS = 32, 16, 16, 3
@@ -155,7 +155,9 @@ def test_a_checkpoint_goes_on_in_either_memory(tmp_path):
     programs = {memory: build(experiment(s, steps=20), jax.devices()[:2]) for memory, s in BOTH.items()}
     writer = Writer(tmp_path, keep_last=9, keep_best=0)
     state = programs["host"].init()
-    save = lambda state: writer.save(state, programs["host"].experiment, ByteTokenizer(), {"position": 0}, None)
+    records = {"data": {"position": 0}, "config": configs.to_dict(programs["host"].experiment)}
+    records["tokenizer"] = ByteTokenizer().to_json()
+    save = lambda state: writer.save(int(state.step), saved_trees(state), records)
     save(state)
     writer.wait()
     restore = lambda step, memory: Reader(tmp_path).restore(step, programs[memory].abstract)

@@ -26,7 +26,7 @@ from jaxnlp.training.init import pretrained
 from jaxnlp.training.init.pretrained import Pretrained, by_path, modules
 from jaxnlp.training.run_folder.checkpoint import Writer
 from jaxnlp.training.step.program import build
-from jaxnlp.training.step.state import TrainState
+from jaxnlp.training.step.state import TrainState, saved_trees
 
 BYTES = ByteTokenizer(("[CLS]", "[SEP]"))
 MORE = extended(BYTES, ("<start>", "<delimiter>", "<extract>"))
@@ -54,7 +54,8 @@ def run(folder, model, tokenizer=BYTES, steps=(5,), examples=CLASSES):
         params = jax.tree.map(lambda x, n=step: x + n, state.params)
         params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, state.params)
         now = dataclasses.replace(state, step=jax.device_put(np.int32(step)), params=params)
-        writer.save(now, made.experiment, tokenizer, {"position": 0, "corpus": "none"}, None)
+        records = {"data": {"position": 0, "corpus": "none"}, "config": configs.to_dict(made.experiment)}
+        writer.save(int(now.step), saved_trees(now), {**records, "tokenizer": tokenizer.to_json()})
         writer.wait()
     writer.close()
     return str(folder), flat(params)

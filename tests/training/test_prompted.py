@@ -19,8 +19,8 @@ from jaxnlp.objectives.sequence_classification import SequenceClassification
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.prompt import PROMPT, Prompt, PTuning
 from jaxnlp.training.experiment import Experiment
-from jaxnlp.training.loops.supervised import prepare
 from jaxnlp.training.run_folder import resume
+from jaxnlp.training.setup import prepare
 from jaxnlp.training.step.program import build
 from jaxnlp.trees import put
 

@@ -16,9 +16,10 @@ from jaxnlp.data.tokenizer import HuggingFace, wrap
 from jaxnlp.errors import UserError
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.training.experiment import Experiment, resolve
-from jaxnlp.training.loops.supervised import open_workdir
 from jaxnlp.training.run_folder.checkpoint import Reader, Writer
+from jaxnlp.training.run_folder.lock import open_workdir
 from jaxnlp.training.step.program import build
+from jaxnlp.training.step.state import saved_trees
 
 
 def seed_run(
@@ -69,7 +70,9 @@ def seed_run(
         state = dataclasses.replace(program.init(), params=params)
         writer = Writer(folder, e.keep_last, e.keep_best)
         stack.callback(writer.close)
-        writer.save(state, e, ours, {"position": 0, "corpus": corpus_name(store, e.data)}, None)
+        data = {"position": 0, "corpus": corpus_name(store, e.data)}
+        records = {"data": data, "config": configs.to_dict(e), "tokenizer": ours.to_json()}
+        writer.save(0, saved_trees(state), records)
         writer.wait()
         if first:
             configs.save_json(e, folder / "config.json")

@@ -1,12 +1,13 @@
-"""Checkpoints: written in the background, whole or not at all, and verified when read.
+"""Checkpoints: written atomically in the background, and verified when read.
 
-A checkpoint is a folder `checkpoints/<step>` with the items
-    params, rest     the state: parameters apart, so that evaluation need not read the optimizer
-    data             the position in the corpus
-    config, tokenizer, versions
-and MANIFEST.json: the size of every file and the CRC-32 of all but the largest. Orbax writes
-it under a temporary name and renames it last, so a killed process leaves no half checkpoint; the
-manifest catches what happens to the files afterwards.
+A checkpoint is a folder `checkpoints/<step>`. It holds named trees of arrays and named JSON records, and MANIFEST.json
+with the size of every file and the CRC-32 of all but the largest. The supervised loop saves
+    params, rest        trees: the parameters, apart so that evaluation need not read the optimizer, and the other state
+    data                record: the state of the feed, as the position in the corpus
+    config, tokenizer   records
+    versions            record, in every checkpoint
+Another loop chooses its own names. Orbax writes a checkpoint under a temporary name and renames it last, so a killed
+process leaves no partial checkpoint; the manifest detects later changes of the files.
 """
 
 import contextlib
@@ -20,20 +21,21 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxnlp import config as configs
 from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
 from jaxnlp.training.experiment import Experiment
-from jaxnlp.training.step.state import TrainState
+from jaxnlp.training.run_folder.best import VALIDATION_LOSS, Best
+from jaxnlp.training.step.state import TrainState, from_saved_trees, saved_trees
 
 MANIFEST = "MANIFEST.json"
-ITEMS = ("params", "rest", "data", "config", "tokenizer", "versions")
 CRC_LIMIT = 256 << 20  # bytes; larger files are checked by size alone
 PACKAGES = ("jaxnlp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 CAUSES = "No space left on device|Disk quota exceeded|File too large|Read-only file system|Input/output error"
@@ -85,15 +87,22 @@ class Reader:
         return None
 
     def best(self) -> int | None:
-        """The step with the lowest validation loss, of those saved right after an evaluation."""
-        losses = {step: self.loss(step) for step in self.steps()}
-        scored = [step for step, loss in losses.items() if loss is not None]
-        return min(scored, key=lambda step: losses[step] or 0.0) if scored else None
+        """The step with the best score, among those saved with a score of the newest one's metric."""
+        scores = {step: self._score(step) for step in self.steps()}
+        scored = {step: entry for step, entry in scores.items() if entry is not None}
+        if not scored:
+            return None
+        best = scored[max(scored)][0]
+        return min((step for step in scored if scored[step][0] == best), key=lambda step: best.cost(scored[step][1]))
 
-    def loss(self, step: int) -> float | None:
-        """Validation loss (nats a token) recorded with a checkpoint, if any was."""
+    def score(self, step: int) -> float | None:
+        """The value of `Experiment.best`'s metric saved with a checkpoint, if it was measured at that step."""
+        entry = self._score(step)
+        return None if entry is None else entry[1]
+
+    def _score(self, step: int) -> tuple[Best, float] | None:
         try:
-            return json.loads((self.folder / str(step) / "metrics" / "metrics").read_text())["loss"]
+            return read_score(json.loads((self.folder / str(step) / "metrics" / "metrics").read_text()))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -115,11 +124,12 @@ class Reader:
 
     def read(self, step: int) -> Saved:
         """A checkpoint's config, tokenizer and place in the corpus."""
-        items = {name: self._json(step, name) for name in ("config", "tokenizer", "data", "versions")}
+        items = {name: self.record(step, name) for name in ("config", "tokenizer", "data", "versions")}
         tokenizer = tokenizers.from_json(items["tokenizer"])
         return Saved(step, configs.from_dict(items["config"]), tokenizer, items["data"], items["versions"])
 
-    def _json(self, step: int, item: str) -> Any:
+    def record(self, step: int, item: str) -> Any:
+        """One JSON record, as "data"."""
         path = self.folder / str(step) / item / "metadata"
         try:
             return json.loads(path.read_text())
@@ -127,13 +137,9 @@ class Reader:
             raise UserError(f"{path}: damaged ({e})") from None
 
     def restore(self, step: int, target: TrainState) -> TrainState:
-        """The state of a step, frozen parameters aside, laid out as `target`'s abstract leaves say: on any mesh, in any
-        number of processes."""
-        params, rest = (
-            self.restore_item(step, "params", target.params),
-            self.restore_item(step, "rest", rest_of(target)),
-        )
-        return TrainState(params=params, **rest)
+        """The training state of a step, without frozen parameters, laid out as `target`'s abstract leaves say: on any
+        mesh, in any number of processes."""
+        return from_saved_trees({name: self.restore_item(step, name, x) for name, x in saved_trees(target).items()})
 
     def restore_item(self, step: int, item: str, target: Any) -> Any:
         """One tree of arrays, as "params" alone."""
@@ -149,24 +155,23 @@ class Reader:
 
 
 class Writer:
-    """Saves checkpoints in the background and removes those no longer kept.
+    """Saves checkpoints in the background and removes those beyond the limits.
 
     Args:
-        workdir: the run's folder. keep_last, keep_best: how many of the newest, and of
-            those with the lowest validation loss, to keep.
+        workdir: the run's folder. keep_last, keep_best: how many of the newest, and of those with the best score, to
+            keep. best: the metric of the scores.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, keep_last: int, keep_best: int):
+    def __init__(self, workdir: str | pathlib.Path, keep_last: int, keep_best: int, best: Best = VALIDATION_LOSS):
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-        self._ocp, self._reader = ocp, Reader(workdir)
+        self._ocp, self._reader, self._best = ocp, Reader(workdir), best
         self.folder = self._reader.folder
-        loss = lambda metrics: metrics["loss"]
-        best = keep.BestN(get_metric_fn=loss, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
+        ranked = keep.BestN(get_metric_fn=self._cost, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(keep_last), best]),
-            best_fn=loss,  # without it the manager does not write the metrics down
+            preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(keep_last), ranked]),
+            best_fn=self._cost,  # without it the manager does not write the metrics
             best_mode="min",
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(
@@ -175,37 +180,34 @@ class Writer:
             ),
         )
         self._saving = -1
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(
-        self, state: TrainState, experiment: Experiment, tokenizer: Tokenizer, data: dict[str, Any], loss: float | None
-    ) -> None:
-        """Begins to save; the state may be donated as soon as this returns. A step already saved is left as it is.
+    def save(self, step: int, trees: Mapping[str, Any], records: Mapping[str, Any], score: float | None = None) -> None:
+        """Begins to save; the arrays may be donated as soon as this returns. A step already saved is left as it is.
 
         Args:
-            loss: validation loss at this step if it was measured, for keep_best.
+            trees: by item name, pytrees of arrays. records: by item name, JSON values.
+            score: the metric of `best` at this step if it was measured, for keep_best.
 
         Raises:
             UserError: this save or the one before it failed, as on a full disk. Older checkpoints are intact.
         """
-        step = int(state.step)
         with _clear_errors(self._reader, self._saving):
             self._manager.wait_until_finished()
         if step in self._reader.steps():
             return
-        self._check_room(state)
+        self._check_room(step, trees)
         args = self._ocp.args
-        items = args.Composite(
-            params=args.StandardSave(state.params),
-            rest=args.StandardSave(rest_of(state)),
-            data=args.JsonSave(data),
-            config=args.JsonSave(configs.to_dict(experiment)),
-            tokenizer=args.JsonSave(tokenizer.to_json()),
-            versions=args.JsonSave(versions()),
-        )
+        items = {name: args.StandardSave(tree) for name, tree in trees.items()}
+        items |= {name: args.JsonSave(record) for name, record in {**records, "versions": versions()}.items()}
+        metrics = None if score is None else {"best": str(self._best), "score": score}
         self._saving = step
         with _clear_errors(self._reader, step):
-            self._manager.save(step, args=items, metrics=None if loss is None else {"loss": loss})
+            self._manager.save(step, args=args.Composite(**items), metrics=metrics)
+
+    def _cost(self, metrics: dict[str, Any]) -> float:
+        best, score = read_score(metrics)
+        return self._best.cost(score) if best == self._best else float("inf")
 
     def wait(self) -> None:
         """Waits until the last save is on disk. Raises UserError if it failed."""
@@ -222,15 +224,29 @@ class Writer:
             manifest = {p.relative_to(folder).as_posix(): (p.stat().st_size, _crc(p)) for p in files}
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=0))
 
-    def _check_room(self, state: TrainState) -> None:
-        need = sum(s.data.nbytes for x in jax.tree.leaves(state) for s in x.addressable_shards if s.replica_id == 0)
+    def _check_room(self, step: int, trees: Mapping[str, Any]) -> None:
+        need = sum(_num_bytes(x) for x in jax.tree.leaves(trees))
         free = shutil.disk_usage(self.folder).free
         if free < need:
             raise UserError(
-                f"{self.folder}: no room for the checkpoint of step {int(state.step)} ({free / 1e6:,.1f} MB free, "
+                f"{self.folder}: no room for the checkpoint of step {step} ({free / 1e6:,.1f} MB free, "
                 f"{need / 1e6:,.1f} MB needed); {_intact(self._reader)}; free some space, "
-                "and run the same command again to go on"
+                "and run the same command again to resume"
             )
+
+
+def _num_bytes(x: Any) -> int:
+    """Bytes of an array that this process writes."""
+    if isinstance(x, jax.Array):
+        return sum(shard.data.nbytes for shard in x.addressable_shards if shard.replica_id == 0)
+    return np.asarray(x).nbytes
+
+
+def read_score(metrics: dict[str, Any]) -> tuple[Best, float]:
+    """(metric, value) from a checkpoint's metrics; earlier versions saved the validation loss alone."""
+    if "loss" in metrics:
+        return VALIDATION_LOSS, float(metrics["loss"])
+    return Best.parse(metrics["best"]), float(metrics["score"])
 
 
 def _unless_failed(barrier: Callable[..., None]) -> Callable[..., None]:
@@ -239,11 +255,6 @@ def _unless_failed(barrier: Callable[..., None]) -> Callable[..., None]:
     Orbax waits for the others in that case too, and they wait for that part: all would until its time is out.
     """
     return lambda **given: barrier(**given) if sys.exc_info()[1] is None else None
-
-
-def rest_of(state: TrainState) -> dict[str, Any]:
-    """The state without its parameters, trained or frozen."""
-    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name not in ("params", "frozen")}
 
 
 def set_aside(workdir: pathlib.Path, step: int) -> pathlib.Path:

@@ -26,3 +26,18 @@ def lock(workdir: pathlib.Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def open_workdir(workdir: pathlib.Path) -> IO[str]:
+    """Makes the folder and takes its lock. Raises UserError where that cannot be done."""
+    if "://" in str(workdir) or ":/" in str(workdir):
+        raise UserError(
+            f"--workdir={workdir}: expected a local path; mount the bucket (as with gcsfuse) and give its folder"
+        )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        return lock(workdir)
+    except OSError as e:
+        raise UserError(
+            f"--workdir={workdir}: cannot be written ({e.strerror}); choose a folder you can write to"
+        ) from None

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees while a run goes on."""
+"""Progress of a run on the terminal."""
 
 import contextlib
 import sys
@@ -8,16 +8,16 @@ from typing import Any
 
 
 class Progress:
-    """A live bar with step, loss, tokens a second and time left; on a pipe or in a log, a line now and then.
+    """A live bar with step, metrics, speed and time left; on a pipe or in a log, a line every ten seconds.
 
     Args:
         total: steps of the run. start: steps done before.
-        show: False is silent (every process but the first).
+        show: False is silent (every process but the first). status: shown until the first update.
     """
 
-    def __init__(self, total: int, start: int, show: bool = True):
-        self._total, self._start, self._show = total, start, show
-        self._begun, self._told = time.monotonic(), 0.0
+    def __init__(self, total: int, start: int, show: bool = True, status: str = "compiling ..."):
+        self._total, self._start, self._show, self._status = total, start, show, status
+        self._last_line = 0.0
         self._bar: Any = None
         self._live = show and sys.stderr.isatty()
 
@@ -29,36 +29,33 @@ class Progress:
             columns = ("{task.description}", "{task.completed:,.0f}/{task.total:,.0f}", "{task.fields[text]}")
             parts = [TextColumn(columns[0]), BarColumn(bar_width=24), TextColumn(columns[1]), TextColumn(columns[2])]
             self._bar = Progress(*parts, console=Console(stderr=True), refresh_per_second=4)
-            self._task = self._bar.add_task("training", total=self._total, completed=self._start, text="compiling ...")
+            self._task = self._bar.add_task("training", total=self._total, completed=self._start, text=self._status)
             self._bar.start()
         elif self._show:
-            print("compiling ...", file=sys.stderr, flush=True)
+            print(self._status, file=sys.stderr, flush=True)
         return self
 
     def __exit__(self, *_: Any) -> None:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(
-        self, step: int, loss: float, tokens_per_second: float | None, seconds_left: float | None, note: str = ""
-    ) -> None:
-        """Shows where the run is. `note` is appended, as the last validation loss."""
-        speed = f"{tokens_per_second:,.0f} tok/s" if tokens_per_second else "- tok/s"
+    def update(self, step: int, text: str, seconds_left: float | None) -> None:
+        """Shows the position of the run. text: metrics and speed, as "loss 2.1234  1,234 tok/s"."""
         left = clock(seconds_left) if seconds_left is not None else "-"
-        text = f"loss {loss:.4f}  {speed}  {left} left{note}"
+        text = f"{text}  {left} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text, description="training")
-        elif self._show and (time.monotonic() - self._told > 10 or step >= self._total):
-            self._told = time.monotonic()
+        elif self._show and (time.monotonic() - self._last_line > 10 or step >= self._total):
+            self._last_line = time.monotonic()
             print(f"step {step:,}/{self._total:,}  {text}", file=sys.stderr, flush=True)
 
     def status(self, text: str) -> None:
-        """Says what is being done when it is not a step, as "evaluating"."""
+        """Shows what is being done when it is not a step, as "evaluating"."""
         if self._bar is not None:
             self._bar.update(self._task, description=text)
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
+    def print(self, text: str) -> None:
+        """Prints a permanent line above the bar."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         elif self._show:

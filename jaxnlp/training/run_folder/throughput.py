@@ -1,54 +1,87 @@
-"""How fast a run goes: tokens a second, and the share of the device's peak that is."""
+"""Throughput of a run: tokens a second, and the share of the devices' peak FLOP/s."""
 
 import time
 from typing import Any
 
 from jaxnlp.hardware import peak_flops
 from jaxnlp.nn.policy import Policy
-from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.flops import step_flops
 from jaxnlp.training.step.program import Program
 
 
 class ThroughputMeter:
-    """Tokens a second, utilisation and time left, of training alone: pauses do not count."""
+    """Speed, utilisation and time left, counted over steps alone: pauses (evaluation, saving) are excluded.
 
-    def __init__(self, experiment: Experiment, program: Program, step: int):
-        self._e = experiment
-        self._tokens = experiment.data.batch_size * experiment.data.seq_len
-        device = program.mesh.devices.flat[0]
-        dtype = (experiment.model.policy or Policy()).operand_dtype
-        given, count = experiment.peak_flops, program.mesh.size
-        peak, source = peak_flops(device, dtype) if given is None else (given, f"{given:.4g} FLOP/s, as configured")
-        self._peak = None if peak is None else peak * count
-        self.peak = source if count == 1 else f"{count} x {source}"
-        self._flops = step_flops(program) / self._tokens
+    Args:
+        num_steps: length of the run. window: the newest calls over which the speed is taken.
+        tokens_per_step: None counts steps instead.
+        flops_per_token, peak: operations of the step for each token, and of all devices a second, for the utilisation.
+        peak_source: a description of `peak`.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        window: int = 10,
+        tokens_per_step: int | None = None,
+        flops_per_token: float = 0.0,
+        peak: float | None = None,
+        peak_source: str = "",
+    ):
+        self._num_steps, self._window, self._tokens = num_steps, max(2, window), tokens_per_step
+        self._flops, self._peak, self.peak = flops_per_token, peak, peak_source
         self._paused, self._mark = 0.0, None
         self._recent: list[tuple[int, float]] = []
 
+    @classmethod
+    def of_program(cls, program: Program) -> "ThroughputMeter":
+        """Tokens a second of an experiment's step, and the share of the devices' peak."""
+        e, count = program.experiment, program.mesh.size
+        dtype = (e.model.policy or Policy()).operand_dtype
+        if e.peak_flops is None:
+            peak, source = peak_flops(program.mesh.devices.flat[0], dtype)
+        else:
+            peak, source = e.peak_flops, f"{e.peak_flops:.4g} FLOP/s, as configured"
+        tokens = e.data.batch_size * e.data.seq_len
+        return cls(
+            e.steps,
+            1 + (e.log_every or 10) // e.steps_per_call,
+            tokens,
+            step_flops(program) / tokens,
+            None if peak is None else peak * count,
+            source if count == 1 else f"{count} x {source}",
+        )
+
     def now(self) -> float:
-        """Seconds on a clock that stands still in pauses."""
+        """Seconds on a clock that stops in pauses."""
         return time.perf_counter() - self._paused
 
     def add(self, step: int, ended: float | None = None) -> None:
-        """A step has ended, now or at `ended`. The first, which waited for the compiler, only starts the clock."""
+        """A step has ended, now or at `ended`. The first, which includes the compilation, only starts the clock."""
         self._recent.append((step, self.now() if ended is None else ended))
-        keep = max(2, 1 + (self._e.log_every or 10) // self._e.steps_per_call)
-        del self._recent[:-keep]
+        del self._recent[: -self._window]
 
-    def speed(self, step: int) -> dict[str, float]:
-        (a, begun), (b, ended) = self._recent[0], self._recent[-1]
-        if b <= a or ended <= begun:  # the end of the one was told only when the other had ended
+    def speed(self) -> dict[str, float]:
+        """`tokens_per_second` and `mfu`, or `steps_per_second`; empty before the second step."""
+        steps_per_second = self._steps_per_second()
+        if steps_per_second is None:
             return {}
-        rate = (b - a) * self._tokens / (ended - begun)
-        found = {"tokens_per_second": rate}
-        if self._peak:
-            found["mfu"] = rate * self._flops / self._peak
-        return found
+        if self._tokens is None:
+            return {"steps_per_second": steps_per_second}
+        rate = steps_per_second * self._tokens
+        return {"tokens_per_second": rate} | ({"mfu": rate * self._flops / self._peak} if self._peak else {})
 
     def seconds_left(self, step: int) -> float | None:
-        rate = self.speed(step).get("tokens_per_second")
-        return None if rate is None else (self._e.steps - step) * self._tokens / rate
+        rate = self._steps_per_second()
+        return None if rate is None else (self._num_steps - step) / rate
+
+    def _steps_per_second(self) -> float | None:
+        if not self._recent:
+            return None
+        (first, begun), (last, ended) = self._recent[0], self._recent[-1]
+        if last <= first or ended <= begun:  # both ends were seen at the same time
+            return None
+        return (last - first) / (ended - begun)
 
     def pause(self) -> "ThroughputMeter":
         return self

@@ -63,6 +63,17 @@ def new_state(
     )
 
 
+def saved_trees(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint keeps of a state: "params" (those trained), and "rest". Frozen parameters are not saved."""
+    rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key, "skipped": state.skipped}
+    return {"params": state.params, "rest": {**rest, "scaling": state.scaling}}
+
+
+def from_saved_trees(trees: dict[str, Any]) -> TrainState:
+    """The state of `saved_trees`, without frozen parameters."""
+    return TrainState(params=trees["params"], **trees["rest"])
+
+
 def gradient_shardings(params: Any, axes: Any, config: Sharding, mesh: Any) -> Any:
     """The sharding of each parameter's gradient. Arguments as `state_shardings`."""
     return shardings(params, axes, config.params if config.gradients is None else config.gradients, mesh)

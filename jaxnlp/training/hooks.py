@@ -1,0 +1,239 @@
+"""What happens between the steps of a loop: logging, evaluation, checkpoints, profiling, samples, early stopping.
+
+A hook is added with `Experiment.hooks` (then it is a dataclass of config fields, saved with the config) or with
+`train(..., hooks=(...))`. Hooks act in order, after the house's evaluations and before its checkpoint.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxnlp.data.pipeline import eval_batches
+from jaxnlp.data.text.store import TokenStore
+from jaxnlp.errors import FieldError
+from jaxnlp.evals.loss import evaluate
+
+if TYPE_CHECKING:
+    from jaxnlp.training.experiment import Experiment
+    from jaxnlp.training.loops.supervised import SupervisedLoop
+
+
+class StoppedBySignal(Exception):
+    """Raised by a hook that a signal interrupts, as in the middle of an evaluation."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Hook:
+    """Acts every `every` steps (0: never), and with `at_end` after the last step too.
+
+    Attributes:
+        at_stop: whether it also acts after the last step of a run that a signal stops.
+        reads_metrics: whether the metrics of the current step are read, and so checked to be finite, before it acts.
+            False lets the device run ahead.
+    """
+
+    every: int = 0
+    at_end: bool = False
+    at_stop = False
+    reads_metrics = True
+
+    def begin(self, loop: "SupervisedLoop") -> None:
+        """Called once, before the first step of this process."""
+
+    def on_metrics(
+        self, loop: "SupervisedLoop", step: int, metrics: dict[str, np.ndarray], ended: float | None
+    ) -> None:
+        """Called for every call of the step when its metrics have been read, which is one call later.
+
+        Args:
+            step: the last step of the call. metrics: by name, one value for each step of the call.
+            ended: on `loop.run.meter`'s clock, when the call ended; None: now.
+        """
+
+    def act(self, loop: "SupervisedLoop") -> None:
+        """Called where it is due. `loop.run.step` is the step, `loop.state` the state after it."""
+
+    def end(self, loop: "SupervisedLoop") -> None:
+        """Called in place of `act` after the last step."""
+        self.act(loop)
+
+    def state(self) -> dict[str, Any]:
+        """JSON values saved with every checkpoint; empty saves nothing."""
+        return {}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Continues from `state()`. Called before `begin`, where a run resumes."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Log(Hook):
+    """Writes the training metrics to `metrics.jsonl` and TensorBoard, and shows them."""
+
+    def on_metrics(
+        self, loop: "SupervisedLoop", step: int, metrics: dict[str, np.ndarray], ended: float | None
+    ) -> None:
+        row = {name: x[-1] for name, x in metrics.items() if name not in ("finite", "nll")}
+        note = ""
+        if "validation" in loop.evaluations:
+            note += f"  validation {loop.evaluations['validation'].metrics['loss']:.4f}"
+        if row.get("skipped"):
+            note += f"  skipped {row['skipped']:.0f}"
+        loop.run.log(row, step, ended, note)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Checkpoint(Hook):
+    """Saves the state, the feed's and the hooks' positions, the config and the tokenizer."""
+
+    at_end: bool = True
+    at_stop = True
+
+    def act(self, loop: "SupervisedLoop") -> None:
+        loop.save()
+
+    def end(self, loop: "SupervisedLoop") -> None:
+        loop.save()
+        loop.run.wait()
+
+
+@dataclasses.dataclass(kw_only=True)
+class Profile(Hook):
+    """Writes a JAX trace of the calls that hold the steps `first` to `last` to `workdir/profile`."""
+
+    first: int
+    last: int
+    every: int = 1
+    at_end: bool = True
+    at_stop = True
+    reads_metrics = False
+
+    def begin(self, loop: "SupervisedLoop") -> None:
+        self._traced_from: int | None = None
+        self._done = False
+        self._start_if_next(loop)
+
+    def act(self, loop: "SupervisedLoop") -> None:
+        if self._traced_from is None:
+            self._start_if_next(loop)
+        elif loop.run.step >= self.last:
+            self._write(loop)
+
+    def end(self, loop: "SupervisedLoop") -> None:
+        if self._traced_from is not None:
+            self._write(loop)
+        elif not self._done:
+            loop.run.info(
+                f"note: --profile_steps={self.first}:{self.last}: none of these steps ran, so there is no trace"
+            )
+
+    def _start_if_next(self, loop: "SupervisedLoop") -> None:
+        next_step = loop.run.step + 1
+        if not self._done and next_step <= self.last and self.first < next_step + loop.stride:
+            jax.profiler.start_trace(str(loop.run.path / "profile"))
+            self._traced_from = next_step
+
+    def _write(self, loop: "SupervisedLoop") -> None:
+        jax.block_until_ready(loop.state)
+        jax.profiler.stop_trace()
+        steps, folder = f"{self._traced_from} to {loop.run.step}", loop.run.path / "profile"
+        self._traced_from, self._done = None, True
+        loop.run.info(f"wrote the trace of steps {steps} to {folder} (open it with TensorBoard or xprof)")
+
+
+@dataclasses.dataclass(kw_only=True)
+class EarlyStopping(Hook):
+    """Ends the run when `Experiment.best` has not improved for `patience` evaluations; see `Experiment.early_stopping`.
+
+    min_delta: the least change that counts as an improvement.
+    """
+
+    patience: int = 3
+    min_delta: float = 0.0
+    every: int = 1
+    reads_metrics = False
+    _bad, _lowest = 0, float("inf")
+
+    def check(self) -> None:
+        if self.patience < 1:
+            raise FieldError("patience", self.patience, "expected a positive number of evaluations")
+        if self.min_delta < 0:
+            raise FieldError("min_delta", self.min_delta, "expected zero or more")
+
+    def begin(self, loop: "SupervisedLoop") -> None:
+        self._stop_if_exhausted(loop)
+
+    def act(self, loop: "SupervisedLoop") -> None:
+        score = loop.score()
+        if score is None:  # not evaluated at this step
+            return
+        cost = loop.best.cost(score)
+        if cost < self._lowest - self.min_delta:
+            self._bad, self._lowest = 0, cost
+        else:
+            self._bad += 1
+        self._stop_if_exhausted(loop)
+
+    def state(self) -> dict[str, Any]:
+        return {"bad": self._bad, "lowest": self._lowest} if self._lowest < float("inf") else {}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self._bad, self._lowest = saved["bad"], saved["lowest"]
+
+    def _stop_if_exhausted(self, loop: "SupervisedLoop") -> None:
+        if self._bad >= self.patience:
+            loop.run.stop(f"early stopping: {loop.best} has not improved for {self._bad} evaluations")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Evaluate(Hook):
+    """The loss and the objective's metrics over the validation split.
+
+    name: of the rows in the log, and in `Experiment.best`. limit: batches; None is the full split.
+    """
+
+    name: str = "validation"
+    limit: int | None = None
+    at_end: bool = True
+
+    def act(self, loop: "SupervisedLoop") -> None:
+        setup = loop.setup
+        store, e, program = setup.stores["validation"], setup.experiment, setup.program
+        with loop.run.pause("evaluating"):
+            batches = eval_batches(store, e.data, self.limit, program.rows, setup.tokenizer)
+            metrics = evaluate(
+                program.eval_step,
+                loop.state.model,
+                self._on_mesh(loop, batches),
+                bytes_per_token(e, store),
+                objective=e.objective,
+            )
+        loop.add_evaluation(self.name, metrics)
+
+    def _on_mesh(self, loop: "SupervisedLoop", batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, Any]]:
+        """The batches as `eval_step` reads them. A signal ends the evaluation of a single process; several processes
+        must end it together, and so stop only after it."""
+        for batch in batches:
+            if loop.run.interrupted:
+                raise StoppedBySignal
+            yield loop.setup.program.put(batch)
+
+
+def bytes_per_token(experiment: "Experiment", store: TokenStore) -> float | None:
+    """Bytes of text for each target; None where the objective does not predict each token of the text once."""
+    return store.bytes_per_token if getattr(experiment.objective, "every_token", True) else None
+
+
+@dataclasses.dataclass(kw_only=True)
+class Samples(Hook):
+    """Prints a sample of the model's text, or of its predictions, as a finished run does."""
+
+    def act(self, loop: "SupervisedLoop") -> None:
+        from jaxnlp.training.samples.samples import sample
+
+        setup = loop.setup
+        with loop.run.pause("sampling"):
+            lines = sample(setup.program, loop.state.model, setup.tokenizer, setup.stores["validation"])
+        loop.run.info("\n".join(lines))
