@@ -159,10 +159,12 @@ class Writer:
 
     Args:
         workdir: the run's folder. keep_last, keep_best: how many of the newest, and of those with the best score, to
-            keep. best: the metric of the scores.
+            keep. best: the metric of the scores; None: checkpoints have no score.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, keep_last: int, keep_best: int, best: Best = VALIDATION_LOSS):
+    def __init__(
+        self, workdir: str | pathlib.Path, keep_last: int, keep_best: int, best: Best | None = VALIDATION_LOSS
+    ):
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
@@ -171,7 +173,7 @@ class Writer:
         ranked = keep.BestN(get_metric_fn=self._cost, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(keep_last), ranked]),
-            best_fn=self._cost,  # without it the manager does not write the metrics
+            best_fn=None if best is None else self._cost,  # without it the manager does not write the metrics
             best_mode="min",
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(
@@ -207,7 +209,7 @@ class Writer:
 
     def _cost(self, metrics: dict[str, Any]) -> float:
         best, score = read_score(metrics)
-        return self._best.cost(score) if best == self._best else float("inf")
+        return best.cost(score) if best == self._best else float("inf")
 
     def wait(self) -> None:
         """Waits until the last save is on disk. Raises UserError if it failed."""

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 
 from jaxnlp.errors import UserError
-from jaxnlp.training.run_folder.best import VALIDATION_LOSS, Best
+from jaxnlp.training.run_folder.best import Best
 from jaxnlp.training.run_folder.checkpoint import Reader, Saved, Writer, set_aside
 from jaxnlp.training.run_folder.lock import open_workdir
 from jaxnlp.training.run_folder.metric_log import MetricLog
@@ -89,7 +89,7 @@ class RunFolder:
         log_every: int = 10,
         keep_last: int = 2,
         keep_best: int = 0,
-        best: Best = VALIDATION_LOSS,
+        best: Best | None = None,
         *,
         meter: ThroughputMeter | None = None,
         status: str = "compiling ...",
@@ -99,7 +99,7 @@ class RunFolder:
         Args:
             num_steps: length of the run, counting the steps already done.
             log_every: interval of the rows of `metrics.jsonl`; 0 logs the last step alone.
-            keep_last, keep_best, best: checkpoints kept, see `Writer`.
+            keep_last, keep_best, best: checkpoints kept, as `Writer` describes.
             meter: None counts steps a second.
             status: shown until the first step has ended.
         """

@@ -1,0 +1,119 @@
+"""REINFORCE on a toy reward: a small GPT learns to write vowels. An example of a training loop of your own.
+
+  python -m experiments.reinforce --workdir=runs/reinforce
+  python -m experiments.generate --workdir=runs/reinforce --temperature=1
+
+Each step samples texts with the current weights, scores them, and raises the log-probability of those that score above
+the mean of the batch (Williams 1992). Stopped at any moment, the same command resumes to the last bit.
+
+Shape legend: B batch, T length, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jaxnlp import cli, runtime
+
+if __name__ == "__main__":
+    runtime.prepare()  # before jax is imported
+
+import jax
+import numpy as np
+from absl import flags
+
+from jaxnlp import config as configs
+from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.tokenizer import Bytes
+from jaxnlp.errors import UserError
+from jaxnlp.inference.decode import Generator
+from jaxnlp.inference.sampling import Sampling
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.nn.losses import token_nll
+from jaxnlp.objectives.causal_lm import CausalLM
+from jaxnlp.optim import OptimConfig
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.feeds import Batch, Feed
+from jaxnlp.training.load import make_generator
+from jaxnlp.training.run_folder.run_folder import RunFolder
+from jaxnlp.training.setup import prepare
+from jaxnlp.training.step.program import Program, build
+from jaxnlp.training.step.state import TrainState, from_saved_trees, saved_trees
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints and logs. A checkpoint there resumes.")
+STEPS = flags.DEFINE_integer("num_steps", 200, "Length of the run.")
+CHECKPOINT = flags.DEFINE_integer("checkpoint_every", 50, "Steps between checkpoints.")
+
+
+@dataclasses.dataclass(kw_only=True)
+class PolicyGradient:
+    """The negative log-likelihood of each sampled token, weighted with the advantage of its text."""
+
+    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+        logits_BTV = apply(params, batch["tokens"], key=key)
+        nll_BT, _ = token_nll(logits_BTV, batch["targets"], "vocab")
+        loss_BT = batch["advantages"][:, None] * nll_BT * batch["weights"]
+        return loss_BT.sum(), batch["weights"].sum(), {"entropy": (nll_BT * batch["weights"]).sum()}
+
+
+def reward(text: bytes) -> float:
+    """The share of vowels in a text."""
+    return sum(byte in b"aeiou" for byte in text) / max(1, len(text))
+
+
+class Rollouts(Feed):
+    """Texts that the current policy writes. Their seed is the step, so the feed has no state to save."""
+
+    def __init__(self, program: Program, generator: Generator):
+        self._program, self._generator, self._data = program, generator, program.experiment.data
+        self.mean_reward = 0.0
+
+    def next(self, state: TrainState) -> Batch:
+        size, length, separator = self._data.batch_size, self._data.seq_len, self._generator.separator
+        texts = self._generator(state.model, [[]] * size, length, Sampling(temperature=1.0), int(state.step))
+        targets_BT = np.full((size, length), separator, np.int32)
+        weights_BT = np.zeros((size, length), np.float32)
+        for row, ids in enumerate(texts):
+            targets_BT[row, : len(ids)] = ids
+            weights_BT[row, : len(ids) + 1] = 1  # a text that ends also chose to end
+        tokens_BT = np.concatenate([np.full((size, 1), separator, np.int32), targets_BT[:, :-1]], axis=1)
+        rewards_B = np.asarray([reward(bytes(ids)) for ids in texts], np.float32)
+        self.mean_reward = float(rewards_B.mean())
+        advantages_B = rewards_B - self.mean_reward
+        batch = {"tokens": tokens_BT, "targets": targets_BT, "weights": weights_BT, "advantages": advantages_B}
+        return Batch(self._program.put({name: x[self._program.rows] for name, x in batch.items()}))
+
+
+def get_experiment() -> Experiment:
+    return Experiment(
+        model=GPTConfig(max_len=32, num_layers=2, num_heads=2, embed_dim=32),
+        data=DataConfig(tokenizer=Bytes(), seq_len=24, batch_size=32),
+        objective=PolicyGradient(),
+        optim=OptimConfig(learning_rate=1e-2, warmup_steps=5, weight_decay=0.0),
+        steps=STEPS.value,
+        checkpoint_every=CHECKPOINT.value,
+    )
+
+
+def main() -> None:
+    if WORKDIR.value is None:
+        raise UserError("--workdir: not given; expected a folder for the run, as runs/reinforce")
+    e, tokenizer = prepare(get_experiment())
+    with RunFolder(WORKDIR.value) as run:
+        program = build(e)
+        feed = Rollouts(program, make_generator(program, tokenizer))
+        policy = dataclasses.replace(e, objective=CausalLM())  # as experiments.generate and others load it
+        records = {"config": configs.to_dict(policy), "tokenizer": tokenizer.to_json(), "data": feed.state()}
+        state = from_saved_trees(run.restore(saved_trees(program.init())))
+        run.start(e.steps, e.log_every, e.keep_last)
+        for _ in run.steps():
+            batch = feed.next(state)
+            state, metrics = program.step(state, batch.arrays)
+            run.log({"reward": feed.mean_reward, "entropy": metrics["entropy"], "grad_norm": metrics["grad_norm"]})
+            if run.due(e.checkpoint_every):
+                run.save(saved_trees(state), records)
+        run.save(saved_trees(state), records)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

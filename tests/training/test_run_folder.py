@@ -1,0 +1,108 @@
+"""The run folder under a loop that has no gradients, and hooks."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.training.run_folder.best import Best
+from jaxnlp.training.run_folder.checkpoint import Reader, Writer
+from jaxnlp.training.run_folder.metric_log import read_log
+from jaxnlp.training.run_folder.run_folder import RunFolder
+from tests.entry import run, start, wait_for
+from tests.training import kmeans
+
+
+def costs(workdir):
+    return {row["step"]: row["cost"] for row in read_log(workdir / "metrics.jsonl")}
+
+
+def centers(workdir, step):
+    return Reader(workdir).restore_item(step, "centers", kmeans.points()[:8])
+
+
+def test_a_killed_kmeans_resumes_to_the_same_bits(tmp_path):
+    done = run("tests.training.kmeans", str(tmp_path / "straight"), "400")
+    assert done.code == 0 and "step 400/400  cost " in done.err and "steps/s" in done.err, done.err
+    killed = start("tests.training.kmeans", str(tmp_path / "killed"), "400")
+    wait_for(lambda: max(Reader(tmp_path / "killed").steps(), default=0) >= 40, killed)
+    os.kill(killed.process.pid, signal.SIGKILL)
+    assert killed.wait().code == -signal.SIGKILL
+    step = max(Reader(tmp_path / "killed").steps())
+    assert step < 400
+    resumed = run("tests.training.kmeans", str(tmp_path / "killed"), "400")
+    assert resumed.code == 0 and f"resuming at step {step} of 400" in resumed.err, resumed.err
+    assert costs(tmp_path / "killed") == costs(tmp_path / "straight") and len(costs(tmp_path / "killed")) == 400
+    assert costs(tmp_path / "killed")[400] < costs(tmp_path / "killed")[1] / 2
+    np.testing.assert_array_equal(centers(tmp_path / "killed", 400), centers(tmp_path / "straight", 400))
+
+
+def test_sigterm_saves_the_step_and_frees_the_folder(tmp_path):
+    running = start("tests.training.kmeans", str(tmp_path), "1000000")
+    wait_for(lambda: len(costs(tmp_path)) > 5, running)
+    second = run("tests.training.kmeans", str(tmp_path), "5")
+    assert second.code == 1 and f"another process is training here (process {running.process.pid} on " in second.err
+    os.kill(running.process.pid, signal.SIGTERM)
+    assert running.wait().code == 0
+    assert max(Reader(tmp_path).steps()) == max(costs(tmp_path))
+    with RunFolder(tmp_path) as folder:
+        assert folder.saved_step == max(costs(tmp_path))
+
+
+def test_steps_end_at_a_stop_and_what_is_due(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        folder.start(10, log_every=2)
+        seen = []
+        for step in folder.steps(2):
+            seen.append((step, folder.due(4), folder.due(0)))
+            folder.log({"loss": 1.0})
+            if step == 6:
+                folder.stop("enough")
+        assert seen == [(2, False, False), (4, True, False), (6, False, False)] and folder.signal is None
+    assert [row["step"] for row in read_log(tmp_path / "metrics.jsonl")] == [2, 4, 6]
+
+
+def test_records_and_any_tree_of_arrays_are_restored(tmp_path):
+    tree = {"a": [np.arange(3.0), {"b": np.int32(4)}], "c": np.ones((2, 2), np.float16)}
+    with RunFolder(tmp_path) as folder:
+        assert folder.restore({"state": tree})["state"] is tree and folder.record("notes", 7) == 7
+        folder.start(1)
+        for _ in folder.steps():
+            folder.save({"state": tree}, {"notes": {"x": [1, 2]}})
+    empty = {"a": [np.zeros(3), {"b": np.int32(0)}], "c": np.zeros((2, 2), np.float16)}
+    with RunFolder(tmp_path) as folder:
+        restored = folder.restore({"state": empty})["state"]
+        assert folder.record("notes") == {"x": [1, 2]}
+    np.testing.assert_array_equal(restored["a"][0], tree["a"][0])
+    assert restored["a"][1]["b"] == 4 and restored["c"].dtype == np.float16
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_best_checkpoint_by_any_metric(tmp_path, mode):
+    best = Best.parse(f"squad/f1:{mode}")
+    writer = Writer(tmp_path, keep_last=1, keep_best=1, best=best)
+    for step, score in ((1, 0.5), (2, 0.9), (3, 0.1), (4, 0.4)):
+        writer.save(step, {"x": np.zeros(2)}, {}, score)
+    writer.wait()
+    writer.close()
+    wanted = {"min": 3, "max": 2}[mode]
+    reader = Reader(tmp_path)
+    assert reader.steps() == sorted({wanted, 4}) and reader.best() == wanted and reader.score(4) == 0.4
+
+
+@pytest.mark.parametrize("text", ["loss", "loss:min", "validation/loss", "validation/loss:less", "/loss:min", "a/:max"])
+def test_a_metric_of_another_form_is_refused(text):
+    with pytest.raises(FieldError, match="EVALUATOR/METRIC:min"):
+        Best.parse(text)
+
+
+def test_an_error_in_the_loop_leaves_the_folder_usable(tmp_path):
+    with pytest.raises(UserError, match="broken"), RunFolder(tmp_path) as folder:
+        folder.start(3)
+        for _ in folder.steps():
+            folder.save({"x": np.ones(1)})
+            raise UserError("broken")
+    with RunFolder(tmp_path) as folder:
+        assert folder.saved_step == 1
