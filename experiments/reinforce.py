@@ -86,7 +86,7 @@ class Rollouts(Feed):
 
 def get_experiment() -> Experiment:
     return Experiment(
-        model=GPTConfig(max_len=32, num_layers=2, num_heads=2, embed_dim=32),
+        model=GPTConfig(max_length=32, num_layers=2, num_heads=2, embed_dim=32),
         data=DataConfig(tokenizer=Bytes(), seq_len=24, batch_size=32),
         objective=PolicyGradient(),
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=5, weight_decay=0.0),
