@@ -66,7 +66,7 @@ def main() -> None:
         tokenizer = with_sentinels(tokenizer)
     texts = [text for text in PROMPT.value or [""] for _ in range(1 if BEAMS.value else NUM_SAMPLES.value)]
     prompts, prefixes = tokenizer.encode_batch(texts), tokenizer.encode_batch([PREFIX.value] * len(texts))
-    count = generator.room(prompts, 120, prefixes) if TOKENS.value is None else TOKENS.value
+    count = generator.fit_max_new_tokens(prompts, 120, prefixes) if TOKENS.value is None else TOKENS.value
     heads = [[]] * len(prompts) if generator.encoder_decoder else prompts
     shown = [tokenizer.decode(head) for head in heads]
     printer = _Printer([head for head in shown for _ in range(NUM_SAMPLES.value if BEAMS.value else 1)], tokenizer)

@@ -63,6 +63,7 @@ FIELDS: dict[str, dict[str, str]] = {
     "jaxnlp.models.gpt:GPTConfig": {"max_len": "max_length"},
     "jaxnlp.models.heads:ModelWithHead": {"trunk": "body"},
     "jaxnlp.models.transformer:TransformerConfig": {"max_len": "max_length"},
+    "jaxnlp.nn.policy:Policy": {"product_dtype": "matmul_dtype"},
     "jaxnlp.nn.positions:Llama3Scaling": {"original_max_len": "original_max_length"},
     "jaxnlp.nn.positions:Yarn": {"original_max_len": "original_max_length"},
 }

@@ -187,7 +187,7 @@ def bf16(shape: str) -> dict[str, Any]:
         "nanoGPT": "nanoGPT bf16 autocast",
         "nanoGPT, same allocator": "nanoGPT bf16 autocast, our allocator settings",
     }
-    note = "`policy.product_dtype='bfloat16'` beside `torch.autocast`."
+    note = "`policy.matmul_dtype='bfloat16'` beside `torch.autocast`."
     return run(f"Training step, bfloat16, {shape}", "tokens/s", contenders, bases, gemm_limit("bfloat16"), note)
 
 

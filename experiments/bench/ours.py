@@ -53,7 +53,7 @@ def experiment(a):
         norm=LayerNorm(use_bias=False),
         mlp=MLP(activation="gelu"),
         attention=Blocked() if s["length"] > 64 else Einsum(),
-        policy=Policy(product_dtype="bfloat16" if a.bf16 else None),
+        policy=Policy(matmul_dtype="bfloat16" if a.bf16 else None),
     )
     data = DataConfig(
         seq_len=s["length"], batch_size=s["batch"], attend_across_documents=True, tokenizer=Bytes(), prefetch_threads=0
@@ -77,7 +77,7 @@ def bert_experiment(a):
         embed_dim=s["dim"],
         heads=("masked_lm",) if a.what == "train" else ("pooler",),
         dropout_rate=0.0,
-        policy=Policy(product_dtype="bfloat16" if a.bf16 else None),
+        policy=Policy(matmul_dtype="bfloat16" if a.bf16 else None),
     )
     e.objective = MaskedLM()
     return e

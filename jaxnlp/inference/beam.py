@@ -16,7 +16,7 @@ import numpy as np
 from jaxnlp.errors import FieldError
 from jaxnlp.inference.cache import cache_lengths, grow, reorder, repeat
 from jaxnlp.inference.decode import Generator
-from jaxnlp.inference.loop import log_probs, prompt_seen, whole
+from jaxnlp.inference.loop import log_probs, prompt_seen, replicate
 from jaxnlp.inference.processors import Processors, process, seen_in
 from jaxnlp.inference.rows import Ids, Rows
 from jaxnlp.nn.interceptors import rows_repeated
@@ -91,7 +91,7 @@ def beam_search(
     forced = forced_prefix or [[]] * len(prompts)
     rows = generator.rows(prompts, max_new_tokens, forced)
     with generator.context(len(prompts)):
-        held = generator.hold(params)
+        held = generator.prepare_params(params)
         found = _search(generator, held, rows, max_new_tokens, beams, max(map(len, forced)))
     finished, forced_BK = jax.tree.map(np.asarray, found)
     texts = []
@@ -173,9 +173,9 @@ def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: Beam
     for size in sizes:
         *rest, cache = carry
         stop = min(size - P + 1, T)
-        carry = (*rest, grow(cache, size + model.front))
+        carry = (*rest, grow(cache, size + model.num_virtual_tokens))
         carry = jax.lax.while_loop(lambda c, stop=stop: (c[0] < stop) & c[5], body, carry)
-    return jax.tree.map(whole, (carry[2], forced_BK))
+    return jax.tree.map(replicate, (carry[2], forced_BK))
 
 
 def _extend(separator, beams, T, prompt_RV, step, logits_BNV, live: _Beams, finished: _Beams, open_B):

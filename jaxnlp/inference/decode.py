@@ -59,28 +59,28 @@ class Generator:
     init_cache: (batch, length) -> an empty cache.
     length_limit: positions the model can read, or None where there is no end.
     separator: the token that ends a text.
-    num_tokens: ids from here on (a padded vocabulary) are never generated.
+    vocab_size: ids from here on (a padded vocabulary) are never generated.
     context: (batch size) -> what is entered around the model, for its mesh and rules.
-    hold: parameters -> what `apply` takes, where it wants them laid out for reading.
+    prepare_params: parameters -> what `apply` takes, where it wants them laid out for reading.
     start: what every text the decoder reads begins with, as every document in training does; None is the separator,
         () nothing. source_end: what every source an encoder reads ends with; None is the separator, () nothing.
     encoder_decoder: prompts are sources, for the encoder; the decoder begins with `start` and the forced prefix.
-    front: places that a cache has before the text's, of a soft prompt; fill: (parameters, empty cache) -> one that has
-        them.
+    num_virtual_tokens: places that a cache has before the text's, of a soft prompt.
+    prefill_prefix: (parameters, empty cache) -> the cache with the keys and values of those places.
     """
 
     apply: Callable
     init_cache: Callable[[int, int], Any]
     length_limit: int | None
     separator: int
-    num_tokens: int
+    vocab_size: int
     context: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-    hold: Callable[[Any], Any] = lambda params: params
+    prepare_params: Callable[[Any], Any] = lambda params: params
     start: tuple[int, ...] | None = None
     source_end: tuple[int, ...] | None = None
     encoder_decoder: bool = False
-    front: int = 0
-    fill: Callable[[Any, Any], Any] | None = None
+    num_virtual_tokens: int = 0
+    prefill_prefix: Callable[[Any, Any], Any] | None = None
 
     def __call__(
         self,
@@ -144,7 +144,7 @@ class Generator:
         rows = self.rows(prompts, max_new_tokens, forced)
         plan = loop.DecodePlan(max_new_tokens, sampling, log_probs, max(map(len, forced)))
         with self.context(len(prompts)):
-            found = loop.run(self, plan, self.hold(params), rows, jax.random.key(seed))
+            found = loop.run(self, plan, self.prepare_params(params), rows, jax.random.key(seed))
         return jax.tree.map(np.asarray, found)
 
     def _in_chunks(self, params, prompts, max_new_tokens, sampling, seed, forced, on_tokens, chunk):
@@ -158,7 +158,7 @@ class Generator:
         told = [0] * B
         ends = [0 if prefix and on_tokens(i, list(prefix)) else None for i, prefix in enumerate(forced)]
         with self.context(B):
-            held_params, key = self.hold(params), jax.random.key(seed)
+            held_params, key = self.prepare_params(params), jax.random.key(seed)
             state, forced_BK = loop.begin(self, plan, held_params, rows, key)
             while True:
                 step, tokens_BT, done_B = (np.asarray(x) for x in (state.step, state.tokens, state.done))
@@ -173,7 +173,7 @@ class Generator:
                 cache = state.cache
                 if step == size - P + 1:
                     size, *later = later
-                    cache = loop.larger(cache, size + self.front)
+                    cache = loop.larger(cache, size + self.num_virtual_tokens)
                 state, stop = dataclasses.replace(state, cache=None), np.int32(min(step + chunk, size - P + 1, T))
                 state = loop.advance(self, plan, held_params, rows, key, state, cache, ended_B, stop)
         return tokens_BT, (np.asarray(forced_BK), np.asarray(state.log_probs)), ends
@@ -186,7 +186,7 @@ class Generator:
         """
         return make_rows(self, prompts, max_new_tokens, forced_prefix)
 
-    def room(self, prompts: Ids, wanted: int, forced_prefix: Ids | None = None) -> int:
+    def fit_max_new_tokens(self, prompts: Ids, wanted: int, forced_prefix: Ids | None = None) -> int:
         """`wanted` new tokens, or as many as fit after the longest prompt (one at least, which may then be refused)."""
         if self.length_limit is None:
             return wanted
@@ -212,12 +212,13 @@ class Generator:
 
     def new_cache(self, held_params: Any, batch: int, length: int) -> Any:
         """A cache for so many positions of text."""
-        cache = self.init_cache(batch, length + self.front)
-        return cache if self.fill is None else self.fill(held_params, cache)
+        cache = self.init_cache(batch, length + self.num_virtual_tokens)
+        return cache if self.prefill_prefix is None else self.prefill_prefix(held_params, cache)
 
     def prefill(self, held_params: Any, rows: Rows, cache: Any, logits_to_keep: int) -> tuple[jax.Array, Any]:
         """Logits of the last places of `rows.tokens`, and the cache that holds them all."""
-        given = {"segment_ids": rows.segments, "positions": rows.positions_BP + self.front, "cache": cache}
+        positions_BP = rows.positions_BP + self.num_virtual_tokens
+        given = {"segment_ids": rows.segments, "positions": positions_BP, "cache": cache}
         if not self.encoder_decoder:
             return self.apply(held_params, rows.tokens, **given, logits_to_keep=logits_to_keep)
         given["input_segments"] = rows.input_segments
@@ -225,12 +226,13 @@ class Generator:
 
     def step(self, held_params: Any, last_R1: jax.Array, positions_R1: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         """Logits (R, 1, V) of the token after `last_R1`, and the cache that holds it."""
-        given = {"segment_ids": jnp.ones_like(last_R1), "positions": positions_R1 + self.front, "cache": cache}
+        positions_R1 = positions_R1 + self.num_virtual_tokens
+        given = {"segment_ids": jnp.ones_like(last_R1), "positions": positions_R1, "cache": cache}
         tokens = (None, last_R1) if self.encoder_decoder else (last_R1,)
         return self.apply(held_params, *tokens, **given)
 
     def real(self, logits_V: jax.Array) -> jax.Array:
         """Logits (..., V), with -inf for a padded vocabulary's ids."""
-        if logits_V.shape[-1] == self.num_tokens:
+        if logits_V.shape[-1] == self.vocab_size:
             return logits_V
-        return jnp.where(jnp.arange(logits_V.shape[-1]) < self.num_tokens, logits_V, NEVER)
+        return jnp.where(jnp.arange(logits_V.shape[-1]) < self.vocab_size, logits_V, NEVER)

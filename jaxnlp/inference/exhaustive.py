@@ -20,7 +20,7 @@ def exhaustive_search(
     max_new_tokens: int,
     *,
     separator: int,
-    num_tokens: int,
+    vocab_size: int,
     length_penalty: float = 1.0,
     num_return: int = 1,
     source: Sequence[int] | None = None,
@@ -38,23 +38,23 @@ def exhaustive_search(
     """
     if not prompt or max_new_tokens < 1:
         raise UserError("exhaustive_search: expected a prompt, and max_new_tokens of at least one")
-    if (num_tokens - 1) ** max_new_tokens > LIMIT:
+    if (vocab_size - 1) ** max_new_tokens > LIMIT:
         raise UserError(
-            f"exhaustive_search: {num_tokens} tokens and max_new_tokens={max_new_tokens} make more than "
+            f"exhaustive_search: {vocab_size} tokens and max_new_tokens={max_new_tokens} make more than "
             f"{LIMIT:,} texts; use beam_search"
         )
     live, scores = np.asarray([list(prompt)], np.int32), np.zeros(1)
     found: list[Hypothesis] = []
     for length in range(1, max_new_tokens + 1):
         inputs = () if source is None else (np.tile(np.asarray(source, np.int32), (len(live), 1)),)
-        logits = jnp.asarray(apply(params, *inputs, live))[:, -1, :num_tokens]
+        logits = jnp.asarray(apply(params, *inputs, live))[:, -1, :vocab_size]
         totals = scores[:, None] + np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
-        ends = range(num_tokens) if length == max_new_tokens else [separator]
+        ends = range(vocab_size) if length == max_new_tokens else [separator]
         for token in ends:
             for row, total in zip(live, totals[:, token], strict=True):
                 ids = [*row[len(prompt) :].tolist(), *([] if token == separator else [token])]
                 found.append(Hypothesis(ids, float(total / length**length_penalty)))
-        others = np.asarray([token for token in range(num_tokens) if token != separator], np.int32)
+        others = np.asarray([token for token in range(vocab_size) if token != separator], np.int32)
         live = np.concatenate([np.repeat(live, len(others), 0), np.tile(others, len(live))[:, None]], axis=1)
         scores = totals[:, others].reshape(-1)
     return sorted(found, key=lambda h: -h.score)[:num_return]

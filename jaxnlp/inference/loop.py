@@ -52,14 +52,14 @@ def run(model: Any, plan: DecodePlan, params: Any, rows: Rows, key: jax.Array) -
     tokens (B, K), right-aligned, and of new ones (B, T).
 
     Args:
-        model: a `Generator`. params: as its `hold` gives them.
+        model: a `Generator`. params: as its `prepare_params` gives them.
     """
     P, T = rows.tokens.shape[1], plan.max_new_tokens
     state, forced_BK = _begin(model, plan, params, rows, key)
     for size in cache_lengths(P, P + T):
-        state = dataclasses.replace(state, cache=grow(state.cache, size + model.front))
+        state = dataclasses.replace(state, cache=grow(state.cache, size + model.num_virtual_tokens))
         state = _advance(model, plan, params, rows, key, state, min(size - P + 1, T))
-    return whole(state.tokens), (forced_BK, whole(state.log_probs)) if plan.log_probs else None
+    return replicate(state.tokens), (forced_BK, replicate(state.log_probs)) if plan.log_probs else None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -101,7 +101,7 @@ def _begin(model, plan, params, rows, key) -> tuple[DecodeState, jax.Array | Non
     )
     forced_BK = None
     if plan.log_probs:
-        forced_BK = whole(log_probs(model.real(logits_BTV[:, :-1]), rows.tokens[:, P - plan.forced :]))
+        forced_BK = replicate(log_probs(model.real(logits_BTV[:, :-1]), rows.tokens[:, P - plan.forced :]))
     return _choose(model, plan, key, state, logits_BTV), forced_BK
 
 
@@ -146,12 +146,17 @@ def prompt_seen(rows: Rows, repetition_penalty: float, vocab: int) -> jax.Array 
 
 
 def _readable(state: DecodeState) -> DecodeState:
-    """The state with what the host reads whole in every process."""
-    more = {name: whole(getattr(state, name)) for name in ("step", "tokens", "log_probs", "done")}
-    return dataclasses.replace(state, **more)
+    """The state with what the host reads, replicated so that every process has it."""
+    return dataclasses.replace(
+        state,
+        step=replicate(state.step),
+        tokens=replicate(state.tokens),
+        log_probs=replicate(state.log_probs),
+        done=replicate(state.done),
+    )
 
 
-def whole(x: jax.Array) -> jax.Array:
-    """x, whole on every device, and so in every process."""
+def replicate(x: jax.Array) -> jax.Array:
+    """x on every device, and so in every process."""
     several = jax.sharding.get_abstract_mesh().size > 1
     return jax.lax.with_sharding_constraint(x, PartitionSpec()) if several else x

@@ -152,7 +152,7 @@ class MultiHeadAttention(nn.Module):
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    kernel: Any
+    implementation: Any
     positions: Any
     policy: Policy
     use_bias: bool = True
@@ -215,7 +215,7 @@ class MultiHeadAttention(nn.Module):
         scores = {"policy": self.policy, "softcap": self.softcap, "scale": self.scale, "bias": bias}
         if self.is_mutable_collection("intermediates") and not self.is_initializing():
             self.sow("intermediates", WEIGHTS, attention_weights(q_BTHK, k_BSNK, mask, **scores))
-        out_BTHK = functools.partial(self.kernel, dropout=dropout, **scores)(q_BTHK, k_BSNK, v_BSNK, mask)
+        out_BTHK = functools.partial(self.implementation, dropout=dropout, **scores)(q_BTHK, k_BSNK, v_BSNK, mask)
         out_BTHK = checkpoint_name(out_BTHK, "context")
         out = Linear(
             (x_BTD.shape[-1],),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["query_segments_BT", "key_segments_BS", "prefix_B", "offset"],
-    meta_fields=["causal", "window", "free"],
+    meta_fields=["causal", "window", "num_prefix_keys"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mask:
@@ -30,8 +30,8 @@ class Mask:
         (0 is padding). Keys' segments alone: keys that are not padding.
     offset: place of the first query among the keys: 0 in training, the number of keys
         already cached when decoding.
-    free: so many first keys are open to every query whatever the conditions, and the others' places are counted
-        from after them: prefixes (Li and Liang 2021, arXiv:2101.00190).
+    num_prefix_keys: this many keys at the start are open to every query whatever the conditions, and the places of
+        the other keys are counted after them: prefixes (Li and Liang 2021, arXiv:2101.00190).
     """
 
     causal: bool = True
@@ -40,13 +40,13 @@ class Mask:
     key_segments_BS: jax.Array | None = None
     prefix_B: jax.Array | None = None
     offset: jax.Array | int = 0
-    free: int = 0
+    num_prefix_keys: int = 0
 
     @property
     def conditions(self) -> set[str]:
         """Names of the conditions in force, for kernels that know only some."""
         found = {"causal": self.causal, "prefix": self.prefix_B is not None, "window": self.window is not None}
-        found |= {"segments": self.key_segments_BS is not None, "free": self.free > 0}
+        found |= {"segments": self.key_segments_BS is not None, "num_prefix_keys": self.num_prefix_keys > 0}
         return {name for name, there in found.items() if there}
 
     def rows(self, start: int, stop: int) -> "Mask":
@@ -61,9 +61,10 @@ class Mask:
 
     def dense(self, query_len: int, key_len: int) -> jax.Array | None:
         """Boolean (B or 1, 1, T, S), True where attention is allowed; None where all of it is."""
-        if self.free:
-            rest = dataclasses.replace(self, free=0).dense(query_len, key_len - self.free)
-            return None if rest is None else jnp.pad(rest, ((0, 0),) * 3 + ((self.free, 0),), constant_values=True)
+        if self.num_prefix_keys:
+            P = self.num_prefix_keys
+            rest = dataclasses.replace(self, num_prefix_keys=0).dense(query_len, key_len - P)
+            return None if rest is None else jnp.pad(rest, ((0, 0),) * 3 + ((P, 0),), constant_values=True)
         parts = []
         query, key = self.offset + jnp.arange(query_len)[:, None], jnp.arange(key_len)[None, :]
         if self.causal:

@@ -20,10 +20,10 @@ class Policy:
     """Dtypes of a model's numbers. Logits and losses are always float32.
 
     param_dtype: what `init` makes and the optimizer updates.
-    compute_dtype: activations and, unless `product_dtype` says otherwise, matrix products.
-    product_dtype: dtype the operands of matrix products are rounded to; products are always
+    compute_dtype: activations and, unless `matmul_dtype` says otherwise, matrix products.
+    matmul_dtype: dtype the operands of matrix products are rounded to; products are always
         accumulated in float32. `compute_dtype="float32",
-        product_dtype="bfloat16"` is mixed precision as CPUs with bf16 units run it fastest.
+        matmul_dtype="bfloat16"` is mixed precision as CPUs with bf16 units run it fastest.
     weight_gradient: how the gradient of a weight is written. "plain" is what autodiff
         makes; "rows" contracts both operands over their rows with the shorter side first,
         which XLA's CPU backend runs up to 1.4x faster a step; "auto" is "rows" where the
@@ -35,15 +35,15 @@ class Policy:
 
     param_dtype: str = "float32"
     compute_dtype: str = "float32"
-    product_dtype: str | None = None
+    matmul_dtype: str | None = None
     weight_gradient: str = "auto"
     weight_layout: str = "input_major"
 
     def check(self) -> None:
         """Raises FieldError for an unknown dtype or form."""
-        for field in ("param_dtype", "compute_dtype", "product_dtype"):
+        for field in ("param_dtype", "compute_dtype", "matmul_dtype"):
             value = getattr(self, field)
-            if value not in FLOATS and not (field == "product_dtype" and value is None):
+            if value not in FLOATS and not (field == "matmul_dtype" and value is None):
                 raise FieldError(field, value, f"expected one of {', '.join(FLOATS)}")
         if self.weight_gradient not in WEIGHT_GRADIENTS:
             raise FieldError("weight_gradient", self.weight_gradient, f"expected one of {', '.join(WEIGHT_GRADIENTS)}")
@@ -58,7 +58,7 @@ class Policy:
     @property
     def operand_dtype(self) -> Any:
         """Dtype the operands of a matrix product are rounded to."""
-        return jnp.dtype(self.product_dtype or self.compute_dtype)
+        return jnp.dtype(self.matmul_dtype or self.compute_dtype)
 
     def dot(self, x: jax.Array, y: jax.Array, dims: Any, dtype: Any = jnp.float32) -> jax.Array:
         """`lax.dot_general` of the rounded operands; accumulated in float32 and returned in `dtype`.

@@ -116,7 +116,7 @@ class Prefix(PEFTMethod):
             bias = kwargs.get("bias")
             if bias is not None:
                 kwargs = {**kwargs, "bias": jnp.pad(bias, ((0, 0),) * 3 + ((self.length, 0),))}
-            return fn(x, dataclasses.replace(mask, free=self.length), *rest, **kwargs)
+            return fn(x, dataclasses.replace(mask, num_prefix_keys=self.length), *rest, **kwargs)
         finally:
             _cached.reset(token)
 

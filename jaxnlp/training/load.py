@@ -147,8 +147,8 @@ def make_generator(program: Program, tokenizer: Any) -> Generator:
         context,
         start=None if start is None else (tokenizer.special(start),),
         encoder_decoder=encoder_decoder,
-        front=front,
-        fill=functools.partial(tuning.begin_cache, program.apply) if tuning is not None and front else None,
+        num_virtual_tokens=front,
+        prefill_prefix=functools.partial(tuning.begin_cache, program.apply) if tuning is not None and front else None,
     )
     one_cpu = program.mesh.size == 1 and program.mesh.devices.flat[0].platform == "cpu"
     return _output_major(generator, program) if one_cpu and model.policy is not None else generator
@@ -166,12 +166,14 @@ def _output_major(generator: Generator, program: Program) -> Generator:
     apply, tuning = make_apply(module), program.tuning
     if tuning is not None:
         apply = tuning.apply(apply)
-    fill = None if tuning is None or not generator.front else functools.partial(tuning.begin_cache, apply)
+    prefill = (
+        None if tuning is None or not generator.num_virtual_tokens else functools.partial(tuning.begin_cache, apply)
+    )
     newest: list[Any] = [None, None]
 
-    def hold(params: Any) -> Any:
+    def prepare_params(params: Any) -> Any:
         if newest[0] is not params:
             newest[:] = params, lay_out(params)
         return newest[1]
 
-    return dataclasses.replace(generator, apply=apply, hold=hold, fill=fill)
+    return dataclasses.replace(generator, apply=apply, prepare_params=prepare_params, prefill_prefix=prefill)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxnlp.data.records import Record
-from jaxnlp.inference.loop import whole
+from jaxnlp.inference.loop import replicate
 
 INPUTS = ("types", "segment_ids", "extract")
 
@@ -27,7 +27,7 @@ def answers(
 
     def logits(params: Any, batch: Any) -> jax.Array:
         given = {name: batch[name] for name in INPUTS if name in batch}
-        return whole(program.apply(params, batch["tokens"], **given)["logits"])
+        return replicate(program.apply(params, batch["tokens"], **given)["logits"])
 
     run = jax.jit(logits)
     waiting: list[tuple[Any, np.ndarray]] = []

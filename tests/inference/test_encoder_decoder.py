@@ -69,7 +69,7 @@ def test_a_wide_beam_is_exhaustive_search(kind):
     generator, params, apply = tiny(kind)
     beams = BeamSearch(num_beams=4**3, num_return=6, early_stopping="never")
     found = beam_search(generator, params, [[1, 2]], 3, beams)[0]
-    wanted = exhaustive_search(apply, params, [SEP], 3, source=[1, 2, SEP], separator=SEP, num_tokens=5, num_return=6)
+    wanted = exhaustive_search(apply, params, [SEP], 3, source=[1, 2, SEP], separator=SEP, vocab_size=5, num_return=6)
     assert [h.ids for h in found] == [h.ids for h in wanted]
     np.testing.assert_allclose([h.score for h in found], [h.score for h in wanted], atol=1e-5)
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_is_refused():
         generator(params, [[1] * 90], 3)
     with pytest.raises(UserError, match="forced_prefix: 1 of them for 2 prompts"):
         generator(params, [[1], [2]], 3, forced_prefix=[[1]])
-    assert generator.room([[1] * 80], 200, [[1, 2]]) == 87
+    assert generator.fit_max_new_tokens([[1] * 80], 200, [[1, 2]]) == 87
     bare, params, _ = tiny("transformer", source_end=())
     with pytest.raises(UserError, match="an empty source"):
         bare(params, [[]], 3)

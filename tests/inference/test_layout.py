@@ -55,7 +55,7 @@ def test_logits_are_the_same(name, rows):
 def test_the_generator_takes_parameters_as_they_are_and_new_ones_when_they_change(name):
     p = program(name)
     generator = make_generator(p, types.SimpleNamespace(separator=SEP, vocab_size=31))
-    plain = dataclasses.replace(generator, apply=p.apply, hold=lambda params: params)
+    plain = dataclasses.replace(generator, apply=p.apply, prepare_params=lambda params: params)
     first = jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, p.init().params)
     second = jax.tree.map(lambda x: jnp.roll(x, 1, -1) if x.ndim > 1 else x, first)
     prompts, outputs = [[1, 2, 3], [], [4]], []

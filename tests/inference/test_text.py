@@ -123,7 +123,7 @@ def test_a_text_need_not_begin_with_the_separator():
     row[0, :3] = [10, 20, 30]
     logits = np.asarray(apply(params, jnp.asarray(row)))[0]
     assert generator(params, [[10, 20, 30]], 1)[0] == [int(np.argmax(logits[2, :257]))]
-    assert generator.room([[10, 20, 30]], 200) == 117
+    assert generator.fit_max_new_tokens([[10, 20, 30]], 200) == 117
     with pytest.raises(UserError, match="an empty prompt, and the model has no start token"):
         generator(params, [[]], 3)
     two, _, _ = model(start=(256, 9))

@@ -127,7 +127,7 @@ def test_dropout_needs_a_key_and_changes_the_output():
 
 
 def test_logits_are_float32_and_parameters_keep_their_dtype():
-    for policy in (Policy(compute_dtype="bfloat16"), Policy(product_dtype="bfloat16"), Policy(compute_dtype="float16")):
+    for policy in (Policy(compute_dtype="bfloat16"), Policy(matmul_dtype="bfloat16"), Policy(compute_dtype="float16")):
         module = GPTConfig(**SIZES, policy=policy).build()
         params = init_params(module, jax.random.key(0), tokens())
         assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}

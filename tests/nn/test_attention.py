@@ -100,7 +100,7 @@ def test_dropout_keeps_the_mean_and_needs_its_key(rng):
 
 def test_low_precision_operands_stay_close(rng):
     q, k, v = inputs(rng)
-    out = kernels.Einsum()(q, k, v, Mask(), policy=Policy(product_dtype="bfloat16"))
+    out = kernels.Einsum()(q, k, v, Mask(), policy=Policy(matmul_dtype="bfloat16"))
     assert out.dtype == jnp.float32
     np.testing.assert_allclose(out, kernels.Einsum()(q, k, v, Mask(), policy=F32), atol=0.03)
 

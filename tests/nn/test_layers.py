@@ -49,7 +49,7 @@ DIMS = {  # of two (2, 3, 6, 6): contracting any pair of axes, with two batch ax
 @pytest.mark.parametrize("dims", DIMS)
 def test_bfloat16_products_are_products_of_rounded_operands(rng, dims):
     x, y = (jnp.asarray(rng.standard_normal((2, 3, 6, 6)), jnp.float32) for _ in range(2))
-    policy = Policy(product_dtype="bfloat16")
+    policy = Policy(matmul_dtype="bfloat16")
     rounded = [a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, y)]
     dot = jax.jit(lambda x, y: policy.dot(policy.operand(x), y, DIMS[dims]))
     np.testing.assert_allclose(dot(x, y), jax.lax.dot_general(*rounded, DIMS[dims]), rtol=1e-5, atol=1e-5)
@@ -66,7 +66,7 @@ def operands_of_products(fn, *args) -> set[str]:
 
 def test_bfloat16_products_stay_bfloat16_when_compiled(rng):
     """XLA's CPU backend may turn them to float32 without a word, and the step is then twice as slow."""
-    policy = Policy(product_dtype="bfloat16")
+    policy = Policy(matmul_dtype="bfloat16")
     x = jnp.asarray(rng.standard_normal((2, 128, 4, 64)), jnp.float32)
     w = jnp.asarray(rng.standard_normal((256, 512)), jnp.float32)
     square = lambda w: policy.dot(w[:, :256], w[:, 256:], (((1,), (0,)), ((), ())))

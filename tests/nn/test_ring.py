@@ -140,7 +140,7 @@ def test_length_over_two_mesh_axes(rng):
 
 
 def test_low_precision_operands_stay_close(rng):
-    equal(rng, Mask(), MESHES["data"], tolerance=0.02, policy=Policy(product_dtype="bfloat16"))
+    equal(rng, Mask(), MESHES["data"], tolerance=0.02, policy=Policy(matmul_dtype="bfloat16"))
 
 
 def test_rows_with_nothing_to_attend_to_are_those_of_einsum(rng):

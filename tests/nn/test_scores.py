@@ -70,7 +70,7 @@ def test_attention_mixes_real_values_only(rng, score):
 
 def layer(kernel=kernels.Einsum(), **kw):
     sizes = {"num_heads": 4, "num_kv_heads": 4, "head_dim": 3, **kw}
-    return attention.MultiHeadAttention(kernel=kernel, positions=positions.NoPositions(), policy=F32, **sizes)
+    return attention.MultiHeadAttention(implementation=kernel, positions=positions.NoPositions(), policy=F32, **sizes)
 
 
 def test_cross_attention_and_its_weights_equal_torch(rng):

@@ -28,7 +28,7 @@ FREE = (
     "model.remat",
     "model.dropout_rate",
     "model.policy.compute_dtype",
-    "model.policy.product_dtype",
+    "model.policy.matmul_dtype",
     "model.policy.weight_gradient",
 )
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp.data.pipeline import eval_batches
-from jaxnlp.inference.loop import whole
+from jaxnlp.inference.loop import replicate
 
 NUM_SHOWN = 12  # words
 WIDTH = 20  # characters of one
@@ -23,7 +23,7 @@ def bilm_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> list[
 
     def guess(params, batch):
         out = program.apply(params, batch["tokens"], segment_ids=batch["segment_ids"])
-        return {way: whole(jnp.argmax(out[way], -1)) for way in ("forward", "backward")}
+        return {way: replicate(jnp.argmax(out[way], -1)) for way in ("forward", "backward")}
 
     local = {name: x[program.rows] for name, x in batch.items()}
     with program.context(any_length=True):

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxnlp.data.pipeline import eval_batches
 from jaxnlp.errors import UserError
-from jaxnlp.inference.loop import whole
+from jaxnlp.inference.loop import replicate
 from jaxnlp.inference.sampling import Sampling
 from jaxnlp.training.load import make_generator
 from jaxnlp.training.samples.bilm import bilm_samples
@@ -45,7 +45,7 @@ def _continuation(program: Any, params: Any, tokenizer: Any) -> list[str]:
     generator = make_generator(program, tokenizer)
     prompt = tokenizer.encode_batch([e.sample_prompt])[0]
     try:
-        room = generator.room([prompt], e.sample_tokens)
+        room = generator.fit_max_new_tokens([prompt], e.sample_tokens)
         ids = generator(params, [prompt], room, Sampling(temperature=0.8, top_p=0.95), seed=e.seed)[0]
     except UserError as error:
         return ["", f"no sample: {error}"]
@@ -60,7 +60,7 @@ def _filled_in(program: Any, params: Any, tokenizer: Any, store: Any) -> list[st
 
     def guess(params, batch):
         given = {name: batch[name] for name in ("types", "segment_ids", "predict")}
-        return whole(jnp.argmax(program.apply(params, batch["tokens"], **given)["masked_lm"], -1))
+        return replicate(jnp.argmax(program.apply(params, batch["tokens"], **given)["masked_lm"], -1))
 
     local = {name: x[program.rows] for name, x in batch.items()}
     with program.context(any_length=True):

@@ -25,7 +25,7 @@ def seq2seq_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> li
     sources = [cut(batch["inputs"][i], batch["input_segments"][i]) for i in rows]
     targets = [cut(batch["targets"][i], batch["weights"][i]) for i in rows]
     generator = make_generator(program, tokenizer)
-    room = generator.room(sources, min(e.sample_tokens, batch["targets"].shape[1]))
+    room = generator.fit_max_new_tokens(sources, min(e.sample_tokens, batch["targets"].shape[1]))
     found = generator(params, sources, room)
     shown = with_sentinels(tokenizer)
     out = ["", "validation texts, their targets, and what the model says:"]

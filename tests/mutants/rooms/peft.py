@@ -65,8 +65,8 @@ MUTANTS = (
     Mutant(
         id="peft/prefix-behind-the-mask",
         file="peft/prefix.py",
-        old="dataclasses.replace(mask, free=self.length)",
-        new="dataclasses.replace(mask, free=0)",
+        old="dataclasses.replace(mask, num_prefix_keys=self.length)",
+        new="dataclasses.replace(mask, num_prefix_keys=0)",
         fault="a prefix's keys are masked as if they were the text's",
         tests=("tests/peft/test_prompts.py::test_a_prefix_of_a_texts_own_keys_and_values_is_that_text",),
     ),
