@@ -94,8 +94,8 @@ MUTANTS = (
     Mutant(
         id="inference/padded-vocabulary",
         file="inference/decode.py",
-        old="jnp.arange(logits_V.shape[-1]) < self.num_tokens",
-        new="jnp.arange(logits_V.shape[-1]) <= self.num_tokens",
+        old="jnp.arange(logits_V.shape[-1]) < self.vocab_size",
+        new="jnp.arange(logits_V.shape[-1]) <= self.vocab_size",
         fault="the first id of a padded vocabulary can be generated",
         tests=("tests/inference/test_decode.py::test_ids_of_a_padded_vocabulary_are_never_generated",),
     ),
