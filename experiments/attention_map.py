@@ -66,5 +66,5 @@ def numbers(flag: str, values: list[str] | None) -> list[int] | None:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__)

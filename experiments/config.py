@@ -42,5 +42,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__)

@@ -34,7 +34,7 @@ def main() -> None:
     from jaxnlp.data.tokenizer import HuggingFaceTokenizer
     from jaxnlp.interop.huggingface import save
     from jaxnlp.training.load import load
-    from jaxnlp.trees import like
+    from jaxnlp.trees import select
 
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected the folder of a trained run, as runs/gpt2")
@@ -56,7 +56,7 @@ def main() -> None:
     if BASE.value is not None:
         raise UserError(f"--base_name={BASE.value}: is of adapters; expected --adapter with it")
     if tuning is not None:
-        params = tuning.merge(like(params, tuning.shapes), like(params, run.program.abstract.params))
+        params = tuning.merge(select(params, tuning.shapes), select(params, run.program.abstract.params))
     save(
         out,
         run.saved.experiment.model,
@@ -77,9 +77,9 @@ def write_adapter(out: Any, run: Any, params: Any) -> None:
     """What a run tuned, as PEFT's folder or as one file. params: the run's, as whole arrays."""
     from jaxnlp.interop.adapters import save_adapter, task_type, trunk_alone
     from jaxnlp.peft import files
-    from jaxnlp.trees import like
+    from jaxnlp.trees import select
 
-    tuning, tuned = run.program.tuning, like(params, run.program.abstract.params)
+    tuning, tuned = run.program.tuning, select(params, run.program.abstract.params)
     source = BASE.value or getattr(run.saved.experiment.init_from, "path", None)
     told = f"step {run.saved.step:,}: what was tuned on {source} written to {out}"
     if out.suffix == ".safetensors":
@@ -107,5 +107,5 @@ def special_ids(experiment: Any, tokenizer: Any) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__)

@@ -184,5 +184,5 @@ def _options() -> Any:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__)

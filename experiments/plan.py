@@ -1,8 +1,8 @@
 """Plan a run before renting a chip: what it takes of memory, communication and time, and which table is best.
 
-  python -m experiments.plan --config=configs/gpt/7b.py --topology=v5e:16x16
-  python -m experiments.plan --config=configs/gpt/7b.py --topology=v5p:4x4x4 --config.accum_steps=2 --out=plans
-  python -m experiments.plan --config=configs/gpt/1b.py --topology=v5e:4x4 --search --tables=ZERO
+  python -m experiments.plan --config=configs/gpt/tpu.py:7b --topology=v5e:16x16
+  python -m experiments.plan --config=configs/gpt/tpu.py:7b --topology=v5p:4x4x4 --config.accum_steps=2 --out=plans
+  python -m experiments.plan --config=configs/gpt/tpu.py:1b --topology=v5e:4x4 --search --tables=ZERO
   JAX_NUM_CPU_DEVICES=8 python -m experiments.plan --config=configs/gpt/parallel.py:ZERO3 --topology=local
   python -m experiments.plan --workdir=runs/tiny               a run's measured step beside its plan
 
@@ -138,5 +138,5 @@ def experiment_name() -> str:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__)

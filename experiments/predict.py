@@ -80,5 +80,5 @@ def opened(path: str):
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__)

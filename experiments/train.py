@@ -77,5 +77,5 @@ def profile_steps(text: str | None) -> tuple[int, int] | None:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__)

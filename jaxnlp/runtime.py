@@ -1,8 +1,8 @@
-"""What a process needs to be told before JAX makes its first array. Call `prepare()` first in an entry point.
+"""What a process needs to be told before JAX makes its first array. Call `configure_jax()` first in an entry point.
 
 On CPU the memory allocator matters more than any flag of the compiler. XLA allocates its
 scratch memory anew at each step; glibc by default hands large blocks back to the kernel, so each
-step faults every page in again: a third of a small model's step. `prepare` tells glibc to
+step faults every page in again: a third of a small model's step. `configure_jax` tells glibc to
 keep them, and asks JAX to run programs on the calling thread, whose heap can grow without bound
 (glibc's heaps of other threads end at 64 MiB and go back to the kernel all the same).
 
@@ -21,10 +21,12 @@ import sys
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 
 
-def prepare() -> None:
+def configure_jax() -> None:
     """Sets the allocator, the dispatch and the compile cache; a variable already set is left as it is."""
     if "jax" in sys.modules and os.environ.get("JAXNLP_ALLOCATOR") != "system":
-        print("note: jax was imported before jaxnlp.runtime.prepare(); its settings come too late", file=sys.stderr)
+        print(
+            "note: jax was imported before jaxnlp.runtime.configure_jax(); its settings come too late", file=sys.stderr
+        )
     keep_freed_memory()
     cache = pathlib.Path(os.environ.get("JAXNLP_CACHE") or "~/.cache/jaxnlp").expanduser()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "xla"))

@@ -6,24 +6,24 @@ from typing import Any
 Path = tuple[str, ...]
 
 
-def join(base: Any, tuned: Any) -> Any:
+def merge(base: Any, tuned: Any) -> Any:
     """One tree of both; where both have a parameter it is the tuned one."""
     if not isinstance(tuned, Mapping):
         return tuned
-    return {**base, **{name: join(base.get(name, {}), x) for name, x in tuned.items()}}
+    return {**base, **{name: merge(base.get(name, {}), x) for name, x in tuned.items()}}
 
 
-def like(tree: Any, wanted: Any) -> Any:
+def select(tree: Any, wanted: Any) -> Any:
     """Of a tree, what is in another too."""
     if not isinstance(wanted, Mapping):
         return tree
-    return {name: like(tree[name], x) for name, x in wanted.items()}
+    return {name: select(tree[name], x) for name, x in wanted.items()}
 
 
-def put(tree: Any, path: Path, leaf: Any) -> Any:
+def set_at(tree: Any, path: Path, leaf: Any) -> Any:
     """The tree with a leaf at a path, as a new tree."""
     head, *tail = path
-    return {**tree, head: put(tree.get(head, {}), tuple(tail), leaf) if tail else leaf}
+    return {**tree, head: set_at(tree.get(head, {}), tuple(tail), leaf) if tail else leaf}
 
 
 def without(tree: Any, path: Path) -> Any:
@@ -34,7 +34,7 @@ def without(tree: Any, path: Path) -> Any:
     return {**rest, head: inner} if inner else rest
 
 
-def at(tree: Any, path: Path) -> Any:
+def get_at(tree: Any, path: Path) -> Any:
     """What is at a path of nested dicts, or None."""
     for name in path:
         if not isinstance(tree, Mapping) or name not in tree:

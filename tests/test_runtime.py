@@ -1,4 +1,4 @@
-"""What `runtime.prepare` sets is in effect: a program's scratch memory is faulted in once, not at every call."""
+"""What `runtime.configure_jax` sets is in effect: a program's scratch memory is faulted in once, not at every call."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.entry import ROOT
 PROGRAM = """
 import json, resource
 from jaxnlp import runtime
-runtime.prepare()
+runtime.configure_jax()
 import jax, jax.numpy as jnp
 def scratch(x):  # an array of 128 MB that no fusion removes
     return jnp.cumsum(jnp.broadcast_to(x, (1 << 14, 2048)), axis=1)[:, ::3].sum()

@@ -15,7 +15,7 @@ def environment(full_effort: bool = False) -> dict[str, str]:
     """What such a process needs; skips the test where libtpu is not there.
 
     With the least of the compiler's effort a program is there in a third of the time, and sends the same; but its
-    temporaries are up to a fifth smaller (configs/gpt/7b.py over v5e:16x16), as less of what it sends overlaps.
+    temporaries are up to a fifth smaller (configs/gpt/tpu.py:7b over v5e:16x16), as less of what it sends overlaps.
     """
     library = os.environ.get("JAXNLP_LIBTPU", "")
     if not os.path.exists(library):

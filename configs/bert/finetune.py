@@ -1,15 +1,20 @@
-"""Fine-tuning BERT on tasks made of the Python standard library, in minutes on two CPU cores.
+"""Fine-tunes BERT on tasks built from the Python standard library, in minutes on two CPU cores.
 
-The variant is TASK,RUN: what to learn, and the folder of the pretrained run (or of a model in Hugging Face's layout) to
-begin from. TASK,RUN,fresh is the same model with the same tokenizer and fresh parameters: what pretraining is worth is
-the difference. TASK alone needs no run: a tiny model and a tokenizer of the task's own texts.
+The variant is TASK, TASK,RUN or TASK,RUN,fresh. RUN is the pretrained model: the folder of a run, or one in Hugging
+Face's layout. With `fresh` the model keeps RUN's sizes and tokenizer but starts from random parameters; the difference
+between the two runs is the effect of pretraining. TASK alone needs no RUN: it builds a tiny model and trains a
+tokenizer on the task's texts.
 
   python -m experiments.train --config=configs/bert/tiny_pretrain.py --workdir=runs/bert
-  python -m experiments.train --config=configs/bert/finetune.py:classify,runs/bert --workdir=runs/bert-topics
-  python -m experiments.train --config=configs/bert/finetune.py:classify,runs/bert,fresh --workdir=runs/fresh-topics
+  python -m experiments.train --config=configs/bert/finetune.py:entailment,runs/bert --workdir=runs/entailment
+  python -m experiments.train --config=configs/bert/finetune.py:entailment,runs/bert,fresh --workdir=runs/fresh
 
-Tasks: "classify" (the topic of a docstring; also ""), "pairs" (does a docstring belong to a signature?), "choice"
-(which of four does?), "tags" (what is each token of a line of source?), "spans" (where is the default of a parameter?).
+Tasks:
+  sequence_classification  the topic of a docstring (the default)
+  entailment               does a docstring belong to a signature?
+  multiple_choice          which of four docstrings belongs to a signature?
+  token_classification     the kind of each token of a line of source
+  span_extraction          where a parameter's default value is in a signature
 """
 
 import dataclasses
@@ -50,20 +55,27 @@ from jaxnlp.training.init import pretrained
 from jaxnlp.training.init.pretrained import Pretrained
 
 TASKS = {  # source, examples, head, objective, seq_len, batch_size
-    "classify": (
+    "sequence_classification": (
         StdlibDocstrings(),
         SequenceClassificationTask(classes=tuple(TOPICS), truncate=True),
         SequenceClassificationHead(num_classes=len(TOPICS)),
         *(SequenceClassification(), 128, 16),
     ),
-    "pairs": (
+    "entailment": (
         StdlibEntailment(),
         SequenceClassificationTask(inputs=Pair(), classes=("other", "own"), truncate=True),
         SequenceClassificationHead(num_classes=2),
         *(SequenceClassification(), 128, 16),
     ),
-    "choice": (StdlibChoice(), MultipleChoiceTask(truncate=True), MultipleChoiceHead(), MultipleChoice(), 96, 8),
-    "tags": (
+    "multiple_choice": (
+        StdlibChoice(),
+        MultipleChoiceTask(truncate=True),
+        MultipleChoiceHead(),
+        MultipleChoice(),
+        96,
+        8,
+    ),
+    "token_classification": (
         StdlibTags(),
         TokenClassificationTask(classes=TAGS),
         TokenClassificationHead(num_classes=len(TAGS)),
@@ -71,17 +83,19 @@ TASKS = {  # source, examples, head, objective, seq_len, batch_size
         80,
         16,
     ),
-    "spans": (StdlibSpans(), SpanExtractionTask(stride=64), SpanExtractionHead(), SpanExtraction(), 128, 16),
+    "span_extraction": (StdlibSpans(), SpanExtractionTask(stride=64), SpanExtractionHead(), SpanExtraction(), 128, 16),
 }
 
 
 def get_config(variant: str = "") -> Experiment:
     task, run, fresh = [*variant.split(","), "", ""][:3]
-    if (task or "classify") not in TASKS:
-        raise UserError(f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, as classify,runs/bert")
+    if (task or "sequence_classification") not in TASKS:
+        raise UserError(
+            f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, as sequence_classification,runs/bert"
+        )
     if fresh not in ("", "fresh"):
         raise UserError(f"finetune.py:{variant}: after TASK,RUN expected nothing, or fresh")
-    source, examples, head, objective, seq_len, batch_size = TASKS[task or "classify"]
+    source, examples, head, objective, seq_len, batch_size = TASKS[task or "sequence_classification"]
     # So small a BERT learns little from next sentences: its pooler, which they train, is better left out.
     changes = {"heads": (), "dropout_rate": 0.1}
     if run:

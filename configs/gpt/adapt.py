@@ -9,7 +9,7 @@ update of every map).
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
   python -m experiments.train --config=configs/gpt/adapt.py:runs/tiny --workdir=runs/adapted
   python -m experiments.train --config=configs/gpt/adapt.py:runs/tiny,,lora --workdir=runs/adapted-lora
-  python -m experiments.train --config=configs/gpt/finetune.py:classify,runs/adapted --workdir=runs/topics
+  python -m experiments.train --config=configs/gpt/finetune.py:entailment,runs/adapted --workdir=runs/entailment
 """
 
 import dataclasses

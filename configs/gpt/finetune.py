@@ -1,14 +1,18 @@
-"""Fine-tuning GPT as Radford et al. 2018 do, on tasks made of the Python standard library: minutes on two CPU cores.
+"""Fine-tunes GPT as Radford et al. 2018 do, on tasks built from the Python standard library: minutes on two CPU cores.
 
-Texts are laid out between a start, a delimiter and an extract token (section 3.3 and figure 1), three rows new to the
-vocabulary; the head reads the last, and the language model's own loss is kept with weight 0.5 (equation 5).
-The variant is TASK, TASK,RUN or TASK,RUN,fresh, as in `configs/bert/finetune.py`:
+An input is laid out between a start, a delimiter and an extract token (section 3.3 and figure 1), which are three new
+rows of the vocabulary. The head reads the hidden state at the extract token. The language-modelling loss is kept as an
+auxiliary objective with weight 0.5 (equation 5). The variant is TASK, TASK,RUN or TASK,RUN,fresh, as in
+`configs/bert/finetune.py`:
 
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
-  python -m experiments.train --config=configs/gpt/finetune.py:entail,runs/tiny --workdir=runs/tiny-entail
+  python -m experiments.train --config=configs/gpt/finetune.py:entailment,runs/tiny --workdir=runs/tiny-entailment
 
-Tasks: "classify" (the topic of a docstring; also ""), "entail" (does a docstring belong to a signature?), "similar"
-(are two docstrings from the same file? read in both orders), "choice" (which of four belongs to a signature?).
+Tasks:
+  sequence_classification  the topic of a docstring (the default)
+  entailment               does a docstring belong to a signature?
+  similarity               are two docstrings from the same file? (read in both orders)
+  multiple_choice          which of four docstrings belongs to a signature?
 """
 
 import dataclasses
@@ -40,25 +44,25 @@ from jaxnlp.training.init.pretrained import Pretrained
 LAYOUT = DecoderLayout()
 SPECIALS = (LAYOUT.start, LAYOUT.delimiter, LAYOUT.extract)
 TASKS = {  # source, examples, head, objective, seq_len, batch_size
-    "classify": (
+    "sequence_classification": (
         StdlibDocstrings(),
         SequenceClassificationTask(classes=tuple(TOPICS), layout=LAYOUT, truncate=True),
         SequenceClassificationHead(num_classes=len(TOPICS)),
         *(SequenceClassification(lm_weight=0.5), 128, 16),
     ),
-    "entail": (
+    "entailment": (
         StdlibEntailment(),
         SequenceClassificationTask(inputs=Pair(), classes=("other", "own"), layout=LAYOUT, truncate=True),
         SequenceClassificationHead(num_classes=2),
         *(SequenceClassification(lm_weight=0.5), 128, 16),
     ),
-    "similar": (
+    "similarity": (
         StdlibSimilarity(),
         SequenceClassificationTask(inputs=Unordered(), classes=("other", "same"), layout=LAYOUT, truncate=True),
         SequenceClassificationHead(num_classes=2),
         *(SequenceClassification(lm_weight=0.5), 160, 8),
     ),
-    "choice": (
+    "multiple_choice": (
         StdlibChoice(),
         MultipleChoiceTask(layout=LAYOUT, truncate=True),
         MultipleChoiceHead(),
@@ -71,11 +75,11 @@ TASKS = {  # source, examples, head, objective, seq_len, batch_size
 
 def get_config(variant: str = "") -> Experiment:
     task, run, fresh = [*variant.split(","), "", ""][:3]
-    if (task or "classify") not in TASKS:
-        raise UserError(f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, as entail,runs/tiny")
+    if (task or "sequence_classification") not in TASKS:
+        raise UserError(f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, as entailment,runs/tiny")
     if fresh not in ("", "fresh"):
         raise UserError(f"finetune.py:{variant}: after TASK,RUN expected nothing, or fresh")
-    source, examples, head, objective, seq_len, batch_size = TASKS[task or "classify"]
+    source, examples, head, objective, seq_len, batch_size = TASKS[task or "sequence_classification"]
     if run:
         trunk, tokenizer = pretrained.model(run, dropout_rate=0.1), PretrainedTokenizer(path=run, specials=SPECIALS)
     else:

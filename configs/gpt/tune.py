@@ -6,8 +6,8 @@ whose vectors stand around a task's texts, within a template, and in front of a 
 
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
   python -m experiments.train --config=configs/gpt/tune.py:lora,runs/tiny --workdir=runs/tiny-lora
-  python -m experiments.train --config=configs/gpt/tune.py:adapter,runs/tiny,classify --workdir=runs/topics-adapter
-  python -m experiments.train --config=configs/gpt/tune.py:ptuning,runs/tiny,classify --workdir=runs/topics-ptuning
+  python -m experiments.train --config=configs/gpt/tune.py:adapter,runs/tiny,entailment --workdir=runs/adapter
+  python -m experiments.train --config=configs/gpt/tune.py:ptuning,runs/tiny,entailment --workdir=runs/ptuning
 """
 
 import dataclasses

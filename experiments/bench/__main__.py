@@ -83,7 +83,7 @@ def peer(name: str, command: list[str], **fields: Any) -> Contender:
 def gemm_limit(dtype: str = "float32") -> float:
     """Operations a second of XLA's own matrix product here, in a process like the contenders'."""
     program = (
-        "from jaxnlp import runtime; runtime.prepare()\n"
+        "from jaxnlp import runtime; runtime.configure_jax()\n"
         "from jaxnlp.hardware import measure_matmul_flops\n"
         f"print(max(measure_matmul_flops({dtype!r}, size) for size in (1024, 2048)))"
     )
@@ -321,5 +321,5 @@ ALL = {
 }
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__, by=distributed.ONE)

@@ -162,5 +162,5 @@ def picture(found: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__, by=distributed.FIRST)

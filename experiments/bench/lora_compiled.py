@@ -147,5 +147,5 @@ def taken_on(fewer: float, more: float) -> float:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__, by=distributed.FIRST)

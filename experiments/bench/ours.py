@@ -25,7 +25,7 @@ def main() -> None:
     a = parser.parse_args()
     from jaxnlp import runtime
 
-    runtime.prepare()
+    runtime.configure_jax()
     whats = {"train": train, "forward": forward, "decode": decode, "loop": loop, "loop-step": train, "input": read}
     whats[a.what](out, a)
 

@@ -65,7 +65,7 @@ def contenders(shape: dict[str, int]) -> dict[str, Callable[[], Any]]:
     from configs.gpt.tune import METHODS
     from jaxnlp.peft.adapter import HOULSBY, PFEIFFER, Adapter
     from jaxnlp.training.step.program import build
-    from jaxnlp.trees import join
+    from jaxnlp.trees import merge
 
     methods = {
         "LoRA": METHODS["lora"],
@@ -84,7 +84,7 @@ def contenders(shape: dict[str, int]) -> dict[str, Callable[[], Any]]:
         program = build(experiment(shape, method), jax.devices()[:1])
         assert program.tuning is not None
         tuned = moved(program.tuning.init(jax.random.key(0), params))
-        found[name] = writer(program, join(params, tuned))
+        found[name] = writer(program, merge(params, tuned))
         if name in ("LoRA", "(IA)^3"):
             found[f"{name}, merged"] = writer(base, program.tuning.merge(params, tuned))
     return found
@@ -160,5 +160,5 @@ def measured(
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__, by=distributed.ONE)

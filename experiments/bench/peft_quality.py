@@ -256,5 +256,5 @@ def most_frequent(store: Any) -> float:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__, by=distributed.ONE)

@@ -50,5 +50,5 @@ def measured(dtype: str) -> tuple[int, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__, by=distributed.FIRST)

@@ -116,5 +116,5 @@ def gradients(stage: str, topology: str) -> int:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__, by=distributed.FIRST)

@@ -129,5 +129,5 @@ def picture(found: dict[str, Any], peak: dict[str, float]) -> Any:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__, by=distributed.FIRST)

@@ -26,7 +26,7 @@ from jaxnlp.peft.prompt import Prompt
 from jaxnlp.peft.tuning import TunedModel, plan
 from jaxnlp.sharding.axes import abstract_params
 from jaxnlp.sharding.rules import path_name
-from jaxnlp.trees import put
+from jaxnlp.trees import set_at
 
 PREFIX = "base_model.model."
 BASE = ".base_layer."
@@ -62,7 +62,7 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
         _check_layers(folder, leaves, sizes)
     tuned: Any = {}
     for path, x in leaves.items():
-        tuned = put(tuned, path, x)
+        tuned = set_at(tuned, path, x)
     tuned = stacked(tuned, folder) if unrolled is not config else tuned
     tuning = plan(method, config.build(), *config.example_inputs(1, 2))
     shapes_of = lambda tree: {path_name(at): x.shape for at, x in jax.tree_util.tree_leaves_with_path(tree)}

@@ -23,7 +23,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.tuning import TunedModel, plan
 from jaxnlp.sharding.rules import path_name
-from jaxnlp.trees import like, put
+from jaxnlp.trees import select, set_at
 
 FIELDS = ("method", "base", "tuned")  # of the header: every one is needed, and no other is known
 
@@ -141,7 +141,7 @@ def nested(arrays: dict[str, Any]) -> Any:
     """Arrays by path ("block_0/mlp/adapter_up") as nested dicts."""
     tree: Any = {}
     for name, x in arrays.items():
-        tree = put(tree, tuple(name.split("/")), x)
+        tree = set_at(tree, tuple(name.split("/")), x)
     return tree
 
 
@@ -154,8 +154,8 @@ def _base_of(tuning: TunedModel, base: Any) -> str:
     wanted = jax.eval_shape(tuning.frozen, tuning.shapes)
     told = lambda tree: (jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)])
     try:
-        held = like(base, wanted)  # as a run has it: in the method's `base_dtype`
-        return fingerprint(held if told(held) == told(wanted) else tuning.frozen(like(base, tuning.shapes)))
+        held = select(base, wanted)  # as a run has it: in the method's `base_dtype`
+        return fingerprint(held if told(held) == told(wanted) else tuning.frozen(select(base, tuning.shapes)))
     except KeyError as e:
         raise UserError(f"base: has no {e}; expected the parameters of the model that is tuned") from None
 

@@ -21,7 +21,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.nn.interceptors import ROWS
 from jaxnlp.peft.lora import A, B, LoRA
 from jaxnlp.peft.tuning import TunedModel
-from jaxnlp.trees import Path, at, join, put
+from jaxnlp.trees import Path, get_at, merge, set_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Residents:
             if wrong:
                 known = f"{self.count} adapters are resident: 0 to {self.count - 1}, or -1 for the base"
                 raise UserError(f"adapters of rows: {wrong[0]} is none of them; {known}")
-        return join(base, {**self.tuned, ROWS: ids})
+        return merge(base, {**self.tuned, ROWS: ids})
 
 
 def resident(adapters: Sequence[tuple[TunedModel, Any]]) -> Residents:
@@ -83,14 +83,14 @@ def resident(adapters: Sequence[tuple[TunedModel, Any]]) -> Residents:
         pairs = [_filled(one, path, target.layers, max(ranks)) for _, one in adapters]
         for name, scales in ((A, [1.0] * len(pairs)), (B, [method.scale for method in methods])):
             stack = jnp.stack([pair[name] * by for pair, by in zip(pairs, scales, strict=True)], axis=target.layers)
-            tuned = put(tuned, (*path, name), stack)
+            tuned = set_at(tuned, (*path, name), stack)
     plain = dataclasses.replace(methods[0], rank=max(ranks), alpha=float(max(ranks)), rank_stabilized=False)
     return Residents(dataclasses.replace(widest, method=plain), tuned, len(adapters))
 
 
 def _filled(tuned: Any, path: Path, layers: int, rank: int) -> dict[str, jax.Array]:
     """A and B of a module, of rank R at least: A's last axis, and B's first after those of stacked layers."""
-    a, b = at(tuned, (*path, A)), at(tuned, (*path, B))
+    a, b = get_at(tuned, (*path, A)), get_at(tuned, (*path, B))
     more = rank - a.shape[-1]
     wide = lambda x, axis: jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
     return {A: wide(a, a.ndim - 1), B: wide(b, layers)}

@@ -17,7 +17,7 @@ import jax
 from jaxnlp.errors import UserError
 from jaxnlp.nn.interceptors import Call, calls_changed
 from jaxnlp.sharding.axes import abstract_params
-from jaxnlp.trees import at
+from jaxnlp.trees import get_at
 
 KERNEL, TABLE = "kernel", "embedding"
 
@@ -115,7 +115,7 @@ def find_targets(module: nn.Module, *inputs: Any) -> list[Target]:
 
 def _target(call: Call, args: tuple, out: Any, shapes: Any, axes: Any) -> Target:
     first = out[0] if isinstance(out, tuple) else out
-    whole, names = at(shapes, call.path) or {}, at(axes, call.path) or {}
+    whole, names = get_at(shapes, call.path) or {}, get_at(axes, call.path) or {}
     own = {name: Parameter(x.shape, names[name], x.dtype) for name, x in whole.items() if not isinstance(x, Mapping)}
     stack, stack_axes = _stacked(whole, names, nn.meta.unbox(call.module.variables.get("params", {})))
     shape = _shape(args[0] if args else None)

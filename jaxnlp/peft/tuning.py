@@ -29,7 +29,7 @@ from jaxnlp.peft.method import SHARED, AdapterParam, PEFTMethod, picked
 from jaxnlp.peft.quantised import chosen_blocks
 from jaxnlp.peft.targets import KERNEL, Parameter, Target, find_targets
 from jaxnlp.sharding.axes import abstract_params
-from jaxnlp.trees import Path, at, put, without
+from jaxnlp.trees import Path, get_at, set_at, without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +64,10 @@ class TunedModel:
             own, stack = ({}, ()) if target is None else (self._own(base, path[:-1]), target.stack)
             k = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
             make = lambda k, own, leaf=leaf: jnp.asarray(leaf.init(k, own), jnp.dtype(leaf.dtype))
-            tuned = put(tuned, path, _over_layers(make, stack)(k, own))
+            tuned = set_at(tuned, path, _over_layers(make, stack)(k, own))
         for path in self.replaced:
-            x = at(base, path)
-            tuned = put(tuned, path, jnp.array(x, jnp.promote_types(x.dtype, jnp.float32), copy=True))
+            x = get_at(base, path)
+            tuned = set_at(tuned, path, jnp.array(x, jnp.promote_types(x.dtype, jnp.float32), copy=True))
         return tuned
 
     def _tuned(self) -> list[tuple[Path, AdapterParam]]:
@@ -81,7 +81,7 @@ class TunedModel:
         for path in self.replaced:
             base = without(base, path)
         for path, how in self.blocks.items():
-            base = put(base, path, quantise(at(base, path), how))
+            base = set_at(base, path, quantise(get_at(base, path), how))
         dtype = self.method.base_dtype
         return base if dtype is None or dtype in BITS else jax.tree.map(lambda x: x.astype(dtype), base)
 
@@ -92,11 +92,11 @@ class TunedModel:
         for path in self.replaced:
             axes = without(axes, path)
         for path, how in self.blocks.items():
-            axes = put(axes, path, Quantised(at(axes, path), at(axes, path), how))
+            axes = set_at(axes, path, Quantised(get_at(axes, path), get_at(axes, path), how))
         return axes
 
     def _own(self, tree: Any, path: Path) -> dict[str, jax.Array]:
-        found = at(tree, path) or {}
+        found = get_at(tree, path) or {}
         return {name: x for name, x in found.items() if not isinstance(x, Mapping)}
 
     @property
@@ -105,9 +105,9 @@ class TunedModel:
         tree: Any = {}
         for path, leaf in self._tuned():
             target = self.targets.get(path[:-1])
-            tree = put(tree, path, leaf.axes if target is None else (*target.stack_axes, *leaf.axes))
+            tree = set_at(tree, path, leaf.axes if target is None else (*target.stack_axes, *leaf.axes))
         for path in self.replaced:
-            tree = put(tree, path, at(self.base_axes, path))
+            tree = set_at(tree, path, get_at(self.base_axes, path))
         return tree
 
     def rates(self, tuned: Any) -> Any:
@@ -138,7 +138,7 @@ class TunedModel:
         shared = {name: placed(params[SHARED][name], leaf.axes) for name, leaf in self.shared.items()}
         for path, leaves in self.method.computed(shared, list(self.targets.values())).items():
             for name, x in leaves.items():
-                rest = put(rest, (*path, name), x)
+                rest = set_at(rest, (*path, name), x)
         return rest
 
     def begin_cache(self, run: Callable, params: Any, cache: Any) -> Any:
@@ -164,7 +164,7 @@ class TunedModel:
 
     def _change_outer(self, call: Call, fn: Callable, args: tuple, kwargs: dict) -> Any:
         path = next(iter(self.leaves))
-        beside = at(call.module.variables.get("params", {}), path[len(call.path) :])
+        beside = get_at(call.module.variables.get("params", {}), path[len(call.path) :])
         # None: a pipeline has taken the layers out, to run them elsewhere.
         if beside is not None and next(iter(self.leaves[path])) not in beside:
             return fn(*args, **kwargs)
@@ -187,27 +187,27 @@ class TunedModel:
             UserError: a method that cannot, or values that it cannot be done with.
         """
         for path, leaves in self.leaves.items():
-            self.method.check_unmerged("/".join(path), {name: at(tuned, (*path, name)) for name in leaves})
+            self.method.check_unmerged("/".join(path), {name: get_at(tuned, (*path, name)) for name in leaves})
         return self._changed(merged, tuned, self.method.unmerged)
 
     def _changed(self, base: Any, tuned: Any, fn: Callable) -> Any:
         base = dequantised(base)
         for path in self.replaced:
-            x = at(tuned, path)
-            base = put(base, path, x.astype(at(self.shapes, path).dtype))
+            x = get_at(tuned, path)
+            base = set_at(base, path, x.astype(get_at(self.shapes, path).dtype))
         for path in self.leaves:
             target, own = self.targets[path], self._own(base, path)
-            leaves = {name: at(tuned, (*path, name)) for name in self.leaves[path]}
+            leaves = {name: get_at(tuned, (*path, name)) for name in self.leaves[path]}
             one = lambda own, leaves, target=target: fn(target, own, leaves)
             new = _vmapped(one, target.layers)(own, leaves)
             for name, x in new.items():
-                base = put(base, (*path, name), x.astype(own[name].dtype))
+                base = set_at(base, (*path, name), x.astype(own[name].dtype))
         return base
 
     def report(self) -> str:
         """Where the method acts and what it trains, for people."""
         trained, total = self.counts()
-        kept = total - sum(math.prod(at(self.shapes, path).shape) for path in self.replaced)
+        kept = total - sum(math.prod(get_at(self.shapes, path).shape) for path in self.replaced)
         places = _grouped(self.targets)
         lines = [f"tuning: {type(self.method).__name__}() on {len(self.leaves)} modules: {', '.join(places)}"]
         if not self.leaves:
@@ -227,8 +227,8 @@ class TunedModel:
         """Of the quantised kernels, how many there are, how large, and what of the base is left as it was."""
         frozen = jax.eval_shape(self.frozen, self.shapes)
         held = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-        found = [at(self.shapes, path) for path in self.blocks]
-        before, after = held(found), held([at(frozen, path) for path in self.blocks])
+        found = [get_at(self.shapes, path) for path in self.blocks]
+        before, after = held(found), held([get_at(frozen, path) for path in self.blocks])
         sizes = "/".join(str(size) for size in sorted({how.size for how in self.blocks.values()}))
         rest = held(frozen) - after
         return [
@@ -239,7 +239,7 @@ class TunedModel:
 
     def counts(self) -> tuple[int, int]:
         """(trained parameters, parameters of the base)."""
-        own = sum(math.prod(at(self.shapes, path).shape) for path in self.replaced)
+        own = sum(math.prod(get_at(self.shapes, path).shape) for path in self.replaced)
         new = 0
         for path, leaf in self._tuned():
             target = self.targets.get(path[:-1])
@@ -273,7 +273,7 @@ def plan(method: PEFTMethod, module: Any, *inputs: Any, head: tuple[str, ...] = 
     own = {}
     for path, x in jax.tree_util.tree_leaves_with_path(shapes):
         names = tuple(str(k.key) for k in path)
-        own["/".join(names)] = Parameter(x.shape, at(axes, names), x.dtype)
+        own["/".join(names)] = Parameter(x.shape, get_at(axes, names), x.dtype)
     whole = picked(own, method.whole if method.whole is not None else head, "tuning.whole")
     picks = method.picks(own)
     replaced = sorted(tuple(name.split("/")) for name in {*picks, *whole})

@@ -11,7 +11,7 @@ from jaxnlp.sharding.rules import path_name
 from jaxnlp.training.step.flops import step_flops
 from jaxnlp.training.step.program import Program
 from jaxnlp.training.step.state import gradient_shardings
-from jaxnlp.trees import join
+from jaxnlp.trees import merge
 
 
 def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
@@ -32,7 +32,7 @@ def parameter_count(program: Program) -> int:
     """Parameters of the model and of what is tuned beside them; of quantised ones as many as there were."""
     if program.tuning is None:
         return sum(x.size for x in jax.tree.leaves(program.abstract.model))
-    return sum(x.size for x in jax.tree.leaves(join(program.tuning.shapes, program.abstract.params)))
+    return sum(x.size for x in jax.tree.leaves(merge(program.tuning.shapes, program.abstract.params)))
 
 
 def device_bytes(leaf: Any) -> int:

@@ -22,7 +22,7 @@ from jaxnlp.training.experiment import Experiment, check_batch
 from jaxnlp.training.init.frozen_base import with_base
 from jaxnlp.training.run_folder.checkpoint import Reader, Saved
 from jaxnlp.training.step.program import Program, build
-from jaxnlp.trees import join, like
+from jaxnlp.trees import merge, select
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +161,8 @@ def _output_major(generator: Generator, program: Program) -> Generator:
     policy = dataclasses.replace(model.policy, weight_layout="output_major")
     module = dataclasses.replace(model, policy=policy).build()
     shapes, axes = abstract_params(module, *model.example_inputs(1, 1))
-    floats = lambda params: dequantised(like(params, shapes))
-    lay_out = jax.jit(lambda params: join(params, layout.output_major(floats(params), shapes, axes)))
+    floats = lambda params: dequantised(select(params, shapes))
+    lay_out = jax.jit(lambda params: merge(params, layout.output_major(floats(params), shapes, axes)))
     apply, tuning = make_apply(module), program.tuning
     if tuning is not None:
         apply = tuning.apply(apply)

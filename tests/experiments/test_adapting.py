@@ -17,7 +17,7 @@ from jaxnlp.training.load import load
 from jaxnlp.training.loops.supervised import train
 from jaxnlp.training.setup import prepare
 from jaxnlp.training.step.program import build
-from jaxnlp.trees import like
+from jaxnlp.trees import select
 from tests.experiments import small
 
 FILE = "configs/gpt/adapt.py"
@@ -76,7 +76,7 @@ def test_frozen_parts_stay_and_another_run_begins_from_the_whole(corpus, base, t
         found = load(tmp_path / parts)
         tuning = found.program.tuning
         assert tuning is not None
-        wanted = tuning.merge(like(found.params, tuning.shapes), like(found.params, found.program.abstract.params))
+        wanted = tuning.merge(select(found.params, tuning.shapes), select(found.params, found.program.abstract.params))
         state, report = begun(f"{tmp_path / parts},{corpus}/train.txt", corpus)
         assert report.fresh == report.left_over == []
         jax.tree.map(np.testing.assert_array_equal, state.params, wanted)

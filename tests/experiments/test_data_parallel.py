@@ -19,7 +19,7 @@ def comparison(corpus, tmp_path_factory):
     config = (f"--config=tests/experiments/small.py:{corpus}", "--config.model.tie_embeddings=False")
     # As users compile: without LLVM's optimizations, as tests do, products round otherwise, to just 1e-5 here.
     flags = (*config, f"--devices={DEVICES}", f"--out={out}")
-    done = run("experiments.data_parallel", *flags, env={"XLA_FLAGS": ""})
+    done = run("experiments.figures.data_parallel", *flags, env={"XLA_FLAGS": ""})
     assert done.code == 0, done.err
     return done.out, out
 
@@ -83,7 +83,7 @@ def test_what_stays_where_it_is_moves_no_bytes():
     ],
 )
 def test_bad_input_is_one_line(corpus, args, message):
-    done = run("experiments.data_parallel", f"--config=tests/experiments/small.py:{corpus}", *args)
+    done = run("experiments.figures.data_parallel", f"--config=tests/experiments/small.py:{corpus}", *args)
     assert done.code == 2, done.out
     lines = done.err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.err

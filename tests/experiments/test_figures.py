@@ -47,7 +47,7 @@ def test_masked_words_from_a_run(runs):
 
 def test_an_architecture_from_a_config(tmp_path):
     out = tmp_path / "new" / "gpt.png"
-    done = run("experiments.architecture", "--config=configs/gpt/gpt2.py:xl", f"--out={out}")
+    done = run("experiments.figures.architecture", "--config=configs/gpt/gpt2.py:xl", f"--out={out}")
     assert done.code == 0, done.err
     assert done.out == f"written: {out} (1,557,686,400 parameters)\n" and is_png(out)
 
@@ -77,10 +77,10 @@ def test_an_architecture_from_a_config(tmp_path):
         ("fill_mask", ["--workdir=BERT", "--text=a"], "has no [MASK]; put it where a word is to be guessed"),
         ("fill_mask", ["--workdir=GPT", "--text=[MASK]"], "its model, GPTConfig, has no masked-word head"),
         ("fill_mask", ["--workdir=BERT"], "--text: not given"),
-        ("architecture", ["--out=x.png"], "--config: not given"),
-        ("architecture", ["--config=configs/gpt/tiny.py"], "--out=None: expected a name that ends in .png"),
+        ("figures.architecture", ["--out=x.png"], "--config: not given"),
+        ("figures.architecture", ["--config=configs/gpt/tiny.py"], "--out=None: expected a name that ends in .png"),
         (
-            "architecture",
+            "figures.architecture",
             ["--config=configs/gpt/tiny.py", "--out=setup.py/x.png"],
             "--out=setup.py/x.png: cannot be written",
         ),

@@ -170,7 +170,7 @@ def test_what_cannot_begin_is_one_line(task, pretrained, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config, task_name", [(TUNE, "spans"), (GPT, "similar")])
+@pytest.mark.parametrize("config, task_name", [(TUNE, "span_extraction"), (GPT, "similarity")])
 def test_the_configs_train(tmp_path, config, task_name):
     model = (f"model.body.{field}" for field in TRUNK)
     done = train(
@@ -181,6 +181,7 @@ def test_the_configs_train(tmp_path, config, task_name):
 
 
 def test_an_unknown_task_is_named(tmp_path):
-    for config, words in ((TUNE, "expected classify, pairs, choice, tags, spans"), (GPT, "expected classify, entail")):
+    bert = "expected sequence_classification, entailment, multiple_choice, token_classification, span_extraction"
+    for config, words in ((TUNE, bert), (GPT, "expected sequence_classification, entailment, similarity")):
         done = run("experiments.train", f"--config={config}:sentiment", "--dry_run")
         assert done.code == 2 and f"finetune.py:sentiment: no such task; {words}" in done.err

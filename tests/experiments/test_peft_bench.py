@@ -25,7 +25,7 @@ from configs.bert.finetune import get_config as finetune
 from jaxnlp.optim import OptimConfig
 import dataclasses
 def get_config():
-    e = finetune("classify")
+    e = finetune("sequence_classification")
     trunk = dataclasses.replace(e.model.body, num_layers=1, num_heads=2, embed_dim=16)
     data = dataclasses.replace(e.data, seq_len=16, batch_size=4)
     model = dataclasses.replace(e.model, body=trunk)

@@ -10,7 +10,7 @@ CONFIG = "--config=configs/gpt/gpt2.py:small"
 def test_a_picture_of_each_table(tmp_path):
     for preset in ("TP_SP", "DDP"):
         out = tmp_path / "new" / f"{preset}.png"
-        done = run("experiments.split", CONFIG, f"--preset={preset}", f"--out={out}")
+        done = run("experiments.figures.split", CONFIG, f"--preset={preset}", f"--out={out}")
         assert done.code == 0, done.err
         assert done.out == f"written: {out}\n" and out.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
@@ -28,7 +28,7 @@ def test_a_picture_of_each_table(tmp_path):
     ],
 )
 def test_bad_input_is_one_line(args, message):
-    done = run("experiments.split", *args)
+    done = run("experiments.figures.split", *args)
     assert done.code == 2, done.out
     lines = done.err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.err

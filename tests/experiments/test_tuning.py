@@ -21,7 +21,9 @@ FILE, TUNED = "configs/gpt/tune.py", "tests/experiments/small_tuned.py"
 PROMPTED = "tests/experiments/small_prompted.py"
 
 
-@pytest.mark.parametrize("variant", ["lor,runs/tiny", "lora,,classify", "lora,runs/tiny,classify,x"])
+@pytest.mark.parametrize(
+    "variant", ["lor,runs/tiny", "lora,,sequence_classification", "lora,runs/tiny,sequence_classification,x"]
+)
 def test_a_wrong_variant_is_told(variant):
     with pytest.raises(UserError, match=f"{variant}: expected METHOD,RUN or METHOD,RUN,TASK"):
         cli.load(f"{FILE}:{variant}")
@@ -70,7 +72,7 @@ def test_each_method_of_the_config_is_one_that_can_run(method):
 
 
 def test_the_prompts_of_p_tuning_stand_around_a_tasks_texts():
-    for task in ("classify", "entail", "choice"):
+    for task in ("sequence_classification", "entailment", "multiple_choice"):
         base = finetune.get_config(task)
         e = within_template(base, PTuning(length=4))
         e = dataclasses.replace(e, tuning=PTuning(length=4))

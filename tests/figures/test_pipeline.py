@@ -31,7 +31,7 @@ BUBBLES = {"naive": 0.75, "gpipe": 3 / 11, "1f1b": 6 / 14, "circular": 3 / 19}
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_entry_point_prints_the_bubble_beside_the_formula(name, tmp_path):
     out = tmp_path / "new" / "x.png"
-    done = run("experiments.pipeline", f"--schedule={name}", "--stages=4", "--microbatches=8", f"--out={out}")
+    done = run("experiments.figures.pipeline", f"--schedule={name}", "--stages=4", "--microbatches=8", f"--out={out}")
     assert done.code == 0, done.err
     counted, formula, wanted = (float(x) for x in re.findall(r"(?<=  )0\.\d{4}", done.out))
     assert counted == formula == pytest.approx(BUBBLES[name], abs=1e-4)
@@ -49,5 +49,5 @@ def test_the_entry_point_prints_the_bubble_beside_the_formula(name, tmp_path):
     ],
 )
 def test_bad_input_is_one_line(args, message):
-    done = run("experiments.pipeline", *args)
+    done = run("experiments.figures.pipeline", *args)
     assert done.code == 2 and message in done.err and "Traceback" not in done.err

@@ -25,7 +25,7 @@ from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.prompt import PTuning
 from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import make_apply
-from jaxnlp.trees import join
+from jaxnlp.trees import merge
 
 from ..reference import torch
 from .families import build
@@ -169,7 +169,7 @@ def assert_same_logits(adapted, folder, home, rng):
     method, tuned = load_adapter(folder, config, base)
     tuning = plan(method, config.build(), *config.example_inputs(1, 2))
     run = jax.jit(tuning.apply(make_apply(config.build())))
-    close(logits(run(join(base, tuned), *args, **kwargs))[real], wanted_of(adapted, theirs)[real])
+    close(logits(run(merge(base, tuned), *args, **kwargs))[real], wanted_of(adapted, theirs)[real])
 
 
 def test_other_adapters_that_cannot_be_read_or_written(tmp_path):
@@ -221,7 +221,7 @@ def test_of_a_model_with_a_head_the_trunks_adapter_is_written(rng, tmp_path):
     ids = rng.integers(3, 37, (2, 9))
     with torch.no_grad():
         pooled = adapted(input_ids=torch.from_numpy(ids)).pooler_output.numpy()
-    params = join(params, tuned)
+    params = merge(params, tuned)
     found = jax.jit(tuning.apply(make_apply(config.build())))(params, ids[:, None])["logits"]
     close(found, pooled @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"]))
 

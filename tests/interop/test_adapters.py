@@ -15,7 +15,7 @@ from jaxnlp.interop.huggingface import load, read_tensors, write_tensors
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import make_apply
-from jaxnlp.trees import join
+from jaxnlp.trees import merge
 
 from ..reference import torch
 from .families import build
@@ -104,7 +104,7 @@ def test_logits_equal_peft_live_and_merged_and_it_reads_what_we_write(kind, name
     method, tuned = load_adapter(tmp_path / "theirs", config, base)
     tuning = plan(method, config.build(), *config.example_inputs(1, 2))
     run = jax.jit(tuning.apply(make_apply(config.build())))
-    close(logits(run(join(base, tuned), *args, **kwargs))[real], wanted[real])
+    close(logits(run(merge(base, tuned), *args, **kwargs))[real], wanted[real])
     close(logits(run(tuning.merge(base, tuned), *args, **kwargs))[real], wanted[real])
 
     save_adapter(tmp_path / "ours", config, tuning, tuned)
@@ -143,7 +143,7 @@ def test_prompts_and_prefixes_equal_peft_and_it_reads_what_we_write(name, kind, 
     wanted = wanted_of(adapted)
     method, tuned = load_adapter(tmp_path / "theirs", config)
     tuning = plan(method, config.build(), *config.example_inputs(1, 2))
-    out = tuning.apply(make_apply(config.build()))(join(base, tuned), ids)
+    out = tuning.apply(make_apply(config.build()))(merge(base, tuned), ids)
     close(out["hidden"] if name == "bert-bare" else out, wanted)
     save_adapter(tmp_path / "ours", config, tuning, tuned, task_type=task)
     again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
@@ -174,7 +174,7 @@ def test_prompts_of_an_encoder_decoder_equal_peft_and_it_reads_what_we_write(kin
     method, tuned = load_adapter(tmp_path / "theirs", config)
     tuning = plan(method, config.build(), *config.example_inputs(1, 2))
     run = jax.jit(tuning.apply(make_apply(config.build())))
-    close(run(join(base, tuned), *args, **kwargs), wanted)
+    close(run(merge(base, tuned), *args, **kwargs), wanted)
     assert np.abs(run(base, *args, **kwargs) - wanted).max() > 1e-2 * np.abs(wanted).max()
     save_adapter(tmp_path / "ours", config, tuning, tuned, task_type=task)
     again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
@@ -201,13 +201,13 @@ def test_parts_of_one_matrix_of_theirs_are_written_as_one_update(rank_stabilized
     tuning = plan(method, config.build(), *config.example_inputs(1, 2))
     draw = lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32)
     tuned = jax.tree.map(draw, tuning.init(jax.random.key(0), base))
-    wanted = tuning.apply(make_apply(config.build()))(join(base, tuned), *args, **kwargs)
+    wanted = tuning.apply(make_apply(config.build()))(merge(base, tuned), *args, **kwargs)
     save_adapter(tmp_path / "ours", config, tuning, tuned)
     again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
     close(wanted_of(again, theirs)[real], np.asarray(wanted)[real])
     back, read = load_adapter(tmp_path / "ours", config)
     whole = plan(back, config.build(), *config.example_inputs(1, 2))
-    found = whole.apply(make_apply(config.build()))(join(base, read), *args, **kwargs)
+    found = whole.apply(make_apply(config.build()))(merge(base, read), *args, **kwargs)
     close(np.asarray(found)[real], np.asarray(wanted)[real])
 
 
@@ -225,7 +225,7 @@ def test_embeddings_and_scanned_layers(rng, tmp_path):
         load_adapter(tmp_path / "theirs", scanned, jax.tree.map(lambda x: x + 1, base))
     method, tuned = load_adapter(tmp_path / "theirs", scanned, base)
     tuning = plan(method, scanned.build(), *scanned.example_inputs(1, 2))
-    params = join(stacked(base), tuned)
+    params = merge(stacked(base), tuned)
     found = tuning.apply(make_apply(scanned.build()))(params, *args, **kwargs)
     close(found[real], wanted_of(adapted, theirs)[real])
     save_adapter(tmp_path / "ours", scanned, tuning, tuned)
@@ -247,7 +247,7 @@ def test_an_encoder_and_a_decoder_of_other_depths_with_scanned_layers(rng, tmp_p
     for c, params, leaves in ((config, base, apart), (scanned, stacked(base), tuned)):
         tuning = plan(method, c.build(), *c.example_inputs(1, 2))
         run = jax.jit(tuning.apply(make_apply(c.build())))
-        outs.append(run(join(params, leaves), *args, **kwargs))
+        outs.append(run(merge(params, leaves), *args, **kwargs))
     close(outs[1], outs[0])
     tensors = read_tensors(tmp_path / "theirs" / "adapter_model.safetensors")
     kept = {name: x for name, x in tensors.items() if "decoder.block.1.layer.0.SelfAttention.q" not in name}

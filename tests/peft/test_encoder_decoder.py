@@ -19,7 +19,7 @@ from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
 from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import init_params, make_apply
-from jaxnlp.trees import join
+from jaxnlp.trees import merge
 
 from .test_properties import moved
 
@@ -74,7 +74,7 @@ def test_a_prompt_of_words_is_those_words_in_front_of_the_inputs(name, padded):
     more = {"input_segments": with_words(segments, 1)} if padded else {}
     wanted = jax.jit(apply)(base, with_words(inputs), tokens, **more)
     run = jax.jit(tuning.apply(apply))
-    found = run(join(base, tuned), inputs, tokens, **given)
+    found = run(merge(base, tuned), inputs, tokens, **given)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
     assert np.abs(found - run(base, inputs, tokens, **given)).max() > 1e-3
 
@@ -84,8 +84,8 @@ def test_places_that_are_given_are_counted_on():
     inputs, tokens, _ = texts()
     places = jnp.broadcast_to(jnp.arange(S), (B, S))
     run = jax.jit(tuning.apply(apply))
-    wanted = run(join(base, tuned), inputs, tokens)
-    found = run(join(base, tuned), inputs, tokens, input_positions=places)
+    wanted = run(merge(base, tuned), inputs, tokens)
+    found = run(merge(base, tuned), inputs, tokens, input_positions=places)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_generation_after_a_prompt_is_that_of_its_words(name):
         apply, config.init_cache, config.length_limit, 1, V, start=(0,), source_end=(), encoder_decoder=True
     )
     sources = [[7, 5, 11], [8, 3, 20]] if name == "learned" else [[7, 5, 11], [8]]
-    found = make(tuning.apply(apply)).generate(join(base, moved(tuned, 0.0)), sources, 5)
+    found = make(tuning.apply(apply)).generate(merge(base, moved(tuned, 0.0)), sources, 5)
     wanted = make(apply).generate(base, [[*WORDS, *source] for source in sources], 5)
     assert [text.ids for text in found] == [text.ids for text in wanted]
     np.testing.assert_allclose([t.log_probs for t in found], [t.log_probs for t in wanted], rtol=1e-4, atol=1e-5)
@@ -107,16 +107,16 @@ def test_generation_after_a_prompt_is_that_of_its_words(name):
 def test_ptuning_and_a_prompt_within_a_template():
     tuning, apply, base, tuned = begun("t5", "mlp")
     inputs, tokens, _ = texts()
-    loss = lambda tuned: jnp.sum(jnp.square(tuning.apply(apply)(join(base, tuned), inputs, tokens)))
+    loss = lambda tuned: jnp.sum(jnp.square(tuning.apply(apply)(merge(base, tuned), inputs, tokens)))
     grads = jax.jit(jax.grad(loss))(tuned)
     assert list(grads) == [SHARED] and all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(grads))
-    done = tuning.expanded(join(base, tuned))
+    done = tuning.expanded(merge(base, tuned))
     run = jax.jit(tuning.apply(apply))
-    np.testing.assert_allclose(run(done, inputs, tokens), run(join(base, tuned), inputs, tokens), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(done, inputs, tokens), run(merge(base, tuned), inputs, tokens), rtol=1e-5, atol=1e-5)
 
     within, apply, base, tuned = begun("t5", "within")
     places = jnp.array([0, 2, 5])
-    found = jax.jit(within.apply(apply))(join(base, tuned), inputs.at[:, places].set(31), tokens)
+    found = jax.jit(within.apply(apply))(merge(base, tuned), inputs.at[:, places].set(31), tokens)
     wanted = jax.jit(apply)(base, inputs.at[:, places].set(jnp.array(WORDS)), tokens)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
@@ -147,11 +147,11 @@ def test_models_in_which_a_prompt_would_stand_in_the_wrong_place_are_told():
         tuning = plan(Prompt(length=P), module, inputs, tokens)
         run = tuning.apply(make_apply(module))
         with pytest.raises(UserError, match=f"{kind.__name__} reads words {times} times where a prompt belongs once"):
-            run(join(base, tuning.init(jax.random.key(0), base)), inputs, tokens)
+            run(merge(base, tuning.init(jax.random.key(0), base)), inputs, tokens)
     config = MODELS["t5"]
     prefix = plan(Prefix(length=P), config.build(), *config.example_inputs(B, S))
     with pytest.raises(UserError, match="texts are written by models with one attention in a block"):
         prefix.begin_cache(make_apply(config.build()), begun("t5")[2], config.init_cache(B, P + T))
     tuning, apply, base, tuned = begun("learned")
     with pytest.raises(UserError, match=f"tuning.length={P}: and a text of {S + 1} are more than model.max_length=9"):
-        tuning.apply(apply)(join(base, tuned), jnp.ones((B, S + 1), jnp.int32), tokens)
+        tuning.apply(apply)(merge(base, tuned), jnp.ones((B, S + 1), jnp.int32), tokens)

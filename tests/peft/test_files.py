@@ -18,7 +18,7 @@ from jaxnlp.peft.partial import BitFit
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
 from jaxnlp.peft.tuning import plan
-from jaxnlp.trees import join
+from jaxnlp.trees import merge
 
 from .test_properties import METHODS, model, moved
 
@@ -59,7 +59,7 @@ def test_the_base_may_be_a_runs_and_a_new_head_is_kept(dtype, tmp_path):
     module, inputs, base = model("gpt")
     tuning = plan(LoRA(rank=2, base_dtype=dtype), module, *inputs, head=("norm/*",))
     tuned = moved(tuning.init(jax.random.key(1), base))
-    save(tmp_path / "x.safetensors", tuning, tuned, join(tuning.frozen(base), tuned))
+    save(tmp_path / "x.safetensors", tuning, tuned, merge(tuning.frozen(base), tuned))
     back, found = load(tmp_path / "x.safetensors", base, module, *inputs)
     assert back.replaced == [("norm", "bias"), ("norm", "scale")]
     jax.tree.map(np.testing.assert_array_equal, found, tuned)

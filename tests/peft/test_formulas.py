@@ -17,7 +17,7 @@ from jaxnlp.peft.prefix import KEY, VALUE, Prefix
 from jaxnlp.peft.prompt import PROMPT, PTuning
 from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import init_params, make_apply
-from jaxnlp.trees import at, join
+from jaxnlp.trees import get_at, merge
 
 from .test_properties import model, moved
 
@@ -44,7 +44,7 @@ def test_an_adapter_is_a_bottleneck_added_to_what_the_sublayer_returns(activatio
     base = init_params(Sublayer(), jax.random.key(1), x)
     tuning = plan(Adapter(targets=("mlp",), bottleneck=4, activation=activation), Sublayer(), x)
     now = moved(tuning.init(jax.random.key(2), base), by=0.5)
-    found = tuning.apply(make_apply(Sublayer()))(join(base, now), x)
+    found = tuning.apply(make_apply(Sublayer()))(merge(base, now), x)
     h, a = np.asarray(x @ base["mlp"]["kernel"] + base["mlp"]["bias"]), jax.device_get(now)["mlp"]
     z = ACTIVATIONS[activation](h @ a["adapter_down"] + a["adapter_down_bias"])
     np.testing.assert_allclose(found, h + z @ a["adapter_up"] + a["adapter_up_bias"], rtol=1e-5, atol=1e-6)
@@ -55,8 +55,8 @@ def made(method):
     module, inputs, base = model("gpt")
     tuning = plan(method, module, *inputs)
     now = moved(tuning.init(jax.random.key(2), base), by=0.3)
-    done = tuning.expanded(join(base, now))
-    return jax.device_get(now)[SHARED], {path: at(done, path) for path in tuning.leaves}
+    done = tuning.expanded(merge(base, now))
+    return jax.device_get(now)[SHARED], {path: get_at(done, path) for path in tuning.leaves}
 
 
 def dense(w, name, x):
@@ -112,7 +112,7 @@ def test_lora_plus_moves_b_by_a_multiple_and_a_as_before(optimizer):
         tuning = plan(LoRA(targets=("mlp",), rank=2, b_rate=rate), Sublayer(), x)
         now = moved(tuning.init(jax.random.key(2), base))
         run = tuning.apply(make_apply(Sublayer()))
-        grads = jax.grad(lambda tuned, run=run: jnp.mean(jnp.square(run(join(base, tuned), x))))(now)
+        grads = jax.grad(lambda tuned, run=run: jnp.mean(jnp.square(run(merge(base, tuned), x))))(now)
         tx, _ = make_optimizer(optim, 10, tuning.axes, tuning.rates(now))
         steps[rate] = tx.update(grads, tx.init(now), now)[0]
 
@@ -131,7 +131,7 @@ def test_dora_divides_by_the_length_of_the_sum():
     for chosen, scale in ((method, 3 / 2), (dataclasses.replace(method, rank_stabilized=True), 3 / math.sqrt(2))):
         tuning = plan(chosen, Sublayer(), x)
         now = moved(tuning.init(jax.random.key(2), base), by=0.5)
-        found = tuning.apply(make_apply(Sublayer()))(join(base, now), x)
+        found = tuning.apply(make_apply(Sublayer()))(merge(base, now), x)
         a = jax.device_get(now)["mlp"]
         kernel = np.asarray(base["mlp"]["kernel"]) + scale * a["lora_a"] @ a["lora_b"]
         kernel = a["lora_magnitude"] * kernel / np.linalg.norm(kernel, axis=0)

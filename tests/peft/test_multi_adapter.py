@@ -14,7 +14,7 @@ from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.multi_adapter import resident
 from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import make_apply
-from jaxnlp.trees import join
+from jaxnlp.trees import merge
 from tests.peft.test_properties import V, gpt, model, moved
 
 TARGETS = ("query", "value", "down", "embed")
@@ -40,7 +40,7 @@ def test_rows_of_a_batch_choose_among_adapters_of_different_rank_and_scale(name)
     module, tokens, base, found = adapters(name)
     residents = resident(found)
     tokens, run = jnp.tile(tokens, (2, 1)), jax.jit(residents.tuning.apply(make_apply(module)))
-    alone = [tuning.apply(make_apply(module))(join(base, tuned), tokens) for tuning, tuned in found]
+    alone = [tuning.apply(make_apply(module))(merge(base, tuned), tokens) for tuning, tuned in found]
     alone.append(make_apply(module)(base, tokens))
     for ids in ([2, 0, -1, 1], [1, 1, 0, -1]):
         logits = run(residents.params(base, ids), tokens)
@@ -61,7 +61,7 @@ def test_texts_are_those_of_each_adapter_alone():
     beams = lambda g, params: [row[0].ids for row in beam_search(g, params, prompts, 3, BeamSearch(num_beams=2))]
     together = generator(residents.tuning)
     for texts in (greedy, beams):
-        alone = [texts(generator(tuning), join(base, tuned)) for tuning, tuned in found]
+        alone = [texts(generator(tuning), merge(base, tuned)) for tuning, tuned in found]
         assert alone[0] != alone[1]
         for ids in ([0, 1], [1, 0]):
             assert texts(together, residents.params(base, ids)) == [alone[which][i] for i, which in enumerate(ids)]
@@ -72,7 +72,7 @@ def test_what_cannot_be_served_is_told():
     residents = resident(found)
     run = residents.tuning.apply(make_apply(module))
     with pytest.raises(UserError, match="3 adapters are resident; say which"):
-        run(join(base, residents.tuned), tokens)
+        run(merge(base, residents.tuned), tokens)
     with pytest.raises(UserError, match="chosen for 3 rows, and the batch has 2"):
         run(residents.params(base, [0, 1, 2]), tokens)
     with pytest.raises(UserError, match="chosen for 1 rows, and the batch has 2"):  # no row stands for another

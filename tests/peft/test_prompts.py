@@ -18,7 +18,7 @@ from jaxnlp.peft.prefix import KEY, VALUE, Prefix
 from jaxnlp.peft.prompt import PROMPT, Prompt, PTuning
 from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import init_params, make_apply
-from jaxnlp.trees import join
+from jaxnlp.trees import merge
 
 from .test_properties import B, D, T, V, gpt, model, moved
 
@@ -51,7 +51,7 @@ def test_a_prompt_of_words_is_those_words_in_front(name):
     tuning, base, tuned, apply, tokens = begun(config, Prompt(length=P, init="ids", ids=(4, 9, 2)))
     words = jnp.broadcast_to(jnp.array([4, 9, 2]), (B, P))
     wanted = logits(apply(base, jnp.concatenate([words, tokens], axis=1)))[:, P:]
-    found = logits(tuning.apply(apply)(join(base, tuned), tokens))
+    found = logits(tuning.apply(apply)(merge(base, tuned), tokens))
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_padding_places_and_types_go_along():
         types=front(types, 0),
         predict=predict + P,
     )
-    found = tuning.apply(apply)(join(base, tuned), tokens, segment_ids=segments, types=types, predict=predict)
+    found = tuning.apply(apply)(merge(base, tuned), tokens, segment_ids=segments, types=types, predict=predict)
     np.testing.assert_allclose(found["masked_lm"], wanted["masked_lm"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["hidden"][:, :4], wanted["hidden"][:, P : P + 4], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["pooled"], wanted["pooled"], rtol=1e-5, atol=1e-6)
@@ -80,9 +80,9 @@ def test_a_prompt_within_a_template_stands_where_its_token_does():
     places = [0, 2, 5]
     template, words = tokens.at[:, jnp.array(places)].set(0), tokens.at[:, jnp.array(places)].set(jnp.array([4, 9, 2]))
     run = tuning.apply(apply)
-    np.testing.assert_allclose(run(join(base, tuned), template), apply(base, words), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(merge(base, tuned), template), apply(base, words), rtol=1e-5, atol=1e-6)
     too_many = template.at[:, 1].set(0)
-    assert np.isnan(run(join(base, tuned), too_many)[:, -1]).all()
+    assert np.isnan(run(merge(base, tuned), too_many)[:, -1]).all()
 
 
 @pytest.mark.parametrize("method", [Prompt(length=P, init="random"), Prefix(length=P)])
@@ -91,7 +91,7 @@ def test_a_cache_begun_with_the_prompt_goes_on_as_one_pass(method, name):
     """What generation does: the prompt once, then the text in pieces."""
     config = MODELS[name]
     tuning, base, tuned, apply, tokens = begun(config, method)
-    params, run = join(base, moved(tuned)), tuning.apply(apply)
+    params, run = merge(base, moved(tuned)), tuning.apply(apply)
     wanted = run(params, tokens)
     cache = tuning.begin_cache(run, params, config.init_cache(B, P + T))
     assert int(cache["offset"]) == P
@@ -107,7 +107,7 @@ def test_a_prefix_of_a_texts_own_keys_and_values_is_that_text(name):
     tuning, base, tuned, apply, tokens = begun(config, Prefix(length=P))
     now = moved(tuned)
     run = tuning.apply(apply)
-    changed = logits(run(join(base, now), tokens))
+    changed = logits(run(merge(base, now), tokens))
     assert float(jnp.max(jnp.abs(changed - logits(apply(base, tokens))))) > 1e-4
     if not config.can_generate or name == "alibi":  # Alibi's distance to a prefix is 0
         return
@@ -121,7 +121,7 @@ def test_a_prefix_of_a_texts_own_keys_and_values_is_that_text(name):
         pairs = enumerate(zip(k, v, strict=True))
         own = {f"block_{i}": {"attention": {KEY: turned(a), VALUE: turned(b)}} for i, (a, b) in pairs}
     wanted = apply(base, jnp.concatenate([words, tokens], axis=1))[:, P:]
-    np.testing.assert_allclose(run(join(base, own), tokens), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(merge(base, own), tokens), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -134,11 +134,11 @@ def test_what_a_network_makes_is_all_that_is_left_when_tuning_is_done(method, na
     assert list(tuned) == [SHARED]
     assert tuning.counts()[0] == sum(x.size for x in jax.tree.leaves(tuned))
     run = tuning.apply(apply)
-    params = join(base, tuned)
+    params = merge(base, tuned)
     done = tuning.expanded(params)
     assert SHARED not in done
     np.testing.assert_allclose(run(done, tokens), run(params, tokens), rtol=1e-5, atol=1e-6)
-    loss = lambda tuned: jnp.sum(jnp.square(run(join(base, tuned), tokens)))
+    loss = lambda tuned: jnp.sum(jnp.square(run(merge(base, tuned), tokens)))
     assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(jax.grad(loss)(tuned)))
 
 
@@ -149,7 +149,7 @@ def test_an_encoder_decoder_has_prefixes_on_its_encoder_and_across():
     for targets in (("encoder/*/attention",), ("cross_attention",), ("decoder/*/attention",)):
         tuning = plan(Prefix(length=P, targets=targets), module, *inputs)
         now = moved(tuning.init(jax.random.key(2), base))
-        out = tuning.apply(make_apply(module))(join(base, now), *inputs)
+        out = tuning.apply(make_apply(module))(merge(base, now), *inputs)
         assert float(jnp.max(jnp.abs(out - make_apply(module)(base, *inputs)))) > 1e-4
 
 
@@ -166,7 +166,7 @@ def test_a_model_of_someone_elses_has_prompts_too(name, placeholder):
     own = jax.jit(make_apply(module))
     tuning = plan(Prompt(length=P, init="ids", ids=(4, 9, 2), placeholder=placeholder), module, tokens)
     tuned, run = tuning.init(jax.random.key(2), base), jax.jit(tuning.apply(make_apply(module)))
-    found = run(join(base, tuned), given)
+    found = run(merge(base, tuned), given)
     np.testing.assert_allclose(found, own(base, wanted)[:, -T:], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(run(base, wanted), own(base, wanted))
     tuning = plan(PTuning(length=P, hidden_dim=4, encoder="lstm", placeholder=placeholder), module, tokens)
@@ -175,7 +175,7 @@ def test_a_model_of_someone_elses_has_prompts_too(name, placeholder):
     @jax.jit
     def grads(tuned):
         def loss(tuned):
-            out = run(join(base, tuned), given)
+            out = run(merge(base, tuned), given)
             return jnp.sum(jnp.square(out)), out
 
         return jax.grad(loss, has_aux=True)(tuned)
@@ -235,7 +235,7 @@ def test_what_cannot_work_is_told():
     config = MODELS["gpt"]
     tuning, base, tuned, apply, _ = begun(config, Prompt(length=12, init="random"))
     with pytest.raises(UserError, match="tuning.length=12: and a text of 6 are more than model.max_length=16"):
-        tuning.apply(apply)(join(base, tuned), jnp.ones((B, T), jnp.int32))
+        tuning.apply(apply)(merge(base, tuned), jnp.ones((B, T), jnp.int32))
     for method, message in (
         (Prompt(length=0), "^length=0"),
         (Prompt(init="text"), "^init='text'"),

@@ -20,7 +20,7 @@ from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
 from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import init_params, make_apply
-from jaxnlp.trees import join
+from jaxnlp.trees import merge
 
 B, T, V, D = 2, 6, 32, 16
 KERNELS = ("query", "key", "value", "out", "up", "down")
@@ -129,9 +129,9 @@ def test_identity_at_the_start_and_merged_equals_live(name, method):
     _, inputs, base = model(name)
     tuning, start, apply = tuned(name, method)
     wanted, run = of_the_base(name), jax.jit(apply)
-    np.testing.assert_allclose(run(join(base, start), *inputs), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(merge(base, start), *inputs), wanted, rtol=1e-5, atol=1e-6)
     now = moved(start)
-    live = run(join(base, now), *inputs)
+    live = run(merge(base, now), *inputs)
     assert float(jnp.max(jnp.abs(live - wanted))) > 1e-3
     if method in MERGED:
         merged = jax.jit(tuning.merge)(base, now)
@@ -153,8 +153,8 @@ def test_an_encoder_decoder_is_tuned_in_all_its_parts(method):
     start = tuning.init(jax.random.key(1), base)
     run = jax.jit(tuning.apply(make_apply(module)))
     wanted = run(base, *inputs)
-    np.testing.assert_allclose(run(join(base, start), *inputs), wanted, rtol=1e-5, atol=1e-6)
-    assert float(jnp.max(jnp.abs(run(join(base, moved(start)), *inputs) - wanted))) > 1e-3
+    np.testing.assert_allclose(run(merge(base, start), *inputs), wanted, rtol=1e-5, atol=1e-6)
+    assert float(jnp.max(jnp.abs(run(merge(base, moved(start)), *inputs) - wanted))) > 1e-3
 
 
 def test_scanned_layers_are_tuned_as_unrolled_ones():
@@ -168,15 +168,15 @@ def test_scanned_layers_are_tuned_as_unrolled_ones():
         tuning, start, apply = tuned("gpt", method)
         _, _, scanned = tuned("gpt scanned", method)
         now = moved(start)
-        wanted = apply(join(base, now), *inputs)
-        np.testing.assert_allclose(scanned(join(together(base), together(now)), *inputs), wanted, rtol=1e-4, atol=1e-5)
+        wanted = apply(merge(base, now), *inputs)
+        np.testing.assert_allclose(scanned(merge(together(base), together(now)), *inputs), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_only_tuned_parameters_have_gradients_and_the_base_stays_to_the_bit():
     module, inputs, base = model("gpt scanned")
     tuning, start, apply = tuned("gpt scanned", "lora everywhere")
     before = jax.tree.map(np.array, base)
-    loss = lambda tuned, base: jnp.mean(jnp.square(apply(join(base, tuned), *inputs)))
+    loss = lambda tuned, base: jnp.mean(jnp.square(apply(merge(base, tuned), *inputs)))
     grads = jax.jit(jax.grad(loss))(moved(start), base)
     assert jax.tree.structure(grads) == jax.tree.structure(start)
     assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(grads))
@@ -217,12 +217,12 @@ def test_dropout_drops_what_lora_reads_and_nothing_else():
     for method in (LoRA(rank=2, dropout_rate=0.5), LoRA(rank=2, dropout_rate=0.5, dora=True)):
         tuning = plan(method, module, *inputs)
         now = moved(tuning.init(jax.random.key(1), base))
-        apply, params = jax.jit(tuning.apply(make_apply(module))), join(base, now)
+        apply, params = jax.jit(tuning.apply(make_apply(module))), merge(base, now)
         one, other = (apply(params, *inputs, key=jax.random.key(seed)) for seed in (0, 1))
         assert float(jnp.max(jnp.abs(one - other))) > 1e-4
         if not method.dora:
             start = tuning.init(jax.random.key(1), base)
-            plain = apply(join(base, start), *inputs, key=jax.random.key(0))
+            plain = apply(merge(base, start), *inputs, key=jax.random.key(0))
             np.testing.assert_allclose(plain, apply(base, *inputs), rtol=1e-5, atol=1e-6)
 
 

@@ -17,7 +17,7 @@ from jaxnlp.peft.partial import BitFit, Full
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.tuning import plan
 from jaxnlp.sharding.axes import init_params, make_apply, make_capture
-from jaxnlp.trees import at, join
+from jaxnlp.trees import get_at, merge
 
 from .test_properties import B, D, T, V, method_for, model, moved
 
@@ -41,7 +41,7 @@ def kept(name: str, method: str, kind: str):
     """What the derivative by the tuned parameters keeps."""
     _, frozen, now, apply = tuned(name, method, kind)
     _, inputs, _ = model(name)
-    loss = lambda tuned, frozen: jnp.mean(jnp.square(apply(join(frozen, tuned), *inputs)))
+    loss = lambda tuned, frozen: jnp.mean(jnp.square(apply(merge(frozen, tuned), *inputs)))
     pull = lambda tuned, frozen: jax.tree.leaves(jax.vjp(lambda t: loss(t, frozen), tuned)[1])
     return jax.make_jaxpr(pull)(now, frozen).out_avals
 
@@ -53,11 +53,11 @@ def kept(name: str, method: str, kind: str):
 def test_merged_equals_live_and_is_floats(name, method, kind):
     module, inputs, base = model(name)
     tuning, frozen, now, apply = tuned(name, method, kind)
-    live = jax.jit(apply)(join(frozen, now), *inputs)
+    live = jax.jit(apply)(merge(frozen, now), *inputs)
     merged = tuning.merge(frozen, now)
     jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail(f"{a.shape}"), merged, base)
     np.testing.assert_allclose(jax.jit(make_apply(module))(merged, *inputs), live, rtol=1e-4, atol=1e-5)
-    exact = jax.jit(apply)(join(base, now), *inputs)
+    exact = jax.jit(apply)(merge(base, now), *inputs)
     assert 0 < float(jnp.max(jnp.abs(live - exact))) < {"int8": 0.05, "nf4": 0.5}[kind] * float(jnp.max(jnp.abs(exact)))
 
 
@@ -68,7 +68,7 @@ def test_other_methods_run_on_it_as_on_its_floats(method):
     wanted = plan(method_for("gpt scanned", method), module, *inputs).apply(make_apply(module))
     floats = dequantised(frozen)
     assert sum(map(is_quantised, leaves(frozen))) == 6
-    np.testing.assert_allclose(apply(join(frozen, now), *inputs), wanted(join(floats, now), *inputs), atol=1e-5)
+    np.testing.assert_allclose(apply(merge(frozen, now), *inputs), wanted(merge(floats, now), *inputs), atol=1e-5)
 
 
 def test_kernels_of_linear_maps_are_quantised_and_nothing_else():
@@ -93,8 +93,8 @@ def test_scanned_layers_are_quantised_as_unrolled_ones():
         stacked, _, _, scanned = tuned("gpt scanned", "lora everywhere", kind)
         found = stacked.frozen(together(base))
         jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(found), jax.tree.leaves(together(frozen)))
-        wanted = apply(join(frozen, now), *inputs)
-        np.testing.assert_allclose(scanned(join(found, together(now)), *inputs), wanted, rtol=1e-4, atol=1e-5)
+        wanted = apply(merge(frozen, now), *inputs)
+        np.testing.assert_allclose(scanned(merge(found, together(now)), *inputs), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,7 +108,7 @@ def test_the_derivative_keeps_codes_and_never_a_kernel_of_floats(name, kind):
     module, inputs, base = model(name)
     plain = plan(method_for(name, "houlsby"), module, *inputs)
     start, apply = plain.init(jax.random.key(1), base), plain.apply(make_apply(module))
-    pull = lambda t, b: jax.tree.leaves(jax.vjp(lambda t: jnp.sum(apply(join(b, t), *inputs)), t)[1])
+    pull = lambda t, b: jax.tree.leaves(jax.vjp(lambda t: jnp.sum(apply(merge(b, t), *inputs)), t)[1])
     assert [x for x in jax.make_jaxpr(pull)(start, base).out_avals if x.shape in kernels]  # of floats they are kept
 
 
@@ -118,7 +118,7 @@ def test_gradients_are_those_on_its_floats_and_it_stays_to_the_bit(name):
     tuning, frozen, now, apply = tuned(name, "lora everywhere", "nf4")
     before = jax.tree.map(np.array, frozen)
     floats = dequantised(frozen)
-    loss = lambda tuned, base: jnp.mean(jnp.square(apply(join(base, tuned), *inputs)))
+    loss = lambda tuned, base: jnp.mean(jnp.square(apply(merge(base, tuned), *inputs)))
     step = jax.jit(jax.value_and_grad(loss))
     _, wanted = step(now, floats)
     scale, losses = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(wanted)), []
@@ -169,10 +169,10 @@ def test_layers_that_draw_and_keep_within_their_call():
     base = init_params(module, jax.random.key(0), tokens)
     frozen, now = tuning.frozen(base), moved(tuning.init(jax.random.key(1), base))
     apply = tuning.apply(make_apply(module))
-    loss = lambda now, base: jnp.mean(jnp.square(apply(join(base, now), tokens, key=jax.random.key(2))))
+    loss = lambda now, base: jnp.mean(jnp.square(apply(merge(base, now), tokens, key=jax.random.key(2))))
     found, wanted = (jax.jit(jax.grad(loss))(now, tree) for tree in (frozen, dequantised(frozen)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, wanted)
-    seen = jax.jit(tuning.apply(make_capture(module)))(join(frozen, now), tokens)[1]
+    seen = jax.jit(tuning.apply(make_capture(module)))(merge(frozen, now), tokens)[1]
     assert seen["noisy/seen"].shape == (B, T, D)
 
 
@@ -199,6 +199,6 @@ def test_what_is_trained_whole_is_in_floats():
     assert len(tuning.blocks) == 5
     frozen, start = tuning.frozen(base), tuning.init(jax.random.key(0), base)
     np.testing.assert_array_equal(
-        at(start, ("blocks", "attention", "query", "kernel")), base["blocks"]["attention"]["query"]["kernel"]
+        get_at(start, ("blocks", "attention", "query", "kernel")), base["blocks"]["attention"]["query"]["kernel"]
     )
-    assert at(frozen, ("blocks", "attention", "query", "kernel")) is None
+    assert get_at(frozen, ("blocks", "attention", "query", "kernel")) is None

@@ -120,7 +120,7 @@ def test_flops_of_a_config_are_those_of_its_model_for_each_token():
     from configs.elmo.tiny import get_config as elmo
     from jaxnlp.training.experiment import flops_per_token
 
-    for make, sequences in ((elmo, 1), (lambda: finetune("choice"), 4)):
+    for make, sequences in ((elmo, 1), (lambda: finetune("multiple_choice"), 4)):
         e = make()
         e = dataclasses.replace(e, model=e.model.with_body(vocab_size=2048))
         predicted = e.data.examples.predicted(e.data)

@@ -47,7 +47,13 @@ GiB = 2**30
 
 def planned(folder, config: str, topology: str, *fields: str) -> tuple[int, str, dict, int]:
     """(exit status, what it prints, the plan, the most memory that it took)."""
-    command = [sys.executable, "-m", "experiments.plan", f"--config=configs/gpt/{config}.py", f"--topology={topology}"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.plan",
+        f"--config=configs/gpt/tpu.py:{config}",
+        f"--topology={topology}",
+    ]
     with open(folder / "out", "w+") as out:
         process = subprocess.Popen([*command, *fields, f"--out={folder}"], cwd=ROOT, env=tpu.environment(), stdout=out)
         _, status, usage = os.wait4(process.pid, 0)

@@ -22,7 +22,7 @@ from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.run_folder import resume
 from jaxnlp.training.setup import prepare
 from jaxnlp.training.step.program import build
-from jaxnlp.trees import put
+from jaxnlp.trees import set_at
 
 from .test_tuned import untuned
 
@@ -80,7 +80,7 @@ def test_vectors_stand_where_the_template_has_their_places(task):
     table = params["trunk"]["embed"]["embedding"]
     tokens = batch["tokens"].copy()
     tokens[tokens == e.tuning.placeholder] = words * len(tokens)
-    as_words = logits(put(params, ("trunk", "embed", PROMPT), table[np.array(words)]), batch)
+    as_words = logits(set_at(params, ("trunk", "embed", PROMPT), table[np.array(words)]), batch)
     np.testing.assert_allclose(as_words, logits(params, {**batch, "tokens": tokens}), rtol=1e-5, atol=1e-6)
     assert float(np.abs(as_words - found).max()) > 1e-6
     batch["tokens"][1, 0, 1] = 5

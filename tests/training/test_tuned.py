@@ -34,7 +34,7 @@ from jaxnlp.training.load import load, make_generator
 from jaxnlp.training.loops.supervised import train
 from jaxnlp.training.run_folder import resume
 from jaxnlp.training.step.program import build
-from jaxnlp.trees import like
+from jaxnlp.trees import select
 
 from ..experiments import small
 from .test_meshes import B, T, batch
@@ -225,12 +225,12 @@ def test_a_quantised_base_is_made_again_from_its_run(corpus, base, tmp_path):
     tuning = found.program.tuning
     assert tuning is not None and len(tuning.blocks) == 6
     frozen = tuning.frozen(trained.params)
-    jax.tree.map(np.testing.assert_array_equal, like(found.params, frozen), frozen)
+    jax.tree.map(np.testing.assert_array_equal, select(found.params, frozen), frozen)
     sizes = sum(x.nbytes for x in jax.tree.leaves(found.params))
     assert memory(found.program)["parameters"] == sizes
-    tuned = like(found.params, found.program.abstract.params)
+    tuned = select(found.params, found.program.abstract.params)
     assert parameter_count(found.program) == sum(x.size for x in jax.tree.leaves((trained.params, tuned)))
-    merged = tuning.merge(like(found.params, tuning.shapes), tuned)
+    merged = tuning.merge(select(found.params, tuning.shapes), tuned)
     assert jax.tree.map(np.shape, merged) == jax.tree.map(np.shape, trained.params)
     tokens = np.arange(8)[None]
     with found.program.context(any_length=True, batch=None):

@@ -32,7 +32,7 @@ from jaxnlp.sharding.rules import REPLICATED, path_name, shardings
 from jaxnlp.training.init.param_mapping import Match, match
 from jaxnlp.training.load import load
 from jaxnlp.training.run_folder.checkpoint import Reader
-from jaxnlp.trees import like
+from jaxnlp.trees import select
 
 REPORT = "init.json"
 SHOWN = 8  # paths in a line of the report; the file has all
@@ -90,7 +90,7 @@ class Pretrained:
         layout = jax.tree.map(lambda x: x.sharding, own)
         build = jax.jit(lambda fresh, given: assemble(found, dequantised(fresh), given), out_shardings=layout)
         report = Report.of(source.name, found, target)
-        params = build(like(state.model, own), flat)
+        params = build(select(state.model, own), flat)
         if program.tuning is None:
             return dataclasses.replace(state, params=params), report
         trained = {"/".join(path) for path in program.tuning.replaced}
@@ -207,7 +207,7 @@ def _merged(path: str, step: int) -> Any:
     tuning = run.program.tuning
     assert tuning is not None
     try:
-        return tuning.merge(like(run.params, tuning.shapes), like(run.params, run.program.abstract.params))
+        return tuning.merge(select(run.params, tuning.shapes), select(run.params, run.program.abstract.params))
     except UserError as e:
         told = f"{e}; begin from what it began with, with tuning_from={path!r}"
         raise FieldError("init_from.path", path, told) from None

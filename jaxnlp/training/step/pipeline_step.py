@@ -33,7 +33,7 @@ from jaxnlp.sharding.pipeline import (
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.step import sum_gradients as unpipelined
-from jaxnlp.trees import at, put, without
+from jaxnlp.trees import get_at, set_at, without
 
 ONE_STACK = "runs one stack, and an encoder-decoder has two; use GPipe(), in a config or as 'gpipe' on the command line"
 
@@ -210,12 +210,12 @@ class _Staged:
         """(the parameters of each stack, all others)."""
         weights = []
         for cut in self.cuts:
-            weights.append(at(params, cut.layers.path))
+            weights.append(get_at(params, cut.layers.path))
             params = without(params, cut.layers.path)
         return weights, params
 
     def _put(self, weights, rest):
-        return put(rest, self.cuts[0].layers.path, weights)
+        return set_at(rest, self.cuts[0].layers.path, weights)
 
     def _run(self, cut: _Cut):
         def run(weights, x, arrays, raw):

@@ -26,7 +26,7 @@ from jaxnlp.training.step.state import TrainState, gradient_shardings, new_state
 from jaxnlp.training.step.step import make_step, many_steps
 from jaxnlp.training.step.validate import check_axes, check_blocks, check_heads, check_names
 from jaxnlp.training.step.zero_update import Layouts
-from jaxnlp.trees import at, join, like, put
+from jaxnlp.trees import get_at, merge, select, set_at
 
 TUNED = 0x7D  # folded into the run's key for the tuned parameters' first values
 
@@ -58,18 +58,18 @@ class Program:
     @property
     def all_axes(self) -> Any:
         """Logical axes of all parameters, trained or frozen."""
-        return self.axes if self.tuning is None else join(self.tuning.frozen_axes, self.axes)
+        return self.axes if self.tuning is None else merge(self.tuning.frozen_axes, self.axes)
 
     @property
     def base(self) -> tuple[Any, Any]:
         """(shapes and shardings, logical axes) of the model's own parameters; of quantised ones as they were before."""
         if self.tuning is None:
             return self.abstract.model, self.axes
-        own, rules = like(self.abstract.model, self.tuning.shapes), self.experiment.sharding.params
+        own, rules = select(self.abstract.model, self.tuning.shapes), self.experiment.sharding.params
         for path in self.tuning.blocks:
-            x, names = at(self.tuning.shapes, path), at(self.tuning.base_axes, path)
+            x, names = get_at(self.tuning.shapes, path), get_at(self.tuning.base_axes, path)
             spec = resolve("/".join(path), names, x.shape, rules, self.mesh.shape)
-            own = put(own, path, jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec)))
+            own = set_at(own, path, jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec)))
         return own, self.tuning.base_axes
 
     def context(self, *, any_length: bool = False, **rules: Any) -> contextlib.ExitStack:

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.remat import HOST
 from jaxnlp.sharding.rules import Sharding, shardings
-from jaxnlp.trees import join
+from jaxnlp.trees import merge
 
 
 @functools.partial(
@@ -42,7 +42,7 @@ class TrainState:
     @property
     def model(self) -> Any:
         """All parameters, as the model reads them."""
-        return self.params if self.frozen is None else join(self.frozen, self.params)
+        return self.params if self.frozen is None else merge(self.frozen, self.params)
 
 
 def new_state(

@@ -14,7 +14,7 @@ import optax
 from jaxnlp.objectives.objective import means, prepared
 from jaxnlp.training.step.state import TrainState
 from jaxnlp.training.step.zero_update import Layouts
-from jaxnlp.trees import join, like
+from jaxnlp.trees import merge, select
 
 GROWTH_STEPS = 2000  # steps without overflow after which the float16 loss scale doubles
 MAX_SCALE = 2.0**24
@@ -79,7 +79,7 @@ def make_step(
                 gradients if state.frozen is None else None,
             )
         (total, weight, extra), grads = found
-        grads = like(grads, state.params)
+        grads = select(grads, state.params)
         weight = jnp.maximum(weight, 1e-9)  # a batch of nothing but padding has loss 0
         divisor = weight if scale is None else weight * scale
         grads = jax.tree.map(lambda g, p: (g / divisor).astype(p.dtype), grads, state.params)
@@ -103,7 +103,7 @@ def make_step(
 
 
 def _on_frozen(apply, frozen, params, *args, **kwargs):
-    return apply(join(frozen, params), *args, **kwargs)
+    return apply(merge(frozen, params), *args, **kwargs)
 
 
 def sum_gradients(apply, objective, params, batch, key, accum_steps, scale=None, layout=None):

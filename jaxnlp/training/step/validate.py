@@ -13,7 +13,7 @@ from jaxnlp.nn.quantised import SMALLEST, block_size
 from jaxnlp.peft.tuning import TunedModel
 from jaxnlp.sharding.rules import ACTIVATIONS, REPLICATED, as_tuple
 from jaxnlp.training.experiment import Experiment
-from jaxnlp.trees import at
+from jaxnlp.trees import get_at
 
 TABLES = ("params", "gradients", "optimizer")
 FOLLOW = ("heads", "kv_heads", "kv", "mlp", "vocab")
@@ -65,7 +65,7 @@ def check_blocks(experiment: Experiment, tuning: TunedModel, sizes: Mapping[str,
         told = f"is not cut into mesh.stage={sizes['stage']} stages; use mesh.stage=1, or 'bfloat16'"
         raise FieldError("tuning.base_dtype", tuning.method.base_dtype, told)
     most, rules = tuning.method.base_block, experiment.sharding.params
-    counts = {path: at(tuning.shapes, path).shape[how.axis] for path, how in tuning.blocks.items()}
+    counts = {path: get_at(tuning.shapes, path).shape[how.axis] for path, how in tuning.blocks.items()}
     split = {path: as_tuple(rules.get(str(how.axes[how.axis]))) for path, how in tuning.blocks.items()}
     ways = {path: math.prod(sizes[axis] for axis in axes) for path, axes in split.items()}
     # A share is of whole blocks, or its scales would lie on other devices than its codes.

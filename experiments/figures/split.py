@@ -1,6 +1,6 @@
 """Draw how a table splits the matrices of a model's block over the tensor axis, and what is communicated where.
 
-python -m experiments.split --config=configs/gpt/gpt2.py:small --preset=TP --ways=4 --out=split.png
+python -m experiments.figures.split --config=configs/gpt/gpt2.py:small --preset=TP --ways=4 --out=split.png
 
 Without --preset it is the config's own table. Reads the first block that has attention and a feed-forward layer.
 """
@@ -48,7 +48,9 @@ def main() -> None:
     layers = split_layers(experiment.model, sharding, WAYS.value)
     name = PRESET.value or "the config's table"
     if sharding.pipeline is not None and not any(piece.split for row in layers.values() for piece in row):
-        raise UserError(f"{name}: cuts layers and splits no matrix; draw its schedule with experiments.pipeline")
+        raise UserError(
+            f"{name}: cuts layers and splits no matrix; draw its schedule with experiments.figures.pipeline"
+        )
     save_png(draw_split(layers, WAYS.value, f"{name} over {WAYS.value} devices"), pathlib.Path(OUT.value))
     print(f"written: {OUT.value}")
 
@@ -121,5 +123,5 @@ def layer(first: list[Any], between: str, last: Any, sequence: bool) -> list[Any
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__, by=distributed.FIRST)

@@ -1,7 +1,7 @@
 """Naive data parallelism beside DDP: what each device sends and receives in a step, and that both train alike.
 
-  python -m experiments.data_parallel --out=data_parallel.png
-  python -m experiments.data_parallel --devices=4 --config=configs/gpt/tiny.py --config.data.batch_size=8
+  python -m experiments.figures.data_parallel --out=data_parallel.png
+  python -m experiments.figures.data_parallel --devices=4 --config=configs/gpt/tiny.py --config.data.batch_size=8
 
 Runs anywhere, on virtual CPU devices. Naive, as torch.nn.DataParallel: one device scatters the batch and the
 parameters, gathers outputs and gradients, and updates; every move of an array is counted. DDP: gradients are
@@ -191,5 +191,5 @@ def report(found: Found) -> str:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__, by=distributed.FIRST)

@@ -1,7 +1,7 @@
 """Draw a model's architecture from its parameter table: boxes by path, shapes by logical axis, counts.
 
-python -m experiments.architecture --config=configs/gpt/gpt2.py:small --out=gpt2.png
-python -m experiments.architecture --config=configs/gpt/tiny.py --config.model.num_layers=8 --out=deep.png
+python -m experiments.figures.architecture --config=configs/gpt/gpt2.py:small --out=gpt2.png
+python -m experiments.figures.architecture --config=configs/gpt/tiny.py --config.model.num_layers=8 --out=deep.png
 """
 
 import pathlib
@@ -50,5 +50,5 @@ def config_name() -> str:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__, by=distributed.FIRST)

@@ -1,7 +1,7 @@
 """Draw a pipeline schedule: which stage runs which microbatch when, and its bubble beside the formula.
 
-  python -m experiments.pipeline --schedule=gpipe --stages=4 --microbatches=8 --out=gpipe.png
-  python -m experiments.pipeline --schedule=circular --laps=2 --stages=4 --microbatches=8
+  python -m experiments.figures.pipeline --schedule=gpipe --stages=4 --microbatches=8 --out=gpipe.png
+  python -m experiments.figures.pipeline --schedule=circular --laps=2 --stages=4 --microbatches=8
 
 Schedules: naive, gpipe, 1f1b, circular (`jaxnlp/sharding/pipeline.py`). The bubble is the share of all stages' time in
 which they do nothing of use; forward and backward passes are drawn as if they took as long.
@@ -59,5 +59,5 @@ FORMULAS = {
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    runtime.configure_jax()
     cli.run(main, __doc__, by=distributed.FIRST)
