@@ -54,7 +54,7 @@ def commands() -> list[tuple[pathlib.Path, str]]:
 def test_commands_name_entry_points_and_configs_that_are_there(page):
     for where, line in commands():
         if where == page:
-            module = re.search(r"-m (experiments\.\w+)", line)[1]
+            module = re.search(r"-m (experiments(?:\.\w+)+)", line)[1]
             path = ROOT / module.replace(".", "/")
             assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), line
             for config in re.findall(r"--config=(configs/[^\s:]+\.py)", line):
