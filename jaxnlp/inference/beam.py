@@ -7,6 +7,7 @@ Shape legend: B batch, P prompt length, T new tokens, N beams, C candidates (2N)
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,6 @@ from jaxnlp.inference.decode import Generator
 from jaxnlp.inference.loop import log_probs, prompt_seen, replicate
 from jaxnlp.inference.processors import Processors, process, seen_in
 from jaxnlp.inference.rows import Ids, Rows
-from jaxnlp.nn.interceptors import rows_repeated
 
 WORST = -1e9  # the score of a beam that is not there
 
@@ -79,17 +79,18 @@ def beam_search(
     beams: BeamSearch = BeamSearch(),
     *,
     forced_prefix: Ids | None = None,
+    adapter_ids: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """The `num_return` best continuations of each prompt, best first.
 
     Args:
-        prompts, forced_prefix: as `Generator.generate` takes them.
+        prompts, forced_prefix, adapter_ids: as for `Generator.generate`.
 
     Raises:
         UserError: no prompts, nothing to generate, or more positions than the model has.
     """
     forced = forced_prefix or [[]] * len(prompts)
-    rows = generator.rows(prompts, max_new_tokens, forced)
+    rows = generator.rows(prompts, max_new_tokens, forced, adapter_ids)
     with generator.context(len(prompts)):
         held = generator.prepare_params(params)
         found = _search(generator, held, rows, max_new_tokens, beams, max(map(len, forced)))
@@ -147,7 +148,8 @@ def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: Beam
     logits_BTV, cache = model.prefill(held, rows, model.new_cache(held, B, sizes[0]), 1 + forced)
     logits_BTV = model.real(logits_BTV)
     forced_BK = log_probs(logits_BTV[:, :-1], rows.tokens[:, P - forced :])
-    cache, held = repeat(cache, N), rows_repeated(held, N)
+    cache = repeat(cache, N)
+    adapter_ids_R = None if rows.adapter_ids is None else jnp.repeat(rows.adapter_ids, N)
     count_R1 = jnp.repeat(rows.count_B, N)[:, None]
     prompt_BV = prompt_seen(rows, beams.repetition_penalty, logits_BTV.shape[-1])
     prompt_RV = None if prompt_BV is None else jnp.repeat(prompt_BV, N, axis=0)
@@ -165,7 +167,7 @@ def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: Beam
         step, live, finished, open_B, parents_BN, _, cache = carry
         cache = reorder(cache, parents_BN)
         last_R1 = jax.lax.dynamic_index_in_dim(live.tokens, step - 1, axis=2).reshape(B * N, 1)
-        logits_RTV, cache = model.step(held, last_R1, count_R1 + step - 1, cache)
+        logits_RTV, cache = model.step(held, last_R1, count_R1 + step - 1, cache, adapter_ids_R)
         logits_BNV = model.real(logits_RTV[:, -1]).reshape(B, N, -1)
         return step + 1, *extend(step, logits_BNV, live, finished, open_B), cache
 

@@ -9,7 +9,7 @@ Shape legend: B batch, P prompt length, R rows or beams, T new tokens, V vocabul
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -91,10 +91,11 @@ class Generator:
         seed: int = 0,
         *,
         forced_prefix: Ids | None = None,
+        adapter_ids: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """The ids of `generate`, which says what the arguments are."""
         forced = forced_prefix or [[]] * len(prompts)
-        tokens_BT, _ = self._all(params, prompts, max_new_tokens, sampling, seed, forced, log_probs=False)
+        tokens_BT, _ = self._all(params, prompts, max_new_tokens, sampling, seed, forced, adapter_ids, log_probs=False)
         return [[*f, *self.until_separator(row)] for f, row in zip(forced, tokens_BT.tolist(), strict=True)]
 
     def generate(
@@ -108,6 +109,7 @@ class Generator:
         forced_prefix: Ids | None = None,
         on_tokens: OnTokens | None = None,
         chunk: int = CHUNK,
+        adapter_ids: Sequence[int] | None = None,
     ) -> list[Generation]:
         """Continues each prompt, up to the separator or `max_new_tokens`.
 
@@ -117,12 +119,14 @@ class Generator:
                 and not counted in max_new_tokens.
             on_tokens: called as (row, its new ids) as they come, forced ones first; where it returns True, that row
                 ends there. The loop then runs in chunks of so many steps, with the same results.
+            adapter_ids: for each prompt, the adapter that it uses, if `apply` is a model with several of them
+                (`peft/multi_adapter.py`).
 
         Raises:
             UserError: no prompts, nothing to generate, or more positions than the model has.
         """
         forced = forced_prefix or [[]] * len(prompts)
-        args = (params, prompts, max_new_tokens, sampling, seed, forced)
+        args = (params, prompts, max_new_tokens, sampling, seed, forced, adapter_ids)
         if on_tokens is None:
             tokens_BT, log_probs = self._all(*args, log_probs=True)
             ends: list[int | None] = [None] * len(prompts)
@@ -139,19 +143,19 @@ class Generator:
             found.append(Generation([*forced[i], *ids], told, end, finish))
         return found
 
-    def _all(self, params, prompts, max_new_tokens, sampling, seed, forced, *, log_probs: bool):
+    def _all(self, params, prompts, max_new_tokens, sampling, seed, forced, adapter_ids, *, log_probs: bool):
         """In one call: tokens_BT and, if wanted, log-probabilities of forced tokens (B, K) and of new ones (B, T)."""
-        rows = self.rows(prompts, max_new_tokens, forced)
+        rows = self.rows(prompts, max_new_tokens, forced, adapter_ids)
         plan = loop.DecodePlan(max_new_tokens, sampling, log_probs, max(map(len, forced)))
         with self.context(len(prompts)):
             found = loop.run(self, plan, self.prepare_params(params), rows, jax.random.key(seed))
         return jax.tree.map(np.asarray, found)
 
-    def _in_chunks(self, params, prompts, max_new_tokens, sampling, seed, forced, on_tokens, chunk):
+    def _in_chunks(self, params, prompts, max_new_tokens, sampling, seed, forced, adapter_ids, on_tokens, chunk):
         """As `_all`, with `on_tokens` told after each chunk; also the place where it ended each row, or None."""
         if chunk < 1:
             raise FieldError("chunk", chunk, "expected a positive number of steps")
-        rows = self.rows(prompts, max_new_tokens, forced)
+        rows = self.rows(prompts, max_new_tokens, forced, adapter_ids)
         plan = loop.DecodePlan(max_new_tokens, sampling, True, max(map(len, forced)))
         B, P, T = len(prompts), rows.tokens.shape[1], max_new_tokens
         size, *later = cache_lengths(P, P + T)
@@ -178,13 +182,19 @@ class Generator:
                 state = loop.advance(self, plan, held_params, rows, key, state, cache, ended_B, stop)
         return tokens_BT, (np.asarray(forced_BK), np.asarray(state.log_probs)), ends
 
-    def rows(self, prompts: Ids, max_new_tokens: int, forced_prefix: Ids | None = None) -> Rows:
+    def rows(
+        self,
+        prompts: Ids,
+        max_new_tokens: int,
+        forced_prefix: Ids | None = None,
+        adapter_ids: Sequence[int] | None = None,
+    ) -> Rows:
         """Prompts as arrays (`inference/rows.py`).
 
         Raises:
             UserError: no prompts, nothing to generate, or more positions than the model has.
         """
-        return make_rows(self, prompts, max_new_tokens, forced_prefix)
+        return make_rows(self, prompts, max_new_tokens, forced_prefix, adapter_ids)
 
     def fit_max_new_tokens(self, prompts: Ids, wanted: int, forced_prefix: Ids | None = None) -> int:
         """`wanted` new tokens, or as many as fit after the longest prompt (one at least, which may then be refused)."""
@@ -219,15 +229,26 @@ class Generator:
         """Logits of the last places of `rows.tokens`, and the cache that holds them all."""
         positions_BP = rows.positions_BP + self.num_virtual_tokens
         given = {"segment_ids": rows.segments, "positions": positions_BP, "cache": cache}
+        if rows.adapter_ids is not None:
+            given["adapter_ids"] = rows.adapter_ids
         if not self.encoder_decoder:
             return self.apply(held_params, rows.tokens, **given, logits_to_keep=logits_to_keep)
         given["input_segments"] = rows.input_segments
         return self.apply(held_params, rows.inputs, rows.tokens, **given, logits_to_keep=logits_to_keep)
 
-    def step(self, held_params: Any, last_R1: jax.Array, positions_R1: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    def step(
+        self,
+        held_params: Any,
+        last_R1: jax.Array,
+        positions_R1: jax.Array,
+        cache: Any,
+        adapter_ids_R: jax.Array | None = None,
+    ) -> tuple[jax.Array, Any]:
         """Logits (R, 1, V) of the token after `last_R1`, and the cache that holds it."""
         positions_R1 = positions_R1 + self.num_virtual_tokens
         given = {"segment_ids": jnp.ones_like(last_R1), "positions": positions_R1, "cache": cache}
+        if adapter_ids_R is not None:
+            given["adapter_ids"] = adapter_ids_R
         tokens = (None, last_R1) if self.encoder_decoder else (last_R1,)
         return self.apply(held_params, *tokens, **given)
 

@@ -110,7 +110,9 @@ def _advance(model, plan, params, rows, key, state, stop) -> DecodeState:
 
     def body(state: DecodeState) -> DecodeState:
         last_B1 = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
-        logits_BTV, cache = model.step(params, last_B1, (count_B + state.step - 1)[:, None], state.cache)
+        logits_BTV, cache = model.step(
+            params, last_B1, (count_B + state.step - 1)[:, None], state.cache, rows.adapter_ids
+        )
         return _choose(model, plan, key, dataclasses.replace(state, cache=cache), logits_BTV)
 
     return jax.lax.while_loop(lambda s: (s.step < stop) & ~s.done.all(), body, state)

@@ -21,12 +21,16 @@ Ids = Sequence[Sequence[int]]
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """A batch to go on with: tokens_BP and segments_BP; of an encoder-decoder also inputs_BS and input_segments_BS."""
+    """A batch to continue: tokens_BP and segments_BP; for an encoder-decoder also inputs_BS and input_segments_BS.
+
+    adapter_ids: (B,) which adapter each row uses (`peft/multi_adapter.py`), or None.
+    """
 
     tokens: Any
     segments: Any
     inputs: Any = None
     input_segments: Any = None
+    adapter_ids: Any = None
 
     @property
     def count_B(self) -> Any:
@@ -38,10 +42,12 @@ class Rows:
         return jnp.maximum(jnp.cumsum(self.segments, axis=1) - 1, 0)
 
 
-jax.tree_util.register_dataclass(Rows, ["tokens", "segments", "inputs", "input_segments"], [])
+jax.tree_util.register_dataclass(Rows, ["tokens", "segments", "inputs", "input_segments", "adapter_ids"], [])
 
 
-def make_rows(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids | None) -> Rows:
+def make_rows(
+    model: Any, prompts: Ids, max_new_tokens: int, forced: Ids | None, adapter_ids: Sequence[int] | None = None
+) -> Rows:
     """Prompts and forced prefixes of a `Generator`'s model. An encoder-decoder's prompts are its sources.
 
     Raises:
@@ -56,6 +62,11 @@ def make_rows(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids | None)
         forced = [[]] * len(prompts)
     if len(forced) != len(prompts):
         raise UserError(f"forced_prefix: {len(forced)} of them for {len(prompts)} prompts; expected one for each")
+    if adapter_ids is not None and np.shape(adapter_ids) != (len(prompts),):
+        raise UserError(
+            f"adapter_ids: shape {np.shape(adapter_ids)} for {len(prompts)} prompts; expected one id for each"
+        )
+    ids_B = None if adapter_ids is None else np.asarray(adapter_ids)
     heads = [[]] * len(prompts) if model.encoder_decoder else prompts
     _check_room(model, prompts, max_new_tokens, forced)
     rows = [[*model.first, *head, *prefix] for head, prefix in zip(heads, forced, strict=True)]
@@ -63,11 +74,12 @@ def make_rows(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids | None)
         raise UserError("generate: an empty prompt, and the model has no start token; give it a text to begin with")
     tokens_BP, segments_BP = _pad(rows, model.separator, left=True)
     if not model.encoder_decoder:
-        return Rows(tokens_BP, segments_BP)
+        return Rows(tokens_BP, segments_BP, adapter_ids=ids_B)
     sources = [[*prompt, *model.last] for prompt in prompts]
     if not all(sources):
         raise UserError("generate: an empty source, and the model ends none with a token; give it a text")
-    return Rows(tokens_BP, segments_BP, *_pad(sources, model.separator, left=False))
+    inputs_BS, input_segments_BS = _pad(sources, model.separator, left=False)
+    return Rows(tokens_BP, segments_BP, inputs_BS, input_segments_BS, ids_B)
 
 
 def _check_room(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids) -> None:

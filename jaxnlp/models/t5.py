@@ -22,7 +22,7 @@ from jaxnlp.nn.model_config import Kind, ModelConfig
 from jaxnlp.nn.partitioning import constrain
 from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.positions import RelativeBuckets
-from jaxnlp.nn.stack import empty_cache, stack, with_cross, without_cross
+from jaxnlp.nn.stack import attach_cross_cache, detach_cross_cache, empty_cache, stack
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -217,7 +217,7 @@ class Decoder(nn.Module):
         if cache is not None:
             segment_ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
             keys = jax.lax.dynamic_update_slice(cache["segments"], segment_ids, (0, offset))
-            layers = with_cross(cache["layers"], cache.get("cross") if memory_BSD is None else None, c)
+            layers = attach_cross_cache(cache["layers"], cache.get("cross") if memory_BSD is None else None, c)
             length = keys.shape[1]
         bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
         bias = None if bias is None else bias(places, jnp.arange(length))
@@ -229,7 +229,7 @@ class Decoder(nn.Module):
         x_BTD = dropped(c, c.norm.module(c.policy, name="norm")(x_BTD), deterministic)
         if cache is None:
             return x_BTD, None
-        layers, cross = without_cross(layers, c)
+        layers, cross = detach_cross_cache(layers, c)
         held = {"layers": layers, "segments": keys, "offset": offset + T}
         return x_BTD, {**held, "cross": cross, "input_segments": input_segments}
 

@@ -21,7 +21,7 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.kernels import MASKED, Blocked, DotProduct, Einsum, Flash, attention_weights
 from jaxnlp.nn.linear import Initializer, Linear
 from jaxnlp.nn.masks import Mask
-from jaxnlp.nn.partitioning import by_heads, enter, leave, parameter
+from jaxnlp.nn.partitioning import gather_sequence, parameter, scatter_sequence, shard_heads
 from jaxnlp.nn.policy import Policy
 
 __all__ = ["Blocked", "DotProduct", "Einsum", "Flash"]  # configs saved before kernels had a file of their own say so
@@ -181,7 +181,7 @@ class MultiHeadAttention(nn.Module):
 
     def keys_values(self, x_BSD, positions_BS=None) -> tuple[jax.Array, jax.Array]:
         """Keys and values of a sequence, each (B, S, N, K), turned by its positions if there are any."""
-        k_BSNK, v_BSNK = by_heads(self.key(x_BSD), "kv_heads"), by_heads(self.value(x_BSD), "kv_heads")
+        k_BSNK, v_BSNK = shard_heads(self.key(x_BSD), "kv_heads"), shard_heads(self.value(x_BSD), "kv_heads")
         if self.qk_norm is not None:
             k_BSNK = self.key_norm(k_BSNK)
         return k_BSNK if positions_BS is None else self.positions.rotate(k_BSNK, positions_BS), v_BSNK
@@ -198,8 +198,8 @@ class MultiHeadAttention(nn.Module):
             cache: a pair (k, v) of shape (B, N, S, K) to write x's keys and values into at `mask.offset`.
             bias: (B or 1, H, T, S), added to the scores.
         """
-        x_BTD = enter(x_BTD)
-        q_BTHK = by_heads(self.query(x_BTD), "heads")
+        x_BTD = gather_sequence(x_BTD)
+        q_BTHK = shard_heads(self.query(x_BTD), "heads")
         if self.qk_norm is not None:
             q_BTHK = self.query_norm(q_BTHK)
         if positions_BT is not None:
@@ -226,7 +226,7 @@ class MultiHeadAttention(nn.Module):
             kernel_init=self.out_init,
             name="out",
         )
-        return checkpoint_name(leave(out(out_BTHK)), "attention_out"), cache
+        return checkpoint_name(scatter_sequence(out(out_BTHK)), "attention_out"), cache
 
 
 def _write(cache_BNSK, new_BTNK, offset):

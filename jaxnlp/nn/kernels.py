@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.masks import Mask
-from jaxnlp.nn.partitioning import constrain, mesh_axes, sharded_call, split
+from jaxnlp.nn.partitioning import constrain, mesh_axes, num_shards, sharded_call
 from jaxnlp.nn.policy import Policy
 
 SCORES = (((3,), (3,)), ((0, 1), (0, 1)))  # R x K and S x K to R x S, for `Policy.dot`
@@ -133,7 +133,7 @@ class Flash:
             raise UserError(
                 f"attention Flash(): sequence length {length} is not a multiple of 128; change data.seq_len"
             )
-        if split("length") > 1:
+        if num_shards("length") > 1:
             raise UserError("attention Flash(): cannot see other devices' keys; use Ring() where mesh.sequence > 1")
         if mask.prefix_B is not None:
             raise UserError("attention Flash(): has no prefix mask; use Einsum()")
@@ -161,7 +161,7 @@ def beside_queries(q_BTHK, k_BSNK, v_BSNK) -> tuple[jax.Array, jax.Array, str]:
     Raises:
         UserError: heads that do not divide over the devices.
     """
-    axis, ways = "kv_heads", (split("heads"), split("kv_heads"))
+    axis, ways = "kv_heads", (num_shards("heads"), num_shards("kv_heads"))
     if mesh_axes(("heads",)) != mesh_axes(("kv_heads",)) and ways != (1, 1):
         axis, groups = "heads", q_BTHK.shape[2] // k_BSNK.shape[2]
         k_BSNK, v_BSNK = (jnp.repeat(x, groups, axis=2) for x in (k_BSNK, v_BSNK))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnlp.nn.partitioning import constrain, split
+from jaxnlp.nn.partitioning import constrain, num_shards
 
 
 def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
@@ -27,7 +27,7 @@ def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array, axis: str | None = N
     logits (Shoeybi et al. 2019, section 3).
     The backward pass keeps only the logits and log_z, where autodiff would keep a second array of the logits' size.
     """
-    vocab_split = axis is not None and split(axis) > 1
+    vocab_split = axis is not None and num_shards(axis) > 1
     if vocab_split:
         logits_BTV = constrain(logits_BTV, *(None,) * (logits_BTV.ndim - 1), axis)
     return _token_nll(logits_BTV, targets_BT, vocab_split)

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.linear import Initializer, Linear
-from jaxnlp.nn.partitioning import enter, leave
+from jaxnlp.nn.partitioning import gather_sequence, scatter_sequence
 from jaxnlp.nn.policy import Policy
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -145,9 +145,9 @@ class _MLP(nn.Module):
             )
             return checkpoint_name(linear(x_BTD), "mlp_hidden")
 
-        act, x_BTD = ACTIVATIONS[self.activation], enter(x_BTD)
+        act, x_BTD = ACTIVATIONS[self.activation], gather_sequence(x_BTD)
         h_BTF = act(up("gate")) * up("up") if self.gated else act(up("up"))
         down = Linear(
             (self.dim,), ("mlp", "embed"), self.policy, use_bias=self.use_bias, kernel_init=self.out_init, name="down"
         )
-        return checkpoint_name(leave(down(h_BTF)), "mlp_out")
+        return checkpoint_name(scatter_sequence(down(h_BTF)), "mlp_out")

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxnlp.nn.partitioning import placed
+from jaxnlp.nn.partitioning import gather_for_compute
 from jaxnlp.nn.remat import DEQUANTISED
 
 BITS = {"int8": 8, "nf4": 4}
@@ -82,7 +82,7 @@ class Quantised(nn.meta.AxisMetadata):
 
     def unbox(self, dtype: str | None = None) -> jax.Array:
         """The kernel of a layer in floats, None: as it computes with them. Where parts are gathered, it is of codes."""
-        codes, scales = placed(self.codes, self.how.axes), placed(self.scales, self.how.axes)
+        codes, scales = gather_for_compute(self.codes, self.how.axes), gather_for_compute(self.scales, self.how.axes)
         return _dequantised(codes, scales, self.how, dtype or self.how.used)
 
     def floats(self) -> jax.Array:

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.kernels import MIX, SCORES, SPREAD, Einsum, beside_queries, biased_scores, masked
 from jaxnlp.nn.masks import Mask
-from jaxnlp.nn.partitioning import mesh_axes, sharded_call, split
+from jaxnlp.nn.partitioning import mesh_axes, num_shards, sharded_call
 from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.sharded_rng import bits_at, words_and_share
 
@@ -51,7 +51,7 @@ class Ring:
         self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, bias=None, scale=None, softcap=None, dropout=None
     ):
         """(B, T, H, K) in the compute dtype. Raises UserError for a length that does not divide over the devices."""
-        (B, length, H, _), ways = q_BTHK.shape, split("length")
+        (B, length, H, _), ways = q_BTHK.shape, num_shards("length")
         if ways == 1 or k_BSNK.shape[1] != length:
             scores: dict[str, Any] = {"bias": bias, "scale": scale, "softcap": softcap, "dropout": dropout}
             return Einsum()(q_BTHK, k_BSNK, v_BSNK, mask, policy=policy, **scores)

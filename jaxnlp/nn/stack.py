@@ -1,7 +1,6 @@
-"""A stack of blocks, unrolled or scanned, with what the backward pass computes again."""
+"""A stack of blocks, unrolled or scanned, with rematerialisation."""
 
 import contextlib
-import contextvars
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,44 +11,42 @@ import jax.numpy as jnp
 from flax.core.scope import LazyRng
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxnlp.nn import remat
-from jaxnlp.nn.interceptors import Change, calls_changed_at, changes
+from jaxnlp.nn import remat, trace_context
+from jaxnlp.nn.interceptors import Interceptor, intercept_calls_at
 from jaxnlp.nn.partitioning import gathers_parameters
 from jaxnlp.nn.policy import Policy
 
-_replaced: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("replaced", default=None)
-
 
 @dataclasses.dataclass(frozen=True)
-class Layers:
-    """A stack's layers as code that others run, as a pipeline does, a few of them here and a few there.
+class ScannedLayers:
+    """The scanned layers of a stack as a callable, so that a pipeline can run a subset of them on each stage.
 
-    path: where their parameters are in the model's, as ("blocks",). shared: what each gets beside x, the last one
-    static. keys: of dropout, one for each layer (L,), or None where dropout is off; Flax folds `names` into them.
-    changes: of calls, in force where the stack was found (`nn/interceptors.py`).
+    path: of their parameters in the model's, as ("blocks",). shared: what each layer gets beside x, the last one
+    static. keys: dropout keys, one for each layer (L,), or None without dropout; Flax folds `names` into them.
+    interceptors: those in force where the stack was called (`nn/interceptors.py`).
     """
 
-    block: Any
+    block: type[nn.Module]
     config: Any
     path: tuple[str, ...]
     shared: tuple[Any, ...]
     keys: jax.Array | None
     names: tuple[Any, ...] = ()
-    changes: tuple[Change, ...] = ()
+    interceptors: tuple[Interceptor, ...] = ()
 
     @property
-    def kept(self) -> Callable:
-        """The policy of a `jax.checkpoint` around `run` that keeps what the layers' own would, and what enters each.
+    def remat_policy(self) -> Callable:
+        """The policy of a `jax.checkpoint` around `run`: saves what the layers' own policies save, and their inputs.
 
-        There must be one: JAX asks the outermost alone.
+        It is needed because JAX applies only the outermost policy.
         """
         name = self.config.remat
         return remat.all_but_gathered if name == "none" else remat.policy(name, remat.INPUT)
 
     def run(self, params: Any, x: jax.Array, shared: tuple[Any, ...], keys: jax.Array | None) -> jax.Array:
-        """x through layers in a row, those of `params` (leading axis n) and `keys` (n,), as `stack` runs them."""
+        """x through consecutive layers, those of `params` (leading axis n) and `keys` (n,), as `stack` runs them."""
         block = _with_remat(self.block, self.config, len(shared))
-        counters: dict[Any, Any] = {"dropout": 0}  # of the draws so far, which Flax folds into each draw's key
+        counters: dict[Any, Any] = {"dropout": 0}  # number of draws so far, which Flax folds into each draw's key
 
         def layer(x, w, key, counters):
             def call(module, x):
@@ -57,14 +54,14 @@ class Layers:
                 return module(x, None, *shared)[0]
 
             rngs: Any = None if key is None else {"dropout": LazyRng(key, self.names)}
-            with calls_changed_at(self.path, self.changes):
+            with intercept_calls_at(self.path, self.interceptors):
                 return nn.apply(call, block(self.config))({"params": w}, x, rngs=rngs)
 
         first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
-        # `nn.scan` traces its body twice, and the draws of the first time count.
+        # `nn.scan` traces its body twice, and the draws of the first trace count.
         jax.eval_shape(lambda: layer(x, first(params), first(keys), counters))
-        one = lambda x, pair: (layer(checkpoint_name(x, remat.INPUT), pair[0], pair[1], _copied(counters)), None)
-        return jax.lax.scan(one, x, (params, keys))[0]
+        body = lambda x, pair: (layer(checkpoint_name(x, remat.INPUT), pair[0], pair[1], _copied(counters)), None)
+        return jax.lax.scan(body, x, (params, keys))[0]
 
 
 def _copied(counters: dict[Any, Any]) -> dict[Any, Any]:
@@ -72,20 +69,15 @@ def _copied(counters: dict[Any, Any]) -> dict[Any, Any]:
 
 
 @contextlib.contextmanager
-def stack_replaced(fn: Callable[[jax.Array, Layers], jax.Array]) -> Iterator[None]:
-    """Within the block each scanned stack without caches returns fn(x, its layers), and runs none of them itself."""
-    token = _replaced.set(fn)
-    try:
+def override_stack(fn: Callable[[jax.Array, ScannedLayers], jax.Array]) -> Iterator[None]:
+    """Within the block each scanned stack without caches returns fn(x, layers) and does not run its layers."""
+    with trace_context.replaced(stack_override=fn):
         yield
-    finally:
-        _replaced.reset(token)
 
 
 class _Keys(nn.Module):
-    """The keys that `nn.scan` gives each layer of a submodule of this name, and the names yet to be folded into them.
-
-    No parameters.
-    """
+    """The dropout keys that `nn.scan` would give each layer of a submodule of this name, and the names that Flax has
+    yet to fold into them. Has no parameters."""
 
     length: int
 
@@ -98,33 +90,35 @@ class _Keys(nn.Module):
         return jax.random.split(rng.rng, self.length), rng.suffix
 
 
-def _with_remat(block: Any, config: Any, num_shared: int) -> Any:
+def _with_remat(block: type[nn.Module], config: Any, num_shared: int) -> Any:
     if config.remat == "none" and not gathers_parameters():
         return block
-    kept = remat.all_but_gathered if config.remat == "none" else remat.policy(config.remat)
+    policy = remat.all_but_gathered if config.remat == "none" else remat.policy(config.remat)
     static = (num_shared + 2,)  # self, x and the cache come first
-    return nn.remat(block, policy=kept, prevent_cse=not config.scan_layers, static_argnums=static)
+    return nn.remat(block, policy=policy, prevent_cse=not config.scan_layers, static_argnums=static)
 
 
 def stack(block: Any, config: Any, x: jax.Array, caches: Any, *shared: Any) -> tuple[jax.Array, Any]:
-    """x through `config.num_layers` blocks, as submodules `block_i` of the module that calls this.
+    """x through `config.num_layers` blocks, as submodules `block_i` of the calling module.
 
-    Under `config.scan_layers` they are one submodule, `blocks`, whose parameters (and caches) have a leading
-    axis of layers. `config.remat`: "none"; "full" keeps nothing within a block and computes it again; "dots" keeps
-    what linear maps return; "names" what the attention kernel reads and returns; "offload" keeps the query, key,
-    value, attention's result and feed-forward hidden layer in the host's memory; or a `remat.Remat` of places.
+    With `config.scan_layers` they are one submodule, `blocks`, whose parameters (and caches) have a leading axis of
+    layers. `config.remat` says what the backward pass saves of a block and what it recomputes: "none" saves all;
+    "full" recomputes all; "dots" saves the outputs of linear maps; "names" saves the inputs and output of the attention
+    kernel; "offload" saves the query, key, value, attention output and feed-forward hidden layer in host memory; or a
+    `remat.Remat` that names them.
 
     Args:
-        block: a Linen module class, called as `block(config)(x, cache, *shared) -> (x, cache)`.
-        caches: one for each layer, or None. shared: the same for every layer, the last one static.
+        block: a Linen module class, used as `block(config)(x, cache, *shared) -> (x, cache)`.
+        caches: one for each layer, or None. shared: passed to every layer, the last one static.
 
     Returns:
         x, and the new caches.
     """
-    replaced = _replaced.get()
-    if replaced is not None and caches is None and config.scan_layers:
+    context = trace_context.current()
+    if context.stack_override is not None and caches is None and config.scan_layers:
         module = _Keys(config.num_layers, name="blocks")
-        return replaced(x, Layers(block, config, module.path, shared, *module(), changes())), None
+        layers = ScannedLayers(block, config, module.path, shared, *module(), context.interceptors)
+        return context.stack_override(x, layers), None
     block = _with_remat(block, config, len(shared))
     if not config.scan_layers:
         out = []
@@ -147,8 +141,8 @@ def stack(block: Any, config: Any, x: jax.Array, caches: Any, *shared: Any) -> t
 def empty_cache(config: Any, heads: int, dim: int, policy: Policy, batch: int, length: int) -> dict[str, Any]:
     """A key-value cache for `length` positions of a decoder-only model, in the compute dtype.
 
-    `layers`: a (k, v) pair a layer, each (B, N, S, K), stacked on a leading axis under
-    `scan_layers`; `segments`: (B, S), 0 where nothing is cached yet; `offset`: positions filled.
+    `layers`: a (k, v) pair for each layer, each (B, N, S, K), stacked on a leading axis with
+    `scan_layers`; `segments`: (B, S), 0 where nothing is cached yet; `offset`: number of positions filled.
     """
     zeros = lambda *lead: jnp.zeros((*lead, batch, heads, length, dim), policy.dtype)
     if config.scan_layers:
@@ -158,15 +152,15 @@ def empty_cache(config: Any, heads: int, dim: int, policy: Policy, batch: int, l
     return {"layers": layers, "segments": jnp.zeros((batch, length), jnp.int32), "offset": jnp.int32(0)}
 
 
-def with_cross(layers: Any, cross: Any, config: Any) -> Any:
-    """Caches of a decoder's layers, each (own keys and values, the encoder's); cross: the latter, None if not there."""
+def attach_cross_cache(layers: Any, cross: Any, config: Any) -> Any:
+    """Caches of a decoder's layers: (self-attention cache, cross-attention cache) for each; cross may be None."""
     if config.scan_layers:
         return layers, cross
     return [(own, None if cross is None else cross[i]) for i, own in enumerate(layers)]
 
 
-def without_cross(caches: Any, config: Any) -> tuple[Any, Any]:
-    """(layers, cross): the way back."""
+def detach_cross_cache(caches: Any, config: Any) -> tuple[Any, Any]:
+    """(layers, cross): the inverse of `attach_cross_cache`."""
     if config.scan_layers:
         return caches
     return [own for own, _ in caches], [cross for _, cross in caches]

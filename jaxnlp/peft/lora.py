@@ -9,19 +9,17 @@ copy of it is ever made, except by DoRA, which needs the norms of W + s A B.
 Shape legend: R rank, E adapters resident at once, B batch.
 """
 
-import contextlib
-import contextvars
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jaxnlp.config import did_you_mean
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.interceptors import ROWS, Call
+from jaxnlp.nn import trace_context
+from jaxnlp.nn.interceptors import ModuleCall
 from jaxnlp.nn.linear import matmul
 from jaxnlp.nn.policy import Policy
 from jaxnlp.peft.method import AdapterParam, PEFTMethod, own_parameters
@@ -29,8 +27,6 @@ from jaxnlp.peft.targets import KERNEL, TABLE, Target, choose
 
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
 INITS = ("kaiming", "gaussian")
-
-_rows_ids: contextvars.ContextVar[Any] = contextvars.ContextVar("rows_ids", default=None)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -81,14 +77,6 @@ class LoRA(PEFTMethod):
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
-    @contextlib.contextmanager
-    def around(self, params: Any) -> Iterator[Any]:
-        token = _rows_ids.set(params.get(ROWS, _rows_ids.get()))
-        try:
-            yield {name: x for name, x in params.items() if name != ROWS}
-        finally:
-            _rows_ids.reset(token)
-
     def choose(self, targets: list[Target]) -> list[Target]:
         if self.dora:
             return choose(targets, self.targets, lambda t: t.num_in is not None, "a linear map", "tuning.targets")
@@ -125,7 +113,7 @@ class LoRA(PEFTMethod):
     def _normal(self, shape: tuple[int, ...]) -> Callable:
         return lambda key, own: jax.random.normal(key, shape)
 
-    def call(self, leaves, target, call: Call, fn, args, kwargs):
+    def call(self, leaves, target, call: ModuleCall, fn, args, kwargs):
         y, x = fn(*args, **kwargs), args[0]
         if call.method != "__call__" and not self.tied:
             return y
@@ -232,11 +220,9 @@ def _scores(leaves, x: jax.Array, policy: Policy) -> jax.Array:
 
 def _ids(rows: int, count: int) -> tuple[jax.Array, jax.Array]:
     """(adapter of each row, whether it has one)."""
-    ids_B = _rows_ids.get()
+    ids_B = trace_context.current().adapter_ids
     if ids_B is None:
-        raise UserError(f"{count} adapters are resident; say which each row takes: Residents.params(base, ids)")
+        raise UserError(f"adapter_ids: missing, and this model has {count} adapters; expected one id for each row")
     if ids_B.shape != (rows,):
-        raise UserError(
-            f"adapters are chosen for {ids_B.shape[0]} rows, and the batch has {rows}; expected one for each"
-        )
+        raise UserError(f"adapter_ids: {ids_B.shape[0]} ids for a batch of {rows} rows; expected one id for each row")
     return jnp.clip(ids_B, 0, count - 1), ((ids_B >= 0) & (ids_B < count)).astype(jnp.float32)

@@ -3,7 +3,6 @@
 A method of one's own is a subclass of `PEFTMethod` with some of its answers; `tuning.plan` asks them.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -13,8 +12,8 @@ import numpy as np
 
 from jaxnlp.config import check_types, did_you_mean
 from jaxnlp.errors import UserError
-from jaxnlp.nn.interceptors import Call
-from jaxnlp.nn.partitioning import placed
+from jaxnlp.nn.interceptors import ModuleCall
+from jaxnlp.nn.partitioning import gather_for_compute
 from jaxnlp.nn.quantised import is_quantised
 from jaxnlp.peft.targets import Parameter, Target, matches
 from jaxnlp.trees import Path
@@ -62,10 +61,6 @@ class PEFTMethod:
         """Raises FieldError naming the first field that cannot work; this one, of which a type is wrong."""
         check_types(self)
 
-    def around(self, params: Any) -> contextlib.AbstractContextManager[Any]:
-        """Entered around a call of the model; gives the parameters that the model is to have."""
-        return contextlib.nullcontext(params)
-
     def resolved(self, tokenizer: Any, placeholder: int | None) -> "PEFTMethod":
         """The method with what depends on a run's data filled in.
 
@@ -85,7 +80,9 @@ class PEFTMethod:
         """The parameters that it puts beside a target's own."""
         return {}
 
-    def call(self, leaves: dict[str, jax.Array], target: Target, call: Call, fn: Callable, args: tuple, kwargs: dict):
+    def call(
+        self, leaves: dict[str, jax.Array], target: Target, call: ModuleCall, fn: Callable, args: tuple, kwargs: dict
+    ):
         """The changed call; fn(*args, **kwargs) is the module's own."""
         return fn(*args, **kwargs)
 
@@ -114,7 +111,7 @@ class PEFTMethod:
         """The module around its targets whose call changes too, or None."""
         return None
 
-    def call_outer(self, call: Call, fn: Callable, args: tuple, kwargs: dict) -> Any:
+    def call_outer(self, call: ModuleCall, fn: Callable, args: tuple, kwargs: dict) -> Any:
         """That module's changed call."""
         return fn(*args, **kwargs)
 
@@ -148,6 +145,6 @@ def own_parameters(module: Any, target: Target) -> dict[str, jax.Array]:
 
     def given(name, p):
         x = module.get_variable("params", name)
-        return x.unbox(x.how.dtype) if is_quantised(x) else placed(x, p.axes[target.layers :])
+        return x.unbox(x.how.dtype) if is_quantised(x) else gather_for_compute(x, p.axes[target.layers :])
 
     return {name: given(name, p) for name, p in target.parameters.items()}

@@ -1,11 +1,13 @@
-"""Several LoRA adapters in memory at once, of which each row of a batch takes its own: a server of many tenants.
+"""Multi-adapter batching: several LoRA adapters in memory, and each row of a batch selects its own.
 
-    residents = resident([(tuning, tuned), (other, other_tuned)])
-    run = jax.jit(residents.tuning.apply(make_apply(module)))
-    logits = run(residents.params(base, [0, 1, 1, -1]), tokens)
+    adapters = stack_adapters([(tuning, tuned), (other_tuning, other_tuned)])
+    run = jax.jit(adapters.tuning.apply(make_apply(module)))
+    logits = run(adapters.params(base), tokens, adapter_ids=adapters.ids([0, 1, 1, -1]))
 
-Which row takes which is a leaf of the parameters, an argument of whatever is jitted, as `Generator` is: another choice
-is no other program. Shape legend: E adapters, B batch, R rank.
+The ids are an argument of the call, like the tokens: a jitted function serves any choice without compiling again.
+`Generator.generate` and `beam_search` take `adapter_ids` too.
+
+Shape legend: E adapters, B batch, R rank.
 """
 
 import dataclasses
@@ -15,82 +17,87 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxnlp.errors import UserError
-from jaxnlp.nn.interceptors import ROWS
 from jaxnlp.peft.lora import A, B, LoRA
-from jaxnlp.peft.tuning import TunedModel
+from jaxnlp.peft.tuning import TunedModel, checked_adapter_ids
 from jaxnlp.trees import Path, get_at, merge, set_at
 
 
 @dataclasses.dataclass(frozen=True)
-class Residents:
-    """tuning: a plan that serves them all. tuned: their parameters, E of each. count: E."""
+class MultiAdapter:
+    """tuning: the model with all adapters. tuned: their parameters, each with an axis of E. num_adapters: E."""
 
     tuning: TunedModel
     tuned: Any
-    count: int
+    num_adapters: int
 
-    def params(self, base: Any, ids_B: Any) -> Any:
-        """Base and adapters together, and which of these each row of a batch takes; -1: none, the base.
+    def params(self, base: Any) -> Any:
+        """Base and adapters together, the first argument of `tuning.apply(...)`."""
+        return merge(base, self.tuned)
+
+    def ids(self, adapter_ids: Sequence[int]) -> jax.Array:
+        """(B,) the adapter of each row of a batch, -1 for the base alone; checked here, as a trace sees no values.
 
         Raises:
-            UserError: ids that are no list of whole numbers, or of no adapter.
+            UserError: not a list of whole numbers, or an id that is out of range.
         """
-        ids = jnp.asarray(ids_B)
-        if ids.ndim != 1 or not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise UserError(f"adapters of rows: {ids_B!r}; expected one whole number for each row of the batch")
-        if not isinstance(ids, Tracer):
-            wrong = [i for i in np.asarray(ids).tolist() if not -1 <= i < self.count]
-            if wrong:
-                known = f"{self.count} adapters are resident: 0 to {self.count - 1}, or -1 for the base"
-                raise UserError(f"adapters of rows: {wrong[0]} is none of them; {known}")
-        return merge(base, {**self.tuned, ROWS: ids})
+        return checked_adapter_ids(adapter_ids, self.num_adapters)
 
 
-def resident(adapters: Sequence[tuple[TunedModel, Any]]) -> Residents:
+def stack_adapters(adapters: Sequence[tuple[TunedModel, Any]]) -> MultiAdapter:
     """Adapters of the same modules as one tree; ranks and scales may differ.
 
-    A lower rank is filled up with zeros. The scale of each goes into its B.
+    Lower ranks are padded with zeros. The scale of each adapter is multiplied into its B.
 
     Args:
-        adapters: pairs of a plan and its tuned parameters.
+        adapters: pairs (tuning, tuned parameters).
 
     Raises:
-        UserError: none given, a method that cannot be chosen by row, or adapters of different modules.
+        UserError: no adapters, a method that cannot be selected by row, or adapters of different modules.
     """
     if not adapters:
-        raise UserError("resident: no adapters given; expected pairs (tuning, tuned)")
+        raise UserError("stack_adapters: no adapters given; expected pairs (tuning, tuned)")
+    methods = _methods(adapters)
+    ranks = [method.rank for method in methods]
+    widest = adapters[int(np.argmax(ranks))][0]
+    tuned: Any = {}
+    for path, target in widest.targets.items():
+        pairs = [_padded(parameters, path, target.layers, max(ranks)) for _, parameters in adapters]
+        for name, scales in ((A, [1.0] * len(pairs)), (B, [method.scale for method in methods])):
+            stack = jnp.stack([pair[name] * by for pair, by in zip(pairs, scales, strict=True)], axis=target.layers)
+            tuned = set_at(tuned, (*path, name), stack)
+    plain = dataclasses.replace(methods[0], rank=max(ranks), alpha=float(max(ranks)), rank_stabilized=False)
+    tuning = dataclasses.replace(widest, method=plain, num_adapters=len(adapters))
+    return MultiAdapter(tuning, tuned, len(adapters))
+
+
+def _methods(adapters: Sequence[tuple[TunedModel, Any]]) -> list[LoRA]:
+    """The method of each adapter. Raises UserError if they cannot be stacked."""
     methods: list[LoRA] = []
     for tuning, _ in adapters:
         method = tuning.method
         if not isinstance(method, LoRA) or method.dora or tuning.replaced:
             raise UserError(
-                "resident: rows choose among low-rank updates only: LoRA() without dora, nothing trained whole"
+                f"stack_adapters: {type(method).__name__}() cannot be selected by row; expected LoRA() without dora "
+                "and with no fully trained parameters"
             )
         methods.append(method)
-    first, ranks = adapters[0][0], [method.rank for method in methods]
+    first = adapters[0][0]
     for i, (tuning, _) in enumerate(adapters):
-        odd = sorted("/".join(path) for path in tuning.leaves.keys() ^ first.leaves.keys())
-        if odd:
-            raise UserError(f"resident: adapters 0 and {i} are of different modules: {odd[0]} is in one of them alone")
+        different = sorted("/".join(path) for path in tuning.leaves.keys() ^ first.leaves.keys())
+        if different:
+            raise UserError(
+                f"stack_adapters: adapters 0 and {i} are of different modules: only one of them has {different[0]}"
+            )
         if methods[i].tied != methods[0].tied:
-            raise UserError(f"resident: adapters 0 and {i} differ in LoRA(tied=...), what becomes of output maps")
-    widest = adapters[int(np.argmax(ranks))][0]
-    tuned: Any = {}
-    for path, target in widest.targets.items():
-        pairs = [_filled(one, path, target.layers, max(ranks)) for _, one in adapters]
-        for name, scales in ((A, [1.0] * len(pairs)), (B, [method.scale for method in methods])):
-            stack = jnp.stack([pair[name] * by for pair, by in zip(pairs, scales, strict=True)], axis=target.layers)
-            tuned = set_at(tuned, (*path, name), stack)
-    plain = dataclasses.replace(methods[0], rank=max(ranks), alpha=float(max(ranks)), rank_stabilized=False)
-    return Residents(dataclasses.replace(widest, method=plain), tuned, len(adapters))
+            raise UserError(f"stack_adapters: adapters 0 and {i} differ in LoRA(tied=...), what becomes of output maps")
+    return methods
 
 
-def _filled(tuned: Any, path: Path, layers: int, rank: int) -> dict[str, jax.Array]:
-    """A and B of a module, of rank R at least: A's last axis, and B's first after those of stacked layers."""
+def _padded(tuned: Any, path: Path, layers: int, rank: int) -> dict[str, jax.Array]:
+    """A and B of a module at rank R: A is padded on its last axis, B on the first after those of stacked layers."""
     a, b = get_at(tuned, (*path, A)), get_at(tuned, (*path, B))
     more = rank - a.shape[-1]
-    wide = lambda x, axis: jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
-    return {A: wide(a, a.ndim - 1), B: wide(b, layers)}
+    pad = lambda x, axis: jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
+    return {A: pad(a, a.ndim - 1), B: pad(b, layers)}

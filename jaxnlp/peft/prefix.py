@@ -7,7 +7,6 @@ the text are counted from after them.
 Shape legend: P prefix length, B batch, S key length, N key and value heads, K head size, L layers, D model, H units.
 """
 
-import contextvars
 import dataclasses
 from typing import Any
 
@@ -15,15 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.interceptors import Call
+from jaxnlp.nn import trace_context
+from jaxnlp.nn.interceptors import ModuleCall
 from jaxnlp.peft.method import AdapterParam, PEFTMethod
 from jaxnlp.peft.prompt import check_room, takes, uniform
 from jaxnlp.peft.targets import Target, choose
 from jaxnlp.trees import Path
 
 KEY, VALUE = "prefix_key", "prefix_value"
-
-_cached: contextvars.ContextVar[bool] = contextvars.ContextVar("cached", default=False)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -102,25 +100,23 @@ class Prefix(PEFTMethod):
         tables = [t for t in targets if t.is_table and len(t.inputs or ()) == 2]
         return tables[0].path[:-1] if tables else None
 
-    def call(self, leaves, target, call: Call, fn, args, kwargs):
+    def call(self, leaves, target, call: ModuleCall, fn, args, kwargs):
         if call.method == "keys_values":
             k_BSNK, v_BSNK = fn(*args, **kwargs)
-            if _cached.get():  # the cache began with the prefix
+            if trace_context.current().prefix_is_cached:
                 return k_BSNK, v_BSNK
             return _after(leaves[KEY], k_BSNK), _after(leaves[VALUE], v_BSNK)
         x, mask, *rest = args
-        token = _cached.set(kwargs.get("cache") is not None)
-        try:
-            if kwargs.get("cache") is not None:
+        cached = kwargs.get("cache") is not None
+        with trace_context.replaced(prefix_is_cached=cached):
+            if cached:
                 return fn(*args, **kwargs)
             bias = kwargs.get("bias")
             if bias is not None:
                 kwargs = {**kwargs, "bias": jnp.pad(bias, ((0, 0),) * 3 + ((self.length, 0),))}
             return fn(x, dataclasses.replace(mask, num_prefix_keys=self.length), *rest, **kwargs)
-        finally:
-            _cached.reset(token)
 
-    def call_outer(self, call: Call, fn, args, kwargs):
+    def call_outer(self, call: ModuleCall, fn, args, kwargs):
         if kwargs.get("cache") is not None or not takes(call.module, "positions"):
             return fn(*args, **kwargs)
         tokens_BT, P = args[0], self.length

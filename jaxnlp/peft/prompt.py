@@ -8,7 +8,6 @@ et al. have it; its decoder attends to their places as to the text's.
 Shape legend: P prompt length, B batch, T length, D model, H encoder units.
 """
 
-import contextvars
 import dataclasses
 import inspect
 import math
@@ -19,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.interceptors import Call
+from jaxnlp.nn import trace_context
+from jaxnlp.nn.interceptors import ModuleCall
 from jaxnlp.nn.model_config import ModelConfig
+from jaxnlp.nn.trace_context import PromptInsertion
 from jaxnlp.peft.method import AdapterParam, PEFTMethod
 from jaxnlp.peft.targets import TABLE, Target, choose
 from jaxnlp.trees import Path
@@ -28,19 +29,6 @@ from jaxnlp.trees import Path
 PROMPT = "prompt"
 INITS = ("random", "vocabulary", "ids")
 ENCODERS = ("mlp", "lstm")
-
-_front: contextvars.ContextVar["_Front | None"] = contextvars.ContextVar("front", default=None)
-
-
-@dataclasses.dataclass
-class _Front:
-    """Within a model's call, what a prompt goes in front of: these ids (lengthened), or None for whatever is read.
-
-    done: how often it was put there.
-    """
-
-    ids: Any = None
-    done: int = 0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -141,7 +129,7 @@ class Prompt(PEFTMethod):
     def outer(self, targets: list[Target], chosen: list[Target]) -> Path | None:
         return None if self.placeholder is not None else chosen[0].path[:-1]
 
-    def call(self, leaves, target, call: Call, fn, args, kwargs):
+    def call(self, leaves, target, call: ModuleCall, fn, args, kwargs):
         prompt_PD, (ids_BT, *rest) = leaves[PROMPT], args
         words_BTD = fn(ids_BT, *rest, **kwargs)
         prompt_PD = prompt_PD.astype(words_BTD.dtype)
@@ -150,14 +138,14 @@ class Prompt(PEFTMethod):
             turn_BT = jnp.cumsum(here_BT, axis=1) - 1
             vectors_BTD = prompt_PD.at[turn_BT].get(mode="fill", fill_value=jnp.nan)  # more places than vectors: NaN
             return jnp.where(here_BT[..., None], vectors_BTD, words_BTD)
-        front = _front.get()
-        if front is None or (front.ids is not None and ids_BT is not front.ids):
+        insertion = trace_context.current().prompt_insertion
+        if insertion is None or (insertion.token_ids is not None and ids_BT is not insertion.token_ids):
             return words_BTD
-        front.done += 1
+        insertion.count += 1
         front_BPD = jnp.broadcast_to(prompt_PD, (ids_BT.shape[0], *prompt_PD.shape))
         return jnp.concatenate([front_BPD, words_BTD[:, self.length :]], axis=1)
 
-    def call_outer(self, call: Call, fn, args, kwargs):
+    def call_outer(self, call: ModuleCall, fn, args, kwargs):
         encoder, (read_BT, *rest) = takes(call.module, "input_segments"), args
         if read_BT is None or (not encoder and kwargs.get("cache") is not None and read_BT.shape[1]):
             return fn(*args, **kwargs)  # the cache began with the prompt, or has what an encoder made of it
@@ -166,16 +154,14 @@ class Prompt(PEFTMethod):
         longer_BT = in_front("", read_BT, P, T)
         goes_along = lambda name: name.startswith("input_") or not encoder
         named = {name: in_front(name, x, P, T) if goes_along(name) else x for name, x in kwargs.items()}
-        front = _Front(longer_BT if encoder else None)
-        token = _front.set(front)
-        try:
+        insertion = PromptInsertion(longer_BT if encoder else None)
+        with trace_context.replaced(prompt_insertion=insertion):
             out = fn(longer_BT, *(rest if encoder else [in_front("", x, P, T) for x in rest]), **named)
-        finally:
-            _front.reset(token)
-        if front.done != 1:
+        if insertion.count != 1:
             raise UserError(
-                f"{type(self).__name__}(): {type(call.module).__name__} reads words {front.done} times where a prompt "
-                "belongs once; a model of two sequences must take `input_segments`, and read its inputs as they come"
+                f"{type(self).__name__}(): {type(call.module).__name__} reads words {insertion.count} times where a "
+                "prompt belongs once; a model of two sequences must take `input_segments`, and embed its inputs as "
+                "they come"
             )
         if encoder or kwargs.get("cache") is not None:
             return out

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 
 from jaxnlp.errors import UserError
-from jaxnlp.nn.interceptors import Call, calls_changed
+from jaxnlp.nn.interceptors import ModuleCall, intercept_calls
 from jaxnlp.sharding.axes import abstract_params
 from jaxnlp.trees import get_at
 
@@ -97,7 +97,7 @@ def find_targets(module: nn.Module, *inputs: Any) -> list[Target]:
     found: dict[tuple[str, ...], Target] = {}
     others: dict[tuple[str, ...], dict[str, None]] = {}
 
-    def see(call: Call, next_fun: Callable, args: tuple, kwargs: dict) -> Any:
+    def see(call: ModuleCall, next_fun: Callable, args: tuple, kwargs: dict) -> Any:
         out = next_fun(*args, **kwargs)
         if call.method == "__call__" and call.path in found:
             found[call.path] = dataclasses.replace(found[call.path], calls=found[call.path].calls + 1)
@@ -108,12 +108,12 @@ def find_targets(module: nn.Module, *inputs: Any) -> list[Target]:
         return out
 
     # A new function, or JAX would not trace again what it has traced without asking.
-    with calls_changed(see):
+    with intercept_calls(see):
         jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args), *inputs)
     return [dataclasses.replace(t, others=tuple(others.get(path, ()))) for path, t in found.items()]
 
 
-def _target(call: Call, args: tuple, out: Any, shapes: Any, axes: Any) -> Target:
+def _target(call: ModuleCall, args: tuple, out: Any, shapes: Any, axes: Any) -> Target:
     first = out[0] if isinstance(out, tuple) else out
     whole, names = get_at(shapes, call.path) or {}, get_at(axes, call.path) or {}
     own = {name: Parameter(x.shape, names[name], x.dtype) for name, x in whole.items() if not isinstance(x, Mapping)}

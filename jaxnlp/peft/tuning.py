@@ -18,11 +18,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jaxnlp.config import did_you_mean
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.interceptors import Call, calls_changed, calls_changed_at
-from jaxnlp.nn.partitioning import placed
+from jaxnlp.nn import trace_context
+from jaxnlp.nn.interceptors import ModuleCall, intercept_calls, intercept_calls_at
+from jaxnlp.nn.partitioning import gather_for_compute
 from jaxnlp.nn.policy import FLOATS
 from jaxnlp.nn.quantised import BITS, Blocks, Quantised, codes_kept, dequantised, quantise
 from jaxnlp.peft.method import SHARED, AdapterParam, PEFTMethod, picked
@@ -39,7 +42,8 @@ class TunedModel:
     leaves: what it puts beside parameters, by module and name: tuned, or where there are `shared` parameters made of
     those, which are tuned then. replaced: the model's own that are tuned. outer: a module around them whose call
     changes too. shapes, base_axes: of all parameters of the base, as `sharding.axes.abstract_params` gives. blocks: of
-    the kernels that are quantised, how.
+    the kernels that are quantised, how. num_adapters: how many adapters the tuned parameters hold on a leading axis
+    (`peft/multi_adapter.py`); None for a single one, without that axis.
     """
 
     method: PEFTMethod
@@ -51,6 +55,7 @@ class TunedModel:
     shapes: Any
     base_axes: Any
     blocks: dict[Path, Blocks] = dataclasses.field(default_factory=dict)
+    num_adapters: int | None = None
 
     def init(self, key: jax.Array, base: Any) -> Any:
         """Tuned parameters at the start, a nested dict; the same on any mesh, and whatever else is tuned.
@@ -117,25 +122,39 @@ class TunedModel:
         return jax.tree_util.tree_map_with_path(lambda path, _: self.method.rate(str(path[-1].key)), tuned)
 
     def apply(self, apply: Callable, path: Path = ()) -> Callable:
-        """`apply(params, *args, **kwargs)` of the model, on `join(base, tuned)`; of the base alone it is as it was.
+        """`apply(params, *args, adapter_ids=None, **kwargs)` of the model, where params is `join(base, tuned)`.
+
+        With the parameters of the base alone it computes what the base does.
 
         Args:
-            path: of a module of the model, where `apply` is of that alone, and on its parameters.
+            path: of a module of the model, if `apply` is that of the module alone and takes its parameters.
+
+        The function takes `adapter_ids` (B,) if there are several adapters (`peft/multi_adapter.py`): an argument like
+        the tokens, so that a jitted function serves any choice of adapters.
         """
 
-        def tuned_apply(params, *args, **kwargs):
-            changed = calls_changed_at(path, (self._change,)) if path else calls_changed(self._change)
-            with self.method.around(params) as params, changed:
+        def tuned_apply(params, *args, adapter_ids=None, **kwargs):
+            intercepted = intercept_calls_at(path, (self._change,)) if path else intercept_calls(self._change)
+            with trace_context.replaced(adapter_ids=self._checked(adapter_ids)), intercepted:
                 return apply(self.expanded(params), *args, **kwargs)
 
         return tuned_apply
+
+    def _checked(self, adapter_ids: Any) -> jax.Array | None:
+        if adapter_ids is None:
+            return None
+        if self.num_adapters is None:
+            raise UserError(
+                "adapter_ids: given to a model with one adapter; expected None, or a model of stack_adapters"
+            )
+        return checked_adapter_ids(adapter_ids, self.num_adapters)
 
     def expanded(self, params: Any) -> Any:
         """Parameters with what the shared ones stand for in their place: what is left to keep once tuning is done."""
         if SHARED not in params or not self.shared:
             return params
         rest = {name: x for name, x in params.items() if name != SHARED}
-        shared = {name: placed(params[SHARED][name], leaf.axes) for name, leaf in self.shared.items()}
+        shared = {name: gather_for_compute(params[SHARED][name], leaf.axes) for name, leaf in self.shared.items()}
         for path, leaves in self.method.computed(shared, list(self.targets.values())).items():
             for name, x in leaves.items():
                 rest = set_at(rest, (*path, name), x)
@@ -149,7 +168,7 @@ class TunedModel:
         """
         return self.method.begin_cache(run, self.expanded(params), cache)
 
-    def _change(self, call: Call, fn: Callable, args: tuple, kwargs: dict) -> Any:
+    def _change(self, call: ModuleCall, fn: Callable, args: tuple, kwargs: dict) -> Any:
         if call.path == self.outer and call.method == "__call__" and not call.module.is_initializing():
             return self._change_outer(call, fn, args, kwargs)
         leaves = self.leaves.get(call.path)
@@ -159,10 +178,13 @@ class TunedModel:
             return fn(*args, **kwargs)
         if not call.module.has_variable("params", next(iter(leaves))):
             return fn(*args, **kwargs)
-        given = {name: placed(call.module.get_variable("params", name), leaf.axes) for name, leaf in leaves.items()}
+        given = {
+            name: gather_for_compute(call.module.get_variable("params", name), leaf.axes)
+            for name, leaf in leaves.items()
+        }
         return self.method.call(given, self.targets[call.path], call, fn, args, kwargs)
 
-    def _change_outer(self, call: Call, fn: Callable, args: tuple, kwargs: dict) -> Any:
+    def _change_outer(self, call: ModuleCall, fn: Callable, args: tuple, kwargs: dict) -> Any:
         path = next(iter(self.leaves))
         beside = get_at(call.module.variables.get("params", {}), path[len(call.path) :])
         # None: a pipeline has taken the layers out, to run them elsewhere.
@@ -290,6 +312,20 @@ def plan(method: PEFTMethod, module: Any, *inputs: Any, head: tuple[str, ...] = 
         axes,
         chosen_blocks(method, list(targets.values()), picks, replaced) if method.base_dtype in BITS else {},
     )
+
+
+def checked_adapter_ids(adapter_ids: Any, num_adapters: int) -> jax.Array:
+    """Adapter ids as an array (B,). Raises UserError for ids of a wrong type, or, outside of a trace, out of range."""
+    ids = jnp.asarray(adapter_ids)
+    if ids.ndim != 1 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise UserError(f"adapter_ids: {adapter_ids!r}; expected one whole number for each row of the batch")
+    if not isinstance(ids, Tracer):
+        wrong = [i for i in np.asarray(ids).tolist() if not -1 <= i < num_adapters]
+        if wrong:
+            raise UserError(
+                f"adapter_ids: {wrong[0]} is out of range; expected 0 to {num_adapters - 1}, or -1 for the base alone"
+            )
+    return ids
 
 
 def _over_layers(make: Callable, stack: tuple[int, ...]) -> Callable:

@@ -13,7 +13,7 @@ from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.positions import RelativeBuckets
 from jaxnlp.nn.sharded_rng import local_key
-from jaxnlp.nn.stack import stack_replaced
+from jaxnlp.nn.stack import override_stack
 
 SIZES = {"vocab_size": 32, "max_length": 8, "num_layers": 4, "num_heads": 2, "embed_dim": 16, "dropout_rate": 0.3}
 MODELS = {
@@ -41,7 +41,7 @@ def test_layers_run_in_two_halves_equal_the_stack_dropout_included(name, dropout
             x = layers.run(w, x, layers.shared, keys)
         return x
 
-    with stack_replaced(halves):
+    with override_stack(halves):
         found = jax.jit(apply)({k: v for k, v in params.items() if k != "blocks"})
     assert seen == [("blocks",)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, wanted)

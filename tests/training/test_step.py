@@ -15,6 +15,7 @@ from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.policy import Policy
 from jaxnlp.optim import OPTIMIZERS, OptimConfig
 from jaxnlp.sharding.mesh import MeshConfig
+from jaxnlp.sharding.presets import ZERO3
 from jaxnlp.sharding.rules import FSDP, TENSOR, Sharding
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
@@ -68,6 +69,21 @@ def test_accumulation_over_ragged_padding_equals_the_big_batch(accum_steps):
     wanted, wanted_losses = run(experiment(optim=sgd))
     np.testing.assert_allclose(losses, wanted_losses, rtol=1e-6)
     close(state.params, wanted.params)
+
+
+def test_a_sharded_model_is_not_traced_outside_its_context():
+    tokens = batch()["tokens"]
+    program = build(experiment(sharding=ZERO3.on(fsdp=2)), jax.devices()[:2])
+    params, run_model = program.init().params, jax.jit(program.apply)
+    with program.context():
+        wanted = run_model(params, tokens)
+    with pytest.raises(UserError, match=r"outside the context of its mesh \(fsdp=2\).*with program.context\(\):"):
+        run_model(params, tokens)  # also where the same function was compiled within it
+    with pytest.raises(UserError, match="would lose its sharding"):
+        jax.eval_shape(program.apply, params, tokens)
+    alone = build(experiment(), jax.devices()[:1])  # one device needs no context, nor does a bare module
+    close(jax.jit(alone.apply)(jax.device_get(params), tokens), wanted, 1e-4, 1e-5)
+    close(experiment().model.module().apply({"params": jax.device_get(params)}, tokens), wanted, 1e-4, 1e-5)
 
 
 def test_the_loss_is_a_mean_over_tokens_and_not_of_means():

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.sharded_rng import local_key, plain_key
-from jaxnlp.nn.stack import Layers, stack_replaced
+from jaxnlp.nn.stack import ScannedLayers, override_stack
 from jaxnlp.sharding.pipeline import (
     Naive,
     OneFOneB,
@@ -116,7 +116,7 @@ class _Cut:
     """A stack of the model. layers: as found when traced, of shapes; by_row: for each array in `shared`, whether it
     leads with the batch."""
 
-    layers: Layers
+    layers: ScannedLayers
     by_row: list[bool]
 
     def arrays(self, shared: Any) -> list[jax.Array]:
@@ -140,14 +140,14 @@ def _cuts(apply, objective, params, micro, key) -> list[_Cut]:
     twice = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype), rows)
 
     def traced(rows):
-        seen: list[Layers] = []
+        seen: list[ScannedLayers] = []
 
         def skip(x, layers):
             seen.append(layers)
             return x
 
         def run(params, rows, key):
-            with stack_replaced(skip):
+            with override_stack(skip):
                 objective.loss(apply, params, rows, key)
             return 0
 
@@ -182,7 +182,7 @@ class _Staged:
         for cut, w in zip(self.cuts, weights, strict=True):
             x_MB, arrays, layer_keys = self._before(apply, rest, micro, raw, done, cut)
             given = (w, x_MB, arrays, cut.by_row, layer_keys, self.batch)
-            done = (*done, through_stages(self.schedule, self._run(cut), *given, cut.layers.kept))
+            done = (*done, through_stages(self.schedule, self._run(cut), *given, cut.layers.remat_policy))
         return self._after(apply, rest, micro, raw, done)
 
     def one_f_one_b(self, apply, params, micro, keys, scale):
@@ -238,9 +238,9 @@ class _Staged:
                 raise _Reached((x, layers))
             return done[len(seen) - 1]
 
-        seen: list[Layers] = []
+        seen: list[ScannedLayers] = []
         try:
-            with stack_replaced(reach):
+            with override_stack(reach):
                 self.objective.loss(apply, params, rows, self._local(raw))
         except _Reached as reached:
             x, layers = reached.args[0]
@@ -252,7 +252,7 @@ class _Staged:
     def _rest(self, apply, params, rows, raw, done):
         """Of one microbatch, the objective's sums, given what leaves each stack."""
         left = iter(done)
-        with stack_replaced(lambda x, layers: next(left)):
+        with override_stack(lambda x, layers: next(left)):
             return self.objective.loss(apply, params, rows, self._local(raw))
 
     def _before(self, apply, params, micro, raw, done, cut: _Cut):

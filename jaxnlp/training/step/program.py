@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.loss import make_eval_step
+from jaxnlp.nn import trace_context
 from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.optim import LAYERWISE, make_optimizer
 from jaxnlp.peft.method import PEFTMethod
@@ -35,7 +36,8 @@ TUNED = 0x7D  # folded into the run's key for the tuned parameters' first values
 class Program:
     """An experiment over a mesh, ready to run.
 
-    apply(params, *args, key=None): the model; call it, or what contains it, within `context()`.
+    apply(params, *args, key=None): the model; call it, or what contains it, within `context()`. Over several devices
+    it raises UserError outside.
     axes: logical axes of each trained parameter. abstract: the state's shapes, dtypes and shardings.
     init(): a new state. step(state, batch): one call, the state donated; with
     `steps_per_call` above 1 the batch has that leading axis. eval_step(params, batch): sums.
@@ -158,6 +160,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
         shapes, axes = jax.eval_shape(tuning.init, jax.random.key(0), shapes), tuning.axes
         rates = tuning.rates(shapes)
         named.append(axes)
+    apply = apply if mesh.size == 1 else _needs_context(apply, dict(mesh.shape))
     check_names(e, named, **own)
     optimizer, schedule = make_optimizer(e.optim, e.steps, axes, rates)
     policy = e.model.policy
@@ -220,6 +223,21 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
 def heads(shapes: Any) -> tuple[str, ...]:
     """Patterns of what stands beside the trunk of a fine-tuned model: new, so trained whole whatever the method."""
     return tuple(f"{name}/*" for name in shapes if name != "trunk") if "trunk" in shapes else ()
+
+
+def _needs_context(apply: Callable, sizes: dict[str, int]) -> Callable:
+    """`apply` of a program over several devices: an error outside the context, where its layout would be lost."""
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if trace_context.current().layout is None or jax.sharding.get_abstract_mesh().empty:
+            mesh = ", ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+            raise UserError(
+                f"Program.apply: the model is traced outside the context of its mesh ({mesh}), and would lose its "
+                "sharding; call it, or the jitted function that calls it, within `with program.context():`"
+            )
+        return apply(*args, **kwargs)
+
+    return checked
 
 
 def _within(mesh, sharding, fn):

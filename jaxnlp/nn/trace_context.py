@@ -1,0 +1,96 @@
+"""The trace context: what the model's code looks up while JAX traces it and that no argument carries.
+
+`jax.jit` calls a Python function once, to trace it. During that call the code of a layer has to know, for instance,
+over which mesh axes its activations are sharded, although the model that calls it has no argument for it. All such
+values are fields of one frozen `TraceContext`, held in one `ContextVar`. They are read only while a function is traced;
+a compiled function does not look at them.
+
+`Program.context()` (`training/step/program.py`) enters the mesh and the layout. `Program.apply` of a program over
+several devices raises an error outside of it, where the layout would be lost. A module that is applied on its own, on
+one device, needs no context: the defaults below change nothing.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+if TYPE_CHECKING:
+    from jaxnlp.nn.interceptors import Interceptor
+    from jaxnlp.nn.stack import ScannedLayers
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Tables logical axis -> mesh axes, or None for a replicated axis.
+
+    activations: of the axes named in `partitioning.constrain`.
+    compute_rules: of parameters where a layer uses them; None leaves them as they are stored. Under ZeRO-3 a parameter
+        is stored sharded and all-gathered for use.
+    gradients: of the parameters' gradients as they leave the backward pass; None means `compute_rules`.
+    """
+
+    activations: Mapping[str, Any]
+    compute_rules: Mapping[str, Any] | None = None
+    gradients: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass
+class PromptInsertion:
+    """Where a soft prompt is inserted during one call of a model.
+
+    token_ids: the (lengthened) array of ids whose embeddings begin with the prompt; None for any array of ids.
+    count: how often the prompt was inserted; the only field that changes, so that the caller can check it.
+    """
+
+    token_ids: jax.Array | None = None
+    count: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceContext:
+    """Values in force while a model is traced.
+
+    layout: set by `partitioning.axis_rules`, which `Program.context()` enters; read by `nn/partitioning.py`.
+    stack_override: runs the layers of a scanned stack in place of `nn.scan`. Set by `stack.override_stack`, which the
+        pipeline step enters; read by `stack.stack`.
+    interceptors: functions that every submodule call goes through. Set by `interceptors.intercept_calls`, which
+        `TunedModel.apply` enters; read by `stack.stack`, for layers that run outside the model.
+    module_path: path in the model of a module that is applied on its own. Set by `interceptors.intercept_calls_at`;
+        read by interceptors.
+    adapter_ids: (B,) which of several adapters each row of the batch uses, -1 for none. Set by `TunedModel.apply` from
+        its argument of that name; read by `peft/lora.py`.
+    prompt_insertion: set and read by `peft/prompt.py` within one call of the model.
+    prefix_is_cached: whether the key-value cache already begins with the prefix. Set and read by `peft/prefix.py`
+        within one call of an attention layer.
+    """
+
+    layout: Layout | None = None
+    stack_override: "Callable[[jax.Array, ScannedLayers], jax.Array] | None" = None
+    interceptors: "tuple[Interceptor, ...]" = ()
+    module_path: tuple[str, ...] = ()
+    adapter_ids: jax.Array | None = None
+    prompt_insertion: PromptInsertion | None = None
+    prefix_is_cached: bool = False
+
+
+_DEFAULTS = TraceContext()
+_context: contextvars.ContextVar[TraceContext] = contextvars.ContextVar("trace_context", default=_DEFAULTS)
+
+
+def current() -> TraceContext:
+    """The context in force."""
+    return _context.get()
+
+
+@contextlib.contextmanager
+def replaced(**changes: Any) -> Iterator[TraceContext]:
+    """Within the block the context has these fields changed, as in `dataclasses.replace`."""
+    token = _context.set(dataclasses.replace(_context.get(), **changes))
+    try:
+        yield _context.get()
+    finally:
+        _context.reset(token)
