@@ -11,7 +11,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn import kernels, mlp, norms, positions
 from jaxnlp.nn.policy import Policy
-from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
+from jaxnlp.sharding.axes import abstract_params, init_params, make_apply, make_capture
 
 SIZES = {"vocab_size": 33, "max_length": 32, "num_layers": 2, "num_heads": 4, "embed_dim": 16}
 LLAMA = {
@@ -63,6 +63,15 @@ def test_a_future_token_has_no_gradient(name):
     grad = jax.jit(jax.grad(logit))(params["embed"]["embedding"][:12], 5)
     touched = np.abs(np.asarray(grad)).max(axis=1) > 0
     np.testing.assert_array_equal(touched, np.arange(12) <= 5)
+
+
+def test_under_post_norm_each_block_returns_normed_states():
+    config, params, _ = built("post-norm, sinusoidal")
+    _, seen = make_capture(config.module())(params, tokens())
+    for i in range(config.num_layers):
+        hidden = np.asarray(seen[f"block_{i}/hidden"])
+        np.testing.assert_allclose(hidden.mean(-1), 0.0, atol=1e-5)
+        np.testing.assert_allclose(hidden.var(-1), 1.0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

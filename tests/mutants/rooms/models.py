@@ -83,15 +83,15 @@ MUTANTS = (
         old="x_BTD = norm_2(x_BTD + drop(feed(x_BTD), deterministic=deterministic))",
         new="x_BTD = x_BTD + norm_2(drop(feed(x_BTD), deterministic=deterministic))",
         fault="post-norm leaves the residual stream out of the norm",
-        tests=("tests/models/test_gpt_parity.py::test_logits_and_gradients",),
+        tests=("tests/models/test_gpt.py::test_under_post_norm_each_block_returns_normed_states",),
     ),
     Mutant(
-        id="models/llama-query-heads",
+        id="models/llama-without-window",
         file="models/llama.py",
         old="window=c.window)",
         new="window=None)",
         fault="Mistral's sliding window is ignored",
-        tests=(f"{PARITY}[mistral]", "tests/models/test_llama.py"),
+        tests=(f"{PARITY}[mistral]",),
     ),
     Mutant(
         id="models/bert-pools-the-last-token",

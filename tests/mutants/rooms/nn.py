@@ -217,7 +217,7 @@ MUTANTS = (
         old="return total_BD / jnp.maximum(weight_BT1.sum(1), 1.0)",
         new="return total_BD / x_BTD.shape[1]",
         fault="the mean over a sentence is divided by its padded length",
-        tests=("tests/interop/test_encoder.py::test_sentence_embeddings_equal_transformers",),
+        tests=("tests/nn/test_pooling.py::test_the_mean_is_over_real_tokens_whatever_padding_holds",),
     ),
     Mutant(
         id="nn/highway-gate",
@@ -242,5 +242,23 @@ MUTANTS = (
         new="hidden_BTSA = jnp.tanh(q_BTA[:, :, None].astype(jnp.float32) * k_BSA[:, None].astype(jnp.float32))",
         fault="additive attention multiplies where it should add",
         tests=("tests/nn/test_scores.py::test_additive_score",),
+    ),
+    Mutant(
+        id="nn/flash-window-off-by-one",
+        file="nn/kernels.py",
+        old="(window - 1, window - 1), 0)",
+        new="(window, window), 0)",
+        fault="the TPU kernel's window is one place too wide",
+        tests=("tests/nn/test_masks.py::test_the_tpu_kernel_knows_windows_and_keys_that_are_padding",),
+        tier="slow",
+    ),
+    Mutant(
+        id="nn/flash-without-scale",
+        file="nn/kernels.py",
+        old="(q.shape[-1] ** -0.5 if scale is None else scale)).astype(q.dtype)",
+        new="(1.0 if scale is None else scale)).astype(q.dtype)",
+        fault="the TPU kernel's scores are not divided by sqrt(K)",
+        tests=("tests/nn/test_attention.py::test_the_tpu_kernel_in_interpreter_equals_einsum",),
+        tier="slow",
     ),
 )

@@ -160,4 +160,22 @@ MUTANTS = (
         fault="a resumed run reads the corpus from its beginning",
         tests=(KILLED_AND_RESUMED,),
     ),
+    Mutant(
+        id="training/init/transferred-without-optimizer",
+        file="training/init/transfer.py",
+        old="opt_state=jax.jit(optimizer.init, out_shardings=layout)(params))",
+        new="opt_state=state.opt_state)",
+        fault="the optimizer's copy of transferred parameters is that of fresh ones",
+        tests=("tests/training/test_transfer.py::test_low_rank_updates_go_on_too_and_the_optimizer_begins_with_them",),
+        tier="slow",
+    ),
+    Mutant(
+        id="training/step/every-process-feeds-all-rows",
+        file="training/step/program.py",
+        old="self.batch_sharding.addressable_devices_indices_map(",
+        new="self.batch_sharding.devices_indices_map(",
+        fault="each process reads the rows of all",
+        tests=("tests/training/test_processes.py::test_a_process_reads_its_rows_alone",),
+        tier="slow",
+    ),
 )
