@@ -9,7 +9,10 @@ import optax
 import pytest
 
 from jaxnlp.errors import FieldError
+from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.optim import OPTIMIZERS, OptimConfig, decay_mask, make_optimizer, make_schedule, matrix_axes, noam_peak
+from jaxnlp.sharding.axes import abstract_params
+from jaxnlp.sharding.rules import path_name
 
 AXES = {"w": {"kernel": ("embed", "mlp"), "bias": ("mlp",)}, "e": ("vocab", "embed"), "o": ("heads", "kv", "embed")}
 
@@ -59,6 +62,31 @@ def test_a_warmup_longer_than_the_run_is_an_error():
 def test_decay_leaves_out_what_the_patterns_name():
     mask = decay_mask(params(), ("bias$", "^e$"))
     assert mask == {"w": {"kernel": True, "bias": False}, "e": False, "o": True}
+
+
+def test_by_default_the_matrices_and_tables_of_a_model_are_decayed_and_nothing_else():
+    module = GPTConfig(vocab_size=8, num_layers=1, num_heads=2, embed_dim=8).module()
+    shapes, _ = abstract_params(module, jax.ShapeDtypeStruct((1, 4), jnp.int32))
+    for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(shapes, OptimConfig().no_decay)):
+        name = path_name(path)
+        assert decays == name.endswith(("kernel", "embedding")), name
+
+
+@pytest.mark.parametrize(("name", "b2"), [("adamw", 0.95), ("lion", 0.99)])
+def test_the_default_second_decay_rate_is_the_one_documented(name, b2):
+    def moved(config):
+        optimizer, _ = make_optimizer(config, 10, AXES)
+        p = params()
+        state = optimizer.init(p)
+        for scale in (1.0, -0.3):
+            updates, state = optimizer.update(jax.tree.map(lambda x, scale=scale: scale * x, params()), state, p)
+            p = optax.apply_updates(p, updates)
+        return jax.tree.leaves(state)
+
+    config = OptimConfig(name=name, schedule="constant")
+    default, same, other = (moved(dataclasses.replace(config, b2=value)) for value in (None, b2, 0.9))
+    assert all((a == b).all() for a, b in zip(default, same, strict=True))
+    assert not all((a == b).all() for a, b in zip(default, other, strict=True))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

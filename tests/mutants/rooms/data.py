@@ -151,7 +151,7 @@ MUTANTS = (
         old="return Pieces(ids, character[begins], character[ends - 1] + 1)",
         new="return Pieces(ids, begins, ends)",
         fault="tokens' offsets count bytes and not characters",
-        tests=("tests/data/tasks/test_spans.py::test_an_answer_comes_back_as_its_text",),
+        tests=("tests/data/tasks/test_spans.py::test_offsets_cover_the_text_in_order",),
     ),
     Mutant(
         id="data/tasks/answer-cut-by-its-window",

@@ -33,7 +33,7 @@ MUTANTS = (
         old='no_decay: tuple[str, ...] = (r"bias$", r"scale$")',
         new='no_decay: tuple[str, ...] = (r"bias$",)',
         fault="weight decay applies to norms",
-        tests=("tests/test_optim.py::test_decay_leaves_out_what_the_patterns_name", "tests/test_optim.py"),
+        tests=("tests/test_optim.py::test_by_default_the_matrices_and_tables_of_a_model_are_decayed_and_nothing_else",),
     ),
     Mutant(
         id="optim/gradient-not-clipped",
@@ -73,7 +73,7 @@ MUTANTS = (
         old='0.99 if config.name == "lion" else 0.95',
         new='0.95 if config.name == "lion" else 0.99',
         fault="the default b2 of Adam and Lion are swapped",
-        tests=("tests/test_optim.py",),
+        tests=("tests/test_optim.py::test_the_default_second_decay_rate_is_the_one_documented",),
     ),
     Mutant(
         id="optim/learning-rate-multipliers-dropped",
