@@ -20,7 +20,7 @@ class Mutant:
 
     id: "room/what-is-wrong". file: path below jaxnlp/. old: a snippet that occurs exactly once in the file. new: its
     replacement. fault: what is wrong with it, in a line. tests: node ids of which at least one must fail. tier: "slow"
-    if these tests have the mark `slow`, else "fast".
+    if these tests have the mark `slow`, else "fast"; no mutant is left to tests with the mark `full`.
     """
 
     id: str

@@ -113,7 +113,7 @@ def _pytest(tree: str, cache: str, arguments: list[str]) -> None:
 
 def tier_options(tier: str) -> tuple[str, ...]:
     """The tests of this tier only, so that a mutant cannot claim a faster tier than its tests have."""
-    return ("-m", "slow" if tier == "slow" else "not slow")
+    return ("-m", "slow and not full" if tier == "slow" else "not slow and not full")
 
 
 def check_clean(mutants: Sequence[Mutant], tree: pathlib.Path, cache: pathlib.Path) -> list[str]:

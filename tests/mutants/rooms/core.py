@@ -46,8 +46,8 @@ MUTANTS = (
     Mutant(
         id="trees/base-wins",
         file="trees.py",
-        old="return {**base, **{name: join(base.get(name, {}), x) for name, x in tuned.items()}}",
-        new="return {**{name: join(base.get(name, {}), x) for name, x in tuned.items()}, **base}",
+        old="return {**base, **{name: merge(base.get(name, {}), x) for name, x in tuned.items()}}",
+        new="return {**{name: merge(base.get(name, {}), x) for name, x in tuned.items()}, **base}",
         fault="the base's parameters replace the tuned ones",
         tests=("tests/peft/test_properties.py::test_identity_at_the_start_and_merged_equals_live",),
     ),

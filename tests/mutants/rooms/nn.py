@@ -261,4 +261,20 @@ MUTANTS = (
         tests=("tests/nn/test_attention.py::test_the_tpu_kernel_in_interpreter_equals_einsum",),
         tier="slow",
     ),
+    Mutant(
+        id="nn/flops-of-a-product",
+        file="nn/jaxpr_flops.py",
+        old="math.prod(shape[axis] for axis in contracted)",
+        new="math.prod(shape[axis] for axis in contracted) / 2",
+        fault="a multiply-add counts as one operation",
+        tests=("tests/training/test_flops.py::test_products_of_loops_devices_conditions_and_kernels",),
+    ),
+    Mutant(
+        id="nn/flops-of-a-loop",
+        file="nn/jaxpr_flops.py",
+        old='return params["length"]',
+        new="return 1",
+        fault="a scan's products count once",
+        tests=("tests/training/test_flops.py::test_products_of_loops_devices_conditions_and_kernels",),
+    ),
 )
