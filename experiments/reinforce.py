@@ -16,7 +16,7 @@ from typing import Any
 from jaxnlp import cli, runtime
 
 if __name__ == "__main__":
-    runtime.prepare()  # before jax is imported
+    runtime.configure_jax()  # before jax is imported
 
 import jax
 import numpy as np
