@@ -7,7 +7,7 @@
 Suites: train-baby, train-baby-one (the same on one core, by CPU time), train-mid, bf16-baby, bf16-mid,
 decode-baby, decode-gpt2, bert-forward, bert-forward-bf16, bert-mlm, bert-mlm-bf16, beam-gpt2, beam-baby, loop,
 start. Peers are installed in .bench/. Results go to docs/measurements/performance.json and to the
-tables of docs/measurements/performance.md.
+tables of docs/measurements/performance_tables.md.
 """
 
 import os
@@ -32,7 +32,7 @@ from jaxnlp.errors import UserError
 SUITES = flags.DEFINE_list("suites", None, "Which suites; all of them by default.")
 ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds, each timing every contender once.")
 SECONDS = flags.DEFINE_float("seconds", 1.0, "Seconds of one contender's turn, or one step if that is longer.")
-SAVE = flags.DEFINE_bool("save", True, "Write performance.json and the tables of performance.md in docs/measurements.")
+SAVE = flags.DEFINE_bool("save", True, "Write performance.json and performance_tables.md in docs/measurements.")
 
 TUNABLES = "glibc.malloc.hugetlb=1"  # as the Makefile sets it
 SYSTEM = {"JAXNLP_ALLOCATOR": "system", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "true", "GLIBC_TUNABLES": ""}

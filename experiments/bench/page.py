@@ -1,11 +1,12 @@
-"""Writes the tables of docs/measurements/performance.md from docs/measurements/performance.json."""
+"""Writes the tables of docs/measurements/performance_tables.md from docs/measurements/performance.json."""
 
 import json
 import pathlib
+import textwrap
 from typing import Any
 
 JSON = pathlib.Path("docs/measurements/performance.json")
-PAGE = pathlib.Path("docs/measurements/performance.md")
+PAGE = pathlib.Path("docs/measurements/performance_tables.md")
 BEGIN, END = "<!-- tables: written by `make bench` from performance.json -->", "<!-- end of tables -->"
 
 
@@ -44,7 +45,7 @@ def header(suite: dict[str, Any]) -> list[str]:
 
 def markdown(suite: dict[str, Any]) -> str:
     """A suite as a section with a table."""
-    lines = [f"### {suite['title']}", "", suite["note"], ""]
+    lines = [f"## {suite['title']}", "", textwrap.fill(suite["note"], 120, break_on_hyphens=False), ""]
     if "rows" in suite:
         head = header(suite)
         lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]

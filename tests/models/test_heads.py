@@ -213,8 +213,8 @@ def test_flops_leave_out_a_language_model_that_is_not_trained():
 
 
 @dataclasses.dataclass(kw_only=True)
-class FarthestApart:
-    """The head that docs/guides/finetuning.md adds."""
+class SquaredDistance:
+    """The head that docs/guides/finetuning_heads.md adds."""
 
     of_tokens, use_bias, features = False, False, 16
 
@@ -224,7 +224,7 @@ class FarthestApart:
 
 
 def test_a_head_of_ones_own(rng):
-    config = ModelWithHead(body=TRUNKS["gpt"], head=FarthestApart())
+    config = ModelWithHead(body=TRUNKS["gpt"], head=SquaredDistance())
     configs.check(config)
     params = init_params(config.build(), jax.random.key(0), jnp.zeros((1, C, 4), jnp.int32))
     batch = example(config, rng)
