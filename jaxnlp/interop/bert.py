@@ -54,7 +54,13 @@ def accepts(c: Any) -> bool:
 
 
 def is_roberta(c: BertConfig) -> bool:
-    return c.positions.first > 0
+    return _first(c) > 0
+
+
+def _first(c: BertConfig) -> int:
+    """The row of the position table that position 0 takes."""
+    assert isinstance(c.positions, positions.Learned)  # as `accepts` has checked
+    return c.positions.first
 
 
 def to_json(c: BertConfig) -> dict[str, Any]:
@@ -69,7 +75,7 @@ def to_json(c: BertConfig) -> dict[str, Any]:
         "architectures": [kind + model],
         "model_type": kind.lower(),
         "vocab_size": c.vocab_size,
-        "max_position_embeddings": c.max_length + c.positions.first,
+        "max_position_embeddings": c.max_length + _first(c),
         "type_vocab_size": c.num_types,
         "num_hidden_layers": c.num_layers,
         "num_attention_heads": c.num_heads,
@@ -79,7 +85,7 @@ def to_json(c: BertConfig) -> dict[str, Any]:
         "layer_norm_eps": c.norm.epsilon,
         "hidden_dropout_prob": c.dropout_rate,
         "attention_probs_dropout_prob": c.dropout_rate,
-        **({"pad_token_id": c.positions.first - 1} if is_roberta(c) else {}),
+        **({"pad_token_id": _first(c) - 1} if is_roberta(c) else {}),
     }
 
 

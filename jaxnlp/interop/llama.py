@@ -100,9 +100,9 @@ def _kind(c: LlamaConfig) -> str | None:
 
 def to_json(c: LlamaConfig) -> dict[str, Any]:
     """config.json for transformers."""
-    kind = _kind(c)
-    assert kind is not None
-    longest, rope = _rope_json(c.positions)
+    kind, rotary = _kind(c), c.positions
+    assert kind is not None and isinstance(rotary, positions.Rotary)  # as `accepts` has checked
+    max_length, rope = _rope_json(rotary)
     return {
         "architectures": [f"{kind.capitalize()}ForCausalLM"],
         "model_type": kind,
@@ -115,11 +115,11 @@ def to_json(c: LlamaConfig) -> dict[str, Any]:
         "intermediate_size": c.mlp_dim,
         "rms_norm_eps": c.norm.epsilon,
         "hidden_act": activation_name(c.mlp.activation),
-        "max_position_embeddings": longest,
+        "max_position_embeddings": max_length,
         "tie_word_embeddings": c.tie_embeddings,
         "rope_parameters": rope,
-        "rope_theta": c.positions.base,  # where older readers look
-        **({"rope_scaling": rope} if c.positions.scaling is not None else {}),
+        "rope_theta": rotary.base,  # where older readers look
+        **({"rope_scaling": rope} if rotary.scaling is not None else {}),
         **({"attention_bias": c.out_bias} if kind in ("llama", "qwen3") else {}),
         **({"sliding_window": c.window} if kind == "mistral" else {}),
     }
@@ -133,14 +133,15 @@ def _rope_json(rotary: positions.Rotary) -> tuple[int, dict[str, Any]]:
         return 32768, {**rope, "rope_type": "default"}
     if isinstance(s, positions.LinearScaling):
         return 32768, {**rope, "rope_type": "linear", "factor": s.factor}
+    assert isinstance(s, positions.Llama3Scaling | positions.Yarn), f"unknown scaling {type(s).__name__}"
     rope |= {"factor": s.factor, "original_max_position_embeddings": s.original_max_length}
-    longest = round(s.factor * s.original_max_length)
+    max_length = round(s.factor * s.original_max_length)
     if isinstance(s, positions.Llama3Scaling):
         ramp = {"low_freq_factor": s.low_freq_factor, "high_freq_factor": s.high_freq_factor}
-        return longest, {**rope, "rope_type": "llama3", **ramp}
+        return max_length, {**rope, "rope_type": "llama3", **ramp}
     ramp = {"beta_fast": s.beta_fast, "beta_slow": s.beta_slow, "truncate": s.truncate}
     factor = {} if s.attention_factor is None else {"attention_factor": s.attention_factor}
-    return longest, {**rope, "rope_type": "yarn", **ramp, **factor}
+    return max_length, {**rope, "rope_type": "yarn", **ramp, **factor}
 
 
 def tensors(c: LlamaConfig, names: Collection[str] | None = None) -> list[Tensor]:

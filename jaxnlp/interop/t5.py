@@ -64,6 +64,7 @@ def accepts(c: Any) -> bool:
 def to_json(c: T5Config) -> dict[str, Any]:
     """config.json for transformers."""
     kind = activation_name(c.mlp.activation)
+    assert isinstance(c.positions, positions.RelativeBuckets)  # as `accepts` has checked
     if c.mlp.gated:
         kind = "gated-gelu" if c.mlp.activation == "gelu_tanh" else f"gated-{kind}"
     return {

@@ -15,12 +15,15 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
+from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
-from jaxnlp.nn.mlp import ACTIVATIONS
+from jaxnlp.nn.mlp import ACTIVATIONS, FeedForward
 from jaxnlp.nn.model_config import Kind, ModelConfig
+from jaxnlp.nn.norms import Norm
 from jaxnlp.nn.partitioning import constrain, parameter
 from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.positions import PositionEncoding
 from jaxnlp.nn.stack import stack
 
 HEADS = ("masked_lm", "next_sentence", "pooler")
@@ -49,11 +52,11 @@ class BertConfig(ModelConfig):
     embed_dim: int = 768
     head_dim: int | None = None
     mlp_dim: int | None = None
-    positions: Any = dataclasses.field(default_factory=positions.Learned)
-    norm: Any = dataclasses.field(default_factory=lambda: norms.LayerNorm(epsilon=1e-12))
+    positions: PositionEncoding = dataclasses.field(default_factory=positions.Learned)
+    norm: Norm = dataclasses.field(default_factory=lambda: norms.LayerNorm(epsilon=1e-12))
     norm_position: str = "post"
-    mlp: Any = dataclasses.field(default_factory=lambda: mlp.MLP(activation="gelu"))
-    attention: Any = dataclasses.field(default_factory=kernels.Einsum)
+    mlp: FeedForward = dataclasses.field(default_factory=lambda: mlp.MLP(activation="gelu"))
+    attention: AttentionKernel = dataclasses.field(default_factory=kernels.Einsum)
     heads: tuple[str, ...] = ("masked_lm", "next_sentence")
     dropout_rate: float = 0.1
     remat: object = "none"  # a name or a Remat; of a type that flags can set

@@ -17,11 +17,15 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
+from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.mlp import FeedForward
 from jaxnlp.nn.model_config import Kind, ModelConfig
+from jaxnlp.nn.norms import Norm
 from jaxnlp.nn.partitioning import constrain
 from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.positions import PositionEncoding
 from jaxnlp.nn.stack import empty_cache, stack
 
 
@@ -55,12 +59,12 @@ class GPTConfig(ModelConfig):
     embed_dim: int = 768
     head_dim: int | None = None
     mlp_dim: int | None = None
-    positions: Any = dataclasses.field(default_factory=positions.Learned)
-    norm: Any = dataclasses.field(default_factory=norms.LayerNorm)
+    positions: PositionEncoding = dataclasses.field(default_factory=positions.Learned)
+    norm: Norm = dataclasses.field(default_factory=norms.LayerNorm)
     norm_position: str = "pre"
-    mlp: Any = dataclasses.field(default_factory=mlp.MLP)
-    attention: Any = dataclasses.field(default_factory=kernels.Einsum)
-    qk_norm: Any = None
+    mlp: FeedForward = dataclasses.field(default_factory=mlp.MLP)
+    attention: AttentionKernel = dataclasses.field(default_factory=kernels.Einsum)
+    qk_norm: Norm | None = None
     window: int | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn import checks
+from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.linear import Linear
 from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.nn.policy import Policy
@@ -147,7 +148,7 @@ class ModelWithHead(ModelConfig):
         return self.body.policy or Policy()
 
     @property
-    def attention(self) -> Any:
+    def attention(self) -> AttentionKernel | None:
         return self.body.attention
 
     def build(self) -> "ModelWithHeadModule":

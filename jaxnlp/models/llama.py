@@ -17,11 +17,15 @@ from jax import lax
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
+from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.mlp import FeedForward
 from jaxnlp.nn.model_config import Kind, ModelConfig
+from jaxnlp.nn.norms import Norm
 from jaxnlp.nn.partitioning import constrain
 from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.positions import PositionEncoding
 from jaxnlp.nn.stack import empty_cache, stack
 
 INIT = nn.initializers.normal(0.02)
@@ -48,11 +52,11 @@ class LlamaConfig(ModelConfig):
     embed_dim: int = 4096
     head_dim: int | None = None
     mlp_dim: int = 11008
-    positions: Any = dataclasses.field(default_factory=positions.Rotary)
-    norm: Any = dataclasses.field(default_factory=lambda: norms.RMSNorm(epsilon=1e-5))
-    mlp: Any = dataclasses.field(default_factory=mlp.GatedMLP)
-    attention: Any = dataclasses.field(default_factory=kernels.Einsum)
-    qk_norm: Any = None
+    positions: PositionEncoding = dataclasses.field(default_factory=positions.Rotary)
+    norm: Norm = dataclasses.field(default_factory=lambda: norms.RMSNorm(epsilon=1e-5))
+    mlp: FeedForward = dataclasses.field(default_factory=mlp.GatedMLP)
+    attention: AttentionKernel = dataclasses.field(default_factory=kernels.Einsum)
+    qk_norm: Norm | None = None
     window: int | None = None
     qkv_bias: bool = False
     out_bias: bool = False

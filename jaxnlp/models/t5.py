@@ -16,12 +16,15 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, remat
+from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.mlp import FeedForward
 from jaxnlp.nn.model_config import Kind, ModelConfig
+from jaxnlp.nn.norms import Norm
 from jaxnlp.nn.partitioning import constrain
 from jaxnlp.nn.policy import Policy
-from jaxnlp.nn.positions import RelativeBuckets
+from jaxnlp.nn.positions import PositionEncoding, RelativeBuckets
 from jaxnlp.nn.stack import attach_cross_cache, detach_cross_cache, empty_cache, stack
 
 
@@ -46,10 +49,10 @@ class T5Config(ModelConfig):
     embed_dim: int = 512
     head_dim: int = 64
     mlp_dim: int = 1024
-    positions: Any = dataclasses.field(default_factory=lambda: RelativeBuckets(bidirectional=True))
-    norm: Any = dataclasses.field(default_factory=norms.RMSNorm)
-    mlp: Any = dataclasses.field(default_factory=lambda: mlp.GatedMLP(activation="gelu_tanh"))
-    attention: Any = dataclasses.field(default_factory=kernels.Einsum)
+    positions: PositionEncoding = dataclasses.field(default_factory=lambda: RelativeBuckets(bidirectional=True))
+    norm: Norm = dataclasses.field(default_factory=norms.RMSNorm)
+    mlp: FeedForward = dataclasses.field(default_factory=lambda: mlp.GatedMLP(activation="gelu_tanh"))
+    attention: AttentionKernel = dataclasses.field(default_factory=kernels.Einsum)
     tie_embeddings: bool = False
     scale_logits: bool = False
     dropout_rate: float = 0.1

@@ -17,11 +17,15 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
+from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.mlp import FeedForward
 from jaxnlp.nn.model_config import Kind, ModelConfig
+from jaxnlp.nn.norms import Norm
 from jaxnlp.nn.partitioning import constrain
 from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.positions import PositionEncoding
 from jaxnlp.nn.stack import attach_cross_cache, detach_cross_cache, empty_cache, stack
 
 
@@ -47,11 +51,11 @@ class TransformerConfig(ModelConfig):
     embed_dim: int = 512
     head_dim: int | None = None
     mlp_dim: int | None = None
-    positions: Any = dataclasses.field(default_factory=positions.Sinusoidal)
-    norm: Any = dataclasses.field(default_factory=norms.LayerNorm)
+    positions: PositionEncoding = dataclasses.field(default_factory=positions.Sinusoidal)
+    norm: Norm = dataclasses.field(default_factory=norms.LayerNorm)
     norm_position: str = "post"
-    mlp: Any = dataclasses.field(default_factory=lambda: mlp.MLP(activation="relu"))
-    attention: Any = dataclasses.field(default_factory=kernels.Einsum)
+    mlp: FeedForward = dataclasses.field(default_factory=lambda: mlp.MLP(activation="relu"))
+    attention: AttentionKernel = dataclasses.field(default_factory=kernels.Einsum)
     use_bias: bool = True
     tie_embeddings: bool = True
     dropout_rate: float = 0.1

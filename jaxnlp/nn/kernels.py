@@ -9,7 +9,7 @@ heads, K head size.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,40 @@ SCORES = (((3,), (3,)), ((0, 1), (0, 1)))  # R x K and S x K to R x S, for `Poli
 MIX = (((3,), (2,)), ((0, 1), (0, 1)))  # R x S and S x K to R x K
 SPREAD = (((2,), (2,)), ((0, 1), (0, 1)))  # R x S and R x K to S x K
 LANES = 128
+PLATFORMS = ("cpu", "gpu", "tpu")
 MASKED = -1e30  # finite, so that a row with every key masked gives a mean and not NaN
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Einsum:
+class AttentionKernel:
+    """Base class of the kernels.
+
+    features: which of "dropout" (of weights), "softcap" and "bias" (of scores) it computes; asking for another is an
+        error of the model's config.
+    platforms: where it runs. interpret: it runs on any platform, interpreted, for tests.
+    """
+
+    features: ClassVar[tuple[str, ...]] = ()
+    interpret = False
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        return PLATFORMS
+
+    def runs_on(self, platform: str) -> bool:
+        return self.interpret or platform in self.platforms
+
+    def __call__(
+        self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, bias=None, scale=None, softcap=None, dropout=None
+    ) -> jax.Array:
+        """(B, T, H, K) in the compute dtype. dropout: None, or (rate, key)."""
+        raise TypeError(f"{type(self).__name__}: an attention kernel must define __call__()")
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Einsum(AttentionKernel):
     """softmax(q k^T / sqrt(K)) v, written out (Vaswani et al. 2017, equation 1). Runs anywhere."""
 
-    platforms = ("cpu", "gpu", "tpu")
     features = ("dropout", "softcap", "bias")
 
     def __call__(self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, dropout=None, **scores):
@@ -40,14 +66,13 @@ class Einsum:
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Blocked:
+class Blocked(AttentionKernel):
     """`Einsum` over blocks of queries, each against the keys up to its own end.
 
     Skips the half of the scores a causal mask would throw away: faster than `Einsum` on CPU
     for sequences of several blocks, and lighter in memory. The loop is unrolled.
     """
 
-    platforms = ("cpu", "gpu", "tpu")
     features = ("dropout", "softcap", "bias")
     block: int = 64
 
@@ -75,7 +100,7 @@ class Blocked:
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class DotProduct:
+class DotProduct(AttentionKernel):
     """`jax.nn.dot_product_attention`: XLA's own form, or cuDNN's flash attention on a GPU.
 
     implementation: "xla", "cudnn" (GPU with float16 or bfloat16 operands), or None for JAX's choice.
@@ -86,7 +111,7 @@ class DotProduct:
 
     @property
     def platforms(self) -> tuple[str, ...]:
-        return ("gpu",) if self.implementation == "cudnn" else ("cpu", "gpu", "tpu")
+        return ("gpu",) if self.implementation == "cudnn" else PLATFORMS
 
     def check(self) -> None:
         if self.implementation not in (None, "xla", "cudnn"):
@@ -106,7 +131,7 @@ class DotProduct:
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Flash:
+class Flash(AttentionKernel):
     """Pallas splash attention for TPU: scores never leave the chip's fast memory, masked blocks are skipped.
 
     interpret: run the kernel's program step by step on any platform (slow; for tests).
@@ -114,10 +139,13 @@ class Flash:
     where one query row leaves nothing to fuse.
     """
 
-    platforms = ("tpu",)
     features = ("softcap",)
     block: int = 512
     interpret: bool = False
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        return ("tpu",)
 
     def check(self) -> None:
         if self.block < 128 or self.block % 128:

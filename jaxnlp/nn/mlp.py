@@ -72,14 +72,18 @@ ACTIVATIONS = {
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class MLP:
-    """W2 act(W1 x) (Vaswani et al. 2017, equation 2). GPT-2's activation is "gelu_tanh"."""
+class FeedForward:
+    """Base class of the feed-forward layers.
+
+    activation: a name of `ACTIVATIONS`. gated: two maps into the hidden layer, one of them through the activation.
+    """
 
     activation: str = "gelu_tanh"
     gated = False
 
     def check(self) -> None:
-        _check_activation(self.activation)
+        if self.activation not in ACTIVATIONS:
+            raise FieldError("activation", self.activation, f"expected one of {', '.join(ACTIVATIONS)}")
 
     def module(
         self,
@@ -91,37 +95,26 @@ class MLP:
         policy: Policy,
         name: str,
         in_init: Initializer = INIT,
-    ):
-        return _MLP(hidden, dim, self.activation, False, use_bias, in_init, out_init, policy, name=name)
+    ) -> nn.Module:
+        """The Linen module, called as `module(x_BTD)`.
+
+        Args:
+            hidden: units of the hidden layer. dim: D. in_init, out_init: of the kernels into it and out of it.
+        """
+        return _MLP(hidden, dim, self.activation, self.gated, use_bias, in_init, out_init, policy, name=name)
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class GatedMLP:
+class MLP(FeedForward):
+    """W2 act(W1 x) (Vaswani et al. 2017, equation 2). GPT-2's activation is "gelu_tanh"."""
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class GatedMLP(FeedForward):
     """W2 (act(Wg x) * W1 x): SwiGLU with "silu", GEGLU with "gelu" (Shazeer 2020, arXiv:2002.05202)."""
 
     activation: str = "silu"
     gated = True
-
-    def check(self) -> None:
-        _check_activation(self.activation)
-
-    def module(
-        self,
-        *,
-        hidden: int,
-        dim: int,
-        use_bias: bool,
-        out_init: Initializer,
-        policy: Policy,
-        name: str,
-        in_init: Initializer = INIT,
-    ):
-        return _MLP(hidden, dim, self.activation, True, use_bias, in_init, out_init, policy, name=name)
-
-
-def _check_activation(name: str) -> None:
-    if name not in ACTIVATIONS:
-        raise FieldError("activation", name, f"expected one of {', '.join(ACTIVATIONS)}")
 
 
 class _MLP(nn.Module):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import UserError
+from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.policy import Policy
 
 Kind = Literal["decoder", "encoder", "encoder-decoder", "other"]
@@ -59,7 +60,7 @@ class ModelTraits:
     head_dim: int | None = None
     mlp_dim: int | None = None
     hidden_dim: int | None = None
-    attention: Any = None
+    attention: AttentionKernel | None = None
     policy: Policy | None = None
     num_types: int = 1
     heads: tuple[str, ...] = ()

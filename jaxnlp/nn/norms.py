@@ -18,35 +18,38 @@ from jaxnlp.nn.policy import Policy
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class LayerNorm:
-    """(x - mean) / sqrt(var + epsilon) * scale + bias (Ba et al. 2016, arXiv:1607.06450)."""
+class Norm:
+    """Base class of the norms. epsilon: added to the mean square, or to the variance, before the root."""
 
     epsilon: float = 1e-5
-    use_bias: bool = True
 
     def check(self) -> None:
-        _check_epsilon(self.epsilon)
+        if not self.epsilon > 0:
+            raise FieldError("epsilon", self.epsilon, "expected a positive number, as 1e-5")
+
+    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+        """The Linen module, called as `module(x)` with x (..., D)."""
+        raise TypeError(f"{type(self).__name__}: a norm must define module()")
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class LayerNorm(Norm):
+    """(x - mean) / sqrt(var + epsilon) * scale + bias (Ba et al. 2016, arXiv:1607.06450)."""
+
+    use_bias: bool = True
 
     def module(self, policy: Policy, name: str | None = None) -> nn.Module:
         return _Norm(self.epsilon, True, self.use_bias, policy, name=name)
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class RMSNorm:
+class RMSNorm(Norm):
     """x / sqrt(mean(x^2) + epsilon) * scale (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
     epsilon: float = 1e-6
 
-    def check(self) -> None:
-        _check_epsilon(self.epsilon)
-
     def module(self, policy: Policy, name: str | None = None) -> nn.Module:
         return _Norm(self.epsilon, False, False, policy, name=name)
-
-
-def _check_epsilon(epsilon: float) -> None:
-    if not epsilon > 0:
-        raise FieldError("epsilon", epsilon, "expected a positive number, as 1e-5")
 
 
 class _Norm(nn.Module):

@@ -8,7 +8,6 @@ Shape legend: B batch, T (query) length, S key length, D model, H heads, K head 
 
 import dataclasses
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,11 +20,15 @@ from jaxnlp.nn.policy import Policy
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class NoPositions:
-    """None at all, and what a kind of positions does unless it says otherwise."""
+class PositionEncoding:
+    """Base class of the position encodings: one overrides `module`, `rotate` or `bias`, and inherits the others.
 
-    bounded = False  # whether there is a longest sequence
-    biased = False  # whether `bias` builds a module
+    bounded: positions are rows of a table, so sequences are no longer than the model's `max_length`.
+    biased: `bias` builds a module.
+    """
+
+    bounded = False
+    biased = False
 
     def module(self, max_length: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
         """positions_BT -> vectors_BTD to add to the embeddings."""
@@ -41,7 +44,12 @@ class NoPositions:
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Learned(NoPositions):
+class NoPositions(PositionEncoding):
+    """No position encoding."""
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Learned(PositionEncoding):
     """A table with one vector a position, up to the model's `max_length` (GPT-2, BERT).
 
     first: row of the table that position 0 takes (RoBERTa's is 2); the table has so many rows more.
@@ -59,7 +67,7 @@ class Learned(NoPositions):
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Sinusoidal(NoPositions):
+class Sinusoidal(PositionEncoding):
     """sin and cos of geometrically spaced wavelengths (Vaswani et al. 2017, section 3.5); any length."""
 
     max_wavelength: float = 10000.0
@@ -74,7 +82,16 @@ class Sinusoidal(NoPositions):
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Rotary(NoPositions):
+class RotaryScaling:
+    """Base class of the changes of rotary frequencies for sequences longer than those trained on."""
+
+    def __call__(self, frequency: np.ndarray, base: float) -> tuple[np.ndarray, float]:
+        """(frequencies, factor of queries and keys), from the frequencies of `Rotary(base=base)`."""
+        return frequency, 1.0
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Rotary(PositionEncoding):
     """Queries and keys turned by an angle that grows with position (Su et al. 2021, arXiv:2104.09864).
 
     The pairs are (i, i + K/2), as Llama and GPT-NeoX store them.
@@ -84,7 +101,7 @@ class Rotary(NoPositions):
     """
 
     base: float = 10000.0
-    scaling: Any = None
+    scaling: RotaryScaling | None = None
 
     def check(self) -> None:
         _check_base("base", self.base)
@@ -103,7 +120,7 @@ class Rotary(NoPositions):
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class LinearScaling:
+class LinearScaling(RotaryScaling):
     """Positions divided by `factor` (Chen et al. 2023, arXiv:2306.15595, section 2.3)."""
 
     factor: float = 2.0
@@ -112,12 +129,11 @@ class LinearScaling:
         _check_factor(self.factor)
 
     def __call__(self, frequency: np.ndarray, base: float) -> tuple[np.ndarray, float]:
-        """(frequencies, what queries and keys are multiplied by)."""
         return frequency / self.factor, 1.0
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Llama3Scaling:
+class Llama3Scaling(RotaryScaling):
     """Long wavelengths divided by `factor`, short ones kept, a ramp between (Llama 3.1, arXiv:2407.21783).
 
     original_max_length: length trained on. Wavelengths above original_max_length / low_freq_factor are long, those
@@ -142,7 +158,7 @@ class Llama3Scaling:
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Yarn:
+class Yarn(RotaryScaling):
     """Frequencies of few turns divided by `factor`, those of many kept, and scores sharpened.
 
     Peng et al. 2023, arXiv:2309.00071, sections 3.2 and 3.4.
@@ -183,7 +199,7 @@ def _check_factor(value: float) -> None:
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Alibi(NoPositions):
+class Alibi(PositionEncoding):
     """A penalty that grows with distance, at a slope of its own for each head (Press et al. 2021, arXiv:2108.12409).
 
     Head h of n has slope 2^(-8h/n); where n is no power of two, the slopes of the next lower power
@@ -197,7 +213,7 @@ class Alibi(NoPositions):
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class RelativeBuckets(NoPositions):
+class RelativeBuckets(PositionEncoding):
     """A learned number for each head and bucket of distances (T5: Raffel et al. 2020, section 2.1).
 
     num_buckets: half of them for exact small distances, the others growing with their logarithm

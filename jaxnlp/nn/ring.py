@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.kernels import MIX, SCORES, SPREAD, Einsum, beside_queries, biased_scores, masked
+from jaxnlp.nn.kernels import MIX, SCORES, SPREAD, AttentionKernel, Einsum, beside_queries, biased_scores, masked
 from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import mesh_axes, num_shards, sharded_call
 from jaxnlp.nn.policy import Policy
@@ -26,7 +26,7 @@ from jaxnlp.nn.sharded_rng import bits_at, words_and_share
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Ring:
+class Ring(AttentionKernel):
     """`Einsum` over a sequence that is split over devices, as the rule for the activation axis `length` says.
 
     block: queries of a device's share whose scores are there at a time (the largest divisor of the share up to it).
@@ -39,7 +39,6 @@ class Ring:
     another length (decoding, most cross-attention), `Einsum` itself.
     """
 
-    platforms = ("cpu", "gpu", "tpu")
     features = ("dropout", "softcap", "bias")
     block: int = 512
 

@@ -66,7 +66,7 @@ def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:
 def _runnable(experiment: Experiment) -> Experiment:
     """The experiment with an attention kernel that runs on these devices: all kernels give the same numbers."""
     kernel, platform = experiment.model.attention, jax.devices()[0].platform
-    if kernel is None or platform in kernel.platforms or getattr(kernel, "interpret", False):
+    if kernel is None or kernel.runs_on(platform):
         return experiment
     print(f"note: {type(kernel).__name__}() does not run on {platform}; using Einsum()", file=sys.stderr)
     return dataclasses.replace(experiment, model=experiment.model.with_body(attention=Einsum()))

@@ -133,7 +133,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
     sums = staged(e, mesh.shape["stage"]) if mesh.shape["stage"] > 1 else None
     platform = mesh.devices.flat[0].platform
     kernel = e.model.attention
-    runs = kernel is None or platform in kernel.platforms or getattr(kernel, "interpret", False)
+    runs = kernel is None or kernel.runs_on(platform)
     if kernel is not None and not runs and not only_traced:
         name = type(kernel).__name__
         raise UserError(
