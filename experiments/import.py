@@ -2,7 +2,7 @@
 
 python -m experiments.import --source=path/to/gpt2 --workdir=runs/gpt2
 python -m experiments.generate --workdir=runs/gpt2 --prompt="The"
-python -m experiments.train --workdir=runs/gpt2 --config.steps=1000 --config.optim.learning_rate=1e-5
+python -m experiments.train --workdir=runs/gpt2 --config.num_steps=1000 --config.optim.learning_rate=1e-5
 
 The run takes its data, optimizer and lengths from --config=FILE, if given; the model is the one read.
 """
@@ -33,7 +33,7 @@ def main() -> None:
     print(f"{type(model).__name__}, {count:,} parameters, written to {WORKDIR.value} as step 0. Next:")
     python = runtime.python()
     print(f'  generate   {python} -m experiments.generate --workdir={WORKDIR.value} --prompt="The"')
-    print(f"  train on   {python} -m experiments.train --workdir={WORKDIR.value} --config.steps=1000")
+    print(f"  train on   {python} -m experiments.train --workdir={WORKDIR.value} --config.num_steps=1000")
 
 
 if __name__ == "__main__":

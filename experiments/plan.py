@@ -124,7 +124,7 @@ def resolved(experiment: Any) -> Any:
     from jaxnlp.data import pipeline
     from jaxnlp.training.setup import prepare
 
-    tells = getattr(experiment.tuning, "text", None) or getattr(experiment.layout, "num_places", 0)
+    tells = getattr(experiment.peft, "text", None) or getattr(experiment.layout, "num_places", 0)
     if experiment.model.body.vocab_size is None or tells:
         return prepare(experiment)[0]
     configs.check(experiment)

@@ -90,7 +90,7 @@ def get_experiment() -> Experiment:
         data=DataConfig(tokenizer=Bytes(), seq_len=24, batch_size=32),
         objective=PolicyGradient(),
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=5, weight_decay=0.0),
-        steps=STEPS.value,
+        num_steps=STEPS.value,
         checkpoint_every=CHECKPOINT.value,
     )
 
@@ -105,7 +105,7 @@ def main() -> None:
         policy = dataclasses.replace(e, objective=CausalLM())  # as experiments.generate and others load it
         records = {"config": configs.to_dict(policy), "tokenizer": tokenizer.to_json(), "data": feed.state()}
         state = from_saved_trees(run.restore(saved_trees(program.init())))
-        run.start(e.steps, e.log_every, e.keep_last)
+        run.start(e.num_steps, e.log_every, e.keep_last)
         for _ in run.steps():
             batch = feed.next(state)
             state, metrics = program.step(state, batch.arrays)

@@ -3,7 +3,7 @@
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/deep --config.model.num_layers=8
   python -m experiments.train --workdir=runs/tiny                        go on from its newest checkpoint
-  python -m experiments.train --workdir=runs/tiny --config.steps=2000    the same, with a field changed
+  python -m experiments.train --workdir=runs/tiny --config.num_steps=2000    the same, with a field changed
   python -m experiments.train --config=configs/gpt/gpt2.py:xl --dry_run        parameters, FLOPs, memory
 
 Ctrl-C or SIGTERM finishes the step, saves, and prints the command that goes on.
@@ -42,7 +42,7 @@ def main() -> int:
 
     speak = print if jax.process_index() == 0 else lambda *_, **__: None
     if result.signal is not None:
-        name, step, steps = signal.Signals(result.signal).name, int(result.state.step), result.experiment.steps
+        name, step, steps = signal.Signals(result.signal).name, int(result.state.step), result.experiment.num_steps
         if jax.process_index() == 0:
             plot(workdir)
         speak(f"\nstopped by {name} at step {step:,} of {steps:,}, saved; go on with:")

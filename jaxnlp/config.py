@@ -39,14 +39,17 @@ def check(config: Any, path: str = "") -> None:
 
 
 def check_types(config: Any, path: str = "") -> None:
-    """Raises FieldError naming the first field (of the object itself) whose value is not of its type."""
+    """Raises FieldError naming the first field (of the object itself) whose value is not of its type.
+
+    A field's metadata may describe in the user's terms what is expected: {"expected": "LoRA(rank=8), or None"}.
+    """
     hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value, hint = getattr(config, field.name), hints[field.name]
+    for x in dataclasses.fields(config):
+        name, value, hint = x.name, getattr(config, x.name), hints[x.name]
         if not _fits(value, hint):
-            told = f"expected {_type_name(hint)}, got {type(value).__name__}"
-            one = _fits((value,), hint)  # as a pattern where several may be named
-            raise FieldError(f"{path}{field.name}", value, f"{told}; write ({value!r},)" if one else told)
+            expected = f"expected {x.metadata.get('expected') or _type_name(hint)}, got {type(value).__name__}"
+            in_tuple = _fits((value,), hint)  # as a pattern where several may be named
+            raise FieldError(f"{path}{name}", value, f"{expected}; write ({value!r},)" if in_tuple else expected)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -64,6 +64,8 @@ FIELDS: dict[str, dict[str, str]] = {
     "jaxnlp.models.heads:ModelWithHead": {"trunk": "body"},
     "jaxnlp.models.transformer:TransformerConfig": {"max_len": "max_length"},
     "jaxnlp.nn.policy:Policy": {"product_dtype": "matmul_dtype"},
+    "jaxnlp.training.experiment:Experiment": {"steps": "num_steps", "tuning": "peft", "tuning_from": "init_peft_from"},
+    "jaxnlp.training.init.pretrained:Pretrained": {"fresh": "missing_ok", "left_over": "unexpected_ok"},
     "jaxnlp.nn.positions:Llama3Scaling": {"original_max_len": "original_max_length"},
     "jaxnlp.nn.positions:Yarn": {"original_max_len": "original_max_length"},
 }

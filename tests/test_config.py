@@ -35,9 +35,9 @@ def test_json_round_trip_keeps_values_and_classes(tmp_path):
 
 def test_diff_names_leaves_and_classes():
     old = experiment()
-    new = dataclasses.replace(old, steps=7, model=dataclasses.replace(old.model, positions=positions.Learned()))
+    new = dataclasses.replace(old, num_steps=7, model=dataclasses.replace(old.model, positions=positions.Learned()))
     found = configs.diff(old, new)
-    assert ("steps", 1000, 7) in found
+    assert ("num_steps", 1000, 7) in found
     assert ("model.positions", "Rotary()", "Learned()") in found
     assert ("model.positions.base", 500.0, "-") in found
     assert configs.diff(old, experiment()) == []
@@ -46,8 +46,8 @@ def test_diff_names_leaves_and_classes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: setattr(e, "steps", "100"), r"^steps='100': expected int, got str$"),
-        (lambda e: setattr(e, "steps", 0), r"^steps=0: expected a positive number$"),
+        (lambda e: setattr(e, "num_steps", "100"), r"^num_steps='100': expected int, got str$"),
+        (lambda e: setattr(e, "num_steps", 0), r"^num_steps=0: expected a positive number$"),
         (lambda e: setattr(e.model, "num_layers", -2), r"^model.num_layers=-2: "),
         (lambda e: setattr(e.model, "num_heads", 3), r"^model.num_heads=3: does not divide embed_dim=16; use 2"),
         (lambda e: setattr(e.model, "num_kv_heads", 4), r"^model.num_kv_heads=4: does not divide num_heads=2"),
@@ -63,7 +63,7 @@ def test_diff_names_leaves_and_classes():
         (lambda e: setattr(e.data, "seq_len", 16.0), r"^data.seq_len=16.0: expected int, got float"),
         (lambda e: setattr(e.data, "batch_size", True), r"^data.batch_size=True: expected int, got bool"),
         (lambda e: setattr(e, "accum_steps", 3), r"^accum_steps=3: does not divide data.batch_size=4"),
-        (lambda e: setattr(e, "steps_per_call", 7), r"^steps=1000: not a multiple of steps_per_call=7"),
+        (lambda e: setattr(e, "steps_per_call", 7), r"^num_steps=1000: not a multiple of steps_per_call=7"),
         (lambda e: setattr(e.optim, "learning_rate", -0.1), r"^optim.learning_rate=-0.1: "),
         (
             lambda e: setattr(e.optim, "warmup_steps", 2000),
@@ -119,7 +119,7 @@ def test_override_paths():
     ):
         configs.check_path(experiment(), "model.num_layer")
     with pytest.raises(UserError, match="has no fields"):
-        configs.check_path(experiment(), "steps.x")
+        configs.check_path(experiment(), "num_steps.x")
 
 
 def test_configs_saved_before_the_kernels_moved_still_load():

@@ -52,7 +52,7 @@ def test_an_unknown_class_is_still_an_error():
 def test_a_run_saved_before_the_renames_resumes(name, tmp_path):
     with tarfile.open(FIXTURES / "runs_of_november.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
-    done = run("experiments.train", f"--workdir={name}", "--config.steps=6", cwd=tmp_path)
+    done = run("experiments.train", f"--workdir={name}", "--config.num_steps=6", cwd=tmp_path)
     assert done.code == 0, done.err
     assert "resuming at step 4 of 6" in done.err
     rows = [

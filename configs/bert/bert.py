@@ -7,7 +7,7 @@ Variants: "base" (110M parameters), "large" (340M) (Devlin et al. 2019, arXiv:18
 
 Point `data` at a corpus tokenized by experiments.tokenize (docs/guides/data.md), with the special tokens [CLS], [SEP]
 and [MASK]. BERT's own run had sequences of 128 tokens for the first 90% of the steps: train those with
---config.data.seq_len=128 --config.steps=900000 --config.optim.total_steps=1000000 and go on without. To begin from
+--config.data.seq_len=128 --config.num_steps=900000 --config.optim.total_steps=1000000 and go on without. To begin from
 published weights, see docs/guides/huggingface_checkpoints.md.
 """
 
@@ -67,7 +67,7 @@ def get_config(variant: str = "base") -> Experiment:
         objective=MaskedLM(),
         optim=optim,
         accum_steps=batch_size // 64,
-        steps=steps,
+        num_steps=steps,
         log_every=100,
         eval_every=5000,
         checkpoint_every=5000,

@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> Experiment:
         ),
         objective=MaskedLM(),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=100),
-        steps=1200,
+        num_steps=1200,
         log_every=20,
         eval_every=300,
         eval_batches=40,

@@ -62,7 +62,7 @@ def get_config(variant: str = "lora") -> Experiment:
             head=SequenceClassificationHead(num_classes=len(TOPICS)),
         ),
         init_from=Pretrained(path=path),
-        tuning=tuning,
+        peft=tuning,
         data=DataConfig(
             source=StdlibDocstrings(),
             tokenizer=PretrainedTokenizer(path=path),
@@ -73,7 +73,7 @@ def get_config(variant: str = "lora") -> Experiment:
         ),
         objective=SequenceClassification(),
         optim=OptimConfig(learning_rate=rate, schedule="linear", final_fraction=0.0, warmup_steps=20, weight_decay=0.0),
-        steps=125,
+        num_steps=125,
         log_every=25,
         eval_every=0,
         eval_batches=None,

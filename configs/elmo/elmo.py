@@ -40,7 +40,7 @@ def get_config(variant: str = "original") -> Experiment:
         ),
         objective=BiLM(),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=1000, weight_decay=0.0, clip_norm=10.0),
-        steps=1_000_000,
+        num_steps=1_000_000,
         log_every=100,
         eval_every=5000,
         checkpoint_every=5000,

@@ -33,7 +33,7 @@ def get_config() -> Experiment:
         ),
         objective=BiLM(),
         optim=OptimConfig(learning_rate=3e-3, warmup_steps=100),
-        steps=1200,
+        num_steps=1200,
         log_every=20,
         eval_every=300,
         eval_batches=40,

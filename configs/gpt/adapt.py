@@ -47,9 +47,10 @@ def get_config(variant: str = "") -> Experiment:
     return dataclasses.replace(
         e,
         data=data,
-        tuning=tuning(parts, e.model),
+        peft=tuning(parts, e.model),
         optim=OptimConfig(learning_rate=RATES[parts], warmup_steps=50),
-        steps=500,
+        num_steps=500,
+        sample_prompt="def main",
         eval_every=100,
         checkpoint_every=100,
     )

@@ -98,7 +98,7 @@ def get_config(variant: str = "") -> Experiment:
         ),
         objective=objective,
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=80),
-        steps=800,
+        num_steps=800,
         log_every=20,
         eval_every=200,
         eval_batches=None,

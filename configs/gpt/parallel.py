@@ -41,10 +41,11 @@ def get_config(variant: str = "DDP") -> Experiment:
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=100),
         sharding=sharding,
         accum_steps=4 if staged else 1,
-        steps=1500,
+        num_steps=1500,
         log_every=20,
         eval_every=500,
         eval_batches=40,
         checkpoint_every=500,
+        sample_prompt="def main",
         sample_tokens=120,
     )

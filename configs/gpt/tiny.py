@@ -23,10 +23,11 @@ def get_config() -> Experiment:
             prefetch_threads=0,
         ),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=100),
-        steps=3000,
+        num_steps=3000,
         log_every=20,
         eval_every=500,
         eval_batches=40,
         checkpoint_every=500,
+        sample_prompt="def main",
         sample_tokens=120,
     )

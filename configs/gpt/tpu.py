@@ -73,7 +73,7 @@ def get_config(variant: str = "1b") -> Experiment:
         ),
         sharding=ZERO3.on(fsdp=-1),
         accum_steps=accum_steps,
-        steps=100_000,
+        num_steps=100_000,
         log_every=20,
         eval_every=1000,
         checkpoint_every=1000,

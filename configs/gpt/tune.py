@@ -56,15 +56,15 @@ def get_config(variant: str = "lora") -> Experiment:
         )
     optim = OptimConfig(learning_rate=5e-3, warmup_steps=20, weight_decay=0.0)
     if task:
-        e = dataclasses.replace(finetune.get_config(f"{task},{run}"), tuning=METHODS[method], optim=optim)
+        e = dataclasses.replace(finetune.get_config(f"{task},{run}"), peft=METHODS[method], optim=optim)
         return within_template(e, METHODS[method]) if isinstance(METHODS[method], PTuning) else e
-    e = dataclasses.replace(pretraining(), optim=optim, tuning=METHODS[method])
+    e = dataclasses.replace(pretraining(), optim=optim, peft=METHODS[method])
     if not run:
         data = dataclasses.replace(e.data, attend_across_documents=True)
         return dataclasses.replace(e, data=data)
     data = dataclasses.replace(e.data, tokenizer=PretrainedTokenizer(path=run), attend_across_documents=True)
     e = dataclasses.replace(e, model=pretrained.model(run), data=data)
-    return dataclasses.replace(e, init_from=Pretrained(path=run), steps=500, eval_every=100, checkpoint_every=100)
+    return dataclasses.replace(e, init_from=Pretrained(path=run), num_steps=500, eval_every=100, checkpoint_every=100)
 
 
 def within_template(e: Experiment, method: PTuning) -> Experiment:

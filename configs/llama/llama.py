@@ -37,7 +37,7 @@ def get_config(variant: str = "3-8b") -> Experiment:
         model=LlamaConfig(**SIZES[variant], scan_layers=True, remat="full", policy=Policy(compute_dtype="bfloat16")),
         data=DataConfig(source=PythonStdlib(), tokenizer=SentencePiece(vocab_size=2048), seq_len=4096, batch_size=256),
         optim=OptimConfig(learning_rate=3e-4, warmup_steps=2000, weight_decay=0.1, b2=0.95),
-        steps=250_000,
+        num_steps=250_000,
         log_every=20,
         eval_every=1000,
         checkpoint_every=1000,

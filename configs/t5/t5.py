@@ -55,7 +55,7 @@ def get_config(variant: str = "small") -> Experiment:
         ),
         objective=Seq2Seq(z_loss=1e-4),
         optim=OptimConfig(name="adafactor", learning_rate=1e-2, schedule="inverse_sqrt", warmup_steps=10_000),
-        steps=524_288,
+        num_steps=524_288,
         log_every=20,
         eval_every=1000,
         checkpoint_every=1000,

@@ -26,7 +26,7 @@ def get_config() -> Experiment:
         ),
         objective=Seq2Seq(),
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=100),
-        steps=2000,
+        num_steps=2000,
         log_every=20,
         eval_every=500,
         eval_batches=40,

@@ -32,7 +32,7 @@ def get_config() -> Experiment:
         ),
         objective=Seq2Seq(label_smoothing=0.1),
         optim=OptimConfig(learning_rate=2e-3, schedule="inverse_sqrt", warmup_steps=200, weight_decay=0.0, b2=0.98),
-        steps=1500,
+        num_steps=1500,
         log_every=20,
         eval_every=500,
         eval_batches=None,

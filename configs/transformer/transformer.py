@@ -61,7 +61,7 @@ def get_config(variant: str = "base") -> Experiment:
             epsilon=1e-9,
             clip_norm=None,
         ),
-        steps=steps,
+        num_steps=steps,
         log_every=20,
         eval_every=1000,
         checkpoint_every=1000,

@@ -91,7 +91,7 @@ def program(tuned: bool, num_layers: int | None = None) -> Any:
     model = dataclasses.replace(e.model, remat="none", policy=precision, **fields)
     data = dataclasses.replace(e.data, seq_len=model.max_length, batch_size=BATCH.value)
     tuning = LoRA(rank=8) if tuned else None
-    return build(dataclasses.replace(e, model=model, data=data, accum_steps=1, tuning=tuning), devices(TOPOLOGY.value))
+    return build(dataclasses.replace(e, model=model, data=data, accum_steps=1, peft=tuning), devices(TOPOLOGY.value))
 
 
 def compiled(of: Any, told: str) -> Any:

@@ -59,7 +59,7 @@ def experiment(a):
         seq_len=s["length"], batch_size=s["batch"], attend_across_documents=True, tokenizer=Bytes(), prefetch_threads=0
     )
     optim = OptimConfig(learning_rate=1e-3, schedule="constant", weight_decay=0.1, b2=0.99)
-    return Experiment(model=model, data=data, optim=optim, steps=10**9, eval_every=0, checkpoint_every=0)
+    return Experiment(model=model, data=data, optim=optim, num_steps=10**9, eval_every=0, checkpoint_every=0)
 
 
 def bert_experiment(a):

@@ -104,7 +104,7 @@ def experiment(shape: dict[str, int], tuning: Any) -> Any:
         embed_dim=shape["dim"],
     )
     data = DataConfig(seq_len=shape["length"], batch_size=1, attend_across_documents=True, tokenizer=Bytes())
-    return Experiment(model=model, data=data, tuning=tuning)
+    return Experiment(model=model, data=data, peft=tuning)
 
 
 def moved(tuned: Any) -> Any:

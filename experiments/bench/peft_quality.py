@@ -88,7 +88,7 @@ class Bench:
 
     def _config(self, method: str) -> Any:
         e = cli.load(f"{CONFIG}:{method},{FOLDER.value}")
-        return e if STEPS.value is None else dataclasses.replace(e, steps=STEPS.value)
+        return e if STEPS.value is None else dataclasses.replace(e, num_steps=STEPS.value)
 
     def experiment(self, method: str, rate: float | None = None, seed: int = 0) -> Any:
         """The config's, at a learning rate and a seed, resolved."""
@@ -113,7 +113,7 @@ class Bench:
 
         e = self.experiment(method, rate, seed)
         if seed not in self._bases:
-            self._bases[seed] = first_state(build(dataclasses.replace(e, tuning=None)), self.tokenizer, say)[0].params
+            self._bases[seed] = first_state(build(dataclasses.replace(e, peft=None)), self.tokenizer, say)[0].params
         return build(e).start(self._bases[seed])
 
     def run(self, method: str, rate: float | None, seed: int, steps: int, told: Callable[[int, float], Any]) -> Any:
@@ -142,7 +142,7 @@ class Bench:
 
     def search(self, found: dict[str, Any]) -> None:
         """Accuracy on validation of each rate, at seed 0 and after the first part of the run."""
-        found["searched"] = f"the first {SEARCH_STEPS.value} of {self.experiment(self.methods[0]).steps} steps"
+        found["searched"] = f"the first {SEARCH_STEPS.value} of {self.experiment(self.methods[0]).num_steps} steps"
         todo = [(m, r) for m in self.methods for r in RATES[m] if str(r) not in found["search"].get(m, {})]
         with work(len(todo) * SEARCH_STEPS.value) as progress:
             for i, (method, rate) in enumerate(todo):
@@ -160,7 +160,7 @@ class Bench:
     def train(self, found: dict[str, Any]) -> None:
         """The runs that are not there yet, one seed of all methods after the other."""
         rate = {m: self.experiment(m).optim.learning_rate for m in self.methods}
-        steps = self.experiment(self.methods[0]).steps
+        steps = self.experiment(self.methods[0]).num_steps
         same = lambda row, m: (row.get("rate"), row.get("steps")) == (rate[m], steps)
         known = lambda m, seed: same(found["runs"].get(m, {}).get(str(seed), {}), m)
         todo = [(seed, m) for seed in range(SEEDS.value) for m in self.methods if not known(m, seed)]

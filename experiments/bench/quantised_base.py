@@ -42,7 +42,7 @@ def measured(dtype: str) -> tuple[int, dict[str, int]]:
     e: Any = get_config("xl-tpu")
     model = dataclasses.replace(e.model, remat=REMAT.value, scan_layers=True)
     data = dataclasses.replace(e.data, batch_size=BATCH.value, attend_across_documents=True)
-    e = dataclasses.replace(e, model=model, data=data, accum_steps=1, tuning=LoRA(rank=8, base_dtype=dtype))
+    e = dataclasses.replace(e, model=model, data=data, accum_steps=1, peft=LoRA(rank=8, base_dtype=dtype))
     program = build(e, chips)
     with program.context():
         compiled = program.step.lower(program.abstract, batch(program)).compile()

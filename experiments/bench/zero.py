@@ -44,7 +44,7 @@ def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
 
     model = experiment.model
     shapes, axes = abstract_params(model.build(), *model.example_inputs(devices, model.max_length))
-    optimizer, _ = make_optimizer(experiment.optim, experiment.steps, axes)
+    optimizer, _ = make_optimizer(experiment.optim, experiment.num_steps, axes)
     state = jax.eval_shape(lambda p: new_state(p, optimizer, 0, None), shapes)
     count = sum(x.size for x in jax.tree.leaves(shapes))
     found = {}

@@ -129,7 +129,7 @@ def train_centrally(program: Any, batches: list[Any], devices: list[Any]) -> tup
     from jaxnlp.sharding.data_parallel import Central, Traffic
 
     e = program.experiment
-    optimizer, _ = make_optimizer(e.optim, e.steps, program.axes)
+    optimizer, _ = make_optimizer(e.optim, e.num_steps, program.axes)
     central = Central(program.apply, e.objective, optimizer, devices)
     params = jax.device_put(program.init().params, devices[0])
     opt_state, traffic, losses = jax.device_put(optimizer.init(params), devices[0]), Traffic(devices), []

@@ -50,7 +50,7 @@ class Adapter(PEFTMethod):
 
     def choose(self, targets: list[Target]) -> list[Target]:
         serves = lambda t: t.outputs is not None and len(t.outputs) == 3
-        return choose(targets, self.targets, serves, "a sublayer that returns (batch, length, width)", "tuning.targets")
+        return choose(targets, self.targets, serves, "a sublayer that returns (batch, length, width)", "peft.targets")
 
     def leaves(self, target: Target) -> dict[str, AdapterParam]:
         assert target.outputs is not None

@@ -32,8 +32,8 @@ class IA3(PEFTMethod):
 
     def choose(self, targets: list[Target]) -> list[Target]:
         serves, what = (lambda t: t.num_in is not None), "a linear map"
-        out = choose(targets, self.outputs, serves, what, "tuning.outputs")
-        into = choose(targets, self.inputs, serves, what, "tuning.inputs")
+        out = choose(targets, self.outputs, serves, what, "peft.outputs")
+        into = choose(targets, self.inputs, serves, what, "peft.inputs")
         return [t for t in targets if t in out or t in into]
 
     def leaves(self, target: Target) -> dict[str, AdapterParam]:

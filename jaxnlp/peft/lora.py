@@ -79,9 +79,9 @@ class LoRA(PEFTMethod):
 
     def choose(self, targets: list[Target]) -> list[Target]:
         if self.dora:
-            return choose(targets, self.targets, lambda t: t.num_in is not None, "a linear map", "tuning.targets")
+            return choose(targets, self.targets, lambda t: t.num_in is not None, "a linear map", "peft.targets")
         serves = lambda t: t.num_in is not None or t.is_table
-        return choose(targets, self.targets, serves, "a linear map or a table of embeddings", "tuning.targets")
+        return choose(targets, self.targets, serves, "a linear map or a table of embeddings", "peft.targets")
 
     def leaves(self, target: Target) -> dict[str, AdapterParam]:
         n, at = target.num_in, target.layers
@@ -89,9 +89,7 @@ class LoRA(PEFTMethod):
         shape, axes, n = kernel.shape[at:], kernel.axes[at:], n or 1
         if self.rank > min(math.prod(shape[:n]), math.prod(shape[n:])):
             wide = f"{math.prod(shape[:n])} x {math.prod(shape[n:])}"
-            raise FieldError(
-                "tuning.rank", self.rank, f"{target.name} is {wide}; expected no more than its shorter side"
-            )
+            raise FieldError("peft.rank", self.rank, f"{target.name} is {wide}; expected no more than its shorter side")
         a, b = (*shape[:n], self.rank), (self.rank, *shape[n:])
         zeros = lambda shape: lambda key, own: jnp.zeros(shape)
         table = target.num_in is None

@@ -26,7 +26,7 @@ class BitFit(PEFTMethod):
             raise FieldError("terms", self.terms, "expected patterns of parameters, as ('bias',)")
 
     def picks(self, own: dict[str, Parameter]) -> list[str]:
-        return picked(own, self.terms, "tuning.terms")
+        return picked(own, self.terms, "peft.terms")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -39,7 +39,7 @@ class Full(PEFTMethod):
     frozen: tuple[str, ...] = ()
 
     def picks(self, own: dict[str, Parameter]) -> list[str]:
-        stay = picked(own, self.frozen, "tuning.frozen")
+        stay = picked(own, self.frozen, "peft.frozen")
         if len(stay) == len(own):
-            raise UserError(f"tuning.frozen={self.frozen}: nothing is left to train")
+            raise UserError(f"peft.frozen={self.frozen}: nothing is left to train")
         return [name for name in own if name not in stay]

@@ -55,10 +55,10 @@ class Prefix(PEFTMethod):
 
     def choose(self, targets: list[Target]) -> list[Target]:
         serves = lambda t: "keys_values" in t.others and {"num_kv_heads", "head_dim"} <= set(t.fields)
-        chosen = choose(targets, self.targets, serves, "attention with a `keys_values` method", "tuning.targets")
+        chosen = choose(targets, self.targets, serves, "attention with a `keys_values` method", "peft.targets")
         sizes = {(t.fields["num_kv_heads"], t.fields["head_dim"]) for t in chosen}
         if self.hidden_dim is not None and len(sizes) > 1:
-            raise UserError("tuning.hidden_dim: one network makes keys of one shape; these layers' differ; use None")
+            raise UserError("peft.hidden_dim: one network makes keys of one shape; these layers' differ; use None")
         return chosen
 
     def leaves(self, target: Target) -> dict[str, AdapterParam]:
@@ -120,7 +120,7 @@ class Prefix(PEFTMethod):
         if kwargs.get("cache") is not None or not takes(call.module, "positions"):
             return fn(*args, **kwargs)
         tokens_BT, P = args[0], self.length
-        check_room(call.module, P, tokens_BT.shape[1], "tuning.length")
+        check_room(call.module, P, tokens_BT.shape[1], "peft.length")
         positions = kwargs.get("positions")
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)

@@ -71,9 +71,9 @@ class Prompt(PEFTMethod):
         if self.text is not None:
             ids = tuple(map(int, tokenizer.encode_batch([self.text])[0]))
             if not 0 < len(ids) <= self.length:
-                told = f"is {len(ids)} tokens, for tuning.length={self.length} vectors"
-                told += f"; use tuning.length={len(ids)}, or a shorter text" if ids else "; expected a longer text"
-                raise FieldError("tuning.text", self.text, told)
+                told = f"is {len(ids)} tokens, for peft.length={self.length} vectors"
+                told += f"; use peft.length={len(ids)}, or a shorter text" if ids else "; expected a longer text"
+                raise FieldError("peft.text", self.text, told)
         return dataclasses.replace(self, ids=ids, placeholder=self.placeholder if placeholder is None else placeholder)
 
     def check_batch(self, batch):
@@ -85,8 +85,8 @@ class Prompt(PEFTMethod):
         if wrong.any():
             row, count = int(np.argwhere(wrong)[0][0]), int(places[wrong][0])
             raise UserError(
-                f"tuning.placeholder={self.placeholder}: row {row} of a batch has this token {count} times; expected "
-                f"tuning.length={self.length} of them, a place for each vector; write them with "
+                f"peft.placeholder={self.placeholder}: row {row} of a batch has this token {count} times; expected "
+                f"peft.length={self.length} of them, a place for each vector; write them with "
                 "data.examples.layout=Template(...), or use placeholder=None for vectors in front"
             )
 
@@ -101,10 +101,10 @@ class Prompt(PEFTMethod):
 
     def choose(self, targets: list[Target]) -> list[Target]:
         serves = lambda t: t.is_table and len(t.inputs or ()) == 2
-        chosen = choose(targets, self.targets, serves, "a table of words' vectors", "tuning.targets")
+        chosen = choose(targets, self.targets, serves, "a table of words' vectors", "peft.targets")
         if len(chosen) > 1:
             names = ", ".join(t.name for t in chosen)
-            raise UserError(f"tuning.targets={self.targets}: a prompt has one table; this model has {names}")
+            raise UserError(f"peft.targets={self.targets}: a prompt has one table; this model has {names}")
         return chosen
 
     def leaves(self, target: Target) -> dict[str, AdapterParam]:
@@ -112,12 +112,12 @@ class Prompt(PEFTMethod):
         rows, width = table.shape[-2:]
         wrong = [i for i in (*self.ids, self.placeholder or 0) if not 0 <= i < rows]
         if wrong:
-            raise FieldError("tuning.ids", wrong[0], f"expected ids of the vocabulary, 0 to {rows - 1}")
+            raise FieldError("peft.ids", wrong[0], f"expected ids of the vocabulary, 0 to {rows - 1}")
 
         def begin(key, own):
             words = own[TABLE]
             if self.text is not None and not self.ids:
-                raise FieldError("tuning.text", self.text, "a run makes ids of it; here use .resolved(tokenizer, None)")
+                raise FieldError("peft.text", self.text, "a run makes ids of it; here use .resolved(tokenizer, None)")
             if self.init == "random":
                 return jnp.std(words) * jax.random.normal(key, (self.length, width))
             if self.ids:
@@ -150,7 +150,7 @@ class Prompt(PEFTMethod):
         if read_BT is None or (not encoder and kwargs.get("cache") is not None and read_BT.shape[1]):
             return fn(*args, **kwargs)  # the cache began with the prompt, or has what an encoder made of it
         P, T = self.length, read_BT.shape[1]
-        check_room(call.module, P, T, "tuning.length")
+        check_room(call.module, P, T, "peft.length")
         longer_BT = in_front("", read_BT, P, T)
         goes_along = lambda name: name.startswith("input_") or not encoder
         named = {name: in_front(name, x, P, T) if goes_along(name) else x for name, x in kwargs.items()}

@@ -31,17 +31,17 @@ def chosen_blocks(
     """
     kind, most = method.base_dtype, method.base_block
     if most < 2 or most % 2:
-        raise FieldError("tuning.base_block", most, "expected an even number, as 64")
+        raise FieldError("peft.base_block", most, "expected an even number, as 64")
     maps = [t for t in targets if t.num_in is not None and not _is_output(method, t)]
     if method.base_kept:
-        kept = choose(maps, method.base_kept, lambda t: True, "a linear map", "tuning.base_kept")
+        kept = choose(maps, method.base_kept, lambda t: True, "a linear map", "peft.base_kept")
         maps = [t for t in maps if t not in kept]
     if trained := [t.name for t in maps if f"{t.name}/{KERNEL}" in picks]:
         told = f"{type(method).__name__}() trains {trained[0]}/{KERNEL} itself, and what is trained is in floats"
-        raise FieldError("tuning.base_dtype", kind, f"{told}; use None, or a method that trains beside it, as LoRA()")
+        raise FieldError("peft.base_dtype", kind, f"{told}; use None, or a method that trains beside it, as LoRA()")
     found = {(*t.path, KERNEL): _blocks(kind, most, t) for t in maps if (*t.path, KERNEL) not in replaced}
     if not found:
-        raise FieldError("tuning.base_dtype", kind, "this model has no linear map to quantise; use 'bfloat16' or None")
+        raise FieldError("peft.base_dtype", kind, "this model has no linear map to quantise; use 'bfloat16' or None")
     return found
 
 
@@ -58,8 +58,8 @@ def _blocks(kind: str, most: int, target: Target) -> Blocks:
     size = block_size(shape[axis], most)
     if size is None:
         told = f"{target.name}/{KERNEL} has {shape[axis]} {axes[axis] or 'inputs'} in a row, which no even number from"
-        told = f"{told} {min(SMALLEST, most)} to {most} divides; leave it as it is, with tuning.base_kept"
-        raise FieldError("tuning.base_block", most, told)
+        told = f"{told} {min(SMALLEST, most)} to {most} divides; leave it as it is, with peft.base_kept"
+        raise FieldError("peft.base_block", most, told)
     return Blocks(kind, axis - len(shape), size, str(kernel.dtype), _computed(target), axes)
 
 

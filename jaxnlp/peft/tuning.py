@@ -282,7 +282,7 @@ def plan(method: PEFTMethod, module: Any, *inputs: Any, head: tuple[str, ...] = 
     if method.base_dtype not in (None, *FLOATS, *BITS):
         near = did_you_mean(method.base_dtype, [*FLOATS, *BITS])
         known = f"expected one of {', '.join((*FLOATS, *BITS))}, or None{near}"
-        raise FieldError("tuning.base_dtype", method.base_dtype, known)
+        raise FieldError("peft.base_dtype", method.base_dtype, known)
     method.check()
     targets = {t.path: t for t in find_targets(module, *inputs)}
     shapes, axes = abstract_params(module, *inputs)
@@ -296,11 +296,11 @@ def plan(method: PEFTMethod, module: Any, *inputs: Any, head: tuple[str, ...] = 
     for path, x in jax.tree_util.tree_leaves_with_path(shapes):
         names = tuple(str(k.key) for k in path)
         own["/".join(names)] = Parameter(x.shape, get_at(axes, names), x.dtype)
-    whole = picked(own, method.whole if method.whole is not None else head, "tuning.whole")
+    whole = picked(own, method.whole if method.whole is not None else head, "peft.whole")
     picks = method.picks(own)
     replaced = sorted(tuple(name.split("/")) for name in {*picks, *whole})
     if not leaves and not replaced:
-        raise FieldError("tuning", f"{type(method).__name__}()", "nothing of this model would be trained")
+        raise FieldError("peft", f"{type(method).__name__}()", "nothing of this model would be trained")
     return TunedModel(
         method,
         {path: targets[path] for path in leaves},

@@ -98,8 +98,10 @@ def report(program: Program) -> str:
     lines += ["", f"mesh: {mesh} ({program.mesh.size} {program.mesh.devices.flat[0].device_kind} devices)"]
     lines.append(f"parameters: {count:,}")
     rows_by = f"{e.data.batch_size} x {e.data.seq_len}"
-    lines.append(f"tokens a step: {tokens:,} ({rows_by}); the run: {e.steps:,} steps, {e.steps * tokens:,} tokens")
-    per_token, run = step / tokens, step * e.steps
+    lines.append(
+        f"tokens a step: {tokens:,} ({rows_by}); the run: {e.num_steps:,} steps, {e.num_steps * tokens:,} tokens"
+    )
+    per_token, run = step / tokens, step * e.num_steps
     lines.append(f"FLOPs a token (forward and backward): {per_token:.3e}; a step: {step:.3e}; the run: {run:.3e}")
     parts = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in memory(program).items())
     lines.append(f"memory on a device (estimate): {parts}")

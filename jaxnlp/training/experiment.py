@@ -17,27 +17,37 @@ from jaxnlp.optim import OptimConfig, make_schedule
 from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.prompt import Prompt
 from jaxnlp.sharding.rules import Sharding, as_tuple
+from jaxnlp.training.hooks import EarlyStopping, Hook
+from jaxnlp.training.init.init_from import InitFrom
+from jaxnlp.training.run_folder.best import Best
+
+PEFT_EXPECTED = "a method of jaxnlp.peft, as LoRA(rank=8), or None"
+INIT_EXPECTED = "Pretrained(path='runs/bert'), or None"
 
 
 @dataclasses.dataclass(kw_only=True)
 class Experiment:
     """A run: model, data, objective, optimizer and layout, and the run's lengths and intervals (in steps).
 
-    model: a model's config, as `gpt.GPTConfig(...)`.
-    tuning: which parameters are trained, as `peft.lora.LoRA(rank=8)`; None: all.
-    tuning_from: a tuned run's folder, or a file of `peft/files.py`, whose tuned parameters are the first ones here, as
-        a prompt's of another task (`training/init/transfer.py`); None draws them.
-    init_from: where the first parameters come from, as `pretrained.Pretrained(path="runs/bert")`; None draws them.
-    steps: length of the run.
+    model: a model's config, as `gpt.GPTConfig(...)`. objective: as `CausalLM()`.
+    peft: which parameters are trained, as `peft.lora.LoRA(rank=8)`; None: all.
+    init_peft_from: a PEFT run's folder, or a file of `peft/files.py`, whose tuned parameters are the initial ones here,
+        as a prompt of another task (`training/init/transfer.py`); None draws them.
+    init_from: where the initial parameters come from, as `pretrained.Pretrained(path="runs/bert")`; None draws them.
+    num_steps: length of the run.
     accum_steps: microbatches a batch is cut into; lowers memory, not the result.
     steps_per_call: steps in one device call, for models so small that the call itself costs.
         All intervals must be multiples of it.
     log_every, eval_every, checkpoint_every: intervals; 0 is never (the end always evaluates and saves).
-    eval_batches: validation batches in an evaluation during the run; None is the whole split.
-        The evaluation at the end always takes the whole split.
-    keep_last, keep_best: checkpoints kept: the newest, and those with the lowest validation loss.
+    eval_batches: validation batches in an evaluation during the run; None is the full split.
+        The evaluation at the end always takes the full split.
+    keep_last, keep_best: checkpoints kept: the newest, and those with the best value of `best`.
+    hooks: what else happens between steps (`training/hooks.py`).
+    evaluators: what else is measured (`jaxnlp/evals`).
+    best: the metric that ranks checkpoints, as "validation/loss:min" or "squad/f1:max".
+    early_stopping: `hooks.EarlyStopping(patience=3)` ends the run when `best` no longer improves; None: never.
     on_nonfinite: "stop" the run, or "skip" the update, when a loss or gradient is not finite.
-    loss_scale: first scale of the loss under float16.
+    loss_scale: initial scale of the loss under float16.
     sample_prompt, sample_tokens: a text the run completes at the end; 0 tokens is none.
     peak_flops: operations a second of one device, for the utilisation; None takes the
         maker's figure for the chip, or on a CPU measures its matrix product.
@@ -47,11 +57,15 @@ class Experiment:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     objective: Any = dataclasses.field(default_factory=CausalLM)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    tuning: object = None
-    tuning_from: str | None = None
-    init_from: Any = None
+    peft: PEFTMethod | None = dataclasses.field(
+        default=None, metadata={"expected": "a method of jaxnlp.peft, as LoRA(rank=8), or None"}
+    )
+    init_peft_from: str | None = None
+    init_from: InitFrom | None = dataclasses.field(
+        default=None, metadata={"expected": "Pretrained(path='runs/bert'), or None"}
+    )
     sharding: Sharding = dataclasses.field(default_factory=Sharding)
-    steps: int = 1000
+    num_steps: int = 1000
     accum_steps: int = 1
     steps_per_call: int = 1
     seed: int = 0
@@ -61,21 +75,25 @@ class Experiment:
     checkpoint_every: int = 200
     keep_last: int = 2
     keep_best: int = 1
+    hooks: tuple[Hook, ...] = ()
+    evaluators: tuple[Any, ...] = ()
+    best: str = "validation/loss:min"
+    early_stopping: EarlyStopping | None = None
     on_nonfinite: str = "stop"
     loss_scale: float = 2.0**15
-    sample_prompt: str = "def main"
+    sample_prompt: str = ""
     sample_tokens: int = 160
     peak_flops: float | None = None
 
     def check(self) -> None:
         """Raises FieldError naming the first field that cannot work, alone or with another."""
-        for field in ("steps", "accum_steps", "steps_per_call", "keep_last"):
+        for field in ("num_steps", "accum_steps", "steps_per_call", "keep_last"):
             if getattr(self, field) < 1:
                 raise FieldError(field, getattr(self, field), "expected a positive number")
         for field in ("log_every", "eval_every", "checkpoint_every", "keep_best", "sample_tokens"):
             if getattr(self, field) < 0:
                 raise FieldError(field, getattr(self, field), "expected zero or more")
-        for field in ("steps", "log_every", "eval_every", "checkpoint_every"):
+        for field in ("num_steps", "log_every", "eval_every", "checkpoint_every"):
             if getattr(self, field) % self.steps_per_call:
                 raise FieldError(field, getattr(self, field), f"not a multiple of steps_per_call={self.steps_per_call}")
         if self.eval_batches is not None and self.eval_batches < 1:
@@ -90,17 +108,15 @@ class Experiment:
             raise FieldError("loss_scale", self.loss_scale, "expected 1 or more, as 32768.0")
         if self.peak_flops is not None and not self.peak_flops > 0:
             raise FieldError("peak_flops", self.peak_flops, "expected operations a second, as 9.9e14, or None")
-        if self.init_from is not None and not hasattr(self.init_from, "begin"):
-            raise FieldError("init_from", self.init_from, "expected Pretrained(path='runs/bert'), or None")
-        if self.tuning is not None and not isinstance(self.tuning, PEFTMethod):
-            raise FieldError("tuning", self.tuning, "expected a method of jaxnlp.peft, as LoRA(rank=8), or None")
-        if self.tuning_from is not None and self.tuning is None:
-            raise FieldError("tuning_from", self.tuning_from, "expected a tuning method beside it, as tuning=Prompt()")
+        if self.init_peft_from is not None and self.peft is None:
+            raise FieldError(
+                "init_peft_from", self.init_peft_from, "expected a tuning method beside it, as peft=Prompt()"
+            )
         several = isinstance(self.data.examples, Packed) and not self.data.attend_across_documents
-        if getattr(self.tuning, "one_text", False) and several:
-            name, examples = type(self.tuning).__name__, type(self.data.examples).__name__
+        if getattr(self.peft, "one_text", False) and several:
+            name, examples = type(self.peft).__name__, type(self.data.examples).__name__
             told = f"is read with one text a row, and data.examples={examples}() puts several in one"
-            raise FieldError("tuning", f"{name}()", f"{told}; set data.attend_across_documents=True, or use Prefix()")
+            raise FieldError("peft", f"{name}()", f"{told}; set data.attend_across_documents=True, or use Prefix()")
         if self.data.batch_size % self.accum_steps:
             raise FieldError("accum_steps", self.accum_steps, f"does not divide data.batch_size={self.data.batch_size}")
         limit = self.model.length_limit
@@ -110,7 +126,8 @@ class Experiment:
             )
         self._check_examples()
         self._check_template()
-        make_schedule(self.optim, self.steps)
+        make_schedule(self.optim, self.num_steps)
+        Best.parse(self.best)
 
     def _check_examples(self) -> None:
         pairs = "inputs" in self.data.examples.shapes(self.data)
@@ -120,14 +137,14 @@ class Experiment:
             raise FieldError("data.examples", found, f"not what model={model}() reads; use {fits}")
 
     def _check_template(self) -> None:
-        layout, tuning = self.layout, self.tuning
+        layout, tuning = self.layout, self.peft
         if not isinstance(layout, Template) or not layout.num_places:
             return
         if not isinstance(tuning, Prompt):
-            told = f"{layout.place} stands for vectors of a prompt; expected tuning=PTuning(length={layout.num_places})"
+            told = f"{layout.place} stands for vectors of a prompt; expected peft=PTuning(length={layout.num_places})"
             raise FieldError("data.examples.layout.text", layout.text, told)
         if tuning.length != layout.num_places:
-            has = f"has {layout.num_places} times {layout.place}, for tuning.length={tuning.length} vectors"
+            has = f"has {layout.num_places} times {layout.place}, for peft.length={tuning.length} vectors"
             raise FieldError("data.examples.layout.text", layout.text, f"{has}; expected one place for each")
 
     @property
@@ -189,10 +206,10 @@ def resolve(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     """
     experiment = dataclasses.replace(experiment, data=resolved(experiment.data))
     check_classes(experiment)
-    if isinstance(experiment.tuning, PEFTMethod):
+    if isinstance(experiment.peft, PEFTMethod):
         layout = experiment.layout
         place = layout.place_id(tokenizer) if isinstance(layout, Template) and layout.num_places else None
-        experiment = dataclasses.replace(experiment, tuning=experiment.tuning.resolved(tokenizer, place))
+        experiment = dataclasses.replace(experiment, peft=experiment.peft.resolved(tokenizer, place))
     model, size = experiment.model, experiment.model.body.vocab_size
     if size is None:
         return dataclasses.replace(experiment, model=model.with_body(vocab_size=tokenizer.vocab_size))

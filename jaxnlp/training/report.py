@@ -41,7 +41,7 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     if e.model.num_layers:
         change = f"--config.model.num_layers={e.model.num_layers + 2}"
     out += ["", "next:"]
-    out.append(f"  train on     {run}.train --workdir={workdir} --config.steps={2 * e.steps}")
+    out.append(f"  train on     {run}.train --workdir={workdir} --config.num_steps={2 * e.num_steps}")
     if e.model.can_generate:
         out.append(f'  generate     {run}.generate --workdir={workdir} --prompt="def main"')
     else:

@@ -22,11 +22,12 @@ def get_config(corpus: str) -> Experiment:
         ),
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=2),
         sharding=Sharding(mesh=MeshConfig(data=1)),
-        steps=12,
+        num_steps=12,
         log_every=1,
         eval_every=4,
         checkpoint_every=4,
         keep_last=3,
+        sample_prompt="def main",
         sample_tokens=8,
         peak_flops=1e12,
     )

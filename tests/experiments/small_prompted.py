@@ -7,5 +7,5 @@ from tests.experiments import small
 
 def get_config(corpus: str) -> Experiment:
     experiment = small.get_config(corpus)
-    experiment.tuning, experiment.data.attend_across_documents = Prompt(length=4), True
+    experiment.peft, experiment.data.attend_across_documents = Prompt(length=4), True
     return experiment

@@ -28,7 +28,7 @@ def get_config(folder: str) -> Experiment:
         ),
         objective=SequenceClassification(),
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=1),
-        steps=4,
+        num_steps=4,
         eval_every=0,
         checkpoint_every=4,
         peak_flops=1e12,

@@ -9,5 +9,5 @@ from tests.experiments import small
 def get_config(variant: str) -> Experiment:
     corpus, run = variant.split(",")
     experiment = small.get_config(corpus)
-    experiment.tuning, experiment.init_from = LoRA(rank=2), Pretrained(path=run)
+    experiment.peft, experiment.init_from = LoRA(rank=2), Pretrained(path=run)
     return experiment

@@ -34,7 +34,9 @@ def base(corpus, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("base")
     e = small.get_config(str(corpus))
     model = dataclasses.replace(e.model, num_layers=2, scan_layers=True)
-    train(dataclasses.replace(e, model=model, sharding=Sharding(), steps=3, eval_batches=1, sample_tokens=0), folder)
+    train(
+        dataclasses.replace(e, model=model, sharding=Sharding(), num_steps=3, eval_batches=1, sample_tokens=0), folder
+    )
     return str(folder)
 
 
@@ -49,12 +51,12 @@ def shortened(variant: str, corpus, **changes):
 
 def test_it_goes_on_from_a_run_with_its_ids_on_other_texts(corpus, base):
     e = cli.load(f"{FILE}:{base}")
-    assert e.data.source == PythonStdlib(part="docstrings") and e.tuning is None
+    assert e.data.source == PythonStdlib(part="docstrings") and e.peft is None
     assert e.init_from == Pretrained(path=base) and e.data.tokenizer.path == base
     assert (e.model.num_layers, e.model.scan_layers, e.model.vocab_size) == (2, False, None)
     e = cli.load(f"{FILE}:{base},{corpus}/train.txt,upper")
     assert e.data.source.train == f"{corpus}/train.txt"
-    assert e.tuning.frozen == ("embed/*", "positions/*", "block_0/*")
+    assert e.peft.frozen == ("embed/*", "positions/*", "block_0/*")
 
 
 @pytest.mark.slow
@@ -70,7 +72,7 @@ def test_frozen_parts_stay_and_another_run_begins_from_the_whole(corpus, base, t
 
     for parts in ("lora", "prompt"):
         e = shortened(f"{base},{corpus}/train.txt,lora", corpus)
-        e = dataclasses.replace(e, tuning=Prompt(length=2)) if parts == "prompt" else e
+        e = dataclasses.replace(e, peft=Prompt(length=2)) if parts == "prompt" else e
         train(e, tmp_path / parts)
     for parts in ("upper", "lora"):
         found = load(tmp_path / parts)
@@ -78,7 +80,7 @@ def test_frozen_parts_stay_and_another_run_begins_from_the_whole(corpus, base, t
         assert tuning is not None
         wanted = tuning.merge(select(found.params, tuning.shapes), select(found.params, found.program.abstract.params))
         state, report = begun(f"{tmp_path / parts},{corpus}/train.txt", corpus)
-        assert report.fresh == report.left_over == []
+        assert report.missing == report.unexpected == []
         jax.tree.map(np.testing.assert_array_equal, state.params, wanted)
     with pytest.raises(
         FieldError, match=r"init_from.path=.*Prompt\(\).* it is not merged; begin from what it began with"

@@ -27,8 +27,8 @@ def test_train_resume_evaluate_and_features(corpus, tmp_path):
     told = losses(tmp_path / "whole")
     assert told[12] < told[1] - 0.5
 
-    train(corpus, tmp_path / "half", "--config.steps=4", "--config.optim.total_steps=12")
-    train(corpus, tmp_path / "half", "--config.steps=12")
+    train(corpus, tmp_path / "half", "--config.num_steps=4", "--config.optim.total_steps=12")
+    train(corpus, tmp_path / "half", "--config.num_steps=12")
     assert_same_bits(arrays(tmp_path / "whole", 12), arrays(tmp_path / "half", 12))
 
     done = run("experiments.evaluate", f"--workdir={tmp_path / 'whole'}", "--json")

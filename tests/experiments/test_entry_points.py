@@ -147,17 +147,22 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
     yield (
         "field of a number",
         train,
-        [small, workdir, "--config.steps.x=2"],
-        "--config.steps.x: steps is 12 and has no fields",
+        [small, workdir, "--config.num_steps.x=2"],
+        "--config.num_steps.x: num_steps is 12 and has no fields",
     )
-    yield "wrong type", train, [small, workdir, "--config.steps=ten"], "--config.steps=ten: invalid literal for int"
+    yield (
+        "wrong type",
+        train,
+        [small, workdir, "--config.num_steps=ten"],
+        "--config.num_steps=ten: invalid literal for int",
+    )
     yield (
         "not a whole number",
         train,
-        [small, workdir, "--config.steps=1.5"],
-        "--config.steps=1.5: invalid literal for int",
+        [small, workdir, "--config.num_steps=1.5"],
+        "--config.num_steps=1.5: invalid literal for int",
     )
-    yield "zero steps", train, [small, workdir, "--config.steps=0"], "steps=0: expected a positive number"
+    yield "zero steps", train, [small, workdir, "--config.num_steps=0"], "num_steps=0: expected a positive number"
     yield (
         "negative number",
         train,
@@ -183,14 +188,19 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
         "sharding.mesh: data=3 takes 3 devices and there are 1",
     )
     yield "misspelt flag", train, [small, "--wokdir=x"], "--wokdir: no such flag; did you mean 'workdir'?"
-    yield "stray argument", train, [small, workdir, "steps=3"], "'steps=3': not a flag; flags are written --name=value"
+    yield (
+        "stray argument",
+        train,
+        [small, workdir, "num_steps=3"],
+        "'num_steps=3': not a flag; flags are written --name=value",
+    )
     yield "no workdir", train, [small], "--workdir: not given"
-    yield "nothing", train, [workdir], "no checkpoint to go on with; give a config with --config=FILE"
+    yield "nothing", train, [workdir], "no checkpoint to resume from; give a config with --config=FILE"
     yield (
         "override alone",
         train,
-        [workdir, "--config.steps=3"],
-        "--config.steps=3: give the config it changes with --config=FILE",
+        [workdir, "--config.num_steps=3"],
+        "--config.num_steps=3: give the config it changes with --config=FILE",
     )
     yield "bucket", train, [small, "--workdir=gs://bucket/run"], "expected a local path; mount the bucket"
     yield (
@@ -294,7 +304,7 @@ def test_config_prints_and_compares(tmp_path):
     (tmp_path / "a.json").write_text(run("experiments.config", "--config=configs/gpt/tiny.py", "--json").out)
     args = (
         "--config=configs/gpt/tiny.py",
-        "--config.steps=300",
+        "--config.num_steps=300",
         "--config.eval_batches=None",
         f"--against={tmp_path / 'a.json'}",
     )

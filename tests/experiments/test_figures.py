@@ -15,7 +15,7 @@ def runs(corpus, tmp_path_factory):
     """Folders of a GPT's run and of a BERT's, of four steps each."""
     folder = tmp_path_factory.mktemp("runs")
     for name, config in CONFIGS.items():
-        lengths = ("--config.steps=4", "--config.sample_tokens=0")
+        lengths = ("--config.num_steps=4", "--config.sample_tokens=0")
         done = run("experiments.train", f"--config={config}:{corpus}", f"--workdir={folder / name}", *lengths)
         assert done.code == 0, done.err
         assert f"python -m experiments.attention_map --workdir={folder / name}" in done.out

@@ -9,7 +9,14 @@ from tests.entry import ROOT, run
 
 BERT, TUNE, GPT = (ROOT / "configs" / name for name in ("bert/tiny_pretrain.py", "bert/finetune.py", "gpt/finetune.py"))
 TRUNK = ("num_layers=1", "num_heads=2", "embed_dim=16")
-SHORT = ("steps=4", "data.batch_size=4", "optim.warmup_steps=1", "log_every=1", "eval_every=2", "checkpoint_every=2")
+SHORT = (
+    "num_steps=4",
+    "data.batch_size=4",
+    "optim.warmup_steps=1",
+    "log_every=1",
+    "eval_every=2",
+    "checkpoint_every=2",
+)
 
 
 def train(config, workdir, *overrides, variant=""):
@@ -71,7 +78,7 @@ def tuned(task, pretrained):
     done = train(
         task / "task.py",
         task / "run",
-        "steps=60",
+        "num_steps=60",
         "data.batch_size=8",
         "eval_every=0",
         "checkpoint_every=30",
@@ -84,11 +91,11 @@ def tuned(task, pretrained):
 def test_a_run_begins_from_another_and_says_what_it_took(tuned, pretrained):
     workdir, done = tuned
     assert f"begins from {pretrained}, step 4:" in done.err
-    assert "fresh      2: head/bias, head/kernel" in done.err
+    assert "missing    2: head/bias, head/kernel" in done.err
     assert "left over  7: masked_lm/bias" in done.err and "next_sentence/kernel" in done.err
     report = json.loads((workdir / "init.json").read_text())
-    assert report["fresh"] == ["head/bias", "head/kernel"] and "trunk/embed/embedding" in report["loaded"]
-    assert len(report["left_over"]) == 7 and report["numbers"][0] < report["numbers"][1]
+    assert report["missing"] == ["head/bias", "head/kernel"] and "trunk/embed/embedding" in report["loaded"]
+    assert len(report["unexpected"]) == 7 and report["numbers"][0] < report["numbers"][1]
 
 
 def test_its_report_has_a_baseline_and_examples(tuned):
@@ -115,7 +122,7 @@ def test_a_resumed_run_has_its_own_parameters_and_names_its_classes(tuned, task)
     workdir, _ = tuned
     saved = Reader(workdir).read(60).experiment
     assert saved.data.examples.classes == ("bad", "good")
-    done = run("experiments.train", f"--workdir={workdir}", "--config.steps=62", "--config.init_from.path=gone")
+    done = run("experiments.train", f"--workdir={workdir}", "--config.num_steps=62", "--config.init_from.path=gone")
     assert done.code == 0, done.err
     assert "resuming at step 60 of 62" in done.err and "begins from" not in done.err
     assert Reader(workdir).steps()[-1] == 62
@@ -152,8 +159,8 @@ def test_what_cannot_begin_is_one_line(task, pretrained, tmp_path):
     bad = f"--config.data.source.train={tmp_path / 'bad.jsonl'}"
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": "good"}\n{"text": "b", "label": "ugly"}\n')
     for variant, flag, words in (
-        (tmp_path / "none", "--config.steps=4", "no such folder; train one with"),
-        (task, "--config.steps=4", "no checkpoint of a run here"),
+        (tmp_path / "none", "--config.num_steps=4", "no such folder; train one with"),
+        (task, "--config.num_steps=4", "no checkpoint of a run here"),
         (
             pretrained,
             "--config.model.head.num_classes=3",

@@ -52,7 +52,7 @@ def test_there_and_back_is_the_same_and_it_trains_on(theirs, corpus, tmp_path):
     assert beams.code == 0 and "--- 2 of 2, score -" in beams.out, beams.err
     beams = run("experiments.generate", f"--workdir={workdir}", "--num_beams=2", "--num_samples=3")
     assert beams.code == 2 and "--num_samples=3: beam search finds --num_beams=2" in beams.err
-    done = run("experiments.train", f"--workdir={workdir}", "--config.steps=4")
+    done = run("experiments.train", f"--workdir={workdir}", "--config.num_steps=4")
     assert done.code == 0, done.err
     assert "resuming at step 0 of 4" in done.err and re.search(r"checkpoints/4\b", done.out)
     fresh = run("experiments.train", f"--config_json={workdir}/config.json", f"--workdir={tmp_path}/fresh", "--dry_run")
@@ -76,7 +76,7 @@ def test_a_t5_comes_and_goes_and_trains_on(corpus, tmp_path):
     assert saved["data"]["examples"]["start"] == "<pad>" and saved["objective"]["class"].endswith("Seq2Seq")
     done = run("experiments.generate", f"--workdir={workdir}", "--prompt=def self", "--max_new_tokens=3")
     assert done.code == 0, done.err
-    fields = ("--config.steps=2", "--config.data.batch_size=4", "--config.eval_batches=1")
+    fields = ("--config.num_steps=2", "--config.data.batch_size=4", "--config.eval_batches=1")
     resumed = run("experiments.train", f"--workdir={workdir}", *fields)
     assert resumed.code == 0 and "resuming at step 0 of 2" in resumed.err, resumed.err
     assert run("experiments.export", f"--workdir={workdir}", f"--out={out}", "--checkpoint=0").code == 0

@@ -29,7 +29,7 @@ def get_config():
     trunk = dataclasses.replace(e.model.body, num_layers=1, num_heads=2, embed_dim=16)
     data = dataclasses.replace(e.data, seq_len=16, batch_size=4)
     model = dataclasses.replace(e.model, body=trunk)
-    return dataclasses.replace(e, model=model, data=data, optim=OptimConfig(), steps=1)
+    return dataclasses.replace(e, model=model, data=data, optim=OptimConfig(), num_steps=1)
 """
 
 
@@ -136,7 +136,7 @@ def test_a_compiled_lora_step_has_no_result_of_the_shape_of_a_kernel():
     model = GPTConfig(vocab_size=32, max_length=8, num_layers=3, num_heads=2, embed_dim=12, scan_layers=True)
     data, found = DataConfig(seq_len=8, batch_size=2), {}
     for name, tuning in (("LoRA", LoRA(rank=2, targets=("query", "value", "up", "down"))), ("full", None)):
-        program = build(Experiment(model=model, data=data, tuning=tuning), jax.devices()[:1])
+        program = build(Experiment(model=model, data=data, peft=tuning), jax.devices()[:1])
         text = program.step.lower(program.abstract, batch(program)).compile().as_text()
         found[name] = weight_gradients(text, {(3, 12, 48), (3, 48, 12)})
     assert found["LoRA"] == 0 < found["full"]

@@ -105,7 +105,7 @@ def test_what_a_finished_run_prints_and_leaves(finished):
 )
 def test_killed_and_resumed_is_the_same_run_to_the_last_bit(corpus, tmp_path, overrides):
     """Train 2N steps = train N, kill -9, resume, N more: parameters, optimizer state and batches."""
-    overrides = (*overrides, "steps=60", "checkpoint_every=10", "eval_every=20", "sample_tokens=0")
+    overrides = (*overrides, "num_steps=60", "checkpoint_every=10", "eval_every=20", "sample_tokens=0")
     assert train(corpus, tmp_path / "whole", *overrides).code == 0
     killed = train(corpus, tmp_path / "killed", *overrides, begin=start)
     wait_for(lambda: max(Reader(tmp_path / "killed").steps(), default=0) >= 20, killed)
@@ -125,7 +125,7 @@ def test_killed_and_resumed_is_the_same_run_to_the_last_bit(corpus, tmp_path, ov
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 def test_a_signal_saves_and_says_how_to_go_on(corpus, tmp_path, number):
-    overrides = ("steps=100000", "checkpoint_every=0", "eval_every=0", "optim.schedule=constant")
+    overrides = ("num_steps=100000", "checkpoint_every=0", "eval_every=0", "optim.schedule=constant")
     going = train(corpus, tmp_path / "run", *overrides, begin=start)
     wait_for(lambda: len(losses(tmp_path / "run")) > 3, going)
     os.kill(going.process.pid, number)
@@ -136,7 +136,7 @@ def test_a_signal_saves_and_says_how_to_go_on(corpus, tmp_path, number):
     command = going.out.strip().splitlines()[-1]
     assert command.strip().endswith(f"python -m experiments.train --workdir={tmp_path / 'run'}")
     # The command as printed, with an end in sight.
-    args = [*command.split()[3:], f"--config.steps={step + 3}"]
+    args = [*command.split()[3:], f"--config.num_steps={step + 3}"]
     again = run("experiments.train", *args)
     assert again.code == 0, again.err
     assert f"resuming at step {step:,} of {step + 3:,}" in again.err
@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(corpus, finishe
 
 
 def test_checkpoints_kept_are_the_newest_and_the_best(corpus, tmp_path):
-    overrides = ("keep_last=1", "keep_best=1", "steps=20", "optim.schedule=constant", "optim.learning_rate=0.3")
+    overrides = ("keep_last=1", "keep_best=1", "num_steps=20", "optim.schedule=constant", "optim.learning_rate=0.3")
     assert train(corpus, tmp_path / "run", *overrides).code == 0
     reader = Reader(tmp_path / "run")
     validation = {
@@ -187,9 +187,9 @@ def test_checkpoints_kept_are_the_newest_and_the_best(corpus, tmp_path):
 
 
 def test_a_second_process_in_the_same_folder_refuses(corpus, tmp_path):
-    first = train(corpus, tmp_path / "run", "steps=100000", "optim.schedule=constant", begin=start)
+    first = train(corpus, tmp_path / "run", "num_steps=100000", "optim.schedule=constant", begin=start)
     wait_for(lambda: len(losses(tmp_path / "run")) > 0, first)
-    second = train(corpus, tmp_path / "run", "steps=100000", "optim.schedule=constant")
+    second = train(corpus, tmp_path / "run", "num_steps=100000", "optim.schedule=constant")
     assert second.code == 2
     assert f"another process is training here (process {first.process.pid} on " in second.err
     os.kill(first.process.pid, signal.SIGTERM)
@@ -215,7 +215,7 @@ def test_a_full_disk_is_a_clear_error_and_older_checkpoints_are_intact(corpus, t
     for step, wanted in before.items():
         Reader(tmp_path / "run").verify(step)
         assert_same_bits(arrays(tmp_path / "run", step), wanted)
-    done = train(corpus, tmp_path / "run", "steps=16")  # with room again it goes on
+    done = train(corpus, tmp_path / "run", "num_steps=16")  # with room again it goes on
     assert done.code == 0 and "resuming at step 12 of 16" in done.err
 
 
@@ -232,7 +232,7 @@ def start_with_file_limit(corpus, workdir, size, *overrides):
     args = [
         f"--config={CONFIG}:{corpus}",
         f"--workdir={workdir}",
-        "--config.steps=16",
+        "--config.num_steps=16",
         *(f"--config.{o}" for o in overrides),
     ]
     env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_NUM_CPU_DEVICES": "1"}
@@ -307,11 +307,11 @@ def test_a_config_that_cannot_resume_names_the_field(corpus, finished):
 
 def test_a_config_that_can_resume_says_what_changed(corpus, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
-    fields = ("steps=14", "optim.learning_rate=1e-3", "model.remat=full", "optim.clip_norm=None")
+    fields = ("num_steps=14", "optim.learning_rate=1e-3", "model.remat=full", "optim.clip_norm=None")
     done = train(corpus, tmp_path / "run", *fields)
     assert done.code == 0, done.err
     for words in (
-        "steps changed from 12 to 14",
+        "num_steps changed from 12 to 14",
         "optim.learning_rate changed from 0.01 to 0.001",
         "model.remat changed from 'none' to 'full'",
     ):
@@ -323,10 +323,10 @@ def test_a_corpus_that_changed_cannot_be_gone_on_with(corpus, finished, tmp_path
     text = (corpus / "train.txt").read_text()
     try:
         (corpus / "train.txt").write_text(text + "\none more document\n")
-        done = train(corpus, tmp_path / "run", "steps=14")
+        done = train(corpus, tmp_path / "run", "num_steps=14")
     finally:
         (corpus / "train.txt").write_text(text)  # the same text at another time: the same corpus
-    again = train(corpus, tmp_path / "run", "steps=14")
+    again = train(corpus, tmp_path / "run", "num_steps=14")
     assert again.code == 0 and "resuming at step 12 of 14" in again.err
     assert done.code == 2 and "the corpus has changed since the checkpoint of step 12" in done.err
 
@@ -394,7 +394,7 @@ def test_a_trace_is_written_for_the_steps_asked_for(corpus, tmp_path):
 
 def test_steps_per_call_must_fit_the_step_it_resumes_at(corpus, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
-    fields = ("steps=40", "steps_per_call=8", "log_every=8", "eval_every=8", "checkpoint_every=8")
+    fields = ("num_steps=40", "steps_per_call=8", "log_every=8", "eval_every=8", "checkpoint_every=8")
     done = train(corpus, tmp_path / "run", *fields)
     assert done.code == 2 and "steps_per_call=8: the checkpoint is at step 12, not a multiple of it" in done.err
 

@@ -33,7 +33,7 @@ def test_a_wrong_variant_is_told(variant):
 def runs(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, config in (("base", f"tests/experiments/small.py:{corpus}"), ("lora", f"{TUNED}:{corpus},{folder}/base")):
-        done = run("experiments.train", f"--config={config}", f"--workdir={folder / name}", "--config.steps=4")
+        done = run("experiments.train", f"--config={config}", f"--workdir={folder / name}", "--config.num_steps=4")
         assert done.code == 0, done.err
     assert "tuning: LoRA() on 2 modules: block_*/attention/query, block_*/attention/value" in done.err
     return folder
@@ -58,7 +58,7 @@ def test_the_entry_points_know_a_tuned_run(runs, corpus, tmp_path):
     assert run("experiments.export", where, "--adapter", f"--out={tmp_path / 'lora.safetensors'}").code == 0
     method, header, tensors = files.read(tmp_path / "lora.safetensors")
     found = load_run(runs / "lora")
-    assert method == found.saved.experiment.tuning and header["base"] == found.saved.data["base"]
+    assert method == found.saved.experiment.peft and header["base"] == found.saved.data["base"]
     assert len(tensors) == len(jax.tree.leaves(found.program.abstract.params))
     done = run("experiments.export", f"--workdir={runs / 'base'}", "--adapter", f"--out={tmp_path / 'x'}")
     assert done.code == 2 and "tuned no adapter" in done.err
@@ -68,14 +68,14 @@ def test_the_entry_points_know_a_tuned_run(runs, corpus, tmp_path):
 def test_each_method_of_the_config_is_one_that_can_run(method):
     e = cli.load(f"{FILE}:{method}")
     configs.check(e)
-    assert e.tuning == METHODS[method]
+    assert e.peft == METHODS[method]
 
 
 def test_the_prompts_of_p_tuning_stand_around_a_tasks_texts():
     for task in ("sequence_classification", "entailment", "multiple_choice"):
         base = finetune.get_config(task)
         e = within_template(base, PTuning(length=4))
-        e = dataclasses.replace(e, tuning=PTuning(length=4))
+        e = dataclasses.replace(e, peft=PTuning(length=4))
         configs.check(e)
         assert e.data.examples.layout.text == "<prompt><prompt>{text}<prompt><prompt>"
         assert e.data.tokenizer.specials == (*base.data.tokenizer.specials, "<prompt>") and not e.objective.lm_weight
@@ -83,12 +83,12 @@ def test_the_prompts_of_p_tuning_stand_around_a_tasks_texts():
 
 @pytest.mark.slow
 def test_a_text_by_flag_is_what_the_prompt_begins_as_and_the_run_goes_on(corpus, tmp_path):
-    given = (f"--config={PROMPTED}:{corpus}", f"--workdir={tmp_path}", "--config.tuning.text=What follows?")
+    given = (f"--config={PROMPTED}:{corpus}", f"--workdir={tmp_path}", "--config.peft.text=What follows?")
     done = run("experiments.train", *given)
-    assert done.code == 2 and "tuning.text='What follows?': is 13 tokens, for tuning.length=4 vectors" in done.err
+    assert done.code == 2 and "peft.text='What follows?': is 13 tokens, for peft.length=4 vectors" in done.err
     for steps in (4, 8):
-        done = run("experiments.train", *given, "--config.tuning.length=14", f"--config.steps={steps}")
+        done = run("experiments.train", *given, "--config.peft.length=14", f"--config.num_steps={steps}")
         assert done.code == 0, done.err
     assert "resuming at step 4 of 8" in done.err
-    tuning = json.loads((tmp_path / "config.json").read_text())["tuning"]
+    tuning = json.loads((tmp_path / "config.json").read_text())["peft"]
     assert bytes(tuning["ids"]) == b"What follows?" and tuning["text"] == "What follows?"

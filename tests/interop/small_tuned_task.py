@@ -9,5 +9,5 @@ from tests.experiments import small_task
 def get_config(variant: str) -> Experiment:
     folder, run = variant.split(",")
     experiment = small_task.get_config(folder)
-    experiment.tuning, experiment.init_from = LoRA(rank=2), Pretrained(path=run)
+    experiment.peft, experiment.init_from = LoRA(rank=2), Pretrained(path=run)
     return experiment

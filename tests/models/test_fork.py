@@ -37,7 +37,7 @@ def test_a_copied_model_file_trains_and_reads_back(fork, corpus, tmp_path):
     experiment = Experiment(
         model=fork.MyConfig(max_length=32, num_layers=1, num_heads=2, embed_dim=16),
         data=DataConfig(source=source, tokenizer=Bytes(), seq_len=16, batch_size=8, prefetch_threads=0),
-        steps=3,
+        num_steps=3,
         log_every=1,
         peak_flops=1e12,
     )

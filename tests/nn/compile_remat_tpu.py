@@ -22,7 +22,7 @@ def main(*policies: str) -> None:
     precision = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
     model = GPTConfig(vocab_size=256, max_length=512, num_layers=8, num_heads=2, embed_dim=256, scan_layers=True)
     model = dataclasses.replace(model, policy=precision)
-    e = Experiment(model=model, data=DataConfig(seq_len=512, batch_size=16), steps=10)
+    e = Experiment(model=model, data=DataConfig(seq_len=512, batch_size=16), num_steps=10)
     found = {}
     for policy in policies:
         program = build(dataclasses.replace(e, model=dataclasses.replace(model, remat=policy)), devices)

@@ -153,5 +153,5 @@ def test_models_in_which_a_prompt_would_stand_in_the_wrong_place_are_told():
     with pytest.raises(UserError, match="texts are written by models with one attention in a block"):
         prefix.begin_cache(make_apply(config.build()), begun("t5")[2], config.init_cache(B, P + T))
     tuning, apply, base, tuned = begun("learned")
-    with pytest.raises(UserError, match=f"tuning.length={P}: and a text of {S + 1} are more than model.max_length=9"):
+    with pytest.raises(UserError, match=f"peft.length={P}: and a text of {S + 1} are more than model.max_length=9"):
         tuning.apply(apply)(merge(base, tuned), jnp.ones((B, S + 1), jnp.int32), tokens)

@@ -90,7 +90,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
         save(path, tuning, jax.tree.map(lambda x: x.astype("float16"), tuned), base)
     absent = plan(LoRA(rank=2, targets=("head",)), *_with_head())
     save(path, absent, absent.init(jax.random.key(0), _head_base()), _head_base())
-    with pytest.raises(UserError, match="x.safetensors: of another model: tuning.targets='head': no module"):
+    with pytest.raises(UserError, match="x.safetensors: of another model: peft.targets='head': no module"):
         load(path, base, module, *inputs)
 
 

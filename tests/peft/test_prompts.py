@@ -210,9 +210,9 @@ def test_a_text_is_the_ids_that_a_tokenizer_makes_of_it():
     (_, base, tuned, _, _), (_, _, wanted, _, _) = (begun(MODELS["gpt"], method) for method in (found, ids))
     np.testing.assert_array_equal(tuned["embed"][PROMPT], wanted["embed"][PROMPT])
     np.testing.assert_array_equal(wanted["embed"][PROMPT], base["embed"]["embedding"][jnp.array([4, 9, 2, 4, 9])])
-    with pytest.raises(FieldError, match=r"^tuning.text='abcdef': is 6 tokens, for tuning.length=5 vectors; use"):
+    with pytest.raises(FieldError, match=r"^peft.text='abcdef': is 6 tokens, for peft.length=5 vectors; use"):
         Prompt(length=5, text="abcdef").resolved(ByteTokenizer(), None)
-    with pytest.raises(FieldError, match="tuning.text=.*a run makes ids of it"):
+    with pytest.raises(FieldError, match="peft.text=.*a run makes ids of it"):
         begun(MODELS["gpt"], text)
 
 
@@ -223,10 +223,10 @@ def test_each_row_has_a_place_for_each_vector():
     method.check_batch({"tokens": tokens[:, :1], "segment_ids": segments[:, :1]})
     for i, (row, count) in enumerate((([1, 7, 7, 7], 3), ([1, 2, 3, 4], 0))):
         tokens[0, 1] = row
-        with pytest.raises(UserError, match=f"tuning.placeholder=7: row 0 of a batch has this token {count} times"):
+        with pytest.raises(UserError, match=f"peft.placeholder=7: row 0 of a batch has this token {count} times"):
             method.check_batch({"tokens": tokens, "segment_ids": segments})
         read = {"inputs": tokens[0], "input_segments": segments[0], "tokens": tokens[0] * 0}
-        with pytest.raises(UserError, match=f"row 1 .* has this token {count} times; expected tuning.length=2"):
+        with pytest.raises(UserError, match=f"row 1 .* has this token {count} times; expected peft.length=2"):
             method.check_batch({**read, "segment_ids": segments[0]})
         assert Prompt(length=i + 1).check_batch({}) is None
 
@@ -234,7 +234,7 @@ def test_each_row_has_a_place_for_each_vector():
 def test_what_cannot_work_is_told():
     config = MODELS["gpt"]
     tuning, base, tuned, apply, _ = begun(config, Prompt(length=12, init="random"))
-    with pytest.raises(UserError, match="tuning.length=12: and a text of 6 are more than model.max_length=16"):
+    with pytest.raises(UserError, match="peft.length=12: and a text of 6 are more than model.max_length=16"):
         tuning.apply(apply)(merge(base, tuned), jnp.ones((B, T), jnp.int32))
     for method, message in (
         (Prompt(length=0), "^length=0"),
@@ -252,7 +252,7 @@ def test_what_cannot_work_is_told():
     ):
         with pytest.raises(FieldError, match=message):
             method.check()
-    with pytest.raises(FieldError, match="tuning.ids=99: expected ids of the vocabulary"):
+    with pytest.raises(FieldError, match="peft.ids=99: expected ids of the vocabulary"):
         begun(config, Prompt(init="ids", ids=(99,)))
     with pytest.raises(UserError, match="is not attention with a `keys_values` method"):
         begun(config, Prefix(targets=("mlp",)))

@@ -229,14 +229,14 @@ def test_dropout_drops_what_lora_reads_and_nothing_else():
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (LoRA(targets=("qery",)), "tuning.targets='qery': no module .* did you mean 'query'"),
-        (LoRA(targets=("mlp",)), "tuning.targets='mlp': blocks/mlp .* is not a linear map or a table of embeddings"),
-        (LoRA(targets=("embed",), dora=True), "tuning.targets='embed': embed .* is not a linear map"),
-        (LoRA(rank=40), "tuning.rank=40: blocks/attention/query is 16 x 16; expected no more than its shorter side"),
-        (LoRA(whole=("hed/*",)), "tuning.whole='hed/\\*': the model has no such parameter"),
-        (Adapter(targets=("atention",)), "tuning.targets='atention': no module"),
-        (IA3(outputs=("norm",)), "tuning.outputs='norm': norm .* is not a linear map"),
-        (BitFit(terms=("*/biass",)), "tuning.terms='\\*/biass': the model has no such parameter; did you mean"),
+        (LoRA(targets=("qery",)), "peft.targets='qery': no module .* did you mean 'query'"),
+        (LoRA(targets=("mlp",)), "peft.targets='mlp': blocks/mlp .* is not a linear map or a table of embeddings"),
+        (LoRA(targets=("embed",), dora=True), "peft.targets='embed': embed .* is not a linear map"),
+        (LoRA(rank=40), "peft.rank=40: blocks/attention/query is 16 x 16; expected no more than its shorter side"),
+        (LoRA(whole=("hed/*",)), "peft.whole='hed/\\*': the model has no such parameter"),
+        (Adapter(targets=("atention",)), "peft.targets='atention': no module"),
+        (IA3(outputs=("norm",)), "peft.outputs='norm': norm .* is not a linear map"),
+        (BitFit(terms=("*/biass",)), "peft.terms='\\*/biass': the model has no such parameter; did you mean"),
         (Full(frozen=("*",)), "nothing is left to train"),
     ],
 )

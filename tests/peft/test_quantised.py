@@ -156,7 +156,7 @@ class Noisy(nn.Module):
 def test_axes_without_blocks_are_told_and_can_be_kept():
     tokens = jnp.ones((B, T), jnp.int32)
     lora = LoRA(targets=("shared",), rank=2, base_dtype="nf4")
-    with pytest.raises(FieldError, match="tuning.base_block=64: first/kernel has 17 inputs in a row, which no even"):
+    with pytest.raises(FieldError, match="peft.base_block=64: first/kernel has 17 inputs in a row, which no even"):
         plan(lora, Odd(17), tokens)
     left = plan(dataclasses.replace(lora, base_kept=("first", "lm_head")), Odd(17), tokens)
     assert set(left.blocks) == {("shared", "kernel"), ("noisy", "kernel")}
@@ -179,11 +179,11 @@ def test_layers_that_draw_and_keep_within_their_call():
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (LoRA(base_dtype="nf5"), "tuning.base_dtype='nf5': expected one of .*int8, nf4, or None; did you mean 'nf4'"),
-        (Full(base_dtype="nf4"), r"tuning.base_dtype='nf4': Full\(\) trains blocks/attention/query/kernel itself"),
+        (LoRA(base_dtype="nf5"), "peft.base_dtype='nf5': expected one of .*int8, nf4, or None; did you mean 'nf4'"),
+        (Full(base_dtype="nf4"), r"peft.base_dtype='nf4': Full\(\) trains blocks/attention/query/kernel itself"),
         (BitFit(terms=("*/up/*",), base_dtype="int8"), r"BitFit\(\) trains blocks/mlp/up/kernel itself"),
-        (LoRA(base_dtype="nf4", base_block=7), "tuning.base_block=7: expected an even number"),
-        (LoRA(base_dtype="nf4", base_kept=("qery",)), "tuning.base_kept='qery': no module .* did you mean 'query'"),
+        (LoRA(base_dtype="nf4", base_block=7), "peft.base_block=7: expected an even number"),
+        (LoRA(base_dtype="nf4", base_kept=("qery",)), "peft.base_kept='qery': no module .* did you mean 'query'"),
         (IA3(base_dtype="int8", base_kept=("*",)), "this model has no linear map to quantise"),
     ],
 )

@@ -50,7 +50,7 @@ def test_memory_estimate_is_near_the_compilers(scan, remat):
 @pytest.mark.parametrize("dtype", ["int8", "nf4"])
 def test_a_quantised_base_is_told_truly_and_no_stack_of_it_is_ever_floats(dtype):
     tuning = LoRA(rank=2, base_dtype=dtype)
-    program = build(dataclasses.replace(experiment(scan_layers=True), tuning=tuning), jax.devices()[:1])
+    program = build(dataclasses.replace(experiment(scan_layers=True), peft=tuning), jax.devices()[:1])
     step = program.step.lower(program.abstract, batch(program)).compile()
     told, fed = memory(program), sum(x.size * x.dtype.itemsize for x in batch(program).values())
     wanted = step.memory_analysis().argument_size_in_bytes - fed

@@ -35,7 +35,7 @@ def experiment(sharding, **fields) -> Experiment:
         vocab_size=256, max_length=LENGTH, num_layers=LAYERS, num_heads=8, embed_dim=64, scan_layers=True, remat="full"
     )
     return Experiment(
-        model=model, data=DataConfig(seq_len=LENGTH, batch_size=BATCH), sharding=sharding, steps=10, **fields
+        model=model, data=DataConfig(seq_len=LENGTH, batch_size=BATCH), sharding=sharding, num_steps=10, **fields
     )
 
 

@@ -57,7 +57,7 @@ def step_of(name: str):
         data=DataConfig(seq_len=LENGTH, batch_size=BATCH),
         optim=OptimConfig(master_dtype="float32"),
         sharding=sharding,
-        steps=10,
+        num_steps=10,
     )
     program = build(e, topologies.get_topology_desc(shape, platform="tpu").devices)
     dtypes = {**dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), np.int32), "weights": np.float32}

@@ -44,7 +44,7 @@ def lowered(name: str) -> str:
         data=DataConfig(seq_len=T, batch_size=B),
         sharding=sharding,
         accum_steps=2 if sharding.pipeline is not None else 1,
-        steps=10,
+        num_steps=10,
     )
     program = build(e, jax.devices()[:8])
     dtypes = {**dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), np.int32), "weights": np.float32}

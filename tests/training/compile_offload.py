@@ -43,7 +43,7 @@ def main(preset: str, layers: str) -> None:
     for memory in MEMORIES:
         sharding = dataclasses.replace(PRESETS[preset].on(fsdp=CHIPS), optimizer_memory=memory)
         data, optim = DataConfig(seq_len=model.max_length, batch_size=rows * CHIPS), OptimConfig(master_dtype="float32")
-        program = build(Experiment(model=model, data=data, optim=optim, sharding=sharding, steps=10), devices)
+        program = build(Experiment(model=model, data=data, optim=optim, sharding=sharding, num_steps=10), devices)
         compiled = program.step.lower(program.abstract, batch(program)).compile()
         analysis = compiled.memory_analysis()
         found[memory] = {**account(analysis), "host arguments": analysis.host_argument_size_in_bytes}

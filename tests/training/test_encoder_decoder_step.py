@@ -37,7 +37,7 @@ def run(name, devices, **fields):
         data=DataConfig(seq_len=S, batch_size=8, examples=TextPairs(target_len=T)),
         objective=Seq2Seq(label_smoothing=0.1),
         optim=OptimConfig(name="sgd", learning_rate=0.3, schedule="constant", clip_norm=None),
-        steps=10,
+        num_steps=10,
         **fields,
     )
     e.model.dropout_rate = 0.0
@@ -70,8 +70,8 @@ def test_equal_to_one_device_and_one_batch(name, devices, fields):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_prompt_before_the_inputs_is_tuned_over_a_mesh_as_on_one_device(name):
     method = Prompt(length=4)
-    wanted, losses = run(name, 1, tuning=method)
-    found, others = run(name, 8, tuning=method, sharding=CUBE, accum_steps=2)
+    wanted, losses = run(name, 1, peft=method)
+    found, others = run(name, 8, peft=method, sharding=CUBE, accum_steps=2)
     assert len(set(losses)) == 3
     np.testing.assert_allclose(others, losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, wanted)

@@ -26,7 +26,7 @@ def program(sharding=DDP.on(data=8), remat="none", layers=LAYERS, **fields):
         vocab_size=V, max_length=T, num_layers=layers, num_heads=8, embed_dim=D, scan_layers=True, remat=remat
     )
     data = DataConfig(seq_len=T, batch_size=B)
-    return build(Experiment(model=model, data=data, sharding=sharding, steps=10, **fields), jax.devices()[:8])
+    return build(Experiment(model=model, data=data, sharding=sharding, num_steps=10, **fields), jax.devices()[:8])
 
 
 def ratio(*args, **fields) -> float:
@@ -83,7 +83,7 @@ def test_a_pipeline_has_its_bubble_and_what_its_schedule_computes_again():
 def test_only_what_is_trained_has_gradients():
     e = program().experiment
     assert step_flops(program()) == flops_per_token(e) * B * T
-    tuned = program(tuning=LoRA(rank=2))
+    tuned = program(peft=LoRA(rank=2))
     assert step_flops(tuned) == pytest.approx(2 / 3 * flops_per_token(e) * B * T, rel=0.1)
-    assert ratio(tuning=LoRA(rank=2)) == pytest.approx(1, rel=1e-6)
-    assert step_flops(program(tuning=LoRA(rank=2), remat="full")) == step_flops(tuned)
+    assert ratio(peft=LoRA(rank=2)) == pytest.approx(1, rel=1e-6)
+    assert step_flops(program(peft=LoRA(rank=2), remat="full")) == step_flops(tuned)

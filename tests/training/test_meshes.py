@@ -175,7 +175,7 @@ def program(name: str, sharding: Sharding, devices: int):
         ),
         sharding=sharding,
         accum_steps=ACCUM,
-        steps=10,
+        num_steps=10,
     )
     return build(e, jax.devices()[:devices])
 

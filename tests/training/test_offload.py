@@ -138,7 +138,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_training_is_the_same(name):
     sharding, fields = CASES[name]
-    found, wanted = (build(experiment(s, steps=20, **fields), jax.devices()) for s in (host(sharding), sharding))
+    found, wanted = (build(experiment(s, num_steps=20, **fields), jax.devices()) for s in (host(sharding), sharding))
     state = trained(found, found.init())
     assert kinds(state.opt_state) == [{"pinned_host"}, {"device"}]
     assert kinds(state.params)[0] == {"device"}
@@ -152,7 +152,7 @@ BOTH = {"host": host(ZERO2.on(fsdp=2)), "device": ZERO2.on(fsdp=2)}
 
 @pytest.mark.slow
 def test_a_checkpoint_goes_on_in_either_memory(tmp_path):
-    programs = {memory: build(experiment(s, steps=20), jax.devices()[:2]) for memory, s in BOTH.items()}
+    programs = {memory: build(experiment(s, num_steps=20), jax.devices()[:2]) for memory, s in BOTH.items()}
     writer = Writer(tmp_path, keep_last=9, keep_best=0)
     state = programs["host"].init()
     records = {"data": {"position": 0}, "config": configs.to_dict(programs["host"].experiment)}
@@ -179,7 +179,7 @@ def test_a_checkpoint_goes_on_in_either_memory(tmp_path):
 
 
 def test_the_account_tells_the_hosts_bytes_from_the_devices():
-    found, beside = (build(experiment(BOTH[memory], steps=20), jax.devices()[:2]) for memory in ("host", "device"))
+    found, beside = (build(experiment(BOTH[memory], num_steps=20), jax.devices()[:2]) for memory in ("host", "device"))
     mine, other = dry_run.memory(found), dry_run.memory(beside)
     # Counters, and what no table splits, are all that differs from 12 bytes a parameter.
     assert mine["optimizer state in host memory"] + mine["optimizer state"] == other["optimizer state"]
@@ -204,7 +204,7 @@ def found_states(told):
     ],
 )
 def test_what_cannot_be_is_one_line(sharding, message):
-    e = experiment(sharding, steps=20)
+    e = experiment(sharding, num_steps=20)
     e = dataclasses.replace(e, model=dataclasses.replace(e.model, num_layers=4))
     with pytest.raises(FieldError, match=message):
         configs.check(e)

@@ -184,7 +184,7 @@ def experiment(name: str, sharding: Sharding) -> Experiment:
         optim=OptimConfig(name="sgd", learning_rate=0.1, schedule="constant", weight_decay=0.0),
         sharding=sharding,
         accum_steps=M,
-        steps=10,
+        num_steps=10,
     )
 
 

@@ -1,4 +1,4 @@
-"""Beginning from a pretrained trunk: every parameter is loaded, fresh or left over, to the bit and as the run says."""
+"""Initialising from a pretrained model: parameters are loaded, missing or unexpected, to the bit and as reported."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def program(model, sharding=None, examples=CLASSES):
     data = DataConfig(seq_len=8, batch_size=4, examples=examples)
     rules = sharding or Sharding(mesh=MeshConfig(data=1))
     devices = jax.devices()[: 4 if sharding else 1]
-    return build(Experiment(model=model, data=data, sharding=rules, steps=1), devices)
+    return build(Experiment(model=model, data=data, sharding=rules, num_steps=1), devices)
 
 
 def run(folder, model, tokenizer=BYTES, steps=(5,), examples=CLASSES):
@@ -115,9 +115,9 @@ def test_a_bert_as_a_trunk(bert):
     norms = [f"block_{i}/{norm}_norm/{x}" for i in range(2) for norm in ("attention", "mlp") for x in ("bias", "scale")]
     body = ["embed/embedding", "types/embedding", "positions/embedding", "embed_norm/bias", "embed_norm/scale"]
     loaded = sorted(f"trunk/{x}" for x in [*blocks, *norms, *body, "pooler/bias", "pooler/kernel"])
-    assert report.loaded == loaded and report.fresh == ["head/bias", "head/kernel"] and not report.more_rows
+    assert report.loaded == loaded and report.missing == ["head/bias", "head/kernel"] and not report.more_rows
     heads = ("dense/bias", "dense/kernel", "norm/bias", "norm/scale")
-    assert report.left_over == [
+    assert report.unexpected == [
         *("masked_lm/bias", *(f"masked_lm/{x}" for x in heads)),
         *("next_sentence/bias", "next_sentence/kernel"),
     ]
@@ -125,7 +125,7 @@ def test_a_bert_as_a_trunk(bert):
     assert_equal(ours, first, {"head/kernel": "head/kernel"})
     text = "\n".join(report.lines())
     assert "begins from" in text and "step 5" in text
-    assert "fresh      2: head/bias, head/kernel" in text and "left over  7: masked_lm/bias" in text
+    assert "missing    2: head/bias, head/kernel" in text and "unexpected 7: masked_lm/bias" in text
     assert "trunk/block_0 to block_1, trunk/embed, trunk/embed_norm, trunk/pooler" in text
     total = sum(x.size for x in ours.values())
     assert report.numbers == (total - 8 * 3 - 3, total)
@@ -148,7 +148,7 @@ def test_scanned_layers_become_single_ones_and_back(tmp_path, bert, split):
     scanned = dataclasses.replace(BERT, scan_layers=True)
     made = program(scanned, sharding=rules)
     ours, _, report = begin(made, path)
-    assert not report.fresh and not report.left_over
+    assert not report.missing and not report.unexpected
     for name in ("attention/key/kernel", "mlp_norm/scale"):
         stacked = np.stack([theirs[f"block_{i}/{name}"] for i in range(2)])
         assert ours[f"blocks/{name}"].tobytes() == stacked.tobytes()
@@ -156,7 +156,7 @@ def test_scanned_layers_become_single_ones_and_back(tmp_path, bert, split):
         return
     other, whole = run(tmp_path / "scanned", scanned)
     back, _, report = begin(program(BERT), other)
-    assert not report.fresh and not report.left_over and len(back) > len(whole)
+    assert not report.missing and not report.unexpected and len(back) > len(whole)
     assert back["block_1/attention/key/kernel"].tobytes() == whole["blocks/attention/key/kernel"][1].tobytes()
 
 
@@ -169,13 +169,13 @@ def test_a_gpt_with_three_tokens_more(tmp_path, tied):
     made = program(ModelWithHead(body=trunk, head=SequenceClassificationHead(num_classes=2)), examples=examples)
     ours, first, report = begin(made, path, MORE)
     rows = {"trunk/embed/embedding": (259, 262)} | ({} if tied else {"trunk/head/kernel": (259, 262)})
-    assert report.more_rows == rows and report.fresh == ["head/bias", "head/kernel"] and report.left_over == []
+    assert report.more_rows == rows and report.missing == ["head/bias", "head/kernel"] and report.unexpected == []
     assert ours["trunk/embed/embedding"][:259].tobytes() == theirs["embed/embedding"].tobytes()
     assert ours["trunk/embed/embedding"][259:].tobytes() == first["trunk/embed/embedding"][259:].tobytes()
     if not tied:
         assert (ours["trunk/head/kernel"][:, :259] == theirs["head/kernel"]).all()
         assert (ours["trunk/head/kernel"][:, 259:] == first["trunk/head/kernel"][:, 259:]).all()
-    assert "259 of its 262 rows; the last 3 are fresh" in "\n".join(report.lines())
+    assert "259 of its 262 rows; the last 3 are new" in "\n".join(report.lines())
     total = sum(x.size for x in ours.values())
     assert report.numbers == (total - 18 - (3 if tied else 6) * 8, total)
 
@@ -184,7 +184,7 @@ def test_training_on_loads_all_and_more_layers_are_an_error(gpt):
     path, theirs = gpt
     ours, _, report = begin(program(GPT), path)
     assert_equal(ours, theirs, {name: name for name in theirs})
-    assert not report.fresh and not report.left_over
+    assert not report.missing and not report.unexpected
     for layers, words in (
         (3, r"block_2/attention/key/bias \(and 15 more\) is not in"),
         (1, "block_1/attention/key/bias"),
@@ -199,11 +199,11 @@ def test_training_on_loads_all_and_more_layers_are_an_error(gpt):
 def test_what_the_patterns_allow_may_be_fresh_or_left_over(gpt):
     path, theirs = gpt
     made = program(dataclasses.replace(GPT, num_layers=3))
-    ours, first, report = begin(made, path, fresh=("block_2/*",))
-    assert len(report.fresh) == 16 and all(name.startswith("block_2/") for name in report.fresh)
+    ours, first, report = begin(made, path, missing_ok=("block_2/*",))
+    assert len(report.missing) == 16 and all(name.startswith("block_2/") for name in report.missing)
     assert_equal(ours, first, {"block_2/mlp/up/kernel": "block_2/mlp/up/kernel"})
-    _, _, report = begin(program(dataclasses.replace(GPT, num_layers=1)), path, left_over=("block_1/*",))
-    assert len(report.left_over) == 16 and len(report.loaded) == len(theirs) - 16
+    _, _, report = begin(program(dataclasses.replace(GPT, num_layers=1)), path, unexpected_ok=("block_1/*",))
+    assert len(report.unexpected) == 16 and len(report.loaded) == len(theirs) - 16
 
 
 @pytest.mark.parametrize(
@@ -233,13 +233,13 @@ def test_a_head_is_taken_over_only_where_it_means_the_same(tmp_path):
     model = ModelWithHead(body=dataclasses.replace(BERT, heads=()), head=SequenceClassificationHead(num_classes=3))
     path, theirs = run(tmp_path / "tuned", model)
     ours, _, report = begin(program(model), path)
-    assert not report.fresh and not report.left_over
+    assert not report.missing and not report.unexpected
     assert_equal(ours, theirs, {name: name for name in theirs})
     other = program(model, examples=SequenceClassificationTask(classes=("a", "b", "c")))
     _, _, report = begin(other, path)
-    assert report.fresh == report.left_over == ["head/bias", "head/kernel"]
+    assert report.missing == report.unexpected == ["head/bias", "head/kernel"]
     _, _, report = begin(program(dataclasses.replace(BERT, heads=("masked_lm",))), path)
-    assert report.left_over == ["head/bias", "head/kernel"] and report.fresh[0] == "masked_lm/bias"
+    assert report.unexpected == ["head/bias", "head/kernel"] and report.missing[0] == "masked_lm/bias"
     assert pretrained.model(path) == dataclasses.replace(BERT, heads=(), vocab_size=None)
 
 
@@ -263,7 +263,7 @@ def test_a_folder_in_hugging_faces_layout(tmp_path):
     trunk = dataclasses.replace(trunk, vocab_size=4)
     made = program(ModelWithHead(body=trunk, head=SequenceClassificationHead(num_classes=3)))
     ours, _, report = begin(made, str(tmp_path), tokenizer)
-    assert report.fresh == ["head/bias", "head/kernel"] and len(report.left_over) == 7
+    assert report.missing == ["head/bias", "head/kernel"] and len(report.unexpected) == 7
     assert report.more_rows == {"trunk/embed/embedding": (3, 4)}
     theirs = flat(params)
     assert_equal(ours, theirs, {f"trunk/{name}": name for name in ("pooler/kernel", "block_1/mlp/up/kernel")})

@@ -70,7 +70,7 @@ def test_what_two_processes_saved_goes_on_elsewhere(one, two, corpus, tmp_path, 
 
 
 def test_what_two_processes_saved_of_a_data_mesh_goes_on_split(one, corpus, tmp_path):
-    train(2, corpus, tmp_path, "DDP,data=8", "steps=4", "optim.total_steps=12")
+    train(2, corpus, tmp_path, "DDP,data=8", "num_steps=4", "optim.total_steps=12")
     train(2, corpus, tmp_path, "ZERO3,data=1,fsdp=8")
     equal(losses(tmp_path), losses(one))
 
@@ -86,7 +86,7 @@ def test_processes_whose_rows_are_not_one_piece(one, corpus, tmp_path):
 def test_pipelines_and_rings_over_two_processes(corpus, tmp_path, table):
     """Each process has one stage of the pipeline, and half of every sequence of the ring."""
     for processes in (1, 2):
-        train(processes, corpus, tmp_path / str(processes), table, "steps=4", "eval_every=4")
+        train(processes, corpus, tmp_path / str(processes), table, "num_steps=4", "eval_every=4")
     equal(losses(tmp_path / "2"), losses(tmp_path / "1"))
     equal(losses(tmp_path / "2", "validation"), losses(tmp_path / "1", "validation"))
 

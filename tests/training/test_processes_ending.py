@@ -17,7 +17,7 @@ from tests.jobs import begin, config, ended, free_port, wait_until
 
 pytestmark = pytest.mark.slow
 TABLE = "ZERO3,data=2,fsdp=2"
-LONG = ("steps=60", "checkpoint_every=10", "eval_every=0", "log_every=2", "model.num_layers=1")
+LONG = ("num_steps=60", "checkpoint_every=10", "eval_every=0", "log_every=2", "model.num_layers=1")
 AGAIN = "start every process again with the same command"
 
 
@@ -101,7 +101,7 @@ def test_an_error_ends_both_with_one_line(corpus, tmp_path, where):
 @pytest.mark.parametrize("limit", [8192, 1])
 def test_a_full_disk_ends_both_with_one_line_and_older_checkpoints_are_intact(corpus, tmp_path, limit):
     """A limit on the size of files stands in for the full disk; the lower one also for standard error's."""
-    running = start(corpus, tmp_path / "run", *LONG, "steps=2000", "log_every=0")
+    running = start(corpus, tmp_path / "run", *LONG, "num_steps=2000", "log_every=0")
     wait_until(Reader(tmp_path / "run").steps, running)
     resource.prlimit(running[0].process.pid, resource.RLIMIT_FSIZE, (limit, limit))
     assert [entry.wait(90).code for entry in running] == [2, 2]

@@ -29,15 +29,15 @@ from .test_tuned import untuned
 
 def test_a_run_makes_ids_of_a_prompts_text(corpus):
     def prepared(tuning):
-        e = untuned(corpus, tuning=tuning)
+        e = untuned(corpus, peft=tuning)
         return prepare(dataclasses.replace(e, data=dataclasses.replace(e.data, attend_across_documents=True)))[0]
 
     e, wanted = prepared(Prompt(length=5, text="def")), prepared(Prompt(length=5, init="ids", ids=tuple(b"def")))
     found, other = (build(one, jax.devices()[:1]).init().params["embed"][PROMPT] for one in (e, wanted))
     np.testing.assert_array_equal(found, other)
     assert not resume.changes(e, prepare(e)[0])
-    changed = dataclasses.replace(e, tuning=Prompt(length=5, text="class", ids=tuple(b"def")))
-    with pytest.raises(UserError, match="tuning.text: the checkpoint has 'def' and the config has 'class'"):
+    changed = dataclasses.replace(e, peft=Prompt(length=5, text="class", ids=tuple(b"def")))
+    with pytest.raises(UserError, match="peft.text: the checkpoint has 'def' and the config has 'class'"):
         resume.changes(e, prepare(changed)[0])
 
 
@@ -61,13 +61,13 @@ def task(tmp_path) -> Experiment:
             prefetch_threads=0,
         ),
         objective=SequenceClassification(),
-        tuning=PTuning(length=3, encoder="lstm", hidden_dim=4),
+        peft=PTuning(length=3, encoder="lstm", hidden_dim=4),
     )
 
 
 def test_vectors_stand_where_the_template_has_their_places(task):
     e, tokenizer = prepare(task)
-    assert isinstance(e.tuning, PTuning) and e.tuning.placeholder == tokenizer.special("<prompt>")
+    assert isinstance(e.peft, PTuning) and e.peft.placeholder == tokenizer.special("<prompt>")
     program = build(e, jax.devices()[:1])
     batch = next(TrainBatches(open_split(e.data, "train", tokenizer), e.data, tokenizer=tokenizer))
     state = program.init()
@@ -79,12 +79,12 @@ def test_vectors_stand_where_the_template_has_their_places(task):
     words = [5, 6, 7]  # the vectors of these in the prompt's place: what these words in the text are
     table = params["trunk"]["embed"]["embedding"]
     tokens = batch["tokens"].copy()
-    tokens[tokens == e.tuning.placeholder] = words * len(tokens)
+    tokens[tokens == e.peft.placeholder] = words * len(tokens)
     as_words = logits(set_at(params, ("trunk", "embed", PROMPT), table[np.array(words)]), batch)
     np.testing.assert_allclose(as_words, logits(params, {**batch, "tokens": tokens}), rtol=1e-5, atol=1e-6)
     assert float(np.abs(as_words - found).max()) > 1e-6
     batch["tokens"][1, 0, 1] = 5
-    with pytest.raises(UserError, match="row 1 of a batch has this token 2 times; expected tuning.length=3"):
+    with pytest.raises(UserError, match="row 1 of a batch has this token 2 times; expected peft.length=3"):
         program.put(batch)
     with pytest.raises(UserError, match="row 1 of a batch"):
         program.put_stack([batch])
@@ -92,11 +92,11 @@ def test_vectors_stand_where_the_template_has_their_places(task):
 
 def test_a_template_and_a_method_that_do_not_fit_are_told(task):
     for tuning, message in (
-        (LoRA(), r"data.examples.layout.text=.* stands for vectors of a prompt; expected tuning=PTuning\(length=3\)"),
-        (Prompt(length=4), "data.examples.layout.text=.* has 3 times <prompt>, for tuning.length=4 vectors"),
+        (LoRA(), r"data.examples.layout.text=.* stands for vectors of a prompt; expected peft=PTuning\(length=3\)"),
+        (Prompt(length=4), "data.examples.layout.text=.* has 3 times <prompt>, for peft.length=4 vectors"),
     ):
         with pytest.raises(FieldError, match=message):
-            dataclasses.replace(task, tuning=tuning).check()
+            dataclasses.replace(task, peft=tuning).check()
     plain = Template(text="{text}?", layout=DecoderLayout())
     data = dataclasses.replace(task.data, examples=SequenceClassificationTask(layout=plain))
-    assert prepare(dataclasses.replace(task, data=data, tuning=Prompt(length=2)))[0].tuning == Prompt(length=2)
+    assert prepare(dataclasses.replace(task, data=data, peft=Prompt(length=2)))[0].peft == Prompt(length=2)

@@ -28,7 +28,7 @@ def experiment(**fields) -> Experiment:
     model = GPTConfig(vocab_size=32, max_length=16, num_layers=2, num_heads=4, embed_dim=16, **fields.pop("model", {}))
     data = DataConfig(seq_len=16, batch_size=8)
     optim = fields.pop("optim", OptimConfig(learning_rate=1e-2, schedule="constant"))
-    return Experiment(model=model, data=data, optim=optim, steps=10, **fields)
+    return Experiment(model=model, data=data, optim=optim, num_steps=10, **fields)
 
 
 def batch(seed=0, ragged=True):

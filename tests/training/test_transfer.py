@@ -31,7 +31,7 @@ P = 3
 
 def tuned_run(corpus, method: PEFTMethod, **changes) -> Experiment:
     """All have one base: that of seed 0."""
-    e = untuned(corpus, tuning=method, eval_every=0, eval_batches=1, **changes)
+    e = untuned(corpus, peft=method, eval_every=0, eval_batches=1, **changes)
     return dataclasses.replace(e, data=dataclasses.replace(e.data, attend_across_documents=True))
 
 
@@ -39,7 +39,7 @@ def tuned_run(corpus, method: PEFTMethod, **changes) -> Experiment:
 def sources(corpus, tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("sources")
     for name, method in (("prompt", Prompt(length=P)), ("network", PTuning(length=P, hidden_dim=4))):
-        train(tuned_run(corpus, method, steps=2), folder / name)
+        train(tuned_run(corpus, method, num_steps=2), folder / name)
     return {name: str(folder / name) for name in ("prompt", "network")}
 
 
@@ -57,7 +57,7 @@ def refused(e: Experiment):
 
 def target(source: str, method: PEFTMethod, **changes) -> Experiment:
     found = load(source).saved.experiment
-    return dataclasses.replace(found, **{"tuning": method, "tuning_from": source, **changes})
+    return dataclasses.replace(found, **{"peft": method, "init_peft_from": source, **changes})
 
 
 def tuning_of(run: Loaded) -> TunedModel:
@@ -68,7 +68,7 @@ def tuning_of(run: Loaded) -> TunedModel:
 def test_a_run_begins_with_the_prompt_of_another_and_goes_on_without_it(corpus, sources, tmp_path):
     source = tmp_path / "source"
     source.symlink_to(sources["prompt"])
-    wanted = tuned_run(corpus, Prompt(length=P, init="random"), tuning_from=str(source), steps=4)
+    wanted = tuned_run(corpus, Prompt(length=P, init="random"), init_peft_from=str(source), num_steps=4)
     straight = train(wanted, tmp_path / "straight")
     with open(tmp_path / "straight" / "metrics.jsonl") as file:
         first = json.loads(file.readline())
@@ -78,7 +78,7 @@ def test_a_run_begins_with_the_prompt_of_another_and_goes_on_without_it(corpus, 
     assert first["step"] == 1
     np.testing.assert_allclose(first["loss"], sums["loss"] / sums["weight"], rtol=1e-5)
 
-    train(dataclasses.replace(wanted, steps=2), tmp_path / "halves")
+    train(dataclasses.replace(wanted, num_steps=2), tmp_path / "halves")
     source.unlink()
     halves = train(wanted, tmp_path / "halves")
     jax.tree.map(np.testing.assert_array_equal, halves.state.params, straight.state.params)
@@ -101,16 +101,16 @@ def test_a_file_serves_as_a_run_does_and_a_head_stays_fresh(sources, tmp_path):
     prompt = found.params["embed"][PROMPT]
     files.save(path, tuning_of(found), {"embed": {PROMPT: prompt}}, found.params)
     for seed in (0, 1):
-        params, told = begun(target(sources["prompt"], Prompt(length=P), tuning_from=path, seed=seed))
+        params, told = begun(target(sources["prompt"], Prompt(length=P), init_peft_from=path, seed=seed))
         np.testing.assert_array_equal(params["embed"][PROMPT], prompt)
         assert (told[0] == f"note: {path} was tuned on another base than this run's") == bool(seed)
 
     model = ModelWithHead(body=found.saved.experiment.model, head=SequenceClassificationHead(num_classes=3))
     data = DataConfig(seq_len=8, batch_size=4, examples=CLASSES)
     for source in (path, sources["prompt"]):
-        e = Experiment(model=model, data=data, steps=1, tuning=Prompt(length=P), tuning_from=source)
+        e = Experiment(model=model, data=data, num_steps=1, peft=Prompt(length=P), init_peft_from=source)
         params, _ = begun(e)
-        fresh, _ = begun(dataclasses.replace(e, tuning_from=None))
+        fresh, _ = begun(dataclasses.replace(e, init_peft_from=None))
         np.testing.assert_array_equal(params["trunk"]["embed"][PROMPT], prompt)
         jax.tree.map(np.testing.assert_array_equal, params["head"], fresh["head"])
 
@@ -120,12 +120,12 @@ def test_low_rank_updates_go_on_too_and_the_optimizer_begins_with_them(sources, 
     e = load(sources["prompt"]).saved.experiment
     module = e.model.build()
     tuning = plan(LoRA(rank=2), module, *e.model.example_inputs(1, 2))
-    program = build(dataclasses.replace(e, tuning=None), jax.devices()[:1])
+    program = build(dataclasses.replace(e, peft=None), jax.devices()[:1])
     base = jax.device_get(program.init().params)
     tuned = jax.tree.map(lambda x: x + 0.5, tuning.init(jax.random.key(3), base))
     path = str(tmp_path / "lora.safetensors")
     files.save(path, tuning, tuned, base)
-    e = target(sources["prompt"], LoRA(rank=2), tuning_from=path)
+    e = target(sources["prompt"], LoRA(rank=2), init_peft_from=path)
     e = dataclasses.replace(e, optim=dataclasses.replace(e.optim, master_dtype="float32"))
     program = build(e, jax.devices()[:1])
     state = transferred(program, program.init(), print)
@@ -142,23 +142,23 @@ def test_a_source_that_does_not_fit_is_told(sources, tmp_path):
         ),
         (PTuning(length=P), r"it has Prompt\(\) and this run has PTuning\(\); embed/prompt is of the former alone"),
     ):
-        with pytest.raises(UserError, match=f"tuning_from: .*{message}"):
+        with pytest.raises(UserError, match=f"init_peft_from: .*{message}"):
             refused(target(sources["prompt"], method))
     e = target(sources["prompt"], Prompt(length=P))
     tuning = plan(LoRA(rank=2), e.model.build(), *e.model.example_inputs(1, 2))
     base = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tuning.shapes)
     files.save(str(tmp_path / "lora"), tuning, tuning.init(jax.random.key(0), base), base)
     with pytest.raises(UserError, match=r"LoRA\(\) has scale=8.0 there, and 1.0 in this run"):
-        refused(dataclasses.replace(e, tuning=LoRA(rank=2, alpha=2.0), tuning_from=str(tmp_path / "lora")))
+        refused(dataclasses.replace(e, peft=LoRA(rank=2, alpha=2.0), init_peft_from=str(tmp_path / "lora")))
     wide = dataclasses.replace(e, model=dataclasses.replace(e.model, embed_dim=32))
     with pytest.raises(UserError, match=r"embed/prompt is \(3, 16\) there, and this run asks for \(3, 32\)"):
         refused(wide)
-    with pytest.raises(FieldError, match="tuning_from='runs/none': no checkpoint of a run here, and no file"):
-        refused(dataclasses.replace(e, tuning_from="runs/none"))
+    with pytest.raises(FieldError, match="init_peft_from='runs/none': no checkpoint of a run here, and no file"):
+        refused(dataclasses.replace(e, init_peft_from="runs/none"))
     with pytest.raises(FieldError, match="this run trained its model, and tuned nothing beside it; use init_from"):
-        refused(dataclasses.replace(e, tuning_from=pretrained_run(tmp_path / "whole", GPT)[0]))
+        refused(dataclasses.replace(e, init_peft_from=pretrained_run(tmp_path / "whole", GPT)[0]))
     (tmp_path / "text").write_text("no tensors")
     with pytest.raises(UserError, match="text: not a safetensors file"):
-        refused(dataclasses.replace(e, tuning_from=str(tmp_path / "text")))
-    with pytest.raises(FieldError, match="tuning_from='runs/a': expected a tuning method beside it"):
-        dataclasses.replace(e, tuning=None, tuning_from="runs/a").check()
+        refused(dataclasses.replace(e, init_peft_from=str(tmp_path / "text")))
+    with pytest.raises(FieldError, match="init_peft_from='runs/a': expected a tuning method beside it"):
+        dataclasses.replace(e, peft=None, init_peft_from="runs/a").check()

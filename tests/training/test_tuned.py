@@ -69,10 +69,10 @@ def experiment(method: str, sharding: Sharding) -> Experiment:
         objective=CausalLM(),
         data=DataConfig(seq_len=T, batch_size=B, attend_across_documents=True),
         optim=OptimConfig(name="sgd", learning_rate=0.5, schedule="constant", weight_decay=0.0),
-        tuning=METHODS[method],
+        peft=METHODS[method],
         sharding=sharding,
         accum_steps=2,
-        steps=10,
+        num_steps=10,
     )
 
 
@@ -130,14 +130,14 @@ def base(corpus, tmp_path_factory) -> str:
 
 
 def tuned_run(corpus, base: str, **changes) -> Experiment:
-    given = {"tuning": LoRA(rank=2, targets=("query", "value", "embed")), "init_from": Pretrained(path=base), **changes}
+    given = {"peft": LoRA(rank=2, targets=("query", "value", "embed")), "init_from": Pretrained(path=base), **changes}
     e = dataclasses.replace(untuned(corpus), **{"steps": 8, **given})
     return dataclasses.replace(e, data=dataclasses.replace(e.data, attend_across_documents=True))
 
 
 def test_a_run_resumes_to_the_bit_and_its_checkpoints_hold_what_was_trained(corpus, base, tmp_path):
     straight = train(tuned_run(corpus, base), tmp_path / "straight")
-    train(tuned_run(corpus, base, steps=4), tmp_path / "halves")
+    train(tuned_run(corpus, base, num_steps=4), tmp_path / "halves")
     halves = train(tuned_run(corpus, base), tmp_path / "halves")
     jax.tree.map(np.testing.assert_array_equal, halves.state.params, straight.state.params)
     found = load(tmp_path / "halves")
@@ -152,7 +152,7 @@ def test_a_run_resumes_to_the_bit_and_its_checkpoints_hold_what_was_trained(corp
 @pytest.mark.parametrize("method", [Prompt(length=3), Prefix(length=3)])
 def test_texts_are_written_after_a_prompt_as_the_whole_pass_reads_them(method, corpus, base, tmp_path):
     """The newest token's log-probability in generation is that of one pass over prompt and text."""
-    train(tuned_run(corpus, base, tuning=method, steps=4), tmp_path)
+    train(tuned_run(corpus, base, peft=method, num_steps=4), tmp_path)
     run = load(tmp_path)
     prompts = [[5, 6, 7], [9]]
     for found, prompt in zip(run.generator().generate(run.params, prompts, 4), prompts, strict=True):
@@ -170,7 +170,7 @@ def test_an_encoder_decoder_writes_after_a_prompt_that_its_encoder_read():
         model=TransformerConfig(**sizes, max_length=12),
         data=DataConfig(seq_len=8, batch_size=2, examples=TextPairs(target_len=8)),
         objective=Seq2Seq(),
-        tuning=Prompt(length=3),
+        peft=Prompt(length=3),
     )
     program = build(e, jax.devices()[:1])
     params = program.init().model
@@ -186,12 +186,12 @@ def test_an_encoder_decoder_writes_after_a_prompt_that_its_encoder_read():
 
 
 def test_a_base_that_changed_or_went_and_a_method_that_changed(corpus, base, tmp_path):
-    train(tuned_run(corpus, base, steps=4), tmp_path / "run")
-    with pytest.raises(UserError, match="tuning.rank: the checkpoint has 2 and the config has 3"):
-        train(tuned_run(corpus, base, tuning=LoRA(rank=3, targets=("query", "value", "embed"))), tmp_path / "run")
+    train(tuned_run(corpus, base, num_steps=4), tmp_path / "run")
+    with pytest.raises(UserError, match="peft.rank: the checkpoint has 2 and the config has 3"):
+        train(tuned_run(corpus, base, peft=LoRA(rank=3, targets=("query", "value", "embed"))), tmp_path / "run")
     other = train(untuned(corpus, seed=1), tmp_path / "b")
     assert other.state.frozen is None
-    train(tuned_run(corpus, str(tmp_path / "b"), steps=4), tmp_path / "moved")
+    train(tuned_run(corpus, str(tmp_path / "b"), num_steps=4), tmp_path / "moved")
     (tmp_path / "b").rename(tmp_path / "away")
     with pytest.raises(UserError, match="init_from.path.*no such folder"):
         load(tmp_path / "moved")
@@ -204,7 +204,7 @@ def test_a_new_head_is_trained_whole_and_a_fresh_trunk_must_be(tmp_path):
     path, _ = pretrained_run(tmp_path, GPT)
     data = DataConfig(seq_len=8, batch_size=4, examples=CLASSES)
     model = ModelWithHead(body=GPT, head=SequenceClassificationHead(num_classes=3))
-    e = Experiment(model=model, data=data, steps=1, tuning=LoRA(rank=2), init_from=Pretrained(path=path))
+    e = Experiment(model=model, data=data, num_steps=1, peft=LoRA(rank=2), init_from=Pretrained(path=path))
     program = build(e, jax.devices()[:1])
     assert {"trunk", "head"} == set(program.abstract.params)
     state = program.start(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.base[0]))
@@ -216,9 +216,9 @@ def test_a_new_head_is_trained_whole_and_a_fresh_trunk_must_be(tmp_path):
 def test_a_quantised_base_is_made_again_from_its_run(corpus, base, tmp_path):
     """Read again to the bit, on what its run had; the run learns, resumes to the bit, is merged and generates."""
     method = LoRA(rank=2, targets=("query", "value", "embed"), base_dtype="nf4")
-    straight = train(tuned_run(corpus, base, tuning=method), tmp_path / "straight")
-    train(tuned_run(corpus, base, tuning=method, steps=4), tmp_path / "halves")
-    halves = train(tuned_run(corpus, base, tuning=method), tmp_path / "halves")
+    straight = train(tuned_run(corpus, base, peft=method), tmp_path / "straight")
+    train(tuned_run(corpus, base, peft=method, num_steps=4), tmp_path / "halves")
+    halves = train(tuned_run(corpus, base, peft=method), tmp_path / "halves")
     jax.tree.map(np.testing.assert_array_equal, halves.state.params, straight.state.params)
     found, trained = load(tmp_path / "halves"), load(base)
     jax.tree.map(np.testing.assert_array_equal, found.params, straight.state.model)
@@ -243,21 +243,21 @@ def test_a_quantised_base_is_made_again_from_its_run(corpus, base, tmp_path):
 
 def test_what_cannot_be_tuned_is_told_before_anything_is_compiled():
     e = experiment("lora", Sharding())
-    with pytest.raises(FieldError, match=r"tuning='lora': expected a method of jaxnlp.peft, as LoRA\(rank=8\)"):
+    with pytest.raises(FieldError, match=r"peft='lora': expected a method of jaxnlp.peft, as LoRA\(rank=8\)"):
         dataclasses.replace(e, tuning="lora").check()
     packed = dataclasses.replace(e.data, attend_across_documents=False)
-    with pytest.raises(FieldError, match="tuning=.Prompt.*is read with one text a row"):
-        dataclasses.replace(e, tuning=Prompt(), data=packed).check()
-    with pytest.raises(FieldError, match="tuning.base_dtype='int9': expected one of float32"):
-        build(dataclasses.replace(e, tuning=LoRA(base_dtype="int9")), jax.devices()[:1])
+    with pytest.raises(FieldError, match="peft=.Prompt.*is read with one text a row"):
+        dataclasses.replace(e, peft=Prompt(), data=packed).check()
+    with pytest.raises(FieldError, match="peft.base_dtype='int9': expected one of float32"):
+        build(dataclasses.replace(e, peft=LoRA(base_dtype="int9")), jax.devices()[:1])
     nf4 = LoRA(base_dtype="nf4")
-    with pytest.raises(FieldError, match="tuning.base_dtype='nf4': is not cut into mesh.stage=2 stages"):
-        build(dataclasses.replace(e, tuning=nf4, sharding=MESHES["three"]), jax.devices())
-    wide = dataclasses.replace(e, tuning=nf4, model=dataclasses.replace(e.model, embed_dim=96), sharding=ZERO3_TP)
-    told = "tuning.base_block=64: .*query/kernel has embed=96 over fsdp=4 devices, no whole blocks of 48 .* use 24"
+    with pytest.raises(FieldError, match="peft.base_dtype='nf4': is not cut into mesh.stage=2 stages"):
+        build(dataclasses.replace(e, peft=nf4, sharding=MESHES["three"]), jax.devices())
+    wide = dataclasses.replace(e, peft=nf4, model=dataclasses.replace(e.model, embed_dim=96), sharding=ZERO3_TP)
+    told = "peft.base_block=64: .*query/kernel has embed=96 over fsdp=4 devices, no whole blocks of 48 .* use 24"
     with pytest.raises(FieldError, match=told):
         build(wide, jax.devices())
-    assert build(dataclasses.replace(wide, tuning=LoRA(base_dtype="nf4", base_block=24)), jax.devices())
-    with pytest.raises(FieldError, match="tuning.hidden_dim=4: is for whole models, and mesh.stage=2 cuts this one"):
+    assert build(dataclasses.replace(wide, peft=LoRA(base_dtype="nf4", base_block=24)), jax.devices())
+    with pytest.raises(FieldError, match="peft.hidden_dim=4: is for whole models, and mesh.stage=2 cuts this one"):
         build(experiment("prefix of a network", MESHES["three"]), jax.devices())
     assert resume.changes(e, dataclasses.replace(e, log_every=3))

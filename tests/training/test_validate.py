@@ -22,7 +22,7 @@ GPT = GPTConfig(vocab_size=32, max_length=T, num_layers=1, num_heads=4, embed_di
 
 
 def experiment(sharding: Sharding, model=GPT) -> Experiment:
-    return Experiment(model=model, data=DataConfig(seq_len=T, batch_size=B), sharding=sharding, steps=10)
+    return Experiment(model=model, data=DataConfig(seq_len=T, batch_size=B), sharding=sharding, num_steps=10)
 
 
 def told(match: str, sharding: Sharding, model=GPT, devices: int = 8) -> None:

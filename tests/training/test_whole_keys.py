@@ -42,7 +42,7 @@ def trained(kernel, sharding: Sharding, devices: int):
         optim=OptimConfig(name="sgd", learning_rate=0.1, schedule="constant", clip_norm=None, weight_decay=0.0),
         sharding=sharding,
         accum_steps=2,
-        steps=2,
+        num_steps=2,
     )
     program, random, losses = build(e, jax.devices()[:devices]), np.random.default_rng(0), []
     state = program.init()

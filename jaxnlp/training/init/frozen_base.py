@@ -26,7 +26,7 @@ def with_base(program: Program, state: TrainState, tokenizer: Any, data: Any, te
     found = first_state(program, tokenizer, tell)[0].frozen
     if fingerprint(found) != data[BASE]:
         e = program.experiment
-        where = "seed" if e.init_from is None else f"init_from.path={getattr(e.init_from, 'path', '')}"
+        where = "seed" if e.init_from is None else f"init_from.path={e.init_from.path}"
         raise UserError(
             f"{where}: its parameters are not those that this run was tuned on (fingerprint {fingerprint(found)}, was "
             f"{data[BASE]}); restore them, or tune again in another --workdir"

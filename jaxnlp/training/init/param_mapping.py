@@ -12,7 +12,7 @@ from jaxnlp.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
 HEADS = ("masked_lm", "next_sentence", "pooler", "head")
-"""What stands on a trunk, by the first name in a path below it: these may be fresh, or left over."""
+"""What stands on a trunk, by the first name in a path below it: these may be missing or unexpected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """pieces: of each parameter that is loaded. left_over: paths of the source that none takes.
+    """pieces: of each parameter that is loaded. unexpected: paths of the source that no parameter takes.
     rows: of each extended one, how many there are in the source."""
 
     pieces: dict[str, Piece]
-    left_over: list[str]
+    unexpected: list[str]
     rows: dict[str, int]
 
 
@@ -54,10 +54,10 @@ def match(
         source, target: shapes by path. axes: logical axes of the target's.
         prefixes: where the trunk is, in the source and in the target.
         same_head: whether what stands beside the trunks is the same too.
-        allowed, dropped: paths, besides heads, that may be fresh or left over. name: of the source, for messages.
+        allowed, dropped: paths, besides heads, that may be missing or unexpected. name: of the source, for messages.
 
     Raises:
-        UserError: naming the first parameter of another shape, or of a trunk and fresh or left over.
+        UserError: naming the first parameter of another shape, or of a body and missing or unexpected.
     """
     old, new = prefixes
     pieces: dict[str, Piece] = {}
@@ -76,8 +76,8 @@ def match(
         pieces[path] = piece
     taken = [(path, piece.layer) for piece in pieces.values() for path in piece.sources]
     left = [path for path, shape in source.items() if not _taken(path, shape, taken)]
-    _check(sorted(set(target) - set(pieces)), new, allowed, f"is not in {name}", "init_from.fresh")
-    _check(sorted(left), old, dropped, f"of {name} has no place in this model", "init_from.left_over")
+    _check(sorted(set(target) - set(pieces)), new, allowed, f"is not in {name}", "init_from.missing_ok")
+    _check(sorted(left), old, dropped, f"of {name} has no place in this model", "init_from.unexpected_ok")
     return Match(pieces, left, rows)
 
 
@@ -128,8 +128,8 @@ def _check(paths: list[str], prefix: str, allowed: Callable[[str], bool], what: 
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise UserError(
-            f"{wrong[0]}{more} {what}, and part of a trunk is no trunk; take the model's config from there with "
-            f"pretrained.model(path), or allow it with {field}=({wrong[0]!r},)"
+            f"{wrong[0]}{more} {what}, so the pretrained trunk would be only partly loaded; take the model's config "
+            f"from there with pretrained.model(path), or allow it with {field}=({wrong[0]!r},)"
         )
 
 

@@ -4,8 +4,9 @@
              data=DataConfig(tokenizer=PretrainedTokenizer(path="runs/bert"), ...),
              init_from=Pretrained(path="runs/bert"))
 
-Parameters are matched by path. Each is loaded, fresh or left over, and the run says which; only heads may be fresh or
-left over, so that a trunk is never half loaded. It happens at step 0 alone: a run that resumes has its own checkpoint.
+Parameters are matched by path. The run reports which were loaded, missing or unexpected. Only heads may be missing or
+unexpected, so that a body is never partly loaded. This happens at step 0 alone: a run that resumes reads its own
+checkpoint.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.quantised import dequantised
 from jaxnlp.sharding.axes import abstract_params
 from jaxnlp.sharding.rules import REPLICATED, path_name, shardings
+from jaxnlp.training.init.init_from import InitFrom
 from jaxnlp.training.init.param_mapping import Match, match
 from jaxnlp.training.load import load
 from jaxnlp.training.run_folder.checkpoint import Reader
@@ -39,19 +41,19 @@ SHOWN = 8  # paths in a line of the report; the file has all
 
 
 @dataclasses.dataclass(kw_only=True)
-class Pretrained:
+class Pretrained(InitFrom):
     """Where a run's first parameters come from, as `Experiment.init_from`.
 
     path: a run's folder (of a tuned run, the parameters as merged); or one in Hugging Face's layout, or a hub id.
     checkpoint: of a run: "latest" (the newest that is whole), "best" (lowest validation loss) or a step.
-    fresh, left_over: patterns of parameters, as "trunk/adapter*", that may be so besides the heads.
+    missing_ok, unexpected_ok: patterns of parameters, as "trunk/adapter*", that besides heads may be missing in the
+        pretrained model (they are initialised) or unexpected by this one (they are dropped).
     ignore: of Hugging Face's layout, patterns of tensors to leave out, as "classifier.*".
     """
 
-    path: str = ""
     checkpoint: str = "latest"
-    fresh: tuple[str, ...] = ()
-    left_over: tuple[str, ...] = ()
+    missing_ok: tuple[str, ...] = ()
+    unexpected_ok: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
 
     def check(self) -> None:
@@ -83,8 +85,8 @@ class Pretrained:
             axes,
             prefixes=(prefix(source.model), prefix(model)),
             same_head=source.head == head_of(program.experiment),
-            allowed=lambda path: _any(path, self.fresh),
-            dropped=lambda path: _any(path, self.left_over),
+            allowed=lambda path: _any(path, self.missing_ok),
+            dropped=lambda path: _any(path, self.unexpected_ok),
             name=source.name,
         )
         layout = jax.tree.map(lambda x: x.sharding, own)
@@ -94,10 +96,10 @@ class Pretrained:
         if program.tuning is None:
             return dataclasses.replace(state, params=params), report
         trained = {"/".join(path) for path in program.tuning.replaced}
-        if lost := [path for path in report.fresh if path not in trained]:
+        if lost := [path for path in report.missing if path not in trained]:
             raise UserError(
                 f"tuning: {lost[0]} is not in {source.name} and would stay as it was drawn; train it, with "
-                f"tuning.whole=({', '.join(repr(path) for path in [*trained_patterns(trained), *lost])},)"
+                f"peft.whole=({', '.join(repr(path) for path in [*trained_patterns(trained), *lost])},)"
             )
         return program.start(params), report
 
@@ -193,7 +195,7 @@ def _open_run(path: str, reader: Reader, checkpoint: str, tell: Callable[[str], 
         except UserError as e:
             _demand_indivisible(path, e, tell)
             places = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), shapes)
-        if saved.experiment.tuning is not None:
+        if saved.experiment.peft is not None:
             return jax.tree.map(jax.device_put, _merged(path, step), places)
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
         return reader.restore_item(step, "params", target)
@@ -209,7 +211,7 @@ def _merged(path: str, step: int) -> Any:
     try:
         return tuning.merge(select(run.params, tuning.shapes), select(run.params, run.program.abstract.params))
     except UserError as e:
-        told = f"{e}; begin from what it began with, with tuning_from={path!r}"
+        told = f"{e}; begin from what it began with, with init_peft_from={path!r}"
         raise FieldError("init_from.path", path, told) from None
 
 
@@ -265,17 +267,19 @@ def assemble(found: Match, fresh: Any, given: dict[str, jax.Array]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of each parameter: paths, sorted. The first three are of the run, left_over of the source.
+    """How each parameter was initialised: sorted paths.
 
-    more_rows: of a larger vocabulary, path -> (rows that were loaded, rows there are); they count as loaded too.
-    numbers: loaded, and in all.
+    loaded: of the run, from the source. missing: of the run and not in the source, so initialised anew.
+    unexpected: of the source and not in the run, so dropped.
+    more_rows: of a larger vocabulary, path -> (rows that were loaded, all rows); they count as loaded too.
+    numbers: scalars loaded, and in all.
     """
 
     source: str
     loaded: list[str]
     more_rows: dict[str, tuple[int, int]]
-    fresh: list[str]
-    left_over: list[str]
+    missing: list[str]
+    unexpected: list[str]
     numbers: tuple[int, int]
 
     @classmethod
@@ -287,19 +291,21 @@ class Report:
         }
         size = {path: x.size for path, x in target.items()}
         loaded = sum(size[p] if p not in more else size[p] // more[p][1] * more[p][0] for p in found.pieces)
-        fresh = sorted(set(target) - set(found.pieces))
-        return cls(source, sorted(found.pieces), more, fresh, sorted(found.left_over), (loaded, sum(size.values())))
+        missing = sorted(set(target) - set(found.pieces))
+        return cls(source, sorted(found.pieces), more, missing, sorted(found.unexpected), (loaded, sum(size.values())))
 
     def lines(self) -> list[str]:
         """For a person: loaded parameters by module, the others by name."""
         out = [f"begins from {self.source}:"]
         count, (numbers, total) = len(self.loaded), self.numbers
-        out.append(f"  loaded     {count} of {count + len(self.fresh)} parameters, {numbers:,} of {total:,} numbers: ")
+        out.append(
+            f"  loaded     {count} of {count + len(self.missing)} parameters, {numbers:,} of {total:,} numbers: "
+        )
         out[-1] += ", ".join(modules(self.loaded)) or "none"
         for path, (rows, all_rows) in self.more_rows.items():
-            out.append(f"             {path}: {rows:,} of its {all_rows:,} rows; the last {all_rows - rows} are fresh")
-        out.append(f"  fresh      {_some(self.fresh)}")
-        out.append(f"  left over  {_some(self.left_over)}")
+            out.append(f"             {path}: {rows:,} of its {all_rows:,} rows; the last {all_rows - rows} are new")
+        out.append(f"  missing    {_some(self.missing)}")
+        out.append(f"  unexpected {_some(self.unexpected)}")
         return out
 
     def save(self, workdir: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""A run whose tuned parameters begin as those of another run, or of a file: `Experiment.tuning_from`.
+"""A run whose tuned parameters begin as those of another run, or of a file: `Experiment.init_peft_from`.
 
 Soft prompt transfer (SPoT: Vu et al. 2022, arXiv:2110.07904) begins the prompt of a task with one tuned on another;
 adapters and low-rank updates are carried on the same way. What a network makes in the source (`PTuning`, `Prefix` with
@@ -28,7 +28,7 @@ from jaxnlp.training.run_folder.checkpoint import Reader
 from jaxnlp.training.step.program import Program, heads
 from jaxnlp.training.step.state import TrainState
 
-FIELD = "tuning_from"
+FIELD = "init_peft_from"
 TRUNK = "trunk/"  # a fine-tuned model's layers have this in front, a language model's have not
 
 
@@ -48,7 +48,7 @@ def transferred(program: Program, state: TrainState, tell: Callable[[str], Any])
     Raises:
         UserError: nothing to begin with there, or parameters of another method, model or shape.
     """
-    path, tuning = program.experiment.tuning_from, program.tuning
+    path, tuning = program.experiment.init_peft_from, program.tuning
     if path is None:
         return state
     assert tuning is not None, "Experiment.check demands a method"
@@ -71,7 +71,7 @@ def transferred(program: Program, state: TrainState, tell: Callable[[str], Any])
 
     params = jax.tree_util.tree_map_with_path(one, state.params)
     e = program.experiment
-    optimizer, _ = make_optimizer(e.optim, e.steps, program.axes, tuning.rates(params))
+    optimizer, _ = make_optimizer(e.optim, e.num_steps, program.axes, tuning.rates(params))
     layout = jax.tree.map(lambda x: x.sharding, program.abstract.opt_state)
     tell(f"tuning begins from {source.name}: {len(given)} parameters of its {type(source.tuning.method).__name__}()")
     return dataclasses.replace(state, params=params, opt_state=jax.jit(optimizer.init, out_shardings=layout)(params))
@@ -93,7 +93,7 @@ def _of_run(path: str, program: Program, tell: Callable[[str], Any]) -> Source:
     if step is None:
         raise FieldError(FIELD, path, "no checkpoint of a run here, and no file of peft/files.py; tune one first")
     saved = reader.read(step)
-    method = saved.experiment.tuning
+    method = saved.experiment.peft
     if not isinstance(method, PEFTMethod):
         raise FieldError(FIELD, path, "this run trained its model, and tuned nothing beside it; use init_from")
     method = dataclasses.replace(method, base_dtype=None)

@@ -21,7 +21,7 @@ from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.feeds import Batch, BatchFeed, Feed
 from jaxnlp.training.hooks import Checkpoint, Evaluate, Hook, Log, Profile, StoppedBySignal
 from jaxnlp.training.init.frozen_base import BASE
-from jaxnlp.training.run_folder.best import VALIDATION_LOSS
+from jaxnlp.training.run_folder.best import Best
 from jaxnlp.training.run_folder.run_folder import RunFolder
 from jaxnlp.training.run_folder.throughput import ThroughputMeter
 from jaxnlp.training.setup import Setup, set_up
@@ -92,8 +92,9 @@ def train(
 def house_hooks(experiment: Experiment, hooks: Sequence[Hook] = ()) -> list[Hook]:
     """The hooks of a run in the order in which they act: a checkpoint is saved with the score just measured."""
     e = experiment
-    before = [Log(), Evaluate(every=e.eval_every, limit=e.eval_batches)]
-    after: list[Hook] = [Checkpoint(every=e.checkpoint_every)]
+    before: list[Hook] = [Log(), Evaluate(every=e.eval_every, limit=e.eval_batches), *e.hooks]
+    after: list[Hook] = [] if e.early_stopping is None else [e.early_stopping]
+    after.append(Checkpoint(every=e.checkpoint_every))
     if (
         e.eval_batches is not None
     ):  # keep_best compares losses on the same batches, so those of the full split come last
@@ -112,7 +113,7 @@ class SupervisedLoop:
     def __init__(self, setup: Setup, run: RunFolder, feed: Feed, hooks: Sequence[Hook]):
         e = setup.experiment
         self.setup, self.run, self.feed, self.hooks = setup, run, feed, [copy.copy(hook) for hook in hooks]
-        self.state, self.stride, self.best = setup.state, e.steps_per_call, VALIDATION_LOSS
+        self.state, self.stride, self.best = setup.state, e.steps_per_call, Best.parse(e.best)
         self.evaluations: dict[str, Evaluation] = {}
         self._pending: tuple[int, Batch, dict[str, jax.Array], float | None] | None = None  # metrics not read yet
         self._acted: dict[int, int] = {}  # by hook, the step at which it acted last
@@ -124,7 +125,7 @@ class SupervisedLoop:
                 self._hook(name).restore(saved)
         meter = ThroughputMeter.of_program(setup.program)
         keep = (e.keep_last, e.keep_best, self.best)
-        run.start(e.steps, e.log_every, *keep, meter=meter)
+        run.start(e.num_steps, e.log_every, *keep, meter=meter)
         if run.is_first:
             configs.save_json(e, run.path / "config.json")
 

@@ -148,7 +148,7 @@ class Reader:
         path = self.folder / str(step) / item
         try:
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-                return checkpointer.restore(path, args=ocp.args.StandardRestore(target))
+                return checkpointer.restore(path, args=ocp.args.StandardRestore(_as_arrays(target)))
         except Exception as e:  # orbax and tensorstore raise many types, bare Exception among them
             reason = " ".join(str(e).split())[:300]
             raise UserError(f"{path}: cannot be restored ({type(e).__name__}: {reason})") from e
@@ -200,7 +200,7 @@ class Writer:
             return
         self._check_room(step, trees)
         args = self._ocp.args
-        items = {name: args.StandardSave(tree) for name, tree in trees.items()}
+        items = {name: args.StandardSave(_as_arrays(tree)) for name, tree in trees.items()}
         items |= {name: args.JsonSave(record) for name, record in {**records, "versions": versions()}.items()}
         metrics = None if score is None else {"best": str(self._best), "score": score}
         self._saving = step
@@ -235,6 +235,11 @@ class Writer:
                 f"{need / 1e6:,.1f} MB needed); {_intact(self._reader)}; free some space, "
                 "and run the same command again to resume"
             )
+
+
+def _as_arrays(tree: Any) -> Any:
+    """The tree with NumPy's scalars as arrays, since Orbax saves arrays only."""
+    return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, np.generic) else x, tree)
 
 
 def _num_bytes(x: Any) -> int:

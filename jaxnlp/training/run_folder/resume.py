@@ -9,7 +9,7 @@ from jaxnlp.errors import UserError
 FIXED = (
     "model",
     "objective",
-    "tuning",
+    "peft",
     "optim.name",
     "optim.b1",
     "optim.master_dtype",

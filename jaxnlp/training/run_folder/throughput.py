@@ -44,7 +44,7 @@ class ThroughputMeter:
             peak, source = e.peak_flops, f"{e.peak_flops:.4g} FLOP/s, as configured"
         tokens = e.data.batch_size * e.data.seq_len
         return cls(
-            e.steps,
+            e.num_steps,
             1 + (e.log_every or 10) // e.steps_per_call,
             tokens,
             step_flops(program) / tokens,

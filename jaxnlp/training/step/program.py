@@ -147,14 +147,14 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
     own = {"apply": apply, "params": shapes, "mesh": mesh}
     named = [axes]
     tuning, frozen, rates = None, None, None
-    if isinstance(e.tuning, PEFTMethod):
-        if sums is not None and not e.tuning.by_layer:
+    if isinstance(e.peft, PEFTMethod):
+        if sums is not None and not e.peft.by_layer:
             field, told = (
-                "tuning.hidden_dim",
+                "peft.hidden_dim",
                 f"is for whole models, and mesh.stage={mesh.shape['stage']} cuts this one",
             )
-            raise FieldError(field, getattr(e.tuning, "hidden_dim", ""), f"{told}; use None")
-        tuning = plan(e.tuning, module, *inputs, head=heads(shapes))
+            raise FieldError(field, getattr(e.peft, "hidden_dim", ""), f"{told}; use None")
+        tuning = plan(e.peft, module, *inputs, head=heads(shapes))
         check_blocks(e, tuning, mesh.shape)
         apply, frozen = tuning.apply(apply), jax.eval_shape(tuning.frozen, shapes)
         shapes, axes = jax.eval_shape(tuning.init, jax.random.key(0), shapes), tuning.axes
@@ -162,7 +162,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
         named.append(axes)
     apply = apply if mesh.size == 1 else _needs_context(apply, dict(mesh.shape))
     check_names(e, named, **own)
-    optimizer, schedule = make_optimizer(e.optim, e.steps, axes, rates)
+    optimizer, schedule = make_optimizer(e.optim, e.num_steps, axes, rates)
     policy = e.model.policy
     loss_scale = e.loss_scale if policy is not None and policy.compute_dtype == "float16" else None
     abstract = jax.eval_shape(lambda p, f: new_state(p, optimizer, e.seed, loss_scale, f), shapes, frozen)

@@ -63,7 +63,7 @@ def check_blocks(experiment: Experiment, tuning: TunedModel, sizes: Mapping[str,
     """
     if tuning.blocks and sizes["stage"] > 1:
         told = f"is not cut into mesh.stage={sizes['stage']} stages; use mesh.stage=1, or 'bfloat16'"
-        raise FieldError("tuning.base_dtype", tuning.method.base_dtype, told)
+        raise FieldError("peft.base_dtype", tuning.method.base_dtype, told)
     most, rules = tuning.method.base_block, experiment.sharding.params
     counts = {path: get_at(tuning.shapes, path).shape[how.axis] for path, how in tuning.blocks.items()}
     split = {path: as_tuple(rules.get(str(how.axes[how.axis]))) for path, how in tuning.blocks.items()}
@@ -79,7 +79,7 @@ def check_blocks(experiment: Experiment, tuning: TunedModel, sizes: Mapping[str,
         told = f"{'/'.join(path)} has {how.axes[how.axis]}={counts[path]} over {over}={ways[path]} devices"
         best = max((block_size(count, smaller) or 0 for count in counts.values()) if smaller else (0,))
         remedy = f"use {best}" if best else f"use fewer devices in {over}, or keep it in floats by base_kept"
-        raise FieldError("tuning.base_block", most, f"{told}, no whole blocks of {how.size} on each; {remedy}")
+        raise FieldError("peft.base_block", most, f"{told}, no whole blocks of {how.size} on each; {remedy}")
 
 
 def check_names(experiment: Experiment, axes: Iterable[Any], apply: Any, params: Any, mesh: Any) -> None:
