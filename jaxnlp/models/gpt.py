@@ -12,14 +12,13 @@ import dataclasses
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
+from jaxnlp.nn.decoder_inputs import decoder_inputs
 from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.linear import Embed, Linear
-from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.mlp import FeedForward
 from jaxnlp.nn.model_config import Kind, ModelConfig
 from jaxnlp.nn.norms import Norm
@@ -168,35 +167,24 @@ class GPT(nn.Module):
             logits_BTV in float32, or with `with_hidden` (logits_BTV, hidden_BTD); with a cache, (that, cache).
         """
         c = self.config
-        B, T = tokens_BT.shape
-        offset = 0 if cache is None else cache["offset"]
-        if positions is None:
-            positions = jnp.broadcast_to(offset + jnp.arange(T), (B, T))
-        c.check_length(T)
-        keys = segment_ids
-        if cache is not None:
-            segment_ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
-            keys = jax.lax.dynamic_update_slice(cache["segments"], segment_ids, (0, offset))
-        mask = Mask(query_segments_BT=segment_ids, key_segments_BS=keys, offset=offset, window=c.window)
-
+        c.check_length(tokens_BT.shape[1])
+        inputs = decoder_inputs(tokens_BT.shape, segment_ids, positions, cache, c.window)
         assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
         embed = Embed(c.vocab_size, c.embed_dim, c.policy, name="embed")
         x_BTD = embed(tokens_BT)
         vectors = c.positions.module(c.max_length, c.embed_dim, c.policy, name="positions")
         if vectors is not None:
-            x_BTD = x_BTD + vectors(positions)
+            x_BTD = x_BTD + vectors(inputs.positions_BT)
         x_BTD = nn.Dropout(c.dropout_rate)(x_BTD, deterministic=deterministic)
         x_BTD = constrain(x_BTD, "batch", "residual", "activation")
-        layers = None if cache is None else cache["layers"]
-        bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
-        if bias is not None:  # by place: within a segment, distances are those of positions
-            bias = bias(offset + jnp.arange(T), jnp.arange(T if keys is None or cache is None else keys.shape[1]))
-        x_BTD, layers = stack(Block, c, x_BTD, layers, mask, positions, bias, deterministic)
+        bias = inputs.bias(c.positions.bias(c.num_heads, c.policy, name="position_bias"))
+        shared = (inputs.mask, inputs.positions_BT, bias, deterministic)
+        x_BTD, layers = stack(Block, c, x_BTD, inputs.layers, *shared)
         x_BTD = x_BTD if logits_to_keep is None else x_BTD[:, -logits_to_keep:]
         if c.norm_position == "pre":
             x_BTD = c.norm.module(c.policy, name="norm")(x_BTD)
         out = (self.logits(x_BTD, embed), x_BTD) if with_hidden else self.logits(x_BTD, embed)
-        return out if cache is None else (out, {"layers": layers, "segments": keys, "offset": offset + T})
+        return out if cache is None else (out, inputs.next_cache(layers))
 
     def logits(self, x_BTD, embed: Embed):
         """The output map: the embedding again, or a matrix of its own."""

@@ -12,14 +12,12 @@ import dataclasses
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
-from jax import lax
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
+from jaxnlp.nn.decoder_inputs import decoder_inputs
 from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.linear import Embed, Linear
-from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.mlp import FeedForward
 from jaxnlp.nn.model_config import Kind, ModelConfig
 from jaxnlp.nn.norms import Norm
@@ -130,23 +128,13 @@ class Llama(nn.Module):
             logits_BTV in float32, or with `with_hidden` (logits_BTV, hidden_BTD); with a cache, (that, cache).
         """
         c = self.config
-        B, T = tokens_BT.shape
-        offset = 0 if cache is None else cache["offset"]
-        if positions is None:
-            positions = jnp.broadcast_to(offset + jnp.arange(T), (B, T))
-        keys = segment_ids
-        if cache is not None:
-            segment_ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
-            keys = lax.dynamic_update_slice(cache["segments"], segment_ids, (0, offset))
-        mask = Mask(query_segments_BT=segment_ids, key_segments_BS=keys, offset=offset, window=c.window)
+        inputs = decoder_inputs(tokens_BT.shape, segment_ids, positions, cache, c.window)
         assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
         embed = Embed(c.vocab_size, c.embed_dim, c.policy, name="embed")
         x_BTD = constrain(embed(tokens_BT), "batch", "residual", "activation")
-        bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
-        if bias is not None:
-            bias = bias(offset + jnp.arange(T), jnp.arange(T if keys is None or cache is None else keys.shape[1]))
-        layers = None if cache is None else cache["layers"]
-        x_BTD, layers = stack(Block, c, x_BTD, layers, mask, positions, bias, deterministic)
+        bias = inputs.bias(c.positions.bias(c.num_heads, c.policy, name="position_bias"))
+        shared = (inputs.mask, inputs.positions_BT, bias, deterministic)
+        x_BTD, layers = stack(Block, c, x_BTD, inputs.layers, *shared)
         x_BTD = c.norm.module(c.policy, name="norm")(x_BTD if logits_to_keep is None else x_BTD[:, -logits_to_keep:])
         if c.tie_embeddings:
             logits_BTV = embed.logits(x_BTD)
@@ -154,7 +142,7 @@ class Llama(nn.Module):
             head = Linear((c.vocab_size,), ("embed", "vocab"), c.policy, use_bias=False, dtype="float32", name="head")
             logits_BTV = head(x_BTD)
         out = (logits_BTV, x_BTD) if with_hidden else logits_BTV
-        return out if cache is None else (out, {"layers": layers, "segments": keys, "offset": offset + T})
+        return out if cache is None else (out, inputs.next_cache(layers))
 
 
 class Block(nn.Module):

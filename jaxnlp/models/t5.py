@@ -14,8 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, remat
+from jaxnlp.nn.decoder_inputs import cross_keys_values, cross_mask, decoder_inputs, encoder_segments
 from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
@@ -161,15 +162,10 @@ class T5(nn.Module):
             logits_BTV in float32; with a cache, (logits_BTV, cache).
         """
         c = self.config
-        memory_BSD, given = None, {} if cache is None else cache
-        if inputs_BS is None:
-            if "cross" not in given:
-                raise UserError("inputs: None, and the cache holds nothing of them; the first call gives the inputs")
-            input_segments = given["input_segments"]
-        else:
+        memory_BSD = None
+        if inputs_BS is not None:
             memory_BSD = self.encode(inputs_BS, input_segments=input_segments, deterministic=deterministic)
-            if cache is not None and input_segments is None:
-                input_segments = jnp.ones(inputs_BS.shape, jnp.int32)
+        input_segments = encoder_segments(inputs_BS, input_segments, cache)
         embedded_BTD = self.embed(tokens_BT)
         x_BTD, cache = self.decoder(
             embedded_BTD, memory_BSD, input_segments, segment_ids, positions, cache, deterministic
@@ -211,30 +207,19 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, memory_BSD, input_segments, segment_ids, positions, cache, deterministic):
-        c, (B, T, _) = self.config, x_BTD.shape
-        offset = 0 if cache is None else cache["offset"]
-        places = offset + jnp.arange(T)
-        if positions is None:
-            positions = jnp.broadcast_to(places, (B, T))
-        keys, layers, length = segment_ids, None, T
+        c, layers = self.config, None
+        inputs = decoder_inputs(x_BTD.shape[:2], segment_ids, positions, cache)
         if cache is not None:
-            segment_ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
-            keys = jax.lax.dynamic_update_slice(cache["segments"], segment_ids, (0, offset))
-            layers = attach_cross_cache(cache["layers"], cache.get("cross") if memory_BSD is None else None, c)
-            length = keys.shape[1]
-        bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
-        bias = None if bias is None else bias(places, jnp.arange(length))
-        mask = Mask(query_segments_BT=segment_ids, key_segments_BS=keys, offset=offset)
-        queries = None if input_segments is None else segment_ids  # without segments of inputs all of them are read
-        cross_mask = Mask(causal=False, query_segments_BT=queries, key_segments_BS=input_segments)
-        shared = (memory_BSD, mask, cross_mask, positions, bias, deterministic)
+            layers = attach_cross_cache(inputs.layers, cache.get("cross") if memory_BSD is None else None, c)
+        bias = inputs.bias(c.positions.bias(c.num_heads, c.policy, name="position_bias"))
+        masks = (inputs.mask, cross_mask(inputs, input_segments))
+        shared = (memory_BSD, *masks, inputs.positions_BT, bias, deterministic)
         x_BTD, layers = stack(DecoderBlock, c, dropped(c, x_BTD, deterministic), layers, *shared)
         x_BTD = dropped(c, c.norm.module(c.policy, name="norm")(x_BTD), deterministic)
         if cache is None:
             return x_BTD, None
         layers, cross = detach_cross_cache(layers, c)
-        held = {"layers": layers, "segments": keys, "offset": offset + T}
-        return x_BTD, {**held, "cross": cross, "input_segments": input_segments}
+        return x_BTD, {**inputs.next_cache(layers), "cross": cross, "input_segments": input_segments}
 
 
 def dropped(c: T5Config, x_BTD, deterministic) -> jax.Array:
@@ -264,20 +249,16 @@ class DecoderBlock(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, x_BTD, cache, memory_BSD, mask, cross_mask, positions, bias, deterministic):
+    def __call__(self, x_BTD, cache, memory_BSD, mask, across, positions, bias, deterministic):
         c = self.config
         own, cross = (None, None) if cache is None else cache
         attend, read, feed = heads(c, "attention"), heads(c, "cross_attention"), feed_forward(c)
         normed = c.norm.module(c.policy, name="attention_norm")(x_BTD)
         y_BTD, own = attend(normed, mask, positions, cache=own, bias=bias, deterministic=deterministic)
         x_BTD = x_BTD + dropped(c, y_BTD, deterministic)
-        if cross is None:
-            pair = read.keys_values(memory_BSD)
-            cross = tuple(jnp.swapaxes(x, 1, 2) for x in pair)
-        else:
-            pair = tuple(jnp.swapaxes(x, 1, 2) for x in cross)
+        pair, cross = cross_keys_values(read, memory_BSD, cross)
         normed = c.norm.module(c.policy, name="cross_attention_norm")(x_BTD)
-        y_BTD, _ = read(normed, cross_mask, keys_values=pair, deterministic=deterministic)
+        y_BTD, _ = read(normed, across, keys_values=pair, deterministic=deterministic)
         x_BTD = x_BTD + dropped(c, y_BTD, deterministic)
         x_BTD = x_BTD + dropped(c, feed(c.norm.module(c.policy, name="mlp_norm")(x_BTD)), deterministic)
         self.sow("intermediates", "hidden", x_BTD)

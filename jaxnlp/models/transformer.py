@@ -15,8 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError
 from jaxnlp.nn import attention, checks, kernels, mlp, norms, positions, remat
+from jaxnlp.nn.decoder_inputs import cross_keys_values, cross_mask, decoder_inputs, encoder_segments
 from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.linear import Embed, Linear
 from jaxnlp.nn.masks import Mask
@@ -169,17 +170,12 @@ class Transformer(nn.Module):
             logits_BTV in float32; with a cache, (logits_BTV, cache).
         """
         c = self.config
-        memory_BSD, given = None, {} if cache is None else cache
-        if inputs_BS is None:
-            if "cross" not in given:
-                raise UserError("inputs: None, and the cache holds nothing of them; the first call gives the inputs")
-            input_segments = given["input_segments"]
-        else:
+        memory_BSD = None
+        if inputs_BS is not None:
             memory_BSD = self.encode(
                 inputs_BS, input_segments=input_segments, positions=input_positions, deterministic=deterministic
             )
-            if cache is not None and input_segments is None:
-                input_segments = jnp.ones(inputs_BS.shape, jnp.int32)
+        input_segments = encoder_segments(inputs_BS, input_segments, cache)
         x_BTD = self.embed(tokens_BT) * math.sqrt(c.embed_dim)
         x_BTD, cache = self.decoder(x_BTD, memory_BSD, input_segments, segment_ids, positions, cache, deterministic)
         if logits_to_keep is not None:
@@ -219,31 +215,21 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, memory_BSD, input_segments, segment_ids, positions, cache, deterministic):
-        c, (B, T, _) = self.config, x_BTD.shape
-        offset = 0 if cache is None else cache["offset"]
-        if positions is None:
-            positions = jnp.broadcast_to(offset + jnp.arange(T), (B, T))
-        keys, layers = segment_ids, None
+        c, layers = self.config, None
+        inputs = decoder_inputs(x_BTD.shape[:2], segment_ids, positions, cache)
         if cache is not None:
-            segment_ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
-            keys = jax.lax.dynamic_update_slice(cache["segments"], segment_ids, (0, offset))
-            layers = attach_cross_cache(cache["layers"], cache.get("cross") if memory_BSD is None else None, c)
-        x_BTD = placed(c, x_BTD, positions, deterministic)
-        bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
-        if bias is not None:
-            bias = bias(offset + jnp.arange(T), jnp.arange(T if cache is None or keys is None else keys.shape[1]))
-        mask = Mask(query_segments_BT=segment_ids, key_segments_BS=keys, offset=offset)
-        queries = None if input_segments is None else segment_ids  # without segments of inputs all of them are read
-        cross_mask = Mask(causal=False, query_segments_BT=queries, key_segments_BS=input_segments)
-        shared = (memory_BSD, mask, cross_mask, positions, bias, deterministic)
+            layers = attach_cross_cache(inputs.layers, cache.get("cross") if memory_BSD is None else None, c)
+        x_BTD = placed(c, x_BTD, inputs.positions_BT, deterministic)
+        bias = inputs.bias(c.positions.bias(c.num_heads, c.policy, name="position_bias"))
+        masks = (inputs.mask, cross_mask(inputs, input_segments))
+        shared = (memory_BSD, *masks, inputs.positions_BT, bias, deterministic)
         x_BTD, layers = stack(DecoderBlock, c, x_BTD, layers, *shared)
         if c.norm_position == "pre":
             x_BTD = c.norm.module(c.policy, name="norm")(x_BTD)
         if cache is None:
             return x_BTD, None
         layers, cross = detach_cross_cache(layers, c)
-        held = {"layers": layers, "segments": keys, "offset": offset + T}
-        return x_BTD, {**held, "cross": cross, "input_segments": input_segments}
+        return x_BTD, {**inputs.next_cache(layers), "cross": cross, "input_segments": input_segments}
 
 
 def placed(c: TransformerConfig, x_BTD, positions_BT, deterministic) -> jax.Array:
@@ -278,7 +264,7 @@ class DecoderBlock(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x_BTD, cache, memory_BSD, mask, cross_mask, positions, bias, deterministic):
+    def __call__(self, x_BTD, cache, memory_BSD, mask, across, positions, bias, deterministic):
         c = self.config
         own, cross = (None, None) if cache is None else cache
         attend, read, feed = heads(c, "attention"), heads(c, "cross_attention"), feed_forward(c)
@@ -289,12 +275,8 @@ class DecoderBlock(nn.Module):
             return y
 
         x_BTD = residual(c, "attention_norm", see, x_BTD, deterministic)
-        if cross is None:
-            pair = read.keys_values(memory_BSD)
-            cross = tuple(jnp.swapaxes(x, 1, 2) for x in pair)
-        else:
-            pair = tuple(jnp.swapaxes(x, 1, 2) for x in cross)
-        look = lambda x: read(x, cross_mask, keys_values=pair, deterministic=deterministic)[0]
+        pair, cross = cross_keys_values(read, memory_BSD, cross)
+        look = lambda x: read(x, across, keys_values=pair, deterministic=deterministic)[0]
         x_BTD = residual(c, "cross_attention_norm", look, x_BTD, deterministic)
         x_BTD = residual(c, "mlp_norm", feed, x_BTD, deterministic)
         self.sow("intermediates", "hidden", x_BTD)
