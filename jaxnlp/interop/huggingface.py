@@ -163,10 +163,10 @@ def family_of(config: Any) -> Any:
 
 def reason(config: Any) -> str:
     """Why a config is of no family, as ", for its field=value"; "" where no field's default alone would make it so."""
-    for field in getattr(config, "__dataclass_fields__", {}).values():
+    for field in dataclasses.fields(config):
         made = field.default_factory() if callable(field.default_factory) else field.default
         if made is not dataclasses.MISSING and family_of(dataclasses.replace(config, **{field.name: made})):
-            return f", for its {field.name}={getattr(config, field.name)!r}"
+            return f", for its {field.name}={vars(config)[field.name]!r}"
     return ""
 
 

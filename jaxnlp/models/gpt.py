@@ -95,10 +95,7 @@ class GPTConfig(ModelConfig):
                 self.attention_softcap,
                 f"attention={checks.name(self.attention)} has none; use Einsum()",
             )
-        for field in ("attention_softcap", "logit_softcap"):
-            value = getattr(self, field)
-            if value is not None and not value > 0:
-                raise FieldError(field, value, "expected a positive number, as 30.0, or None")
+        checks.above_zero(self, "30.0", "attention_softcap", "logit_softcap")
 
     @property
     def hidden_dim(self) -> int:

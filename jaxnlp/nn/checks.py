@@ -1,29 +1,43 @@
-"""Checks that configs of several models share. Each raises FieldError for the first field that cannot work."""
+"""Checks that several configs share. Each raises FieldError for the first field that cannot work."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from jaxnlp.errors import FieldError
 
 
-def positive(config: Any, *fields: str) -> None:
-    """Each field is None or above zero."""
+def values(config: Any, *fields: str) -> Iterator[tuple[str, Any]]:
+    """(name, value) of each field."""
     for field in fields:
-        value = getattr(config, field)
+        yield field, getattr(config, field)  # a loop over a config's own fields, by name
+
+
+def positive(config: Any, *fields: str) -> None:
+    """Each field is None or at least 1."""
+    for field, value in values(config, *fields):
         if value is not None and value < 1:
             raise FieldError(field, value, "expected a positive number")
 
 
+def above_zero(config: Any, example: str, *fields: str) -> None:
+    """Each field is None or a number above 0."""
+    for field, value in values(config, *fields):
+        if value is not None and not value > 0:
+            raise FieldError(field, value, f"expected a positive number, as {example}, or None")
+
+
 def rates(config: Any, *fields: str) -> None:
     """Each field is a probability below 1."""
-    for field in fields:
-        if not 0 <= getattr(config, field) < 1:
-            raise FieldError(field, getattr(config, field), "expected a probability in [0, 1)")
+    for field, value in values(config, *fields):
+        if not 0 <= value < 1:
+            raise FieldError(field, value, "expected a probability in [0, 1)")
 
 
 def one_of(config: Any, field: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, field)
-    if value not in choices:
-        raise FieldError(field, value, f"expected one of {', '.join(choices)}")
+    """The field is one of the choices."""
+    for name, value in values(config, field):
+        if value not in choices:
+            raise FieldError(name, value, f"expected one of {', '.join(choices)}")
 
 
 def heads(config: Any) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnlp.errors import FieldError
+from jaxnlp.nn import checks
 
 FLOATS = ("float32", "bfloat16", "float16")
 WEIGHT_GRADIENTS = ("auto", "rows", "plain")
@@ -41,14 +41,12 @@ class Policy:
 
     def check(self) -> None:
         """Raises FieldError for an unknown dtype or form."""
-        for field in ("param_dtype", "compute_dtype", "matmul_dtype"):
-            value = getattr(self, field)
-            if value not in FLOATS and not (field == "matmul_dtype" and value is None):
-                raise FieldError(field, value, f"expected one of {', '.join(FLOATS)}")
-        if self.weight_gradient not in WEIGHT_GRADIENTS:
-            raise FieldError("weight_gradient", self.weight_gradient, f"expected one of {', '.join(WEIGHT_GRADIENTS)}")
-        if self.weight_layout not in WEIGHT_LAYOUTS:
-            raise FieldError("weight_layout", self.weight_layout, f"expected one of {', '.join(WEIGHT_LAYOUTS)}")
+        checks.one_of(self, "param_dtype", FLOATS)
+        checks.one_of(self, "compute_dtype", FLOATS)
+        if self.matmul_dtype is not None:
+            checks.one_of(self, "matmul_dtype", FLOATS)
+        checks.one_of(self, "weight_gradient", WEIGHT_GRADIENTS)
+        checks.one_of(self, "weight_layout", WEIGHT_LAYOUTS)
 
     @property
     def dtype(self) -> Any:

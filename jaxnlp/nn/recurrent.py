@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn import checks
 from jaxnlp.nn.linear import Linear, matmul
 from jaxnlp.nn.partitioning import parameter
 from jaxnlp.nn.policy import Policy
@@ -42,10 +43,7 @@ class LSTM:
     def check(self) -> None:
         if self.projection_dim is not None and self.projection_dim < 1:
             raise FieldError("projection_dim", self.projection_dim, "expected a positive number of features, or None")
-        for field in ("cell_clip", "projection_clip"):
-            value = getattr(self, field)
-            if value is not None and not value > 0:
-                raise FieldError(field, value, "expected a positive number, as 3.0, or None")
+        checks.above_zero(self, "3.0", "cell_clip", "projection_clip")
         if self.projection_clip is not None and self.projection_dim is None:
             raise FieldError("projection_clip", self.projection_clip, "there is no projection; set projection_dim")
 

@@ -37,8 +37,8 @@ class Remat:
     offload: tuple[str, ...] = ()
 
     def check(self) -> None:
-        for field in ("save", "offload"):
-            for place in getattr(self, field):
+        for field, places in (("save", self.save), ("offload", self.offload)):
+            for place in places:
                 if place not in PLACES:
                     raise FieldError(field, place, f"no such place; expected some of {', '.join(PLACES)}")
         for place in self.offload:

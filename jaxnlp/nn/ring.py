@@ -130,9 +130,13 @@ def _bias_spec(bias: jax.Array | None) -> PartitionSpec | None:
 def _mask_specs(mask: Mask) -> Mask:
     """A mask of the same fields, with the layout of each in place of its array."""
     rows, batch = mesh_axes(("batch", "length")), mesh_axes(("batch",))
-    layout: dict[str, Any] = {"query_segments_BT": rows, "key_segments_BS": rows, "prefix_B": batch}
-    layout = {name: spec for name, spec in layout.items() if getattr(mask, name) is not None}
-    return dataclasses.replace(mask, offset=PartitionSpec(), **layout)  # pyright: ignore[reportArgumentType]
+    specs: dict[str, Any] = {
+        "offset": PartitionSpec(),
+        "query_segments_BT": None if mask.query_segments_BT is None else rows,
+        "key_segments_BS": None if mask.key_segments_BS is None else rows,
+        "prefix_B": None if mask.prefix_B is None else batch,
+    }
+    return dataclasses.replace(mask, **specs)
 
 
 def _share(ring: _Circle, q_BTHK, k_BSNK, v_BSNK, bias_BHTL, mask: Mask, drop):
