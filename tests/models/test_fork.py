@@ -1,4 +1,4 @@
-"""The fork test: a model file copied out of the package under a new name trains, saves and is read back."""
+"""The fork test: files copied out of the package under new names train, save and are read back."""
 
 import dataclasses
 import importlib
@@ -11,57 +11,80 @@ from jaxnlp import config as configs
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.text.sources import Files
 from jaxnlp.data.tokenizer import Bytes
+from jaxnlp.errors import UserError
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.objectives.causal_lm import CausalLM
+from jaxnlp.sharding.axes import make_apply
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.load import load
 from jaxnlp.training.loops.supervised import train
 from tests.entry import ROOT
 
 
+def copied(folder, name: str, source: str, changes: list[tuple[str, str]]):
+    """A module of the package copied into the folder under a new name, with text replaced, and imported."""
+    text = (ROOT / "jaxnlp" / source).read_text()
+    for old, new in changes:
+        assert old in text, f"{source}: has no {old!r}"
+        text = text.replace(old, new)
+    (folder / f"{name}.py").write_text(text)
+    return importlib.import_module(name)
+
+
 @pytest.fixture
 def fork(tmp_path, monkeypatch):
     """`models/gpt.py` as `my_model.py`, with a residual branch halved: a change of one line."""
-    source = (ROOT / "jaxnlp" / "models" / "gpt.py").read_text()
-    changed = source.replace(
-        "x_BTD = x_BTD + drop(feed(norm_2(x_BTD)), deterministic=deterministic)",
-        "x_BTD = x_BTD + 0.5 * drop(feed(norm_2(x_BTD)), deterministic=deterministic)",
-    )
-    assert changed != source
-    (tmp_path / "my_model.py").write_text(changed.replace("GPTConfig", "MyConfig"))
     monkeypatch.syspath_prepend(tmp_path)
-    yield importlib.import_module("my_model")
+    branch = "drop(feed(norm_2(x_BTD)), deterministic=deterministic)"
+    yield copied(
+        tmp_path,
+        "my_model",
+        "models/gpt.py",
+        [(f"x_BTD + {branch}", f"x_BTD + 0.5 * {branch}"), ("GPTConfig", "MyConfig")],
+    )
     sys.modules.pop("my_model")
 
 
-def test_a_copied_model_file_trains_and_reads_back(fork, corpus, tmp_path):
+@pytest.fixture
+def objective(tmp_path, monkeypatch):
+    """`objectives/causal_lm.py` as `my_objective.py`, with every loss doubled."""
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = [("class CausalLM", "class MyObjective"), ("return total, jnp.sum", "return 2.0 * total, jnp.sum")]
+    yield copied(tmp_path, "my_objective", "objectives/causal_lm.py", changes)
+    sys.modules.pop("my_objective")
+
+
+def test_copied_model_and_objective_files_train_and_read_back(fork, objective, corpus, tmp_path):
     source = Files(train=f"{corpus}/train.txt", validation=f"{corpus}/validation.txt", document="paragraph")
     experiment = Experiment(
         model=fork.MyConfig(max_length=32, num_layers=1, num_heads=2, embed_dim=16),
         data=DataConfig(source=source, tokenizer=Bytes(), seq_len=16, batch_size=8, prefetch_threads=0),
+        objective=objective.MyObjective(),
         num_steps=3,
         log_every=1,
         peak_flops=1e12,
     )
     result = train(experiment, tmp_path / "run")
     assert np.isfinite(result.validation["loss"])
-    assert configs.to_dict(result.experiment)["model"]["class"] == "my_model:MyConfig"
+    saved = configs.to_dict(result.experiment)
+    assert (saved["model"]["class"], saved["objective"]["class"]) == ("my_model:MyConfig", "my_objective:MyObjective")
     again = load(tmp_path / "run")
     assert type(again.saved.experiment.model) is fork.MyConfig
+    assert type(again.saved.experiment.objective) is objective.MyObjective
     out = again.generator()(again.params, [[100, 101]], 5)
     assert len(out[0]) <= 5
-    # The change is in effect: the same parameters in the house's own model give other logits.
-    from jaxnlp.models.gpt import GPTConfig
-    from jaxnlp.sharding.axes import make_apply
-
-    fields = {f.name: getattr(again.saved.experiment.model, f.name) for f in dataclasses.fields(GPTConfig)}
+    # The changes are in effect: the same parameters in the package's own model give other logits, and half the loss.
+    fields = {f.name: vars(again.saved.experiment.model)[f.name] for f in dataclasses.fields(GPTConfig)}
     tokens = np.arange(10)[None]
-    ours = make_apply(GPTConfig(**fields).build())(again.params, tokens)
-    theirs = make_apply(again.saved.experiment.model.build())(again.params, tokens)
-    assert not np.allclose(ours, theirs)
+    house = make_apply(GPTConfig(**fields).build())
+    forked = make_apply(again.saved.experiment.model.build())
+    assert not np.allclose(house(again.params, tokens), forked(again.params, tokens))
+    batch = {"tokens": tokens, "targets": tokens, "weights": np.ones_like(tokens, np.float32)}
+    losses = [loss.loss(house, again.params, batch, None)[0] for loss in (CausalLM(), objective.MyObjective())]
+    np.testing.assert_allclose(losses[1], 2 * losses[0], rtol=1e-6)
 
 
 def test_a_checkpoint_of_a_fork_that_is_gone_says_what_is_missing(fork, corpus, tmp_path):
-    from jaxnlp.errors import UserError
-
     configs.save_json(fork.MyConfig(), tmp_path / "c.json")
     module = sys.modules.pop("my_model")
     path = tmp_path / "my_model.py"
