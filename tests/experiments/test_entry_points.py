@@ -9,6 +9,8 @@ import tempfile
 
 import pytest
 
+from jaxnlp import cli
+from jaxnlp import config as configs
 from tests.entry import ROOT, run
 
 ENTRIES = sorted(
@@ -33,7 +35,7 @@ def test_help(module):
     assert done.err == ""
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", [pytest.param(c, marks=() if "/tiny" in c else pytest.mark.slow) for c in CONFIGS])
 def test_every_config_builds_and_dry_runs(config):
     done = run("experiments.train", f"--config={config}", "--dry_run")
     assert done.code == 0, done.err
@@ -47,6 +49,11 @@ def test_every_config_builds_and_dry_runs(config):
     ):
         assert words in done.out
     assert re.search(r"embed/embedding +\d+x\d+ +vocab, embed", done.out)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config_loads(config):
+    configs.check(cli.load(config))
 
 
 def test_a_dry_run_shows_the_sharding_it_resolves(corpus, tmp_path):

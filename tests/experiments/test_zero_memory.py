@@ -61,7 +61,7 @@ def test_which_stage_fits_which_chip(compiled):
     assert fits == {"DDP@v5p:4x4x4": False, "ZERO1@v6e:8x8": True, "ZERO2@v5e:8x8": False, "ZERO3@v5e:8x8": True}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_last_stage_compiles_to_the_papers_figure_and_the_first_to_nothing(tmp_path):
     flags = ("--table=ZERO3", "--ladder=DDP@v5p:4x4x4", f"--json={tmp_path / 'zero.json'}")
     done = start("experiments.bench.zero_compiled", *flags, env=tpu.environment()).wait(1200)

@@ -81,17 +81,19 @@ def logits(out):
     return out["masked_lm"] if isinstance(out, dict) else out
 
 
-QUICK = {("lora", "qwen3"), ("lora", "roberta"), ("lora", "t5-1.1"), ("ia3", "t5")}
-OLD = ("gpt2", "bert-masked", "llama")
+# Kinds and models are independent but for how a model's matrices are stored: each kind and each model at least once.
+FAST = {("lora", "gpt2"), ("rslora", "llama"), ("dora", "bert-masked"), ("ia3", "t5")}
+COVERING = {*(("lora", name) for name in TARGETS), *((kind, "gpt2") for kind in KINDS), ("dora", "llama")}
+COVERING |= {("ia3", "bert-masked"), ("ia3", "llama"), ("ia3", "t5-1.1"), ("dora", "t5")}
+
+
+def marks(kind, name):
+    return () if (kind, name) in FAST else pytest.mark.slow if (kind, name) in COVERING else pytest.mark.full
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [
-        pytest.param(kind, name, marks=() if name in OLD or (kind, name) in QUICK else pytest.mark.slow)
-        for kind in KINDS
-        for name in TARGETS
-    ],
+    [pytest.param(kind, name, marks=marks(kind, name)) for kind in KINDS for name in TARGETS],
 )
 def test_logits_equal_peft_live_and_merged_and_it_reads_what_we_write(kind, name, rng, tmp_path):
     model = build(name)
@@ -122,8 +124,17 @@ PROMPTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert-bare"])
-@pytest.mark.parametrize("kind", PROMPTS)
+FAST_PROMPTS = {("prompt", "gpt2"), ("p-tuning", "bert-bare"), ("prefix of a network", "llama")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, marks=() if (kind, name) in FAST_PROMPTS else pytest.mark.slow)
+        for kind in PROMPTS
+        for name in ("gpt2", "llama", "bert-bare")
+    ],
+)
 def test_prompts_and_prefixes_equal_peft_and_it_reads_what_we_write(name, kind, rng, tmp_path):
     model = build(name)
     model.save_pretrained(tmp_path / "model")
@@ -153,7 +164,9 @@ def test_prompts_and_prefixes_equal_peft_and_it_reads_what_we_write(name, kind, 
 SUBMODULES = {"prompt": 1, "prompt of both": 2, "p-tuning": 1, "p-tuning of both": 2}
 
 
-@pytest.mark.parametrize("kind", SUBMODULES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=() if k == "prompt of both" else pytest.mark.slow) for k in SUBMODULES]
+)
 def test_prompts_of_an_encoder_decoder_equal_peft_and_it_reads_what_we_write(kind, rng, tmp_path):
     """PEFT's default has a second prompt, which its forward pass never reads."""
     model, task = build("t5"), "SEQ_2_SEQ_LM"

@@ -64,10 +64,13 @@ def planned(folder, config: str, topology: str, *fields: str) -> tuple[int, str,
     return process.returncode, text, found, usage.ru_maxrss * 1024
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "topology", "devices", "billions"),
-    [("1b", "v5e:4x4", 16, 1.3), ("7b", "v5e:16x16", 256, 6.6), ("70b", "v5p:8x8x8", 512, 68.7)],
+    [
+        pytest.param("1b", "v5e:4x4", 16, 1.3, marks=pytest.mark.slow),
+        pytest.param("7b", "v5e:16x16", 256, 6.6, marks=pytest.mark.full),
+        pytest.param("70b", "v5p:8x8x8", 512, 68.7, marks=pytest.mark.full),
+    ],
 )
 def test_a_shipped_config_fits_the_topology_it_names(tmp_path, config, topology, devices, billions):
     code, text, found, memory = planned(tmp_path, config, topology)

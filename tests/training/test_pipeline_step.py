@@ -99,10 +99,18 @@ def close(found, wanted):
     jax.tree.map(one, found, wanted)
 
 
-QUICK = [("gpt", "1f1b", "2 2 2")]  # GPipe's and the circular one's are in `test_meshes.py`
-OTHERS = [("bert", "1f1b", "stage 4"), ("bert", "1f1b", "2 2 2")]
+FAST = {("gpt", "1f1b", "2 2 2")}  # GPipe's and the circular one's are in `test_meshes.py`
+OTHERS = {("bert", "1f1b", "stage 4"), ("bert", "1f1b", "2 2 2")}
+COVERING = {("gpt", "naive", "stage 4"), ("gpt", "gpipe", "2 2 2"), ("gpt", "1f1b", "stage 4")}
+COVERING |= {("gpt", "circular", "stage 4"), ("bert", "1f1b", "2 2 2")}
+
+
+def marks(*case: str):
+    return () if case in FAST else pytest.mark.slow if case in COVERING else pytest.mark.full
+
+
 CASES = [
-    pytest.param(name, s, mesh, marks=() if (name, s, mesh) in QUICK else pytest.mark.slow)
+    pytest.param(name, s, mesh, marks=marks(name, s, mesh))
     for name in OBJECTIVES
     for s in SCHEDULES
     for mesh in MESHES
@@ -132,11 +140,17 @@ TABLES = {
 }
 
 TABLES_OF = {"sequence parallel": "gpipe", "context": "circular", "zero 2": "gpipe", "zero 3": "circular"}
+# GPipe and the circular schedule share their code, and `test_meshes.py` has GPipe over the other tables.
+COVERED_ELSEWHERE = {("circular", "context"), ("gpipe", "zero 2"), ("circular", "zero 3")}
 
 
 @pytest.mark.parametrize(
     ("schedule", "name"),
-    [pytest.param(s, name, marks=pytest.mark.slow) for name, also in TABLES_OF.items() for s in ("1f1b", also)],
+    [
+        pytest.param(s, name, marks=pytest.mark.full if (s, name) in COVERED_ELSEWHERE else pytest.mark.slow)
+        for name, also in TABLES_OF.items()
+        for s in ("1f1b", also)
+    ],
 )
 def test_stages_go_with_every_other_axis(schedule, name):
     sizes, table, active, kept = TABLES[name]
@@ -158,9 +172,15 @@ def test_the_loss_scale_multiplies_gradients_and_not_sums(schedule):
     close(grads, jax.tree.map(lambda g: 8.0 * g, wanted_grads))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("dtype", "schedule"),
+    [
+        pytest.param("bfloat16", "1f1b", marks=pytest.mark.slow),
+        pytest.param("float16", "gpipe", marks=pytest.mark.slow),
+        pytest.param("bfloat16", "gpipe", marks=pytest.mark.full),
+        pytest.param("float16", "1f1b", marks=pytest.mark.full),
+    ],
+)
 def test_in_half_precision_gradients_are_near_those_without(monkeypatch, dtype, schedule):
     policy = Policy(param_dtype="bfloat16" if dtype == "bfloat16" else "float32", compute_dtype=dtype)
     monkeypatch.setitem(MODELS, f"gpt {dtype}", dataclasses.replace(MODELS["gpt"], policy=policy))

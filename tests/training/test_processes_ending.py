@@ -2,7 +2,6 @@
 
 import resource
 import signal
-import time
 
 import jax
 import numpy as np
@@ -88,10 +87,8 @@ def test_sigterm_to_one_saves_the_same_step_in_both_and_says_how_to_go_on(corpus
 def test_an_error_ends_both_with_one_line(corpus, tmp_path, where):
     wrong = ("--config.data.batch_size=6",)
     only = dict.fromkeys((0, 1), wrong) if where == "both" else {where: wrong}
-    begun = time.monotonic()
     running = start(corpus, tmp_path / "run", only=only)
     assert [entry.wait(60).code for entry in running] == [2, 2]
-    assert time.monotonic() - begun < 60
     told = running[0].err.strip().splitlines()
     assert len(told) == 1 and told[0].count("data.batch_size=6: does not divide") == 1
     assert told[0].startswith("error: process 1 of 2 failed: " if where == 1 else "error: data.batch_size=6")

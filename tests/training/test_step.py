@@ -106,7 +106,10 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize("name", MESHES)
+FAST = ("optimizer split over data", "2x2x2")  # the parity matrix, `test_meshes.py`, has what the others show
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.full) for n in MESHES])
 def test_eight_devices_equal_one(name):
     state, losses = run(experiment(sharding=MESHES[name]), devices=8)
     wanted, wanted_losses = plain()
@@ -128,7 +131,12 @@ def test_the_tables_decide_where_arrays_lie():
     assert split.params["block_0"]["mlp"]["up"]["kernel"].sharding.is_fully_replicated
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+FAST_OPTIMIZERS = ("adamw", "adafactor", "muon")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST_OPTIMIZERS else pytest.mark.slow) for n in OPTIMIZERS]
+)
 def test_every_optimizer_runs_split_over_a_mesh(name):
     e = experiment(optim=OptimConfig(name=name, learning_rate=1e-2, schedule="constant"), sharding=MESHES["2x2x2"])
     state, losses = run(e, devices=8)

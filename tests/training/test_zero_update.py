@@ -66,6 +66,6 @@ def test_layers_split_over_stages_are_gathered_as_they_are():
 
 @pytest.mark.slow
 def test_gathered_parameters_do_not_stand_beside_the_old_ones_on_a_tpu():
-    found = tpu.compiled("tests.training.compile_update_tpu", full_effort=True)
+    found = tpu.compiled("tests.training.compile_update_tpu", effort=tpu.FULL)
     # Gathered all at once they take 0.7 times the parameters: the rest is in the chip's fast memory.
     assert found["temporaries"] < 0.3 * found["parameters"], found
