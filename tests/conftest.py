@@ -7,7 +7,7 @@ import sys
 
 from tests import cache
 
-pytest_plugins = ["tests.durations", "tests.selection"]
+pytest_plugins = ["tests.durations", "tests.selection", "tests.tiers"]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"

@@ -1,0 +1,217 @@
+"""A pytest plugin: which cases of the longer tests are in the fast tier; the others are marked slow.
+
+For each test that is named here, the ids of its cases that stay fast; none where the whole test is slow. They are
+chosen so that each value of each parameter is met where it could break alone, and that the fast tier stays within its
+budget (docs/testing.md). CI runs the slow cases of what a change touches; a case that only `make test-all` runs is
+marked `full` where the test stands.
+"""
+
+import collections
+
+import pytest
+
+FAST: dict[str, tuple[str, ...]] = {
+    # Entry points: each forks, trains and reads again, for seconds.
+    "tests/experiments/test_training.py::test_a_signal_saves_and_says_how_to_go_on": ("SIGTERM",),
+    "tests/experiments/test_training.py::test_killed_and_resumed_is_the_same_run_to_the_last_bit": (
+        "dropout and accumulation",
+    ),
+    "tests/experiments/test_training.py::test_a_damaged_checkpoint_is_told_and_the_one_before_is_used": ("flipped",),
+    "tests/experiments/test_training.py::test_checkpoints_kept_are_the_newest_and_the_best": (),
+    "tests/experiments/test_training.py::test_a_second_process_in_the_same_folder_refuses": (),
+    "tests/experiments/test_training.py::test_a_full_disk_is_a_clear_error_and_older_checkpoints_are_intact": (),
+    "tests/experiments/test_training.py::test_a_config_that_can_resume_says_what_changed": (),
+    "tests/experiments/test_training.py::test_the_resolved_config_runs_again_from_its_json": (),
+    "tests/experiments/test_training.py::test_a_trace_is_written_for_the_steps_asked_for": (),
+    "tests/experiments/test_training.py::test_where_every_checkpoint_is_damaged_nothing_is_touched": (),
+    "tests/experiments/test_training.py::test_checkpoints_are_scored_on_the_same_batches": (),
+    "tests/experiments/test_training.py::test_the_printed_generate_command_works_where_the_context_is_short": (),
+    "tests/experiments/test_training.py::test_a_run_with_a_kernel_of_another_platform_still_generates_here": (),
+    "tests/experiments/test_training.py::test_a_trace_that_was_asked_for_in_vain_is_told": (),
+    "tests/experiments/test_entry_points.py::test_a_tokenized_corpus_trains_the_same_run": (),
+    "tests/experiments/test_elmo.py::test_train_resume_evaluate_and_features": (),
+    "tests/experiments/test_adapting.py::test_it_goes_on_from_a_run_with_its_ids_on_other_texts": (),
+    "tests/experiments/test_interop.py::test_a_t5_comes_and_goes_and_trains_on": (),
+    "tests/experiments/test_data_parallel.py::test_both_train_as_one_device": (),
+    "tests/experiments/test_split.py::test_a_picture_of_each_table": (),
+    "tests/experiments/test_tuning.py::test_each_method_of_the_config_is_one_that_can_run": ("lora", "prefix"),
+    "tests/experiments/test_parallel_config.py::test_a_preset_over_the_devices_that_are_there": ("ZERO3", "TP-8"),
+    "tests/planning/test_plan_command.py::test_the_entry_point_plans_for_the_attached_devices": (),
+    "tests/training/test_tuned.py::test_texts_are_written_after_a_prompt_as_the_whole_pass_reads_them": ("method0",),
+    "tests/training/test_tuned.py::test_an_encoder_decoder_writes_after_a_prompt_that_its_encoder_read": (),
+    "tests/training/test_tuned.py::test_a_base_that_changed_or_went_and_a_method_that_changed": (),
+    "tests/training/test_tuned.py::test_a_quantised_base_is_made_again_from_its_run": (),
+    "tests/training/test_transfer.py::test_what_a_network_made_is_given_to_a_prompt_and_the_network_to_its_like": (),
+    # Models: each configuration compiles its own programs.
+    "tests/models/test_gpt.py::test_cached_steps_equal_the_whole_sequence": (
+        "llama-like",
+        "post-norm, sinusoidal",
+        "buckets, scanned",
+    ),
+    "tests/models/test_gpt.py::test_packed_documents_equal_documents_alone": ("gpt2", "alibi, window", "scanned"),
+    "tests/models/test_gpt.py::test_a_future_token_has_no_gradient": ("gpt2", "softcaps, qk-norm", "blocked"),
+    "tests/models/test_gpt.py::test_remat_changes_memory_and_not_the_gradient": ("dots-True",),
+    "tests/models/test_llama.py::test_cached_steps_and_packed_documents_equal_the_plain_run": (
+        "qwen3-like",
+        "mistral-like",
+    ),
+    "tests/models/test_bert.py::test_variants_that_change_no_number": ("scanned",),
+    "tests/models/test_bert.py::test_components_can_be_chosen": ("changes0",),
+    "tests/models/test_encoder_decoders.py::test_cached_steps_equal_the_whole": ("rotary, gated, scanned", "t5"),
+    "tests/models/test_encoder_decoders.py::test_outputs_see_all_inputs_and_no_later_output": (
+        "rotary, gated, scanned",
+        "t5",
+    ),
+    "tests/models/test_encoder_decoders.py::test_padding_of_inputs_changes_nothing": ("rotary, gated, scanned", "t5"),
+    "tests/models/test_encoder_decoders.py::test_packed_pairs_equal_pairs_alone": ("t5",),
+    "tests/models/test_encoder_decoders.py::test_variants_that_change_no_number": (),
+    "tests/models/test_encoder_decoders.py::test_dropout_needs_a_key_and_differs_with_it": ("t5",),
+    "tests/models/test_heads.py::test_every_head_is_on_every_trunk_and_padding_changes_nothing": (
+        "bert-classes",
+        "bert-span",
+        "gpt-choice",
+        "roberta-tokens",
+        "llama-classes",
+        "gpt-number",
+    ),
+    "tests/models/test_heads_parity.py::test_logits_and_loss_equal_transformers": (
+        "bert classes",
+        "bert span",
+        "roberta tokens",
+        "gpt2 choice",
+        "llama classes",
+    ),
+    "tests/models/test_heads_parity.py::test_gradients_equal_transformers": ("bert classes",),
+    "tests/models/test_elmo.py::test_layers_and_logits_equal_torch": ("three layers, wide output",),
+    "tests/models/test_elmo.py::test_each_direction_sees_its_own_side_only": (),
+    "tests/models/test_gpt_parity.py::test_fifty_adamw_steps_follow_torch": (),
+    # Layers.
+    "tests/nn/test_ring.py::test_output_and_gradients_are_those_of_one_device": (
+        "sequence-causal",
+        "data-full",
+        "tensor-window",
+        "sequence-window of both sides",
+        "data-segments",
+        "tensor-segments, window",
+        "sequence-padding, full",
+        "data-prefix",
+    ),
+    "tests/nn/test_ring.py::test_dropout_is_that_of_one_device": ("tensor",),
+    "tests/nn/test_ring.py::test_grouped_heads_in_pieces": ("tensor",),
+    "tests/nn/test_ring.py::test_bias_and_its_gradient": ("segments-2",),
+    "tests/nn/test_remat.py::test_gradients_are_the_same_under_every_policy": ("True",),
+    "tests/nn/test_masks.py::test_bias_reaches_its_gradient": (),
+    "tests/nn/test_recurrent.py::test_outputs_states_and_gradients_equal_torch": ("True-lstm", "True-projected"),
+    "tests/nn/test_stack.py::test_layers_run_in_two_halves_equal_the_stack_dropout_included": (),
+    # Weights of others: each family builds a model of theirs.
+    "tests/interop/test_huggingface.py::test_logits_and_every_layer_equal_transformers_and_it_reads_what_we_write": (
+        "gpt2",
+        "bert-masked",
+        "roberta",
+        "llama-3.1",
+        "qwen3",
+        "t5-1.1",
+    ),
+    "tests/interop/test_huggingface.py::test_gradients_equal_transformers": ("gpt2", "bert"),
+    "tests/interop/test_huggingface.py::test_every_kind_of_t5_is_read_as_it_was_written": (),
+    "tests/interop/test_adapter_folders.py::test_patterns_of_alpha_and_kinds_of_init_mean_what_they_do_in_peft": (),
+    # Tuning: each method on each model.
+    "tests/peft/test_properties.py::test_identity_at_the_start_and_merged_equals_live": (
+        "gpt-lora everywhere",
+        "gpt-bitfit",
+        "gpt scanned-dora",
+        "gpt scanned-houlsby",
+        "gpt scanned-ia3",
+        "foreign-lora",
+        "foreign-full",
+        "foreign scanned-rslora",
+        "foreign scanned-pfeiffer",
+    ),
+    "tests/peft/test_properties.py::test_an_encoder_decoder_is_tuned_in_all_its_parts": ("lora everywhere",),
+    "tests/peft/test_quantised.py::test_merged_equals_live_and_is_floats": (
+        "gpt-lora everywhere-nf4",
+        "gpt scanned-dora-int8",
+        "foreign scanned-lora everywhere-int8",
+        "t5-lora everywhere-nf4",
+        "gpt-ia3-int8",
+    ),
+    "tests/peft/test_quantised.py::test_the_derivative_keeps_codes_and_never_a_kernel_of_floats": (
+        "gpt-nf4",
+        "foreign scanned-int8",
+    ),
+    "tests/peft/test_prompts.py::test_a_prompt_of_words_is_those_words_in_front": ("scanned", "bert"),
+    "tests/peft/test_prompts.py::test_a_cache_begun_with_the_prompt_goes_on_as_one_pass": (
+        "gpt-method0",
+        "scanned-method1",
+    ),
+    "tests/peft/test_prompts.py::test_a_prefix_of_a_texts_own_keys_and_values_is_that_text": ("gpt", "bert"),
+    "tests/peft/test_encoder_decoder.py::test_generation_after_a_prompt_is_that_of_its_words": (),
+    # Generation: each way to search is a program of its own.
+    "tests/inference/test_beam.py::test_tokens_and_scores_equal_transformers": (
+        "1-1.0-False",
+        "4-0.6-True",
+        "4--0.5-True",
+        "7-1.0-False",
+        "2-2.0-never",
+    ),
+    "tests/inference/test_beam.py::test_wide_enough_it_is_exhaustive_search": ("0.0-llama", "1.0-gpt"),
+    "tests/inference/test_beam.py::test_no_more_texts_are_found_than_there_are": ("2.0",),
+    "tests/inference/test_beam.py::test_a_narrow_beam_can_miss_the_best_and_a_wider_one_never_scores_less": (),
+    "tests/inference/test_t5.py::test_tokens_and_scores_equal_transformers": (
+        "1-1.0-False",
+        "4-0.6-never",
+        "4-2.0-True",
+    ),
+    "tests/inference/test_t5.py::test_beams_with_processors_equal_transformers": ("options0",),
+    "tests/inference/test_processors.py::test_beams_equal_transformers": (),
+    "tests/inference/test_encoder_decoder.py::test_greedy_equals_recomputing_for_ragged_sources_and_prefixes": ("t5",),
+    "tests/inference/test_encoder_decoder.py::test_a_wide_beam_is_exhaustive_search": ("scanned pre-norm",),
+    "tests/inference/test_sharded.py::test_eight_devices_equal_one": ("decoder-2x2x2-3",),
+    "tests/inference/test_decode.py::test_greedy_with_a_cache_equals_from_scratch_for_ragged_prompts": (
+        "scanned rotary",
+    ),
+    # Steps over meshes.
+    "tests/training/test_encoder_decoder_step.py::test_equal_to_one_device_and_one_batch": (),
+    "tests/training/test_offload.py::test_an_update_by_parts_is_the_update": ("adamw-float32", "adafactor-None"),
+    "tests/training/test_whole_keys.py::test_a_tensor_axis_wider_than_key_heads_equals_one_device": ("einsum",),
+    "tests/training/test_pipeline_step.py::test_executed_ticks_are_the_formula": (
+        "gpipe-4",
+        "1f1b-4",
+        "circular-2",
+    ),
+    "tests/training/test_pipeline_step.py::test_memory_of_1f1b_does_not_grow_with_the_microbatches_and_gpipes_does": (),
+    "tests/training/test_pipeline_step.py::test_gradients_are_reduced_over_data_once_a_step_and_not_once_a_tick": (
+        "1f1b",
+    ),
+    "tests/training/test_step.py::test_accumulation_over_ragged_padding_equals_the_big_batch": ("2",),
+    "tests/sharding/test_constraints.py::test_pipelines_split_layers_and_vocabulary_over_stages": (
+        'THREE_D-{}, {"tensor"}',
+    ),
+    # Plans: each is compiled for eight devices.
+    "tests/planning/test_planner.py::test_what_does_not_fit_says_what_is_largest_and_a_change_that_does": (),
+    "tests/planning/test_planner.py::test_where_nothing_fits_more_devices_are_looked_for": (),
+    "tests/planning/test_planner.py::test_a_search_ranks_what_fits_and_tells_of_each": (),
+    "tests/planning/test_dry_run.py::test_memory_estimate_is_near_the_compilers": ("True-none", "True-full"),
+    # Objectives.
+    "tests/objectives/test_finetuning.py::test_microbatches_give_the_step_of_the_whole_batch": ("classify", "choice"),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    cases: dict[str, list[pytest.Item]] = collections.defaultdict(list)
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        if function in FAST:
+            cases[function].append(item)
+    wrong = []
+    for function, collected in cases.items():
+        names = {item.nodeid.partition("[")[2].removesuffix("]") for item in collected}
+        lost = {*FAST[function]} - names
+        if lost and len(names) > len(FAST[function]):  # the whole test was collected
+            wrong.append(f"{function} has no case {sorted(lost)}; it has {sorted(names)}")
+        for item in collected:
+            if item.nodeid.partition("[")[2].removesuffix("]") not in FAST[function]:
+                item.add_marker(pytest.mark.slow)
+    if wrong:
+        raise pytest.UsageError("tests/tiers.py: " + "\n".join(wrong))
