@@ -83,6 +83,7 @@ TPU := JAXNLP_LIBTPU=$(abspath $(VENV))/tpu/libtpu/libtpu.so
 
 .PHONY: test-ci
 test-ci: $(VENV)/test.stamp $(VENV)/tpu.stamp lint types  ## what CI runs: the fast tests, and slow ones that the change touches or whose turn it is
+	$(BIN)/python -m pytest tests/docs_figures.py
 	$(TPU) $(BIN)/python -m pytest -m "not full" --ci -n $(WORKERS) $(ARGS)
 
 .PHONY: test-slow
@@ -96,6 +97,10 @@ test-all: $(VENV)/test.stamp $(VENV)/tpu.stamp lint types  ## everything: also t
 .PHONY: mutants
 mutants: $(VENV)/test.stamp  ## write one-line faults into copies of jaxnlp and see that a test fails for each; ARGS="--only nn"
 	$(BIN)/python -m tests.mutants $(ARGS)
+
+.PHONY: docs-figures
+docs-figures: $(VENV)/test.stamp  ## check the figures that the documentation shows against those that are stored
+	$(BIN)/python -m pytest tests/docs_figures.py $(ARGS)
 
 .PHONY: notebooks
 notebooks: $(VENV)/test.stamp  ## run the notebooks of colab/ on tiny configs, and clear what an editor left in them

@@ -33,6 +33,8 @@ FAST: dict[str, tuple[str, ...]] = {
     "tests/experiments/test_adapting.py::test_it_goes_on_from_a_run_with_its_ids_on_other_texts": (),
     "tests/experiments/test_interop.py::test_a_t5_comes_and_goes_and_trains_on": (),
     "tests/experiments/test_data_parallel.py::test_both_train_as_one_device": (),
+    "tests/experiments/test_zero_memory.py::test_the_papers_table": (),
+    "tests/experiments/test_zero_memory.py::test_each_device_holds_its_share_of_what_a_stage_splits": (),
     "tests/experiments/test_split.py::test_a_picture_of_each_table": (),
     "tests/experiments/test_tuning.py::test_each_method_of_the_config_is_one_that_can_run": ("lora", "prefix"),
     "tests/experiments/test_parallel_config.py::test_a_preset_over_the_devices_that_are_there": ("ZERO3", "TP"),

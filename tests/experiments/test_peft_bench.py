@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from configs.bert.tune_docstrings import METHODS
-from experiments.bench.lora_figures import compiled_table, weight_gradients
-from experiments.bench.peft_tables import NAMES, RATES, into_page, latency_table, quality_table
+from experiments.bench.lora_figures import weight_gradients
+from experiments.bench.peft_tables import NAMES, RATES, into_page, latency_table
 from jaxnlp import cli
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.errors import UserError
@@ -16,10 +16,8 @@ from jaxnlp.peft.lora import LoRA
 from jaxnlp.planning.planner import batch
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
-from tests.entry import ROOT, run
+from tests.entry import run
 
-MEASUREMENTS = ROOT / "docs" / "measurements"
-QUALITY, LATENCY = MEASUREMENTS / "peft_quality.json", MEASUREMENTS / "peft_latency.json"
 BERT = """
 from configs.bert.finetune import get_config as finetune
 from jaxnlp.optim import OptimConfig
@@ -103,33 +101,6 @@ def test_a_table_goes_into_its_place_on_a_page(tmp_path):
     assert page.read_text() == "a\n\n<!-- x -->\n\nnew\n\n<!-- end of x -->\n\nb\n"
     with pytest.raises(UserError, match="has no place for the table, from <!-- y --> to <!-- end of y -->"):
         into_page(str(page), "y", "new")
-
-
-def test_the_page_shows_what_was_measured():
-    page, quality = (MEASUREMENTS / "peft.md").read_text(), json.loads(QUALITY.read_text())
-    assert quality_table(quality) in page
-    assert set(quality["runs"]) == set(RATES) and len({len(runs) for runs in quality["runs"].values()}) == 1
-    for name, found in json.loads(LATENCY.read_text()).items():
-        assert latency_table(found) in page, name
-
-
-def test_the_configs_rates_are_those_that_the_search_found():
-    found = json.loads(QUALITY.read_text())
-    for method, rates in found["search"].items():
-        assert METHODS[method][1] == float(max(rates, key=rates.__getitem__)), method
-        assert {run["rate"] for run in found["runs"][method].values()} == {METHODS[method][1]}, method
-
-
-def test_a_lora_step_as_compiled_is_within_its_bars_and_on_the_page():
-    page, found = (
-        (MEASUREMENTS / "peft.md").read_text(),
-        json.loads((MEASUREMENTS / "lora_compiled.json").read_text()),
-    )
-    assert compiled_table(found) in page
-    assert f"{found['memory ratio']:.2f} times the {found['activations'] / 1e9:.2f} GB" in page
-    assert f"{found['flops ratio']:.2f} of full fine-tuning's operations" in page
-    assert found["memory ratio"] < 1.15 and found["flops ratio"] < 0.7
-    assert found["LoRA"]["weight gradients"] == 0 < found["full"]["weight gradients"]
 
 
 def test_a_compiled_lora_step_has_no_result_of_the_shape_of_a_kernel():

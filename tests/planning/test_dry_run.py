@@ -44,7 +44,7 @@ def test_memory_estimate_is_near_the_compilers(scan, remat):
     program, step = compiled(scan, remat)
     found = step.memory_analysis()
     peak = found.argument_size_in_bytes + found.temp_size_in_bytes
-    assert memory(program)["total"] == pytest.approx(peak, rel=0.4)
+    assert 0.75 < memory(program)["total"] / peak < 1.05  # 0.81 to 0.97: the compiler keeps a little more
 
 
 @pytest.mark.parametrize("dtype", ["int8", "nf4"])
@@ -113,16 +113,3 @@ def test_gradients_are_counted_by_their_own_table():
 
 def sum_parameters(program) -> int:
     return sum(x.size for x in jax.tree.leaves(program.abstract.params))
-
-
-def test_flops_of_a_config_are_those_of_its_model_for_each_token():
-    from configs.bert.finetune import get_config as finetune
-    from configs.elmo.tiny import get_config as elmo
-    from jaxnlp.training.experiment import flops_per_token
-
-    for make, sequences in ((elmo, 1), (lambda: finetune("multiple_choice"), 4)):
-        e = make()
-        e = dataclasses.replace(e, model=e.model.with_body(vocab_size=2048))
-        predicted = e.data.examples.predicted(e.data)
-        told = () if predicted == 1 else (predicted,)
-        assert flops_per_token(e) == sequences * e.model.flops_per_token(e.data.seq_len, *told)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxnlp import cli
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.jaxpr_flops import jaxpr_flops
@@ -87,3 +88,12 @@ def test_only_what_is_trained_has_gradients():
     assert step_flops(tuned) == pytest.approx(2 / 3 * flops_per_token(e) * B * T, rel=0.1)
     assert ratio(peft=LoRA(rank=2)) == pytest.approx(1, rel=1e-6)
     assert step_flops(program(peft=LoRA(rank=2), remat="full")) == step_flops(tuned)
+
+
+@pytest.mark.parametrize("config", ["elmo/tiny.py", "bert/finetune.py:multiple_choice", "bert/tiny_pretrain.py"])
+def test_a_configs_figure_is_what_its_step_does(config):
+    """Two directions over words, four sequences an example, and logits at some positions alone."""
+    e = cli.load(f"configs/{config}")
+    layers = {} if "elmo" in config else {"num_layers": 1}
+    one = build(dataclasses.replace(e, model=e.model.with_body(vocab_size=2048, **layers)), jax.devices()[:1])
+    assert jaxpr_flops(one.step.trace(one.abstract, batch(one)).jaxpr) == pytest.approx(step_flops(one), rel=1e-3)
