@@ -13,8 +13,8 @@ import tempfile
 
 import pytest
 
-from tests import entry
 from tests.cache import FOLDER
+from tests.cpu_time import cpu_seconds
 
 COMMITTED = pathlib.Path(__file__).with_name("durations.json")
 MEASURED = FOLDER / "durations.json"
@@ -36,12 +36,6 @@ def read(path: pathlib.Path) -> dict[str, float]:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-
-
-def cpu_seconds() -> float:
-    """CPU time so far of this process and of those it started that have ended."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system + entry.cpu_seconds()
 
 
 def file_of(test: str) -> str:

@@ -17,6 +17,8 @@ import tempfile
 import time
 from multiprocessing import forkserver
 
+from tests.cpu_time import watch
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PRELOAD = [
     *("jax", "flax.linen", "optax", "orbax.checkpoint", "grain", "ml_collections.config_flags", "rich.progress"),
@@ -62,22 +64,13 @@ def start(module: str, *args: str, cwd: pathlib.Path = ROOT, env: dict[str, str]
         args=(module, args, str(cwd), {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **(env or {})}, str(folder)),
     )
     process.start()
+    watch(getattr(forkserver._forkserver, "_forkserver_pid", None))
     return Entry(process, folder)
 
 
 def run(module: str, *args: str, cwd: pathlib.Path = ROOT, env: dict[str, str] | None = None) -> Entry:
     """Runs it to its end."""
     return start(module, *args, cwd=cwd, env=env).wait()
-
-
-def cpu_seconds() -> float:
-    """CPU time of the fork server and of its forks that have ended."""
-    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
-    with contextlib.suppress(OSError):
-        if pid is not None:
-            fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-    return 0.0
 
 
 def wait_for(condition, entry: Entry, timeout: float = 120) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.cpu_time import watch
 from tests.entry import ROOT
 
 # With the least of the compiler's effort a program is there in a third of the time, and sends the same; but its
@@ -53,6 +54,7 @@ def server() -> subprocess.Popen:
         [sys.executable, "-m", "tests.tpu"], cwd=ROOT, env=env, stderr=subprocess.DEVNULL, **pipes
     )
     atexit.register(process.kill)
+    watch(process.pid)
     return process
 
 
