@@ -109,7 +109,7 @@ notebooks: $(VENV)/test.stamp  ## run the notebooks of colab/ on tiny configs, a
 
 .PHONY: docs
 docs: $(VENV)/docs.stamp  ## build the documentation in build/docs; warnings and broken internal links are errors
-	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -j auto -b html -d build/doctrees docs build/docs $(ARGS)
 	@echo "open build/docs/index.html"
 
 .PHONY: lint

@@ -24,6 +24,7 @@ suppress_warnings = ["toc.empty_glob"]
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+toc_object_entries = False  # thousands of names would fill every sidebar
 maximum_signature_line_length = 100
 
 html_theme = "furo"
