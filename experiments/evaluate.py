@@ -32,16 +32,14 @@ def main() -> None:
     data = run.saved.experiment.data
     store = open_split(data, SPLIT.value, run.saved.tokenizer, lambda text: print(text, file=sys.stderr))
     tokenizer, experiment = run.saved.tokenizer, run.saved.experiment
-    count = num_batches(data.examples.open(store, tokenizer, data), data)
+    count = num_batches(data.task.open(store, tokenizer, data), data)
     batches = map(run.program.put, eval_batches(store, data, rows=run.program.rows, tokenizer=tokenizer))
     shown = track(batches, f"{SPLIT.value} split", count, console=Console(stderr=True), transient=True)
-    found = evaluate(
-        run.program.eval_step, run.params, shown, bytes_per_token(experiment, store), objective=experiment.objective
-    )
+    found = evaluate(run.program.eval_step, run.params, shown, experiment.objective, bytes_per_token(experiment, store))
     if JSON.value:
         print(json.dumps({"step": run.saved.step, "split": SPLIT.value, **found}))
         return
-    unit = getattr(data.examples, "unit", "tokens")
+    unit = data.task.unit
     print(
         f"step {run.saved.step:,}, {SPLIT.value} split, {found['tokens']:,.0f} {unit}, {store.meta.num_bytes:,} bytes:"
     )

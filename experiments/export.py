@@ -101,7 +101,7 @@ def special_ids(experiment: Any, tokenizer: Any) -> dict[str, int]:
         return {}
     if model.kind != "encoder-decoder":
         return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    name = getattr(experiment.data.examples, "start", None)
+    name = experiment.data.task.decoder_start_token
     start = end if name is None else tokenizer.special(name)
     return {"decoder_start_token_id": start, "pad_token_id": start, "eos_token_id": end}
 

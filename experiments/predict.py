@@ -12,11 +12,16 @@ import json
 import os
 import pathlib
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxnlp.data.source import Record
+    from jaxnlp.data.tasks.labelled_task import LabelledTask
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -29,6 +34,7 @@ def main() -> None:
     from rich.console import Console
     from rich.progress import track
 
+    from jaxnlp.data.tasks.labelled_task import LabelledTask
     from jaxnlp.training.load import load
     from jaxnlp.training.predict import answers
 
@@ -38,11 +44,11 @@ def main() -> None:
         raise UserError("--input, --text: give one of them")
     run = load(WORKDIR.value, CHECKPOINT.value)
     data, tokenizer = run.saved.experiment.data, run.saved.tokenizer
-    if not hasattr(data.examples, "answer"):
-        raise UserError(f"--workdir={WORKDIR.value}: not a run of a labelled task ({type(data.examples).__name__}())")
-    records = given(data.examples)
+    if not isinstance(data.task, LabelledTask) or data.task.output != "logits":
+        raise UserError(f"--workdir={WORKDIR.value}: not a run of a labelled task ({type(data.task).__name__}())")
+    records = given(data.task)
     tell = lambda text: print(text, file=sys.stderr)
-    examples = data.examples.encode(records, tokenizer, data.seq_len, tell, labelled=False)
+    examples = data.task.encode(records, tokenizer, data.seq_len, tell, labelled=False)
     found = answers(run.program, run.params, tokenizer, records, examples)
     shown = track(found, "predicting", len(records), console=Console(stderr=True), transient=True)
     with contextlib.ExitStack() as stack:
@@ -53,13 +59,14 @@ def main() -> None:
         tell(f"step {run.saved.step:,}, {len(records):,} records written to {OUT.value}")
 
 
-def given(task: object) -> list:
+def given(task: "LabelledTask") -> "list[Record]":
     """The records to predict."""
-    from jaxnlp.data.records import Record, read_records
+    from jaxnlp.data.records import read_records
+    from jaxnlp.data.source import Record
     from jaxnlp.data.text.sources import expand
 
     if TEXT.value is not None:
-        field = getattr(getattr(task, "inputs", None), "text", None)
+        field = task.text_field
         if field is None:
             raise UserError("--text: this run's task reads more than one text; give records with --input=FILE")
         return [Record("--text", {field: TEXT.value})]

@@ -31,6 +31,7 @@ from jaxnlp.inference.sampling import Sampling
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.losses import token_nll
 from jaxnlp.objectives.causal_lm import CausalLM
+from jaxnlp.objectives.objective import Objective
 from jaxnlp.optim import OptimConfig
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.feeds import Batch, Feed
@@ -46,7 +47,7 @@ CHECKPOINT = flags.DEFINE_integer("checkpoint_every", 50, "Steps between checkpo
 
 
 @dataclasses.dataclass(kw_only=True)
-class PolicyGradient:
+class PolicyGradient(Objective):
     """The negative log-likelihood of each sampled token, weighted with the advantage of its text."""
 
     def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):

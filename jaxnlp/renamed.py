@@ -59,6 +59,9 @@ CLASSES: dict[str, str] = {
 """New module and old class name -> new class name."""
 
 FIELDS: dict[str, dict[str, str]] = {
+    "jaxnlp.data.pipeline:DataConfig": {"examples": "task"},
+    "jaxnlp.data.tasks.text_pairs:TextPairs": {"start": "decoder_start_token"},
+    "jaxnlp.data.text.span_corruption:SpanCorruption": {"start": "decoder_start_token"},
     "jaxnlp.models.bert:BertConfig": {"max_len": "max_length"},
     "jaxnlp.models.gpt:GPTConfig": {"max_len": "max_length"},
     "jaxnlp.models.heads:ModelWithHead": {"trunk": "body"},

@@ -60,7 +60,7 @@ def get_config(variant: str = "base") -> Experiment:
         data=DataConfig(
             source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=2048, specials=("[CLS]", "[SEP]", "[MASK]")),
-            examples=examples,
+            task=examples,
             seq_len=512,
             batch_size=batch_size,
         ),

@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> Experiment:
         data=DataConfig(
             source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=2048, specials=("[CLS]", "[SEP]", "[MASK]")),
-            examples=examples,
+            task=examples,
             seq_len=128,
             batch_size=16,
             prefetch_threads=0,

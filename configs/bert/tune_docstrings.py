@@ -66,7 +66,7 @@ def get_config(variant: str = "lora") -> Experiment:
         data=DataConfig(
             source=StdlibDocstrings(),
             tokenizer=PretrainedTokenizer(path=path),
-            examples=SequenceClassificationTask(classes=tuple(TOPICS), truncate=True),
+            task=SequenceClassificationTask(classes=tuple(TOPICS), truncate=True),
             seq_len=32,
             batch_size=8,
             prefetch_threads=0,

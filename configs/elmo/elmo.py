@@ -34,7 +34,7 @@ def get_config(variant: str = "original") -> Experiment:
         data=DataConfig(
             source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=32768),
-            examples=Characters(),
+            task=Characters(),
             seq_len=20,
             batch_size=384,
         ),

@@ -26,7 +26,7 @@ def get_config() -> Experiment:
         data=DataConfig(
             source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=2048),
-            examples=Characters(max_chars=16),
+            task=Characters(max_chars=16),
             seq_len=64,
             batch_size=16,
             prefetch_threads=0,

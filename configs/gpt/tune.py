@@ -70,9 +70,9 @@ def get_config(variant: str = "lora") -> Experiment:
 def within_template(e: Experiment, method: PTuning) -> Experiment:
     """The task with the prompt's places around its texts, half on either side, and no loss of the places as words."""
     half = method.length // 2 * PLACE
-    layout = Template(text=f"{half}{{text}}{half}", layout=e.data.examples.layout)
-    tokenizer = dataclasses.replace(e.data.tokenizer, specials=(*e.data.tokenizer.specials, PLACE))
-    data = dataclasses.replace(
-        e.data, tokenizer=tokenizer, examples=dataclasses.replace(e.data.examples, layout=layout)
-    )
+    within, tokenizer = e.data.task.layout, e.data.tokenizer
+    assert within is not None and isinstance(tokenizer, PretrainedTokenizer)
+    layout = Template(text=f"{half}{{text}}{half}", layout=within)
+    tokenizer = dataclasses.replace(tokenizer, specials=(*tokenizer.specials, PLACE))
+    data = dataclasses.replace(e.data, tokenizer=tokenizer, task=dataclasses.replace(e.data.task, layout=layout))
     return dataclasses.replace(e, data=data, objective=dataclasses.replace(e.objective, lm_weight=0.0))

@@ -49,7 +49,7 @@ def get_config(variant: str = "small") -> Experiment:
         data=DataConfig(
             source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=32000, specials=tuple(sentinels(100))),
-            examples=SpanCorruption(),
+            task=SpanCorruption(),
             seq_len=512,
             batch_size=128,
         ),

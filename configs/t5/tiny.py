@@ -19,7 +19,7 @@ def get_config() -> Experiment:
         data=DataConfig(
             source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=2048, specials=tuple(sentinels(8))),
-            examples=SpanCorruption(),
+            task=SpanCorruption(),
             seq_len=128,
             batch_size=8,
             prefetch_threads=0,

@@ -25,7 +25,7 @@ def get_config() -> Experiment:
         data=DataConfig(
             source=StdlibCalls(),
             tokenizer=SentencePiece(vocab_size=512),
-            examples=TextPairs(truncate=True),
+            task=TextPairs(truncate=True),
             seq_len=64,
             batch_size=32,
             prefetch_threads=0,

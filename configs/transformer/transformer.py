@@ -47,7 +47,7 @@ def get_config(variant: str = "base") -> Experiment:
         data=DataConfig(
             source=source,
             tokenizer=SentencePiece(vocab_size=37_000 if folder else 2048),
-            examples=TextPairs(truncate=True),
+            task=TextPairs(truncate=True),
             seq_len=64,
             batch_size=392,
         ),

@@ -105,7 +105,6 @@ def forward(of: Any) -> int:
     """Bytes that the compiled forward pass returns for the derivative, parameters aside."""
     import jax
 
-    from jaxnlp.objectives.objective import prepared
     from jaxnlp.planning.planner import batch
 
     print("compiling the forward pass", file=sys.stderr, flush=True)
@@ -114,7 +113,7 @@ def forward(of: Any) -> int:
 
     def kept(state, batch):
         whole = lambda params: dataclasses.replace(state, params=params).model
-        loss = lambda p: objective.loss(of.apply, whole(p), prepared(objective, batch), jax.random.key(0))[0]
+        loss = lambda p: objective.loss(of.apply, whole(p), objective.prepare(batch), jax.random.key(0))[0]
         return [x for x in jax.tree.leaves(jax.vjp(loss, state.params)[1]) if (x.shape, x.dtype) not in own]
 
     with of.context():

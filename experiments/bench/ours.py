@@ -109,7 +109,7 @@ def examples(e, predict: int) -> list[dict[str, Any]]:
 
     random, B, T = np.random.default_rng(0), e.data.batch_size, e.data.seq_len
     tokens = random.integers(0, e.model.vocab_size, (16, B, T + 1)).astype(np.int32)
-    if getattr(e.objective, "every_token", True):
+    if e.objective.reports_bits_per_byte:
         weights = np.ones((B, T), np.float32)
         return [{"tokens": t[:, :-1], "targets": t[:, 1:], "weights": weights} for t in tokens]
     places = np.sort(random.permuted(np.broadcast_to(np.arange(T, dtype=np.int32), (16, B, T)), axis=-1)[..., :predict])

@@ -74,9 +74,8 @@ class Bench:
 
         self.methods, self._programs, self._bases = methods, {}, {}
         e, self.tokenizer = prepare(self._config(methods[0]))
-        self.stores = {
-            split: open_split(e.data, split, self.tokenizer, say) for split in ("train", "validation", "test")
-        }
+        splits = ("train", "validation", "test")
+        self.stores: dict[str, Any] = {split: open_split(e.data, split, self.tokenizer, say) for split in splits}
         self.settings = {
             "encoder": FOLDER.value or "MiniLM-L6",
             "seq_len": e.data.seq_len,
@@ -133,12 +132,12 @@ class Bench:
 
         program = self.program(method, rate)
         e = program.experiment
-        reader = e.data.examples.open(self.stores[split], self.tokenizer, e.data)
+        reader = e.data.task.open(self.stores[split], self.tokenizer, e.data)
         chosen = range(0, len(reader), every)
         rows = [[*chosen[i : i + EVAL_ROWS]] for i in range(0, len(chosen), EVAL_ROWS)]
         full = [[*(reader[i] for i in some), *[None] * (EVAL_ROWS - len(some))] for some in rows]
         batches = (reader.batch(some, ()) for some in full)
-        return evaluate(program.eval_step, state.model, batches, None, objective=e.objective)
+        return evaluate(program.eval_step, state.model, batches, e.objective)
 
     def search(self, found: dict[str, Any]) -> None:
         """Accuracy on validation of each rate, at seed 0 and after the first part of the run."""

@@ -124,7 +124,6 @@ def train_centrally(program: Any, batches: list[Any], devices: list[Any]) -> tup
     """(parameters, losses, what a step moved) of the naive form; it begins as `program`, which is on one device."""
     import jax
 
-    from jaxnlp.objectives.objective import prepared
     from jaxnlp.optim import make_optimizer
     from jaxnlp.sharding.data_parallel import Central, Traffic
 
@@ -134,7 +133,7 @@ def train_centrally(program: Any, batches: list[Any], devices: list[Any]) -> tup
     params = jax.device_put(program.init().params, devices[0])
     opt_state, traffic, losses = jax.device_put(optimizer.init(params), devices[0]), Traffic(devices), []
     for batch in batches:
-        batch = jax.device_put(prepared(e.objective, batch), devices[0])
+        batch = jax.device_put(e.objective.prepare(batch), devices[0])
         params, opt_state, loss = central.step(params, opt_state, batch, traffic)
         losses.append(float(loss))
     step = {

@@ -19,16 +19,18 @@ import numpy as np
 
 from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.data.record_store import RecordStore, open_records
+from jaxnlp.data.source import Source
+from jaxnlp.data.task import Batch, Reader, Task
+from jaxnlp.data.tasks.labelled_task import LabelledTask
 from jaxnlp.data.text import sources
 from jaxnlp.data.text.packing import Packed
 from jaxnlp.data.text.store import TokenStore, build_store
+from jaxnlp.data.tokenizer import TokenizerConfig
 from jaxnlp.errors import FieldError, UserError
-
-Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(kw_only=True)
-class Tokens:
+class Tokens(Source):
     """A corpus that `python -m experiments.tokenize` wrote: a folder with a store for each split."""
 
     path: str = ""
@@ -36,6 +38,11 @@ class Tokens:
     def check(self) -> None:
         if not self.path:
             raise FieldError("path", self.path, "expected the folder that experiments.tokenize wrote")
+
+    def documents(self, split: str) -> Iterator[str]:
+        store = TokenStore(pathlib.Path(self.path) / split)
+        tokenizer = read_tokenizer(pathlib.Path(self.path) / "tokenizer.json")
+        return (tokenizer.decode(ids.tolist()) for ids in store.documents())
 
     def fingerprint(self, split: str) -> str:
         return TokenStore(pathlib.Path(self.path) / split).meta.source
@@ -45,10 +52,10 @@ class Tokens:
 class DataConfig:
     """What to train on and how it is cut.
 
-    source: PythonStdlib(), Files(...), TFDS(...), Tokens(...), Records(...), or any object like them.
+    source: PythonStdlib(), Files(...), TFDS(...), Tokens(...), Records(...), or another `Source`.
     tokenizer: Bytes(), SentencePiece(...), HuggingFace(...); unused with Tokens, which carries its own.
-    examples: how the tokens become examples: Packed(), or Masked(...), SpanCorruption(...), or a task of `data/tasks`,
-        as Classification(...), or any object like them.
+    task: how the source becomes examples: Packed(), Masked(...), SpanCorruption(...), or a task of `data/tasks`, as
+        SequenceClassificationTask(...), or another `Task`.
     seq_len: tokens in an example. batch_size: examples in a step, over all devices.
     attend_across_documents: let attention reach over the borders of documents.
     shuffle: in a new order each epoch; False reads the corpus in its own order.
@@ -59,9 +66,9 @@ class DataConfig:
         $JAXNLP_CACHE or ~/.cache/jaxnlp.
     """
 
-    source: Any = dataclasses.field(default_factory=sources.PythonStdlib)
-    tokenizer: Any = dataclasses.field(default_factory=tokenizers.SentencePiece)
-    examples: Any = dataclasses.field(default_factory=Packed)
+    source: Source = dataclasses.field(default_factory=sources.PythonStdlib)
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=tokenizers.SentencePiece)
+    task: Task = dataclasses.field(default_factory=Packed)
     seq_len: int = 1024
     batch_size: int = 8
     attend_across_documents: bool = False
@@ -71,9 +78,9 @@ class DataConfig:
     cache_dir: str = ""
 
     def check(self) -> None:
-        for field in ("seq_len", "batch_size"):
-            if getattr(self, field) < 1:
-                raise FieldError(field, getattr(self, field), "expected a positive number")
+        for field, size in (("seq_len", self.seq_len), ("batch_size", self.batch_size)):
+            if size < 1:
+                raise FieldError(field, size, "expected a positive number")
         if not 0 <= self.seed < 2**32:
             raise FieldError("seed", self.seed, "expected a number in [0, 2^32)")
         if self.prefetch_threads < 0:
@@ -99,10 +106,10 @@ def open_tokenizer(config: DataConfig) -> tokenizers.Tokenizer:
 
 
 def resolved(config: DataConfig) -> DataConfig:
-    """The config with what its examples take from the source filled in, as the classes of a task."""
-    if not hasattr(config.examples, "resolved") or not hasattr(config.source, "records"):
+    """The config with what its task takes from the source filled in, as the names of classes."""
+    if not config.source.has_records:
         return config
-    return dataclasses.replace(config, examples=config.examples.resolved(config.source))
+    return dataclasses.replace(config, task=config.task.resolved(config.source))
 
 
 def read_tokenizer(path: pathlib.Path) -> tokenizers.Tokenizer:
@@ -116,11 +123,11 @@ def read_tokenizer(path: pathlib.Path) -> tokenizers.Tokenizer:
 
 def open_split(
     config: DataConfig, split: str, tokenizer: tokenizers.Tokenizer, progress: Callable[[str], Any] = lambda text: None
-) -> Any:
-    """The token store of a split, built in the cache if it is not there yet; of labelled records, a store in memory."""
+) -> TokenStore | RecordStore:
+    """The token store of a split, built in the cache if it does not exist; for labelled records, a store in memory."""
     sources.check_split(split)
-    if getattr(config.examples, "records", False):
-        return open_records(config, split, tokenizer, progress)
+    if isinstance(config.task, LabelledTask):
+        return open_records(config, config.task, split, tokenizer, progress)
     name = tokenizers.digest(tokenizer)
     if isinstance(config.source, Tokens):
         store = TokenStore(pathlib.Path(config.source.path) / split)
@@ -144,10 +151,10 @@ class TrainBatches:
 
     Args:
         store: the split's tokens.
-        config: examples, seq_len, batch_size, shuffle and seed are read.
+        config: task, seq_len, batch_size, shuffle and seed are read.
         position: examples already read; the first batch begins after them.
         rows: which rows of each global batch this process reads; None reads all.
-        tokenizer: of the store, where the examples need its special tokens.
+        tokenizer: of the store, if the task needs its special tokens.
     """
 
     def __init__(
@@ -160,7 +167,7 @@ class TrainBatches:
     ):
         if len(store) < 2:
             raise UserError(f"{store.path}: holds no tokens to train on")
-        reader = config.examples.open(store, tokenizer, config)
+        reader = config.task.open(store, tokenizer, config)
         self.position, self.store, self._config = position, store, config
         self.examples_per_epoch = len(reader)
         examples = grain.MapDataset.source(reader)
@@ -191,7 +198,8 @@ class TrainBatches:
 def corpus_name(store: TokenStore | RecordStore, config: DataConfig) -> str:
     """Names the global sequence of examples: the same tokens, shuffled the same way.
 
-    How they are cut into examples is not part of it: a resumed run compares that field by field (see `resume.py`).
+    How they are cut into examples is not part of it: a resumed run compares that field by field
+    (`run_folder/resume.py`).
     """
     order = f"shuffle={config.shuffle} seed={config.seed} seq_len={config.seq_len}"
     return f"{store.meta.num_tokens} tokens, content {store.meta.content}, tokenizer {store.meta.tokenizer}, {order}"
@@ -200,7 +208,9 @@ def corpus_name(store: TokenStore | RecordStore, config: DataConfig) -> str:
 class _GlobalBatches(grain.MapDataset):
     """Batch k holds examples position + k * batch_size onwards; each process stacks its own rows."""
 
-    def __init__(self, examples: grain.MapDataset, reader: Any, config: DataConfig, position: int, rows: Sequence[int]):
+    def __init__(
+        self, examples: grain.MapDataset, reader: Reader, config: DataConfig, position: int, rows: Sequence[int]
+    ):
         super().__init__(examples)
         self._config, self._position, self._reader, self._rows = config, position, reader, rows
 
@@ -227,9 +237,9 @@ def eval_batches(
     Args:
         limit: at most this many batches; None is the whole split.
         rows: which rows of each batch this process reads; None reads all.
-        tokenizer: of the store, where the examples need its special tokens.
+        tokenizer: of the store, if the task needs its special tokens.
     """
-    reader = config.examples.open(store, tokenizer, config)
+    reader = config.task.open(store, tokenizer, config)
     count = num_batches(reader, config)
     rows = range(config.batch_size) if rows is None else rows
     for k in range(count if limit is None else min(count, limit)):
@@ -237,6 +247,6 @@ def eval_batches(
         yield reader.batch([reader[i] if i < len(reader) else None for i in indices], indices)
 
 
-def num_batches(reader: Any, config: DataConfig) -> int:
+def num_batches(reader: Reader, config: DataConfig) -> int:
     """Batches that hold every example once."""
     return -(-len(reader) // config.batch_size)

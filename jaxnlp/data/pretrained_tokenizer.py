@@ -7,22 +7,13 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable
-from typing import Any
 
-from jaxnlp.data.tokenizer import (
-    ByteTokenizer,
-    HuggingFace,
-    HuggingFaceTokenizer,
-    SentencePieceTokenizer,
-    Texts,
-    Tokenizer,
-    from_json,
-)
+from jaxnlp.data.tokenizer import HuggingFace, Texts, Tokenizer, TokenizerConfig, from_json
 from jaxnlp.errors import FieldError, UserError
 
 
 @dataclasses.dataclass(kw_only=True)
-class PretrainedTokenizer:
+class PretrainedTokenizer(TokenizerConfig):
     """Trains nothing: what is pretrained fixes it.
 
     path: a run's folder, or one in Hugging Face's layout (a hub id's files have to be downloaded first).
@@ -61,59 +52,16 @@ class PretrainedTokenizer:
         return HuggingFace(path=self.path, separator=self.separator).build(texts, cache_dir)
 
 
-def extended(tokenizer: Any, names: Iterable[str]) -> Any:
-    """The tokenizer with special tokens of these names, new ones at the end of its vocabulary.
+def extended(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:
+    """The tokenizer with special tokens of these names; new ones come at the end of its vocabulary.
 
     Raises:
-        UserError: a tokenizer of a kind of your own without a method `extended(names)`.
+        UserError: a tokenizer that cannot be extended.
     """
-    new = [name for name in names if not _has(tokenizer, name)]
-    if not new:
-        return tokenizer
-    if isinstance(tokenizer, ByteTokenizer):
-        data = tokenizer.to_json()
-        return ByteTokenizer([*data.get("specials", ()), *new])
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        return SentencePieceTokenizer(b"".join([tokenizer.model, *map(_control_piece, new)]))
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        library = tokenizer.library
-        library.add_special_tokens(new)
-        return HuggingFaceTokenizer(library.to_str(), tokenizer.to_json()["separator"])
-    if hasattr(tokenizer, "extended"):
-        return tokenizer.extended(new)
-    raise UserError(f"data.tokenizer: {type(tokenizer).__name__} has no method extended(names) to add {', '.join(new)}")
+    new = [name for name in names if not tokenizer.has_special(name)]
+    return tokenizer.extended(new) if new else tokenizer
 
 
 def same_ids(old: Tokenizer, new: Tokenizer) -> bool:
-    """Whether every id of `old` means the same to `new`, which may have special tokens more (`extended`)."""
-    if old.to_json() == new.to_json():
-        return True
-    if type(old) is not type(new) or old.separator != new.separator or old.vocab_size >= new.vocab_size:
-        return False
-    if isinstance(old, SentencePieceTokenizer) and isinstance(new, SentencePieceTokenizer):
-        return new.model.startswith(old.model)
-    if isinstance(old, HuggingFaceTokenizer):
-        ours, theirs = (json.loads(t.to_json()["tokenizer"]) for t in (old, new))
-        specials = (ours.pop("added_tokens"), theirs.pop("added_tokens"))
-        framing = ("truncation", "padding", "post_processor")  # what is put around a text, which we do ourselves
-        same = all(ours.get(key) == theirs.get(key) for key in {*ours, *theirs} - {*framing})
-        return same and specials[1][: len(specials[0])] == specials[0]
-    names, more = (list(t.to_json().get("specials", ())) for t in (old, new))
-    return more[: len(names)] == names
-
-
-def _has(tokenizer: Tokenizer, name: str) -> bool:
-    try:
-        tokenizer.special(name)
-    except FieldError:
-        return False
-    return True
-
-
-def _control_piece(name: str) -> bytes:
-    """A control symbol as bytes to append to a sentencepiece model, a protocol buffer, which adds it to the pieces:
-    field 1 of the model; in it fields 1, the text, and 3, the type (3: control)."""
-    text = name.encode()
-    assert len(text) < 100, name  # lengths in one byte
-    piece = b"\x0a" + bytes([len(text)]) + text + b"\x18\x03"
-    return b"\x0a" + bytes([len(piece)]) + piece
+    """Whether every id of `old` means the same to `new`, which may have more special tokens (`extended`)."""
+    return new.extends(old)

@@ -7,15 +7,20 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxnlp.data import tokenizer as tokenizers
-from jaxnlp.data.records import Record, texts
+from jaxnlp.data.records import texts
+from jaxnlp.data.source import Record
 from jaxnlp.data.text.store import Meta
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
+
+if TYPE_CHECKING:
+    from jaxnlp.data.pipeline import DataConfig
+    from jaxnlp.data.tasks.labelled_task import LabelledTask
 
 
 class RecordStore:
@@ -27,7 +32,11 @@ class RecordStore:
     def __len__(self) -> int:
         return self.meta.num_tokens
 
-    def encoded(self, task: Any, tokenizer: Tokenizer, length: int) -> list[Any]:
+    @property
+    def bytes_per_token(self) -> None:
+        """Targets of a task are not the text."""
+
+    def encoded(self, task: "LabelledTask", tokenizer: Tokenizer, length: int) -> list[Any]:
         """What the task makes of each record; kept, since every evaluation asks again."""
         key = _key(task, tokenizers.digest(tokenizer), length)
         if self._newest[0] != key:
@@ -35,22 +44,23 @@ class RecordStore:
         return self._newest[1]
 
 
-def _key(task: Any, tokenizer: str, length: int) -> tuple[str, str, int]:
+def _key(task: "LabelledTask", tokenizer: str, length: int) -> tuple[str, str, int]:
     return str(task), tokenizer, length
 
 
-def open_records(config: Any, split: str, tokenizer: Tokenizer, progress: Callable[[str], Any]) -> RecordStore:
-    """The records of a split and, in memory, the examples that `config.examples` makes of them.
+def open_records(
+    config: "DataConfig", task: "LabelledTask", split: str, tokenizer: Tokenizer, progress: Callable[[str], Any]
+) -> RecordStore:
+    """The records of a split and, in memory, the examples that a task makes of them.
 
     Raises:
         FieldError: a source of plain text, or what the task raises for a record it cannot use.
     """
-    if not hasattr(config.source, "records"):
-        source, task = type(config.source).__name__, type(config.examples).__name__
-        raise FieldError("data.source", source, f"holds text; {task}() needs records, as of Records(train='x.jsonl')")
+    if not config.source.has_records:
+        source, name = type(config.source).__name__, type(task).__name__
+        raise FieldError("data.source", source, f"holds text; {name}() needs records, as of Records(train='x.jsonl')")
     records = list(config.source.records(split))
-    tell = lambda text: progress(f"{split}: {text}")
-    examples = config.examples.encode(records, tokenizer, config.seq_len, tell)
+    examples = task.encode(records, tokenizer, config.seq_len, lambda text: progress(f"{split}: {text}"))
     name = tokenizers.digest(tokenizer)
     meta = Meta(
         split=split,
@@ -65,7 +75,7 @@ def open_records(config: Any, split: str, tokenizer: Tokenizer, progress: Callab
         source=config.source.fingerprint(split),
         content=_content(examples),
     )
-    newest = _key(config.examples, name, config.seq_len), examples
+    newest = _key(task, name, config.seq_len), examples
     return RecordStore(f"{type(config.source).__name__}, {split} split", records, meta, newest)
 
 

@@ -1,31 +1,32 @@
-"""Labelled examples: records with named fields, from JSON lines, CSV, TSV and Parquet files.
+"""Sources of labelled records with named fields, from JSON lines, CSV, TSV and Parquet files."""
 
-A source of records is a source of text (`sources.py`) with one method more,
-    records(split): its `Record`s, in a fixed order.
-Its `documents(split)` are the records' texts, for whatever trains a tokenizer on them.
-"""
-
+import abc
 import csv
 import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
+from jaxnlp.data.source import Record, Source
 from jaxnlp.data.text import sources
 from jaxnlp.errors import FieldError, UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One example as it came. where: its place, for messages, as "train.jsonl:7". fields: by name."""
+class RecordSource(Source):
+    """A source of records, whose documents are the texts of its records. A subclass defines `records`."""
 
-    where: str
-    fields: dict[str, Any]
+    has_records: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def records(self, split: str) -> Iterator[Record]: ...
+
+    def documents(self, split: str) -> Iterator[str]:
+        return texts(self.records(split))
 
 
 @dataclasses.dataclass(kw_only=True)
-class Records:
+class Records(RecordSource, sources.FileSource):
     """Files of records. The format goes by the name: .jsonl and .json (one object a line), .csv and .tsv with a
     header, each also as .gz and .zst; .parquet.
 
@@ -48,25 +49,19 @@ class Records:
 
     def records(self, split: str) -> Iterator[Record]:
         sources.check_split(split)
-        own, empty = getattr(self, split), True
-        for path in sources.files_of(self, split):
+        own, empty = self.own_files(split), True
+        for path in self.files(split):
             for record in read_records(path):
-                if sources.split_of_files(self, split, own, self._place(record)):
+                if self.belongs(self._group(record), split):
                     empty = False
                     yield record
         if empty:
             remedy = "" if own else f"; give data.source.{split}, or more records"
             raise UserError(f"data.source: the {split} split has no records in {own or self.train}{remedy}")
 
-    def _place(self, record: Record) -> str:
+    def _group(self, record: Record) -> str:
         value = field(record, self.group, "data.source.group") if self.group else record.fields
         return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-
-    def documents(self, split: str) -> Iterator[str]:
-        return texts(self.records(split))
-
-    def fingerprint(self, split: str) -> str:
-        return sources.fingerprint_of(self, split)
 
 
 def texts(records: Iterable[Record]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from jaxnlp.data.tokenizer import SEPARATOR, SEPARATORS, Tokenizer
-from jaxnlp.errors import FieldError
 
 VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥"}
 SPECIALS = (*SEPARATORS, "[CLS]", "[MASK]", "[PAD]", "[UNK]", "<s>", "<pad>", "<unk>", "<mask>")
@@ -27,10 +26,8 @@ def special_names(tokenizer: Tokenizer) -> dict[int, str]:
     """The ids of those special tokens that have one of the usual names, and of the separator."""
     names = {tokenizer.separator: SEPARATOR}
     for name in SPECIALS:
-        try:
+        if tokenizer.has_special(name):
             names[tokenizer.special(name)] = name
-        except FieldError:
-            continue
     return names
 
 

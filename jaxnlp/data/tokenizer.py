@@ -9,6 +9,7 @@ must be a special token); it stands before every document and after the last, so
 beginning and the end of a document (GPT-2's <|endoftext|>).
 """
 
+import abc
 import base64
 import dataclasses
 import hashlib
@@ -17,7 +18,7 @@ import json
 import pathlib
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from jaxnlp.errors import FieldError, UserError
 
@@ -27,28 +28,62 @@ SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP
 Texts = Callable[[], Iterable[str]]
 
 
-class Tokenizer(Protocol):
-    """What the data pipeline and generation need of a tokenizer.
+class Tokenizer(abc.ABC):
+    """The base class of tokenizers.
 
-    special(name): the id of a special token, as "[MASK]"; raises FieldError where there is none.
-    pieces(): the text of each token, in UTF-8 (a token may hold part of a character); None for a special token.
-    continuation: what the pieces that continue a word begin with, as WordPiece's "##"; None where the text tells.
+    vocab_size: number of ids. separator: the id of the token before every document and after the last.
+    continuation: the prefix of tokens that continue a word, as WordPiece's "##"; None if tokens are plain text.
     """
-
-    continuation: bytes | None
 
     vocab_size: int
     separator: int
+    continuation: bytes | None = None
 
-    def special(self, name: str) -> int: ...
+    @abc.abstractmethod
+    def special(self, name: str) -> int:
+        """The id of a special token, as "[MASK]". Raises FieldError if the vocabulary has none of that name."""
 
-    def pieces(self) -> list[bytes | None]: ...
+    @abc.abstractmethod
+    def pieces(self) -> list[bytes | None]:
+        """The text of each token, in UTF-8 (a token may hold part of a character); None for a special token."""
 
+    @abc.abstractmethod
     def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
 
+    @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str: ...
 
-    def to_json(self) -> dict[str, Any]: ...
+    @abc.abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """The tokenizer as JSON values, for `from_json`."""
+
+    def has_special(self, name: str) -> bool:
+        try:
+            self.special(name)
+        except FieldError:
+            return False
+        return True
+
+    def extended(self, names: list[str]) -> "Tokenizer":
+        """The tokenizer with new special tokens at the end of its vocabulary. Raises UserError if it takes none."""
+        added = ", ".join(names)
+        raise UserError(f"data.tokenizer: {type(self).__name__} has no method extended(names) to add {added}")
+
+    def extends(self, old: "Tokenizer") -> bool:
+        """Whether every id of `old` means the same here, where special tokens may have been added (`extended`)."""
+        return self.to_json() == old.to_json()
+
+    def encode_spans(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]] | None:
+        """Ids, and the characters of each token: (first, one after the last); None where only `pieces` tell."""
+        return None
+
+
+class TokenizerConfig(abc.ABC):
+    """A config object that names a tokenizer; `build` makes it."""
+
+    @abc.abstractmethod
+    def build(self, texts: Texts, cache_dir: pathlib.Path) -> Tokenizer:
+        """The tokenizer, trained on `texts()` if it has to be."""
 
 
 def from_json(data: dict[str, Any]) -> Tokenizer:
@@ -73,7 +108,7 @@ def _no_special(name: str, known: Iterable[str]) -> FieldError:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Bytes:
+class Bytes(TokenizerConfig):
     """UTF-8 bytes, 256 tokens, the separator and `specials` (as "[MASK]"). Nothing to train, any text."""
 
     specials: tuple[str, ...] = ()
@@ -82,9 +117,8 @@ class Bytes:
         return ByteTokenizer(self.specials)
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     separator = 256
-    continuation = None
 
     def __init__(self, specials: Iterable[str] = ()):
         self._specials = tuple(specials)
@@ -104,6 +138,14 @@ class ByteTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
+    def extended(self, names: list[str]) -> "ByteTokenizer":
+        return ByteTokenizer([*self._specials, *names])
+
+    def extends(self, old: Tokenizer) -> bool:
+        if not isinstance(old, ByteTokenizer) or type(old) is not type(self):
+            return False
+        return self._specials[: len(old._specials)] == old._specials
+
     def to_json(self) -> dict[str, Any]:
         return {"kind": "bytes", **({"specials": list(self._specials)} if self._specials else {})}
 
@@ -113,7 +155,7 @@ class ByteTokenizer:
 
 
 @dataclasses.dataclass(kw_only=True)
-class SentencePiece:
+class SentencePiece(TokenizerConfig):
     """A sentencepiece model (Kudo and Richardson 2018, arXiv:1808.06226), trained on the train split.
 
     Trained without normalisation and with byte fallback, so that code and any script survive.
@@ -199,9 +241,7 @@ class SentencePiece:
         return out.getvalue()
 
 
-class SentencePieceTokenizer:
-    continuation = None
-
+class SentencePieceTokenizer(Tokenizer):
     def __init__(self, model: bytes):
         import sentencepiece
 
@@ -244,6 +284,14 @@ class SentencePieceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
+    def extended(self, names: list[str]) -> "SentencePieceTokenizer":
+        return SentencePieceTokenizer(b"".join([self.model, *map(_control_piece, names)]))
+
+    def extends(self, old: Tokenizer) -> bool:
+        if not isinstance(old, SentencePieceTokenizer) or old.separator != self.separator:
+            return False
+        return self.model.startswith(old.model)
+
     def to_json(self) -> dict[str, Any]:
         return {"kind": "sentencepiece", "model": base64.b64encode(self.model).decode()}
 
@@ -253,7 +301,7 @@ class SentencePieceTokenizer:
 
 
 @dataclasses.dataclass(kw_only=True)
-class HuggingFace:
+class HuggingFace(TokenizerConfig):
     """A Hugging Face tokenizer from local files.
 
     path: a `tokenizer.json`, or a folder with one or with GPT-2's `vocab.json` and `merges.txt`.
@@ -323,7 +371,7 @@ def byte_level_bpe(folder: pathlib.Path) -> Any:
     return model
 
 
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(Tokenizer):
     def __init__(self, model: str, separator: str):
         import tokenizers
 
@@ -368,12 +416,37 @@ class HuggingFaceTokenizer:
 
         return tokenizers.Tokenizer.from_str(self._text)
 
+    def extended(self, names: list[str]) -> "HuggingFaceTokenizer":
+        library = self.library
+        library.add_special_tokens(names)
+        return HuggingFaceTokenizer(library.to_str(), self._name)
+
+    def extends(self, old: Tokenizer) -> bool:
+        if not isinstance(old, HuggingFaceTokenizer) or old.separator != self.separator:
+            return False
+        if old.to_json() == self.to_json():
+            return True
+        ours, theirs = json.loads(self._text), json.loads(old._text)
+        more, specials = ours.pop("added_tokens"), theirs.pop("added_tokens")
+        framing = ("truncation", "padding", "post_processor")  # added around a text, which the package does itself
+        same = all(ours.get(key) == theirs.get(key) for key in {*ours, *theirs} - {*framing})
+        return same and old.vocab_size < self.vocab_size and more[: len(specials)] == specials
+
     def to_json(self) -> dict[str, Any]:
         return {"kind": "huggingface", "separator": self._name, "tokenizer": self._text}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "HuggingFaceTokenizer":
         return cls(data["tokenizer"], data["separator"])
+
+
+def _control_piece(name: str) -> bytes:
+    """A control symbol as bytes to append to a sentencepiece model, a protocol buffer, which adds it to the pieces:
+    field 1 of the model; in it fields 1, the text, and 3, the type (3: control)."""
+    text = name.encode()
+    assert len(text) < 100, name  # lengths in one byte
+    piece = b"\x0a" + bytes([len(text)]) + text + b"\x18\x03"
+    return b"\x0a" + bytes([len(piece)]) + piece
 
 
 def _unescape(name: str) -> bytes:

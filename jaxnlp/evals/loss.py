@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnlp.objectives.objective import means, prepared, summarised
+from jaxnlp.objectives.objective import Objective, means
 
 
-def make_eval_step(apply: Callable, objective: Any) -> Callable:
+def make_eval_step(apply: Callable, objective: Objective) -> Callable:
     """(params, batch) -> {"loss", "weight", and the objective's metrics}: sums, with dropout off. To be jitted."""
 
     def eval_step(params: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
-        loss, weight, extra = objective.loss(apply, params, prepared(objective, batch), None)
+        loss, weight, extra = objective.loss(apply, params, objective.prepare(batch), None)
         return {"loss": loss, "weight": weight, **extra}
 
     return eval_step
@@ -24,21 +24,21 @@ def evaluate(
     eval_step: Callable,
     params: Any,
     batches: Iterable[dict[str, Any]],
-    bytes_per_token: float | None,
+    objective: Objective,
+    bytes_per_token: float | None = None,
     progress: Callable[[int], Any] = lambda done: None,
-    objective: Any = None,
 ) -> dict[str, float]:
     """Means over all batches: padding has weight 0, and the sums are divided once.
 
     Args:
         eval_step: from `make_eval_step`, jitted. batches: device batches.
-        bytes_per_token: of the split's text over the split's targets; with every batch of the split, bits per byte is
-            exact. None where targets are not the text.
-        objective: whose metrics these are, if it has a `summary`.
+        objective: the objective of `eval_step`; it finalizes the metrics.
+        bytes_per_token: bytes of the split's text divided by the split's targets; with every batch of the split, bits
+            per byte is exact. None where targets are not the text.
 
     Returns:
-        `loss` (nats a token), `perplexity`, `bits_per_byte` unless that is None, `tokens`, and what else the
-        objective measures.
+        `loss` without regularisers, `perplexity` of a loss in nats, `bits_per_byte` unless `bytes_per_token` is None,
+        `tokens` (the sum of weights), and the objective's other metrics.
     """
     sums: Any = None
     for done, batch in enumerate(batches, 1):
@@ -48,11 +48,10 @@ def evaluate(
     if not sums or not sums["weight"]:
         raise ValueError("evaluate: no batch had a token with weight")
     weight = sums.pop("weight")
-    found = means(sums, weight)
-    nll = found.pop("nll")
-    found["loss"] = nll
-    found["perplexity"] = math.exp(min(nll, 700.0))
+    metrics = means(sums, weight)
+    if objective.loss_unit == "nats":
+        metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
     if bytes_per_token is not None:
-        found["bits_per_byte"] = nll / math.log(2) / bytes_per_token
-    found = summarised(objective, {**found, "tokens": weight})
-    return {name: float(x) for name, x in found.items()}
+        metrics["bits_per_byte"] = metrics["loss"] / math.log(2) / bytes_per_token
+    metrics = objective.finalize_metrics({**metrics, "tokens": weight})
+    return {name: float(x) for name, x in metrics.items()}

@@ -129,7 +129,7 @@ class Elmo(nn.Module):
         if tokens_BTC.ndim != 3 or tokens_BTC.shape[-1] != c.max_chars:
             raise UserError(
                 f"model.max_chars={c.max_chars}: the tokens have shape {tokens_BTC.shape}, expected (batch, words, "
-                f"{c.max_chars}); give data.examples.max_chars and model.max_chars the same number"
+                f"{c.max_chars}); give data.task.max_chars and model.max_chars the same number"
             )
         segments_BT = (tokens_BTC != NO_WORD).any(-1) if segment_ids is None else segment_ids
         drop = nn.Dropout(c.dropout_rate, deterministic=deterministic)

@@ -205,7 +205,7 @@ class ModelWithHeadModule(nn.Module):
             expected = "(batch, length)" if head.of_tokens else "(batch, sequences, length)"
             raise UserError(
                 f"model.head={checks.name(head)}: reads tokens of shape {expected}, this batch has {tokens.shape}; "
-                "use the data.examples of such a task"
+                "use the data.task of such a task"
             )
         flat = lambda x: None if x is None else x.reshape(-1, T)
         states, pooled, lm = self.states(flat(tokens), flat(types), flat(segment_ids), deterministic)

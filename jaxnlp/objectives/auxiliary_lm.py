@@ -31,7 +31,7 @@ def prepare(batch: dict[str, jax.Array], lm_weight: float) -> dict[str, jax.Arra
         return batch
     if "lm_targets" not in batch:
         raise UserError(
-            f"objective.lm_weight={lm_weight}: these examples have no targets of a language model; let data.examples "
+            f"objective.lm_weight={lm_weight}: these examples have no targets of a language model; let data.task "
             "make them, or set it to 0"
         )
     share = jnp.sum(batch["weights"]) / jnp.maximum(jnp.sum(batch["lm_weights"]), 1.0)

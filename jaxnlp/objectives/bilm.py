@@ -5,23 +5,28 @@ Shape legend: B batch, T length, V vocabulary.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxnlp.nn.losses import token_nll
+from jaxnlp.objectives.objective import Metrics, Objective
 
 
 @dataclasses.dataclass(kw_only=True)
-class BiLM:
+class BiLM(Objective):
     """The mean cross-entropy of a forward and a backward language model, trained together.
 
     Peters et al. 2018, arXiv:1802.05365, section 3.1. Each direction predicts every word of the text once, so the mean
     of the two is in nats a word, as a `CausalLM`'s is.
     """
 
-    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+    reports_bits_per_byte: ClassVar[bool] = True
+
+    def loss(
+        self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[Any, Any, Metrics]:
         """Sums over a batch, as `CausalLM.loss`.
 
         Args:
@@ -29,7 +34,7 @@ class BiLM:
             batch: as `data.characters.Characters` makes it.
 
         Returns:
-            (half the sum of both directions in nats, half the sum of their weights, {"nll": that sum, "forward_nll",
+            (half the sum of both directions in nats, half the sum of their weights, {"forward_nll",
             "backward_nll": each with its own weight}).
         """
         out = apply(params, batch["tokens"], segment_ids=batch["segment_ids"], key=key)
@@ -41,4 +46,4 @@ class BiLM:
             nll = jnp.sum(jnp.where(weights_BT == 0, 0.0, nll_BT * weights_BT))
             metrics[f"{way}_nll"] = (nll, jnp.sum(weights_BT))
         total, weight = (sum(pair) / 2 for pair in zip(*metrics.values(), strict=True))
-        return total, weight, {"nll": total, **metrics}
+        return total, weight, metrics

@@ -5,29 +5,33 @@ Shape legend: B batch, T length, V vocabulary.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.losses import token_nll
+from jaxnlp.objectives.objective import Metrics, Objective
 
 
 @dataclasses.dataclass(kw_only=True)
-class CausalLM:
+class CausalLM(Objective):
     """Cross-entropy of each token given those before it.
 
     z_loss: weight of log(Z)^2, which keeps the logits' scale (Chowdhery et al. 2022, section 5).
     """
 
+    reports_bits_per_byte: ClassVar[bool] = True
     z_loss: float = 0.0
 
     def check(self) -> None:
         if self.z_loss < 0:
             raise FieldError("z_loss", self.z_loss, "expected zero or more, as 1e-4")
 
-    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+    def loss(
+        self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[Any, Any, Metrics]:
         """Sums over a batch, to be divided once all microbatches and devices are in.
 
         Args:
@@ -37,7 +41,7 @@ class CausalLM:
             key: for dropout; None turns it off.
 
         Returns:
-            (sum of losses in nats, sum of weights, {"nll": sum without the z-loss}).
+            (sum of losses in nats, sum of weights, {"loss": sum without the z-loss}).
         """
         place = {"segment_ids": batch.get("segment_ids"), "positions": batch.get("positions")}
         logits_BTV = apply(params, batch["tokens"], **place, key=key)
@@ -48,4 +52,4 @@ class CausalLM:
         total = nll
         if self.z_loss:
             total = nll + self.z_loss * jnp.sum(jnp.square(log_z_BT) * weights_BT)
-        return total, jnp.sum(weights_BT), {"nll": nll}
+        return total, jnp.sum(weights_BT), {"loss": nll}

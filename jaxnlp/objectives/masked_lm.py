@@ -12,17 +12,16 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import UserError
 from jaxnlp.nn.losses import token_nll
+from jaxnlp.objectives.objective import Metrics, Objective
 
 
 @dataclasses.dataclass(kw_only=True)
-class MaskedLM:
+class MaskedLM(Objective):
     """The mean cross-entropy of the masked words, plus, where the batch has pairs, that of "B follows A".
 
     Devlin et al. 2019, arXiv:1810.04805, section 3.1 and appendix A.2. Only the chosen positions go through the output
     map: at 15% it is a seventh of the work.
     """
-
-    every_token = False
 
     def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The whole batch with pairs weighted so that one division gives both means, in any microbatches."""
@@ -31,7 +30,9 @@ class MaskedLM:
         share = jnp.sum(batch["weights"]) / jnp.maximum(jnp.sum(batch["pair_weights"]), 1.0)
         return {**batch, "pair_shares": share * batch["pair_weights"]}
 
-    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+    def loss(
+        self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[Any, Any, Metrics]:
         """Sums over a batch that `prepare` has seen.
 
         Args:
@@ -40,7 +41,7 @@ class MaskedLM:
             batch: as `data.masking.Masked` makes it.
 
         Returns:
-            (sum in nats, number of masked words, metrics): "nll" of the words alone, "accuracy" of the words, and for
+            (sum in nats, number of masked words, metrics): "loss" of the words alone, "accuracy" of the words, and for
             pairs "next_sentence_loss" and "next_sentence_accuracy", each with the number of pairs.
 
         Raises:
@@ -56,7 +57,7 @@ class MaskedLM:
         nll_BM, _ = token_nll(out["masked_lm"], batch["targets"], "vocab")
         nll = total = jnp.sum(nll_BM * weights_BM)
         hit_BM = jnp.argmax(out["masked_lm"], -1) == batch["targets"]
-        metrics: dict[str, Any] = {"nll": nll, "accuracy": jnp.sum(hit_BM * weights_BM)}
+        metrics: dict[str, Any] = {"loss": nll, "accuracy": jnp.sum(hit_BM * weights_BM)}
         if pairs:
             logits_B2, labels_B, weights_B = out["next_sentence"], batch["next_sentence"], batch["pair_weights"]
             nll_B, _ = token_nll(logits_B2, labels_B)

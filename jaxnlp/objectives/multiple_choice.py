@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from jaxnlp.nn.losses import token_nll, weighted_sum
 from jaxnlp.objectives import auxiliary_lm
+from jaxnlp.objectives.objective import Metrics, Objective
 
 
 @dataclasses.dataclass(kw_only=True)
-class MultipleChoice:
+class MultipleChoice(Objective):
     """The mean cross-entropy of the right option under a softmax over all, plus lm_weight times the mean language-model
     loss of the tokens.
 
@@ -24,7 +25,6 @@ class MultipleChoice:
     lm_weight: lambda of `auxiliary_lm.py`. Needs a decoder, and examples with `lm_targets`.
     """
 
-    every_token = False
     lm_weight: float = 0.0
 
     def check(self) -> None:
@@ -33,7 +33,9 @@ class MultipleChoice:
     def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return auxiliary_lm.prepare(batch, self.lm_weight)
 
-    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+    def loss(
+        self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[Any, Any, Metrics]:
         """Sums over a batch that `prepare` has seen.
 
         Args:
@@ -42,7 +44,7 @@ class MultipleChoice:
                 `labels` (B,), the right option; `weights` (B,).
 
         Returns:
-            (sum in nats, number of examples, metrics): "nll" of the options alone, "accuracy", and "lm_loss" with its
+            (sum in nats, number of examples, metrics): "loss" of the options alone, "accuracy", and "lm_loss" with its
             number of tokens.
         """
         given = {name: batch.get(name) for name in ("types", "segment_ids", "extract")}
@@ -53,4 +55,4 @@ class MultipleChoice:
         nll_B, _ = token_nll(logits_BC, labels_B)
         nll, right = weighted_sum(nll_B, weights_B), weighted_sum(jnp.argmax(logits_BC, -1) == labels_B, weights_B)
         more, metrics = auxiliary_lm.loss(out, batch)
-        return nll + more, jnp.sum(weights_B), {**metrics, "nll": nll, "accuracy": right}
+        return nll + more, jnp.sum(weights_B), {**metrics, "loss": nll, "accuracy": right}

@@ -1,40 +1,61 @@
-"""What an objective is, and how its sums become means.
+"""The base class of training objectives, and the division of summed metrics.
 
-An objective is a dataclass with
-
-    loss(apply, params, batch, key) -> (sum, weight, metrics)
-
-It returns sums; the train step divides once, after all microbatches and devices. A metric is a sum to be divided by
-`weight`, or a pair (sum, its own weight). `metrics["nll"]` is the sum whose mean is the loss without regularisers. A
-sum that is an array is there for `summary`, and left out of the training log.
-It may have
-
-    prepare(batch) -> batch      called once on the whole batch, before it is cut: where terms of different weights
-                                 are brought to one
-    summary(found) -> found      called on the means over a split, to make numbers of those that are arrays, or scores
-                                 that are no means
-    every_token                  False where it does not predict each token of a text once, so that there are no bits
-                                 a byte
+An objective returns sums; the train step divides once, after all microbatches and devices.
 """
 
-from typing import Any
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+
+Metrics = dict[str, Any]
 
 
-def prepared(objective: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch as the objective's `loss` wants it."""
-    return objective.prepare(batch) if hasattr(objective, "prepare") else batch
+@dataclasses.dataclass(kw_only=True)
+class Objective(abc.ABC):
+    """What a run minimises. A subclass defines `loss`; the rest has defaults.
+
+    reports_bits_per_byte: every token of the text is predicted once, so that the loss converts to bits per byte.
+    loss_unit: the unit of the loss; "nats" also reports its exponential, the perplexity.
+    """
+
+    reports_bits_per_byte: ClassVar[bool] = False
+    loss_unit: ClassVar[str] = "nats"
+
+    @abc.abstractmethod
+    def loss(
+        self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[Any, Any, Metrics]:
+        """Sums over a (micro)batch that `prepare` has processed.
+
+        Args:
+            apply: the model, called as apply(params, *arrays, key=key). key: for dropout; None turns it off.
+
+        Returns:
+            (sum of losses, sum of weights, metrics). A metric is a sum to be divided by the weights, or a pair (sum,
+            its own weight). `metrics["loss"]`, if present, is the sum of losses without regularisers, which evaluations
+            report; by default they report the loss itself. A sum that is an array is an input of `finalize_metrics` and
+            is left out of the training log.
+        """
+
+    def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The batch as `loss` expects it. Called once on a full batch, before it is split into microbatches; terms
+        of different weights are brought to one weight here."""
+        return batch
+
+    def finalize_metrics(self, metrics: Metrics) -> Metrics:
+        """Metrics to report, computed from the means over a split: replaces arrays by numbers, and adds scores
+        that are not means."""
+        return metrics
 
 
-def summarised(objective: Any, found: dict[str, Any]) -> dict[str, float]:
-    """Means over a split as what the objective makes of them."""
-    return objective.summary(found) if hasattr(objective, "summary") else found
+def means(metrics: Metrics, weight: Any) -> Metrics:
+    """Metrics, each divided by its own weight or by `weight`; a metric whose weight is 0 is 0."""
 
-
-def means(metrics: dict[str, Any], weight: Any) -> dict[str, Any]:
-    """Metrics, each divided by its own weight or by `weight`; one without any weight is 0."""
-
-    def one(value: Any) -> Any:
+    def mean(value: Any) -> Any:
         total, count = value if isinstance(value, tuple) else (value, weight)
         return total / (count + (count == 0))
 
-    return {name: one(value) for name, value in metrics.items()}
+    return {name: mean(value) for name, value in metrics.items()}

@@ -5,23 +5,24 @@ Shape legend: B batch, C sequences an example is made of, T length.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxnlp.nn.losses import weighted_sum
 from jaxnlp.objectives import auxiliary_lm
+from jaxnlp.objectives.objective import Metrics, Objective
 
 
 @dataclasses.dataclass(kw_only=True)
-class Regression:
+class Regression(Objective):
     """The mean squared error, plus lm_weight times the mean language-model loss of the tokens.
 
     lm_weight: lambda of `auxiliary_lm.py`. Needs a decoder, and examples with `lm_targets`.
     """
 
-    every_token = False
+    loss_unit: ClassVar[str] = "squared error"
     lm_weight: float = 0.0
 
     def check(self) -> None:
@@ -30,7 +31,9 @@ class Regression:
     def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return auxiliary_lm.prepare(batch, self.lm_weight)
 
-    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+    def loss(
+        self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[Any, Any, Metrics]:
         """Sums over a batch that `prepare` has seen.
 
         Args:
@@ -38,9 +41,8 @@ class Regression:
             batch: `tokens`, `types`, `segment_ids` (B, C, T); `extract` (B, C); `labels` (B,) float32, `weights` (B,).
 
         Returns:
-            (sum of squares, number of examples, metrics): "nll", the squares alone (up to a constant and a factor the
-            likelihood of a Gaussian), "lm_loss" with its number of tokens, and "moments", the sums that `summary`
-            makes a correlation of.
+            (sum of squares, number of examples, metrics): "loss", the squares alone; "lm_loss" with its number of
+            tokens; and "moments", the sums from which `finalize_metrics` computes a correlation.
         """
         given = {name: batch.get(name) for name in ("types", "segment_ids", "extract")}
         out = apply(params, batch["tokens"], **given, key=key)
@@ -49,12 +51,12 @@ class Regression:
         squares = count(jnp.square(x_B - y_B))
         more, metrics = auxiliary_lm.loss(out, batch)
         metrics["moments"] = jnp.stack([count(z_B) for z_B in (x_B, y_B, x_B * x_B, y_B * y_B, x_B * y_B)])
-        return squares + more, jnp.sum(weights_B), {**metrics, "nll": squares}
+        return squares + more, jnp.sum(weights_B), {**metrics, "loss": squares}
 
-    def summary(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Means over a split, with Pearson's correlation of predictions and labels, 0 where one of them is constant."""
-        x, y, xx, yy, xy = found.pop("moments")
-        found.pop("perplexity", None)  # a square is no likelihood of a token
+    def finalize_metrics(self, metrics: Metrics) -> Metrics:
+        """Adds Pearson's correlation of predictions and labels, 0 where one of them is constant."""
+        x, y, xx, yy, xy = metrics["moments"]
         x_spread, y_spread = xx - x * x, yy - y * y
-        varied = x_spread > 1e-6 * xx and y_spread > 1e-6 * yy  # sums in float32 tell no less
-        return {**found, "pearson": float((xy - x * y) / (x_spread * y_spread) ** 0.5) if varied else 0.0}
+        varied = x_spread > 1e-6 * xx and y_spread > 1e-6 * yy  # float32 sums resolve no less
+        pearson = float((xy - x * y) / (x_spread * y_spread) ** 0.5) if varied else 0.0
+        return {name: value for name, value in metrics.items() if name != "moments"} | {"pearson": pearson}

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.losses import token_nll
+from jaxnlp.objectives.objective import Metrics, Objective
 
 
 @dataclasses.dataclass(kw_only=True)
-class Seq2Seq:
+class Seq2Seq(Objective):
     """Cross-entropy of each target token given the inputs and the targets before it.
 
     label_smoothing: the target's probability is 1 - e, and e is spread evenly over the whole vocabulary (Szegedy et al.
@@ -23,7 +24,6 @@ class Seq2Seq:
     z_loss: weight of log(Z)^2, as in `CausalLM`.
     """
 
-    every_token = False
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 
@@ -33,7 +33,9 @@ class Seq2Seq:
         if self.z_loss < 0:
             raise FieldError("z_loss", self.z_loss, "expected zero or more, as 1e-4")
 
-    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+    def loss(
+        self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[Any, Any, Metrics]:
         """Sums over a batch, as `CausalLM.loss`.
 
         Args:
@@ -42,7 +44,7 @@ class Seq2Seq:
                 `weights` (B, T).
 
         Returns:
-            (sum, weight, {"nll", "accuracy"}): the smoothed loss; its part without smoothing; how many targets were
+            (sum, weight, {"loss", "accuracy"}): the smoothed loss; its part without smoothing; how many targets were
             the likeliest token.
         """
         given = {name: batch.get(name) for name in ("input_segments", "segment_ids")}
@@ -56,4 +58,4 @@ class Seq2Seq:
         if self.z_loss:
             loss_BT = loss_BT + self.z_loss * jnp.square(log_z_BT)
         right = count((jnp.argmax(logits_BTV, -1) == batch["targets"]).astype(jnp.float32))
-        return count(loss_BT), jnp.sum(weights_BT), {"nll": nll, "accuracy": right}
+        return count(loss_BT), jnp.sum(weights_BT), {"loss": nll, "accuracy": right}

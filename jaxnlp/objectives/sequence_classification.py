@@ -14,17 +14,17 @@ from jaxnlp.errors import FieldError
 from jaxnlp.nn.losses import token_nll, weighted_sum
 from jaxnlp.objectives import auxiliary_lm
 from jaxnlp.objectives.classification_metrics import class_scores, class_sums
+from jaxnlp.objectives.objective import Metrics, Objective
 
 
 @dataclasses.dataclass(kw_only=True)
-class SequenceClassification:
+class SequenceClassification(Objective):
     """The mean cross-entropy of the labels, plus lm_weight times the mean language-model loss of the tokens.
 
     label_smoothing: as in `Seq2Seq`.
     lm_weight: lambda of `auxiliary_lm.py`; GPT has 0.5. Needs a decoder, and examples with `lm_targets`.
     """
 
-    every_token = False
     label_smoothing: float = 0.0
     lm_weight: float = 0.0
 
@@ -36,7 +36,9 @@ class SequenceClassification:
     def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return auxiliary_lm.prepare(batch, self.lm_weight)
 
-    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+    def loss(
+        self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[Any, Any, Metrics]:
         """Sums over a batch that `prepare` has seen.
 
         Args:
@@ -44,8 +46,8 @@ class SequenceClassification:
             batch: `tokens`, `types`, `segment_ids` (B, C, T); `extract` (B, C); `labels` (B,) integers, `weights` (B,).
 
         Returns:
-            (sum in nats, number of examples, metrics): "nll" of the labels alone, "accuracy", "lm_loss" with its number
-            of tokens, and "classes", the sums of `classes.py`.
+            (sum in nats, number of examples, metrics): "loss" of the labels alone, "accuracy", "lm_loss" with its
+            number of tokens, and "classes", the sums of `classification_metrics.py`.
         """
         given = {name: batch.get(name) for name in ("types", "segment_ids", "extract")}
         out = apply(params, batch["tokens"], **given, key=key)
@@ -56,11 +58,11 @@ class SequenceClassification:
         if smooth:
             loss_B = (1 - smooth) * nll_B + smooth * (log_z_B - logits_BN.mean(-1))
         more, metrics = auxiliary_lm.loss(out, batch)
-        metrics |= {"nll": count(nll_B), "accuracy": count(jnp.argmax(logits_BN, -1) == labels_B)}
+        metrics |= {"loss": count(nll_B), "accuracy": count(jnp.argmax(logits_BN, -1) == labels_B)}
         metrics["classes"] = class_sums(logits_BN, labels_B, weights_B)
         return count(loss_B) + more, jnp.sum(weights_B), metrics
 
-    def summary(self, found: dict[str, Any]) -> dict[str, Any]:
+    def finalize_metrics(self, metrics: Metrics) -> Metrics:
         """Means over a split, with F1 and Matthews correlation in place of the sums they follow from."""
-        classes = found.pop("classes")
-        return {**found, **class_scores(classes)}
+        scores = class_scores(metrics["classes"])
+        return {name: x for name, x in metrics.items() if name != "classes"} | scores

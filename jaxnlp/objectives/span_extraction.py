@@ -11,18 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.nn.losses import token_nll, weighted_sum
+from jaxnlp.objectives.objective import Metrics, Objective
 
 
 @dataclasses.dataclass(kw_only=True)
-class SpanExtraction:
+class SpanExtraction(Objective):
     """The mean of the cross-entropies of the span's start and of its end, each over the places where an answer may be.
 
     Devlin et al. 2019, sections 4.2 and 4.3. A question without an answer has its span at the [CLS].
     """
 
-    every_token = False
-
-    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+    def loss(
+        self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[Any, Any, Metrics]:
         """Sums over a batch.
 
         Args:
@@ -31,7 +32,7 @@ class SpanExtraction:
                 where either may be; `weights` (B,).
 
         Returns:
-            (sum in nats, number of examples, metrics): "nll", the same sum; "start_accuracy", "end_accuracy", and
+            (sum in nats, number of examples, metrics): "start_accuracy", "end_accuracy", and
             "accuracy" of both together, the likeliest place of each taken alone (an answer is the best pair:
             `data/tasks/span_extraction.py`).
         """
@@ -45,5 +46,5 @@ class SpanExtraction:
             nll_B = nll_B + token_nll(logits_BT2[..., i], batch[name])[0] / 2
             right.append(jnp.argmax(logits_BT2[..., i], -1) == batch[name])
         nll = count(nll_B)
-        metrics = {"nll": nll, "start_accuracy": count(right[0]), "end_accuracy": count(right[1])}
+        metrics = {"start_accuracy": count(right[0]), "end_accuracy": count(right[1])}
         return nll, jnp.sum(weights_B), {**metrics, "accuracy": count(right[0] & right[1])}

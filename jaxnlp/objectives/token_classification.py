@@ -12,15 +12,16 @@ import jax.numpy as jnp
 
 from jaxnlp.nn.losses import token_nll, weighted_sum
 from jaxnlp.objectives.classification_metrics import class_scores, class_sums
+from jaxnlp.objectives.objective import Metrics, Objective
 
 
 @dataclasses.dataclass(kw_only=True)
-class TokenClassification:
+class TokenClassification(Objective):
     """The mean cross-entropy over the places with a label: a word's first piece (Devlin et al. 2019, section 5.3)."""
 
-    every_token = False
-
-    def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
+    def loss(
+        self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[Any, Any, Metrics]:
         """Sums over a batch.
 
         Args:
@@ -28,7 +29,7 @@ class TokenClassification:
             batch: `tokens`, `types`, `segment_ids`, `labels`, `weights` (B, T); the weight is 1 where there is a label.
 
         Returns:
-            (sum in nats, number of labels, metrics): "nll", "accuracy" and "classes", the sums of `classes.py`.
+            (sum in nats, number of labels, metrics): "accuracy" and "classes", the sums of `classes.py`.
         """
         given = {name: batch.get(name) for name in ("types", "segment_ids")}
         logits_BTN = apply(params, batch["tokens"], **given, key=key)["logits"]
@@ -37,9 +38,9 @@ class TokenClassification:
         nll = weighted_sum(nll_BT, weights_BT)
         right = weighted_sum(jnp.argmax(logits_BTN, -1) == labels_BT, weights_BT)
         sums = class_sums(logits_BTN, labels_BT, weights_BT)
-        return nll, jnp.sum(weights_BT), {"nll": nll, "accuracy": right, "classes": sums}
+        return nll, jnp.sum(weights_BT), {"accuracy": right, "classes": sums}
 
-    def summary(self, found: dict[str, Any]) -> dict[str, Any]:
-        """As `Classify.summary`."""
-        classes = found.pop("classes")
-        return {**found, **class_scores(classes)}
+    def finalize_metrics(self, metrics: Metrics) -> Metrics:
+        """As `SequenceClassification.finalize_metrics`."""
+        scores = class_scores(metrics["classes"])
+        return {name: x for name, x in metrics.items() if name != "classes"} | scores

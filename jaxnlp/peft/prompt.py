@@ -87,7 +87,7 @@ class Prompt(PEFTMethod):
             raise UserError(
                 f"peft.placeholder={self.placeholder}: row {row} of a batch has this token {count} times; expected "
                 f"peft.length={self.length} of them, a place for each vector; write them with "
-                "data.examples.layout=Template(...), or use placeholder=None for vectors in front"
+                "data.task.layout=Template(...), or use placeholder=None for vectors in front"
             )
 
     @property

@@ -12,7 +12,6 @@ import jax
 from jax.sharding import Mesh
 
 from jaxnlp.nn.policy import Policy
-from jaxnlp.objectives.objective import prepared
 from jaxnlp.sharding.mesh import AXES
 from jaxnlp.sharding.pipeline import Naive, OneFOneB, named_schedule, ticks
 from jaxnlp.sharding.rules import Sharding, as_tuple
@@ -107,7 +106,7 @@ def _residuals(program: Program, ways: dict[str, int]) -> list[Any]:
 
     def residuals(params, frozen, batch, key):
         whole = lambda p: dataclasses.replace(state, params=p, frozen=frozen).model
-        loss = lambda p: e.objective.loss(alone.apply, whole(p), prepared(e.objective, batch), key)[0]
+        loss = lambda p: e.objective.loss(alone.apply, whole(p), e.objective.prepare(batch), key)[0]
         return jax.tree.leaves(jax.vjp(loss, params)[1])
 
     with dataclasses.replace(program, mesh=mesh).context():

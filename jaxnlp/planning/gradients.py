@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from jaxnlp.objectives.objective import prepared
 from jaxnlp.planning.dry_run import abstract_gradients
 from jaxnlp.planning.planner import account, batch
 from jaxnlp.training.step.program import Program
@@ -20,7 +19,7 @@ def lowered_gradients(program: Program) -> Any:
     layout = jax.tree.map(lambda x: x.sharding, wanted)
 
     def gradients(params, batch):
-        rows = prepared(e.objective, batch)
+        rows = e.objective.prepare(batch)
         place = None if program.mesh.size == 1 else layout
         _, found = sum_gradients(
             program.apply, e.objective, params, rows, jax.random.key(0), e.accum_steps, layout=place

@@ -32,7 +32,7 @@ def attention_maps(run: Loaded, text: str, target: str | None = None) -> list[Ma
         model, params = model.body, params["trunk"]
     if model.attention is None:
         raise _without_attention(model)
-    start = getattr(run.saved.experiment.data.examples, "start", None)  # what a decoder began with in training
+    start = run.saved.experiment.data.task.decoder_start_token  # what a decoder began with in training
     separator, begin = tokenizer.separator, tokenizer.separator if start is None else tokenizer.special(start)
     if model.kind == "encoder-decoder":
         tokenizer = with_sentinels(tokenizer)

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 
 from jaxnlp.data.pipeline import DataConfig, resolved
-from jaxnlp.data.tasks.layout import Template
-from jaxnlp.data.text.packing import Packed
+from jaxnlp.data.tasks.layout import Layout, Template
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.objectives.causal_lm import CausalLM
+from jaxnlp.objectives.objective import Objective
 from jaxnlp.optim import OptimConfig, make_schedule
 from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.prompt import Prompt
@@ -55,7 +55,7 @@ class Experiment:
 
     model: ModelConfig
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    objective: Any = dataclasses.field(default_factory=CausalLM)
+    objective: Objective = dataclasses.field(default_factory=CausalLM)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     peft: PEFTMethod | None = dataclasses.field(
         default=None, metadata={"expected": "a method of jaxnlp.peft, as LoRA(rank=8), or None"}
@@ -112,10 +112,10 @@ class Experiment:
             raise FieldError(
                 "init_peft_from", self.init_peft_from, "expected a tuning method beside it, as peft=Prompt()"
             )
-        several = isinstance(self.data.examples, Packed) and not self.data.attend_across_documents
+        several = self.data.task.packs_documents and not self.data.attend_across_documents
         if getattr(self.peft, "one_text", False) and several:
-            name, examples = type(self.peft).__name__, type(self.data.examples).__name__
-            told = f"is read with one text a row, and data.examples={examples}() puts several in one"
+            name, examples = type(self.peft).__name__, type(self.data.task).__name__
+            told = f"is read with one text a row, and data.task={examples}() puts several in one"
             raise FieldError("peft", f"{name}()", f"{told}; set data.attend_across_documents=True, or use Prefix()")
         if self.data.batch_size % self.accum_steps:
             raise FieldError("accum_steps", self.accum_steps, f"does not divide data.batch_size={self.data.batch_size}")
@@ -124,17 +124,17 @@ class Experiment:
             raise FieldError(
                 "data.seq_len", self.data.seq_len, f"longer than model.max_length={limit}; raise that or shorten this"
             )
-        self._check_examples()
+        self._check_task()
         self._check_template()
         make_schedule(self.optim, self.num_steps)
         Best.parse(self.best)
 
-    def _check_examples(self) -> None:
-        pairs = "inputs" in self.data.examples.shapes(self.data)
+    def _check_task(self) -> None:
+        pairs = self.data.task.encoder_decoder
         if pairs != (self.model.kind == "encoder-decoder"):
             fits = "TextPairs() or SpanCorruption(), with objective=Seq2Seq()" if not pairs else "Packed()"
-            found, model = f"{type(self.data.examples).__name__}()", type(self.model).__name__
-            raise FieldError("data.examples", found, f"not what model={model}() reads; use {fits}")
+            found, model = f"{type(self.data.task).__name__}()", type(self.model).__name__
+            raise FieldError("data.task", found, f"not what model={model}() reads; use {fits}")
 
     def _check_template(self) -> None:
         layout, tuning = self.layout, self.peft
@@ -142,27 +142,27 @@ class Experiment:
             return
         if not isinstance(tuning, Prompt):
             told = f"{layout.place} stands for vectors of a prompt; expected peft=PTuning(length={layout.num_places})"
-            raise FieldError("data.examples.layout.text", layout.text, told)
+            raise FieldError("data.task.layout.text", layout.text, told)
         if tuning.length != layout.num_places:
             has = f"has {layout.num_places} times {layout.place}, for peft.length={tuning.length} vectors"
-            raise FieldError("data.examples.layout.text", layout.text, f"{has}; expected one place for each")
+            raise FieldError("data.task.layout.text", layout.text, f"{has}; expected one place for each")
 
     @property
-    def layout(self) -> Any:
-        """Of the texts of a labelled task; None of other data."""
-        return getattr(self.data.examples, "layout", None)
+    def layout(self) -> Layout | None:
+        """The layout of a labelled task's texts; None for other tasks."""
+        return self.data.task.layout
 
 
 def flops_per_token(experiment: Experiment) -> float:
     """Floating-point operations of a training step for each of its batch_size * seq_len tokens."""
     data = experiment.data
-    sequences = getattr(data.examples, "num_sequences", 1)  # an example may be made of several
-    return sequences * experiment.model.flops_per_token(data.seq_len, data.examples.predicted(data))
+    fraction = data.task.predicted_fraction(data)
+    return data.task.num_sequences * experiment.model.flops_per_token(data.seq_len, fraction)
 
 
 def abstract_batch(experiment: Experiment, rows: int, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
     """What a training step reads, so many rows of it, as shapes and dtypes."""
-    shapes = experiment.data.examples.shapes(experiment.data)
+    shapes = experiment.data.task.shapes(experiment.data)
     return {
         name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
     }
@@ -191,11 +191,11 @@ def check_batch(experiment: Experiment, num_devices: int) -> None:
 
 def check_classes(experiment: Experiment) -> None:
     """Raises FieldError where the head has another number of classes than the task."""
-    names = getattr(experiment.data.examples, "classes", None)
+    names = experiment.data.task.classes
     count = None if experiment.model.head is None else experiment.model.head.num_classes
     if names and count is not None and count != len(names):
         some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise FieldError("model.head.num_classes", count, f"data.examples has {len(names)} classes ({some}); use that")
+        raise FieldError("model.head.num_classes", count, f"data.task has {len(names)} classes ({some}); use that")
 
 
 def resolve(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:

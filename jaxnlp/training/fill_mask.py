@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import UserError
 from jaxnlp.training.load import Loaded
 
 NAMES = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "mask": ("[MASK]", "<mask>")}
@@ -37,13 +37,12 @@ def special(run: Loaded, role: str) -> tuple[str, int]:
     Raises:
         UserError: the vocabulary has none.
     """
-    tokenizer, said = run.saved.tokenizer, getattr(run.saved.experiment.data.examples, role, None)
-    names = NAMES[role] if said is None else (said,)
+    tokenizer, task = run.saved.tokenizer, run.saved.experiment.data.task
+    configured = {"cls": task.cls, "sep": task.sep, "mask": task.mask}[role]
+    names = NAMES[role] if configured is None else (configured,)
     for name in names:
-        try:
+        if tokenizer.has_special(name):
             return name, tokenizer.special(name)
-        except FieldError:
-            continue
     raise UserError(f"--workdir: its tokenizer has no {' or '.join(names)}, which an encoder's text needs")
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxnlp.data.pipeline import eval_batches
+from jaxnlp.data.record_store import RecordStore
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.errors import FieldError
 from jaxnlp.evals.loss import evaluate
@@ -75,7 +76,7 @@ class Log(Hook):
     def on_metrics(
         self, loop: "SupervisedLoop", step: int, metrics: dict[str, np.ndarray], ended: float | None
     ) -> None:
-        row = {name: x[-1] for name, x in metrics.items() if name not in ("finite", "nll")}
+        row = {name: x[-1] for name, x in metrics.items() if name != "finite"}
         note = ""
         if "validation" in loop.evaluations:
             note += f"  validation {loop.evaluations['validation'].metrics['loss']:.4f}"
@@ -207,8 +208,8 @@ class Evaluate(Hook):
                 program.eval_step,
                 loop.state.model,
                 self._on_mesh(loop, batches),
+                e.objective,
                 bytes_per_token(e, store),
-                objective=e.objective,
             )
         loop.add_evaluation(self.name, metrics)
 
@@ -221,9 +222,9 @@ class Evaluate(Hook):
             yield loop.setup.program.put(batch)
 
 
-def bytes_per_token(experiment: "Experiment", store: TokenStore) -> float | None:
+def bytes_per_token(experiment: "Experiment", store: TokenStore | RecordStore) -> float | None:
     """Bytes of text for each target; None where the objective does not predict each token of the text once."""
-    return store.bytes_per_token if getattr(experiment.objective, "every_token", True) else None
+    return store.bytes_per_token if experiment.objective.reports_bits_per_byte else None
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -132,7 +132,7 @@ def make_generator(program: Program, tokenizer: Any) -> Generator:
         ways = math.prod(program.mesh.shape[axis] for axis in as_tuple(sharding.activations.get("batch")))
         return program.context(any_length=True) if rows % ways == 0 else program.context(any_length=True, batch=None)
 
-    start = getattr(program.experiment.data.examples, "start", None)  # what the decoder began with in training
+    start = program.experiment.data.task.decoder_start_token  # what the decoder began with in training
     tuning = program.tuning
     encoder_decoder = model.kind == "encoder-decoder"
     front = 0 if tuning is None else tuning.method.front

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnlp.data.records import Record
+from jaxnlp.data.source import Record
 from jaxnlp.inference.loop import replicate
 
 INPUTS = ("types", "segment_ids", "extract")
@@ -23,7 +23,7 @@ def answers(
     With several processes all must call it, with the same records, and take all of it.
     """
     e = program.experiment
-    task, size = e.data.examples, e.data.batch_size
+    task, size = e.data.task, e.data.batch_size
 
     def logits(params: Any, batch: Any) -> jax.Array:
         given = {name: batch[name] for name in INPUTS if name in batch}
@@ -33,7 +33,7 @@ def answers(
     waiting: list[tuple[Any, np.ndarray]] = []
     for start in range(0, len(examples), size):
         rows: list[Any] = [*examples[start : start + size]]
-        batch = task.batch(rows + [None] * (size - len(rows)), e.data.seq_len, tokenizer.separator)
+        batch = task.collate(rows + [None] * (size - len(rows)), e.data.seq_len, tokenizer.separator)
         local = {name: x[program.rows] for name, x in batch.items()}
         with program.context(any_length=True):
             found = np.asarray(run(params, program.put(local)))
@@ -48,4 +48,4 @@ def answers(
 
 def _answer(task: Any, records: Sequence[Record], rows: list[tuple[Any, np.ndarray]]) -> dict[str, Any]:
     found, logits = zip(*rows, strict=True)
-    return task.answer(records[found[0].record], found, np.stack(logits))
+    return task.decode(records[found[0].record], found, np.stack(logits))

@@ -7,6 +7,7 @@ import statistics
 import jax
 
 from jaxnlp.data.pipeline import eval_batches
+from jaxnlp.data.text.store import TokenStore
 from jaxnlp.evals.baselines import compressed_bits_per_byte, unigram_bits_per_byte, unigram_of_targets
 from jaxnlp.runtime import python
 from jaxnlp.training.loops.supervised import Result
@@ -22,7 +23,7 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     """
     assert result.validation is not None
     e, step, store = result.experiment, int(result.state.step), result.stores["validation"]
-    if hasattr(e.data.examples, "answer"):
+    if e.data.task.output == "logits":
         lines, table = task_table(result.validation, store, result.tokenizer, e.data)
     else:
         lines, table = text_table(result) if "bits_per_byte" in result.validation else target_table(result)
@@ -45,11 +46,11 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     if e.model.can_generate:
         out.append(f'  generate     {run}.generate --workdir={workdir} --prompt="def main"')
     else:
-        if hasattr(e.data.examples, "answer"):
+        if e.data.task.output == "logits":
             out.append(f"  predict      {run}.predict --workdir={workdir} --input=new.jsonl")
         out.append(f"  evaluate     {run}.evaluate --workdir={workdir} --split=test")
     if "masked_lm" in e.model.heads:
-        mask = getattr(e.data.examples, "mask", "[MASK]")
+        mask = e.data.task.mask or "[MASK]"
         out.append(f'  fill in      {run}.fill_mask --workdir={workdir} --text="def {mask}(self):"')
     if e.model.body.attention is not None:
         target = ' --target="main"' if e.model.kind == "encoder-decoder" else ""
@@ -62,6 +63,7 @@ def text_table(result: Result) -> tuple[dict[str, float], list[str]]:
     """Baselines in nats a token, and the table of a model of text beside them."""
     assert result.validation is not None
     store, found = result.stores["validation"], result.validation
+    assert isinstance(store, TokenStore)
     unigram = unigram_bits_per_byte(store)
     packed = compressed_bits_per_byte(store, result.tokenizer)
     nats = math.log(2) * store.bytes_per_token

@@ -21,7 +21,7 @@ def store(tmp_path_factory):
 
 
 def config(**fields):
-    given = {"tokenizer": Bytes(), "examples": Characters(max_chars=6), "seq_len": 5, "batch_size": 3}
+    given = {"tokenizer": Bytes(), "task": Characters(max_chars=6), "seq_len": 5, "batch_size": 3}
     return DataConfig(**{**given, "prefetch_threads": 0, **fields})
 
 
@@ -80,7 +80,7 @@ def test_characters_are_those_of_the_words_text(tmp_path):
             return [*(word.encode() for word in ("ab", " naïve", "\n\n")), *[None] * 254]
 
     store = build_store(tmp_path / "store", ["\0\1\2", "\3"], TOKENIZER, split="train", source="t")
-    batch = next(eval_batches(store, config(seq_len=9, examples=Characters(max_chars=8)), tokenizer=Words()))
+    batch = next(eval_batches(store, config(seq_len=9, task=Characters(max_chars=8)), tokenizer=Words()))
     begin, end = BEGIN_SENTENCE, END_SENTENCE
     wanted = spell([begin, "ab", " naïve", "\n\n", end, begin, b"", end], 8)  # a special token has no characters
     np.testing.assert_array_equal(batch["tokens"][0, :8], wanted)
@@ -99,7 +99,7 @@ def test_a_resumed_stream_and_a_process_share_read_the_same(store):
 
 def test_shapes_are_those_of_the_batches(store):
     batch = next(TrainBatches(store, config(), tokenizer=TOKENIZER))
-    told = config().examples.shapes(config())
+    told = config().task.shapes(config())
     assert {name: ((3, *shape), np.dtype(dtype)) for name, (shape, dtype) in told.items()} == {
         name: (x.shape, x.dtype) for name, x in batch.items()
     }

@@ -33,7 +33,7 @@ def store(tmp_path_factory):
 
 
 def config(examples, **fields):
-    return DataConfig(**{"examples": examples, "seq_len": 48, "batch_size": 8, "prefetch_threads": 0, **fields})
+    return DataConfig(**{"task": examples, "seq_len": 48, "batch_size": 8, "prefetch_threads": 0, **fields})
 
 
 def batches(store, examples, count, position=0, **fields):

@@ -43,7 +43,7 @@ def config(path, **fields):
             **{
                 "source": source,
                 "tokenizer": Bytes(specials=SPECIALS),
-                "examples": SequenceClassificationTask(),
+                "task": SequenceClassificationTask(),
                 "seq_len": 12,
                 "batch_size": 4,
                 "prefetch_threads": 0,
@@ -114,14 +114,14 @@ def test_an_evaluation_reads_each_once_and_fills_up_the_last_batch(tmp_path):
     weights = np.concatenate([b["weights"] for b in batches])
     assert weights.sum() == count and not weights[count:].any()
     labels = np.concatenate([b["labels"] for b in batches])[:count]
-    assert [c.examples.classes[k] for k in labels] == [r.fields["label"] for r in store.records]
+    assert [c.task.classes[k] for k in labels] == [r.fields["label"] for r in store.records]
 
 
 def test_classes_are_the_train_splits_in_order(tmp_path):
-    assert config(write(tmp_path / "x.jsonl")).examples.classes == ("x", "y", "z")
+    assert config(write(tmp_path / "x.jsonl")).task.classes == ("x", "y", "z")
     numbers = [{"text": "t", "label": n} for n in (10, 9, 2, -1)] * 30
     rows = [{**row, "text": f"t{i}"} for i, row in enumerate(numbers)]
-    assert config(write(tmp_path / "n.csv", rows)).examples.classes == ("-1", "2", "9", "10")
+    assert config(write(tmp_path / "n.csv", rows)).task.classes == ("-1", "2", "9", "10")
 
 
 def test_the_corpus_has_another_name_when_a_text_or_a_label_changes(tmp_path):
@@ -170,7 +170,7 @@ def test_text_and_records_are_not_taken_for_each_other(tmp_path):
     with pytest.raises(
         UserError, match=r"data.source='Files': holds text; SequenceClassificationTask\(\) needs records"
     ):
-        opened(config(None, source=source, examples=SequenceClassificationTask(classes=("x", "y"))))
+        opened(config(None, source=source, task=SequenceClassificationTask(classes=("x", "y"))))
     store = pipeline.open_split(
         pipeline.DataConfig(source=source, cache_dir=str(tmp_path / "cache")), "train", ByteTokenizer()
     )

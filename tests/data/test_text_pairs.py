@@ -25,7 +25,7 @@ def config_of(folder, **fields):
     source = Records(train=str(folder / "train.jsonl"), validation=str(folder / "validation.jsonl"))
     examples = TextPairs(**fields)
     tokenizer = Bytes(specials=("<pad>",))
-    return DataConfig(source=source, tokenizer=tokenizer, examples=examples, seq_len=6, batch_size=4, shuffle=False)
+    return DataConfig(source=source, tokenizer=tokenizer, task=examples, seq_len=6, batch_size=4, shuffle=False)
 
 
 def batch_of(folder, **fields):
@@ -34,7 +34,7 @@ def batch_of(folder, **fields):
 
 
 def test_arrays_written_by_hand(tmp_path):
-    batch = batch_of(tmp_path, target_len=4, start="<pad>")
+    batch = batch_of(tmp_path, target_len=4, decoder_start_token="<pad>")
     a, x = ord("a"), ord("x")
     np.testing.assert_array_equal(batch["inputs"][0], [a, a + 1, SEP, SEP, SEP, SEP])
     np.testing.assert_array_equal(batch["input_segments"][0], [1, 1, 1, 0, 0, 0])
@@ -50,9 +50,9 @@ def test_arrays_written_by_hand(tmp_path):
 def test_shapes_are_those_of_the_batch(tmp_path):
     config = config_of(tmp_path, target_len=5)
     batch = batch_of(tmp_path, target_len=5)
-    shapes = config.examples.shapes(config)
+    shapes = config.task.shapes(config)
     assert {name: (x.shape[1:], x.dtype) for name, x in batch.items()} == {k: (s, d) for k, (s, d) in shapes.items()}
-    assert config.examples.predicted(config) == 5 / 6
+    assert config.task.predicted_fraction(config) == 5 / 6
 
 
 def test_training_reads_each_pair_once_an_epoch(tmp_path):
@@ -66,8 +66,8 @@ def test_training_reads_each_pair_once_an_epoch(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"target_len": 3}, r"data\.examples\.target_len=3: .*train\.jsonl:1 makes 4 tokens"),
-        ({"source": "src"}, r"data\.examples\.source='src'.*no such field"),
+        ({"target_len": 3}, r"data\.task\.target_len=3: .*train\.jsonl:1 makes 4 tokens"),
+        ({"source": "src"}, r"data\.task\.source='src'.*no such field"),
         ({"target_len": 1}, "target_len=1"),
     ],
 )
@@ -97,7 +97,7 @@ def test_span_corruption_begins_with_the_token_it_is_told(tmp_path):
         config = DataConfig(
             source=Files(train=str(tmp_path / "t.txt"), validation=str(tmp_path / "t.txt")),
             tokenizer=Bytes(specials=names),
-            examples=SpanCorruption(start=start),
+            task=SpanCorruption(decoder_start_token=start),
             seq_len=32,
             batch_size=2,
             cache_dir=str(tmp_path),

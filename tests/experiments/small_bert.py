@@ -12,6 +12,6 @@ def get_config(corpus: str) -> Experiment:
     experiment = small(corpus)
     experiment.model = BertConfig(max_length=128, num_layers=1, num_heads=2, embed_dim=16)
     experiment.data.tokenizer = Bytes(specials=("[CLS]", "[SEP]", "[MASK]"))
-    experiment.data.examples = Masked()
+    experiment.data.task = Masked()
     experiment.objective = MaskedLM()
     return experiment

@@ -15,6 +15,6 @@ def get_config(corpus: str) -> Experiment:
     return dataclasses.replace(
         e,
         model=ElmoConfig(**sizes, hidden_dim=16, dropout_rate=0.1),
-        data=dataclasses.replace(e.data, examples=Characters(max_chars=5)),
+        data=dataclasses.replace(e.data, task=Characters(max_chars=5)),
         objective=BiLM(),
     )

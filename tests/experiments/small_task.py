@@ -21,7 +21,7 @@ def get_config(folder: str) -> Experiment:
         data=DataConfig(
             source=Records(train=f"{folder}/train.jsonl", validation=f"{folder}/validation.jsonl"),
             tokenizer=Bytes(specials=("[CLS]", "[SEP]", "[MASK]")),
-            examples=SequenceClassificationTask(classes=("bad", "good")),
+            task=SequenceClassificationTask(classes=("bad", "good")),
             seq_len=32,
             batch_size=8,
             prefetch_threads=0,

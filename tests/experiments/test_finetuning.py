@@ -53,7 +53,7 @@ def get_config(run):
         data=DataConfig(
             source=Records(train={str(folder / "train.jsonl")!r}, validation={str(folder / "validation.jsonl")!r}),
             tokenizer=PretrainedTokenizer(path=run),
-            examples=SequenceClassificationTask(),
+            task=SequenceClassificationTask(),
             seq_len=48,
             prefetch_threads=0,
         ),
@@ -121,7 +121,7 @@ def test_it_has_learnt_and_is_evaluated_as_any_run(tuned):
 def test_a_resumed_run_has_its_own_parameters_and_names_its_classes(tuned, task):
     workdir, _ = tuned
     saved = Reader(workdir).read(60).experiment
-    assert saved.data.examples.classes == ("bad", "good")
+    assert saved.data.task.classes == ("bad", "good")
     done = run("experiments.train", f"--workdir={workdir}", "--config.num_steps=62", "--config.init_from.path=gone")
     assert done.code == 0, done.err
     assert "resuming at step 60 of 62" in done.err and "begins from" not in done.err
@@ -164,7 +164,7 @@ def test_what_cannot_begin_is_one_line(task, pretrained, tmp_path):
         (
             pretrained,
             "--config.model.head.num_classes=3",
-            "model.head.num_classes=3: data.examples has 2 classes (bad, good)",
+            "model.head.num_classes=3: data.task has 2 classes (bad, good)",
         ),
         (pretrained, "--config.model.body.embed_dim=32", "and in this model"),
         (pretrained, "--config.model.body.num_layers=2", "trunk/block_1/attention/key/bias (and 15 more) is not in"),

@@ -82,7 +82,7 @@ def test_a_t5_comes_and_goes_and_trains_on(corpus, tmp_path):
     assert run("experiments.export", f"--workdir={workdir}", f"--out={out}", "--checkpoint=0").code == 0
     assert load(out)[0] == load(source)[0]
     wrong = run("experiments.import", f"--source={source}", f"--workdir={tmp_path}/x", f"--config={SMALL}:{corpus}")
-    assert wrong.code == 2 and "data.examples='Packed()': not what model=T5Config() reads" in wrong.err, wrong.err
+    assert wrong.code == 2 and "data.task='Packed()': not what model=T5Config() reads" in wrong.err, wrong.err
 
 
 BAD = {

@@ -77,7 +77,7 @@ def test_the_prompts_of_p_tuning_stand_around_a_tasks_texts():
         e = within_template(base, PTuning(length=4))
         e = dataclasses.replace(e, peft=PTuning(length=4))
         configs.check(e)
-        assert e.data.examples.layout.text == "<prompt><prompt>{text}<prompt><prompt>"
+        assert e.data.task.layout.text == "<prompt><prompt>{text}<prompt><prompt>"
         assert e.data.tokenizer.specials == (*base.data.tokenizer.specials, "<prompt>") and not e.objective.lm_weight
 
 

@@ -109,7 +109,7 @@ def test_what_cannot_be_is_refused():
 def test_the_decoder_begins_as_it_did_in_training():
     tokenizer = ByteTokenizer(("<pad>",))
     for start, wanted in ((None, (256,)), ("<pad>", (257,))):
-        data = DataConfig(seq_len=16, batch_size=8, examples=SpanCorruption(start=start))
+        data = DataConfig(seq_len=16, batch_size=8, task=SpanCorruption(decoder_start_token=start))
         model = dataclasses.replace(KINDS["t5"], vocab_size=258)
         program = build(Experiment(model=model, data=data, objective=Seq2Seq()), jax.devices()[:1])
         generator = make_generator(program, tokenizer)

@@ -335,5 +335,5 @@ def test_bad_fields_are_named(changes, message):
 
 def test_words_of_another_length_are_refused():
     config, params, _ = built()
-    with pytest.raises(UserError, match=r"model.max_chars=9: .*\(1, 2, 12\).*data.examples.max_chars"):
+    with pytest.raises(UserError, match=r"model.max_chars=9: .*\(1, 2, 12\).*data.task.max_chars"):
         make_apply(config.build())(params, jnp.zeros((1, 2, 12), jnp.int32))

@@ -15,7 +15,7 @@ from jaxnlp.models.heads import (
     TokenClassificationHead,
 )
 from jaxnlp.objectives.multiple_choice import MultipleChoice
-from jaxnlp.objectives.objective import means, prepared
+from jaxnlp.objectives.objective import means
 from jaxnlp.objectives.regression import Regression
 from jaxnlp.objectives.sequence_classification import SequenceClassification
 from jaxnlp.objectives.span_extraction import SpanExtraction
@@ -156,7 +156,7 @@ def test_logits_and_loss_equal_transformers(name, rng, tmp_path):
     @jax.jit
     def run(params):
         given = {name: batch[name] for name in ("types", "segment_ids", "extract") if name in batch}
-        return apply(params, batch["tokens"], **given), objective.loss(apply, params, prepared(objective, batch), None)
+        return apply(params, batch["tokens"], **given), objective.loss(apply, params, objective.prepare(batch), None)
 
     found, (total, weight, metrics) = run(params)
     real = batch["segment_ids"].astype(bool) if head.of_tokens else slice(None)
@@ -183,7 +183,7 @@ def test_gradients_equal_transformers(name, rng, tmp_path):
     apply = make_apply(config.build())
 
     def loss(params):
-        total, weight, _ = objective.loss(apply, params, prepared(objective, batch), None)
+        total, weight, _ = objective.loss(apply, params, objective.prepare(batch), None)
         return total / weight
 
     grads = jax.jit(jax.grad(loss))(params)

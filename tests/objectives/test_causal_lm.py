@@ -20,5 +20,5 @@ def test_sums_are_those_of_optax_over_real_tokens_and_the_z_loss_adds_squares(rn
     log_z = np.log(np.exp(logits).sum(-1))
     nll = np.asarray(optax.softmax_cross_entropy_with_integer_labels(logits, targets))[real].sum()
     assert float(weight) == real.sum()
-    assert float(metrics["nll"]) == pytest.approx(nll, rel=1e-5)
+    assert float(metrics["loss"]) == pytest.approx(nll, rel=1e-5)
     assert float(total) == pytest.approx(nll + 0.5 * (log_z[real] ** 2).sum(), rel=1e-5)

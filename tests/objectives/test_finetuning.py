@@ -24,7 +24,7 @@ from jaxnlp.models.heads import (
 )
 from jaxnlp.objectives.classification_metrics import class_scores, class_sums
 from jaxnlp.objectives.multiple_choice import MultipleChoice
-from jaxnlp.objectives.objective import means, prepared
+from jaxnlp.objectives.objective import means
 from jaxnlp.objectives.regression import Regression
 from jaxnlp.objectives.sequence_classification import SequenceClassification
 from jaxnlp.objectives.span_extraction import SpanExtraction
@@ -93,7 +93,7 @@ def run(name, batch, objective=None):
     @jax.jit
     def both(params, batch):
         given = {k: batch[k] for k in ("types", "segment_ids", "extract") if k in batch}
-        return objective.loss(apply, params, prepared(objective, batch), None), apply(params, batch["tokens"], **given)
+        return objective.loss(apply, params, objective.prepare(batch), None), apply(params, batch["tokens"], **given)
 
     (total, weight, metrics), out = both(params, batch)
     return float(total / weight), means(metrics, weight), out
@@ -124,7 +124,7 @@ def test_the_loss_is_the_tasks_mean_plus_lambda_times_the_mean_of_the_tokens(nam
         task = mean(optax.softmax_cross_entropy(logits, soft), weights)
     lm = mean(cross_entropy(out["lm"], batch["lm_targets"]), batch["lm_weights"])
     assert loss == pytest.approx(task + 0.5 * lm, rel=1e-5)
-    assert float(found["nll"]) == pytest.approx(nll, rel=1e-5)
+    assert float(found["loss"]) == pytest.approx(nll, rel=1e-5)
     assert float(found["lm_loss"]) == pytest.approx(lm, rel=1e-5)
 
 
@@ -156,7 +156,7 @@ def test_lambda_0_is_no_auxiliary_loss(name, rng):
 
     @jax.jit
     def gradient(batch):
-        return jax.value_and_grad(lambda p: objective.loss(apply, p, prepared(objective, batch), None)[0])(params)
+        return jax.value_and_grad(lambda p: objective.loss(apply, p, objective.prepare(batch), None)[0])(params)
 
     jax.tree.map(np.testing.assert_array_equal, gradient(batch), gradient(without))
 
@@ -173,7 +173,7 @@ def test_microbatches_give_the_step_of_the_whole_batch(name, rng):
         metrics.append(found)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *states)
     assert metrics[0].keys() == metrics[1].keys() and not {"classes", "moments"} & set(metrics[0])
-    for key in ("loss", "nll", "accuracy" if name != "regress" else "lm_loss"):
+    for key in ("loss", "accuracy" if name != "regress" else "lm_loss"):
         assert float(metrics[0][key]) == pytest.approx(float(metrics[1][key]), rel=1e-5)
 
 
@@ -191,7 +191,7 @@ def test_eight_devices_equal_one(rng):
         state, losses = program.init(), []
         for batch in batches:
             state, metrics = program.step(state, program.put(batch))
-            losses.append([float(metrics[name]) for name in ("loss", "nll", "lm_loss", "accuracy")])
+            losses.append([float(metrics[name]) for name in ("loss", "lm_loss", "accuracy")])
         found.append((losses, jax.device_get(state.params)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
 
@@ -202,7 +202,7 @@ def test_a_split_in_batches_has_the_scores_of_the_whole(name, scores, rng):
     batches = [batch_of(name, rng) for _ in range(3)]
     apply = make_apply(config.build())
     step = jax.jit(make_eval_step(apply, objective))
-    found = evaluate(step, params, batches, None, objective=objective)
+    found = evaluate(step, params, batches, objective)
     assert all(isinstance(x, float) for x in found.values())
     whole = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
     _, _, out = run(name, whole)
@@ -241,18 +241,18 @@ def test_scores_of_two_classes(rng):
 
 def test_a_constant_prediction_has_no_correlation():
     moments = np.asarray([2.0, 3.0, 4.0, 10.0, 6.0])
-    assert Regression().summary({"moments": moments, "loss": 1.0}) == {"loss": 1.0, "pearson": 0.0}
+    assert Regression().finalize_metrics({"moments": moments, "loss": 1.0}) == {"loss": 1.0, "pearson": 0.0}
 
 
 def test_an_auxiliary_loss_needs_its_targets_and_a_language_model(rng):
     batch = batch_of("classify", rng)
     with pytest.raises(UserError, match=r"objective.lm_weight=0.5: .*no targets"):
-        prepared(SequenceClassification(lm_weight=0.5), {key: x for key, x in batch.items() if key != "lm_targets"})
+        SequenceClassification(lm_weight=0.5).prepare({key: x for key, x in batch.items() if key != "lm_targets"})
     encoder = ModelWithHead(body=BERT, head=SequenceClassificationHead(num_classes=N))
     params = init_params(encoder.build(), jax.random.key(0), jnp.zeros((1, 1, 4), jnp.int32))
     objective = SequenceClassification(lm_weight=0.5)
     with pytest.raises(UserError, match=r"objective.lm_weight: the trunk is no language model; use a decoder"):
-        objective.loss(make_apply(encoder.build()), params, prepared(objective, batch), None)
+        objective.loss(make_apply(encoder.build()), params, objective.prepare(batch), None)
 
 
 @pytest.mark.parametrize(

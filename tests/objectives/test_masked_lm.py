@@ -9,7 +9,7 @@ import pytest
 from jaxnlp.errors import UserError
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.objectives.masked_lm import MaskedLM
-from jaxnlp.objectives.objective import means, prepared
+from jaxnlp.objectives.objective import means
 from jaxnlp.sharding.axes import init_params, make_apply
 from jaxnlp.training.step.state import new_state
 from jaxnlp.training.step.step import make_step
@@ -45,7 +45,7 @@ def batch(rng):
 def test_the_loss_is_the_sum_of_two_means(model, batch):
     config, params = model
     apply = make_apply(config.build())
-    total, weight, metrics = MaskedLM().loss(apply, params, prepared(MaskedLM(), batch), None)
+    total, weight, metrics = MaskedLM().loss(apply, params, MaskedLM().prepare(batch), None)
     out = apply(params, batch["tokens"], types=batch["types"], segment_ids=batch["segment_ids"])
     words = jnp.take_along_axis(out["masked_lm"], batch["predict"][..., None], 1)
     word_nll = optax.softmax_cross_entropy_with_integer_labels(words, batch["targets"])
@@ -54,7 +54,7 @@ def test_the_loss_is_the_sum_of_two_means(model, batch):
     wanted = mean(word_nll, batch["weights"]) + mean(pair_nll, batch["pair_weights"])
     assert float(total / weight) == pytest.approx(wanted, rel=1e-5)
     found = means(metrics, weight)
-    assert float(found["nll"]) == pytest.approx(mean(word_nll, batch["weights"]), rel=1e-5)
+    assert float(found["loss"]) == pytest.approx(mean(word_nll, batch["weights"]), rel=1e-5)
     assert float(found["next_sentence_loss"]) == pytest.approx(mean(pair_nll, batch["pair_weights"]), rel=1e-5)
     right = np.asarray(words.argmax(-1) == batch["targets"])
     assert float(found["accuracy"]) == pytest.approx(mean(right, batch["weights"]))
@@ -96,7 +96,7 @@ def test_the_loss_equals_transformers(model, batch, tmp_path):
     }
     with torch.no_grad():
         wanted = theirs(**{k: torch.from_numpy(np.asarray(v, np.int64)) for k, v in given.items()}).loss.item()
-    total, weight, _ = MaskedLM().loss(make_apply(config.build()), params, prepared(MaskedLM(), batch), None)
+    total, weight, _ = MaskedLM().loss(make_apply(config.build()), params, MaskedLM().prepare(batch), None)
     assert float(total / weight) == pytest.approx(wanted, rel=1e-5)
 
 
@@ -108,6 +108,6 @@ def test_heads_and_examples_must_agree(model, batch):
         MaskedLM().loss(apply, params, alone, None)
     headless = make_apply(BertConfig(**{**vars(config), "heads": ("masked_lm",)}).build())
     with pytest.raises(UserError, match="model.heads.*next_sentence"):
-        MaskedLM().loss(headless, params, prepared(MaskedLM(), batch), None)
+        MaskedLM().loss(headless, params, MaskedLM().prepare(batch), None)
     total, weight, metrics = MaskedLM().loss(headless, params, alone, None)
-    assert set(metrics) == {"nll", "accuracy"} and float(total) == float(metrics["nll"])
+    assert set(metrics) == {"loss", "accuracy"} and float(total) == float(metrics["loss"])

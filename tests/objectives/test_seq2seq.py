@@ -33,13 +33,13 @@ def test_smoothed_loss_equals_torch(rng, smoothing):
     assert float(total) == pytest.approx(wanted, rel=1e-5) and float(weight) == 8
     right = (logits.argmax(-1) == batch["targets"])[batch["weights"] > 0].sum()
     assert float(metrics["accuracy"]) == right
-    assert (float(metrics["nll"]) == pytest.approx(float(total))) == (smoothing == 0)
+    assert (float(metrics["loss"]) == pytest.approx(float(total))) == (smoothing == 0)
 
 
 def test_z_loss_adds_the_square_of_the_log_partition(rng):
     batch, logits = batch_of(rng), jnp.full((B, T, V), 2.0)
     total, weight, metrics = Seq2Seq(z_loss=0.5).loss(lambda *_, **__: logits, {}, batch, None)
-    assert float(total - metrics["nll"]) == pytest.approx(8 * 0.5 * (2 + np.log(V)) ** 2, rel=1e-5)
+    assert float(total - metrics["loss"]) == pytest.approx(8 * 0.5 * (2 + np.log(V)) ** 2, rel=1e-5)
 
 
 def test_bad_fields_are_named():

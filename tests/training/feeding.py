@@ -20,7 +20,7 @@ def main() -> None:
     experiment, tokenizer = prepare(CONFIG.value)
     program, read = build(experiment), []
     store = open_split(experiment.data, "train", tokenizer)
-    experiment.data.examples = Noted(read)
+    experiment.data.task = Noted(read)
     batch = next(TrainBatches(store, experiment.data, rows=program.rows, tokenizer=tokenizer))
     total = jax.jit(lambda x: x.astype(float).sum())(program.put(batch)["tokens"])
     found = {

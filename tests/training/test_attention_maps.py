@@ -104,7 +104,7 @@ def test_an_encoder_decoder_has_three_parts(scanned):
 def test_a_decoder_begins_as_in_training_and_sentinels_have_their_names():
     run = made(TransformerConfig(**SIZES))
     tokenizer = ByteTokenizer(("<pad>", "<extra_id_0>"))
-    data = dataclasses.replace(run.saved.experiment.data, examples=SpanCorruption(start="<pad>"))
+    data = dataclasses.replace(run.saved.experiment.data, task=SpanCorruption(decoder_start_token="<pad>"))
     saved = dataclasses.replace(run.saved, experiment=dataclasses.replace(run.saved.experiment, data=data))
     run = dataclasses.replace(run, saved=dataclasses.replace(saved, tokenizer=tokenizer))
     _, _, cross = attention_maps(run, "a<extra_id_0>", "<extra_id_0>b")
@@ -170,7 +170,7 @@ def test_what_cannot_be_filled_in_is_refused():
     run = made(BertConfig(**SIZES))
     with pytest.raises(UserError, match=r"has no \[MASK\]; put it where"):
         fill_mask(run, "a")
-    data = dataclasses.replace(run.saved.experiment.data, examples=Masked(cls="<cls>"))
+    data = dataclasses.replace(run.saved.experiment.data, task=Masked(cls="<cls>"))
     saved = dataclasses.replace(run.saved, experiment=dataclasses.replace(run.saved.experiment, data=data))
     with pytest.raises(UserError, match="its tokenizer has no <cls>"):
         fill_mask(dataclasses.replace(run, saved=saved), "a[MASK]")

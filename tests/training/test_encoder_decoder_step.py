@@ -34,7 +34,7 @@ def batch(seed):
 def run(name, devices, **fields):
     e = Experiment(
         model=MODELS[name],
-        data=DataConfig(seq_len=S, batch_size=8, examples=TextPairs(target_len=T)),
+        data=DataConfig(seq_len=S, batch_size=8, task=TextPairs(target_len=T)),
         objective=Seq2Seq(label_smoothing=0.1),
         optim=OptimConfig(name="sgd", learning_rate=0.3, schedule="constant", clip_norm=None),
         num_steps=10,

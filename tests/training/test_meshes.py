@@ -176,7 +176,7 @@ def program(name: str, sharding: Sharding, devices: int):
     e = Experiment(
         model=model,
         objective=objectives[name],
-        data=DataConfig(seq_len=T, batch_size=B, **({"examples": TextPairs(target_len=T)} if name in PAIRS else {})),
+        data=DataConfig(seq_len=T, batch_size=B, **({"task": TextPairs(target_len=T)} if name in PAIRS else {})),
         optim=OptimConfig(
             name="sgd", learning_rate=0.1, schedule="constant", clip_norm=None, weight_decay=0.0, b1=MOMENTUM
         ),

@@ -18,7 +18,6 @@ from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.nn.policy import Policy
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.objectives.masked_lm import MaskedLM
-from jaxnlp.objectives.objective import prepared
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.optim import OptimConfig
 from jaxnlp.planning.hlo import collectives
@@ -51,7 +50,7 @@ def parts(name: str, num_layers: int):
     module, inputs = model.build(), model.example_inputs(B // M, T)
     params = init_params(module, jax.random.key(0), *(np.zeros(x.shape, x.dtype) for x in inputs))
     _, axes = abstract_params(module, *inputs)
-    return OBJECTIVES[name], make_apply(module), params, axes, prepared(OBJECTIVES[name], batch(name.split()[0], 0))
+    return OBJECTIVES[name], make_apply(module), params, axes, OBJECTIVES[name].prepare(batch(name.split()[0], 0))
 
 
 @functools.cache

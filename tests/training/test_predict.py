@@ -36,14 +36,14 @@ def opened(folder, examples, rows):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = Records(train=str(folder / "train.jsonl"), validation=str(folder / "validation.jsonl"))
     data = pipeline.DataConfig(
-        source=source, tokenizer=Bytes(specials=("[CLS]", "[SEP]")), examples=examples, seq_len=16, batch_size=4
+        source=source, tokenizer=Bytes(specials=("[CLS]", "[SEP]")), task=examples, seq_len=16, batch_size=4
     )
     return data, pipeline.open_split(data, "validation", BYTES)
 
 
 def test_records_are_answered_in_order_whatever_the_batches():
     task = SequenceClassificationTask(classes=("x", "y"))
-    data = pipeline.DataConfig(examples=task, seq_len=8, batch_size=4)
+    data = pipeline.DataConfig(task=task, seq_len=8, batch_size=4)
     records = [Record(f"r:{i}", {"text": "xy"[i % 3 == 1]}) for i in range(10)]
     examples = task.encode(records, BYTES, 8, print, labelled=False)
     says = lambda tokens, **_: jnp.stack([tokens[:, 0, 1] == ord("x"), tokens[:, 0, 1] == ord("y")], -1) * 9.0
@@ -53,7 +53,7 @@ def test_records_are_answered_in_order_whatever_the_batches():
 
 def test_windows_of_a_record_are_one_answer():
     task = SpanExtractionTask(stride=3)
-    data = pipeline.DataConfig(examples=task, seq_len=12, batch_size=4)
+    data = pipeline.DataConfig(task=task, seq_len=12, batch_size=4)
     texts = ["abcXdefghijkl", "ab", "abcdefghijklmnoXpq", "abcdefgh"]
     records = [Record(f"r:{i}", {"question": "?", "context": text}) for i, text in enumerate(texts)]
     examples = task.encode(records, BYTES, 12, print, labelled=False)

@@ -39,7 +39,7 @@ LAYER = ("attention/key", "attention/out", "attention/query", "attention/value",
 
 
 def program(model, sharding=None, examples=CLASSES):
-    data = DataConfig(seq_len=8, batch_size=4, examples=examples)
+    data = DataConfig(seq_len=8, batch_size=4, task=examples)
     rules = sharding or Sharding(mesh=MeshConfig(data=1))
     devices = jax.devices()[: 4 if sharding else 1]
     return build(Experiment(model=model, data=data, sharding=rules, num_steps=1), devices)

@@ -55,7 +55,7 @@ def task(tmp_path) -> Experiment:
         data=DataConfig(
             source=Records(train=f"{tmp_path}/train.jsonl", validation=f"{tmp_path}/validation.jsonl"),
             tokenizer=Bytes(specials=(layout.start, layout.delimiter, layout.extract, "<prompt>")),
-            examples=SequenceClassificationTask(layout=Template(text="<prompt>{text}?<prompt><prompt>", layout=layout)),
+            task=SequenceClassificationTask(layout=Template(text="<prompt>{text}?<prompt><prompt>", layout=layout)),
             seq_len=12,
             batch_size=4,
             prefetch_threads=0,
@@ -92,11 +92,11 @@ def test_vectors_stand_where_the_template_has_their_places(task):
 
 def test_a_template_and_a_method_that_do_not_fit_are_told(task):
     for tuning, message in (
-        (LoRA(), r"data.examples.layout.text=.* stands for vectors of a prompt; expected peft=PTuning\(length=3\)"),
-        (Prompt(length=4), "data.examples.layout.text=.* has 3 times <prompt>, for peft.length=4 vectors"),
+        (LoRA(), r"data.task.layout.text=.* stands for vectors of a prompt; expected peft=PTuning\(length=3\)"),
+        (Prompt(length=4), "data.task.layout.text=.* has 3 times <prompt>, for peft.length=4 vectors"),
     ):
         with pytest.raises(FieldError, match=message):
             dataclasses.replace(task, peft=tuning).check()
     plain = Template(text="{text}?", layout=DecoderLayout())
-    data = dataclasses.replace(task.data, examples=SequenceClassificationTask(layout=plain))
+    data = dataclasses.replace(task.data, task=SequenceClassificationTask(layout=plain))
     assert prepare(dataclasses.replace(task, data=data, peft=Prompt(length=2)))[0].peft == Prompt(length=2)

@@ -106,7 +106,7 @@ def test_a_file_serves_as_a_run_does_and_a_head_stays_fresh(sources, tmp_path):
         assert (told[0] == f"note: {path} was tuned on another base than this run's") == bool(seed)
 
     model = ModelWithHead(body=found.saved.experiment.model, head=SequenceClassificationHead(num_classes=3))
-    data = DataConfig(seq_len=8, batch_size=4, examples=CLASSES)
+    data = DataConfig(seq_len=8, batch_size=4, task=CLASSES)
     for source in (path, sources["prompt"]):
         e = Experiment(model=model, data=data, num_steps=1, peft=Prompt(length=P), init_peft_from=source)
         params, _ = begun(e)

@@ -168,7 +168,7 @@ def test_an_encoder_decoder_writes_after_a_prompt_that_its_encoder_read():
     sizes: dict[str, Any] = {"vocab_size": 257, "num_layers": 1, "num_heads": 2, "embed_dim": 16, "mlp_dim": 24}
     e = Experiment(
         model=TransformerConfig(**sizes, max_length=12),
-        data=DataConfig(seq_len=8, batch_size=2, examples=TextPairs(target_len=8)),
+        data=DataConfig(seq_len=8, batch_size=2, task=TextPairs(target_len=8)),
         objective=Seq2Seq(),
         peft=Prompt(length=3),
     )
@@ -202,7 +202,7 @@ def test_a_base_that_changed_or_went_and_a_method_that_changed(corpus, base, tmp
 
 def test_a_new_head_is_trained_whole_and_a_fresh_trunk_must_be(tmp_path):
     path, _ = pretrained_run(tmp_path, GPT)
-    data = DataConfig(seq_len=8, batch_size=4, examples=CLASSES)
+    data = DataConfig(seq_len=8, batch_size=4, task=CLASSES)
     model = ModelWithHead(body=GPT, head=SequenceClassificationHead(num_classes=3))
     e = Experiment(model=model, data=data, num_steps=1, peft=LoRA(rank=2), init_from=Pretrained(path=path))
     program = build(e, jax.devices()[:1])

@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxnlp.data.corpora.stdlib_ast import OF_FILE, Definition, File, drawn_number, library
-from jaxnlp.data.records import Record, texts
+from jaxnlp.data.records import RecordSource
+from jaxnlp.data.source import Record
 from jaxnlp.data.text import sources
 from jaxnlp.errors import UserError
 
@@ -50,8 +51,11 @@ TAGS = ("keyword", "name", "number", "operator", "string")
 
 
 @dataclasses.dataclass(kw_only=True)
-class StdlibTask:
-    """What the sources here share. holdout: share of the files of each of validation and test."""
+class StdlibTask(RecordSource):
+    """What the sources here share: `records` are `make` of a split's files.
+
+    holdout: share of the files of each of validation and test.
+    """
 
     holdout: float = 0.1
 
@@ -64,15 +68,12 @@ class StdlibTask:
 
     def make(self, files: list[File]) -> Iterator[Record]:
         """The records of one split's files."""
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} defines neither records nor make")
 
     def _split(self, file: File) -> str:
         if file.place < self.holdout:
             return "validation"
         return "test" if file.place < 2 * self.holdout else "train"
-
-    def documents(self, split: str) -> Iterator[str]:
-        return texts(self.records(split))
 
     def fingerprint(self, split: str) -> str:
         return sources.digest([f"{sys.version} {self}", sources.PythonStdlib().fingerprint(split)])

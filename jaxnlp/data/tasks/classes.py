@@ -3,7 +3,8 @@
 from typing import Any
 
 from jaxnlp.config import did_you_mean
-from jaxnlp.data.records import Record, field
+from jaxnlp.data.records import field
+from jaxnlp.data.source import Record, Source
 from jaxnlp.errors import FieldError
 
 
@@ -14,7 +15,7 @@ def name_of(value: Any, record: Record, setting: str, name: str) -> str:
     raise FieldError(setting, name, f"{record.where} holds {value!r} there, expected a label: a text or a whole number")
 
 
-def found_classes(source: Any, name: str, setting: str = "data.examples.label") -> tuple[str, ...]:
+def classes_of(source: Source, name: str, setting: str = "data.task.label") -> tuple[str, ...]:
     """The labels of the train split, sorted: by value where all are whole numbers.
 
     name: the field that holds a label, or a list of them.
@@ -29,10 +30,10 @@ def found_classes(source: Any, name: str, setting: str = "data.examples.label") 
     return tuple(sorted(names, key=lambda n: (int(n), "") if all(map(_is_whole, names)) else (0, n)))
 
 
-def class_of(value: Any, record: Record, setting: str, name: str, classes: tuple[str, ...]) -> int:
+def class_index(value: Any, record: Record, setting: str, name: str, classes: tuple[str, ...]) -> int:
     """The number of a record's label. Raises FieldError for one that is none of the classes."""
     if not classes:
-        raise FieldError("data.examples.classes", classes, "not known yet; call data.pipeline.resolved(config) first")
+        raise FieldError("data.task.classes", classes, "not known yet; call data.pipeline.resolved(config) first")
     label = name_of(value, record, setting, name)
     if label not in classes:
         near = did_you_mean(label, [*classes])

@@ -1,59 +1,75 @@
-"""What a text, or two, are to a model: the input of classification and regression.
+"""The texts that classification and regression read.
 
   Single      one text (is this review good?)
   Pair        two with an order (does the premise entail the hypothesis?)
-  Unordered   two without one (do they mean the same?): a decoder reads them in both orders and adds up what it sees
+  Unordered   two without one (do they mean the same?): a decoder reads them in both orders and adds up its states
 
 Radford et al. 2018, section 3.3.
 """
 
+import abc
 import dataclasses
-from typing import Any
 
-from jaxnlp.data.records import Record, text_field
+from jaxnlp.data.records import text_field
+from jaxnlp.data.source import Record
+from jaxnlp.data.tasks.layout import Layout
 
 
 @dataclasses.dataclass(kw_only=True)
-class Single:
+class Inputs(abc.ABC):
+    """The texts of a record, and the sequences they make."""
+
+    @abc.abstractmethod
+    def texts(self, record: Record) -> list[str]: ...
+
+    @abc.abstractmethod
+    def orders(self, layout: Layout) -> list[tuple[int, ...]]:
+        """For each sequence, the indices of its texts."""
+
+    @property
+    def text_field(self) -> str | None:
+        """The field of the text, where there is a single one."""
+        return None
+
+
+@dataclasses.dataclass(kw_only=True)
+class Single(Inputs):
     """text: the field that holds it."""
 
     text: str = "text"
 
     def texts(self, record: Record) -> list[str]:
-        return [text_field(record, self.text, "data.examples.inputs.text")]
+        return [text_field(record, self.text, "data.task.inputs.text")]
 
-    def orders(self, layout: Any) -> list[tuple[int, ...]]:
-        """The texts of each sequence."""
+    def orders(self, layout: Layout) -> list[tuple[int, ...]]:
         return [(0,)]
+
+    @property
+    def text_field(self) -> str | None:
+        return self.text
 
 
 @dataclasses.dataclass(kw_only=True)
-class Pair:
+class Pair(Inputs):
     """first, second: the fields that hold them."""
 
     first: str = "premise"
     second: str = "hypothesis"
 
     def texts(self, record: Record) -> list[str]:
-        return two_texts(self, record)
+        fields = {"first": self.first, "second": self.second}
+        return [text_field(record, name, f"data.task.inputs.{setting}") for setting, name in fields.items()]
 
-    def orders(self, layout: Any) -> list[tuple[int, ...]]:
+    def orders(self, layout: Layout) -> list[tuple[int, ...]]:
         return [(0, 1)]
 
 
 @dataclasses.dataclass(kw_only=True)
-class Unordered:
+class Unordered(Pair):
     """first, second: the fields that hold them."""
 
     first: str = "first"
     second: str = "second"
 
-    def texts(self, record: Record) -> list[str]:
-        return two_texts(self, record)
-
-    def orders(self, layout: Any) -> list[tuple[int, ...]]:
+    def orders(self, layout: Layout) -> list[tuple[int, ...]]:
         return [(0, 1), (1, 0)] if layout.both_orders else [(0, 1)]
-
-
-def two_texts(inputs: Any, record: Record) -> list[str]:
-    return [text_field(record, getattr(inputs, name), f"data.examples.inputs.{name}") for name in ("first", "second")]

@@ -3,16 +3,17 @@
   EncoderLayout   [CLS] a [SEP]              [CLS] a [SEP] b [SEP], types 0 up to the first [SEP] and 1 after it
   RobertaLayout   <s> a </s>                 <s> a </s> </s> b </s>, all of type 0
   DecoderLayout   <start> a <extract>        <start> a <delimiter> b <extract>, all of type 0
-  Template        any of these, with words and places for a prompt's vectors before and after the texts
+  Template        any of these, with words and the vectors of a prompt before and after the texts
 
 Devlin et al. 2019, arXiv:1810.04805, section 4 and figure 4; Liu et al. 2019, arXiv:1907.11692; Radford et al. 2018
 ("Improving language understanding by generative pre-training"), section 3.3 and figure 1.
 Shape legend: T length.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,8 +26,8 @@ TEXTS, PLACE = "{text}", "<prompt>"
 
 @dataclasses.dataclass(frozen=True)
 class TokenSequence:
-    """tokens, types: (T,) int32. extract: the place whose state stands for the sequence.
-    begins: the place of the first token of each text."""
+    """tokens, types: (T,) int32. extract: the position whose hidden state represents the sequence.
+    begins: the position of the first token of each text."""
 
     tokens: np.ndarray
     types: np.ndarray
@@ -35,106 +36,123 @@ class TokenSequence:
 
 
 @dataclasses.dataclass(kw_only=True)
-class EncoderLayout:
+class Layout(abc.ABC):
+    """Joins the texts of an example.
+
+    both_orders: texts without an order are read in both orders. language_model: the tokens are also targets of a
+    language model. num_places: positions in a sequence for the vectors of a prompt.
+    """
+
+    both_orders: ClassVar[bool] = False
+    language_model: ClassVar[bool] = False
+    num_places: ClassVar[int] = 0
+
+    @abc.abstractmethod
+    def special_ids(self, tokenizer: Tokenizer) -> tuple[Any, ...]:
+        """What `sequence` needs of the tokenizer. Raises FieldError naming a token that the vocabulary lacks."""
+
+    @abc.abstractmethod
+    def sequence(self, texts: Sequence[Ids], special_ids: tuple[Any, ...]) -> TokenSequence:
+        """One sequence with the tokens of all texts."""
+
+    def overhead(self, num_texts: int, special_ids: tuple[Any, ...]) -> int:
+        """Number of special tokens in a sequence of `num_texts` texts."""
+        return len(self.sequence([()] * num_texts, special_ids).tokens)
+
+
+@dataclasses.dataclass(kw_only=True)
+class EncoderLayout(Layout):
     """BERT's. cls, sep: names of the tokenizer's special tokens."""
 
     cls: str = "[CLS]"
     sep: str = "[SEP]"
 
-    both_orders = False
-    language_model = False
+    def special_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        return special_id(tokenizer, "cls", self.cls), special_id(tokenizer, "sep", self.sep)
 
-    def specials(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        return tuple(special(tokenizer, self, name) for name in ("cls", "sep"))
-
-    def sequence(self, texts: Sequence[Ids], specials: tuple[int, ...]) -> TokenSequence:
-        cls, sep = specials
+    def sequence(self, texts: Sequence[Ids], special_ids: tuple[int, ...]) -> TokenSequence:
+        cls, sep = special_ids
         parts = [[cls, *texts[0], sep], *([*text, sep] for text in texts[1:])]
-        return _join(parts, [1] + [0] * (len(texts) - 1), extract=0, kinds=range(len(parts)))
+        return _join(parts, [1] + [0] * (len(texts) - 1), extract=0, types=range(len(parts)))
 
 
 @dataclasses.dataclass(kw_only=True)
-class RobertaLayout:
+class RobertaLayout(Layout):
     """RoBERTa's: two separators between texts, one type. cls, sep: names of the tokenizer's special tokens."""
 
     cls: str = "<s>"
     sep: str = "</s>"
 
-    both_orders = False
-    language_model = False
+    def special_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        return special_id(tokenizer, "cls", self.cls), special_id(tokenizer, "sep", self.sep)
 
-    def specials(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        return tuple(special(tokenizer, self, name) for name in ("cls", "sep"))
-
-    def sequence(self, texts: Sequence[Ids], specials: tuple[int, ...]) -> TokenSequence:
-        cls, sep = specials
+    def sequence(self, texts: Sequence[Ids], special_ids: tuple[int, ...]) -> TokenSequence:
+        cls, sep = special_ids
         parts = [[cls, *texts[0], sep], *([sep, *text, sep] for text in texts[1:])]
-        return _join(parts, [1] * len(texts), extract=0, kinds=[0] * len(parts))
+        return _join(parts, [1] * len(texts), extract=0, types=[0] * len(parts))
 
 
 @dataclasses.dataclass(kw_only=True)
-class DecoderLayout:
-    """GPT's. The model reads the answer off the last token, the only one that has seen them all; texts without an
-    order are read in both, and the language model's own loss can be kept on.
+class DecoderLayout(Layout):
+    """GPT's. The model is read at the last token, the only one that attends to all others; texts without an order are
+    read in both orders, and the language-model loss can be kept.
 
     start, delimiter, extract: names of the tokenizer's special tokens.
     """
 
+    both_orders: ClassVar[bool] = True
+    language_model: ClassVar[bool] = True
     start: str = "<start>"
     delimiter: str = "<delimiter>"
     extract: str = "<extract>"
 
-    both_orders = True
-    language_model = True
+    def special_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        names = {"start": self.start, "delimiter": self.delimiter, "extract": self.extract}
+        return tuple(special_id(tokenizer, field, name) for field, name in names.items())
 
-    def specials(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        return tuple(special(tokenizer, self, name) for name in ("start", "delimiter", "extract"))
-
-    def sequence(self, texts: Sequence[Ids], specials: tuple[int, ...]) -> TokenSequence:
-        start, delimiter, extract = specials
+    def sequence(self, texts: Sequence[Ids], special_ids: tuple[int, ...]) -> TokenSequence:
+        start, delimiter, extract = special_ids
         parts = [[start, *texts[0]], *([delimiter, *text] for text in texts[1:]), [extract]]
         length = sum(map(len, parts))
-        found = _join(parts, [1] * len(parts), extract=length - 1, kinds=[0] * len(parts))
-        return dataclasses.replace(found, begins=found.begins[: len(texts)])
+        joined = _join(parts, [1] * len(parts), extract=length - 1, types=[0] * len(parts))
+        return dataclasses.replace(joined, begins=joined.begins[: len(texts)])
 
 
 @dataclasses.dataclass(kw_only=True)
-class Template:
-    """Another layout with a template around its texts, as P-tuning has it (Liu et al. 2021, arXiv:2103.10385).
+class Template(Layout):
+    """Another layout with a template around its texts (P-tuning: Liu et al. 2021, arXiv:2103.10385).
 
-    text: as "<prompt><prompt>{text} It is about<prompt>", where {text} stands for the texts as `layout` has them; what
-        is before and after goes within its special tokens, and is never cut.
-    place: in it, where a vector of `peft.prompt.PTuning` or `Prompt` stands, and the name of the special token that
-        stands there in the data.
+    text: as "<prompt><prompt>{text} It is about<prompt>", where {text} marks the texts as `layout` joins them; what
+        is before and after it goes within its special tokens, and is never truncated.
+    place: the mark in it of a vector of `peft.prompt.PTuning` or `Prompt`, and the name of the special token at that
+        position in the data.
     """
 
     text: str = "<prompt>{text}"
     place: str = PLACE
-    layout: Any = dataclasses.field(default_factory=EncoderLayout)
-
-    language_model = False  # places are no words to predict
+    layout: Layout = dataclasses.field(default_factory=EncoderLayout)
 
     def check(self) -> None:
         if not self.place:
             raise FieldError("place", self.place, f"expected the name of a special token, as {PLACE!r}")
         if self.text.count(TEXTS) != 1:
-            raise FieldError("text", self.text, f"expected {TEXTS} in it once, where the texts stand")
+            raise FieldError("text", self.text, f"expected {TEXTS} in it once, in place of the texts")
 
     @property
-    def both_orders(self) -> bool:
+    def both_orders(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.layout.both_orders
 
     @property
-    def num_places(self) -> int:
+    def num_places(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.text.count(self.place)
 
     def place_id(self, tokenizer: Tokenizer) -> int:
-        return special(tokenizer, self, "place")
+        return special_id(tokenizer, "place", self.place)
 
-    def specials(self, tokenizer: Tokenizer) -> tuple[Any, ...]:
+    def special_ids(self, tokenizer: Tokenizer) -> tuple[Any, ...]:
         """(ids before the texts, ids after them, those of the layout)."""
         try:
-            within = self.layout.specials(tokenizer)
+            within = self.layout.special_ids(tokenizer)
         except FieldError as e:
             raise FieldError(e.field.replace(".layout.", ".layout.layout."), e.value, e.expected) from None
         before, after = self.text.split(TEXTS)
@@ -144,41 +162,36 @@ class Template:
         first, *rest = tokenizer.encode_batch(text.split(self.place))
         return [*first, *(i for words in rest for i in (self.place_id(tokenizer), *words))]
 
-    def sequence(self, texts: Sequence[Ids], specials: tuple[Any, ...]) -> TokenSequence:
-        before, after, within = specials
+    def sequence(self, texts: Sequence[Ids], special_ids: tuple[Any, ...]) -> TokenSequence:
+        before, after, within = special_ids
         parts = [list(text) for text in texts]
         parts[0] = [*before, *parts[0]]
         parts[-1] = [*parts[-1], *after]
-        found = self.layout.sequence(parts, within)
-        first, *rest = found.begins
-        return dataclasses.replace(found, begins=(first + len(before), *rest))
+        joined = self.layout.sequence(parts, within)
+        first, *rest = joined.begins
+        return dataclasses.replace(joined, begins=(first + len(before), *rest))
 
 
-def overhead(layout: Any, num_texts: int, specials: tuple[Any, ...]) -> int:
-    """Tokens in a sequence of so many texts that are none of theirs."""
-    return len(layout.sequence([()] * num_texts, specials).tokens)
-
-
-def special(tokenizer: Tokenizer, layout: Any, field: str) -> int:
-    """The id of the token that a layout's field names."""
+def special_id(tokenizer: Tokenizer, field: str, name: str) -> int:
+    """The id of the special token `name`. Raises FieldError naming the layout's field."""
     try:
-        return tokenizer.special(getattr(layout, field))
+        return tokenizer.special(name)
     except FieldError as e:
-        raise FieldError(f"data.examples.layout.{field}", e.value, e.expected) from None
+        raise FieldError(f"data.task.layout.{field}", e.value, e.expected) from None
 
 
-def _join(parts: Sequence[Ids], before: Sequence[int], extract: int, kinds: Sequence[int]) -> TokenSequence:
-    """One sequence of parts. before: special tokens at the front of each; kinds: the type of each."""
+def _join(parts: Sequence[Ids], skips: Sequence[int], extract: int, types: Sequence[int]) -> TokenSequence:
+    """One sequence of parts. skips: the number of special tokens at the front of each; types: the type of each."""
     sizes = [len(part) for part in parts]
     starts = np.cumsum([0, *sizes[:-1]])
     tokens = np.asarray([token for part in parts for token in part], np.int32)
-    begins = tuple(int(start) + skip for start, skip in zip(starts, before, strict=True))
-    return TokenSequence(tokens, np.repeat(np.asarray(kinds, np.int32), sizes), extract, begins)
+    begins = tuple(int(start) + skip for start, skip in zip(starts, skips, strict=True))
+    return TokenSequence(tokens, np.repeat(np.asarray(types, np.int32), sizes), extract, begins)
 
 
 def shorten(texts: Sequence[Ids], room: int) -> list[Ids]:
-    """The texts cut to `room` tokens in all: the longest loses its last token, again and again, until they fit
-    (of equally long ones the last goes first, as in BERT)."""
+    """The texts truncated to `room` tokens in all: the longest loses its last token until they fit. Of equally long
+    ones the last is truncated first, as in BERT."""
     sizes = [len(text) for text in texts]
     for _ in range(sum(sizes) - room):
         longest = max(sizes)

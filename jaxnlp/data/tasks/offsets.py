@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxnlp.data.tokenizer import HuggingFaceTokenizer, Tokenizer
+from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
 
 
@@ -22,11 +22,12 @@ class Offsets:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._pieces = None if isinstance(tokenizer, HuggingFaceTokenizer) else tokenizer.pieces()
+        self._pieces = tokenizer.pieces() if tokenizer.encode_spans([]) is None else None
 
     def __call__(self, texts: list[str]) -> list[Pieces]:
-        if isinstance(self._tokenizer, HuggingFaceTokenizer):
-            return [Pieces(ids, *_columns(spans)) for ids, spans in self._tokenizer.encode_spans(texts)]
+        encoded = self._tokenizer.encode_spans(texts)
+        if encoded is not None:
+            return [Pieces(ids, *_columns(spans)) for ids, spans in encoded]
         return [self._by_bytes(text, ids) for text, ids in zip(texts, self._tokenizer.encode_batch(texts), strict=True)]
 
     def _by_bytes(self, text: str, ids: list[int]) -> Pieces:

@@ -1,54 +1,40 @@
-"""A text, or two, and a number: how alike, how good, how long.
-
-Metrics: squared error and correlation (`objectives/regression.py`).
-Shape legend: B batch, C sequences of an example, T length.
-"""
+"""A text, or two, and a number: similarity, quality, length (`objectives/regression.py`)."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
-from jaxnlp.data.records import Record, field
-from jaxnlp.data.tasks import task
-from jaxnlp.data.tasks.inputs import Single
-from jaxnlp.data.tasks.layout import EncoderLayout
-from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.data.records import field
+from jaxnlp.data.source import Record
+from jaxnlp.data.tasks.encoding import Example
+from jaxnlp.data.tasks.inputs import Inputs, Single
+from jaxnlp.data.tasks.labelled_task import Prediction, SequenceTask
 from jaxnlp.errors import FieldError
+from jaxnlp.metrics.classification import correlation
+from jaxnlp.metrics.metric import Scores
 
 
 @dataclasses.dataclass(kw_only=True)
-class RegressionTask:
-    """Examples for `objectives.regress`. Fields as `Classification`'s; label: the field that holds the number."""
+class RegressionTask(SequenceTask):
+    """Examples for `objectives.regression`. label: the field of the number.
 
-    inputs: Any = dataclasses.field(default_factory=Single)
-    label: str = "label"
-    layout: Any = dataclasses.field(default_factory=EncoderLayout)
-    truncate: bool = False
+    inputs: as `SequenceClassificationTask`'s.
+    """
 
-    records = True
-    unit = "examples"
+    label_dtype: ClassVar[type] = np.float32
+    inputs: Inputs = dataclasses.field(default_factory=Single)
 
-    @property
-    def num_sequences(self) -> int:
-        return len(self.inputs.orders(self.layout))
+    def texts(self, record: Record) -> list[str]:
+        return self.inputs.texts(record)
 
-    def resolved(self, source: Any) -> "RegressionTask":
-        return self
+    def orders(self) -> list[tuple[int, ...]]:
+        return self.inputs.orders(self.layout)
 
-    def encode(
-        self, records: Sequence[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
-    ) -> list[task.Example]:
-        orders = self.inputs.orders(self.layout)
-        rows = task.sequences(records, self.inputs.texts, orders, self, tokenizer, length, tell)
-        labels = [self.gold(record) if labelled else 0 for record in records]
-        return [task.Example(i, row, label) for i, (row, label) in enumerate(zip(rows, labels, strict=True))]
-
-    def gold(self, record: Record) -> float:
-        """A record's number."""
-        setting = "data.examples.label"
+    def target(self, record: Record) -> float:
+        setting = "data.task.label"
         value = field(record, self.label, setting)
         try:
             number = math.nan if isinstance(value, bool) else float(value)
@@ -58,30 +44,15 @@ class RegressionTask:
             raise FieldError(setting, self.label, f"{record.where} holds {value!r} there, expected a number")
         return number
 
-    def answer(self, record: Record, examples: Sequence[Any], logits: np.ndarray) -> dict[str, Any]:
-        return {"value": float(logits[0])}
+    def decode(self, record: Record, examples: Sequence[Example], outputs: np.ndarray) -> Prediction:
+        return {"value": float(outputs[0])}
 
-    def gold_answer(self, record: Record) -> dict[str, Any]:
-        return {"value": self.gold(record)}
+    def reference(self, record: Record) -> Prediction:
+        return {"value": self.target(record)}
 
-    def shown(self, record: Record) -> str:
-        return " | ".join(self.inputs.texts(record))
+    def metrics(self, predictions: Sequence[Prediction], references: Sequence[Prediction]) -> Scores:
+        return correlation([p["value"] for p in predictions], [r["value"] for r in references])
 
-    def targets(self, examples: Sequence[Any]) -> list[Any]:
-        return [example.label for example in examples]
-
-    def open(self, store: Any, tokenizer: Tokenizer | None, config: Any) -> task.TaskReader:
-        return task.TaskReader(self, store, tokenizer, config.seq_len)
-
-    def batch(self, examples: Sequence[Any], length: int, fill: int) -> dict[str, np.ndarray]:
-        """As `task.stack`, and `labels` (B,) float32."""
-        batch = task.stack(examples, self.num_sequences, length, fill, self.layout.language_model)
-        return {**batch, "labels": np.asarray([e.label if e else 0.0 for e in examples], np.float32)}
-
-    def shapes(self, config: Any) -> dict[str, Any]:
-        """As `Packed.shapes`."""
-        return task.shapes(self.num_sequences, config.seq_len, np.float32, self.layout.language_model)
-
-    def predicted(self, config: Any) -> float:
-        """As `Packed.predicted`: all of them, by a decoder's auxiliary loss."""
-        return float(self.layout.language_model)
+    @property
+    def text_field(self) -> str | None:
+        return self.inputs.text_field

@@ -4,29 +4,31 @@
 there is none (Devlin et al. 2019, arXiv:1810.04805, sections 4.2 and 4.3). A context that does not fit is read in
 overlapping windows.
 
-Metrics: cross-entropy, and how often start, end and both are right (`objectives/span_extraction.py`); `exact_match` and
-`token_f1` of the texts (Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1).
+Metrics: cross-entropy, and how often start, end and both are right (`objectives/span_extraction.py`); exact match and
+F1 of the texts (`metrics/question_answering.py`).
 Shape legend: B batch, T length, S tokens of the context.
 """
 
-import collections
 import dataclasses
-import re
-import string
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxnlp.data.records import Record, text_field
-from jaxnlp.data.tasks import task
-from jaxnlp.data.tasks.layout import EncoderLayout, overhead
+from jaxnlp.data.records import text_field
+from jaxnlp.data.source import Record
+from jaxnlp.data.task import Batch
+from jaxnlp.data.tasks.encoding import CHUNK, Example, Logger, Truncator, chunks, stack
+from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
+from jaxnlp.data.tasks.layout import EncoderLayout, Layout
 from jaxnlp.data.tasks.offsets import Offsets, Pieces
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
+from jaxnlp.metrics.metric import Scores
+from jaxnlp.metrics.question_answering import squad
 
-ANSWERS = "data.examples.answers"
-REMEDY = "read contexts in overlapping windows with data.examples.stride=64"
+ANSWERS = "data.task.answers"
+REMEDY = "read contexts in overlapping windows with data.task.stride=64"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Place:
 
 
 @dataclasses.dataclass(kw_only=True)
-class SpanExtractionTask:
-    """Examples for `objectives.span`. Several of a record where its context has several windows.
+class SpanExtractionTask(LabelledTask):
+    """Examples for `objectives.span_extraction`. Several of a record where its context has several windows.
 
     question, context: the fields that hold them.
     answers: the field that holds {"text": [...], "answer_start": [...]}, or a list of such pairs; the latter are the
@@ -61,15 +63,13 @@ class SpanExtractionTask:
     layout: EncoderLayout() or RobertaLayout().
     """
 
+    unit: ClassVar[str] = "questions"
     question: str = "question"
     context: str = "context"
     answers: str = "answers"
     stride: int = 0
     longest_answer: int = 30
-    layout: Any = dataclasses.field(default_factory=EncoderLayout)
-
-    records = True
-    unit = "questions"
+    layout: Layout = dataclasses.field(default_factory=EncoderLayout)
 
     def check(self) -> None:
         if self.stride < 0:
@@ -79,38 +79,35 @@ class SpanExtractionTask:
         if self.layout.language_model:
             raise FieldError("layout", type(self.layout).__name__, "a decoder has no [CLS]; expected EncoderLayout()")
 
-    def resolved(self, source: Any) -> "SpanExtractionTask":
-        return self
-
     def encode(
-        self, records: Sequence[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
-    ) -> list[task.Example]:
-        specials, pieces = self.layout.specials(tokenizer), Offsets(tokenizer)
-        others = overhead(self.layout, 2, specials)
-        fits = task.Fit(length, truncate=False, remedy=REMEDY)
-        found: list[task.Example] = []
-        for at, part in enumerate(task.chunks(records, tell)):
-            questions = tokenizer.encode_batch([text_field(r, self.question, "data.examples.question") for r in part])
-            contexts = pieces([self.context_of(record) for record in part])
+        self, records: Sequence[Record], tokenizer: Tokenizer, length: int, log: Logger, labelled: bool = True
+    ) -> list[Example]:
+        special_ids, offsets = self.layout.special_ids(tokenizer), Offsets(tokenizer)
+        overhead = self.layout.overhead(2, special_ids)
+        truncator = Truncator(length, truncate=False, remedy=REMEDY)
+        examples: list[Example] = []
+        for number, part in enumerate(chunks(records, log)):
+            questions = tokenizer.encode_batch([text_field(r, self.question, "data.task.question") for r in part])
+            contexts = offsets([self.context_of(record) for record in part])
             for i, (record, question, context) in enumerate(zip(part, questions, contexts, strict=True)):
-                room = length - others - len(question)
+                room = length - overhead - len(question)
                 if not self.stride or room < 1:
-                    fits(record, [question, context.ids], length - others)
+                    truncator(record, [question, context.ids], length - overhead)
                 if self.stride > room > 0:
                     expected = f"{record.where} has room for {room} tokens of its context; expected no more than that"
-                    raise FieldError("data.examples.stride", self.stride, expected)
+                    raise FieldError("data.task.stride", self.stride, expected)
                 span = self._tokens(record, context) if labelled else None
                 for begin, end in _windows(len(context.ids), max(room, 1), self.stride):
-                    sequence = self.layout.sequence([question, context.ids[begin:end]], specials)
+                    sequence = self.layout.sequence([question, context.ids[begin:end]], special_ids)
                     place = _place(span, context, begin, end, sequence.begins[1])
-                    found.append(task.Example(at * task.CHUNK + i, (sequence,), place))
-        fits.done(tell)
-        return found
+                    examples.append(Example(number * CHUNK + i, (sequence,), place))
+        truncator.report(log)
+        return examples
 
     def context_of(self, record: Record) -> str:
-        return text_field(record, self.context, "data.examples.context")
+        return text_field(record, self.context, "data.task.context")
 
-    def gold(self, record: Record) -> list[tuple[int, str]]:
+    def gold_answers(self, record: Record) -> list[tuple[int, str]]:
         """A record's answers: the character each begins at, and its text."""
         value = record.fields.get(self.answers) or ()
         if isinstance(value, dict):
@@ -133,10 +130,10 @@ class SpanExtractionTask:
             found.append((start, text))
         return found
 
-    def answer(self, record: Record, examples: Sequence[Any], logits: np.ndarray) -> dict[str, Any]:
+    def decode(self, record: Record, examples: Sequence[Example], outputs: np.ndarray) -> Prediction:
         """The best span of all windows, "" for none, where it begins, and its score above that of none."""
         none, best, where = np.inf, -np.inf, (0, 0)
-        for example, logits_T2 in zip(examples, logits, strict=True):
+        for example, logits_T2 in zip(examples, outputs, strict=True):
             place = example.label
             none = min(none, float(logits_T2[0].sum()))
             answerable = np.zeros(len(logits_T2))
@@ -148,14 +145,19 @@ class SpanExtractionTask:
         start = where[0] + len(text) - len(text.lstrip())
         return {"answer": text.strip(), "start": start if text else None, "score": best - none}
 
-    def gold_answer(self, record: Record) -> dict[str, Any]:
-        start, text = (self.gold(record) or [(None, "")])[0]
-        return {"answer": text, "start": start}
+    def reference(self, record: Record) -> Prediction:
+        """The first answer, where it begins, and all answers."""
+        answers = self.gold_answers(record)
+        start, text = answers[0] if answers else (None, "")
+        return {"answer": text, "start": start, "answers": [text for _, text in answers]}
 
-    def shown(self, record: Record) -> str:
+    def metrics(self, predictions: Sequence[Prediction], references: Sequence[Prediction]) -> Scores:
+        return squad([p["answer"] for p in predictions], [r["answers"] for r in references])
+
+    def prompt(self, record: Record) -> str:
         return f"{record.fields.get(self.question)} | {self.context_of(record)}"
 
-    def targets(self, examples: Sequence[Any]) -> list[Any]:
+    def label_keys(self, examples: Sequence[Example]) -> list[Any]:
         return [(example.label.start, example.label.end) for example in examples]
 
     def _malformed(self, record: Record, value: Any) -> FieldError:
@@ -164,19 +166,16 @@ class SpanExtractionTask:
 
     def _tokens(self, record: Record, context: Pieces) -> tuple[int, int] | None:
         """The first and the last token of the context that holds some of the answer; None where there is none."""
-        answers = self.gold(record)
+        answers = self.gold_answers(record)
         if not answers:
             return None
         start, text = answers[0]
         overlap = np.flatnonzero((context.stops > start) & (context.starts < start + len(text)))
         return (int(overlap[0]), int(overlap[-1])) if len(overlap) else None
 
-    def open(self, store: Any, tokenizer: Tokenizer | None, config: Any) -> task.TaskReader:
-        return task.TaskReader(self, store, tokenizer, config.seq_len)
-
-    def batch(self, examples: Sequence[Any], length: int, fill: int) -> dict[str, np.ndarray]:
+    def collate(self, examples: Sequence[Example | None], length: int, fill: int) -> Batch:
         """`tokens`, `segment_ids`, `types` (B, T), `starts`, `ends` (B,) int32; `answerable` (B, T), `weights` (B,)."""
-        rows = task.stack(examples, 1, length, fill, language_model=False)
+        rows = stack(examples, 1, length, fill, language_model=False)
         batch = {name: rows[name][:, 0] for name in ("tokens", "segment_ids", "types")}
         batch["starts"] = np.asarray([e.label.start if e else 0 for e in examples], np.int32)
         batch["ends"] = np.asarray([e.label.end if e else 0 for e in examples], np.int32)
@@ -187,17 +186,6 @@ class SpanExtractionTask:
                 place = example.label
                 batch["answerable"][i, place.first : place.first + len(place.starts)] = 1.0
         return {**batch, "weights": rows["weights"]}
-
-    def shapes(self, config: Any) -> dict[str, Any]:
-        """As `Packed.shapes`."""
-        T = config.seq_len
-        found: dict[str, Any] = dict.fromkeys(("tokens", "segment_ids", "types"), ((T,), np.int32))
-        found |= {"starts": ((), np.int32), "ends": ((), np.int32)}
-        return found | {"answerable": ((T,), np.float32), "weights": ((), np.float32)}
-
-    def predicted(self, config: Any) -> float:
-        """As `Packed.predicted`."""
-        return 0.0
 
 
 def _windows(size: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
@@ -226,25 +214,3 @@ def best_span(logits_T2: np.ndarray, answerable_T: np.ndarray, longest: int) -> 
     scores_TT = np.where(allowed, scores_TT, -np.inf)
     start, end = np.unravel_index(int(np.argmax(scores_TT)), scores_TT.shape)
     return int(start), int(end), float(scores_TT[start, end])
-
-
-def exact_match(text: str, answers: Sequence[str]) -> float:
-    """1 if a text is one of the answers, case, punctuation, articles and white space aside; no answer is ""."""
-    return float(any(_plain(text) == _plain(answer) for answer in answers or [""]))
-
-
-def token_f1(text: str, answers: Sequence[str]) -> float:
-    """The harmonic mean of precision and recall of a text's words against the answer it is nearest to."""
-    return max(_f1(_plain(text).split(), _plain(answer).split()) for answer in answers or [""])
-
-
-def _f1(words: list[str], gold: list[str]) -> float:
-    if not words or not gold:
-        return float(words == gold)
-    same = sum((collections.Counter(words) & collections.Counter(gold)).values())
-    return 2 * same / (len(words) + len(gold))
-
-
-def _plain(text: str) -> str:
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())

@@ -1,104 +1,134 @@
-"""A text and the text to make of it: translation, summaries, answers.
+"""A text and the text to generate from it: translation, summaries, answers.
 
   inputs    source </s>
-  targets   target </s>, and the decoder reads the same one place later, after its first token
+  targets   target </s>; the decoder reads the same shifted right by one, after its first token
 
-</s> stands for the tokenizer's separator. Shape legend: B batch, S input length, T target length.
+</s> is the tokenizer's end-of-sequence token. Shape legend: B batch, S input length, T target length.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from jaxnlp.data import encoder_decoder
-from jaxnlp.data.records import Record, text_field
-from jaxnlp.data.tasks import task
+from jaxnlp.data.records import text_field
+from jaxnlp.data.source import Record
+from jaxnlp.data.task import Batch, Shapes
+from jaxnlp.data.tasks.encoding import Example, Logger, Truncator, chunks, text_room
+from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction, RecordReader
 from jaxnlp.data.tasks.layout import TokenSequence
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
+from jaxnlp.metrics.generation import generation
+from jaxnlp.metrics.metric import Scores
+
+if TYPE_CHECKING:
+    from jaxnlp.data.pipeline import DataConfig
 
 
 @dataclasses.dataclass(kw_only=True)
-class TextPairs:
+class TextPairs(LabelledTask):
     """Examples for `objectives.seq2seq`.
 
     source, target: the fields that hold the texts.
     target_len: T; None is `data.seq_len`, which is S.
-    start: name of the special token the decoder begins with; None is the separator. T5's own is "<pad>".
-    truncate: cut texts that are longer, and tell how many; False refuses them.
+    decoder_start_token: name of the special token the decoder begins with; None is the end-of-sequence token. T5's own
+        is "<pad>".
+    truncate: truncate texts that are longer, and log how many were; False refuses them.
     """
 
+    unit: ClassVar[str] = "targets"
+    output: ClassVar[str | None] = "text"
+    encoder_decoder: ClassVar[bool] = True
     source: str = "source"
     target: str = "target"
     target_len: int | None = None
-    start: str | None = None
+    decoder_start_token: str | None = None
     truncate: bool = False
-
-    records = True
-    unit = "targets"
 
     def check(self) -> None:
         if self.target_len is not None and self.target_len < 2:
             raise FieldError("target_len", self.target_len, "expected 2 or more tokens, or None for data.seq_len")
 
-    def resolved(self, source: Any) -> "TextPairs":
-        return self
-
     def encode(
-        self, records: Sequence[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
-    ) -> list[task.Example]:
-        """An example for each record: its source and its target, each with the separator after it.
+        self, records: Sequence[Record], tokenizer: Tokenizer, length: int, log: Logger, labelled: bool = True
+    ) -> list[Example]:
+        """An example for each record: its source and its target, each with the end token after it; without labels the
+        target is empty.
 
         Raises:
             FieldError: a text longer than its length, and truncate is False.
         """
-        task.room_of(length, 1)  # the separator; `check` sees to target_len
+        text_room(length, 1)  # the end token; `check` validates target_len
         lengths = (length, self.target_len or length)
-        fits = [task.Fit(n, self.truncate, setting=s) for n, s in zip(lengths, self._settings, strict=True)]
-        fields = {side: f"data.examples.{side}" for side in ("source", "target")}
-        found: list[task.Example] = []
-        for part in task.chunks(records, tell):
-            given = [[text_field(r, getattr(self, side), told) for r in part] for side, told in fields.items()]
-            tokens = [tokenizer.encode_batch(texts) for texts in given]
+        truncators = [Truncator(n, self.truncate, setting=s) for n, s in zip(lengths, self._settings, strict=True)]
+        examples: list[Example] = []
+        for part in chunks(records, log):
+            sources = [self.prompt(record) for record in part]
+            targets = [self._target(record) if labelled else "" for record in part]
+            tokens = [tokenizer.encode_batch(texts) for texts in (sources, targets)]
             for record, *pair in zip(part, *tokens, strict=True):
-                cut = (fit(record, [ids], n - 1)[0] for fit, ids, n in zip(fits, pair, lengths, strict=True))
-                found.append(task.Example(len(found), tuple(_ended(ids, tokenizer.separator) for ids in cut), 0))
-        for fit in fits:
-            fit.done(tell)
-        return found
+                cut = (fit(record, [ids], n - 1)[0] for fit, ids, n in zip(truncators, pair, lengths, strict=True))
+                examples.append(Example(len(examples), tuple(_ended(ids, tokenizer.separator) for ids in cut), 0))
+        for truncator in truncators:
+            truncator.report(log)
+        return examples
 
     @property
     def _settings(self) -> tuple[str, str]:
-        return "data.seq_len", "data.seq_len" if self.target_len is None else "data.examples.target_len"
+        return "data.seq_len", "data.seq_len" if self.target_len is None else "data.task.target_len"
 
-    def open(self, store: Any, tokenizer: Tokenizer | None, config: Any) -> "TextPairReader":
+    def collate(self, examples: Sequence[Example | None], length: int, fill: int, start: int | None = None) -> Batch:
+        """As `data/encoder_decoder.py`. start: the decoder's first token; None is `fill`."""
+        pairs: list[Any] = [e and tuple(sequence.tokens for sequence in e.sequences) for e in examples]
+        start = fill if start is None else start
+        return encoder_decoder.batch(pairs, length, self.target_len or length, fill, start)
+
+    def prompt(self, record: Record) -> str:
+        return text_field(record, self.source, "data.task.source")
+
+    def _target(self, record: Record) -> str:
+        return text_field(record, self.target, "data.task.target")
+
+    def decode(self, record: Record, examples: Sequence[Example], outputs: Sequence[str]) -> Prediction:
+        return {"text": outputs[0]}
+
+    def reference(self, record: Record) -> Prediction:
+        return {"text": self._target(record)}
+
+    def metrics(self, predictions: Sequence[Prediction], references: Sequence[Prediction]) -> Scores:
+        return generation([p["text"] for p in predictions], [r["text"] for r in references])
+
+    @property
+    def text_field(self) -> str | None:
+        return self.source
+
+    def open(self, store: Any, tokenizer: Tokenizer | None, config: "DataConfig") -> "TextPairReader":
         return TextPairReader(self, store, tokenizer, config.seq_len)
 
-    def shapes(self, config: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """As `Packed.shapes`."""
+    def shapes(self, config: "DataConfig") -> Shapes:
         return encoder_decoder.shapes(config.seq_len, self.target_len or config.seq_len)
 
-    def predicted(self, config: Any) -> float:
-        """As `Packed.predicted`: targets for each token of input."""
+    def predicted_fraction(self, config: "DataConfig") -> float:
+        """Targets for each token of input."""
         return (self.target_len or config.seq_len) / config.seq_len
 
 
-class TextPairReader(task.TaskReader):
-    """Batches as `data/encoder_decoder.py` makes them."""
+class TextPairReader(RecordReader):
+    """As `RecordReader`, with the decoder's first token."""
 
-    def __init__(self, config: TextPairs, store: Any, tokenizer: Tokenizer | None, length: int):
-        super().__init__(config, store, tokenizer, length)
+    def __init__(self, task: TextPairs, store: Any, tokenizer: Tokenizer | None, length: int):
+        super().__init__(task, store, tokenizer, length)
         assert tokenizer is not None
-        self._sizes = length, config.target_len or length
-        self._start = tokenizer.separator if config.start is None else tokenizer.special(config.start)
+        name = task.decoder_start_token
+        self._pairs, self._start = task, tokenizer.separator if name is None else tokenizer.special(name)
 
-    def batch(self, examples: Sequence[Any], numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        pairs: list[Any] = [e and tuple(sequence.tokens for sequence in e.sequences) for e in examples]
-        return encoder_decoder.batch(pairs, *self._sizes, self._fill, self._start)
+    def batch(self, records: Sequence[Example | None], indices: Sequence[int]) -> Batch:
+        return self._pairs.collate(records, self.length, self.fill, self._start)
 
 
-def _ended(ids: Sequence[int], separator: int) -> TokenSequence:
-    tokens = np.asarray([*ids, separator], np.int32)
+def _ended(ids: Sequence[int], end: int) -> TokenSequence:
+    tokens = np.asarray([*ids, end], np.int32)
     return TokenSequence(tokens, np.zeros_like(tokens), len(tokens) - 1, (0,))

@@ -7,18 +7,23 @@ Shape legend: B batch, T length.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxnlp.data.records import Record, field
-from jaxnlp.data.tasks import task
-from jaxnlp.data.tasks.classes import check_classes, class_of, found_classes
-from jaxnlp.data.tasks.layout import EncoderLayout, overhead
+from jaxnlp.data.records import field
+from jaxnlp.data.source import Record, Source
+from jaxnlp.data.task import Batch
+from jaxnlp.data.tasks.classes import check_classes, class_index, classes_of
+from jaxnlp.data.tasks.encoding import Example, Logger, Truncator, chunks, stack, text_room
+from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
+from jaxnlp.data.tasks.layout import EncoderLayout, Layout
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
+from jaxnlp.metrics.metric import Scores
+from jaxnlp.metrics.tagging import tagging
 
-WORDS, TAGS = "data.examples.words", "data.examples.tags"
+WORDS, TAGS = "data.task.words", "data.task.tags"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,83 +36,80 @@ class FirstPieces:
 
 
 @dataclasses.dataclass(kw_only=True)
-class TokenClassificationTask:
-    """Examples for `objectives.tag`.
+class TokenClassificationTask(LabelledTask):
+    """Examples for `objectives.token_classification`.
 
     words, tags: the fields that hold a list of each, as long as each other; a text is split at white space.
     classes: the tags in order; () takes the train split's, sorted.
     joiner: what stands before each word but the first, so that its pieces are those it has in a text.
-    layout: as `Classification`'s. truncate: leave out the last words of what is longer than data.seq_len.
+    layout: as `SequenceTask`'s. truncate: leave out the last words of what is longer than data.seq_len.
     """
 
+    unit: ClassVar[str] = "words"
     words: str = "words"
     tags: str = "tags"
     classes: tuple[str, ...] = ()
     joiner: str = " "
-    layout: Any = dataclasses.field(default_factory=EncoderLayout)
+    layout: Layout = dataclasses.field(default_factory=EncoderLayout)
     truncate: bool = False
-
-    records = True
-    unit = "words"
 
     def check(self) -> None:
         check_classes(self.classes)
 
-    @property
-    def num_classes(self) -> int | None:
-        return len(self.classes) or None
-
-    def resolved(self, source: Any) -> "TokenClassificationTask":
-        return self if self.classes else dataclasses.replace(self, classes=found_classes(source, self.tags, TAGS))
+    def resolved(self, source: Source) -> "TokenClassificationTask":
+        return self if self.classes else dataclasses.replace(self, classes=classes_of(source, self.tags, TAGS))
 
     def encode(
-        self, records: Sequence[Record], tokenizer: Tokenizer, length: int, tell: task.Tell, labelled: bool = True
-    ) -> list[task.Example]:
-        specials, fits = self.layout.specials(tokenizer), task.Fit(length, self.truncate)
-        room, found, nothing = task.room_of(length, overhead(self.layout, 1, specials)), [], 0
-        for part in task.chunks(records, tell):
-            given = [self.listed(record, self.words, WORDS) for record in part]
-            texts = [self.joiner * (i > 0) + word for words in given for i, word in enumerate(words)]
+        self, records: Sequence[Record], tokenizer: Tokenizer, length: int, log: Logger, labelled: bool = True
+    ) -> list[Example]:
+        special_ids, truncator = self.layout.special_ids(tokenizer), Truncator(length, self.truncate)
+        room, examples, num_skipped = text_room(length, self.layout.overhead(1, special_ids)), [], 0
+        for part in chunks(records, log):
+            rows = [self.listed(record, self.words, WORDS) for record in part]
+            texts = [self.joiner * (i > 0) + word for words in rows for i, word in enumerate(words)]
             ids = iter(tokenizer.encode_batch(texts))
-            for record, words in zip(part, given, strict=True):
+            for record, words in zip(part, rows, strict=True):
                 pieces = [next(ids) for _ in words]
-                (tokens,) = fits(record, [[token for piece in pieces for token in piece]], room)
-                sequence = self.layout.sequence([tokens], specials)
+                (tokens,) = truncator(record, [[token for piece in pieces for token in piece]], room)
+                sequence = self.layout.sequence([tokens], special_ids)
                 starts = np.cumsum([0, *map(len, pieces)])[:-1]
-                kept = np.asarray([len(piece) > 0 for piece in pieces]) & (starts < len(tokens))
-                nothing += sum(not piece for piece in pieces)
-                places = (starts + sequence.begins[0])[kept].astype(np.int32)
-                classes = np.asarray(self.gold(record) if labelled else [0] * len(words), np.int32)[kept]
-                label = FirstPieces(np.flatnonzero(kept), places, classes)
-                found.append(task.Example(len(found), (sequence,), label))
-        fits.done(tell)
-        if nothing:
-            tell(f"note: {nothing:,} words are nothing to this tokenizer and have no tag")
-        return found
+                fits = np.asarray([len(piece) > 0 for piece in pieces]) & (starts < len(tokens))
+                num_skipped += sum(not piece for piece in pieces)
+                places = (starts + sequence.begins[0])[fits].astype(np.int32)
+                classes = np.asarray(self.targets(record) if labelled else [0] * len(words), np.int32)[fits]
+                label = FirstPieces(np.flatnonzero(fits), places, classes)
+                examples.append(Example(len(examples), (sequence,), label))
+        truncator.report(log)
+        if num_skipped:
+            log(f"note: {num_skipped:,} words tokenize to zero tokens and were skipped")
+        return examples
 
-    def gold(self, record: Record) -> list[int]:
+    def targets(self, record: Record) -> list[int]:
         """The classes of a record's words."""
         words, tags = self.listed(record, self.words, WORDS), self.listed(record, self.tags, TAGS)
         if len(words) != len(tags):
             raise FieldError(TAGS, self.tags, f"{record.where} has {len(words)} words and {len(tags)} tags")
-        return [class_of(tag, record, TAGS, self.tags, self.classes) for tag in tags]
+        return [class_index(tag, record, TAGS, self.tags, self.classes) for tag in tags]
 
-    def answer(self, record: Record, examples: Sequence[Any], logits: np.ndarray) -> dict[str, Any]:
-        """The tags of the words, None for one that was cut away or is nothing to the tokenizer."""
+    def decode(self, record: Record, examples: Sequence[Example], outputs: np.ndarray) -> Prediction:
+        """The tags of the words, None for one that was cut away or has no tokens."""
         words = self.listed(record, self.words, WORDS)
-        (example,), (logits_TN,) = examples, logits
+        (example,), (logits_TN,) = examples, outputs
         tags: list[str | None] = [None] * len(words)
         for word, place in zip(example.label.words, example.label.places, strict=True):
             tags[word] = self.classes[int(np.argmax(logits_TN[place]))]
         return {"tags": tags}
 
-    def gold_answer(self, record: Record) -> dict[str, Any]:
-        return {"tags": [self.classes[k] for k in self.gold(record)]}
+    def reference(self, record: Record) -> Prediction:
+        return {"tags": [self.classes[k] for k in self.targets(record)]}
 
-    def shown(self, record: Record) -> str:
+    def metrics(self, predictions: Sequence[Prediction], references: Sequence[Prediction]) -> Scores:
+        return tagging([p["tags"] for p in predictions], [r["tags"] for r in references])
+
+    def prompt(self, record: Record) -> str:
         return self.joiner.join(self.listed(record, self.words, WORDS))
 
-    def targets(self, examples: Sequence[Any]) -> list[Any]:
+    def label_keys(self, examples: Sequence[Example]) -> list[Any]:
         return [label for example in examples for label in example.label.classes.tolist()]
 
     def listed(self, record: Record, name: str, setting: str) -> list[Any]:
@@ -117,12 +119,9 @@ class TokenClassificationTask:
             raise FieldError(setting, name, f"{record.where} holds {value!r} there, expected a list of one or more")
         return list(found)
 
-    def open(self, store: Any, tokenizer: Tokenizer | None, config: Any) -> task.TaskReader:
-        return task.TaskReader(self, store, tokenizer, config.seq_len)
-
-    def batch(self, examples: Sequence[Any], length: int, fill: int) -> dict[str, np.ndarray]:
+    def collate(self, examples: Sequence[Example | None], length: int, fill: int) -> Batch:
         """`tokens`, `segment_ids`, `types`, `labels` (B, T) int32; `weights` (B, T), 1 on first pieces."""
-        rows = task.stack(examples, 1, length, fill, language_model=False)
+        rows = stack(examples, 1, length, fill, language_model=False)
         batch = {name: rows[name][:, 0] for name in ("tokens", "segment_ids", "types")}
         batch["labels"] = np.zeros((len(examples), length), np.int32)
         batch["weights"] = np.zeros((len(examples), length), np.float32)
@@ -131,13 +130,3 @@ class TokenClassificationTask:
                 places = example.label.places
                 batch["labels"][i, places], batch["weights"][i, places] = example.label.classes, 1.0
         return batch
-
-    def shapes(self, config: Any) -> dict[str, Any]:
-        """As `Packed.shapes`."""
-        T = config.seq_len
-        found: dict[str, Any] = dict.fromkeys(("tokens", "segment_ids", "types", "labels"), ((T,), np.int32))
-        return found | {"weights": ((T,), np.float32)}
-
-    def predicted(self, config: Any) -> float:
-        """As `Packed.predicted`."""
-        return 0.0

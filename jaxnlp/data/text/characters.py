@@ -14,19 +14,23 @@ Shape legend: B batch, T length, C characters of a word, V vocabulary.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxnlp.data.task import Batch, Reader, Shapes, Task, require_tokenizer
 from jaxnlp.data.text.sentences import borders_of
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError
 from jaxnlp.nn.characters import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, spell
+
+if TYPE_CHECKING:
+    from jaxnlp.data.pipeline import DataConfig
 
 
 @dataclasses.dataclass(kw_only=True)
-class Characters:
+class Characters(Task):
     """Examples for `objectives.bilm`.
 
     max_chars: characters of a word, its two markers included; the model's `max_chars`.
@@ -38,30 +42,25 @@ class Characters:
         if self.max_chars < 3:
             raise FieldError("max_chars", self.max_chars, "expected 3 or more: two markers and a character")
 
-    def open(self, store: TokenStore, tokenizer: Tokenizer, config: Any) -> "CharacterReader":
-        return CharacterReader(self, store, tokenizer, config.seq_len, config.attend_across_documents)
+    def open(self, store: TokenStore, tokenizer: Tokenizer | None, config: "DataConfig") -> "CharacterReader":
+        return CharacterReader(
+            self, store, require_tokenizer(tokenizer), config.seq_len, config.attend_across_documents
+        )
 
-    def shapes(self, config: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """As `Packed.shapes`."""
+    def shapes(self, config: "DataConfig") -> Shapes:
         T = config.seq_len
         found: dict[str, Any] = {"tokens": ((T, self.max_chars), np.int32), "segment_ids": ((T,), np.int32)}
         for way in ("forward", "backward"):
             found |= {f"{way}_targets": ((T,), np.int32), f"{way}_weights": ((T,), np.float32)}
         return found
 
-    def predicted(self, config: Any) -> float:
-        """As `Packed.predicted`."""
-        return 1.0
 
-
-class CharacterReader:
+class CharacterReader(Reader):
     """Batches hold `tokens` (B, T, C), character ids; `segment_ids` (B, T), 1, 2, ... a document and 0 on fill; and for
     `forward` (the word after) and `backward` (the word before) `_targets` and `_weights` (B, T). The separator is what
     is predicted where the next place is a marker; a marker itself predicts in one direction only."""
 
     def __init__(self, config: Characters, store: TokenStore, tokenizer: Tokenizer, length: int, across: bool):
-        if tokenizer is None:
-            raise UserError("data.examples: needs the tokenizer; give it to TrainBatches or eval_batches")
         self._store, self._length, self._across = store, length, across
         self._separator, borders = store.meta.separator, borders_of(store)
         # With two markers for each separator inside, the k-th document is k places later than in the store.
@@ -75,10 +74,7 @@ class CharacterReader:
     def __len__(self) -> int:
         return -(-(int(self._ends[-1]) + 1) // self._length)
 
-    def __getitem__(self, index: int) -> int:
-        return int(index)
-
-    def batch(self, records: Sequence[int | None], numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    def batch(self, records: Sequence[int | None], indices: Sequence[int]) -> Batch:
         rows = [self._row(len(self) if index is None else index) for index in records]
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         return {**batch, "tokens": self._characters[batch["tokens"]]}

@@ -5,21 +5,35 @@ are (Devlin et al. 2019, arXiv:1810.04805, section 3.1 and appendix A.1). The mo
 Shape legend: B batch, T length, M predictions.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxnlp.data.text.sentences import SentenceInput, SentencePairs, pad
+from jaxnlp.data.task import Batch, Reader, Shapes, Task, require_tokenizer
+from jaxnlp.data.text.sentences import SentenceInput, SentenceInputs, SentencePairs, pad
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.text.word_boundaries import Words
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError
+
+if TYPE_CHECKING:
+    from jaxnlp.data.pipeline import DataConfig
 
 
 @dataclasses.dataclass(kw_only=True)
-class SingleTokens:
+class TokenChoice(abc.ABC):
+    """Which tokens are masked together."""
+
+    @abc.abstractmethod
+    def groups(self, words: Words, tokens: np.ndarray, places: np.ndarray) -> list[np.ndarray]:
+        """Groups of the positions `places`, each masked as a unit."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class SingleTokens(TokenChoice):
     """Each token is chosen by itself."""
 
     def groups(self, words: Words, tokens: np.ndarray, places: np.ndarray) -> list[np.ndarray]:
@@ -27,7 +41,7 @@ class SingleTokens:
 
 
 @dataclasses.dataclass(kw_only=True)
-class WholeWords:
+class WholeWords(TokenChoice):
     """The tokens of a word are chosen together (BERT's whole-word masking)."""
 
     def groups(self, words: Words, tokens: np.ndarray, places: np.ndarray) -> list[np.ndarray]:
@@ -37,7 +51,7 @@ class WholeWords:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Masked:
+class Masked(Task):
     """Examples for `objectives.masked_lm`.
 
     text: SentencePairs() (BERT) or FullSentences() (RoBERTa).
@@ -49,8 +63,8 @@ class Masked:
     cls, sep, mask: names of the tokenizer's special tokens.
     """
 
-    text: Any = dataclasses.field(default_factory=SentencePairs)
-    choose: Any = dataclasses.field(default_factory=SingleTokens)
+    text: SentenceInputs = dataclasses.field(default_factory=SentencePairs)
+    choose: TokenChoice = dataclasses.field(default_factory=SingleTokens)
     rate: float = 0.15
     mask_share: float = 0.8
     random_share: float = 0.1
@@ -62,9 +76,9 @@ class Masked:
     def check(self) -> None:
         if not 0 < self.rate < 1:
             raise FieldError("rate", self.rate, "expected a share in (0, 1), as 0.15")
-        for field in ("mask_share", "random_share"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise FieldError(field, getattr(self, field), "expected a share in [0, 1]")
+        for field, share in (("mask_share", self.mask_share), ("random_share", self.random_share)):
+            if not 0 <= share <= 1:
+                raise FieldError(field, share, "expected a share in [0, 1]")
         if self.mask_share + self.random_share > 1:
             raise FieldError("random_share", self.random_share, f"with mask_share={self.mask_share} it is more than 1")
         if self.static_copies < 0:
@@ -74,11 +88,10 @@ class Masked:
         """M: places for predictions in an input of so many tokens."""
         return max(1, round(self.rate * length))
 
-    def open(self, store: TokenStore, tokenizer: Tokenizer, config: Any) -> "MaskedReader":
-        return MaskedReader(self, store, tokenizer, config.seq_len, config.seed)
+    def open(self, store: TokenStore, tokenizer: Tokenizer | None, config: "DataConfig") -> "MaskedReader":
+        return MaskedReader(self, store, require_tokenizer(tokenizer), config.seq_len, config.seed)
 
-    def shapes(self, config: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """As `Packed.shapes`."""
+    def shapes(self, config: "DataConfig") -> Shapes:
         T, M = config.seq_len, self.num_predictions(config.seq_len)
         found: dict[str, Any] = dict.fromkeys(("tokens", "types", "segment_ids"), ((T,), np.int32))
         found |= {"predict": ((M,), np.int32), "targets": ((M,), np.int32), "weights": ((M,), np.float32)}
@@ -86,19 +99,16 @@ class Masked:
             found |= {"next_sentence": ((), np.int32), "pair_weights": ((), np.float32)}
         return found
 
-    def predicted(self, config: Any) -> float:
-        """As `Packed.predicted`."""
+    def predicted_fraction(self, config: "DataConfig") -> float:
         return self.num_predictions(config.seq_len) / config.seq_len
 
 
-class MaskedReader:
+class MaskedReader(Reader):
     """Batches hold `tokens`, `types`, `segment_ids` (B, T); `predict` (B, M), the chosen places, `targets`, what stood
     there, and `weights`, 0 where a row has fewer; of pairs, `next_sentence` (B,), 0 if B follows A and else 1, and
     `pair_weights` (B,)."""
 
     def __init__(self, config: Masked, store: TokenStore, tokenizer: Tokenizer, length: int, seed: int):
-        if tokenizer is None:
-            raise UserError("data.examples: needs the tokenizer; give it to TrainBatches or eval_batches")
         self._config, self._length, self._seed, self._separator = config, length, seed, store.meta.separator
         cls, sep, self._mask = (tokenizer.special(name) for name in (config.cls, config.sep, config.mask))
         self._words = Words(tokenizer)
@@ -109,19 +119,16 @@ class MaskedReader:
     def __len__(self) -> int:
         return len(self._text) * max(1, self._config.static_copies)
 
-    def __getitem__(self, index: int) -> int:
-        return int(index)
-
-    def batch(self, records: Sequence[int | None], numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    def batch(self, records: Sequence[int | None], indices: Sequence[int]) -> Batch:
         M = self._config.num_predictions(self._length)
         rows: list[SentenceInput | None] = []
         predict, targets = (np.zeros((len(records), M), np.int32) for _ in range(2))
         weights = np.zeros((len(records), M), np.float32)
-        for i, (index, number) in enumerate(zip(records, numbers, strict=True)):
+        for i, (index, position) in enumerate(zip(records, indices, strict=True)):
             if index is None:
                 rows.append(None)
                 continue
-            random = np.random.default_rng((self._seed, index if self._config.static_copies else number))
+            random = np.random.default_rng((self._seed, index if self._config.static_copies else position))
             record = self._text.record(index % len(self._text), random)
             places = self._chosen(record.tokens, M, random)
             predict[i, : len(places)], targets[i, : len(places)] = places, record.tokens[places]

@@ -9,42 +9,38 @@ Shape legend: B batch, T length.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from jaxnlp.data.task import Batch, Reader, Shapes, Task
 from jaxnlp.data.text.store import TokenStore
+from jaxnlp.data.tokenizer import Tokenizer
 
 FILL = -1
 
 
+if TYPE_CHECKING:
+    from jaxnlp.data.pipeline import DataConfig
+
+
 @dataclasses.dataclass(kw_only=True)
-class Packed:
-    """Next-token examples: the corpus in windows, documents side by side. The default of `DataConfig.examples`.
+class Packed(Task):
+    """Next-token examples: the corpus in windows, documents side by side. The default of `DataConfig.task`."""
 
-    What makes examples is an object with two methods, as here; `data/text/masking.py` and
-    `data/text/span_corruption.py` have others. Its `open` gives a reader: `len()` examples, `reader[index]` a
-    record of one, and `reader.batch(records, numbers)` the arrays. `numbers` are the examples' places in the run's
-    sequence, from which anything random is drawn, so that it is the same after a resumption and in every
-    process. A record of None is a row of weight 0.
-    """
+    packs_documents: ClassVar[bool] = True
 
-    def open(self, store: TokenStore, tokenizer: Any, config: Any) -> "PackedReader":
+    def open(self, store: TokenStore, tokenizer: Tokenizer | None, config: "DataConfig") -> "PackedReader":
         return PackedReader(store, config.seq_len, config.attend_across_documents)
 
-    def shapes(self, config: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape (without the batch) and dtype of each array of a batch."""
+    def shapes(self, config: "DataConfig") -> Shapes:
         names = {"tokens": np.int32, "targets": np.int32, "weights": np.float32}
         if not config.attend_across_documents:
             names |= {"segment_ids": np.int32, "positions": np.int32}
         return {name: ((config.seq_len,), dtype) for name, dtype in names.items()}
 
-    def predicted(self, config: Any) -> float:
-        """Share of the positions whose token is predicted."""
-        return 1.0
 
-
-class PackedReader:
+class PackedReader(Reader):
     def __init__(self, store: TokenStore, length: int, attend_across_documents: bool):
         self._windows, self._across, self._separator = (
             Windows(store, length),
@@ -58,7 +54,7 @@ class PackedReader:
     def __getitem__(self, index: int) -> np.ndarray:
         return self._windows[index]
 
-    def batch(self, records: Sequence[np.ndarray | None], numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    def batch(self, records: Sequence[np.ndarray | None], indices: Sequence[int]) -> Batch:
         fill = np.full(self._windows.length + 1, FILL, np.int32)
         rows = np.stack([fill if record is None else record for record in records])
         return pack(rows, self._separator, self._across)

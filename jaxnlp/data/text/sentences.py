@@ -7,8 +7,9 @@ A "sentence" is a stretch of text within a document, usually longer than one (De
 Shape legend: T length.
 """
 
+import abc
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,18 +30,38 @@ class SentenceInput:
     next_sentence: int | None = None
 
 
+class SentenceReader(abc.ABC):
+    """The inputs of an opened store."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def record(self, index: int, random: np.random.Generator) -> SentenceInput:
+        """One input; anything random in it is drawn from `random`."""
+
+
 @dataclasses.dataclass(kw_only=True)
-class FullSentences:
+class SentenceInputs(abc.ABC):
+    """How a corpus is cut into the inputs of an encoder. pairs: whether each is a pair for next-sentence prediction."""
+
+    pairs: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def open(self, store: TokenStore, words: Words, cls: int, sep: int, length: int) -> SentenceReader:
+        """The inputs of a store, of at most `length` tokens. cls, sep: ids of the special tokens."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class FullSentences(SentenceInputs):
     """Consecutive tokens of the corpus, over the borders of documents, which the separator marks (RoBERTa:
     Liu et al. 2019, arXiv:1907.11692, section 4.2, FULL-SENTENCES)."""
-
-    pairs = False
 
     def open(self, store: TokenStore, words: Words, cls: int, sep: int, length: int) -> "FullSentenceReader":
         return FullSentenceReader(store, cls, sep, length)
 
 
-class FullSentenceReader:
+class FullSentenceReader(SentenceReader):
     def __init__(self, store: TokenStore, cls: int, sep: int, length: int):
         self._store, self._cls, self._sep, self._room = store, cls, sep, length - 2
         if self._room < 1:
@@ -56,7 +77,7 @@ class FullSentenceReader:
 
 
 @dataclasses.dataclass(kw_only=True)
-class SentencePairs:
+class SentencePairs(SentenceInputs):
     """Pairs for next-sentence prediction: half of the time B is what follows A, else it is from another document.
 
     Each document is cut into pieces of about equal length that fit; a piece is cut once more, where a random word of it
@@ -66,20 +87,20 @@ class SentencePairs:
     short_rate: how often a piece is cut to a random length, so that the model sees short inputs too (appendix A.2).
     """
 
-    pairs = True
+    pairs: ClassVar[bool] = True
     next_rate: float = 0.5
     short_rate: float = 0.1
 
     def check(self) -> None:
-        for field in ("next_rate", "short_rate"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise FieldError(field, getattr(self, field), "expected a probability in [0, 1]")
+        for field, rate in (("next_rate", self.next_rate), ("short_rate", self.short_rate)):
+            if not 0 <= rate <= 1:
+                raise FieldError(field, rate, "expected a probability in [0, 1]")
 
     def open(self, store: TokenStore, words: Words, cls: int, sep: int, length: int) -> "SentencePairReader":
         return SentencePairReader(self, store, words, cls, sep, length)
 
 
-class SentencePairReader:
+class SentencePairReader(SentenceReader):
     def __init__(self, config: SentencePairs, store: TokenStore, words: Words, cls: int, sep: int, length: int):
         self._config, self._store, self._words = config, store, words
         self._cls, self._sep, self._room = cls, sep, length - 3
@@ -91,7 +112,7 @@ class SentencePairReader:
         if len(self._starts) < 2:
             raise UserError(
                 f"{store.path}: has {len(self._starts)} documents; next-sentence pairs need two or more, since a B "
-                "that does not follow comes from another; use data.examples.text=FullSentences()"
+                "that does not follow comes from another; use data.task.text=FullSentences()"
             )
         self._pieces = -(-self._sizes // self._room)
         self._before = np.concatenate([[0], np.cumsum(self._pieces)])

@@ -7,20 +7,16 @@ from typing import Any
 
 from jaxnlp.data.text.span_corruption import SENTINEL
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import UserError
 
 
-def with_sentinels(tokenizer: Tokenizer) -> Any:
+def with_sentinels(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer, to read and write texts of span corruption; the same if its vocabulary has no sentinels."""
-    names: dict[str, int] = {}
-    for name in map(SENTINEL.format, itertools.count()):
-        try:
-            names[name] = tokenizer.special(name)
-        except UserError:
-            return SentinelTokenizer(tokenizer, names) if names else tokenizer
+    known = itertools.takewhile(tokenizer.has_special, map(SENTINEL.format, itertools.count()))
+    names = {name: tokenizer.special(name) for name in known}
+    return SentinelTokenizer(tokenizer, names) if names else tokenizer
 
 
-class SentinelTokenizer:
+class SentinelTokenizer(Tokenizer):
     """What generation needs of a tokenizer, with sentinels visible."""
 
     def __init__(self, tokenizer: Tokenizer, names: dict[str, int]):
@@ -54,3 +50,6 @@ class SentinelTokenizer:
 
     def special(self, name: str) -> int:
         return self._tokenizer.special(name)
+
+    def to_json(self) -> dict[str, Any]:
+        return self._tokenizer.to_json()

@@ -1,9 +1,4 @@
-"""Sources of text: where documents come from, and which split each belongs to.
-
-A source is a small config object with
-    documents(split): the documents of "train", "validation" or "test", in a fixed order;
-    fingerprint(split): a short name of exactly these documents, for caches.
-"""
+"""Sources of text: the Python standard library, files, and TensorFlow Datasets."""
 
 import contextlib
 import dataclasses
@@ -22,6 +17,7 @@ from typing import Any
 
 import zstandard
 
+from jaxnlp.data.source import Source
 from jaxnlp.errors import FieldError, UserError
 
 SPLITS = ("train", "validation", "test")
@@ -44,7 +40,7 @@ def check_split(split: str) -> None:
 
 
 @dataclasses.dataclass(kw_only=True)
-class PythonStdlib:
+class PythonStdlib(Source):
     """The text of the Python standard library on this machine: real text with nothing to download.
 
     A document is a source file, or with `part="docstrings"` the docstrings of one. Files come
@@ -95,8 +91,53 @@ def docstrings(source: str) -> str:
     return "\n\n".join(text for text in found if text)
 
 
+class FileSource(Source):
+    """What sources of files share. Not a dataclass: its subclasses declare these fields, in an order that fingerprints
+    (of caches) depend on.
+
+    train, validation, test: comma-separated files, globs and folders (read recursively).
+    holdout: share of the train documents held out for each of validation and test where those have no files, chosen by
+        the hash of their content.
+    """
+
+    train: str
+    validation: str
+    test: str
+    holdout: float
+
+    def own_files(self, split: str) -> str:
+        """The files that are configured for the split."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
+
+    def files(self, split: str) -> list[pathlib.Path]:
+        """The files a split is read from, in a fixed order. Files assigned to another split are excluded from train."""
+        if split != "train" and self.own_files(split):
+            return expand(f"data.source.{split}", self.own_files(split))
+        taken: set[pathlib.Path] = set()
+        for other in ("validation", "test"):
+            if self.own_files(other):
+                taken |= {p.resolve() for p in expand(f"data.source.{other}", self.own_files(other))}
+        files = [p for p in expand("data.source.train", self.train) if p.resolve() not in taken]
+        if not files:
+            raise FieldError("data.source.train", self.train, "every file here is given to validation or test as well")
+        return files
+
+    def fingerprint(self, split: str) -> str:
+        stats = ((p, p.stat()) for p in self.files(split))
+        return digest([str(self), split, *(f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in stats)])
+
+    def belongs(self, text: str, split: str) -> bool:
+        """Whether a document that was read for `split` belongs to it: all do where the split has files of its own."""
+        if split != "train" and self.own_files(split):
+            return True
+        place = split_of(text, self.holdout)
+        if split == "train":  # what is held out for a split with files of its own stays in train
+            return place == "train" or bool(self.own_files(place))
+        return place == split
+
+
 @dataclasses.dataclass(kw_only=True)
-class Files:
+class Files(FileSource):
     """Text, JSON lines and Parquet files. The format goes by the name: .jsonl and .json (also .gz
     and .zst), .parquet; every other file is UTF-8 text (also .gz and .zst).
 
@@ -124,11 +165,10 @@ class Files:
 
     def documents(self, split: str) -> Iterator[str]:
         check_split(split)
-        own = getattr(self, split)
-        empty = True
+        own, empty = self.own_files(split), True
         for path in self.files(split):
             for text in read_file(path, self.field, self.document):
-                if split_of_files(self, split, own, text):
+                if self.belongs(text, split):
                     empty = False
                     yield text
         if empty and not own:
@@ -137,45 +177,9 @@ class Files:
                 f"give data.source.{split}, or split text files with data.source.document='paragraph'"
             )
 
-    def files(self, split: str) -> list[pathlib.Path]:
-        return files_of(self, split)
-
-    def fingerprint(self, split: str) -> str:
-        return fingerprint_of(self, split)
-
-
-def files_of(source: Any, split: str) -> list[pathlib.Path]:
-    """The files a split is read from, in a fixed order; a file given to another split is none of train's."""
-    if split != "train" and getattr(source, split):
-        return expand(f"data.source.{split}", getattr(source, split))
-    taken: set[pathlib.Path] = set()
-    for other in ("validation", "test"):
-        if getattr(source, other):
-            taken |= {p.resolve() for p in expand(f"data.source.{other}", getattr(source, other))}
-    found = [p for p in expand("data.source.train", source.train) if p.resolve() not in taken]
-    if not found:
-        raise FieldError("data.source.train", source.train, "every file here is given to validation or test as well")
-    return found
-
-
-def fingerprint_of(source: Any, split: str) -> str:
-    """A short name of a source of files and of what its files hold."""
-    stats = ((p, p.stat()) for p in files_of(source, split))
-    return digest([str(source), split, *(f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in stats)])
-
-
-def split_of_files(source: Any, split: str, own: str, text: str) -> bool:
-    """Whether a document read for `split` belongs to it: all do where the split has files of its own."""
-    if own and split != "train":
-        return True
-    place = split_of(text, source.holdout)
-    if split == "train":  # what no file-given split claims stays in train
-        return place == "train" or bool(getattr(source, place))
-    return place == split
-
 
 @dataclasses.dataclass(kw_only=True)
-class TFDS:
+class TFDS(Source):
     """A TensorFlow Datasets name, read from its ArrayRecord files without TensorFlow.
 
     name: as "lm1b" or "wikipedia/20230601.en:1.0.0".
@@ -204,7 +208,7 @@ class TFDS:
         except Exception as e:
             reason = str(e).strip().splitlines()[0]
             raise FieldError("data.source.name", self.name, f"TFDS cannot find it ({reason})") from None
-        expression = getattr(self, split)
+        expression = {"train": self.train, "validation": self.validation, "test": self.test}[split]
         try:
             return builder.as_data_source(split=expression)
         except Exception as e:
@@ -429,7 +433,3 @@ def check_holdout(holdout: float) -> None:
 
 def digest(parts: list[str]) -> str:
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
-
-
-Source = Any
-"""PythonStdlib, Files, TFDS, or any object with their two methods."""

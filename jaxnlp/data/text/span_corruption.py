@@ -11,14 +11,15 @@ Shape legend: B batch, S input length, T target length.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from jaxnlp.data import encoder_decoder
+from jaxnlp.data.task import Batch, Reader, Shapes, Task, require_tokenizer
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError
 
 SENTINEL = "<extra_id_{}>"
 
@@ -28,19 +29,25 @@ def sentinels(count: int) -> tuple[str, ...]:
     return tuple(SENTINEL.format(i) for i in range(count))
 
 
+if TYPE_CHECKING:
+    from jaxnlp.data.pipeline import DataConfig
+
+
 @dataclasses.dataclass(kw_only=True)
-class SpanCorruption:
+class SpanCorruption(Task):
     """Examples for `objectives.seq2seq`: inputs of `seq_len` tokens, targets as long as follows from it.
 
     noise_density: share of the tokens that are taken out.
     mean_span_length: tokens in a span, on average.
-    start: name of the special token the decoder begins with; None is the separator. T5's own is "<pad>".
+    decoder_start_token: name of the special token the decoder begins with; None is the end-of-sequence token. T5's own
+        is "<pad>".
     Inputs and targets end with the tokenizer's separator.
     """
 
+    encoder_decoder: ClassVar[bool] = True
     noise_density: float = 0.15
     mean_span_length: float = 3.0
-    start: str | None = None
+    decoder_start_token: str | None = None
 
     def check(self) -> None:
         if not 0 < self.noise_density < 1:
@@ -68,28 +75,27 @@ class SpanCorruption:
             length += 1
         return length, sizes(length)[1]
 
-    def open(self, store: TokenStore, tokenizer: Tokenizer, config: Any) -> "SpanCorruptionReader":
-        return SpanCorruptionReader(self, store, tokenizer, config.seq_len, config.seed)
+    def open(self, store: TokenStore, tokenizer: Tokenizer | None, config: "DataConfig") -> "SpanCorruptionReader":
+        return SpanCorruptionReader(self, store, require_tokenizer(tokenizer), config.seq_len, config.seed)
 
-    def shapes(self, config: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """As `Packed.shapes`."""
+    def shapes(self, config: "DataConfig") -> Shapes:
         return encoder_decoder.shapes(config.seq_len, self.lengths(config.seq_len)[1])
 
-    def predicted(self, config: Any) -> float:
-        """As `Packed.predicted`: targets for each token of input."""
+    def predicted_fraction(self, config: "DataConfig") -> float:
+        """Targets for each token of input."""
         return self.lengths(config.seq_len)[1] / config.seq_len
 
 
-class SpanCorruptionReader:
+class SpanCorruptionReader(Reader):
     """Batches as `data/encoder_decoder.py` makes them."""
 
     def __init__(self, config: SpanCorruption, store: TokenStore, tokenizer: Tokenizer, seq_len: int, seed: int):
-        if tokenizer is None:
-            raise UserError("data.examples: needs the tokenizer; give it to TrainBatches or eval_batches")
         self._config, self._store, self._seed, self._separator = config, store, seed, store.meta.separator
         self._size = seq_len
         self._text, self._target_size = config.lengths(seq_len)
-        self._start = self._separator if config.start is None else tokenizer.special(config.start)
+        self._start = (
+            self._separator if config.decoder_start_token is None else tokenizer.special(config.decoder_start_token)
+        )
         names = sentinels(config.counts(self._text)[1])
         self._sentinels = np.asarray([tokenizer.special(name) for name in names], np.int32)
 
@@ -101,13 +107,13 @@ class SpanCorruptionReader:
     def __getitem__(self, index: int) -> np.ndarray:
         return self._store.read(index * self._text, (index + 1) * self._text)
 
-    def batch(self, records: Sequence[np.ndarray | None], numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    def batch(self, records: Sequence[np.ndarray | None], indices: Sequence[int]) -> Batch:
         pairs: list[Any] = []
-        for tokens, number in zip(records, numbers, strict=True):
+        for tokens, position in zip(records, indices, strict=True):
             if tokens is None:
                 pairs.append(None)
                 continue
-            random = np.random.default_rng((self._seed, number))
+            random = np.random.default_rng((self._seed, position))
             texts = corrupt(tokens, *self._config.counts(len(tokens)), self._sentinels, random)
             pairs.append(tuple(np.append(text, np.int32(self._separator)) for text in texts))
         return encoder_decoder.batch(pairs, self._size, self._target_size, self._separator, self._start)

@@ -86,5 +86,5 @@ def _usual(model: Any, tokenizer: Any) -> Experiment:
     experiment.optim.learning_rate = 1e-5
     if model.kind == "encoder-decoder":
         start = "<pad>" if tokenizer.token_to_id("<pad>") is not None else None
-        experiment.data.examples, experiment.objective = SpanCorruption(start=start), Seq2Seq()
+        experiment.data.task, experiment.objective = SpanCorruption(decoder_start_token=start), Seq2Seq()
     return experiment

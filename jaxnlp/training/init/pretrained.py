@@ -237,7 +237,7 @@ def check_ids(source: Source, tokenizer: Any) -> None:
 
 def head_of(experiment: Any) -> Any:
     """What a fine-tuned model adds to its trunk, and the classes it stands for: equal ones mean the same."""
-    return experiment.model.head, getattr(experiment.data.examples, "classes", None)
+    return experiment.model.head, experiment.data.task.classes or None
 
 
 def prefix(model: Any) -> str:

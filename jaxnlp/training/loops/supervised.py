@@ -14,6 +14,8 @@ import jax
 import numpy as np
 
 from jaxnlp import config as configs
+from jaxnlp.data.record_store import RecordStore
+from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
 from jaxnlp.peft.files import fingerprint
@@ -40,7 +42,7 @@ class Result:
     experiment: Experiment
     program: Program
     tokenizer: Tokenizer
-    stores: dict[str, Any]
+    stores: dict[str, TokenStore | RecordStore]
     state: TrainState
     signal: int | None
     validation: dict[str, float] | None

@@ -20,7 +20,7 @@ FIXED = (
     "data.seed",
     "data.shuffle",
     "data.attend_across_documents",
-    "data.examples",
+    "data.task",
 )
 # Fields under those that only change how the same numbers are computed, or cost nothing to change.
 FREE = (

@@ -27,15 +27,15 @@ def sample(program: Any, params: Any, tokenizer: Any, store: Any) -> list[str]:
     e = program.experiment
     if not e.sample_tokens:
         return []
-    if hasattr(e.data.examples, "answer"):
+    if e.data.task.output == "logits":
         return task_samples(program, params, tokenizer, store)
     if e.model.kind == "encoder-decoder":
         return seq2seq_samples(program, params, tokenizer, store)
     if e.model.can_generate:
         return _continuation(program, params, tokenizer)
-    if "predict" in e.data.examples.shapes(e.data):
+    if "predict" in e.data.task.shapes(e.data):
         return _filled_in(program, params, tokenizer, store)
-    if "backward_targets" in e.data.examples.shapes(e.data):
+    if "backward_targets" in e.data.task.shapes(e.data):
         return bilm_samples(program, params, tokenizer, store)
     return []
 

@@ -19,8 +19,8 @@ def task_table(found: dict[str, float], store: Any, tokenizer: Any, data: Any) -
     The baseline knows how often each answer is right on this very split and nothing else: it always gives the most
     frequent, or of numbers their mean.
     """
-    task = data.examples
-    targets = task.targets(store.encoded(task, tokenizer, data.seq_len))
+    task = data.task
+    targets = task.label_keys(store.encoded(task, tokenizer, data.seq_len))
     if isinstance(targets[0], float):
         name, loss, share, unit = "always the mean", float(np.var(targets)), None, "squared error"
     else:
@@ -44,7 +44,7 @@ def task_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> list[
     With several processes all must call it: the model runs on the whole mesh.
     """
     data = program.experiment.data
-    task = data.examples
+    task = data.task
     examples = store.encoded(task, tokenizer, data.seq_len)
     spaced = {round(i * (len(store.records) - 1) / max(1, NUM_SHOWN - 1)) for i in range(NUM_SHOWN)}
     chosen = [example for example in examples if example.record in spaced]
@@ -52,10 +52,10 @@ def task_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> list[
     out = ["", "validation examples, what is right and what the model says:"]
     for number, answer in zip(numbers, answers(program, params, tokenizer, store.records, chosen), strict=True):
         record = store.records[number]
-        text = " ".join(task.shown(record).split())
+        text = task.display(record)
         out.append("")
         out.append(f"  | {text if len(text) <= WIDTH else text[: WIDTH - 3] + '...'}")
-        out.append(f"  {verdict(task.gold_answer(record), answer)}")
+        out.append(f"  {verdict(task.reference(record), answer)}")
     return out
 
 

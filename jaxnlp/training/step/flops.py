@@ -5,7 +5,6 @@ import dataclasses
 import jax
 
 from jaxnlp.nn.jaxpr_flops import jaxpr_flops
-from jaxnlp.objectives.objective import prepared
 from jaxnlp.sharding.rules import Sharding
 from jaxnlp.training.experiment import abstract_batch, flops_per_token
 from jaxnlp.training.step.program import Program, build
@@ -29,7 +28,7 @@ def step_flops(program: Program) -> float:
 
     def gradients(state, batch, key):
         whole = lambda params: dataclasses.replace(state, params=params).model
-        loss = lambda params: e.objective.loss(alone.apply, whole(params), prepared(e.objective, batch), key)[0]
+        loss = lambda params: e.objective.loss(alone.apply, whole(params), e.objective.prepare(batch), key)[0]
         return jax.grad(loss)(state.params)
 
     with alone.context():

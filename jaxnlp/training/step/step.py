@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnlp.objectives.objective import means, prepared
+from jaxnlp.objectives.objective import Objective, means
 from jaxnlp.training.step.state import TrainState
 from jaxnlp.training.step.zero_update import Layouts
 from jaxnlp.trees import merge, select
@@ -24,7 +24,7 @@ Step = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, 
 
 def make_step(
     apply: Callable,
-    objective: Any,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: Callable[[Any], Any],
     *,
@@ -63,7 +63,7 @@ def make_step(
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         scale = None if state.scaling is None else state.scaling["scale"]
-        batch = prepared(objective, batch)
+        batch = objective.prepare(batch)
         if sums is None:
             own = apply if state.frozen is None else functools.partial(_on_frozen, apply, state.frozen)
             found = sum_gradients(own, objective, state.params, batch, key, accum_steps, scale, gradients)
@@ -88,7 +88,7 @@ def make_step(
         guarded = skip_nonfinite or scale is not None
         skipped = state.skipped + (1 - finite) if guarded else state.skipped
         params, opt_state = (update or whole)(grads, state, finite if guarded else None)
-        metrics = {"loss": total / weight, **means(extra, weight), "grad_norm": norm}
+        metrics = {**means(extra, weight), "loss": total / weight, "grad_norm": norm}
         metrics |= {"learning_rate": schedule(state.step - state.skipped), "weight": weight}
         metrics |= {"finite": finite if scale is None else jnp.isfinite(total), "skipped": skipped}
         scaling = state.scaling

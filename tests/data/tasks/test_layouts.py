@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxnlp.data.records import Record
-from jaxnlp.data.tasks import task
+from jaxnlp.data.tasks.encoding import softmax
 from jaxnlp.data.tasks.inputs import Pair, Single, Unordered
 from jaxnlp.data.tasks.layout import DecoderLayout, EncoderLayout, RobertaLayout, Template, shorten
 from jaxnlp.data.tasks.multiple_choice import MultipleChoiceTask
@@ -32,7 +32,7 @@ def batch_of(examples, *fields, length=8):
     """The batch of records with these fields."""
     records = [Record(f"x:{i}", f) for i, f in enumerate(fields)]
     found = examples.encode(records, TOKENIZER, length, silent)
-    return examples.batch(found, length, FILL)
+    return examples.collate(found, length, FILL)
 
 
 def real(batch, name="tokens"):
@@ -119,8 +119,8 @@ def test_a_template_that_cannot_be_written_is_told():
         with pytest.raises(UserError, match=message):
             Template(**changes).check()
     for changes, message in (
-        ({"place": "<p>", "text": "<p>{text}"}, "^data.examples.layout.place='<p>': the vocabulary has no such"),
-        ({"layout": EncoderLayout(cls="[C]")}, r"^data.examples.layout.layout.cls='\[C\]'"),
+        ({"place": "<p>", "text": "<p>{text}"}, "^data.task.layout.place='<p>': the vocabulary has no such"),
+        ({"layout": EncoderLayout(cls="[C]")}, r"^data.task.layout.layout.cls='\[C\]'"),
     ):
         with pytest.raises(UserError, match=message):
             batch_of(SequenceClassificationTask(layout=Template(**changes), classes=("x", "y")), ONE)
@@ -172,7 +172,7 @@ def test_a_row_that_fills_up_a_batch_has_no_weight_and_no_labels():
         RegressionTask(),
         TokenClassificationTask(classes=("x", "y")),
     ):
-        batch = examples.batch([None], 8, FILL)
+        batch = examples.collate([None], 8, FILL)
         assert not batch["weights"].any() and not batch["labels"].any() and not batch["segment_ids"].any()
 
 
@@ -231,7 +231,7 @@ def test_nothing_is_cut_in_silence():
     "examples, fields, words",
     [
         (XY, {"body": "A"}, "inputs.text='text': x:0 has no such field (it has: body)"),
-        (XY, {"text": "A"}, "data.examples.label='label': x:0 has no such field"),
+        (XY, {"text": "A"}, "data.task.label='label': x:0 has no such field"),
         (XY, {"text": " ", "label": "x"}, "x:0 holds an empty text there"),
         (XY, {"text": 3, "label": "x"}, "x:0 holds int there, expected text"),
         (
@@ -240,7 +240,7 @@ def test_nothing_is_cut_in_silence():
             "label 'godo', none of the classes; did you mean 'good'?",
         ),
         (XY, {"text": "A", "label": None}, "x:0 holds None there, expected a label"),
-        (SequenceClassificationTask(), {"text": "A", "label": "x"}, "data.examples.classes=(): not known yet"),
+        (SequenceClassificationTask(), {"text": "A", "label": "x"}, "data.task.classes=(): not known yet"),
         (RegressionTask(), {"text": "A", "label": "many"}, "x:0 holds 'many' there, expected a number"),
         (RegressionTask(), {"text": "A", "label": "nan"}, "x:0 holds 'nan' there, expected a number"),
         (
@@ -277,18 +277,18 @@ def test_answers_of_logits():
         "x:0", {"text": "A", "label": "y", "words": "A B", "tags": "x y", "context": "A", "options": ["B", "C"]}
     )
     (example,) = SequenceClassificationTask(classes=("x", "y")).encode([record], TOKENIZER, 8, silent)
-    found = SequenceClassificationTask(classes=("x", "y")).answer(record, [example], np.log([[0.25, 0.75]]))
+    found = SequenceClassificationTask(classes=("x", "y")).decode(record, [example], np.log([[0.25, 0.75]]))
     assert found == {"label": "y", "probabilities": {"x": pytest.approx(0.25), "y": pytest.approx(0.75)}}
     tags = TokenClassificationTask(classes=("x", "y"))
     (example,) = tags.encode([record], TOKENIZER, 8, silent, labelled=False)
     logits = np.zeros((1, 8, 2))
     logits[0, example.label.places[1], 1] = 1
-    assert tags.answer(record, [example], logits) == tags.gold_answer(record) == {"tags": ["x", "y"]}
-    assert MultipleChoiceTask(num_options=2).answer(record, [None], np.asarray([[0.0, 0.0]]))["probabilities"] == [
+    assert tags.decode(record, [example], logits) == tags.reference(record) == {"tags": ["x", "y"]}
+    assert MultipleChoiceTask(num_options=2).decode(record, [None], np.asarray([[0.0, 0.0]]))["probabilities"] == [
         0.5,
         0.5,
     ]
-    assert task.softmax(np.asarray([1e5, 0.0])).tolist() == [1, 0]
+    assert softmax(np.asarray([1e5, 0.0])).tolist() == [1, 0]
 
 
 def test_sequences_are_those_of_transformers_bert_tokenizer(tmp_path):

@@ -82,7 +82,7 @@ MUTANTS = (
     Mutant(
         id="data/text/masking-never-anew",
         file="data/text/masking.py",
-        old="index if self._config.static_copies else number",
+        old="index if self._config.static_copies else position",
         new="index",
         fault="dynamic masks are the same in every epoch",
         tests=("tests/data/test_masking.py::test_static_masks_never_change_and_dynamic_ones_do",),

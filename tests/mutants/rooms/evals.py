@@ -14,8 +14,8 @@ MUTANTS = (
     Mutant(
         id="evals/bits-per-token",
         file="evals/loss.py",
-        old="nll / math.log(2) / bytes_per_token",
-        new="nll / math.log(2)",
+        old="/ math.log(2) / bytes_per_token",
+        new="/ math.log(2)",
         fault="bits per byte are bits per token",
         tests=("tests/evals/test_evals.py::test_the_loss_is_that_of_every_token_once",),
     ),

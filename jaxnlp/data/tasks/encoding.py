@@ -1,0 +1,161 @@
+"""From texts to sequences, and from sequences to arrays: what labelled tasks share.
+
+Shape legend: B batch, C sequences of an example, T length.
+"""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxnlp.data.source import Record
+from jaxnlp.data.tasks.layout import Layout, TokenSequence, shorten
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import FieldError
+
+Logger = Callable[[str], Any]
+CHUNK = 2000  # records tokenized at once
+TRUNCATE = "truncate the longer ones with data.task.truncate=True"
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A record as sequences. record: its index. label: the task's representation of its label."""
+
+    record: int
+    sequences: tuple[TokenSequence, ...]
+    label: Any
+
+
+def encode_texts(
+    records: Sequence[Record],
+    texts: Callable[[Record], list[str]],
+    orders: Sequence[tuple[int, ...]],
+    layout: Layout,
+    tokenizer: Tokenizer,
+    truncator: "Truncator",
+    log: Logger,
+) -> list[tuple[TokenSequence, ...]]:
+    """The sequences of each record.
+
+    Args:
+        texts: the texts of a record. orders: for each sequence, the indices of its texts, in order.
+
+    Raises:
+        FieldError: a sequence that does not fit and may not be truncated, or a length without room for text.
+    """
+    special_ids = layout.special_ids(tokenizer)
+    encoded = []
+    for part in chunks(records, log):
+        rows = [texts(record) for record in part]
+        ids = iter(tokenizer.encode_batch([text for row in rows for text in row]))
+        for record, row in zip(part, rows, strict=True):
+            tokens = list(itertools.islice(ids, len(row)))
+            sequences = []
+            for order in orders:
+                chosen = [tokens[i] for i in order]
+                room = text_room(truncator.length, layout.overhead(len(chosen), special_ids))
+                sequences.append(layout.sequence(truncator(record, chosen, room), special_ids))
+            encoded.append(tuple(sequences))
+    truncator.report(log)
+    return encoded
+
+
+def text_room(length: int, overhead: int) -> int:
+    """The token budget left for text after `overhead` special tokens. Raises FieldError if it is empty."""
+    if overhead >= length:
+        raise FieldError("data.seq_len", length, f"special tokens alone take {overhead}; increase it")
+    return length - overhead
+
+
+class Truncator:
+    """Counts texts that do not fit, and truncates them.
+
+    Args:
+        length: the longest sequence. truncate: False makes `report` raise where a text was too long.
+        remedy: what an error recommends. setting: the config field that sets `length`.
+        keeps_last: never truncate the last text of a sequence.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        truncate: bool,
+        remedy: str = TRUNCATE,
+        setting: str = "data.seq_len",
+        keeps_last: bool = False,
+    ):
+        self.length = length
+        self._truncate, self._remedy, self._setting = truncate, remedy, setting
+        self._keeps_last = keeps_last
+        self._too_long: dict[str, int] = {}
+
+    def __call__(self, record: Record, texts: Sequence[Any], room: int) -> Sequence[Any]:
+        """The texts of one sequence, in at most `room` tokens."""
+        excess = sum(map(len, texts)) - room
+        if excess <= 0:
+            return texts
+        self._too_long[record.where] = max(self._too_long.get(record.where, 0), self.length + excess)
+        if not self._keeps_last or not self._truncate:
+            return shorten(texts, max(0, room))
+        *others, last = texts
+        if len(last) > room:
+            size = self.length - room + len(last)
+            raise FieldError(self._setting, self.length, f"{record.where} has an option of {size} tokens; use {size}")
+        return [*shorten(others, room - len(last)), last]
+
+    def report(self, log: Logger) -> None:
+        """Logs how many records were truncated. Raises FieldError for the longest if they may not be."""
+        if not self._too_long:
+            return
+        where = max(self._too_long, key=lambda name: self._too_long[name])
+        size, count = self._too_long[where], len(self._too_long)
+        if not self._truncate:
+            others = f" ({count} records are too long, this one the longest)" if count > 1 else ""
+            expected = f"{where} makes {size} tokens{others}; use {size}, or {self._remedy}"
+            raise FieldError(self._setting, self.length, expected)
+        log(f"note: {count:,} records cut to {self._setting}={self.length} tokens; the longest, {where}, had {size}")
+
+
+def chunks(records: Sequence[Record], log: Logger) -> Iterator[Sequence[Record]]:
+    """The records in chunks of CHUNK; progress is logged about once a second."""
+    logged = time.monotonic()
+    for start in range(0, len(records), CHUNK):
+        if time.monotonic() - logged > 1:
+            logged = time.monotonic()
+            log(f"{start:,} of {len(records):,} records tokenized")
+        yield records[start : start + CHUNK]
+
+
+def stack(
+    examples: Sequence[Example | None], num_sequences: int, length: int, fill: int, language_model: bool
+) -> dict[str, np.ndarray]:
+    """`tokens`, `segment_ids`, `types` (B, C, T), `extract` (B, C), `weights` (B,), and for a decoder `lm_targets`,
+    `lm_weights` (B, C, T): the next token, wherever there is one. None is a row of padding, of weight 0."""
+    B, C, T = len(examples), num_sequences, length
+    batch: dict[str, np.ndarray] = {name: np.zeros((B, C, T), np.int32) for name in ("segment_ids", "types")}
+    batch["tokens"] = np.full((B, C, T), fill, np.int32)
+    batch["extract"], batch["weights"] = np.zeros((B, C), np.int32), np.zeros(B, np.float32)
+    for i, example in enumerate(examples):
+        if example is None:
+            continue
+        batch["weights"][i] = 1.0
+        for k, sequence in enumerate(example.sequences):
+            size = len(sequence.tokens)
+            batch["tokens"][i, k, :size], batch["types"][i, k, :size] = sequence.tokens, sequence.types
+            batch["segment_ids"][i, k, :size] = 1
+            batch["extract"][i, k] = sequence.extract
+    if language_model:
+        last = np.zeros((B, C, 1), np.int32)
+        batch["lm_targets"] = np.concatenate([batch["tokens"][..., 1:], last], -1)
+        batch["lm_weights"] = np.concatenate([batch["segment_ids"][..., 1:], last], -1).astype(np.float32)
+    return batch
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float64."""
+    powers = np.exp(np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)

@@ -1,0 +1,170 @@
+"""The base class of tasks over labelled records: a record -> arrays, and a model's outputs -> a prediction.
+
+A new task defines `encode`, `collate`, `prompt`, `decode`, `reference` and `metrics`; everything else is inherited.
+`SequenceTask` also defines `encode`, `collate` and `prompt`, for tasks that read one label off one or more sequences.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from jaxnlp.data.record_store import RecordStore
+from jaxnlp.data.source import Record
+from jaxnlp.data.task import Batch, Reader, Shapes, Task, require_tokenizer
+from jaxnlp.data.tasks.encoding import Example, Logger, Truncator, encode_texts, stack
+from jaxnlp.data.tasks.layout import EncoderLayout, Layout
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import FieldError
+from jaxnlp.metrics.metric import Scores
+
+if TYPE_CHECKING:
+    from jaxnlp.data.pipeline import DataConfig
+
+Prediction = dict[str, Any]
+
+
+@dataclasses.dataclass(kw_only=True)
+class LabelledTask(Task):
+    """A task over records. A record may become several examples, as the windows of a long context."""
+
+    unit: ClassVar[str] = "examples"
+    is_labelled: ClassVar[bool] = True
+    output: ClassVar[str | None] = "logits"
+
+    @abc.abstractmethod
+    def encode(
+        self, records: Sequence[Record], tokenizer: Tokenizer, length: int, log: Logger, labelled: bool = True
+    ) -> list[Example]:
+        """The examples of each record, in order.
+
+        Args:
+            length: the longest sequence. log: called with notes and progress. labelled: whether records have labels;
+                without, labels are placeholders.
+
+        Raises:
+            FieldError: a record that lacks a field or does not fit.
+        """
+
+    @abc.abstractmethod
+    def collate(self, examples: Sequence[Example | None], length: int, fill: int) -> Batch:
+        """The arrays of a batch. None is a row of weight 0; `fill` is the token of padding."""
+
+    @abc.abstractmethod
+    def prompt(self, record: Record) -> str:
+        """The record as text, without its label: what a person judges a prediction by."""
+
+    @abc.abstractmethod
+    def decode(self, record: Record, examples: Sequence[Example], outputs: Any) -> Prediction:
+        """A prediction as JSON values.
+
+        Args:
+            examples: those of the record. outputs: the model's output for each: logits, or with `output = "text"` the
+                generated texts.
+        """
+
+    @abc.abstractmethod
+    def reference(self, record: Record) -> Prediction:
+        """The record's label, under the first key of what `decode` returns."""
+
+    def metrics(self, predictions: Sequence[Prediction], references: Sequence[Prediction]) -> Scores:
+        """Scores of the predictions of a split."""
+        return {}
+
+    def open(self, store: Any, tokenizer: Tokenizer | None, config: "DataConfig") -> "RecordReader":
+        return RecordReader(self, store, tokenizer, config.seq_len)
+
+    def shapes(self, config: "DataConfig") -> Shapes:
+        return {name: (x.shape[1:], x.dtype) for name, x in self.collate([None], config.seq_len, 0).items()}
+
+    def predicted_fraction(self, config: "DataConfig") -> float:
+        return 0.0
+
+    def display(self, record: Record) -> str:
+        """The prompt on one line."""
+        return " ".join(self.prompt(record).split())
+
+    def label_keys(self, examples: Sequence[Example]) -> list[Any]:
+        """The labels as numbers or hashable values, for the baseline that knows their frequencies."""
+        return [example.label for example in examples]
+
+    @property
+    def text_field(self) -> str | None:
+        """The field of the text, for a task that reads a single text."""
+        return None
+
+
+class RecordReader(Reader):
+    """The examples of a `RecordStore`."""
+
+    def __init__(self, task: LabelledTask, store: Any, tokenizer: Tokenizer | None, length: int):
+        tokenizer = require_tokenizer(tokenizer)
+        if not isinstance(store, RecordStore):
+            raise FieldError("data.source", str(store.path), f"holds text; {type(task).__name__}() needs records")
+        self.task, self.length, self.fill = task, length, tokenizer.separator
+        self._examples = store.encoded(task, tokenizer, length)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[int(index)]
+
+    def batch(self, records: Sequence[Example | None], indices: Sequence[int]) -> Batch:
+        return self.task.collate(records, self.length, self.fill)
+
+
+@dataclasses.dataclass(kw_only=True)
+class SequenceTask(LabelledTask):
+    """One label for one or more sequences. A new task defines `texts`, `target`, `decode`, `reference` and `metrics`.
+
+    label: the field that holds the label.
+    layout: EncoderLayout(), RobertaLayout() or DecoderLayout().
+    truncate: truncate what is longer than data.seq_len, the longest text first, and log how many records were; False
+        is an error.
+    """
+
+    label: str = "label"
+    layout: Layout = dataclasses.field(default_factory=EncoderLayout)
+    truncate: bool = False
+
+    label_dtype: ClassVar[type] = np.int32
+    keeps_last: ClassVar[bool] = False  # never truncate the last text of a sequence
+
+    @abc.abstractmethod
+    def texts(self, record: Record) -> list[str]:
+        """The texts of a record."""
+
+    @abc.abstractmethod
+    def target(self, record: Record) -> int | float:
+        """The label as a number, of `label_dtype`."""
+
+    def orders(self) -> list[tuple[int, ...]]:
+        """For each sequence of an example, the indices of its texts."""
+        return [(0,)]
+
+    @property
+    def num_sequences(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return len(self.orders())
+
+    def encode(
+        self, records: Sequence[Record], tokenizer: Tokenizer, length: int, log: Logger, labelled: bool = True
+    ) -> list[Example]:
+        truncator = Truncator(length, self.truncate, keeps_last=self.keeps_last)
+        rows = encode_texts(records, self.texts, self.orders(), self.layout, tokenizer, truncator, log)
+        labels = [self.target(record) if labelled else 0 for record in records]
+        return [Example(i, row, label) for i, (row, label) in enumerate(zip(rows, labels, strict=True))]
+
+    def collate(self, examples: Sequence[Example | None], length: int, fill: int) -> Batch:
+        """As `stack`, and `labels` (B,)."""
+        batch = stack(examples, self.num_sequences, length, fill, self.layout.language_model)
+        return {**batch, "labels": np.asarray([e.label if e else 0 for e in examples], self.label_dtype)}
+
+    def prompt(self, record: Record) -> str:
+        return " | ".join(self.texts(record))
+
+    def predicted_fraction(self, config: "DataConfig") -> float:
+        """All positions, by a decoder's auxiliary loss, or none."""
+        return float(self.layout.language_model)

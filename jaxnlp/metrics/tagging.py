@@ -1,0 +1,34 @@
+"""Scores of tagged words: accuracy, and the F1 of entities in IOB tags, thin over seqeval."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jaxnlp.metrics.classification import accuracy
+from jaxnlp.metrics.metric import Scores
+
+PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")
+OUTSIDE = "O"
+
+
+def marks_entities(tags: Iterable[str]) -> bool:
+    """Whether tags are those of an IOB-like scheme, as "B-PER", "I-PER" and "O"."""
+    tags = set(tags)
+    return all(tag == OUTSIDE or tag.startswith(PREFIXES) for tag in tags) and tags != {OUTSIDE}
+
+
+def entities(predictions: Sequence[Sequence[str | None]], references: Sequence[Sequence[str]]) -> Scores:
+    """Precision, recall and F1 of entities, micro-averaged as in CoNLL-2003. A tag of None is outside any entity."""
+    from seqeval.metrics import f1_score, precision_score, recall_score
+
+    tags = [[OUTSIDE if tag is None else tag for tag in row] for row in predictions]
+    pair = [[*row] for row in references], tags
+    scores: dict[str, Any] = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
+    return {name: float(score(*pair, zero_division=0)) for name, score in scores.items()}
+
+
+def tagging(predictions: Sequence[Sequence[str | None]], references: Sequence[Sequence[str]]) -> Scores:
+    """Accuracy over words, and with IOB tags the scores of entities. A tag of None is a wrong one."""
+    said = [str(tag) for row in predictions for tag in row]
+    right = [tag for row in references for tag in row]
+    scores = accuracy(said, right)
+    return {**scores, **entities(predictions, references)} if marks_entities(right) else scores
