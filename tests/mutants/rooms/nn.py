@@ -230,8 +230,8 @@ MUTANTS = (
     Mutant(
         id="nn/gradient-layout-of-the-parameter",
         file="nn/partitioning.py",
-        old="lambda there, back, _, g: (jax.lax.with_sharding_constraint(g, back),)",
-        new="lambda there, back, _, g: (jax.lax.with_sharding_constraint(g, there),)",
+        old="jax.lax.with_sharding_constraint(g, cotangent_spec)",
+        new="jax.lax.with_sharding_constraint(g, spec)",
         fault="gradients are laid out as gathered parameters and never scattered",
         tests=("tests/sharding/test_constraints.py::test_zeros_stages_split_one_thing_more_each",),
     ),
