@@ -277,4 +277,28 @@ MUTANTS = (
         fault="a scan's products count once",
         tests=("tests/training/test_flops.py::test_products_of_loops_devices_conditions_and_kernels",),
     ),
+    Mutant(
+        id="nn/decoder-reads-padding",
+        file="nn/decoder_inputs.py",
+        old="return Mask(causal=False, query_segments_BT=queries, key_segments_BS=input_segments)",
+        new="return Mask(causal=False)",
+        fault="the decoder attends to padding of the inputs",
+        tests=("tests/models/test_encoder_decoders.py::test_padding_of_inputs_changes_nothing",),
+    ),
+    Mutant(
+        id="nn/stale-cache-offset",
+        file="nn/decoder_inputs.py",
+        old='"offset": self.mask.offset + T}',
+        new='"offset": self.mask.offset}',
+        fault="the cache's offset does not advance",
+        tests=("tests/models/test_gpt.py::test_cached_steps_equal_the_whole_sequence",),
+    ),
+    Mutant(
+        id="nn/cached-positions-restart",
+        file="nn/decoder_inputs.py",
+        old="positions = jnp.broadcast_to(offset + jnp.arange(T), (B, T))",
+        new="positions = jnp.broadcast_to(jnp.arange(T), (B, T))",
+        fault="a cached step counts positions from 0",
+        tests=("tests/models/test_gpt.py::test_cached_steps_equal_the_whole_sequence",),
+    ),
 )
