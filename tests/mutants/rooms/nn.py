@@ -122,6 +122,7 @@ MUTANTS = (
         new="picked = jnp.where(vocab == targets[..., None], logits, 0.0).max(-1)",
         fault="over a split vocabulary a target's logit is never below 0",
         tests=("tests/training/test_meshes.py::test_eight_devices_equal_one[gpt-TP data 2 tensor 4]",),
+        tier="slow",
     ),
     Mutant(
         id="nn/ring-gradients-not-home",

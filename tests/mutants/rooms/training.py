@@ -143,6 +143,7 @@ MUTANTS = (
         new="if fingerprint(found) != fingerprint(found):",
         fault="a tuned run resumes on another base",
         tests=("tests/training/test_tuned.py::test_a_base_that_changed_or_went_and_a_method_that_changed",),
+        tier="slow",
     ),
     Mutant(
         id="training/init/new-vocabulary-rows-in-front",
