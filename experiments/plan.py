@@ -8,7 +8,7 @@
 
 The training step is compiled for the topology, on this machine, by libtpu (`make tpu`); "local" is the devices that are
 attached. Topologies: v5e:4x4, v6e:16x16, v4:4x4x4, v5p:8x8x8, tpu7x:4x4x4; v5e:1 is one chip, 2*v5e:16x16 two slices,
-with --config.sharding.mesh.slices="{'data': 2}". Exit status 1: it does not fit.
+with --config.sharding.mesh.dcn="{'data': 2}". Exit status 1: it does not fit.
 
 With --workdir: what the run's log says of its speed, and its newest trace (`train --profile_steps=10:15`) of what a
 step is made of, beside the plan for the devices at hand, or for --topology if it ran elsewhere. Written to its folder.

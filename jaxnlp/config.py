@@ -104,7 +104,8 @@ def from_dict(data: Any, path: str = "") -> Any:
         return {k: from_dict(v, f"{path}.{k}") for k, v in data.items()}
     class_name = current_class(str(data[CLASS]))
     cls = _import(class_name, path or "the config")
-    data = current_fields(class_name, {name: value for name, value in data.items() if name != CLASS})
+    names = [f"{base.__module__}:{base.__qualname__}" for base in cls.__mro__]
+    data = current_fields(names, {name: value for name, value in data.items() if name != CLASS})
     known = [f.name for f in dataclasses.fields(cls)]
     for name in data:
         if name not in known:

@@ -4,6 +4,8 @@ A config is saved with the class of every object in it, as "module:Class". After
 that checkpoints written before it still load. Order of lookup: the module, then the class, then its fields.
 """
 
+from collections.abc import Iterable
+
 MODULES = {
     "jaxnlp.data.characters": "jaxnlp.data.text.characters",
     "jaxnlp.data.embedded_tasks": "jaxnlp.data.corpora.stdlib_tasks",
@@ -22,6 +24,7 @@ MODULES = {
     "jaxnlp.objectives.regress": "jaxnlp.objectives.regression",
     "jaxnlp.objectives.span": "jaxnlp.objectives.span_extraction",
     "jaxnlp.objectives.tag": "jaxnlp.objectives.token_classification",
+    "jaxnlp.peft.partial": "jaxnlp.peft.bitfit",
     "jaxnlp.train.experiment": "jaxnlp.training.experiment",
     "jaxnlp.train.pretrained": "jaxnlp.training.init.pretrained",
 }
@@ -54,9 +57,10 @@ CLASSES: dict[str, str] = {
     "jaxnlp.objectives.regression:Regress": "Regression",
     "jaxnlp.objectives.span_extraction:Span": "SpanExtraction",
     "jaxnlp.objectives.token_classification:Tag": "TokenClassification",
+    "jaxnlp.peft.bitfit:Full": "jaxnlp.peft.full:Full",
     "jaxnlp.peft.method:Method": "PEFTMethod",
 }
-"""New module and old class name -> new class name."""
+"""New module and old class name -> new class name; as "module:Class" where it is no longer in that module."""
 
 FIELDS: dict[str, dict[str, str]] = {
     "jaxnlp.data.pipeline:DataConfig": {"examples": "task"},
@@ -70,19 +74,28 @@ FIELDS: dict[str, dict[str, str]] = {
     "jaxnlp.training.experiment:Experiment": {"steps": "num_steps", "tuning": "peft", "tuning_from": "init_peft_from"},
     "jaxnlp.training.init.pretrained:Pretrained": {"fresh": "missing_ok", "left_over": "unexpected_ok"},
     "jaxnlp.nn.positions:Llama3Scaling": {"original_max_len": "original_max_length"},
+    "jaxnlp.peft.lora:LoRA": {
+        "b_rate": "lora_plus_ratio",
+        "dora": "use_dora",
+        "rank_stabilized": "use_rslora",
+    },
+    "jaxnlp.peft.method:PEFTMethod": {"base_kept": "skip_modules", "whole": "modules_to_save"},
+    "jaxnlp.sharding.mesh:MeshConfig": {"slices": "dcn"},
+    "jaxnlp.sharding.pipeline:Circular": {"laps": "virtual_stages"},
     "jaxnlp.nn.positions:Yarn": {"original_max_len": "original_max_length"},
 }
-"""New module and new class name -> {old field: new field}. A new name of "" drops a field that is gone."""
+"""New module and new class name -> {old field: new field}, for subclasses too. A new name of "" drops the field."""
 
 
 def current_class(name: str) -> str:
     """The name today of the class that a saved config calls `name`, as "module:Class"."""
     module, _, cls = name.partition(":")
     moved = f"{MODULES.get(module, module)}:{cls}"
-    return moved.partition(":")[0] + ":" + CLASSES.get(moved, cls)
+    name = CLASSES.get(moved, cls)
+    return name if ":" in name else moved.partition(":")[0] + ":" + name
 
 
-def current_fields(name: str, fields: dict[str, object]) -> dict[str, object]:
-    """The fields of a saved object of class `name` (as it is called today), under their names today."""
-    renamed = FIELDS.get(name, {})
+def current_fields(names: Iterable[str], fields: dict[str, object]) -> dict[str, object]:
+    """The fields of a saved object under their names today. names: of its class and of the classes it inherits from."""
+    renamed = {old: new for name in names for old, new in FIELDS.get(name, {}).items()}
     return {renamed.get(field, field): value for field, value in fields.items() if renamed.get(field, field)}

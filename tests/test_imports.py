@@ -36,7 +36,7 @@ ALLOWED = {
     "planning": LAYERS
     | {"runtime", "hardware", "models", "data", "sharding", "objectives", "optim", "evals", "figures", "training"},
 }
-FLAX = {"nn", "models", "peft", "sharding/axes.py"}
+FLAX = {"nn", "models", "peft", "sharding/functional.py"}
 NEVER = {"torch", "transformers", "tensorflow", "tyro", "clu"}
 
 

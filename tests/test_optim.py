@@ -11,7 +11,7 @@ import pytest
 from jaxnlp.errors import FieldError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.optim import OPTIMIZERS, OptimConfig, decay_mask, make_optimizer, make_schedule, matrix_axes, noam_peak
-from jaxnlp.sharding.axes import abstract_params
+from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import path_name
 
 AXES = {"w": {"kernel": ("embed", "mlp"), "bias": ("mlp",)}, "e": ("vocab", "embed"), "o": ("heads", "kv", "embed")}

@@ -15,6 +15,7 @@ import pytest
 
 from jaxnlp import config as configs
 from jaxnlp import renamed
+from jaxnlp.peft.lora import LoRA
 from tests.entry import ROOT, run
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -36,6 +37,7 @@ def test_every_new_name_exists():
         importlib.import_module(module)
     for old, new in renamed.CLASSES.items():
         module, _, old_class = old.partition(":")
+        module, new = new.split(":") if ":" in new else (module, new)
         assert hasattr(importlib.import_module(module), new), f"{module}:{old_class} -> {new}"
     for name, fields in renamed.FIELDS.items():
         module, _, cls = name.partition(":")
@@ -46,6 +48,17 @@ def test_every_new_name_exists():
 def test_an_unknown_class_is_still_an_error():
     assert renamed.current_class("jaxnlp.data.sources:Embedded") == "jaxnlp.data.text.sources:PythonStdlib"
     assert renamed.current_class("my_model:MyConfig") == "my_model:MyConfig"
+    assert renamed.current_class("jaxnlp.peft.partial:Full") == "jaxnlp.peft.full:Full"
+
+
+class Fork(LoRA):
+    """A method of a fork."""
+
+
+def test_a_renamed_field_of_a_base_class_is_renamed_in_a_fork_too():
+    data = {"class": f"{__name__}:Fork", "rank": 2, "whole": ["norm/*"], "dora": True}
+    method = configs.from_dict(data)
+    assert isinstance(method, Fork) and method.modules_to_save == ("norm/*",) and method.use_dora
 
 
 @pytest.mark.parametrize("name", ["gpt", "bert", "elmo", "task", "tuned"])

@@ -25,9 +25,10 @@ from jaxnlp.models.heads import ModelWithHead, SequenceClassificationHead
 from jaxnlp.objectives.sequence_classification import SequenceClassification
 from jaxnlp.optim import OptimConfig
 from jaxnlp.peft.adapter import HOULSBY, PFEIFFER, Adapter
+from jaxnlp.peft.bitfit import BitFit
+from jaxnlp.peft.full import Full
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.peft.partial import BitFit, Full
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt
 from jaxnlp.training.experiment import Experiment

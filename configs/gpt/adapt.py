@@ -21,8 +21,8 @@ from jaxnlp.data.text.sources import Files, PythonStdlib
 from jaxnlp.errors import UserError
 from jaxnlp.nn.positions import Learned
 from jaxnlp.optim import OptimConfig
+from jaxnlp.peft.full import Full
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.peft.partial import Full
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.init import pretrained
 from jaxnlp.training.init.pretrained import Pretrained

@@ -3,7 +3,7 @@
 JAX_NUM_CPU_DEVICES=8 python -m experiments.train --config=configs/gpt/parallel.py:ZERO3 --workdir=runs/zero3
 JAX_NUM_CPU_DEVICES=8 python -m experiments.train --config=configs/gpt/parallel.py:TP,data=2,tensor=4 --dry_run
 
-Under PP and THREE_D the layers are stacked, to be cut, and a batch is four microbatches.
+Under PP and DP_PP_TP the layers are stacked, to be cut, and a batch is four microbatches.
 """
 
 from jaxnlp.data.pipeline import DataConfig
@@ -27,7 +27,7 @@ def get_config(variant: str = "DDP") -> Experiment:
             f"{', '.join(PRESETS)}; axes: {', '.join(AXES)}"
         )
     mesh = {axis: int(size) for axis, size in given.items()}
-    sharding = PRESETS[name].on(**mesh) if mesh else PRESETS[name]
+    sharding = PRESETS[name].over(**mesh) if mesh else PRESETS[name]
     staged = sharding.pipeline is not None
     return Experiment(
         model=GPTConfig(num_layers=4, num_heads=8, embed_dim=192, positions=Rotary(), scan_layers=staged),

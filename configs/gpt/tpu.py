@@ -71,7 +71,7 @@ def get_config(variant: str = "1b") -> Experiment:
         optim=OptimConfig(
             learning_rate=LEARNING_RATES[variant], warmup_steps=2000, weight_decay=0.1, b2=0.95, master_dtype="float32"
         ),
-        sharding=ZERO3.on(fsdp=-1),
+        sharding=ZERO3.over(fsdp=-1),
         accum_steps=accum_steps,
         num_steps=100_000,
         log_every=20,

@@ -19,9 +19,10 @@ from jaxnlp.data.tasks.layout import PLACE, Template
 from jaxnlp.errors import UserError
 from jaxnlp.optim import OptimConfig
 from jaxnlp.peft.adapter import PFEIFFER, Adapter
+from jaxnlp.peft.bitfit import BitFit
+from jaxnlp.peft.full import Full
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.peft.partial import BitFit, Full
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
 from jaxnlp.training.experiment import Experiment
@@ -32,9 +33,9 @@ MAPS = ("query", "value", "up", "down")
 METHODS = {
     "lora": LoRA(rank=8, targets=MAPS),
     "qlora": LoRA(rank=8, targets=MAPS, base_dtype="nf4"),
-    "dora": LoRA(rank=8, targets=MAPS, dora=True),
-    "rslora": LoRA(rank=8, targets=MAPS, rank_stabilized=True),
-    "lora+": LoRA(rank=8, targets=MAPS, b_rate=16.0),
+    "dora": LoRA(rank=8, targets=MAPS, use_dora=True),
+    "rslora": LoRA(rank=8, targets=MAPS, use_rslora=True),
+    "lora+": LoRA(rank=8, targets=MAPS, lora_plus_ratio=16.0),
     "adapter": Adapter(bottleneck=16),
     "pfeiffer": Adapter(targets=PFEIFFER, bottleneck=16),
     "ia3": IA3(),

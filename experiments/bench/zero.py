@@ -37,7 +37,7 @@ def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
     from jax.sharding import AbstractMesh
 
     from jaxnlp.optim import make_optimizer
-    from jaxnlp.sharding.axes import abstract_params
+    from jaxnlp.sharding.functional import abstract_params
     from jaxnlp.sharding.mesh import AXES
     from jaxnlp.sharding.presets import PRESETS
     from jaxnlp.training.step.state import gradient_shardings, new_state, state_shardings
@@ -49,7 +49,7 @@ def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
     count = sum(x.size for x in jax.tree.leaves(shapes))
     found = {}
     for stage in STAGES:
-        table = PRESETS[stage].on(**{"data" if stage == "DDP" else "fsdp": devices})
+        table = PRESETS[stage].over(**{"data" if stage == "DDP" else "fsdp": devices})
         mesh = AbstractMesh(tuple(table.mesh.sizes(devices)[axis] for axis in AXES), AXES)
         layout = state_shardings(state, axes, table, mesh)
         pairs = (

@@ -86,7 +86,7 @@ def program(stage: str, topology: str) -> Any:
     from jaxnlp.training.step.program import build
 
     chips = devices(topology)
-    table = PRESETS[stage].on(**{"data" if stage == "DDP" else "fsdp": len(chips)})
+    table = PRESETS[stage].over(**{"data" if stage == "DDP" else "fsdp": len(chips)})
     return build(dataclasses.replace(large(), sharding=table), chips)
 
 

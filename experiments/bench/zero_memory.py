@@ -70,7 +70,7 @@ def of_arrays(experiment: Any, devices: list[Any]) -> dict[str, Any]:
     found, count = {}, 0
     for stage in STAGES:
         axis = "data" if stage == "DDP" else "fsdp"
-        e = dataclasses.replace(experiment, sharding=PRESETS[stage].on(**{axis: len(devices)}))
+        e = dataclasses.replace(experiment, sharding=PRESETS[stage].over(**{axis: len(devices)}))
         program = build(e, devices)
         state = program.init()
         each = sum(device_bytes(x) for x in jax.tree.leaves(abstract_gradients(program)))

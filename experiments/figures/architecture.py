@@ -21,7 +21,7 @@ def main() -> None:
     from jaxnlp import config as configs
     from jaxnlp.figures.architecture import draw, tree
     from jaxnlp.figures.files import save_png
-    from jaxnlp.sharding.axes import parameter_table
+    from jaxnlp.sharding.functional import parameter_table
     from jaxnlp.training.setup import prepare
 
     if CONFIG.value is None:

@@ -1,7 +1,7 @@
 """Draw a pipeline schedule: which stage runs which microbatch when, and its bubble beside the formula.
 
   python -m experiments.figures.pipeline --schedule=gpipe --stages=4 --microbatches=8 --out=gpipe.png
-  python -m experiments.figures.pipeline --schedule=circular --laps=2 --stages=4 --microbatches=8
+  python -m experiments.figures.pipeline --schedule=circular --virtual_stages=2 --stages=4 --microbatches=8
 
 Schedules: naive, gpipe, 1f1b, circular (`jaxnlp/sharding/pipeline.py`). The bubble is the share of all stages' time in
 which they do nothing of use; forward and backward passes are drawn as if they took as long.
@@ -17,7 +17,7 @@ from jaxnlp.errors import UserError
 SCHEDULE = flags.DEFINE_string("schedule", "gpipe", "naive, gpipe, 1f1b or circular.")
 STAGES = flags.DEFINE_integer("stages", 4, "Stages (p).")
 MICROBATCHES = flags.DEFINE_integer("microbatches", 8, "Microbatches of a batch (m).")
-LAPS = flags.DEFINE_integer("laps", 2, "Laps of a circular schedule (v).")
+VIRTUAL_STAGES = flags.DEFINE_integer("virtual_stages", 2, "Virtual stages of a circular schedule (v).")
 OUT = flags.DEFINE_string("out", None, "PNG to write.")
 
 
@@ -26,8 +26,8 @@ def main() -> None:
     from jaxnlp.figures.pipeline import draw_schedule
     from jaxnlp.sharding.pipeline import SCHEDULES, bubble, idle, ticks, timetable
 
-    p, m, v = STAGES.value, MICROBATCHES.value, LAPS.value
-    for name, size in (("stages", p), ("microbatches", m), ("laps", v)):
+    p, m, v = STAGES.value, MICROBATCHES.value, VIRTUAL_STAGES.value
+    for name, size in (("stages", p), ("microbatches", m), ("virtual_stages", v)):
         if size < 1:
             raise UserError(f"--{name}={size}: expected a positive number")
     if SCHEDULE.value not in SCHEDULES:
@@ -35,9 +35,9 @@ def main() -> None:
     if OUT.value is not None and not OUT.value.endswith(".png"):
         raise UserError(f"--out={OUT.value}: expected a name that ends in .png")
     kind = SCHEDULES[SCHEDULE.value]
-    schedule = kind(laps=v) if SCHEDULE.value == "circular" else kind()
-    if schedule.laps > 1 and m % p:
-        raise UserError(f"--microbatches={m}: laps need a multiple of --stages={p}; use {-(-m // p) * p}")
+    schedule = kind(virtual_stages=v) if SCHEDULE.value == "circular" else kind()
+    if schedule.virtual_stages > 1 and m % p:
+        raise UserError(f"--microbatches={m}: virtual_stages need a multiple of --stages={p}; use {-(-m // p) * p}")
     table = timetable(schedule, p, m)
     print(f"{SCHEDULE.value}, {p} stages, {m} microbatches: {2 * ticks(schedule, p, m)} slots of time")
     print(f"bubble, counted        {idle(table):.4f}")

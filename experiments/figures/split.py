@@ -61,7 +61,7 @@ def split_layers(model: Any, sharding: Any, ways: int) -> dict[str, list[Any]]:
     Raises:
         UserError: it has no such block; a size that does not divide.
     """
-    from jaxnlp.sharding.axes import parameter_table
+    from jaxnlp.sharding.functional import parameter_table
     from jaxnlp.sharding.rules import as_tuple
 
     if model.scan_layers is not None:

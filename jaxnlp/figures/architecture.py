@@ -69,7 +69,7 @@ class Box:
 
 
 def tree(name: str, table: Table) -> Box:
-    """The modules of a parameter table (`sharding.axes.parameter_table`), neighbours that are alike folded into one."""
+    """The modules of a parameter table (`sharding.functional.parameter_table`); alike neighbours are folded."""
     root = Box(name, [], [])
     for path, shape, axes in table:
         box = root

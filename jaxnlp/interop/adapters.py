@@ -23,8 +23,8 @@ from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt
-from jaxnlp.peft.tuning import TunedModel, plan
-from jaxnlp.sharding.axes import abstract_params
+from jaxnlp.peft.tuning import TunedModel, attach
+from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.trees import set_at
 
@@ -34,7 +34,7 @@ KINDS = ("LORA", "IA3", *soft_prompts.KINDS)
 
 
 def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> tuple[PEFTMethod, Any]:
-    """An adapter of theirs as (method, tuned parameters), for `plan(method, config.build(), ...)`.
+    """An adapter of theirs as (method, tuned parameters), for `attach(method, config.build(), ...)`.
 
     Args:
         config: of the model it was trained on, as `huggingface.load` gives it; its layers may be scanned.
@@ -64,7 +64,7 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
     for path, x in leaves.items():
         tuned = set_at(tuned, path, x)
     tuned = stacked(tuned, folder) if unrolled is not config else tuned
-    tuning = plan(method, config.build(), *config.example_inputs(1, 2))
+    tuning = attach(method, config.build(), *config.example_inputs(1, 2))
     shapes_of = lambda tree: {path_name(at): x.shape for at, x in jax.tree_util.tree_leaves_with_path(tree)}
     wanted = shapes_of(jax.eval_shape(lambda: tuning.init(jax.random.key(0), _zeros(tuning))))
     found = shapes_of(tuned)

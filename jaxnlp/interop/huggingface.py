@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxnlp.errors import UserError
 from jaxnlp.interop import bert, gpt2, llama, t5
-from jaxnlp.sharding.axes import abstract_params
+from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import REPLICATED, Rules, path_name, shardings
 
 FAMILIES = (gpt2, bert, llama, t5)

@@ -54,8 +54,8 @@ def read(said: Mapping[str, Any], modules: Any, sizes: Any, folder: pathlib.Path
         rank=rank,
         alpha=alpha,
         dropout_rate=rate(said, "lora_dropout", path),
-        rank_stabilized=bool(said.get("use_rslora")),
-        dora=bool(said.get("use_dora")),
+        use_rslora=bool(said.get("use_rslora")),
+        use_dora=bool(said.get("use_dora")),
         tied=False,  # PEFT never adapts the output map with the table that it is
     )
     return method, leaves
@@ -98,10 +98,10 @@ def write(tuning: TunedModel, flat: Any, known: Mapping[str, Place]) -> tuple[di
         else:
             a, b = _joined(found, sizes, method.rank)
             ranks[place.name], grown = a.shape[0], a.shape[0] / method.rank
-            alphas[place.name] = method.alpha * (math.sqrt(grown) if method.rank_stabilized else grown)
+            alphas[place.name] = method.alpha * (math.sqrt(grown) if method.use_rslora else grown)
         names = ("lora_embedding_A", "lora_embedding_B") if table else ("lora_A.weight", "lora_B.weight")
         arrays |= {f"{place.name}.{name}": x for name, x in zip(names, (a, b), strict=True)}
-        if method.dora:
+        if method.use_dora:
             if not all(found):
                 raise UserError(f"{place.name}: DoRA of some of its parts alone has no equal in PEFT; target all")
             lengths = np.concatenate([x[2].reshape(-1) for x in found])
@@ -112,8 +112,8 @@ def write(tuning: TunedModel, flat: Any, known: Mapping[str, Place]) -> tuple[di
         "r": method.rank,
         "lora_alpha": method.alpha,
         "lora_dropout": method.dropout_rate,
-        "use_rslora": method.rank_stabilized,
-        "use_dora": method.dora,
+        "use_rslora": method.use_rslora,
+        "use_dora": method.use_dora,
         "bias": "none",
         "fan_in_fan_out": any(known[name].tensor.kind == "conv1d" for name in targets),
         "target_modules": targets,

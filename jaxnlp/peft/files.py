@@ -21,7 +21,7 @@ import numpy as np
 from jaxnlp import config as configs
 from jaxnlp.errors import UserError
 from jaxnlp.peft.method import PEFTMethod
-from jaxnlp.peft.tuning import TunedModel, plan
+from jaxnlp.peft.tuning import TunedModel, attach
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.trees import select, set_at
 
@@ -68,7 +68,7 @@ def load(
     """What `save` wrote, to the bit: (tuning, tuned parameters, on the first device).
 
     Args:
-        base: the base's parameters. module, inputs: the model, as for `plan`.
+        base: the base's parameters. module, inputs: the model, as for `attach`.
         method: what the file's must be; None takes what is there.
 
     Raises:
@@ -80,7 +80,7 @@ def load(
         raise UserError(f"{path}: another method: {field} is {was!r} there, and {wanted!r} is asked for")
     own = tuple(name for name in _flat(base) if name in arrays)  # of the model itself, and trained
     try:
-        tuning = plan(held, module, *inputs, head=own)
+        tuning = attach(held, module, *inputs, head=own)
     except UserError as e:
         raise UserError(f"{path}: of another model: {e}") from None
     _check(str(path), arrays, tuning)

@@ -35,24 +35,24 @@ class LoRA(PEFTMethod):
 
     targets: patterns of modules, as ("query", "value") or ("blocks/mlp/*",); any kernel whose call is a product of
         the last axes of its input, and any table of embeddings.
-    rank, alpha: the update is scaled by alpha / rank, or with `rank_stabilized` by alpha / sqrt(rank)
+    rank, alpha: the update is scaled by alpha / rank, or with `use_rslora` by alpha / sqrt(rank)
         (Kalajdzievski 2023, arXiv:2312.03732).
     dropout_rate: of the update's input.
     init: of A, "kaiming" (uniform, as PEFT and the paper's code have it) or "gaussian" (of deviation 1 / rank).
-    dora: also a learned length for each output's column of W + s A B (Liu et al. 2024, arXiv:2402.09353); kernels only.
+    use_dora: also learns the length of each column of W + s A B (Liu et al. 2024, arXiv:2402.09353); kernels only.
     tied: where a table of embeddings is the output map too, both ways change; False: only the reading of rows.
-    b_rate: B's learning rate is so many times that of A (LoRA+: Hayou et al. 2024, arXiv:2402.12354, who take 16).
+    lora_plus_ratio: learning rate of B over that of A (LoRA+: Hayou et al. 2024, arXiv:2402.12354, who use 16).
     """
 
     targets: tuple[str, ...] = ("query", "value")
     rank: int = 8
     alpha: float = 16.0
     dropout_rate: float = 0.0
-    rank_stabilized: bool = False
+    use_rslora: bool = False
     init: str = "kaiming"
-    dora: bool = False
+    use_dora: bool = False
     tied: bool = True
-    b_rate: float = 1.0
+    lora_plus_ratio: float = 1.0
 
     methods = ("__call__", "logits", "attend")
     computes = ("scale", "tied")
@@ -70,15 +70,15 @@ class LoRA(PEFTMethod):
         if self.init not in INITS:
             near = did_you_mean(self.init, list(INITS))
             raise FieldError("init", self.init, f"expected one of {', '.join(INITS)}{near}")
-        if not self.b_rate > 0:
-            raise FieldError("b_rate", self.b_rate, "expected a positive number, as 16.0")
+        if not self.lora_plus_ratio > 0:
+            raise FieldError("lora_plus_ratio", self.lora_plus_ratio, "expected a positive number, as 16.0")
 
     @property
     def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     def choose(self, targets: list[Target]) -> list[Target]:
-        if self.dora:
+        if self.use_dora:
             return choose(targets, self.targets, lambda t: t.num_in is not None, "a linear map", "peft.targets")
         serves = lambda t: t.num_in is not None or t.is_table
         return choose(targets, self.targets, serves, "a linear map or a table of embeddings", "peft.targets")
@@ -97,7 +97,7 @@ class LoRA(PEFTMethod):
             A: AdapterParam(a, (*axes[:n], "rank"), zeros(a) if table else self._random(a, math.prod(shape[:n]))),
             B: AdapterParam(b, ("rank", *axes[n:]), self._normal(b) if table else zeros(b)),
         }
-        if self.dora:
+        if self.use_dora:
             length = lambda key, own: norms(own[KERNEL].astype(jnp.float32), n)
             found[MAGNITUDE] = AdapterParam(shape[n:], axes[n:], length)
         return found
@@ -124,7 +124,7 @@ class LoRA(PEFTMethod):
             keep = jax.random.bernoulli(call.module.make_rng("dropout"), 1 - self.dropout_rate, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout_rate), 0)
         update = self.scale * _product(leaves, x, target.num_in, policy)
-        if not self.dora:
+        if not self.use_dora:
             return y + update.astype(y.dtype)
         own = own_parameters(call.module, target)
         kernel = _as_planned(own[KERNEL], leaves)
@@ -149,15 +149,15 @@ class LoRA(PEFTMethod):
             raise UserError(f"LoRA(tied=False): {target.name} is the output map too, which is not tuned; not merged")
         name = TABLE if target.num_in is None else KERNEL
         kernel, update = own[name].astype(jnp.float32), self.scale * jnp.tensordot(leaves[A], leaves[B], axes=1)
-        if not self.dora:
+        if not self.use_dora:
             return {name: kernel + sign * update}
         assert target.num_in is not None
         if sign > 0:
             return {name: leaves[MAGNITUDE] / norms(kernel + update, target.num_in) * (kernel + update)}
-        raise UserError("LoRA(dora=True): what it was merged into is not found back from the sum; keep the base")
+        raise UserError("LoRA(use_dora=True): what it was merged into is not found back from the sum; keep the base")
 
     def rate(self, name: str) -> float:
-        return self.b_rate if name == B else 1.0
+        return self.lora_plus_ratio if name == B else 1.0
 
 
 def norms(kernel: jax.Array, num_in: int) -> jax.Array:

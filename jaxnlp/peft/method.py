@@ -1,6 +1,6 @@
 """What a tuning method answers: where it acts, which parameters it puts there, and how a call changes by them.
 
-A method of one's own is a subclass of `PEFTMethod` with some of its answers; `tuning.plan` asks them.
+A method of one's own is a subclass of `PEFTMethod` with some of its answers; `tuning.attach` asks them.
 """
 
 import dataclasses
@@ -38,19 +38,19 @@ class AdapterParam:
 class PEFTMethod:
     """What every method has; a method is this and the functions below.
 
-    whole: patterns of the model's own parameters that are trained too, as ("head/*",). None: those of the head, where
-        the model is a pretrained trunk with a new head on it.
+    modules_to_save: patterns of the model's own parameters that are fully trained too, as ("head/*",). None: those of
+        the head, if the model is a pretrained model with a new head.
     base_dtype: of the base's parameters that are not trained, as "bfloat16"; None: as the model has them. "int8" and
         "nf4": of the kernels of linear maps alone (`nn/quantised.py`), all other parameters are as the model has them.
     base_block: quantised kernels have a scale for each so many numbers, or the largest even divisor below of the axis.
-    base_kept: patterns of modules whose kernels are not quantised. None: output maps, that is kernels with an axis
+    skip_modules: patterns of modules whose kernels are not quantised. None: output maps, that is kernels with an axis
         "vocab", and what is called head or lm_head.
     """
 
-    whole: tuple[str, ...] | None = None
+    modules_to_save: tuple[str, ...] | None = None
     base_dtype: str | None = None
     base_block: int = 64
-    base_kept: tuple[str, ...] | None = None
+    skip_modules: tuple[str, ...] | None = None
 
     methods = ("__call__",)  # of a module, which a tuning method changes
     computes: ClassVar[tuple[str, ...]] = ()  # fields by which the same parameters mean something else

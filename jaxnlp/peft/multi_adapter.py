@@ -67,7 +67,7 @@ def stack_adapters(adapters: Sequence[tuple[TunedModel, Any]]) -> MultiAdapter:
         for name, scales in ((A, [1.0] * len(pairs)), (B, [method.scale for method in methods])):
             stack = jnp.stack([pair[name] * by for pair, by in zip(pairs, scales, strict=True)], axis=target.layers)
             tuned = set_at(tuned, (*path, name), stack)
-    plain = dataclasses.replace(methods[0], rank=max(ranks), alpha=float(max(ranks)), rank_stabilized=False)
+    plain = dataclasses.replace(methods[0], rank=max(ranks), alpha=float(max(ranks)), use_rslora=False)
     tuning = dataclasses.replace(widest, method=plain, num_adapters=len(adapters))
     return MultiAdapter(tuning, tuned, len(adapters))
 
@@ -77,7 +77,7 @@ def _methods(adapters: Sequence[tuple[TunedModel, Any]]) -> list[LoRA]:
     methods: list[LoRA] = []
     for tuning, _ in adapters:
         method = tuning.method
-        if not isinstance(method, LoRA) or method.dora or tuning.replaced:
+        if not isinstance(method, LoRA) or method.use_dora or tuning.replaced:
             raise UserError(
                 f"stack_adapters: {type(method).__name__}() cannot be selected by row; expected LoRA() without dora "
                 "and with no fully trained parameters"

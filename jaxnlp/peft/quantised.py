@@ -17,7 +17,7 @@ HEADS = ("head", "lm_head")  # names of output maps, where axes have none
 def chosen_blocks(
     method: Any, targets: list[Target], picks: Collection[str], replaced: Collection[Path]
 ) -> dict[Path, Blocks]:
-    """How each kernel of a linear map is quantised, by its path; not those that are trained, nor `method.base_kept`.
+    """How each kernel of a linear map is quantised, by its path; not those that are trained, nor `method.skip_modules`.
 
     Blocks run along the last of the input axes.
 
@@ -27,14 +27,14 @@ def chosen_blocks(
 
     Raises:
         FieldError: a method that trains kernels of linear maps, or an axis that has no blocks of such a size.
-        UserError: a pattern of `base_kept` that matches no linear map.
+        UserError: a pattern of `skip_modules` that matches no linear map.
     """
     kind, most = method.base_dtype, method.base_block
     if most < 2 or most % 2:
         raise FieldError("peft.base_block", most, "expected an even number, as 64")
     maps = [t for t in targets if t.num_in is not None and not _is_output(method, t)]
-    if method.base_kept:
-        kept = choose(maps, method.base_kept, lambda t: True, "a linear map", "peft.base_kept")
+    if method.skip_modules:
+        kept = choose(maps, method.skip_modules, lambda t: True, "a linear map", "peft.skip_modules")
         maps = [t for t in maps if t not in kept]
     if trained := [t.name for t in maps if f"{t.name}/{KERNEL}" in picks]:
         told = f"{type(method).__name__}() trains {trained[0]}/{KERNEL} itself, and what is trained is in floats"
@@ -46,7 +46,7 @@ def chosen_blocks(
 
 
 def _is_output(method: Any, target: Target) -> bool:
-    if method.base_kept is not None:
+    if method.skip_modules is not None:
         return False
     return VOCAB in target.parameters[KERNEL].axes or target.path[-1] in HEADS
 
@@ -58,7 +58,7 @@ def _blocks(kind: str, most: int, target: Target) -> Blocks:
     size = block_size(shape[axis], most)
     if size is None:
         told = f"{target.name}/{KERNEL} has {shape[axis]} {axes[axis] or 'inputs'} in a row, which no even number from"
-        told = f"{told} {min(SMALLEST, most)} to {most} divides; leave it as it is, with peft.base_kept"
+        told = f"{told} {min(SMALLEST, most)} to {most} divides; leave it as it is, with peft.skip_modules"
         raise FieldError("peft.base_block", most, told)
     return Blocks(kind, axis - len(shape), size, str(kernel.dtype), _computed(target), axes)
 

@@ -16,7 +16,7 @@ import jax
 
 from jaxnlp.errors import UserError
 from jaxnlp.nn.interceptors import ModuleCall, intercept_calls
-from jaxnlp.sharding.axes import abstract_params
+from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.trees import get_at
 
 KERNEL, TABLE = "kernel", "embedding"

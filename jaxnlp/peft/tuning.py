@@ -5,7 +5,7 @@ in place of it (`bias` under BitFit). So they are stacked, scanned, computed aga
 and `join(base, tuned)` is a tree of parameters like any other. `TunedModel.apply` runs the model on such a tree:
 where a module has tuned parameters beside its own, the method changes its call.
 
-    tuning = plan(LoRA(targets=("query", "value")), module, tokens)
+    tuning = attach(LoRA(targets=("query", "value")), module, tokens)
     tuned = tuning.init(key, base)
     logits = tuning.apply(make_apply(module))(join(base, tuned), tokens)
 """
@@ -31,7 +31,7 @@ from jaxnlp.nn.quantised import BITS, Blocks, Quantised, codes_kept, dequantised
 from jaxnlp.peft.method import SHARED, AdapterParam, PEFTMethod, picked
 from jaxnlp.peft.quantised import chosen_blocks
 from jaxnlp.peft.targets import KERNEL, Parameter, Target, find_targets
-from jaxnlp.sharding.axes import abstract_params
+from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.trees import Path, get_at, set_at, without
 
 
@@ -39,11 +39,14 @@ from jaxnlp.trees import Path, get_at, set_at, without
 class TunedModel:
     """A method on a model.
 
-    leaves: what it puts beside parameters, by module and name: tuned, or where there are `shared` parameters made of
-    those, which are tuned then. replaced: the model's own that are tuned. outer: a module around them whose call
-    changes too. shapes, base_axes: of all parameters of the base, as `sharding.axes.abstract_params` gives. blocks: of
-    the kernels that are quantised, how. num_adapters: how many adapters the tuned parameters hold on a leading axis
-    (`peft/multi_adapter.py`); None for a single one, without that axis.
+    leaves: the parameters added beside a module's own, by module and name. They are tuned, or with `shared` parameters
+        computed from those, which are tuned then.
+    replaced: paths of the model's own parameters that are tuned.
+    outer: path of a module around the targets whose call changes too.
+    shapes, base_axes: of all parameters of the base, as from `sharding.functional.abstract_params`.
+    blocks: how each quantised kernel is quantised.
+    num_adapters: how many adapters the tuned parameters hold on an axis of their own (`peft/multi_adapter.py`); None
+        for a single one, without that axis.
     """
 
     method: PEFTMethod
@@ -269,12 +272,12 @@ class TunedModel:
         return own + new, sum(math.prod(x.shape) for x in jax.tree.leaves(self.shapes))
 
 
-def plan(method: PEFTMethod, module: Any, *inputs: Any, head: tuple[str, ...] = ()) -> TunedModel:
+def attach(method: PEFTMethod, module: Any, *inputs: Any, head: tuple[str, ...] = ()) -> TunedModel:
     """What a method tunes of a model.
 
     Args:
         module: a Linen module. inputs: abstract or real example inputs.
-        head: patterns of parameters that are new, which `PEFTMethod.whole` of None trains.
+        head: patterns of parameters that are new, which `PEFTMethod.modules_to_save` of None trains.
 
     Raises:
         UserError: a pattern that matches nothing, or what the method cannot serve; nothing to train.
@@ -296,7 +299,8 @@ def plan(method: PEFTMethod, module: Any, *inputs: Any, head: tuple[str, ...] = 
     for path, x in jax.tree_util.tree_leaves_with_path(shapes):
         names = tuple(str(k.key) for k in path)
         own["/".join(names)] = Parameter(x.shape, get_at(axes, names), x.dtype)
-    whole = picked(own, method.whole if method.whole is not None else head, "peft.whole")
+    fully_trained = method.modules_to_save if method.modules_to_save is not None else head
+    whole = picked(own, fully_trained, "peft.modules_to_save")
     picks = method.picks(own)
     replaced = sorted(tuple(name.split("/")) for name in {*picks, *whole})
     if not leaves and not replaced:

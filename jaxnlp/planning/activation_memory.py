@@ -53,7 +53,7 @@ def _staged(program: Program, layers: int, rest: int) -> int:
         return layers // stages + rest + (2 * stages + 1) * between
     count = ticks(schedule, stages, m)
     # What enters the stages in each tick and what leaves, and what enters and leaves the stack of all microbatches.
-    return layers * count // (stages * schedule.laps) + rest + 2 * (count + m) * between
+    return layers * count // (stages * schedule.virtual_stages) + rest + 2 * (count + m) * between
 
 
 def _ways(program: Program, names: tuple[str, ...]) -> int:
@@ -98,7 +98,7 @@ def _residuals(program: Program, ways: dict[str, int]) -> list[Any]:
     # Only what splits the batch and the length is left of the mesh.
     devices = program.mesh.devices[tuple(slice(1) if a in ("stage", "tensor") else slice(None) for a in AXES)]
     mesh = Mesh(devices, AXES, axis_types=program.mesh.axis_types)
-    alone = build(dataclasses.replace(e, sharding=Sharding().on()), list(mesh.devices.flat)[:1], only_traced=True)
+    alone = build(dataclasses.replace(e, sharding=Sharding().over()), list(mesh.devices.flat)[:1], only_traced=True)
     batch = abstract_batch(e, e.data.batch_size // e.accum_steps)
     key = jax.eval_shape(lambda: jax.random.key(0))
     bare = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

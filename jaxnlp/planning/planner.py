@@ -381,7 +381,11 @@ def hbm_traffic(found: StepPlan, program: Program) -> float:
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(layout), strict=True)
     width = lambda x: min(x.dtype.itemsize, policy.operand_dtype.itemsize)
     weights = sum(math.prod(s.shard_shape(x.shape)) * width(x) for x, s in pairs)
-    turns = ticks(schedule, program.mesh.shape["stage"], e.accum_steps) / schedule.laps if schedule else e.accum_steps
+    turns = (
+        ticks(schedule, program.mesh.shape["stage"], e.accum_steps) / schedule.virtual_stages
+        if schedule
+        else e.accum_steps
+    )
     again = found.executed * (1 - found.bubble) / found.flops - 1
     passes = 2 + min(max(0.0, 3 * again), 1.0 + isinstance(schedule, OneFOneB))
     # What a schedule keeps is that of all microbatches already, but under 1F1B and the naive one.

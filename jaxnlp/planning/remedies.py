@@ -151,7 +151,7 @@ def grown(found: StepPlan, e: Experiment, larger: Larger | None, room: Room) -> 
         if states / 2**doubled > room.device or (there := larger(count)) is None:
             continue
         name, devices = there
-        one = dataclasses.replace(e, sharding=ZERO3.on(fsdp=count))
+        one = dataclasses.replace(e, sharding=ZERO3.over(fsdp=count))
         rows = e.data.batch_size // count
         for n in (n for n in range(min(e.accum_steps, rows), rows + 1) if rows % n == 0):
             more = dataclasses.replace(one, accum_steps=n)
@@ -182,12 +182,12 @@ def changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
     if e.model.body.remat not in (None, "full"):
         found.append(("model.remat='full'", dataclasses.replace(e, model=e.model.with_body(remat="full"))))
     stages = {"optimizer": ZERO1, "gradients": ZERO2, "params": ZERO3}
-    named: Any = e.sharding.mesh.slices
+    named: Any = e.sharding.mesh.dcn
     slices = dict(named)
     copies = slices.pop("data", 1) * slices.pop("fsdp", 1)  # one on each slice: what is split stays within one
     together = sizes["data"] * sizes["fsdp"] // copies
     slices |= {"data": copies} if copies > 1 else {}
-    mesh = dataclasses.replace(e.sharding.mesh, data=copies, fsdp=together, slices=slices)
+    mesh = dataclasses.replace(e.sharding.mesh, data=copies, fsdp=together, dcn=slices)
     changed = {field: dict(getattr(e.sharding, field) or e.sharding.params) for field in TABLES}
     done: list[str] = []
     for number, (field, preset) in enumerate(stages.items(), 1):

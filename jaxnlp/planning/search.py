@@ -13,7 +13,7 @@ from jaxnlp.planning.network import where
 from jaxnlp.planning.planner import REFUSALS, StepPlan, outline, plan
 from jaxnlp.sharding.mesh import MeshConfig, tpu_slices
 from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB
-from jaxnlp.sharding.presets import DDP, PP, THREE_D, TP, TP_SP, ZERO1, ZERO2, ZERO3
+from jaxnlp.sharding.presets import DDP, DP_PP_TP, PP, TP, TP_SP, ZERO1, ZERO2, ZERO3
 from jaxnlp.sharding.rules import TENSOR, Sharding, as_tuple
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
@@ -38,7 +38,7 @@ def tables(experiment: Experiment, devices: Sequence[Any]) -> Iterator[tuple[str
     yield "config", experiment.sharding
     for name, sharding in presets(experiment, devices, len(devices) // count):
         if count > 1:
-            mesh = dataclasses.replace(sharding.mesh, data=sharding.mesh.data * count, slices={"data": count})
+            mesh = dataclasses.replace(sharding.mesh, data=sharding.mesh.data * count, dcn={"data": count})
             name, sharding = f"{name} on each of {count} slices", dataclasses.replace(sharding, mesh=mesh)
         yield name, sharding
 
@@ -70,22 +70,22 @@ def pipelines(experiment: Experiment, n: int) -> Iterator[tuple[str, Sharding]]:
     """Stages that divide the layers, with each schedule that can cut them; and with tensor parallelism."""
     model = experiment.model.body
     layers = 0 if model.scan_layers is None else model.num_layers
-    schedules: list[Any] = [GPipe(), Circular(laps=2)]
+    schedules: list[Any] = [GPipe(), Circular(virtual_stages=2)]
     schedules += [] if model.kind == "encoder-decoder" else [OneFOneB()]
     for stages in (p for p in STAGES if n % p == 0 and layers and layers % p == 0):
         for schedule in schedules:
-            if layers % (stages * schedule.laps) == 0:
+            if layers % (stages * schedule.virtual_stages) == 0:
                 name, sharding = named("PP", PP, data=n // stages, stage=stages)
                 yield f"{name} {type(schedule).__name__}", dataclasses.replace(sharding, pipeline=schedule)
                 for width in (w for w in WIDTHS if n % (stages * w) == 0):
-                    name, sharding = named("THREE_D", THREE_D, data=n // stages // width, stage=stages, tensor=width)
+                    name, sharding = named("DP_PP_TP", DP_PP_TP, data=n // stages // width, stage=stages, tensor=width)
                     yield f"{name} {type(schedule).__name__}", dataclasses.replace(sharding, pipeline=schedule)
 
 
 def named(name: str, preset: Sharding, **sizes: int) -> tuple[str, Sharding]:
     """A preset over a mesh, and both in words."""
     sizes = {axis: size for axis, size in sizes.items() if size > 1}
-    return f"{name} {' '.join(f'{axis}={size}' for axis, size in sizes.items())}".strip(), preset.on(**sizes)
+    return f"{name} {' '.join(f'{axis}={size}' for axis, size in sizes.items())}".strip(), preset.over(**sizes)
 
 
 Busy = Callable[[str], contextlib.AbstractContextManager[Any]]
@@ -126,7 +126,7 @@ def search(
             continue
         if sizes["stage"] == 1:
             sharding = dataclasses.replace(sharding, optimizer_memory=experiment.sharding.optimizer_memory)
-        same = dataclasses.replace(sharding, mesh=MeshConfig(**sizes, slices=sharding.mesh.slices))
+        same = dataclasses.replace(sharding, mesh=MeshConfig(**sizes, dcn=sharding.mesh.dcn))
         if same in seen:
             continue
         seen.append(same)

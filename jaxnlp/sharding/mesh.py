@@ -26,8 +26,8 @@ class MeshConfig:
         maps here (ZeRO).
     sequence: splits of a sequence's length (context parallelism).
     tensor: splits of heads, feed-forward and vocabulary; innermost, on the fastest links.
-    slices: axis -> how many of its parts lie on different TPU slices, which talk over the data-centre network (DCN)
-        and not over chip links (ICI): `slices={"data": 2}` with `data=8` is four on each of two slices.
+    dcn: axis -> how many of its parts lie on different TPU slices, which talk over the data-centre network (DCN)
+        and not over chip links (ICI): `dcn={"data": 2}` with `data=8` is four on each of two slices.
     """
 
     data: int = -1
@@ -35,12 +35,12 @@ class MeshConfig:
     fsdp: int = 1
     sequence: int = 1
     tensor: int = 1
-    slices: object = dataclasses.field(default_factory=dict)  # a dict, of a type that flags can set
+    dcn: object = dataclasses.field(default_factory=dict)  # a dict, of a type that flags can set
 
     @property
     def parts(self) -> dict[str, int]:
-        """`slices`."""
-        return dict(cast(Mapping[str, int], self.slices))
+        """`dcn`."""
+        return dict(cast(Mapping[str, int], self.dcn))
 
     def check(self) -> None:
         sizes = {axis: getattr(self, axis) for axis in AXES}
@@ -50,13 +50,13 @@ class MeshConfig:
         if list(sizes.values()).count(-1) > 1:
             second = [axis for axis, size in sizes.items() if size == -1][1]
             raise FieldError(second, -1, "only one axis can be -1")
-        if not isinstance(self.slices, Mapping):
-            raise FieldError("slices", self.slices, "expected axes and in how many parts they lie, as {'data': 2}")
+        if not isinstance(self.dcn, Mapping):
+            raise FieldError("dcn", self.dcn, "expected axes and in how many parts they lie, as {'data': 2}")
         for axis, parts in self.parts.items():
             if axis not in AXES:
-                raise FieldError("slices", axis, f"no such mesh axis; expected one of {', '.join(AXES)}")
+                raise FieldError("dcn", axis, f"no such mesh axis; expected one of {', '.join(AXES)}")
             if parts < 1 or (sizes[axis] != -1 and sizes[axis] % parts):
-                raise FieldError(f"slices[{axis!r}]", parts, f"expected a divisor of {axis}={sizes[axis]}")
+                raise FieldError(f"dcn[{axis!r}]", parts, f"expected a divisor of {axis}={sizes[axis]}")
 
     def sizes(self, num_devices: int) -> dict[str, int]:
         """Size of each axis over `num_devices`. Raises UserError if they do not multiply to it."""
@@ -80,7 +80,7 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over `devices` (all of them by default), in the order that suits their links.
 
-    With `config.slices` the devices of one slice stay together (a hybrid mesh).
+    With `config.dcn` the devices of one slice stay together (a hybrid mesh).
 
     Raises:
         UserError: sizes that do not multiply to the number of devices, or slices that are not there.
@@ -95,8 +95,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     else:
         if (count := tpu_slices(devices)) > 1:
             raise UserError(
-                f"sharding.mesh.slices: not set, and the devices lie on {count} slices, between which the network is "
-                f"slow; say which axis is cut, as slices={{'data': {count}}}"
+                f"sharding.mesh.dcn: not set, and the devices lie on {count} slices, between which the network is "
+                f"slow; say which axis is cut, as dcn={{'data': {count}}}"
             )
         order = _order(shape, devices)
     return Mesh(order, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -117,7 +117,7 @@ def _order(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
 def _hybrid(shape: tuple[int, ...], slices: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     for axis, size, parts in zip(AXES, shape, slices, strict=True):
         if size % parts:
-            raise UserError(f"sharding.mesh: slices[{axis!r}]={parts} does not divide {axis}={size}")
+            raise UserError(f"sharding.mesh: dcn[{axis!r}]={parts} does not divide {axis}={size}")
     named = {getattr(d, "slice_index", None) for d in devices}  # of CPUs all the same: each process is a slice
     by_process = None in named or (devices[0].platform != "tpu" and len(named) == 1)
     of = (lambda d: d.process_index) if by_process else (lambda d: d.slice_index)
@@ -125,8 +125,8 @@ def _hybrid(shape: tuple[int, ...], slices: tuple[int, ...], devices: Sequence[A
     if there != wanted:
         what = "processes" if by_process else "slices"
         raise UserError(
-            f"sharding.mesh.slices: the sizes multiply to {wanted} and the devices lie on {there} {what}; "
-            f"set sizes that multiply to {there}, or slices={{}}"
+            f"sharding.mesh.dcn: the sizes multiply to {wanted} and the devices lie on {there} {what}; "
+            f"set sizes that multiply to {there}, or dcn={{}}"
         )
     inner = tuple(size // parts for size, parts in zip(shape, slices, strict=True))
     make = mesh_utils.create_hybrid_device_mesh

@@ -7,7 +7,7 @@ a tick computes on data that is let go. The share of such work, or of waiting, i
     Naive       1 - 1/p                        one stage at a time, one microbatch after the other
     GPipe       (p - 1) / (m + p - 1)          all forward, then all backward (Huang et al. 2019, arXiv:1811.06965)
     OneFOneB    2 (p - 1) / (m + 2 (p - 1))    a forward and a backward in each tick
-    Circular    (p - 1) / (v m + p - 1)        v laps, each over stages 1/v as deep (Narayanan et al. 2021,
+    Circular    (p - 1) / (v m + p - 1)        v virtual stages, each 1/v as deep (Narayanan et al. 2021,
                                                arXiv:2104.04473, section 2.2)
 
 with p stages and m microbatches. In 1F1B as Narayanan et al. 2019 (PipeDream-Flush) have it a stage runs a forward or
@@ -35,14 +35,14 @@ STAGE = "stage"
 class Naive:
     """One microbatch after the other, through all stages and back; all stages but one wait. The baseline."""
 
-    laps: ClassVar[int] = 1
+    virtual_stages: ClassVar[int] = 1
 
 
 @dataclasses.dataclass(kw_only=True)
 class GPipe:
     """All microbatches forward, then all backward. What is kept of the forward passes grows with the microbatches."""
 
-    laps: ClassVar[int] = 1
+    virtual_stages: ClassVar[int] = 1
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -53,23 +53,23 @@ class OneFOneB:
     encoder-decoders.
     """
 
-    laps: ClassVar[int] = 1
+    virtual_stages: ClassVar[int] = 1
 
 
 @dataclasses.dataclass(kw_only=True)
 class Circular:
-    """Each stage has `laps` groups of layers, and a microbatch goes round so many times.
+    """Each stage has `virtual_stages` groups of layers, and a microbatch passes all stages that many times.
 
     Microbatches go in groups of as many as there are stages, as in Megatron-LM, so that one that comes round is run
-    at once and none waits in memory. Layers lie in order on the stages, and are exchanged for those of a stage's laps
-    at the start of each step.
+    at once and none waits in memory. Layers are stored in order on the stages, and exchanged for those of each stage's
+    virtual stages at the start of each step.
     """
 
-    laps: int = 2
+    virtual_stages: int = 2
 
     def check(self) -> None:
-        if self.laps < 1:
-            raise FieldError("laps", self.laps, "expected a positive number, as 2")
+        if self.virtual_stages < 1:
+            raise FieldError("virtual_stages", self.virtual_stages, "expected a positive number, as 2")
 
 
 SCHEDULES = {"naive": Naive, "gpipe": GPipe, "1f1b": OneFOneB, "circular": Circular}
@@ -80,7 +80,7 @@ def named_schedule(named: Any) -> Any:
     if isinstance(named, str) and named in SCHEDULES:
         return SCHEDULES[named]()
     if not isinstance(named, tuple(SCHEDULES.values())):
-        known = f"expected one of {', '.join(SCHEDULES)}, or a schedule as jaxnlp.sharding.pipeline.Circular(laps=3)"
+        known = f"expected one of {', '.join(SCHEDULES)}, or a schedule as Circular(virtual_stages=3)"
         raise FieldError("pipeline", named, known)
     return named
 
@@ -101,12 +101,14 @@ def check_stages(
     schedule: Any, stages: int, num_layers: int, microbatches: int, field: str = "model.num_layers"
 ) -> None:
     """Raises FieldError where a model or a batch cannot be cut as the schedule needs."""
-    groups, name = stages * schedule.laps, type(schedule).__name__
+    groups, name = stages * schedule.virtual_stages, type(schedule).__name__
     if num_layers % groups:
-        laps = f" x laps={schedule.laps}" if schedule.laps > 1 else ""
+        virtual_stages = f" x virtual_stages={schedule.virtual_stages}" if schedule.virtual_stages > 1 else ""
         near = max(round(num_layers / groups), 1) * groups
-        raise FieldError(field, num_layers, f"does not divide over mesh.stage={stages}{laps} stages; use {near}")
-    if schedule.laps > 1 and microbatches % stages:
+        raise FieldError(
+            field, num_layers, f"does not divide over mesh.stage={stages}{virtual_stages} stages; use {near}"
+        )
+    if schedule.virtual_stages > 1 and microbatches % stages:
         up = -(-microbatches // stages) * stages
         raise FieldError("accum_steps", microbatches, f"{name}() needs a multiple of mesh.stage={stages}; use {up}")
 
@@ -118,12 +120,12 @@ def ticks(schedule: Any, stages: int, microbatches: int) -> int:
         return m * p
     if isinstance(schedule, OneFOneB):
         return m + 2 * (p - 1)
-    return schedule.laps * m + p - 1
+    return schedule.virtual_stages * m + p - 1
 
 
 def bubble(schedule: Any, stages: int, microbatches: int) -> float:
     """The share of time in which a stage does nothing of use, by the formula; forward and backward count alike."""
-    return 1 - schedule.laps * microbatches / ticks(schedule, stages, microbatches)
+    return 1 - schedule.virtual_stages * microbatches / ticks(schedule, stages, microbatches)
 
 
 def timetable(schedule: Any, stages: int, microbatches: int) -> Timetable:
@@ -141,9 +143,9 @@ def timetable(schedule: Any, stages: int, microbatches: int) -> Timetable:
         return [slot(t) for t in range(count) for slot in (forward, backward)]
 
     def at(k, forward):
-        if not 0 <= k < schedule.laps * m:
+        if not 0 <= k < schedule.virtual_stages * m:
             return None
-        lap, i = item(k, p, schedule.laps)
+        lap, i = item(k, p, schedule.virtual_stages)
         return Work(i, forward, lap)
 
     both = [(t, True) for t in range(count)] + [(t, False) for t in reversed(range(count))]
@@ -155,11 +157,11 @@ def idle(table: Timetable) -> float:
     return sum(work is None for slot in table for work in slot) / (len(table) * len(table[0]))
 
 
-def item(k: Any, stages: int, laps: int) -> tuple[Any, Any]:
-    """(lap, microbatch) of the k-th piece of work of any stage: all laps of p microbatches, then the next p."""
-    if laps == 1:
+def item(k: Any, stages: int, virtual_stages: int) -> tuple[Any, Any]:
+    """(virtual stage, microbatch) of the k-th unit of work of a stage; p microbatches pass all virtual stages."""
+    if virtual_stages == 1:
         return k * 0, k
-    group, rest = k // (stages * laps), k % (stages * laps)
+    group, rest = k // (stages * virtual_stages), k % (stages * virtual_stages)
     return rest // stages, group * stages + rest % stages
 
 
@@ -192,7 +194,7 @@ def through_stages(
     Returns:
         As x_MB, what leaves the last layer, on every stage.
     """
-    p, v, m = _stages(), schedule.laps, x_MB.shape[0]
+    p, v, m = _stages(), schedule.virtual_stages, x_MB.shape[0]
     count = v * m + p - 1
     ring = [(i, (i + 1) % p) for i in range(p)]
     rows = PartitionSpec(None, batch or None)
@@ -227,7 +229,7 @@ def through_stages(
     weights, narrow = in_float32(weights)
     x_MB, narrow_x = in_float32(x_MB)
     shared, narrow_shared = in_float32(shared)
-    if keys is not None:  # as (stages, laps, M, layers of a lap, words)
+    if keys is not None:  # as (stages, virtual_stages, M, layers of a lap, words)
         keys = jnp.moveaxis(lapped(jnp.moveaxis(keys, 1, 0)), 3, 2)
     out = jax.shard_map(
         stage,
@@ -334,9 +336,9 @@ def _stages() -> int:
     return jax.sharding.get_abstract_mesh().shape[STAGE]
 
 
-def _by_stage(leaf: jax.Array, stages: int, laps: int) -> jax.Array:
-    """(L, ...) as (stages, laps, layers, ...): stage s has the groups of layers s, s + p, s + 2p, ..."""
-    grouped = leaf.reshape(laps, stages, -1, *leaf.shape[1:])
+def _by_stage(leaf: jax.Array, stages: int, virtual_stages: int) -> jax.Array:
+    """(L, ...) as (stages, virtual_stages, layers, ...): stage s has the groups of layers s, s + p, s + 2p, ..."""
+    grouped = leaf.reshape(virtual_stages, stages, -1, *leaf.shape[1:])
     return jnp.swapaxes(grouped, 0, 1)
 
 

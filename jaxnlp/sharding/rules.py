@@ -66,7 +66,7 @@ class Sharding:
         device for its update (ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840; `training/step/offload.py`).
     activations: rules of the axes that models name on activations.
     pipeline: the schedule of the stages, where the mesh has any: one of `sharding/pipeline.py`, as `GPipe()`, or its
-        name: "naive", "gpipe", "1f1b" or "circular" (of two laps).
+        name: "naive", "gpipe", "1f1b" or "circular" (of two virtual_stages).
     """
 
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -77,8 +77,8 @@ class Sharding:
     activations: dict[str, Any] = dataclasses.field(default_factory=ACTIVATIONS.copy)
     pipeline: object = None  # a name or a schedule; of a type that flags can set
 
-    def on(self, **sizes: Any) -> "Sharding":
-        """A copy of these tables over a mesh of these sizes, as `ZERO3.on(fsdp=8)`; -1 takes the devices left over.
+    def over(self, **sizes: Any) -> "Sharding":
+        """A copy of these tables over a mesh of these sizes, as `ZERO3.over(fsdp=8)`; -1 takes the devices left over.
 
         Sizes not given are 1, and fields of `MeshConfig` not named here keep their defaults.
         """

@@ -9,7 +9,7 @@ from jaxnlp.data.text.sentinels import with_sentinels
 from jaxnlp.data.token_display import token_labels
 from jaxnlp.errors import UserError
 from jaxnlp.figures.attention import WEIGHTS, Map, collect
-from jaxnlp.sharding.axes import make_capture
+from jaxnlp.sharding.functional import make_capture
 from jaxnlp.training.fill_mask import encoder_row
 from jaxnlp.training.load import Loaded
 

@@ -15,7 +15,7 @@ from jaxnlp.inference.decode import Generator
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.quantised import dequantised
 from jaxnlp.peft.prompt import Prompt
-from jaxnlp.sharding.axes import abstract_params, make_apply
+from jaxnlp.sharding.functional import abstract_params, make_apply
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh, tpu_slices
 from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.training.experiment import Experiment, check_batch
@@ -82,7 +82,7 @@ def _fitting(experiment: Experiment) -> Experiment:
         return experiment
     except UserError:
         print(f"note: the run's mesh does not fit these {count} devices; using data={count}", file=sys.stderr)
-    mesh = MeshConfig(slices={"data": slices} if slices > 1 else {})
+    mesh = MeshConfig(dcn={"data": slices} if slices > 1 else {})
     sharding = dataclasses.replace(experiment.sharding, mesh=mesh)
     data = dataclasses.replace(experiment.data, batch_size=-(-experiment.data.batch_size // count) * count)
     return dataclasses.replace(experiment, sharding=sharding, data=data, accum_steps=1)

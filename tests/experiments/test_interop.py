@@ -13,7 +13,7 @@ from jaxnlp.interop.huggingface import load, save
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.t5 import t5_v1_0
-from jaxnlp.sharding.axes import init_params
+from jaxnlp.sharding.functional import init_params
 from tests.entry import ROOT, run
 
 SMALL = ROOT / "tests" / "experiments" / "small.py"

@@ -9,7 +9,7 @@ import tokenizers
 
 from jaxnlp.interop.huggingface import save
 from jaxnlp.models.gpt import GPTConfig
-from jaxnlp.sharding.axes import init_params
+from jaxnlp.sharding.functional import init_params
 from jaxnlp.training.load import load
 from tests.entry import ROOT
 from tests.jobs import MESHED, begin, ended, job

@@ -12,7 +12,7 @@ from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.nn import norms, positions
-from jaxnlp.sharding.axes import abstract_params, parameter_table
+from jaxnlp.sharding.functional import abstract_params, parameter_table
 
 SIZES = {"vocab_size": 65, "max_length": 24, "num_heads": 4, "embed_dim": 16}
 MODELS = {

@@ -44,7 +44,10 @@ def test_the_entry_point_prints_the_bubble_beside_the_formula(name, tmp_path):
     [
         (["--schedule=zero"], "--schedule=zero: expected one of naive, gpipe, 1f1b, circular"),
         (["--stages=0"], "--stages=0: expected a positive number"),
-        (["--schedule=circular", "--microbatches=6"], "--microbatches=6: laps need a multiple of --stages=4; use 8"),
+        (
+            ["--schedule=circular", "--microbatches=6"],
+            "--microbatches=6: virtual_stages need a multiple of --stages=4; use 8",
+        ),
         (["--out=x.pdf"], "--out=x.pdf: expected a name that ends in .png"),
     ],
 )

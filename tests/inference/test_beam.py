@@ -15,7 +15,7 @@ from jaxnlp.inference.exhaustive import exhaustive_search
 from jaxnlp.interop.huggingface import load
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.llama import LlamaConfig
-from jaxnlp.sharding.axes import init_params, make_apply
+from jaxnlp.sharding.functional import init_params, make_apply
 
 SEP = 0
 PROMPTS = [[3, 1, 4], [2], [7, 1, 8, 2, 8, 1, 8]]

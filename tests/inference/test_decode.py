@@ -13,7 +13,7 @@ from jaxnlp.inference.decode import Generator
 from jaxnlp.inference.sampling import Sampling, filtered, sample
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn import norms, positions
-from jaxnlp.sharding.axes import init_params, make_apply
+from jaxnlp.sharding.functional import init_params, make_apply
 
 SEP, TOKENS = 30, 31  # the vocabulary is padded to 40
 PROMPTS = [[1, 2, 3], [], [7, 8, 9, 10, 11, 12, 13], [5]]

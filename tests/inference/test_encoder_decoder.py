@@ -19,7 +19,7 @@ from jaxnlp.models.t5 import T5Config
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.nn import mlp
 from jaxnlp.objectives.seq2seq import Seq2Seq
-from jaxnlp.sharding.axes import init_params, make_apply
+from jaxnlp.sharding.functional import init_params, make_apply
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.load import make_generator
 from jaxnlp.training.step.program import build

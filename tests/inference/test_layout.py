@@ -13,7 +13,7 @@ from jaxnlp.inference.layout import output_major
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.mlp import GatedMLP
 from jaxnlp.nn.policy import Policy
-from jaxnlp.sharding.axes import abstract_params, make_apply
+from jaxnlp.sharding.functional import abstract_params, make_apply
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.load import make_generator
 from jaxnlp.training.step.program import build

@@ -7,7 +7,7 @@ from jaxnlp.inference.beam import BeamSearch, beam_search
 from jaxnlp.inference.decode import Generator
 from jaxnlp.inference.sampling import Sampling
 from jaxnlp.interop.huggingface import load
-from jaxnlp.sharding.axes import make_apply
+from jaxnlp.sharding.functional import make_apply
 
 from ..reference import torch, transformers
 

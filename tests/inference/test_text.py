@@ -13,7 +13,7 @@ from jaxnlp.inference.decode import Generator
 from jaxnlp.inference.sampling import Sampling
 from jaxnlp.inference.text import generate_text
 from jaxnlp.models.gpt import GPTConfig
-from jaxnlp.sharding.axes import init_params, make_apply
+from jaxnlp.sharding.functional import init_params, make_apply
 
 TOKENIZER = ByteTokenizer()
 TEXTS = ["one", "", "several more"]

@@ -23,8 +23,8 @@ from jaxnlp.peft.adapter import Adapter
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.prompt import PTuning
-from jaxnlp.peft.tuning import plan
-from jaxnlp.sharding.axes import make_apply
+from jaxnlp.peft.tuning import attach
+from jaxnlp.sharding.functional import make_apply
 from jaxnlp.trees import merge
 
 from ..reference import torch
@@ -155,7 +155,7 @@ def test_adapters_of_some_layers_alone(some, gpt2_adapter, broken, rng):
 def test_what_we_write_of_some_layers_alone_is_read(method, gpt2_adapter, rng, tmp_path):
     model, home = gpt2_adapter
     config, base, _ = load(home / "model")
-    tuning = plan(method, config.build(), *config.example_inputs(1, 2))
+    tuning = attach(method, config.build(), *config.example_inputs(1, 2))
     draw = lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32)
     save_adapter(tmp_path, config, tuning, jax.tree.map(draw, tuning.init(jax.random.key(0), base)))
     adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
@@ -167,7 +167,7 @@ def assert_same_logits(adapted, folder, home, rng):
     config, base, _ = load(home)
     theirs, (args, kwargs), real = inputs(config, rng)
     method, tuned = load_adapter(folder, config, base)
-    tuning = plan(method, config.build(), *config.example_inputs(1, 2))
+    tuning = attach(method, config.build(), *config.example_inputs(1, 2))
     run = jax.jit(tuning.apply(make_apply(config.build())))
     close(logits(run(merge(base, tuned), *args, **kwargs))[real], wanted_of(adapted, theirs)[real])
 
@@ -186,13 +186,13 @@ def test_other_adapters_that_cannot_be_read_or_written(tmp_path):
     (tmp_path / "theirs" / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="adapter_model.safetensors: no such file"):
         load_adapter(tmp_path / "theirs", config)
-    tied = plan(LoRA(targets=("embed",), rank=2), config.build(), *config.example_inputs(1, 2))
+    tied = attach(LoRA(targets=("embed",), rank=2), config.build(), *config.example_inputs(1, 2))
     with pytest.raises(UserError, match="is the output map too, and PEFT adapts only"):
         save_adapter(tmp_path / "x", config, tied, tied.init(jax.random.key(0), base))
-    other = plan(Adapter(bottleneck=2), config.build(), *config.example_inputs(1, 2))
+    other = attach(Adapter(bottleneck=2), config.build(), *config.example_inputs(1, 2))
     with pytest.raises(UserError, match=r"Adapter\(\): not written in PEFT's layout"):
         save_adapter(tmp_path / "x", config, other, other.init(jax.random.key(0), base))
-    whole = plan(LoRA(rank=2, whole=("norm/*",)), config.build(), *config.example_inputs(1, 2))
+    whole = attach(LoRA(rank=2, modules_to_save=("norm/*",)), config.build(), *config.example_inputs(1, 2))
     with pytest.raises(UserError, match="parameters trained whole"):
         save_adapter(tmp_path / "x", config, whole, whole.init(jax.random.key(0), base))
 
@@ -203,7 +203,7 @@ TINY = {"vocab_size": 37, "num_layers": 1, "num_heads": 2, "embed_dim": 8, "max_
 def headed(method, rng, trunk, base):
     """(config, tuning, params, tuned) of a model with a head on a trunk, nothing of what is tuned as it began."""
     config = ModelWithHead(body=trunk, head=SequenceClassificationHead(num_classes=3))
-    tuning = plan(method, config.build(), *config.example_inputs(1, 2), head=("head/*",))
+    tuning = attach(method, config.build(), *config.example_inputs(1, 2), head=("head/*",))
     draw = lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32)
     params = {**jax.tree.map(draw, {"head": tuning.shapes["head"]}), "trunk": base}
     return config, tuning, params, jax.tree.map(draw, tuning.init(jax.random.key(0), params))
@@ -237,7 +237,7 @@ def test_of_a_model_with_a_head_and_an_encoder_of_prompts_the_vectors_are_writte
 
 
 def test_what_else_is_trained_whole_is_refused(rng, tmp_path):
-    method = LoRA(rank=2, whole=("head/*", "trunk/embed_norm/*"))
+    method = LoRA(rank=2, modules_to_save=("head/*", "trunk/embed_norm/*"))
     config, tuning, _, tuned = headed(
         method, rng, BertConfig(**TINY, heads=()), {"embed_norm": {"bias": jnp.zeros(8), "scale": jnp.zeros(8)}}
     )

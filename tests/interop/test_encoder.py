@@ -11,8 +11,8 @@ import pytest
 from jaxnlp.interop.adapters import load_adapter, save_adapter
 from jaxnlp.interop.huggingface import load
 from jaxnlp.nn.pooling import mean_pool, unit
-from jaxnlp.peft.tuning import plan
-from jaxnlp.sharding.axes import make_apply
+from jaxnlp.peft.tuning import attach
+from jaxnlp.sharding.functional import make_apply
 from jaxnlp.trees import merge
 
 from ..reference import torch, transformers
@@ -61,7 +61,7 @@ def test_an_adapter_of_it_equals_peft_both_ways(tmp_path):
     with torch.no_grad():
         wanted = adapted(torch.from_numpy(ids)).last_hidden_state.numpy()
     method, tuned = load_adapter(tmp_path / "theirs", config)
-    tuning = plan(method, config.build(), *config.example_inputs(1, 2))
+    tuning = attach(method, config.build(), *config.example_inputs(1, 2))
     found = jax.jit(tuning.apply(make_apply(config.build())))(merge(base, tuned), ids)["hidden"]
     assert np.abs(found - wanted).max() <= 2e-5 * np.abs(wanted).max()
     plain = jax.jit(make_apply(config.build()))(base, ids)["hidden"]

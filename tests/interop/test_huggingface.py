@@ -14,7 +14,7 @@ from jaxnlp.models.bert import BertConfig, roberta
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.t5 import T5Config
 from jaxnlp.nn import norms
-from jaxnlp.sharding.axes import init_params, make_apply, make_capture
+from jaxnlp.sharding.functional import init_params, make_apply, make_capture
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
 from jaxnlp.sharding.rules import TENSOR
 

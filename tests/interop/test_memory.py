@@ -11,7 +11,7 @@ import pytest
 
 from jaxnlp.interop.huggingface import save
 from jaxnlp.models.gpt import GPTConfig
-from jaxnlp.sharding.axes import init_params
+from jaxnlp.sharding.functional import init_params
 
 
 def write(folder: pathlib.Path, **sizes):

@@ -9,7 +9,7 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.bert import BertConfig, roberta
 from jaxnlp.nn import kernels, mlp, norms, positions
 from jaxnlp.nn.policy import Policy
-from jaxnlp.sharding.axes import abstract_params, init_params, make_apply, make_capture
+from jaxnlp.sharding.functional import abstract_params, init_params, make_apply, make_capture
 from jaxnlp.sharding.rules import REPLICATED
 
 SIZES = {"vocab_size": 33, "max_length": 24, "num_layers": 2, "num_heads": 4, "embed_dim": 16, "dropout_rate": 0.0}

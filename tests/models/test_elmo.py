@@ -13,7 +13,7 @@ from jaxnlp.models.elmo import ElmoConfig, ScalarMix, features
 from jaxnlp.nn.characters import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, NUM_CHARACTERS, PADDING, CharacterCNN, spell
 from jaxnlp.nn.policy import Policy
 from jaxnlp.objectives.bilm import BiLM
-from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
+from jaxnlp.sharding.functional import abstract_params, init_params, make_apply
 from jaxnlp.sharding.rules import REPLICATED
 
 SIZES = {

@@ -12,7 +12,7 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.t5 import T5Config, t5_v1_0
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.nn import kernels, mlp, norms, positions
-from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
+from jaxnlp.sharding.functional import abstract_params, init_params, make_apply
 from jaxnlp.sharding.rules import REPLICATED
 
 SIZES = {"vocab_size": 33, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 2, "embed_dim": 16, "mlp_dim": 24}

@@ -14,7 +14,7 @@ from jaxnlp.data.tokenizer import Bytes
 from jaxnlp.errors import UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.objectives.causal_lm import CausalLM
-from jaxnlp.sharding.axes import make_apply
+from jaxnlp.sharding.functional import make_apply
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.load import load
 from jaxnlp.training.loops.supervised import train

@@ -11,7 +11,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn import kernels, mlp, norms, positions
 from jaxnlp.nn.policy import Policy
-from jaxnlp.sharding.axes import abstract_params, init_params, make_apply, make_capture
+from jaxnlp.sharding.functional import abstract_params, init_params, make_apply, make_capture
 
 SIZES = {"vocab_size": 33, "max_length": 32, "num_layers": 2, "num_heads": 4, "embed_dim": 16}
 LLAMA = {

@@ -8,7 +8,7 @@ import pytest
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.optim import OptimConfig, make_optimizer
-from jaxnlp.sharding.axes import abstract_params, make_apply
+from jaxnlp.sharding.functional import abstract_params, make_apply
 from jaxnlp.training.step.state import new_state
 from jaxnlp.training.step.step import make_step
 

@@ -23,7 +23,7 @@ from jaxnlp.models.heads import (
 )
 from jaxnlp.models.llama import LlamaConfig
 from jaxnlp.models.t5 import T5Config
-from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
+from jaxnlp.sharding.functional import abstract_params, init_params, make_apply
 from jaxnlp.sharding.rules import REPLICATED
 
 B, C, T, N, V = 3, 2, 7, 5, 33

@@ -20,7 +20,7 @@ from jaxnlp.objectives.regression import Regression
 from jaxnlp.objectives.sequence_classification import SequenceClassification
 from jaxnlp.objectives.span_extraction import SpanExtraction
 from jaxnlp.objectives.token_classification import TokenClassification
-from jaxnlp.sharding.axes import make_apply
+from jaxnlp.sharding.functional import make_apply
 
 from ..interop.families import bert_like, gpt2, llama_like, randomised
 from ..reference import torch, transformers

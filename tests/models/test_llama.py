@@ -9,7 +9,7 @@ from jaxnlp.errors import FieldError
 from jaxnlp.inference.decode import Generator
 from jaxnlp.models.llama import LlamaConfig
 from jaxnlp.nn import kernels, norms, positions
-from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
+from jaxnlp.sharding.functional import abstract_params, init_params, make_apply
 from jaxnlp.sharding.rules import REPLICATED
 
 SIZES = {"vocab_size": 33, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 16, "mlp_dim": 24}

@@ -7,7 +7,7 @@ import pytest
 from jaxnlp.interop.tensors import linear, norm, table
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.nn.positions import sinusoid
-from jaxnlp.sharding.axes import abstract_params, make_apply, make_capture
+from jaxnlp.sharding.functional import abstract_params, make_apply, make_capture
 from jaxnlp.sharding.rules import path_name
 
 from ..reference import torch, transformers

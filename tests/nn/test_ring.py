@@ -228,7 +228,7 @@ def test_a_config_of_a_ring_is_saved_and_loaded():
 
 def test_a_sequence_that_does_not_divide_is_told_before_any_compile():
     e = Experiment(model=GPTConfig(attention=Ring(), vocab_size=32), data=DataConfig(seq_len=30, batch_size=8))
-    e.sharding = DDP.on(data=2, sequence=4)
+    e.sharding = DDP.over(data=2, sequence=4)
     with pytest.raises(FieldError, match=r"data.seq_len=30: does not divide over sequence=4 devices; use 32"):
         build(e, jax.devices())
 

@@ -30,7 +30,7 @@ from jaxnlp.objectives.sequence_classification import SequenceClassification
 from jaxnlp.objectives.span_extraction import SpanExtraction
 from jaxnlp.objectives.token_classification import TokenClassification
 from jaxnlp.optim import OptimConfig
-from jaxnlp.sharding.axes import init_params, make_apply
+from jaxnlp.sharding.functional import init_params, make_apply
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
 from jaxnlp.training.step.state import new_state

@@ -10,7 +10,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.objectives.masked_lm import MaskedLM
 from jaxnlp.objectives.objective import means
-from jaxnlp.sharding.axes import init_params, make_apply
+from jaxnlp.sharding.functional import init_params, make_apply
 from jaxnlp.training.step.state import new_state
 from jaxnlp.training.step.step import make_step
 

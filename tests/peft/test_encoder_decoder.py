@@ -17,8 +17,8 @@ from jaxnlp.nn.positions import Learned
 from jaxnlp.peft.method import SHARED
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
-from jaxnlp.peft.tuning import plan
-from jaxnlp.sharding.axes import init_params, make_apply
+from jaxnlp.peft.tuning import attach
+from jaxnlp.sharding.functional import init_params, make_apply
 from jaxnlp.trees import merge
 
 from .test_properties import moved
@@ -52,7 +52,7 @@ def begun(name: str, method: str = "words"):
     config = MODELS[name]
     module, inputs = config.build(), config.example_inputs(B, S)
     base = init_params(module, jax.random.key(1), *(jnp.ones(x.shape, x.dtype) for x in inputs))
-    tuning = plan(methods[method], module, *inputs)
+    tuning = attach(methods[method], module, *inputs)
     return tuning, make_apply(module), base, tuning.init(jax.random.key(2), base)
 
 
@@ -144,12 +144,12 @@ def test_models_in_which_a_prompt_would_stand_in_the_wrong_place_are_told():
     for kind, times in ((Twice, 2), (Changes, 0)):
         module = kind()
         base = module.init(jax.random.key(0), inputs, tokens)["params"]
-        tuning = plan(Prompt(length=P), module, inputs, tokens)
+        tuning = attach(Prompt(length=P), module, inputs, tokens)
         run = tuning.apply(make_apply(module))
         with pytest.raises(UserError, match=f"{kind.__name__} reads words {times} times where a prompt belongs once"):
             run(merge(base, tuning.init(jax.random.key(0), base)), inputs, tokens)
     config = MODELS["t5"]
-    prefix = plan(Prefix(length=P), config.build(), *config.example_inputs(B, S))
+    prefix = attach(Prefix(length=P), config.build(), *config.example_inputs(B, S))
     with pytest.raises(UserError, match="texts are written by models with one attention in a block"):
         prefix.begin_cache(make_apply(config.build()), begun("t5")[2], config.init_cache(B, P + T))
     tuning, apply, base, tuned = begun("learned")

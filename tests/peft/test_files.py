@@ -11,20 +11,20 @@ import pytest
 import safetensors.numpy
 
 from jaxnlp.errors import UserError
+from jaxnlp.peft.bitfit import BitFit
 from jaxnlp.peft.files import load, read, save
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.method import PEFTMethod
-from jaxnlp.peft.partial import BitFit
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
-from jaxnlp.peft.tuning import plan
+from jaxnlp.peft.tuning import attach
 from jaxnlp.trees import merge
 
 from .test_properties import METHODS, model, moved
 
 ALL: dict[str, PEFTMethod] = {
     **METHODS,
-    "lora and a norm": LoRA(rank=2, whole=("norm/*",), base_dtype="bfloat16"),
+    "lora and a norm": LoRA(rank=2, modules_to_save=("norm/*",), base_dtype="bfloat16"),
     "prefix": Prefix(length=2),
     "prefix of a network": Prefix(length=2, hidden_dim=3),
     "prompt": Prompt(length=2),
@@ -35,7 +35,7 @@ UNROLLED = ("lora", "bitfit", "prefix of a network")
 
 def written(path, name="gpt", method: PEFTMethod = ALL["lora"]):
     module, inputs, base = model(name)
-    tuning = plan(method, module, *inputs)
+    tuning = attach(method, module, *inputs)
     tuned = moved(tuning.init(jax.random.key(1), base))
     save(path, tuning, tuned, base)
     return tuning, tuned
@@ -57,7 +57,7 @@ def test_every_method_comes_back_to_the_bit(name, method, tmp_path):
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_the_base_may_be_a_runs_and_a_new_head_is_kept(dtype, tmp_path):
     module, inputs, base = model("gpt")
-    tuning = plan(LoRA(rank=2, base_dtype=dtype), module, *inputs, head=("norm/*",))
+    tuning = attach(LoRA(rank=2, base_dtype=dtype), module, *inputs, head=("norm/*",))
     tuned = moved(tuning.init(jax.random.key(1), base))
     save(tmp_path / "x.safetensors", tuning, tuned, merge(tuning.frozen(base), tuned))
     back, found = load(tmp_path / "x.safetensors", base, module, *inputs)
@@ -83,12 +83,12 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
         load(path, base, module, *inputs, method=BitFit())
     with pytest.raises(UserError, match="base: has no 'block_0'"):
         load(path, {}, module, *inputs)
-    other = plan(LoRA(rank=3), module, *inputs)
+    other = attach(LoRA(rank=3), module, *inputs)
     with pytest.raises(UserError, match=r"tuned: .*lora_a is float32\[16, 2\]; LoRA\(\) in this .* float32\[16, 3\]"):
         save(path, other, tuned, base)
     with pytest.raises(UserError, match="tuned: .* is float16"):
         save(path, tuning, jax.tree.map(lambda x: x.astype("float16"), tuned), base)
-    absent = plan(LoRA(rank=2, targets=("head",)), *_with_head())
+    absent = attach(LoRA(rank=2, targets=("head",)), *_with_head())
     save(path, absent, absent.init(jax.random.key(0), _head_base()), _head_base())
     with pytest.raises(UserError, match="x.safetensors: of another model: peft.targets='head': no module"):
         load(path, base, module, *inputs)

@@ -12,8 +12,8 @@ from jaxnlp.inference.sampling import Sampling
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.multi_adapter import stack_adapters
-from jaxnlp.peft.tuning import plan
-from jaxnlp.sharding.axes import make_apply
+from jaxnlp.peft.tuning import attach
+from jaxnlp.sharding.functional import make_apply
 from jaxnlp.trees import merge
 from tests.peft.test_properties import V, gpt, model, moved
 
@@ -21,7 +21,7 @@ TARGETS = ("query", "value", "down", "embed")
 METHODS = (
     LoRA(targets=TARGETS, rank=2, alpha=8.0),
     LoRA(targets=TARGETS, rank=4, alpha=2.0),
-    LoRA(targets=TARGETS, rank=3, rank_stabilized=True),
+    LoRA(targets=TARGETS, rank=3, use_rslora=True),
 )
 
 
@@ -30,7 +30,7 @@ def adapters(name: str):
     module, inputs, base = model(name)
     pairs = []
     for i, method in enumerate(METHODS):
-        tuning = plan(method, module, *inputs)
+        tuning = attach(method, module, *inputs)
         pairs.append((tuning, moved(tuning.init(jax.random.key(i), base), 0.1 * (i + 1))))
     return module, inputs[0], base, pairs
 
@@ -97,9 +97,9 @@ def test_what_cannot_be_served_is_an_error():
         alone.apply(make_apply(module))(merge(base, tuned), tokens, adapter_ids=stacked.ids([0, 0]))
     with pytest.raises(UserError, match="no adapters given"):
         stack_adapters([])
-    other = plan(LoRA(targets=("query",), rank=2), module, tokens)
+    other = attach(LoRA(targets=("query",), rank=2), module, tokens)
     with pytest.raises(UserError, match="adapters 0 and 1 are of different modules: only one of them has"):
         stack_adapters([pairs[0], (other, other.init(jax.random.key(0), base))])
-    scales = plan(IA3(), module, tokens)
+    scales = attach(IA3(), module, tokens)
     with pytest.raises(UserError, match=r"IA3\(\) cannot be selected by row"):
         stack_adapters([(scales, scales.init(jax.random.key(0), base))])

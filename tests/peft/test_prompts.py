@@ -16,8 +16,8 @@ from jaxnlp.nn.positions import Alibi, Rotary
 from jaxnlp.peft.method import SHARED
 from jaxnlp.peft.prefix import KEY, VALUE, Prefix
 from jaxnlp.peft.prompt import PROMPT, Prompt, PTuning
-from jaxnlp.peft.tuning import plan
-from jaxnlp.sharding.axes import init_params, make_apply
+from jaxnlp.peft.tuning import attach
+from jaxnlp.sharding.functional import init_params, make_apply
 from jaxnlp.trees import merge
 
 from .test_properties import B, D, T, V, gpt, model, moved
@@ -37,7 +37,7 @@ def begun(config, method):
     module = config.build()
     tokens = jax.random.randint(jax.random.key(0), (B, T), 1, V)
     base = init_params(module, jax.random.key(1), tokens)
-    tuning = plan(method, module, *config.example_inputs(B, T))
+    tuning = attach(method, module, *config.example_inputs(B, T))
     return tuning, base, tuning.init(jax.random.key(2), base), make_apply(module), tokens
 
 
@@ -147,7 +147,7 @@ def test_an_encoder_decoder_has_prefixes_on_its_encoder_and_across():
     module, inputs = config.build(), tuple(jnp.ones(x.shape, x.dtype) for x in config.example_inputs(B, T))
     base = init_params(module, jax.random.key(1), *inputs)
     for targets in (("encoder/*/attention",), ("cross_attention",), ("decoder/*/attention",)):
-        tuning = plan(Prefix(length=P, targets=targets), module, *inputs)
+        tuning = attach(Prefix(length=P, targets=targets), module, *inputs)
         now = moved(tuning.init(jax.random.key(2), base))
         out = tuning.apply(make_apply(module))(merge(base, now), *inputs)
         assert float(jnp.max(jnp.abs(out - make_apply(module)(base, *inputs)))) > 1e-4
@@ -164,12 +164,12 @@ def test_a_model_of_someone_elses_has_prompts_too(name, placeholder):
         places = jnp.array([0, 2, 5])
         given, wanted = tokens.at[:, places].set(0), tokens.at[:, places].set(words)
     own = jax.jit(make_apply(module))
-    tuning = plan(Prompt(length=P, init="ids", ids=(4, 9, 2), placeholder=placeholder), module, tokens)
+    tuning = attach(Prompt(length=P, init="ids", ids=(4, 9, 2), placeholder=placeholder), module, tokens)
     tuned, run = tuning.init(jax.random.key(2), base), jax.jit(tuning.apply(make_apply(module)))
     found = run(merge(base, tuned), given)
     np.testing.assert_allclose(found, own(base, wanted)[:, -T:], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(run(base, wanted), own(base, wanted))
-    tuning = plan(PTuning(length=P, hidden_dim=4, encoder="lstm", placeholder=placeholder), module, tokens)
+    tuning = attach(PTuning(length=P, hidden_dim=4, encoder="lstm", placeholder=placeholder), module, tokens)
     tuned, run = tuning.init(jax.random.key(2), base), tuning.apply(make_apply(module))
 
     @jax.jit
@@ -200,7 +200,7 @@ def test_a_prefix_needs_attention_with_keys_and_values():
     with pytest.raises(
         UserError, match="targets='attention': attention .* is not attention with a `keys_values` method"
     ):
-        plan(Prefix(), FlaxAttention(), jnp.ones((B, T), jnp.int32))
+        attach(Prefix(), FlaxAttention(), jnp.ones((B, T), jnp.int32))
 
 
 def test_a_text_is_the_ids_that_a_tokenizer_makes_of_it():

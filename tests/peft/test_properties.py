@@ -13,13 +13,14 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.t5 import T5Config
 from jaxnlp.peft.adapter import PFEIFFER, Adapter
+from jaxnlp.peft.bitfit import BitFit
+from jaxnlp.peft.full import Full
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.peft.partial import BitFit, Full
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt, PTuning
-from jaxnlp.peft.tuning import plan
-from jaxnlp.sharding.axes import init_params, make_apply
+from jaxnlp.peft.tuning import attach
+from jaxnlp.sharding.functional import init_params, make_apply
 from jaxnlp.trees import merge
 
 B, T, V, D = 2, 6, 32, 16
@@ -27,8 +28,8 @@ KERNELS = ("query", "key", "value", "out", "up", "down")
 METHODS = {
     "lora": LoRA(rank=2),
     "lora everywhere": LoRA(targets=(*KERNELS, "embed"), rank=2, alpha=3.0),
-    "rslora": LoRA(rank=4, rank_stabilized=True, init="gaussian"),
-    "dora": LoRA(targets=KERNELS, rank=2, dora=True),
+    "rslora": LoRA(rank=4, use_rslora=True, init="gaussian"),
+    "dora": LoRA(targets=KERNELS, rank=2, use_dora=True),
     "houlsby": Adapter(bottleneck=4),
     "pfeiffer": Adapter(targets=PFEIFFER, bottleneck=4, activation="relu"),
     "ia3": IA3(),
@@ -117,7 +118,7 @@ def method_for(name: str, method: str):
 @functools.cache
 def tuned(name: str, method: str):
     module, inputs, base = model(name)
-    tuning = plan(method_for(name, method), module, *inputs)
+    tuning = attach(method_for(name, method), module, *inputs)
     return tuning, jax.jit(tuning.init)(jax.random.key(1), base), tuning.apply(make_apply(module))
 
 
@@ -148,7 +149,7 @@ def test_an_encoder_decoder_is_tuned_in_all_its_parts(method):
     chosen = METHODS[method]
     if method == "houlsby":
         chosen = dataclasses.replace(chosen, targets=("attention", "cross_attention", "mlp"))
-    tuning = plan(chosen, module, *inputs)
+    tuning = attach(chosen, module, *inputs)
     assert {path[0] for path in tuning.leaves} >= {"encoder", "decoder"}
     start = tuning.init(jax.random.key(1), base)
     run = jax.jit(tuning.apply(make_apply(module)))
@@ -214,13 +215,13 @@ def test_counts_are_those_of_the_papers():
 
 def test_dropout_drops_what_lora_reads_and_nothing_else():
     module, inputs, base = model("gpt")
-    for method in (LoRA(rank=2, dropout_rate=0.5), LoRA(rank=2, dropout_rate=0.5, dora=True)):
-        tuning = plan(method, module, *inputs)
+    for method in (LoRA(rank=2, dropout_rate=0.5), LoRA(rank=2, dropout_rate=0.5, use_dora=True)):
+        tuning = attach(method, module, *inputs)
         now = moved(tuning.init(jax.random.key(1), base))
         apply, params = jax.jit(tuning.apply(make_apply(module))), merge(base, now)
         one, other = (apply(params, *inputs, key=jax.random.key(seed)) for seed in (0, 1))
         assert float(jnp.max(jnp.abs(one - other))) > 1e-4
-        if not method.dora:
+        if not method.use_dora:
             start = tuning.init(jax.random.key(1), base)
             plain = apply(merge(base, start), *inputs, key=jax.random.key(0))
             np.testing.assert_allclose(plain, apply(base, *inputs), rtol=1e-5, atol=1e-6)
@@ -231,9 +232,9 @@ def test_dropout_drops_what_lora_reads_and_nothing_else():
     [
         (LoRA(targets=("qery",)), "peft.targets='qery': no module .* did you mean 'query'"),
         (LoRA(targets=("mlp",)), "peft.targets='mlp': blocks/mlp .* is not a linear map or a table of embeddings"),
-        (LoRA(targets=("embed",), dora=True), "peft.targets='embed': embed .* is not a linear map"),
+        (LoRA(targets=("embed",), use_dora=True), "peft.targets='embed': embed .* is not a linear map"),
         (LoRA(rank=40), "peft.rank=40: blocks/attention/query is 16 x 16; expected no more than its shorter side"),
-        (LoRA(whole=("hed/*",)), "peft.whole='hed/\\*': the model has no such parameter"),
+        (LoRA(modules_to_save=("hed/*",)), "peft.modules_to_save='hed/\\*': the model has no such parameter"),
         (Adapter(targets=("atention",)), "peft.targets='atention': no module"),
         (IA3(outputs=("norm",)), "peft.outputs='norm': norm .* is not a linear map"),
         (BitFit(terms=("*/biass",)), "peft.terms='\\*/biass': the model has no such parameter; did you mean"),
@@ -243,7 +244,7 @@ def test_dropout_drops_what_lora_reads_and_nothing_else():
 def test_patterns_that_match_nothing_or_what_cannot_be_served(method, message):
     module, inputs, _ = model("gpt scanned")
     with pytest.raises(UserError, match=message):
-        plan(method, module, *inputs)
+        attach(method, module, *inputs)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +254,7 @@ def test_patterns_that_match_nothing_or_what_cannot_be_served(method, message):
         (LoRA(alpha=0.0), "alpha"),
         (LoRA(dropout_rate=1.0), "dropout_rate"),
         (LoRA(init="orthogonal"), "init"),
-        (LoRA(b_rate=0.0), "b_rate"),
+        (LoRA(lora_plus_ratio=0.0), "lora_plus_ratio"),
         (LoRA(targets=()), "targets"),
         (Adapter(bottleneck=0), "bottleneck"),
         (Adapter(activation="gel"), "activation"),
@@ -272,7 +273,11 @@ def test_configs_that_cannot_work(method, field):
         (LoRA(), {"rank": 2.5}, "rank=2.5: expected int, got float"),
         (LoRA(), {"rank": "8"}, "rank='8': expected int, got str"),
         (LoRA(), {"targets": "query"}, r"targets='query': expected tuple\[str, ...\], got str; write \('query',\)"),
-        (LoRA(), {"whole": "norm/*"}, r"whole='norm/\*': expected .*, got str; write \('norm/\*',\)"),
+        (
+            LoRA(),
+            {"modules_to_save": "norm/*"},
+            r"modules_to_save='norm/\*': expected .*, got str; write \('norm/\*',\)",
+        ),
         (Adapter(), {"bottleneck": 4.0}, "bottleneck=4.0: expected int, got float"),
         (IA3(), {"outputs": "key"}, r"outputs='key': expected .*; write \('key',\)"),
         (BitFit(), {"terms": "bias"}, r"terms='bias': expected .*; write \('bias',\)"),
@@ -285,4 +290,4 @@ def test_configs_that_cannot_work(method, field):
 def test_a_field_of_another_type_is_told_also_without_a_run(method, changes, message):
     module, inputs, _ = model("gpt")
     with pytest.raises(FieldError, match=f"^{message}$"):
-        plan(dataclasses.replace(method, **changes), module, *inputs)
+        attach(dataclasses.replace(method, **changes), module, *inputs)

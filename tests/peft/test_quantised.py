@@ -11,12 +11,13 @@ import pytest
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.quantised import dequantised, is_quantised
+from jaxnlp.peft.bitfit import BitFit
+from jaxnlp.peft.full import Full
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.peft.partial import BitFit, Full
 from jaxnlp.peft.prefix import Prefix
-from jaxnlp.peft.tuning import plan
-from jaxnlp.sharding.axes import init_params, make_apply, make_capture
+from jaxnlp.peft.tuning import attach
+from jaxnlp.sharding.functional import init_params, make_apply, make_capture
 from jaxnlp.trees import get_at, merge
 
 from .test_properties import B, D, T, V, method_for, model, moved
@@ -29,7 +30,7 @@ NAMES = ("gpt", "gpt scanned", "foreign", "foreign scanned", "t5")
 def tuned(name: str, method: str, kind: str):
     """(tuning, quantised base, tuned parameters, apply)."""
     module, inputs, base = model(name)
-    tuning = plan(dataclasses.replace(method_for(name, method), base_dtype=kind), module, *inputs)
+    tuning = attach(dataclasses.replace(method_for(name, method), base_dtype=kind), module, *inputs)
     return tuning, tuning.frozen(base), moved(tuning.init(jax.random.key(1), base)), tuning.apply(make_apply(module))
 
 
@@ -65,7 +66,7 @@ def test_merged_equals_live_and_is_floats(name, method, kind):
 def test_other_methods_run_on_it_as_on_its_floats(method):
     module, inputs, base = model("gpt scanned")
     tuning, frozen, now, apply = tuned("gpt scanned", method, "nf4")
-    wanted = plan(method_for("gpt scanned", method), module, *inputs).apply(make_apply(module))
+    wanted = attach(method_for("gpt scanned", method), module, *inputs).apply(make_apply(module))
     floats = dequantised(frozen)
     assert sum(map(is_quantised, leaves(frozen))) == 6
     np.testing.assert_allclose(apply(merge(frozen, now), *inputs), wanted(merge(floats, now), *inputs), atol=1e-5)
@@ -106,7 +107,7 @@ def test_the_derivative_keeps_codes_and_never_a_kernel_of_floats(name, kind):
     assert not [x for x in floats if x.shape in kernels]
     assert any(x.dtype in (jnp.uint8, jnp.int8) for x in kept(name, "houlsby", kind))
     module, inputs, base = model(name)
-    plain = plan(method_for(name, "houlsby"), module, *inputs)
+    plain = attach(method_for(name, "houlsby"), module, *inputs)
     start, apply = plain.init(jax.random.key(1), base), plain.apply(make_apply(module))
     pull = lambda t, b: jax.tree.leaves(jax.vjp(lambda t: jnp.sum(apply(merge(b, t), *inputs)), t)[1])
     assert [x for x in jax.make_jaxpr(pull)(start, base).out_avals if x.shape in kernels]  # of floats they are kept
@@ -157,15 +158,15 @@ def test_axes_without_blocks_are_told_and_can_be_kept():
     tokens = jnp.ones((B, T), jnp.int32)
     lora = LoRA(targets=("shared",), rank=2, base_dtype="nf4")
     with pytest.raises(FieldError, match="peft.base_block=64: first/kernel has 17 inputs in a row, which no even"):
-        plan(lora, Odd(17), tokens)
-    left = plan(dataclasses.replace(lora, base_kept=("first", "lm_head")), Odd(17), tokens)
+        attach(lora, Odd(17), tokens)
+    left = attach(dataclasses.replace(lora, skip_modules=("first", "lm_head")), Odd(17), tokens)
     assert set(left.blocks) == {("shared", "kernel"), ("noisy", "kernel")}
     assert left.blocks["shared", "kernel"].used == "bfloat16"
 
 
 def test_layers_that_draw_and_keep_within_their_call():
     tokens, module = jnp.ones((B, T), jnp.int32), Odd()
-    tuning = plan(LoRA(targets=("shared",), rank=2, base_dtype="nf4"), module, tokens)
+    tuning = attach(LoRA(targets=("shared",), rank=2, base_dtype="nf4"), module, tokens)
     base = init_params(module, jax.random.key(0), tokens)
     frozen, now = tuning.frozen(base), moved(tuning.init(jax.random.key(1), base))
     apply = tuning.apply(make_apply(module))
@@ -183,19 +184,19 @@ def test_layers_that_draw_and_keep_within_their_call():
         (Full(base_dtype="nf4"), r"peft.base_dtype='nf4': Full\(\) trains blocks/attention/query/kernel itself"),
         (BitFit(terms=("*/up/*",), base_dtype="int8"), r"BitFit\(\) trains blocks/mlp/up/kernel itself"),
         (LoRA(base_dtype="nf4", base_block=7), "peft.base_block=7: expected an even number"),
-        (LoRA(base_dtype="nf4", base_kept=("qery",)), "peft.base_kept='qery': no module .* did you mean 'query'"),
-        (IA3(base_dtype="int8", base_kept=("*",)), "this model has no linear map to quantise"),
+        (LoRA(base_dtype="nf4", skip_modules=("qery",)), "peft.skip_modules='qery': no module .* did you mean 'query'"),
+        (IA3(base_dtype="int8", skip_modules=("*",)), "this model has no linear map to quantise"),
     ],
 )
 def test_configs_that_cannot_work(method, message):
     module, inputs, _ = model("gpt scanned")
     with pytest.raises(UserError, match=message):
-        plan(method, module, *inputs)
+        attach(method, module, *inputs)
 
 
 def test_what_is_trained_whole_is_in_floats():
     module, inputs, base = model("gpt scanned")
-    tuning = plan(Prefix(length=2, whole=("*/query/kernel",), base_dtype="nf4"), module, *inputs)
+    tuning = attach(Prefix(length=2, modules_to_save=("*/query/kernel",), base_dtype="nf4"), module, *inputs)
     assert len(tuning.blocks) == 5
     frozen, start = tuning.frozen(base), tuning.init(jax.random.key(0), base)
     np.testing.assert_array_equal(

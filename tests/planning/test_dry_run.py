@@ -104,7 +104,7 @@ def test_the_table_shows_each_devices_share():
 def test_gradients_are_counted_by_their_own_table():
     found = {}
     for name, preset in (("ZERO1", ZERO1), ("ZERO2", ZERO2)):
-        program = build(dataclasses.replace(experiment(), sharding=preset.on(fsdp=8)))
+        program = build(dataclasses.replace(experiment(), sharding=preset.over(fsdp=8)))
         found[name] = memory(program)["gradients"]
     table = 4 * sum_parameters(program)
     assert found["ZERO1"] == table

@@ -93,7 +93,7 @@ def test_a_shipped_config_fits_the_topology_it_names(tmp_path, config, topology,
 @pytest.mark.slow
 def test_two_slices_talk_over_the_hosts_network(tmp_path):
     sizes = [f"--config.model.{name}={n}" for name, n in (("num_layers", 1), ("vocab_size", 2048))]
-    slices = "--config.sharding.mesh.slices={'data': 2}"
+    slices = "--config.sharding.mesh.dcn={'data': 2}"
     untied = "--config.model.tie_embeddings=False"  # or one table's two gradients are reduced apart
     code, text, found, _ = planned(tmp_path, "parallel", "2*v5e:2x2", slices, untied, *sizes)
     assert code == 0, text

@@ -41,8 +41,8 @@ def experiment(sharding, **fields) -> Experiment:
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, StepPlan]:
-    tables = {"DDP": DDP.on(data=8), "ZERO1": ZERO1.on(fsdp=8), "ZERO3": ZERO3.on(fsdp=8)}
-    tables["TP"] = TP.on(data=2, tensor=4)
+    tables = {"DDP": DDP.over(data=8), "ZERO1": ZERO1.over(fsdp=8), "ZERO3": ZERO3.over(fsdp=8)}
+    tables["TP"] = TP.over(data=2, tensor=4)
     return {name: plan(experiment(table), jax.devices()[:DEVICES], name) for name, table in tables.items()}
 
 
@@ -106,7 +106,7 @@ def test_the_report_has_every_table_and_json_every_number(plans):
 
 
 def test_what_does_not_fit_says_what_is_largest_and_a_change_that_does(monkeypatch):
-    e = experiment(ZERO1.on(fsdp=8))
+    e = experiment(ZERO1.over(fsdp=8))
     e = dataclasses.replace(
         e, model=dataclasses.replace(e.model, remat="none"), data=DataConfig(seq_len=LENGTH, batch_size=64)
     )
@@ -132,7 +132,7 @@ def test_what_does_not_fit_says_what_is_largest_and_a_change_that_does(monkeypat
 
 
 def test_where_nothing_fits_more_devices_are_looked_for(monkeypatch):
-    e = experiment(DDP.on(data=1), accum_steps=16)
+    e = experiment(DDP.over(data=1), accum_steps=16)
     states = sum(planner.outline(planner.build(e, jax.devices()[:1])).parts.values())
     monkeypatch.setattr(planner, "limit", lambda device: 0.8 * states)
     found = plan(e, jax.devices()[:1])
@@ -156,7 +156,7 @@ def test_the_compilers_own_figure_is_told(plans, error, needs):
 
 
 def test_mixed_precision_counts_two_two_twelve():
-    e = experiment(ZERO2.on(fsdp=8), optim=OptimConfig(master_dtype="float32"))
+    e = experiment(ZERO2.over(fsdp=8), optim=OptimConfig(master_dtype="float32"))
     policy = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
     e = dataclasses.replace(e, model=dataclasses.replace(e.model, policy=policy))
     found = planner.outline(planner.build(e, jax.devices()[:DEVICES]))
@@ -168,9 +168,9 @@ def test_a_search_ranks_what_fits_and_tells_of_each(monkeypatch):
     e, lines = experiment(ZERO3), []
     wanted = [
         ("config", ZERO3),
-        ("ZERO3 fsdp=8", ZERO3.on(fsdp=8)),
-        ("TP", TP.on(data=4, tensor=2)),
-        ("PP", PP.on(stage=2, data=4)),
+        ("ZERO3 fsdp=8", ZERO3.over(fsdp=8)),
+        ("TP", TP.over(data=4, tensor=2)),
+        ("PP", PP.over(stage=2, data=4)),
     ]
     monkeypatch.setattr(searching, "tables", lambda *_: wanted)
     found = searching.search(e, jax.devices()[:DEVICES], lines.append)
@@ -190,7 +190,7 @@ def test_time_and_utilisation_are_of_what_a_step_executes(plans):
         assert 1.15 < found.executed / found.flops < 1.34, name  # blocks are computed again, but for what nothing reads
         assert found.seconds["compute"] == found.executed / DEVICES / found.peak_flops
     assert "compute is 1.2" in report(plans["DDP"])
-    sharding = dataclasses.replace(PP.on(stage=2, data=4), pipeline="1f1b")
+    sharding = dataclasses.replace(PP.over(stage=2, data=4), pipeline="1f1b")
     staged = planner.outline(planner.build(experiment(sharding, accum_steps=4), jax.devices()[:DEVICES]))
     assert (staged.schedule, staged.bubble) == ("OneFOneB", pytest.approx(1 / 3))
 
@@ -201,7 +201,7 @@ def test_a_search_of_tables_that_are_not_there_is_an_error():
 
 
 def test_a_search_of_which_nothing_can_be_laid_out_says_why(monkeypatch):
-    monkeypatch.setattr(searching, "tables", lambda *_: [("TP", TP.on(data=1, tensor=8))])
+    monkeypatch.setattr(searching, "tables", lambda *_: [("TP", TP.over(data=1, tensor=8))])
     e = experiment(ZERO3)
     e = dataclasses.replace(e, model=dataclasses.replace(e.model, num_heads=4, num_kv_heads=4))
     with pytest.raises(UserError, match="--search: none of 1 tables can be laid out over 8 devices; TP.*num_heads=4"):
@@ -209,9 +209,9 @@ def test_a_search_of_which_nothing_can_be_laid_out_says_why(monkeypatch):
 
 
 def test_a_remedy_that_is_no_preset_says_what_it_maps():
-    named = [change for change, _ in changes(experiment(TP.on(data=4, tensor=2)), DEVICES)]
+    named = [change for change, _ in changes(experiment(TP.over(data=4, tensor=2)), DEVICES)]
     assert "sharding as 'embed' on 'fsdp' in optimizer, gradients, params, fsdp=4" in named
-    assert "sharding as ZERO3, fsdp=8" in [change for change, _ in changes(experiment(DDP.on(data=8)), DEVICES)]
+    assert "sharding as ZERO3, fsdp=8" in [change for change, _ in changes(experiment(DDP.over(data=8)), DEVICES)]
 
 
 def test_what_a_search_tries():
@@ -224,7 +224,7 @@ def test_what_a_search_tries():
         "TP data=4 tensor=2",
         "TP_SP tensor=8",
         "ZERO3+TP fsdp=4 tensor=2",
-        *(f"THREE_D data=2 stage=2 tensor=2 {kind}" for kind in ("GPipe", "OneFOneB", "Circular")),
+        *(f"DP_PP_TP data=2 stage=2 tensor=2 {kind}" for kind in ("GPipe", "OneFOneB", "Circular")),
     } <= {*names}
     assert {name for name in names if name.startswith("PP")} == {
         *(
@@ -248,15 +248,15 @@ def test_what_a_search_tries():
 
 
 def test_over_slices_each_has_a_copy_of_what_is_tried_and_of_what_is_advised():
-    e = experiment(dataclasses.replace(DDP, mesh=MeshConfig(data=8, slices={"data": 2})))
+    e = experiment(dataclasses.replace(DDP, mesh=MeshConfig(data=8, dcn={"data": 2})))
     chips = [Fake((i, j, 0), s) for s in range(2) for i in range(2) for j in range(2)]
     found = dict(searching.tables(e, chips))
     assert len(found) > 5 and "ZERO3 fsdp=4 on each of 2 slices" in found
     for name, sharding in found.items():
-        assert sharding.mesh.slices == {"data": 2}, name
+        assert sharding.mesh.dcn == {"data": 2}, name
         assert math.prod(sharding.mesh.sizes(8).values()) == 8, name
     three = next(one for change, one in changes(e, 8) if change == "sharding as ZERO3, data=2, fsdp=4")
-    assert three.sharding.mesh == MeshConfig(data=2, fsdp=4, slices={"data": 2})
+    assert three.sharding.mesh == MeshConfig(data=2, fsdp=4, dcn={"data": 2})
     assert three.sharding.params["embed"] == "fsdp"
 
 
@@ -293,7 +293,7 @@ def instead(e: Experiment, devices) -> StepPlan:
 
 
 def test_a_step_that_takes_more_of_the_hosts_memory_than_there_is_does_not_fit(monkeypatch):
-    e = experiment(dataclasses.replace(DDP.on(data=8), optimizer_memory="host"), accum_steps=2)
+    e = experiment(dataclasses.replace(DDP.over(data=8), optimizer_memory="host"), accum_steps=2)
     e = dataclasses.replace(e, model=dataclasses.replace(e.model, remat="none"))
     devices = jax.devices()[:DEVICES]
     there = instead(e, devices).host_bytes
@@ -324,7 +324,7 @@ def test_what_the_compiler_puts_in_the_hosts_memory_counts(plans):
 )
 def test_a_remedy_has_to_fit_the_hosts_memory_too(plans, monkeypatch, there, end):
     """The optimizer's state on the host makes room on the device, and takes 100 bytes there."""
-    e, devices, needs = experiment(DDP.on(data=8)), jax.devices()[:DEVICES], sum(plans["DDP"].parts.values())
+    e, devices, needs = experiment(DDP.over(data=8)), jax.devices()[:DEVICES], sum(plans["DDP"].parts.values())
     found = dataclasses.replace(plans["DDP"], limit=0.5 * needs, host_limit=there, problem="does not fit")
     option = remedies.Option("sharding.optimizer_memory='host'", e, devices, 0.1 * needs, 100)
     monkeypatch.setattr(remedies, "singles", lambda *_: [option])
@@ -336,14 +336,16 @@ def test_a_remedy_has_to_fit_the_hosts_memory_too(plans, monkeypatch, there, end
 
 def test_a_search_goes_on_where_the_configs_own_mesh_does_not_divide_the_devices(monkeypatch):
     lines: list[str] = []
-    monkeypatch.setattr(searching, "tables", lambda *_: [("config", ZERO3.on(fsdp=16)), ("DDP data=8", DDP.on(data=8))])
+    monkeypatch.setattr(
+        searching, "tables", lambda *_: [("config", ZERO3.over(fsdp=16)), ("DDP data=8", DDP.over(data=8))]
+    )
     monkeypatch.setattr(
         searching, "attempt", lambda e, devices, title: dataclasses.replace(instead(e, devices), name=title)
     )
     monkeypatch.setattr(searching, "spoken", lambda one: "fits")
-    found = searching.search(experiment(ZERO3.on(fsdp=16)), jax.devices()[:DEVICES], lines.append)
+    found = searching.search(experiment(ZERO3.over(fsdp=16)), jax.devices()[:DEVICES], lines.append)
     assert [one.name for one in found] == ["DDP data=8, accum_steps=1"]
     assert lines[0].startswith("config: sharding.mesh: fsdp=16 takes 16 devices and there are 8") and len(lines) == 2
-    monkeypatch.setattr(searching, "tables", lambda *_: [("config", ZERO3.on(fsdp=16))])
+    monkeypatch.setattr(searching, "tables", lambda *_: [("config", ZERO3.over(fsdp=16))])
     with pytest.raises(UserError, match="none of 1 tables can be laid out over 8 devices; config: sharding.mesh: fsdp"):
         searching.search(experiment(ZERO3), jax.devices()[:DEVICES], lines.append)

@@ -27,12 +27,12 @@ from jaxnlp.training.step.program import build
 
 LAYERS, BATCH, LENGTH, WIDTH, VOCAB = 2, 8, 256, 2048, 6144
 PRESETS = {
-    "DDP": DDP.on(data=8),
-    "ZERO1": ZERO1.on(fsdp=8),
-    "ZERO2": ZERO2.on(fsdp=8),
-    "ZERO3": ZERO3.on(fsdp=8),
-    "TP": TP.on(tensor=4),
-    "TP_SP": TP_SP.on(tensor=4),
+    "DDP": DDP.over(data=8),
+    "ZERO1": ZERO1.over(fsdp=8),
+    "ZERO2": ZERO2.over(fsdp=8),
+    "ZERO3": ZERO3.over(fsdp=8),
+    "TP": TP.over(tensor=4),
+    "TP_SP": TP_SP.over(tensor=4),
 }
 NO_RINGS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 

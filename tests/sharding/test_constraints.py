@@ -28,7 +28,7 @@ MESHES = {
     "TP": {"data": 2, "tensor": 4},
     "TP_SP": {"data": 2, "tensor": 4},
     "PP": {"data": 4, "stage": 2},
-    "THREE_D": {"data": 2, "stage": 2, "tensor": 2},
+    "DP_PP_TP": {"data": 2, "stage": 2, "tensor": 2},
 }
 X, QUERIES, LOGITS, TABLE = f"{B}x{T}x{D}", f"{B}x{T}x{HEADS}x8", f"{B}x{T}x{V}", f"{V}x{D}"
 MATRIX, MATRICES = f"{D}x{F}", f"{LAYERS}x{D}x{F}"
@@ -37,7 +37,7 @@ BATCH = '{"data", "fsdp"}'
 
 @functools.cache
 def lowered(name: str) -> str:
-    sharding = PRESETS[name].on(**MESHES[name])
+    sharding = PRESETS[name].over(**MESHES[name])
     sizes = {"vocab_size": V, "max_length": T, "num_layers": LAYERS, "num_heads": HEADS, "embed_dim": D, "mlp_dim": F}
     e = Experiment(
         model=GPTConfig(**sizes, scan_layers=True),
@@ -108,7 +108,7 @@ def test_sequence_parallel_lays_the_residual_stream_out_and_gathers_it():
     assert constrained("TP_SP", QUERIES) == {f'{BATCH}, {{"sequence"}}, {{"tensor"}}, {{}}'}
 
 
-@pytest.mark.parametrize(("name", "rest"), [("PP", "{}, {}"), ("THREE_D", '{}, {"tensor"}')])
+@pytest.mark.parametrize(("name", "rest"), [("PP", "{}, {}"), ("DP_PP_TP", '{}, {"tensor"}')])
 def test_pipelines_split_layers_and_vocabulary_over_stages(name, rest):
     assert arguments(name, MATRICES) == [f'{{"stage"}}, {rest}'] * 3
     assert arguments(name, TABLE) == ['{"stage", "tensor"}, {}'] * 3

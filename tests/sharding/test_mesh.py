@@ -39,12 +39,12 @@ def chips(slices: int, shape: tuple[int, int], named: bool = True) -> list[Chip]
 
 
 CASES = {
-    "data": (MeshConfig(data=8, slices={"data": 2}), 2, (2, 2)),
-    "data, split within": (MeshConfig(data=2, fsdp=4, tensor=2, slices={"data": 2}), 2, (2, 4)),
-    "the rest": (MeshConfig(fsdp=4, slices={"data": 4}), 4, (2, 4)),
-    "fsdp": (MeshConfig(data=2, fsdp=4, tensor=2, slices={"fsdp": 2}), 2, (2, 4)),
-    "stages": (MeshConfig(data=1, stage=4, fsdp=2, tensor=2, slices={"stage": 2}), 2, (2, 4)),
-    "two axes": (MeshConfig(data=4, fsdp=4, tensor=2, slices={"data": 2, "fsdp": 2}), 4, (2, 4)),
+    "data": (MeshConfig(data=8, dcn={"data": 2}), 2, (2, 2)),
+    "data, split within": (MeshConfig(data=2, fsdp=4, tensor=2, dcn={"data": 2}), 2, (2, 4)),
+    "the rest": (MeshConfig(fsdp=4, dcn={"data": 4}), 4, (2, 4)),
+    "fsdp": (MeshConfig(data=2, fsdp=4, tensor=2, dcn={"fsdp": 2}), 2, (2, 4)),
+    "stages": (MeshConfig(data=1, stage=4, fsdp=2, tensor=2, dcn={"stage": 2}), 2, (2, 4)),
+    "two axes": (MeshConfig(data=4, fsdp=4, tensor=2, dcn={"data": 2, "fsdp": 2}), 4, (2, 4)),
 }
 
 
@@ -56,7 +56,7 @@ def test_only_the_named_axes_lie_across_slices(case):
     assert {*mesh.devices.flat} == {*devices}
     lies_on = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
     for number, axis in enumerate(AXES):
-        parts = config.slices.get(axis, 1)
+        parts = config.dcn.get(axis, 1)
         lines = np.moveaxis(lies_on, number, -1).reshape(-1, mesh.shape[axis])
         runs = lines.reshape(len(lines), parts, -1)
         assert (runs == runs[:, :, :1]).all()  # each part of the axis is on one slice
@@ -64,22 +64,22 @@ def test_only_the_named_axes_lie_across_slices(case):
 
 
 def test_hosts_are_the_slices_where_devices_name_none():
-    mesh = make_mesh(MeshConfig(data=2, tensor=4, slices={"data": 2}), chips(1, (2, 4), named=False))
+    mesh = make_mesh(MeshConfig(data=2, tensor=4, dcn={"data": 2}), chips(1, (2, 4), named=False))
     hosts = np.vectorize(lambda chip: chip.process_index)(mesh.devices).reshape(2, 4)
     assert [{*row} for row in hosts] == [{0}, {1}]
 
 
 def test_slices_that_are_not_there():
     with pytest.raises(UserError, match=r"the sizes multiply to 4 and the devices lie on 2 slices; .*multiply to 2"):
-        make_mesh(MeshConfig(data=8, slices={"data": 4}), chips(2, (2, 2)))
+        make_mesh(MeshConfig(data=8, dcn={"data": 4}), chips(2, (2, 2)))
     with pytest.raises(UserError, match=r"multiply to 4 and the devices lie on 2 processes"):
-        make_mesh(MeshConfig(data=8, slices={"data": 4}), chips(1, (2, 4), named=False))
-    with pytest.raises(UserError, match=r"slices\['data'\]=2 does not divide data=1"):
-        make_mesh(MeshConfig(fsdp=8, slices={"data": 2}), chips(2, (2, 2)))
-    with pytest.raises(FieldError, match=r"slices\['data'\]=3: expected a divisor of data=8"):
-        MeshConfig(data=8, slices={"data": 3}).check()
-    with pytest.raises(FieldError, match=r"slices='model': no such mesh axis"):
-        MeshConfig(slices={"model": 2}).check()
+        make_mesh(MeshConfig(data=8, dcn={"data": 4}), chips(1, (2, 4), named=False))
+    with pytest.raises(UserError, match=r"dcn\['data'\]=2 does not divide data=1"):
+        make_mesh(MeshConfig(fsdp=8, dcn={"data": 2}), chips(2, (2, 2)))
+    with pytest.raises(FieldError, match=r"dcn\['data'\]=3: expected a divisor of data=8"):
+        MeshConfig(data=8, dcn={"data": 3}).check()
+    with pytest.raises(FieldError, match=r"dcn='model': no such mesh axis"):
+        MeshConfig(dcn={"model": 2}).check()
 
 
 def test_devices_of_several_slices_need_it_said():
@@ -90,6 +90,6 @@ def test_devices_of_several_slices_need_it_said():
 def test_a_run_is_read_on_more_slices_than_it_was_trained_on(monkeypatch):
     monkeypatch.setattr(load.jax, "devices", lambda: chips(2, (2, 2)))
     one_slice = Experiment(model=GPTConfig())
-    assert load._fitting(one_slice).sharding.mesh == MeshConfig(slices={"data": 2})
-    told = Experiment(model=GPTConfig(), sharding=Sharding(mesh=MeshConfig(fsdp=4, slices={"data": 2})))
+    assert load._fitting(one_slice).sharding.mesh == MeshConfig(dcn={"data": 2})
+    told = Experiment(model=GPTConfig(), sharding=Sharding(mesh=MeshConfig(fsdp=4, dcn={"data": 2})))
     assert load._fitting(told) is told

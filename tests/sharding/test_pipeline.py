@@ -17,7 +17,14 @@ from jaxnlp.sharding.pipeline import (
     timetable,
 )
 
-SCHEDULES = [Naive(), GPipe(), OneFOneB(), Circular(laps=1), Circular(laps=2), Circular(laps=3)]
+SCHEDULES = [
+    Naive(),
+    GPipe(),
+    OneFOneB(),
+    Circular(virtual_stages=1),
+    Circular(virtual_stages=2),
+    Circular(virtual_stages=3),
+]
 SIZES = [(p, m) for p in (2, 4, 8) for m in range(p, 8 * p + 1)]
 
 
@@ -36,12 +43,12 @@ def when(schedule, p, m):
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_every_microbatch_passes_every_stage_in_order_and_back(schedule):
     for p, m in SIZES:
-        if m % p and schedule.laps > 1:
+        if m % p and schedule.virtual_stages > 1:
             continue
         found = when(schedule, p, m)
-        assert len(found) == 2 * m * p * schedule.laps
+        assert len(found) == 2 * m * p * schedule.virtual_stages
         for i in range(m):
-            way = [(Work(i, True, lap), s) for lap in range(schedule.laps) for s in range(p)]
+            way = [(Work(i, True, lap), s) for lap in range(schedule.virtual_stages) for s in range(p)]
             way += [(Work(i, False, work.lap), s) for work, s in reversed(way)]
             slots = [found[step] for step in way]
             assert slots == sorted(set(slots)), (p, m, i)
@@ -49,7 +56,7 @@ def test_every_microbatch_passes_every_stage_in_order_and_back(schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_the_bubble_counted_is_the_formula(schedule):
-    v = schedule.laps
+    v = schedule.virtual_stages
     for p, m in SIZES:
         if m % p and v > 1:
             continue
@@ -81,10 +88,10 @@ def test_gpipe_holds_them_all():
 def test_what_cannot_be_cut_is_told():
     with pytest.raises(FieldError, match=r"model.num_layers=6: does not divide over mesh.stage=4 stages; use 8"):
         check_stages(GPipe(), 4, 6, 8)
-    with pytest.raises(FieldError, match=r"model.num_layers=12: .* mesh.stage=4 x laps=2 stages; use 16"):
-        check_stages(Circular(laps=2), 4, 12, 8)
+    with pytest.raises(FieldError, match=r"model.num_layers=12: .* mesh.stage=4 x virtual_stages=2 stages; use 16"):
+        check_stages(Circular(virtual_stages=2), 4, 12, 8)
     with pytest.raises(FieldError, match=r"accum_steps=6: Circular\(\) needs a multiple of mesh.stage=4; use 8"):
-        check_stages(Circular(laps=2), 4, 16, 6)
+        check_stages(Circular(virtual_stages=2), 4, 16, 6)
     check_stages(GPipe(), 4, 8, 6)
-    with pytest.raises(FieldError, match="laps=0: expected a positive number"):
-        config.check(Circular(laps=0))
+    with pytest.raises(FieldError, match="virtual_stages=0: expected a positive number"):
+        config.check(Circular(virtual_stages=0))

@@ -41,7 +41,7 @@ def main(preset: str, layers: str) -> None:
     large = dataclasses.replace(get_config("xl-tpu").model, remat="full", policy=policy)
     model, rows = (large, 4) if layers == "xl" else (small, 1)
     for memory in MEMORIES:
-        sharding = dataclasses.replace(PRESETS[preset].on(fsdp=CHIPS), optimizer_memory=memory)
+        sharding = dataclasses.replace(PRESETS[preset].over(fsdp=CHIPS), optimizer_memory=memory)
         data, optim = DataConfig(seq_len=model.max_length, batch_size=rows * CHIPS), OptimConfig(master_dtype="float32")
         program = build(Experiment(model=model, data=data, optim=optim, sharding=sharding, num_steps=10), devices)
         compiled = program.step.lower(program.abstract, batch(program)).compile()

@@ -20,7 +20,7 @@ from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.nn.policy import Policy
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.planning.hlo import collectives
-from jaxnlp.sharding.axes import abstract_params, make_apply
+from jaxnlp.sharding.functional import abstract_params, make_apply
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
 from jaxnlp.sharding.pipeline import named_schedule
 from jaxnlp.sharding.presets import PP

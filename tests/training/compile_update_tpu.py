@@ -25,7 +25,7 @@ def main() -> None:
     model = GPTConfig(vocab_size=512, max_length=128, num_layers=8, num_heads=8, embed_dim=1024, policy=POLICY)
     model.scan_layers, model.remat = True, "full"
     data, optim = DataConfig(seq_len=128, batch_size=4), OptimConfig(master_dtype="float32")
-    e = Experiment(model=model, data=data, optim=optim, sharding=ZERO2.on(fsdp=4), num_steps=10)
+    e = Experiment(model=model, data=data, optim=optim, sharding=ZERO2.over(fsdp=4), num_steps=10)
     program = build(e, topologies.get_topology_desc("v5e:2x2", platform="tpu").devices)
     found = compiled_bytes(program.step.lower(program.abstract, batch(program)))
     assert found is not None

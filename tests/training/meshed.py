@@ -10,7 +10,7 @@ def get_config(variant: str):
     sizes = {axis: int(size) for axis, size in (part.split("=") for part in given)}
     experiment = small.get_config(corpus)
     experiment.sample_tokens = 0
-    experiment.sharding = PRESETS[preset].on(**sizes)
+    experiment.sharding = PRESETS[preset].over(**sizes)
     tables = ("params", "gradients", "optimizer", "activations")
     for table in (getattr(experiment.sharding, name) for name in tables):
         if table is not None:

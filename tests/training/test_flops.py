@@ -22,7 +22,7 @@ SHARE = 12 * D**2 * LAYERS + 2 * D * T * LAYERS  # operations of a token in laye
 SHARE /= SHARE + D * V
 
 
-def program(sharding=DDP.on(data=8), remat="none", layers=LAYERS, **fields):
+def program(sharding=DDP.over(data=8), remat="none", layers=LAYERS, **fields):
     model = GPTConfig(
         vocab_size=V, max_length=T, num_layers=layers, num_heads=8, embed_dim=D, scan_layers=True, remat=remat
     )
@@ -54,7 +54,7 @@ def test_products_of_loops_devices_conditions_and_kernels():
     assert count(rows, square) == 2 * 4**3
 
 
-@pytest.mark.parametrize(("sharding", "accum"), [(DDP.on(data=8), 1), (DDP.on(data=8), 2), (TP.on(tensor=8), 1)])
+@pytest.mark.parametrize(("sharding", "accum"), [(DDP.over(data=8), 1), (DDP.over(data=8), 2), (TP.over(tensor=8), 1)])
 def test_a_step_does_the_models_operations(sharding, accum):
     assert ratio(sharding, accum_steps=accum) == pytest.approx(1, rel=1e-6)
 
@@ -71,9 +71,9 @@ def test_remat_adds_what_it_computes_again():
 def test_a_pipeline_has_its_bubble_and_what_its_schedule_computes_again():
     last = 1 - SHARE  # the output map
     of = lambda pipeline, remat="none": ratio(
-        dataclasses.replace(PP.on(stage=2, data=4), pipeline=pipeline), remat, accum_steps=4
+        dataclasses.replace(PP.over(stage=2, data=4), pipeline=pipeline), remat, accum_steps=4
     )
-    # Four microbatches in five ticks; nine half as long with two laps. Logits are computed again.
+    # Four microbatches in five ticks; nine half as long with two virtual_stages. Logits are computed again.
     assert of("gpipe") == pytest.approx(SHARE * 5 / 4 + last * 4 / 3, rel=0.01)
     assert of("circular") == pytest.approx(SHARE * 9 / 8 + last * 4 / 3, rel=0.01)
     assert of("gpipe", "full") > of("gpipe", "names") > of("gpipe", "dots") > of("gpipe")

@@ -26,7 +26,7 @@ from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.objectives.masked_lm import MaskedLM
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.optim import OptimConfig
-from jaxnlp.sharding.presets import DDP, PP, STAGED, THREE_D, TP, TP_SP, ZERO1, ZERO2, ZERO3
+from jaxnlp.sharding.presets import DDP, DP_PP_TP, PP, STAGED, TP, TP_SP, ZERO1, ZERO2, ZERO3
 from jaxnlp.sharding.rules import FSDP, TENSOR, Sharding
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
@@ -55,35 +55,35 @@ ZERO3_TP = Sharding(params=SPLIT, gradients=SPLIT, optimizer=SPLIT)
 ZERO3_TP_SP = Sharding(params=SPLIT, gradients=SPLIT, optimizer=SPLIT, activations=TP_SP.activations)
 OVER_BOTH = {**FSDP, "embed": ("data", "fsdp")}
 STAGED_ZERO2 = dataclasses.replace(PP, gradients={**PP.params, **FSDP, **STAGED}, optimizer={**FSDP, **STAGED})
-STAGED_ZERO3 = dataclasses.replace(THREE_D, params={**SPLIT, **STAGED})
-ONE_F_ONE_B = dataclasses.replace(THREE_D, pipeline="1f1b")
+STAGED_ZERO3 = dataclasses.replace(DP_PP_TP, params={**SPLIT, **STAGED})
+ONE_F_ONE_B = dataclasses.replace(DP_PP_TP, pipeline="1f1b")
 CIRCULAR = dataclasses.replace(PP, pipeline="circular")
 MESHES = {
     "DDP data 8": DDP,
-    "ZERO1 fsdp 8": ZERO1.on(fsdp=8),
-    "ZERO2 fsdp 8": ZERO2.on(fsdp=8),
-    "ZERO3 fsdp 8": ZERO3.on(fsdp=8),
-    "ZERO3 data 2 fsdp 4": ZERO3.on(data=2, fsdp=4),
-    "ZERO3 over data 4 and fsdp 2": Sharding(params=OVER_BOTH).on(data=4, fsdp=2),
-    "TP tensor 8": TP.on(tensor=8),
-    "TP data 2 tensor 4": TP.on(data=2, tensor=4),
-    "TP_SP tensor 8": TP_SP.on(tensor=8),
-    "TP_SP data 2 tensor 4": TP_SP.on(data=2, tensor=4),
-    "ZERO1 data 2 fsdp 2 sequence 2": ZERO1.on(data=2, fsdp=2, sequence=2),
-    "DDP sequence 8": DDP.on(sequence=8),
-    "ZERO2 fsdp 2 sequence 4": ZERO2.on(fsdp=2, sequence=4),
-    "ZERO3 and TP, fsdp 2 tensor 4": ZERO3_TP.on(fsdp=2, tensor=4),
-    "ZERO3 and TP, 2 2 2": ZERO3_TP.on(data=2, fsdp=2, tensor=2),
-    "ZERO3 and TP_SP, 2 2 2": ZERO3_TP_SP.on(data=2, fsdp=2, tensor=2),
-    "ZERO3 and TP_SP, fsdp 2 sequence 2 tensor 2": ZERO3_TP_SP.on(fsdp=2, sequence=2, tensor=2),
-    "PP data 2 stage 4": PP.on(data=2, stage=4),
-    "PP data 4 stage 2, circular": CIRCULAR.on(data=4, stage=2),
-    "PP and ZERO2, stage 2 fsdp 4": STAGED_ZERO2.on(stage=2, fsdp=4),
-    "PP data 2 stage 2 sequence 2": PP.on(data=2, stage=2, sequence=2),
-    "THREE_D data 2 stage 2 tensor 2": THREE_D.on(data=2, stage=2, tensor=2),
-    "THREE_D data 2 stage 2 tensor 2, 1F1B": ONE_F_ONE_B.on(data=2, stage=2, tensor=2),
-    "THREE_D and ZERO3, stage 2 fsdp 2 tensor 2": STAGED_ZERO3.on(stage=2, fsdp=2, tensor=2),
-    "THREE_D stage 2 sequence 2 tensor 2": THREE_D.on(stage=2, sequence=2, tensor=2),
+    "ZERO1 fsdp 8": ZERO1.over(fsdp=8),
+    "ZERO2 fsdp 8": ZERO2.over(fsdp=8),
+    "ZERO3 fsdp 8": ZERO3.over(fsdp=8),
+    "ZERO3 data 2 fsdp 4": ZERO3.over(data=2, fsdp=4),
+    "ZERO3 over data 4 and fsdp 2": Sharding(params=OVER_BOTH).over(data=4, fsdp=2),
+    "TP tensor 8": TP.over(tensor=8),
+    "TP data 2 tensor 4": TP.over(data=2, tensor=4),
+    "TP_SP tensor 8": TP_SP.over(tensor=8),
+    "TP_SP data 2 tensor 4": TP_SP.over(data=2, tensor=4),
+    "ZERO1 data 2 fsdp 2 sequence 2": ZERO1.over(data=2, fsdp=2, sequence=2),
+    "DDP sequence 8": DDP.over(sequence=8),
+    "ZERO2 fsdp 2 sequence 4": ZERO2.over(fsdp=2, sequence=4),
+    "ZERO3 and TP, fsdp 2 tensor 4": ZERO3_TP.over(fsdp=2, tensor=4),
+    "ZERO3 and TP, 2 2 2": ZERO3_TP.over(data=2, fsdp=2, tensor=2),
+    "ZERO3 and TP_SP, 2 2 2": ZERO3_TP_SP.over(data=2, fsdp=2, tensor=2),
+    "ZERO3 and TP_SP, fsdp 2 sequence 2 tensor 2": ZERO3_TP_SP.over(fsdp=2, sequence=2, tensor=2),
+    "PP data 2 stage 4": PP.over(data=2, stage=4),
+    "PP data 4 stage 2, circular": CIRCULAR.over(data=4, stage=2),
+    "PP and ZERO2, stage 2 fsdp 4": STAGED_ZERO2.over(stage=2, fsdp=4),
+    "PP data 2 stage 2 sequence 2": PP.over(data=2, stage=2, sequence=2),
+    "DP_PP_TP data 2 stage 2 tensor 2": DP_PP_TP.over(data=2, stage=2, tensor=2),
+    "DP_PP_TP data 2 stage 2 tensor 2, 1F1B": ONE_F_ONE_B.over(data=2, stage=2, tensor=2),
+    "DP_PP_TP and ZERO3, stage 2 fsdp 2 tensor 2": STAGED_ZERO3.over(stage=2, fsdp=2, tensor=2),
+    "DP_PP_TP stage 2 sequence 2 tensor 2": DP_PP_TP.over(stage=2, sequence=2, tensor=2),
 }
 # Models and tables are independent by design: GPT goes over all meshes, the others over the few that could break them,
 # as their own axes, masks and two stacks. The rest of the cross is in `make test-all` alone.
@@ -92,7 +92,7 @@ FAST = {
     ("gpt", "ZERO3 and TP_SP, 2 2 2"),
     ("gpt", "PP data 4 stage 2, circular"),
     ("bert", "ZERO2 fsdp 2 sequence 4"),
-    ("t5", "THREE_D data 2 stage 2 tensor 2"),
+    ("t5", "DP_PP_TP data 2 stage 2 tensor 2"),
     ("gpt of a ring", "ZERO2 fsdp 2 sequence 4"),
 }
 COVERING = {
@@ -100,10 +100,10 @@ COVERING = {
     "bert": {
         "ZERO3 and TP_SP, 2 2 2",
         "ZERO2 fsdp 2 sequence 4",
-        "THREE_D stage 2 sequence 2 tensor 2",
+        "DP_PP_TP stage 2 sequence 2 tensor 2",
         "PP data 4 stage 2, circular",
     },
-    "t5": {"ZERO3 and TP_SP, 2 2 2", "THREE_D data 2 stage 2 tensor 2", "PP data 4 stage 2, circular"},
+    "t5": {"ZERO3 and TP_SP, 2 2 2", "DP_PP_TP data 2 stage 2 tensor 2", "PP data 4 stage 2, circular"},
 }
 COVERING["transformer"] = COVERING["bert"]
 REST = (  # of the cross
@@ -114,7 +114,7 @@ REST = (  # of the cross
     "TP data 2 tensor 4",
     "TP_SP data 2 tensor 4",
     "PP data 2 stage 4",
-    "THREE_D data 2 stage 2 tensor 2",
+    "DP_PP_TP data 2 stage 2 tensor 2",
     "DDP sequence 8",
     "ZERO3 and TP, 2 2 2",
     "PP and ZERO2, stage 2 fsdp 4",

@@ -127,10 +127,10 @@ def test_an_update_by_parts_is_the_update(name, master):
 
 SPLIT = {**TENSOR, "embed": "fsdp"}
 CASES = {
-    "ZERO1": (ZERO1.on(fsdp=8), {}),
-    "ZERO2": (ZERO2.on(data=2, fsdp=4), {"steps_per_call": 2, "on_nonfinite": "skip"}),
-    "ZERO3 and TP": (Sharding(params=SPLIT).on(fsdp=4, tensor=2), {"accum_steps": 2}),
-    "TP": (TP.on(data=2, tensor=4), {}),
+    "ZERO1": (ZERO1.over(fsdp=8), {}),
+    "ZERO2": (ZERO2.over(data=2, fsdp=4), {"steps_per_call": 2, "on_nonfinite": "skip"}),
+    "ZERO3 and TP": (Sharding(params=SPLIT).over(fsdp=4, tensor=2), {"accum_steps": 2}),
+    "TP": (TP.over(data=2, tensor=4), {}),
 }
 
 
@@ -147,7 +147,7 @@ def test_training_is_the_same(name):
     assert int(state.step) == int(other.step)
 
 
-BOTH = {"host": host(ZERO2.on(fsdp=2)), "device": ZERO2.on(fsdp=2)}
+BOTH = {"host": host(ZERO2.over(fsdp=2)), "device": ZERO2.over(fsdp=2)}
 
 
 @pytest.mark.slow
@@ -200,7 +200,10 @@ def found_states(told):
     ("sharding", "message"),
     [
         (dataclasses.replace(ZERO2, optimizer_memory="disk"), r"optimizer_memory='disk': expected one of device, host"),
-        (host(PP.on(stage=2, data=4)), r"sharding.optimizer_memory='host': layers are split over 'stage', .*'device'"),
+        (
+            host(PP.over(stage=2, data=4)),
+            r"sharding.optimizer_memory='host': layers are split over 'stage', .*'device'",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(sharding, message):

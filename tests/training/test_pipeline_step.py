@@ -21,10 +21,10 @@ from jaxnlp.objectives.masked_lm import MaskedLM
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.optim import OptimConfig
 from jaxnlp.planning.hlo import collectives
-from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
+from jaxnlp.sharding.functional import abstract_params, init_params, make_apply
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
 from jaxnlp.sharding.pipeline import Circular, GPipe, Naive, OneFOneB, one_f_one_b, through_stages, ticks
-from jaxnlp.sharding.presets import PP, THREE_D
+from jaxnlp.sharding.presets import DP_PP_TP, PP
 from jaxnlp.sharding.rules import ACTIVATIONS, TENSOR, Sharding, shardings
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step import pipeline_step, step
@@ -37,7 +37,7 @@ L, M = 4, 4
 STAGED = {**TENSOR, "layers": "stage", "vocab": ("stage", "tensor")}
 ACTIVE = {**ACTIVATIONS, "vocab": ("stage", "tensor")}
 AXES = ("data", "fsdp")
-SCHEDULES = {"naive": Naive(), "gpipe": GPipe(), "1f1b": OneFOneB(), "circular": Circular(laps=2)}
+SCHEDULES = {"naive": Naive(), "gpipe": GPipe(), "1f1b": OneFOneB(), "circular": Circular(virtual_stages=2)}
 MESHES = {"stage 4": {"stage": 4}, "2 2 2": {"data": 2, "stage": 2, "tensor": 2}}
 OBJECTIVES = {"gpt": CausalLM(z_loss=1e-3), "bert": MaskedLM(), "t5": Seq2Seq(label_smoothing=0.1)}
 
@@ -119,8 +119,8 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "schedule", "mesh"), CASES)
 def test_a_pipelined_step_equals_one_without(name, schedule, mesh):
-    laps = SCHEDULES[schedule].laps
-    num_layers = L * laps if mesh == "stage 4" else L
+    virtual_stages = SCHEDULES[schedule].virtual_stages
+    num_layers = L * virtual_stages if mesh == "stage 4" else L
     context, fn, params, rows = staged(name, SCHEDULES[schedule], MESHES[mesh], num_layers)
     with context:
         sums, grads = jax.device_get(fn(params, rows))
@@ -210,7 +210,7 @@ def experiment(name: str, sharding: Sharding) -> Experiment:
 def test_an_evaluation_over_stages_is_that_of_one_device():
     """It takes no schedule: all stages run all layers, each layer's parameters gathered where it runs."""
     found = []
-    for sharding, devices in ((THREE_D.on(data=2, stage=2, tensor=2), 8), (Sharding(), 1)):
+    for sharding, devices in ((DP_PP_TP.over(data=2, stage=2, tensor=2), 8), (Sharding(), 1)):
         program = build(experiment("gpt", sharding), jax.devices()[:devices])
         found.append(jax.device_get(program.eval_step(program.init().params, batch("gpt", 3))))
     close(*found)
@@ -218,23 +218,23 @@ def test_an_evaluation_over_stages_is_that_of_one_device():
 
 def test_stages_without_a_schedule_or_layers_that_do_not_divide_are_told():
     with pytest.raises(FieldError, match=r"pipeline=None: mesh.stage=2 needs a schedule, as 'gpipe' or '1f1b'"):
-        dataclasses.replace(PP.on(stage=2), pipeline=None).check()
+        dataclasses.replace(PP.over(stage=2), pipeline=None).check()
     with pytest.raises(FieldError, match=r"params\['layers'\]=None: mesh.stage=2 cuts the stacked layers; map them to"):
-        dataclasses.replace(PP.on(stage=2), params=dict(TENSOR)).check()
+        dataclasses.replace(PP.over(stage=2), params=dict(TENSOR)).check()
     with pytest.raises(
         FieldError, match="pipeline='1f2b': expected one of naive, gpipe, 1f1b, circular, or a schedule"
     ):
         dataclasses.replace(PP, pipeline="1f2b").check()
     with pytest.raises(FieldError, match="model.num_layers=4: does not divide over mesh.stage=8 stages; use 8"):
-        build(experiment("gpt", PP.on(stage=8)), jax.devices())
-    deep = experiment("t5", PP.on(stage=2))
+        build(experiment("gpt", PP.over(stage=8)), jax.devices())
+    deep = experiment("t5", PP.over(stage=2))
     deep.model = dataclasses.replace(deep.model, scan_layers=True, num_decoder_layers=3)
     with pytest.raises(FieldError, match="model.num_decoder_layers=3: does not divide over mesh.stage=2 stages; use 4"):
         build(deep, jax.devices()[:2])
     deep.sharding.pipeline = "1f1b"
     with pytest.raises(FieldError, match="sharding.pipeline='1f1b': runs one stack, and an encoder-decoder has two"):
         build(deep, jax.devices()[:2])
-    unrolled = experiment("gpt", PP.on(stage=2))
+    unrolled = experiment("gpt", PP.over(stage=2))
     unrolled.model.scan_layers = False
     with pytest.raises(FieldError, match="model.scan_layers=False: mesh.stage=2 cuts stacked layers; set it to True"):
         build(unrolled, jax.devices()[:2])
@@ -252,7 +252,7 @@ def executed(jaxpr, primitive: str) -> int:
     return count
 
 
-@pytest.mark.parametrize("schedule", [GPipe(), Circular(laps=2)], ids=str)
+@pytest.mark.parametrize("schedule", [GPipe(), Circular(virtual_stages=2)], ids=str)
 def test_a_stage_keeps_its_weights_once_and_not_once_a_tick(schedule):
     """Each tick slices the weights of its lap, and what a backward pass needs of a forward pass is kept."""
     sizes = []
@@ -264,7 +264,7 @@ def test_a_stage_keeps_its_weights_once_and_not_once_a_tick(schedule):
     assert sizes[1] - sizes[0] < 2 * 256 * 256 * 4, sizes  # the weights of one stage
 
 
-@pytest.mark.parametrize("schedule", [GPipe(), Circular(laps=2), OneFOneB()], ids=str)
+@pytest.mark.parametrize("schedule", [GPipe(), Circular(virtual_stages=2), OneFOneB()], ids=str)
 def test_gradients_of_bfloat16_weights_are_summed_in_float32(schedule):
     """Each layer adds its weight, so that a microbatch's gradient is its rows; in bfloat16 256 + 1 is 256."""
     m, w = 320, jnp.zeros((4, 1), jnp.bfloat16)
@@ -298,7 +298,9 @@ def toy(schedule, keys, w, x, run=layers, batch=()):
 def test_executed_ticks_are_the_formula(name, stages):
     schedule = SCHEDULES[name]
     mesh = make_mesh(MeshConfig(data=1, stage=stages), jax.devices()[:stages])
-    odd = () if schedule.laps > 1 else (stages + 1, 5 * stages - 1)  # a circular one takes multiples of its stages
+    odd = (
+        () if schedule.virtual_stages > 1 else (stages + 1, 5 * stages - 1)
+    )  # a circular one takes multiples of its stages
     for m in (stages, 2 * stages, 3 * stages, 4 * stages, 8 * stages, *odd):
         x = jax.ShapeDtypeStruct((m, 2, 4), jnp.float32)
         with jax.set_mesh(mesh):
@@ -372,7 +374,11 @@ def test_what_cannot_be_pipelined_is_one_clear_line():
         with context, pytest.raises(error, match=match):
             fn.lower(params, rows)
 
-    fails(FieldError, "model.num_layers=4: does not divide over mesh.stage=4 x laps=2 stages", schedule="circular")
+    fails(
+        FieldError,
+        "model.num_layers=4: does not divide over mesh.stage=4 x virtual_stages=2 stages",
+        schedule="circular",
+    )
     fails(UserError, "OneFOneB.*: runs one stack, and an encoder-decoder has two", name="t5", schedule="1f1b")
     model = dataclasses.replace(MODELS["gpt"], scan_layers=False)
     module = model.build()

@@ -12,7 +12,7 @@ from tests.jobs import begin, config, ended, job
 
 pytestmark = pytest.mark.slow
 ZERO = "ZERO3,data=2,fsdp=4"
-APART = "sharding.mesh.slices={'fsdp': 2}"  # of what fsdp splits each process has every other part
+APART = "sharding.mesh.dcn={'fsdp': 2}"  # of what fsdp splits each process has every other part
 
 
 def train(processes, corpus, workdir, table, *overrides, devices=8):
@@ -82,7 +82,7 @@ def test_processes_whose_rows_are_not_one_piece(one, corpus, tmp_path):
     equal(losses(tmp_path, "validation"), losses(one, "validation"))
 
 
-@pytest.mark.parametrize("table", ["THREE_D,data=1,stage=2,fsdp=2,tensor=2", "DDP,data=1,sequence=8"])
+@pytest.mark.parametrize("table", ["DP_PP_TP,data=1,stage=2,fsdp=2,tensor=2", "DDP,data=1,sequence=8"])
 def test_pipelines_and_rings_over_two_processes(corpus, tmp_path, table):
     """Each process has one stage of the pipeline, and half of every sequence of the ring."""
     for processes in (1, 2):

@@ -15,7 +15,7 @@ from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.method import SHARED, PEFTMethod
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import PROMPT, Prompt, PTuning
-from jaxnlp.peft.tuning import TunedModel, plan
+from jaxnlp.peft.tuning import TunedModel, attach
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.init.transfer import transferred
 from jaxnlp.training.load import Loaded, load
@@ -119,7 +119,7 @@ def test_a_file_serves_as_a_run_does_and_a_head_stays_fresh(sources, tmp_path):
 def test_low_rank_updates_go_on_too_and_the_optimizer_begins_with_them(sources, tmp_path):
     e = load(sources["prompt"]).saved.experiment
     module = e.model.build()
-    tuning = plan(LoRA(rank=2), module, *e.model.example_inputs(1, 2))
+    tuning = attach(LoRA(rank=2), module, *e.model.example_inputs(1, 2))
     program = build(dataclasses.replace(e, peft=None), jax.devices()[:1])
     base = jax.device_get(program.init().params)
     tuned = jax.tree.map(lambda x: x + 0.5, tuning.init(jax.random.key(3), base))
@@ -145,7 +145,7 @@ def test_a_source_that_does_not_fit_is_told(sources, tmp_path):
         with pytest.raises(UserError, match=f"init_peft_from: .*{message}"):
             refused(target(sources["prompt"], method))
     e = target(sources["prompt"], Prompt(length=P))
-    tuning = plan(LoRA(rank=2), e.model.build(), *e.model.example_inputs(1, 2))
+    tuning = attach(LoRA(rank=2), e.model.build(), *e.model.example_inputs(1, 2))
     base = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tuning.shapes)
     files.save(str(tmp_path / "lora"), tuning, tuning.init(jax.random.key(0), base), base)
     with pytest.raises(UserError, match=r"LoRA\(\) has scale=8.0 there, and 1.0 in this run"):

@@ -20,13 +20,13 @@ from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.optim import OptimConfig
 from jaxnlp.peft.adapter import Adapter
+from jaxnlp.peft.bitfit import BitFit
 from jaxnlp.peft.files import fingerprint
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.peft.partial import BitFit
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt
 from jaxnlp.planning.dry_run import memory, parameter_count
-from jaxnlp.sharding.presets import THREE_D, TP_SP, ZERO3
+from jaxnlp.sharding.presets import DP_PP_TP, TP_SP, ZERO3
 from jaxnlp.sharding.rules import TENSOR, Sharding
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.init.pretrained import Pretrained
@@ -42,8 +42,10 @@ from .test_pretrained import CLASSES, GPT
 from .test_pretrained import run as pretrained_run
 
 METHODS = {
-    "lora": LoRA(rank=2, targets=("query", "value", "out", "up", "down", "embed"), dropout_rate=0.1, b_rate=4.0),
-    "dora": LoRA(rank=2, targets=("query", "down"), dora=True, base_dtype="bfloat16"),
+    "lora": LoRA(
+        rank=2, targets=("query", "value", "out", "up", "down", "embed"), dropout_rate=0.1, lora_plus_ratio=4.0
+    ),
+    "dora": LoRA(rank=2, targets=("query", "down"), use_dora=True, base_dtype="bfloat16"),
     "nf4": LoRA(rank=2, targets=("query", "value", "out", "up", "down"), base_dtype="nf4", base_block=4),
     "int8": Adapter(bottleneck=4, base_dtype="int8", base_block=4),
     "adapter": Adapter(bottleneck=4),
@@ -52,12 +54,16 @@ METHODS = {
     "prefix of a network": Prefix(length=2, hidden_dim=4),
 }
 ZERO3_TP = dataclasses.replace(
-    ZERO3.on(fsdp=4, tensor=2),
+    ZERO3.over(fsdp=4, tensor=2),
     params={**TENSOR, "embed": "fsdp"},
     gradients={**TENSOR, "embed": "fsdp"},
     optimizer={**TENSOR, "embed": "fsdp"},
 )
-MESHES = {"zero3 tp": ZERO3_TP, "tp sp": TP_SP.on(data=4, tensor=2), "three": THREE_D.on(data=2, stage=2, tensor=2)}
+MESHES = {
+    "zero3 tp": ZERO3_TP,
+    "tp sp": TP_SP.over(data=4, tensor=2),
+    "three": DP_PP_TP.over(data=2, stage=2, tensor=2),
+}
 
 
 def experiment(method: str, sharding: Sharding) -> Experiment:

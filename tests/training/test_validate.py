@@ -31,30 +31,31 @@ def told(match: str, sharding: Sharding, model=GPT, devices: int = 8) -> None:
 
 
 def test_an_axis_over_which_nothing_is_split_is_told():
-    told(r"sharding.mesh.tensor=8: no table splits .* its 8 devices would do the same work; .*TP", DDP.on(tensor=8))
-    told("sharding.mesh.tensor=4: no table", ZERO2.on(fsdp=2, tensor=-1))
+    told(r"sharding.mesh.tensor=8: no table splits .* its 8 devices would do the same work; .*TP", DDP.over(tensor=8))
+    told("sharding.mesh.tensor=4: no table", ZERO2.over(fsdp=2, tensor=-1))
     still = {**ACTIVATIONS, "length": None, "residual": None}
-    told(r"mesh.sequence=2: .*map 'length' and", Sharding(activations=still).on(data=4, sequence=2))
+    told(r"mesh.sequence=2: .*map 'length' and", Sharding(activations=still).over(data=4, sequence=2))
     told(
-        "mesh.data=8: .*map 'batch'.*more of tensor", Sharding(activations={**ACTIVATIONS, "batch": "fsdp"}).on(data=8)
+        "mesh.data=8: .*map 'batch'.*more of tensor",
+        Sharding(activations={**ACTIVATIONS, "batch": "fsdp"}).over(data=8),
     )
 
 
 def test_an_axis_that_splits_the_length_or_a_state_alone_is_taken():
-    build(experiment(DDP.on(sequence=8)), jax.devices())
-    build(experiment(ZERO1.on(fsdp=8)), jax.devices())
-    kept = Sharding(optimizer={**REPLICATED, "embed": "tensor"}).on(data=4, tensor=2)
+    build(experiment(DDP.over(sequence=8)), jax.devices())
+    build(experiment(ZERO1.over(fsdp=8)), jax.devices())
+    kept = Sharding(optimizer={**REPLICATED, "embed": "tensor"}).over(data=4, tensor=2)
     build(experiment(kept), jax.devices())
 
 
 def test_a_rule_of_an_unknown_axis_is_told():
     mean = r"sharding.params\['mlpp'\]='tensor': this model has no such logical axis; did you mean 'mlp'\?"
     for devices in (1, 4):
-        told(mean, Sharding(params={**TENSOR, "mlpp": "tensor"}).on(tensor=devices), devices=devices)
-    told(r"sharding.optimizer\['emebd'\]", Sharding(optimizer={**REPLICATED, "emebd": "fsdp"}).on(fsdp=8))
+        told(mean, Sharding(params={**TENSOR, "mlpp": "tensor"}).over(tensor=devices), devices=devices)
+    told(r"sharding.optimizer\['emebd'\]", Sharding(optimizer={**REPLICATED, "emebd": "fsdp"}).over(fsdp=8))
     told(
         r"sharding.activations\['lenght'\]='sequence': .*mean 'length'",
-        Sharding(activations={**ACTIVATIONS, "lenght": "sequence"}).on(data=8),
+        Sharding(activations={**ACTIVATIONS, "lenght": "sequence"}).over(data=8),
     )
 
 
@@ -79,15 +80,15 @@ def test_a_fork_has_names_of_its_own():
     fork = ForkConfig(**{f.name: getattr(GPT, f.name) for f in dataclasses.fields(GPT)})
     mine = {**ACTIVATIONS, "length": None, "residual": None, "positions_of_mine": "sequence"}
     for devices in (1, 8):
-        build(experiment(Sharding(activations=mine).on(sequence=devices), fork), jax.devices()[:devices])
-    told(r"activations\['positions_of_mine'\]", Sharding(activations=mine).on(sequence=8))
+        build(experiment(Sharding(activations=mine).over(sequence=devices), fork), jax.devices()[:devices])
+    told(r"activations\['positions_of_mine'\]", Sharding(activations=mine).over(sequence=8))
 
 
 def test_a_tensor_axis_wider_than_heads_names_the_field_and_what_would_do():
     message = "model.num_heads=4: does not divide over tensor=8 devices; use tensor=4 or num_heads=8"
-    told(message, TP.on(tensor=8))
+    told(message, TP.over(tensor=8))
     grouped = dataclasses.replace(GPT, num_kv_heads=2)
     message = "model.num_kv_heads=2: .* tensor=4 devices; use tensor=2 or num_kv_heads=4, or map 'kv_heads' to None in "
-    told(message + "sharding.params and sharding.activations$", TP.on(data=2, tensor=4), grouped)
-    whole = Sharding(params={**TENSOR, "kv_heads": None}, optimizer=TENSOR).on(data=2, tensor=4)
+    told(message + "sharding.params and sharding.activations$", TP.over(data=2, tensor=4), grouped)
+    whole = Sharding(params={**TENSOR, "kv_heads": None}, optimizer=TENSOR).over(data=2, tensor=4)
     told(message + "sharding.optimizer and sharding.activations$", whole, grouped)

@@ -13,7 +13,7 @@ from jaxnlp.models.llama import LlamaConfig
 from jaxnlp.nn.kernels import Blocked, DotProduct, Einsum, Flash
 from jaxnlp.nn.ring import Ring
 from jaxnlp.optim import OptimConfig
-from jaxnlp.sharding.presets import THREE_D, TP, TP_SP
+from jaxnlp.sharding.presets import DP_PP_TP, TP, TP_SP
 from jaxnlp.sharding.rules import Sharding
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
@@ -28,7 +28,7 @@ CASES = {
     "dot_product": (DotProduct(), TP, {"data": 2}),
     "flash": (FLASH, TP, {"data": 2}),
     "flash, its residual stream split": (FLASH, TP_SP, {"data": 2}),
-    "flash, in stages": (FLASH, THREE_D, {"stage": 2}),
+    "flash, in stages": (FLASH, DP_PP_TP, {"stage": 2}),
     "ring": (Ring(), TP, {"sequence": 2}),
 }
 QUICK = ("einsum", "flash, its residual stream split")
@@ -62,7 +62,7 @@ def one_device():
 def test_a_tensor_axis_wider_than_key_heads_equals_one_device(case):
     kernel, preset, sizes = CASES[case]
     whole = {table: {**getattr(preset, table), "kv_heads": None} for table in ("params", "activations")}
-    losses, params = trained(kernel, dataclasses.replace(preset, **whole).on(**sizes, tensor=4), 8)
+    losses, params = trained(kernel, dataclasses.replace(preset, **whole).over(**sizes, tensor=4), 8)
     wanted_losses, wanted_params = one_device()
     np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), params, wanted_params)

@@ -28,7 +28,7 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.interop import huggingface
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.quantised import dequantised
-from jaxnlp.sharding.axes import abstract_params
+from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import REPLICATED, path_name, shardings
 from jaxnlp.training.init.init_from import InitFrom
 from jaxnlp.training.init.param_mapping import Match, match
@@ -99,7 +99,7 @@ class Pretrained(InitFrom):
         if lost := [path for path in report.missing if path not in trained]:
             raise UserError(
                 f"tuning: {lost[0]} is not in {source.name} and would stay as it was drawn; train it, with "
-                f"peft.whole=({', '.join(repr(path) for path in [*trained_patterns(trained), *lost])},)"
+                f"peft.modules_to_save=({', '.join(repr(path) for path in [*trained_patterns(trained), *lost])},)"
             )
         return program.start(params), report
 

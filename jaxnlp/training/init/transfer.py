@@ -20,8 +20,8 @@ from jaxnlp.nn.kernels import Einsum
 from jaxnlp.optim import make_optimizer
 from jaxnlp.peft import files
 from jaxnlp.peft.method import SHARED, PEFTMethod
-from jaxnlp.peft.tuning import TunedModel, plan
-from jaxnlp.sharding.axes import abstract_params
+from jaxnlp.peft.tuning import TunedModel, attach
+from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.training.init.frozen_base import BASE
 from jaxnlp.training.run_folder.checkpoint import Reader
@@ -81,7 +81,7 @@ def _of_file(path: str, program: Program) -> Source:
     method, header, arrays = files.read(path)
     e = program.experiment
     try:
-        tuning = plan(dataclasses.replace(method, whole=(), base_dtype=None), *_module(e.model))
+        tuning = attach(dataclasses.replace(method, modules_to_save=(), base_dtype=None), *_module(e.model))
     except UserError as error:
         raise UserError(f"{FIELD}={path!r}: of another model: {error}") from None
     return Source(path, tuning, arrays, header["base"])
@@ -99,7 +99,7 @@ def _of_run(path: str, program: Program, tell: Callable[[str], Any]) -> Source:
     method = dataclasses.replace(method, base_dtype=None)
     module, *inputs = _module(saved.experiment.model)
     shapes, _ = abstract_params(module, *inputs)
-    tuning = plan(method, module, *inputs, head=heads(shapes))
+    tuning = attach(method, module, *inputs, head=heads(shapes))
     whole = NamedSharding(program.mesh, PartitionSpec())
     target = jax.eval_shape(tuning.init, jax.random.key(0), shapes)
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), target)

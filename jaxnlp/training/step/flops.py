@@ -22,7 +22,7 @@ def step_flops(program: Program) -> float:
     if e.model.body.remat not in (None, "none"):
         e = dataclasses.replace(e, model=e.model.with_body(remat="none"))
     device = [program.mesh.devices.flat[0]]
-    alone = build(dataclasses.replace(e, sharding=Sharding().on()), device, only_traced=True)
+    alone = build(dataclasses.replace(e, sharding=Sharding().over()), device, only_traced=True)
     batch = abstract_batch(e, e.data.batch_size // e.accum_steps)
     key = jax.eval_shape(lambda: jax.random.key(0))
 

@@ -16,8 +16,8 @@ from jaxnlp.nn import trace_context
 from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.optim import LAYERWISE, make_optimizer
 from jaxnlp.peft.method import PEFTMethod
-from jaxnlp.peft.tuning import TunedModel, plan
-from jaxnlp.sharding.axes import abstract_params, init_params, make_apply
+from jaxnlp.peft.tuning import TunedModel, attach
+from jaxnlp.sharding.functional import abstract_params, init_params, make_apply
 from jaxnlp.sharding.mesh import make_mesh
 from jaxnlp.sharding.rules import as_tuple, resolve
 from jaxnlp.training.experiment import Experiment, check_batch
@@ -154,7 +154,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
                 f"is for whole models, and mesh.stage={mesh.shape['stage']} cuts this one",
             )
             raise FieldError(field, getattr(e.peft, "hidden_dim", ""), f"{told}; use None")
-        tuning = plan(e.peft, module, *inputs, head=heads(shapes))
+        tuning = attach(e.peft, module, *inputs, head=heads(shapes))
         check_blocks(e, tuning, mesh.shape)
         apply, frozen = tuning.apply(apply), jax.eval_shape(tuning.frozen, shapes)
         shapes, axes = jax.eval_shape(tuning.init, jax.random.key(0), shapes), tuning.axes

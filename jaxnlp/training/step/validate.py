@@ -78,7 +78,7 @@ def check_blocks(experiment: Experiment, tuning: TunedModel, sizes: Mapping[str,
         over = "*".join(split[path])
         told = f"{'/'.join(path)} has {how.axes[how.axis]}={counts[path]} over {over}={ways[path]} devices"
         best = max((block_size(count, smaller) or 0 for count in counts.values()) if smaller else (0,))
-        remedy = f"use {best}" if best else f"use fewer devices in {over}, or keep it in floats by base_kept"
+        remedy = f"use {best}" if best else f"use fewer devices in {over}, or keep it in floats by skip_modules"
         raise FieldError("peft.base_block", most, f"{told}, no whole blocks of {how.size} on each; {remedy}")
 
 

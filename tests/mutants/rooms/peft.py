@@ -17,7 +17,7 @@ MUTANTS = (
     Mutant(
         id="peft/lora-rank-stabilized",
         file="peft/lora.py",
-        old="math.sqrt(self.rank) if self.rank_stabilized else self.rank",
+        old="math.sqrt(self.rank) if self.use_rslora else self.rank",
         new="self.rank",
         fault="rank-stabilized LoRA is scaled by alpha / rank",
         tests=(f"{PARITY}[rslora-gpt2]",),
@@ -28,7 +28,7 @@ MUTANTS = (
         old="length = leaves[MAGNITUDE] / jax.lax.stop_gradient(norms(",
         new="length = leaves[MAGNITUDE] / (norms(",
         fault="DoRA's gradient goes through the norm, which the paper holds constant",
-        tests=("tests/peft/test_formulas.py::test_doras_gradient_holds_the_lengths_of_the_sum_constant",),
+        tests=("tests/peft/test_formulas.py::test_dora_divides_by_the_length_of_the_sum",),
     ),
     Mutant(
         id="peft/dora-magnitude-not-subtracted",

@@ -79,9 +79,9 @@ MUTANTS = (
         tests=(ONE_F_ONE_B,),
     ),
     Mutant(
-        id="sharding/bubble-without-laps",
+        id="sharding/bubble-without-virtual_stages",
         file="sharding/pipeline.py",
-        old="return 1 - schedule.laps * microbatches / ticks(schedule, stages, microbatches)",
+        old="return 1 - schedule.virtual_stages * microbatches / ticks(schedule, stages, microbatches)",
         new="return 1 - microbatches / ticks(schedule, stages, microbatches)",
         fault="the circular schedule's bubble is overstated",
         tests=("tests/sharding/test_pipeline.py::test_the_bubble_counted_is_the_formula",),
@@ -93,7 +93,6 @@ MUTANTS = (
         new="total = jax.tree.map(lambda *g: g[0], *grads)",
         fault="naive data parallelism updates by the first device's gradients",
         tests=("tests/experiments/test_data_parallel.py::test_both_train_as_one_device",),
-        tier="slow",
     ),
     Mutant(
         id="sharding/ring-bytes",
