@@ -250,7 +250,7 @@ def test_a_quantised_base_is_made_again_from_its_run(corpus, base, tmp_path):
 def test_what_cannot_be_tuned_is_told_before_anything_is_compiled():
     e = experiment("lora", Sharding())
     with pytest.raises(FieldError, match=r"peft='lora': expected a method of jaxnlp.peft, as LoRA\(rank=8\)"):
-        dataclasses.replace(e, tuning="lora").check()
+        dataclasses.replace(e, peft="lora").check()
     packed = dataclasses.replace(e.data, attend_across_documents=False)
     with pytest.raises(FieldError, match="peft=.Prompt.*is read with one text a row"):
         dataclasses.replace(e, peft=Prompt(), data=packed).check()
