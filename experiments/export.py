@@ -31,10 +31,8 @@ SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Files larger than this are spli
 def main() -> None:
     import pathlib
 
-    from jaxnlp.data.tokenizer import HuggingFaceTokenizer
-    from jaxnlp.interop.huggingface import save
+    from jaxnlp.training.export import save
     from jaxnlp.training.load import load
-    from jaxnlp.trees import select
 
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected the folder of a trained run, as runs/gpt2")
@@ -42,34 +40,24 @@ def main() -> None:
         raise UserError("--out: not given; expected a folder to write, as exported/gpt2")
     if not SHARD.value > 0:
         raise UserError(f"--max_shard_gb={SHARD.value}: expected a positive number of gigabytes")
-    run = load(WORKDIR.value, CHECKPOINT.value)
-    tokenizer = run.saved.tokenizer
-    known = isinstance(tokenizer, HuggingFaceTokenizer)
-    out, params, tuning = pathlib.Path(OUT.value), distributed.whole(run.params), run.program.tuning
-    if not distributed.first():
-        return
+    run, out = load(WORKDIR.value, CHECKPOINT.value), pathlib.Path(OUT.value)
     if ADAPTER.value:
-        if tuning is None:
+        params = distributed.whole(run.params)
+        if run.program.tuning is None:
             raise UserError(f"--adapter: {WORKDIR.value} tuned no adapter, it trained the model; leave the flag out")
-        write_adapter(out, run, params)
+        if distributed.first():
+            write_adapter(out, run, params)
         return
     if BASE.value is not None:
         raise UserError(f"--base_name={BASE.value}: is of adapters; expected --adapter with it")
-    if tuning is not None:
-        params = tuning.merge(select(params, tuning.shapes), select(params, run.program.abstract.params))
-    save(
-        out,
-        run.saved.experiment.model,
-        params,
-        tokenizer.library if known else None,
-        special_ids=special_ids(run.saved.experiment, tokenizer),
-        max_shard_bytes=int(SHARD.value * 1e9),
-    )
+    has_tokenizer = save(run, out, int(SHARD.value * 1e9))
+    if not distributed.first():
+        return
     print(f"step {run.saved.step:,} written to {out}:")
     for path in sorted(out.iterdir()):
         print(f"  {path.name:36} {path.stat().st_size:>15,} bytes")
-    if not known:
-        kind = type(tokenizer).__name__
+    if not has_tokenizer:
+        kind = type(run.saved.tokenizer).__name__
         print(f"note: no tokenizer.json: this run's {kind} has no form there; it stays in {WORKDIR.value}")
 
 
@@ -92,18 +80,6 @@ def write_adapter(out: Any, run: Any, params: Any) -> None:
     if left:
         names = ", ".join(left)
         print(f"note: it is the trunk's alone; {names} of the head are left behind: they stay in {WORKDIR.value}")
-
-
-def special_ids(experiment: Any, tokenizer: Any) -> dict[str, int]:
-    """What texts begin and end with in this run; nothing for a model that writes none."""
-    model, end = experiment.model, tokenizer.separator
-    if not model.can_generate:
-        return {}
-    if model.kind != "encoder-decoder":
-        return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    name = experiment.data.task.decoder_start_token
-    start = end if name is None else tokenizer.special(name)
-    return {"decoder_start_token_id": start, "pad_token_id": start, "eos_token_id": end}
 
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ ALLOWED = {
     "training": LAYERS
     | {"runtime", "hardware", "models", "data", "sharding", "objectives", "optim"}
     | {"evals", "inference", "figures", "interop", "peft"},
+    "api": LAYERS
+    | {"runtime", "distributed", "cli", "models", "data", "sharding", "objectives", "optim"}
+    | {"evals", "inference", "figures", "interop", "peft", "training"},
     "planning": LAYERS
     | {"runtime", "hardware", "models", "data", "sharding", "objectives", "optim", "evals", "figures", "training"},
 }
@@ -50,8 +53,7 @@ def test_arrows(path):
     inner = path.relative_to(ROOT / "jaxnlp")
     room = inner.parts[0].removesuffix(".py")
     if room == "__init__":
-        assert not [name for name in imports(path) if name.startswith("jaxnlp")]
-        return
+        return  # its names are imported when first used: tests/test_api.py
     assert room in ALLOWED, f"a new room: say in this test what {room} may import"
     for name in imports(path):
         parts = name.split(".")

@@ -27,14 +27,22 @@ from jaxnlp.trees import merge, select
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A checkpoint's config, tokenizer and parameters, and the program over this machine's devices."""
+    """A checkpoint's config, tokenizer and parameters, and the program over this machine's devices.
+
+    start, source_end: of a model from elsewhere, the tokens that texts begin and sources end with; None: as the task's.
+    """
 
     saved: Saved
     program: Program
     params: Any
+    start: tuple[int, ...] | None = None
+    source_end: tuple[int, ...] | None = None
 
     def generator(self) -> Generator:
-        return make_generator(self.program, self.saved.tokenizer)
+        """The model ready to generate. Raises UserError where it cannot."""
+        generator = make_generator(self.program, self.saved.tokenizer)
+        start = generator.start if self.start is None else self.start
+        return dataclasses.replace(generator, start=start, source_end=self.source_end)
 
 
 def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:

@@ -176,7 +176,7 @@ def test_a_trace_of_calls_is_told_by_steps(tmp_path, monkeypatch, steps):
 @pytest.mark.slow
 def test_a_run_of_two_steps_a_call(tmp_path):
     fields = {
-        "steps": 12,
+        "num_steps": 12,
         "log_every": 2,
         "eval_every": 8,
         "eval_batches": 1,
@@ -203,7 +203,7 @@ def test_a_run_of_two_steps_a_call(tmp_path):
 def test_a_run_is_put_beside_its_plan(tmp_path):
     eight, sizes = {"JAX_NUM_CPU_DEVICES": "8"}, {"model.num_layers": 1, "model.embed_dim": 64, "optim.warmup_steps": 2}
     fields = {
-        "steps": 12,
+        "num_steps": 12,
         "log_every": 2,
         "eval_every": 0,
         "eval_batches": 1,

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxnlp import config as configs
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.tasks.text_pairs import TextPairs
 from jaxnlp.data.tokenizer import ByteTokenizer
@@ -125,7 +126,9 @@ def test_tuned_over_a_mesh_as_on_one_device(method, mesh):
 def untuned(corpus, **changes) -> Experiment:
     e = small.get_config(str(corpus))
     optim = dataclasses.replace(e.optim, schedule="constant")
-    return dataclasses.replace(e, **{"steps": 4, "sample_tokens": 0, "sharding": Sharding(), "optim": optim, **changes})
+    return dataclasses.replace(
+        e, **{"num_steps": 4, "sample_tokens": 0, "sharding": Sharding(), "optim": optim, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +140,7 @@ def base(corpus, tmp_path_factory) -> str:
 
 def tuned_run(corpus, base: str, **changes) -> Experiment:
     given = {"peft": LoRA(rank=2, targets=("query", "value", "embed")), "init_from": Pretrained(path=base), **changes}
-    e = dataclasses.replace(untuned(corpus), **{"steps": 8, **given})
+    e = dataclasses.replace(untuned(corpus), **{"num_steps": 8, **given})
     return dataclasses.replace(e, data=dataclasses.replace(e.data, attend_across_documents=True))
 
 
@@ -181,7 +184,7 @@ def test_an_encoder_decoder_writes_after_a_prompt_that_its_encoder_read():
     program = build(e, jax.devices()[:1])
     params = program.init().model
     generator = make_generator(program, ByteTokenizer())
-    assert generator.front == 0 and generator.fill is None
+    assert generator.num_virtual_tokens == 0 and generator.prefill_prefix is None
     with program.context(any_length=True, batch=None):
         apply = jax.jit(program.apply)
         for source, found in zip(([5, 6, 7], [9]), generator.generate(params, [[5, 6, 7], [9]], 4), strict=True):
@@ -250,7 +253,7 @@ def test_a_quantised_base_is_made_again_from_its_run(corpus, base, tmp_path):
 def test_what_cannot_be_tuned_is_told_before_anything_is_compiled():
     e = experiment("lora", Sharding())
     with pytest.raises(FieldError, match=r"peft='lora': expected a method of jaxnlp.peft, as LoRA\(rank=8\)"):
-        dataclasses.replace(e, peft="lora").check()
+        configs.check(dataclasses.replace(e, peft="lora"))
     packed = dataclasses.replace(e.data, attend_across_documents=False)
     with pytest.raises(FieldError, match="peft=.Prompt.*is read with one text a row"):
         dataclasses.replace(e, peft=Prompt(), data=packed).check()

@@ -11,11 +11,10 @@ import numpy as np
 
 from jaxnlp import config as configs
 from jaxnlp.data.pipeline import corpus_name, open_split
-from jaxnlp.data.text.span_corruption import SpanCorruption
 from jaxnlp.data.tokenizer import HuggingFace, wrap
 from jaxnlp.errors import UserError
-from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.training.experiment import Experiment, resolve
+from jaxnlp.training.open_huggingface import default_experiment
 from jaxnlp.training.run_folder.checkpoint import Reader, Writer
 from jaxnlp.training.run_folder.lock import open_workdir
 from jaxnlp.training.step.program import build
@@ -49,7 +48,7 @@ def seed_run(
         raise UserError(f"--workdir={workdir}: holds a run already; choose another folder")
     ours, folder = wrap(tokenizer, separator), pathlib.Path(workdir)
     if experiment is None:
-        experiment = _usual(model, tokenizer)
+        experiment = default_experiment(model, tokenizer)
     file = folder / "tokenizer.json"  # a copy, so that the run's config.json can be run again
     data = dataclasses.replace(experiment.data, tokenizer=HuggingFace(path=str(file), separator=separator))
     e = dataclasses.replace(experiment, model=model, data=data)
@@ -77,14 +76,3 @@ def seed_run(
         if first:
             configs.save_json(e, folder / "config.json")
     return sum(x.size for x in jax.tree.leaves(params))
-
-
-def _usual(model: Any, tokenizer: Any) -> Experiment:
-    """What a model of this kind is trained on where nothing else is said."""
-    experiment = Experiment(model=model)
-    experiment.data.seq_len = min(512, model.length_limit or 512)
-    experiment.optim.learning_rate = 1e-5
-    if model.kind == "encoder-decoder":
-        start = "<pad>" if tokenizer.token_to_id("<pad>") is not None else None
-        experiment.data.task, experiment.objective = SpanCorruption(decoder_start_token=start), Seq2Seq()
-    return experiment

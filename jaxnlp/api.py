@@ -1,0 +1,313 @@
+"""The Python API: a trained model as one object. Public names are listed in `jaxnlp/__init__.py`.
+
+  model = jaxnlp.load("path/to/gpt2")
+  print(model.generate(["Once upon a time"], max_new_tokens=20))
+  print(model.score(["2 + 2 ="], [" 4"]))
+  model.save("copy", format="huggingface")
+
+Shape legend: B batch, T length, D model.
+"""
+
+import functools
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnlp.data.pipeline import eval_batches, open_split
+from jaxnlp.data.source import Record
+from jaxnlp.data.tasks.labelled_task import LabelledTask
+from jaxnlp.data.text.sentinels import with_sentinels
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import UserError
+from jaxnlp.evals.loss import evaluate as evaluate_loss
+from jaxnlp.figures.attention import Map
+from jaxnlp.inference.decode import Generation
+from jaxnlp.inference.loop import replicate
+from jaxnlp.inference.sampling import Sampling
+from jaxnlp.inference.text import generate_text
+from jaxnlp.nn.model_config import ModelConfig
+from jaxnlp.training import export
+from jaxnlp.training.attention_maps import attention_maps
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.fill_mask import Guess, encoder_row, fill_mask
+from jaxnlp.training.hooks import Hook, bytes_per_token
+from jaxnlp.training.load import Loaded
+from jaxnlp.training.load import load as load_run
+from jaxnlp.training.loops import supervised
+from jaxnlp.training.open_huggingface import open_huggingface
+from jaxnlp.training.predict import answers
+from jaxnlp.training.report import report
+from jaxnlp.training.run_folder.checkpoint import Reader, Saved
+
+BATCH = 16  # texts in one call of the model
+
+
+def load(source: str | pathlib.Path, checkpoint: str = "latest") -> "Model":
+    """A trained model, on this machine's devices.
+
+    Args:
+        source: a run's folder, a folder in Hugging Face's layout, or a hub id, which needs `huggingface_hub`.
+        checkpoint: of a run: "latest", "best" or a step.
+
+    Raises:
+        UserError: nothing to load there, or a damaged checkpoint.
+    """
+    if Reader(source).steps():
+        return Model(load_run(source, checkpoint), str(source))
+    return Model(open_huggingface(source), str(source))
+
+
+def train(experiment: Experiment | None, workdir: str | pathlib.Path, *, hooks: Sequence[Hook] = ()) -> "Model":
+    """Runs an experiment in a folder, or resumes the run there, and returns the trained model.
+
+    Args:
+        experiment: None takes the one of the folder's newest checkpoint. hooks: as `loops.supervised.train` takes them.
+
+    Raises:
+        UserError: a config that cannot run or resume, a folder in use, a full disk, a loss that is not finite.
+    """
+    result = supervised.train(experiment, workdir, hooks=hooks)
+    saved = Saved(int(result.state.step), result.experiment, result.tokenizer, {}, {})
+    return Model(Loaded(saved, result.program, result.state.model), str(workdir), result)
+
+
+def evaluate(source: str | pathlib.Path, split: str = "validation", checkpoint: str = "latest") -> dict[str, float]:
+    """The loss and the objective's metrics of a run over a split; see `Model.evaluate`."""
+    return load(source, checkpoint).evaluate(split)
+
+
+def load_config(path: str) -> Experiment:
+    """The experiment of a config file, as "configs/gpt/tiny.py" or "configs/gpt/gpt2.py:xl"."""
+    from jaxnlp import cli
+
+    return cli.load(path)
+
+
+class Model:
+    """A model with its parameters and tokenizer.
+
+    Attributes:
+        experiment: the config of the run, or the default one of a model from elsewhere. step: of the checkpoint.
+        program: the experiment over this machine's devices. result: of `train`, else None.
+    """
+
+    def __init__(self, loaded: Loaded, source: str, result: supervised.Result | None = None):
+        self.loaded, self.source, self.result = loaded, source, result
+        self.experiment, self.step, self.program = loaded.saved.experiment, loaded.saved.step, loaded.program
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's config, as `GPTConfig`."""
+        return self.experiment.model
+
+    @property
+    def params(self) -> Any:
+        """All parameters, as nested dicts of arrays."""
+        return self.loaded.params
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.loaded.saved.tokenizer
+
+    def apply(self, params: Any, *inputs: Any, **arguments: Any) -> Any:
+        """The model's forward pass: `apply(model.params, tokens_BT)`. May be jitted and differentiated."""
+        with self.program.context(any_length=True, batch=None):
+            return self.program.apply(params, *inputs, **arguments)
+
+    @overload
+    def generate(self, texts: str, max_new_tokens: int = ..., **options: Any) -> str: ...
+    @overload
+    def generate(self, texts: Sequence[str], max_new_tokens: int = ..., **options: Any) -> list[str]: ...
+    def generate(self, texts: str | Sequence[str], max_new_tokens: int = 64, **options: Any) -> str | list[str]:
+        """Continues each text; an encoder-decoder writes an output for each input.
+
+        Args:
+            texts: prompts. A single string gives a single string.
+            max_new_tokens: at most so many, and as many as the model has positions for.
+            options: temperature (0.0: the most likely token each time), top_k, top_p, min_p, repetition_penalty,
+                min_new_tokens, as `Sampling`; seed, stop, forced_prefix and on_text, as `generate_text`.
+
+        Returns:
+            the new text of each prompt, without the prompt.
+
+        Raises:
+            UserError: the model cannot generate.
+        """
+        prompts = [texts] if isinstance(texts, str) else list(texts)
+        new = [str(generation.text) for generation in self.generations(prompts, max_new_tokens, **options)]
+        return new[0] if isinstance(texts, str) else new
+
+    def generations(self, texts: Sequence[str], max_new_tokens: int = 64, **options: Any) -> list[Generation]:
+        """As `generate`, with the tokens, their log-probabilities and why each text ended."""
+        text_options = {name: options.pop(name) for name in TEXT_OPTIONS if name in options}
+        generator, tokenizer = self._generator, self._generation_tokenizer
+        room = generator.fit_max_new_tokens(tokenizer.encode_batch(list(texts)), max_new_tokens)
+        sampling = Sampling(**options)
+        return generate_text(generator, tokenizer, self.params, texts, room, sampling, **text_options)
+
+    def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[float]:
+        """The log-probability of each continuation given its prompt, in nats, summed over its tokens.
+
+        The two texts are tokenized one by one, as for generation. The end of the text is not scored.
+
+        Raises:
+            UserError: the model cannot generate; other numbers of prompts and continuations; a text too long.
+        """
+        if len(prompts) != len(continuations):
+            raise UserError(
+                f"score: {len(prompts)} prompts for {len(continuations)} continuations; expected one for each"
+            )
+        generator, scores = self._generator, []
+        for start in range(0, len(prompts), BATCH):
+            ids, forced = (
+                self._generation_tokenizer.encode_batch(list(texts[start : start + BATCH]))
+                for texts in (prompts, continuations)
+            )
+            rows = generator.generate(self.params, ids, 1, forced_prefix=forced)
+            scores += [sum(row.log_probs[: len(prefix)]) for row, prefix in zip(rows, forced, strict=True)]
+        return scores
+
+    def predict(self, records: Sequence[dict[str, Any] | str]) -> list[Any]:
+        """A fine-tuned model's answers: labels with probabilities, tags, spans, options or numbers.
+
+        Args:
+            records: the fields that the run's task reads; or texts, for a task that reads one.
+
+        Raises:
+            UserError: the model was not fine-tuned on labelled records.
+        """
+        task, data = self.experiment.data.task, self.experiment.data
+        if not isinstance(task, LabelledTask):
+            raise self._cannot("predict", f"its task is {type(task).__name__}(); expected a run fine-tuned on records")
+        made = [Record(f"records[{i}]", _fields(task, record)) for i, record in enumerate(records)]
+        note = functools.partial(print, file=sys.stderr)
+        examples = task.encode(made, self.tokenizer, data.seq_len, note, labelled=False)
+        return list(answers(self.program, self.params, self.tokenizer, made, examples))
+
+    def fill_mask(self, text: str, top: int = 5) -> list[list[Guess]]:
+        """The most likely tokens at each mask of a text, for an encoder with a masked-word head."""
+        return fill_mask(self.loaded, text, top)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, D) float32: the mean of the last layer's states over each text's tokens.
+
+        Raises:
+            UserError: an encoder-decoder or a model without states; a text longer than the model's positions.
+        """
+        body = self.config.body
+        if body.kind not in ("decoder", "encoder"):
+            raise self._cannot("embed", f"its kind is {body.kind!r}; expected a decoder or an encoder")
+        rows = [self._row(text) for text in texts]
+        limit = body.length_limit
+        for text, row in zip(texts, rows, strict=True):
+            if limit is not None and len(row) > limit:
+                raise UserError(
+                    f"embed: {text[:40]!r} has {len(row)} tokens and the model {limit} positions; shorten it"
+                )
+        made = [self._states(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+        return np.concatenate(made) if made else np.zeros((0, body.embed_dim), np.float32)
+
+    def evaluate(self, split: str = "validation", limit: int | None = None) -> dict[str, float]:
+        """The loss and the objective's metrics over a split of the run's data.
+
+        Args:
+            limit: at most this many batches; None is the full split.
+        """
+        e, program = self.experiment, self.program
+        if self.step == 0 and self.result is None and not Reader(self.source).steps():
+            raise self._cannot("evaluate", "it has no data of its own; import it as a run with experiments.import")
+        store = open_split(e.data, split, self.tokenizer)
+        batches = eval_batches(store, e.data, limit, program.rows, self.tokenizer)
+        placed = map(program.put, batches)
+        return evaluate_loss(program.eval_step, self.params, placed, e.objective, bytes_per_token(e, store))
+
+    def attention(self, text: str, target: str | None = None) -> list[Map]:
+        """The weights of every attention layer as the model reads a text; `figures.attention.draw` draws them.
+
+        Args:
+            target: the decoder's text of an encoder-decoder, or the second text of an encoder's pair.
+        """
+        return attention_maps(self.loaded, text, target)
+
+    def report(self) -> str:
+        """The closing report of a run that `train` has just ended. Draws its curves."""
+        if self.result is None or self.result.validation is None:
+            raise self._cannot("report", "expected the result of train(), of a run that ended")
+        return report(self.result, pathlib.Path(self.source))
+
+    def save(self, folder: str | pathlib.Path, format: str = "huggingface") -> None:
+        """Writes the model in another library's layout, which `load` and transformers' from_pretrained read.
+
+        Args:
+            format: "huggingface", with tuned parameters merged.
+
+        Raises:
+            UserError: another format, or a model that has no form there.
+        """
+        if format != "huggingface":
+            raise UserError(f"save: format={format!r}; expected 'huggingface'")
+        export.save(self.loaded, pathlib.Path(folder))
+
+    @functools.cached_property
+    def _generator(self) -> Any:
+        return self.loaded.generator()
+
+    @property
+    def _generation_tokenizer(self) -> Tokenizer:
+        """An encoder-decoder's texts may name sentinels."""
+        return with_sentinels(self.tokenizer) if self.config.kind == "encoder-decoder" else self.tokenizer
+
+    def _row(self, text: str) -> list[int]:
+        """The tokens that the model reads for a text, as in training."""
+        if self.config.body.kind == "encoder":
+            return encoder_row(self.loaded, text).tokens.tolist()
+        return [*self._body_start, *self.tokenizer.encode_batch([text])[0]]
+
+    @property
+    def _body_start(self) -> tuple[int, ...]:
+        return (self.tokenizer.separator,) if self.loaded.start is None else self.loaded.start
+
+    def _states(self, rows: list[list[int]]) -> np.ndarray:
+        longest = max(map(len, rows))
+        tokens_BT = np.zeros((len(rows), longest), np.int32)
+        segments_BT = np.zeros_like(tokens_BT)
+        for i, row in enumerate(rows):
+            tokens_BT[i, : len(row)], segments_BT[i, : len(row)] = row, 1
+        with self.program.context(any_length=True, batch=None):
+            return np.asarray(self._mean_states(self.params, tokens_BT, segments_BT))
+
+    @functools.cached_property
+    def _mean_states(self) -> Any:
+        config, program = self.config, self.program
+        if config.body is not config:
+            raise self._cannot("embed", f"{type(config).__name__} is fine-tuned; load the model that it began from")
+
+        def mean(params: Any, tokens_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
+            if config.kind == "encoder":
+                hidden_BTD = program.apply(params, tokens_BT, segment_ids=segments_BT)["hidden"]
+            else:
+                hidden_BTD = program.apply(params, tokens_BT, segment_ids=segments_BT, with_hidden=True)[1]
+            real_BT1 = (segments_BT != 0)[..., None]
+            return replicate((hidden_BTD.astype(jnp.float32) * real_BT1).sum(1) / real_BT1.sum(1))
+
+        return jax.jit(mean)
+
+    def _cannot(self, what: str, why: str) -> UserError:
+        return UserError(f"{what}: {self.source}, a {type(self.config).__name__}: {why}")
+
+
+TEXT_OPTIONS = ("seed", "stop", "forced_prefix", "on_text", "chunk")
+
+
+def _fields(task: LabelledTask, record: dict[str, Any] | str) -> dict[str, Any]:
+    if isinstance(record, dict):
+        return record
+    field = task.text_field
+    if field is None:
+        raise UserError(f"predict: {type(task).__name__}() reads more than one text; give records with its fields")
+    return {field: record}

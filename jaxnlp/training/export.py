@@ -1,0 +1,52 @@
+"""Writing a trained run in Hugging Face's layout."""
+
+import pathlib
+
+from jaxnlp import distributed
+from jaxnlp.data.tokenizer import HuggingFaceTokenizer
+from jaxnlp.interop import huggingface
+from jaxnlp.training.load import Loaded
+from jaxnlp.trees import select
+
+MAX_SHARD_BYTES = int(5e9)
+
+
+def save(run: Loaded, folder: pathlib.Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> bool:
+    """Writes config.json, safetensors and, if it has that form, tokenizer.json. All processes must call it.
+
+    Args:
+        max_shard_bytes: of one safetensors file. Tuned parameters are merged into their base.
+
+    Returns:
+        whether the tokenizer was written too.
+
+    Raises:
+        UserError: a model that has no form there.
+    """
+    params, tuning, tokenizer = distributed.whole(run.params), run.program.tuning, run.saved.tokenizer
+    if not distributed.first():
+        return False
+    if tuning is not None:
+        params = tuning.merge(select(params, tuning.shapes), select(params, run.program.abstract.params))
+    library = tokenizer.library if isinstance(tokenizer, HuggingFaceTokenizer) else None
+    huggingface.save(
+        folder,
+        run.saved.experiment.model,
+        params,
+        library,
+        special_ids=special_ids(run),
+        max_shard_bytes=max_shard_bytes,
+    )
+    return library is not None
+
+
+def special_ids(run: Loaded) -> dict[str, int]:
+    """The tokens with which texts begin and end; empty for a model that generates none."""
+    model, tokenizer = run.saved.experiment.model, run.saved.tokenizer
+    end = tokenizer.separator
+    if not model.can_generate:
+        return {}
+    if model.kind != "encoder-decoder":
+        return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    start = run.generator().first[0]
+    return {"decoder_start_token_id": start, "pad_token_id": start, "eos_token_id": end}

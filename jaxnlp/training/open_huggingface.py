@@ -1,0 +1,62 @@
+"""A model in Hugging Face's layout as a loaded run, ready to generate."""
+
+import pathlib
+from typing import Any
+
+import jax
+
+from jaxnlp import config as configs
+from jaxnlp.data.text.span_corruption import SpanCorruption
+from jaxnlp.data.tokenizer import wrap
+from jaxnlp.errors import UserError
+from jaxnlp.interop import huggingface
+from jaxnlp.objectives.seq2seq import Seq2Seq
+from jaxnlp.sharding.rules import REPLICATED
+from jaxnlp.training.experiment import Experiment, resolve
+from jaxnlp.training.load import Loaded
+from jaxnlp.training.run_folder.checkpoint import Saved
+from jaxnlp.training.step.program import build
+
+
+def open_huggingface(source: str | pathlib.Path) -> Loaded:
+    """Reads a folder, or a hub id, onto this machine's devices. Its texts begin and end as its tokenizer's file says.
+
+    Raises:
+        UserError: no such folder, an architecture that is not supported, or no tokenizer.
+    """
+    folder = pathlib.Path(source)
+    if not folder.is_dir() and (str(source).startswith((".", "/", "runs/")) or str(source).count("/") > 1):
+        raise UserError(
+            f"load: {source}: no such folder; expected a run, a folder in Hugging Face's layout, or a hub id"
+        )
+    if folder.is_dir() and not (folder / huggingface.CONFIG).exists():
+        raise UserError(f"load: {source}: holds neither a checkpoint of a run nor a model in Hugging Face's layout")
+    config, library = huggingface.read_config(source)
+    if library is None:
+        raise UserError(f"load: {source}: has no tokenizer.json, and no vocab.json with merges.txt; a model needs one")
+    tokenizer = wrap(library)
+    experiment = default_experiment(config, library)
+    experiment.data.batch_size = len(jax.devices())
+    configs.check(experiment)
+    experiment = resolve(experiment, tokenizer)
+    program = build(experiment)
+    params = huggingface.load(source, mesh=program.mesh, rules=REPLICATED)[1]
+    added = tuple(library.encode("").ids)  # by the post-processor, as <s> in front of Llama's texts and </s> after T5's
+    decoder = config.kind == "decoder"
+    start, source_end = (added, None) if decoder else (None, added)
+    return Loaded(Saved(0, experiment, tokenizer, {}, {}), program, params, start=start, source_end=source_end)
+
+
+def default_experiment(model: Any, library: Any) -> Experiment:
+    """The experiment of an imported model where nothing else is configured.
+
+    Args:
+        model: its config. library: its tokenizer, of the `tokenizers` library.
+    """
+    experiment = Experiment(model=model)
+    experiment.data.seq_len = min(512, model.length_limit or 512)
+    experiment.optim.learning_rate = 1e-5
+    if model.kind == "encoder-decoder":
+        start = "<pad>" if library.token_to_id("<pad>") is not None else None
+        experiment.data.task, experiment.objective = SpanCorruption(decoder_start_token=start), Seq2Seq()
+    return experiment

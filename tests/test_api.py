@@ -1,0 +1,170 @@
+"""The Python API: from a folder to text, against transformers and the entry points."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tokenizers
+
+import jaxnlp
+from jaxnlp.errors import UserError
+from jaxnlp.sharding.mesh import MeshConfig
+from jaxnlp.sharding.rules import Sharding
+from tests.entry import ROOT
+from tests.experiments import small
+from tests.reference import torch, transformers
+
+WORDS = ["<unk>", "a", "b", "c", "line", "of", "words", "that", "is", "not", "long", "one", "two"]
+BOS, EOS = len(WORDS), len(WORDS) + 1
+TEXTS = ["a line of words", "one", "b b c"]
+
+
+def library(bos: bool) -> tokenizers.Tokenizer:
+    """A tokenizer of words; with `bos` it puts <s> in front of texts, as Llama's does."""
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.decoder = tokenizers.decoders.Fuse()
+    made.add_special_tokens(["<s>", "</s>"])
+    if bos:
+        made.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return made
+
+
+def write(folder, name: str):
+    """A random model of transformers in a folder, and the model."""
+    torch.manual_seed(0)
+    common = {"vocab_size": EOS + 1, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS}
+    common["initializer_range"] = 0.4
+    if name == "gpt2":
+        config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=24, **common)
+        model = transformers.GPT2LMHeadModel(config)
+    else:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        config = transformers.LlamaConfig(intermediate_size=24, max_position_embeddings=24, **sizes, **common)
+        model = transformers.LlamaForCausalLM(config)
+    model.eval().save_pretrained(folder)
+    library(name == "llama").save(str(folder / "tokenizer.json"))
+    return model
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def pair(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs = write(folder, request.param)
+    return jaxnlp.load(folder), theirs, library(request.param == "llama"), folder
+
+
+def test_from_a_folder_to_text_in_five_lines(pair):
+    folder = pair[3]
+    import jaxnlp
+
+    model = jaxnlp.load(folder)
+    print(model.generate("a line of", max_new_tokens=5, temperature=0.8))
+
+
+def test_generated_text_is_that_of_transformers(pair):
+    ours, theirs, encode, _ = pair
+    for text, new in zip(TEXTS, ours.generate(TEXTS, max_new_tokens=6), strict=True):
+        ids = torch.tensor([encode.encode(text).ids])
+        wanted = theirs.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert new.split() == encode.decode(wanted).split() if " " in new else new == encode.decode(wanted)
+    assert isinstance(ours.generate(TEXTS[0], max_new_tokens=2), str)
+    (generation,) = ours.generations([TEXTS[0]], 6)
+    ids = torch.tensor([encode.encode(TEXTS[0]).ids])
+    wanted = theirs.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :].tolist()
+    assert generation.ids == [i for i in wanted if i != EOS] and len(wanted) > 1
+
+
+def test_scores_are_log_probabilities_of_transformers(pair):
+    ours, theirs, encode, _ = pair
+    continuations = ["that is not", "two", "a line of long words"]
+    scores = ours.score(TEXTS, continuations)
+    for prompt, continuation, score in zip(TEXTS, continuations, scores, strict=True):
+        first, second = encode.encode(prompt).ids, encode.encode(continuation, add_special_tokens=False).ids
+        with torch.no_grad():
+            log_probs = theirs(torch.tensor([first + second])).logits[0].log_softmax(-1)
+        wanted = sum(float(log_probs[len(first) - 1 + i, token]) for i, token in enumerate(second))
+        assert score == pytest.approx(wanted, abs=1e-3)
+    with pytest.raises(UserError, match="score: 3 prompts for 1 continuations"):
+        ours.score(TEXTS, ["a"])
+
+
+def test_embeddings_are_the_mean_of_the_last_states(pair):
+    ours, theirs, encode, _ = pair
+    found = ours.embed(TEXTS)
+    for text, row in zip(TEXTS, found, strict=True):
+        with torch.no_grad():
+            states = theirs(torch.tensor([encode.encode(text).ids]), output_hidden_states=True).hidden_states[-1]
+        np.testing.assert_allclose(row, states[0].mean(0).numpy(), atol=2e-4)
+    if ours.config.length_limit is not None:  # rotary positions have no end
+        with pytest.raises(UserError, match="has 25 tokens and the model 24 positions"):
+            ours.embed(["a " * 25])
+
+
+def test_a_saved_copy_is_the_same_model(pair, tmp_path):
+    ours, theirs, encode, _ = pair
+    ours.save(tmp_path)
+    assert jaxnlp.load(tmp_path).generate(TEXTS, max_new_tokens=4) == ours.generate(TEXTS, max_new_tokens=4)
+    loaded = type(theirs).from_pretrained(tmp_path)
+    tokens = torch.tensor([encode.encode(TEXTS[0]).ids])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(tokens).logits, theirs(tokens).logits)
+    with pytest.raises(UserError, match="format='onnx'; expected 'huggingface'"):
+        ours.save(tmp_path, format="onnx")
+
+
+def test_what_a_model_cannot_do_is_an_error_that_names_it(pair):
+    ours = pair[0]
+    with pytest.raises(UserError, match="predict: .*expected a run fine-tuned on records"):
+        ours.predict(["a"])
+    with pytest.raises(UserError, match="evaluate: .*no data of its own"):
+        ours.evaluate()
+    with pytest.raises(UserError, match="no masked-word head"):
+        ours.fill_mask("a [MASK]")
+    with pytest.raises(UserError, match=r"report: .*expected the result of train"):
+        ours.report()
+    assert ours.attention("a line of")[0].weights_LHTS.shape[:2] == (2, ours.config.num_heads)
+
+
+def test_a_folder_that_holds_nothing(tmp_path):
+    with pytest.raises(UserError, match="holds neither a checkpoint of a run nor a model"):
+        jaxnlp.load(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        jaxnlp.load(tmp_path / "gone")
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    e = small.get_config(str(corpus))
+    e.sharding, e.num_steps, e.log_every, e.sample_tokens = Sharding(mesh=MeshConfig()), 4, 2, 0
+    folder = tmp_path_factory.mktemp("trained")
+    return jaxnlp.train(e, folder), folder
+
+
+def test_a_trained_model_evaluates_generates_and_loads_again(trained):
+    model, folder = trained
+    again = jaxnlp.load(folder)
+    assert (model.step, again.step) == (4, 4) and model.result is not None and again.result is None
+    assert model.evaluate() == again.evaluate() == jaxnlp.evaluate(folder) == model.result.validation
+    assert model.evaluate(limit=1)["tokens"] < model.evaluate()["tokens"]
+    assert model.generate("def", max_new_tokens=5) == again.generate("def", max_new_tokens=5)
+    assert model.score(["def"], [" x"])[0] < 0
+    assert "this model" in model.report()
+    tokens = np.zeros((1, 4), np.int32)
+    assert again.apply(again.params, tokens).shape == (1, 4, again.config.vocab_size)
+
+
+def test_a_config_file_is_an_experiment(corpus):
+    e = jaxnlp.load_config(f"{ROOT}/tests/experiments/small.py:{corpus}")
+    assert isinstance(e, jaxnlp.Experiment) and e.num_steps == 12
+
+
+def test_the_package_imports_nothing_until_a_name_is_used():
+    program = "import sys, jaxnlp; print('jax' in sys.modules, 'numpy' in sys.modules, sorted(dir(jaxnlp)))"
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert out.startswith("False False") and all(f"'{name}'" in out for name in jaxnlp.__all__)
+    for name in jaxnlp.__all__:
+        assert f"  {name}" in jaxnlp.__doc__ and getattr(jaxnlp, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'lode'; its public names are Experiment, Model"):
+        jaxnlp.lode  # noqa: B018
