@@ -31,7 +31,7 @@ ALLOWED = {
     "peft": LAYERS | {"models", "sharding"},
     # interop: a run may begin from a checkpoint of others (`training/init/pretrained.py`).
     "training": LAYERS
-    | {"runtime", "hardware", "models", "data", "sharding", "objectives", "optim"}
+    | {"runtime", "hardware", "distributed", "models", "data", "sharding", "objectives", "optim"}
     | {"evals", "inference", "figures", "interop", "peft"},
     "api": LAYERS
     | {"runtime", "distributed", "cli", "models", "data", "sharding", "objectives", "optim"}
