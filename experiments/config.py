@@ -28,11 +28,11 @@ def main() -> None:
     configs.check(CONFIG.value)
     if AGAINST.value is not None:
         spec = os.path.join(AGAINST.value, "config.json") if os.path.isdir(AGAINST.value) else AGAINST.value
-        found = configs.diff(cli.load(spec), CONFIG.value)
-        width = max((len(path) for path, _, _ in found), default=0)
-        for path, old, new in found:
+        differences = configs.diff(cli.load(spec), CONFIG.value)
+        width = max((len(path) for path, _, _ in differences), default=0)
+        for path, old, new in differences:
             print(f"{path:{width}}  {old!r} -> {new!r}")
-        if not found:
+        if not differences:
             print("no difference")
     elif JSON.value:
         print(json.dumps(configs.to_dict(CONFIG.value), indent=2))

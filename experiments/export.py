@@ -69,14 +69,14 @@ def write_adapter(out: Any, run: Any, params: Any) -> None:
 
     tuning, tuned = run.program.tuning, select(params, run.program.abstract.params)
     source = BASE.value or getattr(run.saved.experiment.init_from, "path", None)
-    told = f"step {run.saved.step:,}: what was tuned on {source} written to {out}"
+    message = f"step {run.saved.step:,}: what was tuned on {source} written to {out}"
     if out.suffix == ".safetensors":
         files.save(out, tuning, tuned, params)
-        print(f"{told}, for jaxnlp.peft.files.load")
+        print(f"{message}, for jaxnlp.peft.files.load")
         return
     model, tuning, tuned, left = trunk_alone(run.saved.experiment.model, tuning, tuned)
     save_adapter(out, model, tuning, tuned, base_name=source, task_type=task_type(model))
-    print(f"{told}, for PEFT's from_pretrained")
+    print(f"{message}, for PEFT's from_pretrained")
     if left:
         names = ", ".join(left)
         print(f"note: it is the trunk's alone; {names} of the head are left behind: they stay in {WORKDIR.value}")

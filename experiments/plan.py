@@ -50,9 +50,9 @@ def compared() -> int:
     from jaxnlp.figures.files import save_png
     from jaxnlp.figures.plan import draw_measured
     from jaxnlp.planning import hlo, topology
-    from jaxnlp.planning.measured import measured, stacked_text
-    from jaxnlp.planning.planner import plan
-    from jaxnlp.planning.report import beside, report
+    from jaxnlp.planning.measured import measure_run, multi_step_program_text
+    from jaxnlp.planning.planner import plan_step
+    from jaxnlp.planning.report import format_comparison, format_plan
     from jaxnlp.training.run_folder.progress import waiting
 
     assert WORKDIR.value is not None
@@ -60,23 +60,23 @@ def compared() -> int:
     if CONFIG.value is None and not (workdir / "config.json").is_file():
         raise UserError(f"--workdir={workdir}: no config.json; expected the folder of a run")
     experiment = configs.load_json(workdir / "config.json") if CONFIG.value is None else CONFIG.value
-    devices = topology.devices(TOPOLOGY.value)
+    devices = topology.topology_devices(TOPOLOGY.value)
     texts: list[str] = []
     try:
         with waiting(f"compiling for {len(devices)} x {devices[0].device_kind}"):
             experiment = resolved(experiment)
-            found = plan(experiment, devices, workdir.name, texts.append)
+            plan = plan_step(experiment, devices, workdir.name, texts.append)
             if texts and experiment.steps_per_call > 1:
-                texts = [stacked_text(experiment, devices)]
+                texts = [multi_step_program_text(experiment, devices)]
     except UserError as error:
         where = "give the devices of the run, as --topology=v5e:4x4, or with JAX_NUM_CPU_DEVICES=8"
         raise UserError(f"{error}; {where}") from None
-    told = measured(workdir, found, hlo.classes(texts[0]) if texts else {}, experiment.steps_per_call)
-    print(f"{report(found)}\n\n{beside(told, found)}")
+    run = measure_run(workdir, plan, hlo.instruction_classes(texts[0]) if texts else {}, experiment.steps_per_call)
+    print(f"{format_plan(plan)}\n\n{format_comparison(run, plan)}")
     if distributed.first():
         out = workdir if OUT.value is None else pathlib.Path(OUT.value)
-        save_png(draw_measured(told.to_dict(), found.to_dict(), str(workdir)), out / "measured.png")
-        both = {"topology": TOPOLOGY.value, "measured": told.to_dict(), "plan": found.to_dict()}
+        save_png(draw_measured(run.to_dict(), plan.to_dict(), str(workdir)), out / "measured.png")
+        both = {"topology": TOPOLOGY.value, "measured": run.to_dict(), "plan": plan.to_dict()}
         (out / "measured.json").write_text(json.dumps(both, indent=1) + "\n")
         print(f"written: {out / 'measured.json'}, {out / 'measured.png'}", file=sys.stderr)
     return 0
@@ -87,33 +87,33 @@ def planned() -> int:
     from jaxnlp.figures.files import save_png
     from jaxnlp.figures.plan import draw_plans
     from jaxnlp.planning import topology
-    from jaxnlp.planning.planner import plan
-    from jaxnlp.planning.remedies import advised
-    from jaxnlp.planning.report import ranking, report
+    from jaxnlp.planning.planner import plan_step
+    from jaxnlp.planning.remedies import with_remedies
+    from jaxnlp.planning.report import format_plan, format_ranking
     from jaxnlp.planning.search import search
     from jaxnlp.training.run_folder.progress import waiting
 
-    devices = topology.devices(TOPOLOGY.value)
+    devices = topology.topology_devices(TOPOLOGY.value)
     experiment = resolved(CONFIG.value)
     tell = lambda line: print(line, file=sys.stderr, flush=True)
     busy = waiting if sys.stderr.isatty() else contextlib.nullcontext  # the search itself tells of each table
     if SEARCH.value:
         plans = search(experiment, devices, tell, busy, TABLES.value or ())
-        print(ranking(plans) if plans else "nothing fits; more devices, a smaller batch, or model.remat='full'")
+        print(format_ranking(plans) if plans else "nothing fits; more devices, a smaller batch, or model.remat='full'")
     else:
         with waiting(f"compiling for {len(devices)} x {devices[0].device_kind}"):
-            found = plan(experiment, devices, experiment_name())
-        if found.fits:
-            tell(f"compiled in {found.compile_seconds:,.0f} s")
-        elif found.limit is not None:
-            found = advised(found, experiment, devices, topology.larger(TOPOLOGY.value), waiting)
-        plans = [found]
-        print(report(found))
+            plan = plan_step(experiment, devices, experiment_name())
+        if plan.fits:
+            tell(f"compiled in {plan.compile_seconds:,.0f} s")
+        elif plan.device_memory_limit is not None:
+            plan = with_remedies(plan, experiment, devices, topology.larger_topology(TOPOLOGY.value), waiting)
+        plans = [plan]
+        print(format_plan(plan))
     if OUT.value is not None and plans and distributed.first():
         out = pathlib.Path(OUT.value)
-        found = [one.to_dict() for one in plans]
-        save_png(draw_plans(found, f"{experiment_name()} on {TOPOLOGY.value}"), out / "plan.png")
-        (out / "plan.json").write_text(json.dumps({"topology": TOPOLOGY.value, "plans": found}, indent=1) + "\n")
+        plan = [one.to_dict() for one in plans]
+        save_png(draw_plans(plan, f"{experiment_name()} on {TOPOLOGY.value}"), out / "plan.png")
+        (out / "plan.json").write_text(json.dumps({"topology": TOPOLOGY.value, "plans": plan}, indent=1) + "\n")
         tell(f"written: {out / 'plan.json'}, {out / 'plan.png'}")
     return 0 if plans and plans[0].fits else 1
 
@@ -133,8 +133,8 @@ def resolved(experiment: Any) -> Any:
 
 def experiment_name() -> str:
     """The config as the command line gives it, without its folder."""
-    given = [a.split("=", 1)[1] for a in sys.argv if a.startswith(("--config=", "--config_json="))]
-    return pathlib.Path(given[-1].partition(":")[0]).stem + given[-1].partition(":")[2] if given else "plan"
+    specs = [a.split("=", 1)[1] for a in sys.argv if a.startswith(("--config=", "--config_json="))]
+    return pathlib.Path(specs[-1].partition(":")[0]).stem + specs[-1].partition(":")[2] if specs else "plan"
 
 
 if __name__ == "__main__":

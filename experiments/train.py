@@ -56,14 +56,14 @@ def main() -> int:
 
 
 def dry_run() -> int:
-    from jaxnlp.planning.dry_run import report
+    from jaxnlp.planning.dry_run import dry_run_report
     from jaxnlp.training.setup import prepare
     from jaxnlp.training.step.program import build
 
     if CONFIG.value is None:
         raise UserError("--dry_run: give a config with --config=FILE")
     experiment, _ = prepare(CONFIG.value)
-    print(report(build(experiment, only_traced=True)))
+    print(dry_run_report(build(experiment, only_traced=True)))
     return 0
 
 

@@ -121,18 +121,18 @@ def _translate(argv: list[str]) -> tuple[list[str], list[str]]:
     if "config" not in flags.FLAGS:
         return argv, []
     argv = _join_values(argv)
-    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    configured = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
     stored = [a.split("=", 1)[1] for a in argv if a.startswith("--config_json=")]
-    if given and stored:
+    if configured and stored:
         raise UserError("--config and --config_json: give one of them")
     overrides = [a for a in argv if a.startswith("--config.")]
-    if not given and not stored:
+    if not configured and not stored:
         if not overrides:
             return argv, []
         stored = [path for path in _run_configs(argv) if pathlib.Path(path).is_file()]
         if not stored:
             raise UserError(f"{overrides[0]}: give the config it changes with --config=FILE")
-    spec = given[-1] if given else f"{FROM_JSON}:{stored[-1]}"
+    spec = configured[-1] if configured else f"{FROM_JSON}:{stored[-1]}"
     config = load(spec)
     for override in overrides:
         configs.check_path(config, override.split("=", 1)[0].removeprefix("--config."))

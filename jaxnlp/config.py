@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import operator
 import pathlib
 import types
 import typing
@@ -20,6 +21,22 @@ from jaxnlp.renamed import current_class, current_fields
 CLASS = "class"
 
 
+@typing.runtime_checkable
+class Checked(typing.Protocol):
+    """A config object with a check of its own: it raises FieldError for the first field that cannot work.
+
+    A config object without constraints beyond its fields' types needs no such method.
+    """
+
+    def check(self) -> None: ...
+
+
+def field_values(config: Any, *names: str) -> dict[str, Any]:
+    """Field name -> value of a dataclass: of all its fields, or of the attributes named."""
+    names = names or tuple(f.name for f in dataclasses.fields(config))
+    return {name: getattr(config, name) for name in names}  # the names are a dataclass's own, not guesses
+
+
 def check(config: Any, path: str = "") -> None:
     """Checks every field's type and calls each object's own `check()`, innermost first.
 
@@ -27,11 +44,10 @@ def check(config: Any, path: str = "") -> None:
         FieldError: with the full path of the field, its value and what was expected.
     """
     check_types(config, path)
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+    for name, value in field_values(config).items():
         if dataclasses.is_dataclass(value):
-            check(value, f"{path}{field.name}.")
-    if hasattr(config, "check"):
+            check(value, f"{path}{name}.")
+    if isinstance(config, Checked):
         try:
             config.check()
         except FieldError as e:
@@ -44,12 +60,13 @@ def check_types(config: Any, path: str = "") -> None:
     A field's metadata may describe in the user's terms what is expected: {"expected": "LoRA(rank=8), or None"}.
     """
     hints = typing.get_type_hints(type(config))
-    for x in dataclasses.fields(config):
-        name, value, hint = x.name, getattr(config, x.name), hints[x.name]
+    values = field_values(config)
+    for field in dataclasses.fields(config):
+        value, hint = values[field.name], hints[field.name]
         if not _fits(value, hint):
-            expected = f"expected {x.metadata.get('expected') or _type_name(hint)}, got {type(value).__name__}"
-            in_tuple = _fits((value,), hint)  # as a pattern where several may be named
-            raise FieldError(f"{path}{name}", value, f"{expected}; write ({value!r},)" if in_tuple else expected)
+            expected = f"expected {field.metadata.get('expected') or _type_name(hint)}, got {type(value).__name__}"
+            remedy = f"; write ({value!r},)" if _fits((value,), hint) else ""  # one pattern for a field of several
+            raise FieldError(f"{path}{field.name}", value, expected + remedy)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -77,7 +94,7 @@ def to_dict(config: Any) -> Any:
     """A config as JSON values: dataclasses as dicts with their class, tuples as lists."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         name = f"{type(config).__module__}:{type(config).__qualname__}"
-        fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        fields = {field: to_dict(value) for field, value in field_values(config).items()}
         return {CLASS: name, **fields}
     if isinstance(config, dict):
         return {str(k): to_dict(v) for k, v in config.items()}
@@ -119,16 +136,14 @@ def from_dict(data: Any, path: str = "") -> Any:
 def _import(name: str, path: str) -> type:
     module, _, qualname = str(name).partition(":")
     try:
-        found: Any = importlib.import_module(module)
-        for part in qualname.split("."):
-            found = getattr(found, part)
+        cls: Any = operator.attrgetter(qualname)(importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as e:
         raise UserError(
             f"{path}: its class {name!r} cannot be imported ({e}); is the fork it comes from on the path?"
         ) from None
-    if not dataclasses.is_dataclass(found):
+    if not dataclasses.is_dataclass(cls):
         raise UserError(f"{path}: its class {name!r} is not a dataclass")
-    return typing.cast(type, found)
+    return typing.cast(type, cls)
 
 
 def save_json(config: Any, path: pathlib.Path) -> None:
@@ -188,17 +203,18 @@ def check_path(config: Any, dotted: str) -> None:
     for part in dotted.split("."):
         if not dataclasses.is_dataclass(holder):
             raise UserError(f"--config.{dotted}: {walked} is {holder!r} and has no fields")
-        known = [f.name for f in dataclasses.fields(holder)]
-        if part not in known:
+        values = field_values(holder)
+        known = list(values)
+        if part not in values:
             raise UserError(
                 f"--config.{dotted}: {type(holder).__name__} has no field {part!r}{did_you_mean(part, known)}"
             )
-        holder, walked = getattr(holder, part), f"{walked}.{part}".lstrip(".")
+        holder, walked = values[part], f"{walked}.{part}".lstrip(".")
 
 
 def set_path(config: Any, dotted: str, value: Any) -> None:
     """Sets the field that `dotted` names."""
     *holders, name = dotted.split(".")
     for part in holders:
-        config = getattr(config, part)
+        config = field_values(config)[part]
     setattr(config, name, value)

@@ -32,16 +32,16 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """The flags of every entry point."""
     if "distributed" in values:
         return
-    told = "Join the other processes of this job: a TPU pod's, Slurm's, Open MPI's or Kubernetes'."
-    flags.DEFINE_bool("distributed", False, told, flag_values=values)
-    told = "host:port of process 0, where there is no such launcher; with the next two."
-    flags.DEFINE_string("coordinator_address", None, told, flag_values=values)
+    text = "Join the other processes of this job: a TPU pod's, Slurm's, Open MPI's or Kubernetes'."
+    flags.DEFINE_bool("distributed", False, text, flag_values=values)
+    text = "host:port of process 0, where there is no such launcher; with the next two."
+    flags.DEFINE_string("coordinator_address", None, text, flag_values=values)
     flags.DEFINE_integer("num_processes", None, "Processes of the job.", flag_values=values)
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", flag_values=values)
-    told = "Seconds to wait for all processes to come."
-    flags.DEFINE_integer("join_timeout", 300, told, flag_values=values, lower_bound=1)
-    told = "Seconds without a sign of life after which a process counts as dead."
-    flags.DEFINE_integer("heartbeat_timeout", 60, told, flag_values=values, lower_bound=1)
+    text = "Seconds to wait for all processes to come."
+    flags.DEFINE_integer("join_timeout", 300, text, flag_values=values, lower_bound=1)
+    text = "Seconds without a sign of life after which a process counts as dead."
+    flags.DEFINE_integer("heartbeat_timeout", 60, text, flag_values=values, lower_bound=1)
 
 
 def first() -> bool:
@@ -147,22 +147,22 @@ def join(argv: Sequence[str], by: str = ALL) -> Lifeline | None:
     Raises:
         UserError: as `joined`.
     """
-    given = flags.FlagValues()
-    define_flags(given)
+    values = flags.FlagValues()
+    define_flags(values)
     try:
-        given(list(argv), known_only=True)
+        values(list(argv), known_only=True)
     except flags.Error as e:
         raise UserError(str(e)) from None
-    place = explicit(given)
-    if place is None and not given["distributed"].value:
+    place = explicit(values)
+    if place is None and not values["distributed"].value:
         for launcher, name in LAUNCHERS.items():
             if int(os.environ.get(name) or 1) > 1:
-                told = f"{launcher} started {os.environ[name]} processes ({name}), each alone; with --distributed"
-                print(f"note: {told} they are one job", file=sys.stderr)
+                launched = f"{launcher} started {os.environ[name]} processes ({name}), each alone; with --distributed"
+                print(f"note: {launched} they are one job", file=sys.stderr)
         return None
     if by == ONE:
         raise UserError("--distributed: this entry point runs in one process; start it once, without that and its like")
-    _initialize(place, given)
+    _initialize(place, values)
     from jax._src.distributed import global_state  # the store of keys, which has no public name; Orbax takes it too
 
     index, count, client = global_state.process_id, global_state.num_processes, global_state.client
@@ -178,18 +178,18 @@ def explicit(values: flags.FlagValues) -> tuple[str, int, int] | None:
     Raises:
         UserError: some of the three are missing, or are no such numbers.
     """
-    given = {f"--{name}": values[name].value for name in FLAGS}
-    if all(value is None for value in given.values()):
-        given = {name: os.environ.get(name) for name in VARIABLES}
-        if given["JAX_PROCESS_ID"] is None and given["JAX_NUM_PROCESSES"] is not None:
-            given["JAX_PROCESS_ID"] = os.environ.get(KUBERNETES_INDEX)  # of a Kubernetes Job whose pods are numbered
-        if given["JAX_NUM_PROCESSES"] is None and given["JAX_PROCESS_ID"] is None:
+    settings = {f"--{name}": values[name].value for name in FLAGS}
+    if all(value is None for value in settings.values()):
+        settings = {name: os.environ.get(name) for name in VARIABLES}
+        if settings["JAX_PROCESS_ID"] is None and settings["JAX_NUM_PROCESSES"] is not None:
+            settings["JAX_PROCESS_ID"] = os.environ.get(KUBERNETES_INDEX)  # of a Kubernetes Job whose pods are numbered
+        if settings["JAX_NUM_PROCESSES"] is None and settings["JAX_PROCESS_ID"] is None:
             return None  # the address alone is for a launcher that JAX knows
-    missing = [name for name, value in given.items() if value is None]
+    missing = [name for name, value in settings.items() if value is None]
     if missing:
-        there = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        there = ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
         raise UserError(f"{', '.join(missing)}: not given, but {there}; give all three to each process, or none")
-    (first, address), (second, count), (third, index) = given.items()
+    (first, address), (second, count), (third, index) = settings.items()
     host, _, port = str(address).rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"{first}={address}: expected host:port of process 0, as 10.0.0.2:8476")
@@ -231,9 +231,9 @@ def _initialize(place: tuple[str, int, int] | None, values: flags.FlagValues) ->
         timer.cancel()
 
 
-def _too_late(told: str) -> None:
+def _too_late(reason: str) -> None:
     print(
-        f"error: --distributed: {told}; start all of them within --join_timeout, where they reach process 0's port",
+        f"error: --distributed: {reason}; start all of them within --join_timeout, where they reach process 0's port",
         file=sys.stderr,
         flush=True,
     )

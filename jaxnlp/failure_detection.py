@@ -125,11 +125,11 @@ class Lifeline:
         self._say(dataclasses.asdict(ending))
         if ending.text is None:
             who = f"process {ending.process} of {self.count} has died"
-            told = f"{who} (killed, out of memory, or its machine is gone), and so this one ends; {AGAIN}"
+            message = f"{who} (killed, out of memory, or its machine is gone), and so this one ends; {AGAIN}"
         else:
-            told = f"process {ending.process} of {self.count} failed: {ending.text}; and so this one ends"
+            message = f"process {ending.process} of {self.count} failed: {ending.text}; and so this one ends"
         with contextlib.suppress(OSError):
-            print(f"\nerror: {' '.join(told.split())}", file=self._stderr, flush=True)
+            print(f"\nerror: {' '.join(message.split())}", file=self._stderr, flush=True)
         self._exit(ending.code)
 
     def _say(self, message: dict[str, Any]) -> None:
@@ -179,14 +179,16 @@ def _accept(count: int, store: Any) -> dict[int, socket.socket]:
             with contextlib.suppress(OSError, ValueError):
                 link = _lasting(server.accept()[0])
                 link.settimeout(CONNECT_SECONDS)
-                given, process = link.makefile().readline().split()
-                if secrets.compare_digest(given, secret):
+                answer, process = link.makefile().readline().split()
+                if secrets.compare_digest(answer, secret):
                     link.settimeout(None)
                     links[int(process)] = link
     missing = sorted(set(range(1, count)) - set(links))
     if missing:
-        told = ", ".join(map(str, missing))
-        print(f"note: no connection from process {told}; if one ends, JAX's heartbeats alone tell", file=sys.stderr)
+        processes = ", ".join(map(str, missing))
+        print(
+            f"note: no connection from process {processes}; if one ends, JAX's heartbeats alone tell", file=sys.stderr
+        )
     return links
 
 
@@ -195,8 +197,8 @@ def _lasting(link: socket.socket) -> socket.socket:
     link.settimeout(None)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", GONE_SECONDS // 3), ("TCP_KEEPINTVL", GONE_SECONDS // 6), ("TCP_KEEPCNT", 4)):
-        if hasattr(socket, name):
-            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        if name in vars(socket):  # not on every platform
+            link.setsockopt(socket.IPPROTO_TCP, vars(socket)[name], value)
     return link
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnlp.config import field_values
 from jaxnlp.errors import FieldError
 
 OPTIMIZERS = ("adamw", "lion", "adafactor", "sgd", "muon")
@@ -62,17 +63,16 @@ class OptimConfig:
             raise FieldError("name", self.name, f"expected one of {', '.join(OPTIMIZERS)}")
         if self.schedule not in SCHEDULES:
             raise FieldError("schedule", self.schedule, f"expected one of {', '.join(SCHEDULES)}")
-        for field in ("learning_rate", "epsilon"):
-            if not getattr(self, field) > 0:
-                raise FieldError(field, getattr(self, field), "expected a positive number")
-        for field in ("warmup_steps", "weight_decay"):
-            if getattr(self, field) < 0:
-                raise FieldError(field, getattr(self, field), "expected zero or more")
-        for field in ("decay_fraction", "final_fraction"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise FieldError(field, getattr(self, field), "expected a fraction in [0, 1]")
-        for field in ("b1", "b2"):
-            value = getattr(self, field)
+        for field, value in field_values(self, "learning_rate", "epsilon").items():
+            if not value > 0:
+                raise FieldError(field, value, "expected a positive number")
+        for field, value in field_values(self, "warmup_steps", "weight_decay").items():
+            if value < 0:
+                raise FieldError(field, value, "expected zero or more")
+        for field, value in field_values(self, "decay_fraction", "final_fraction").items():
+            if not 0 <= value <= 1:
+                raise FieldError(field, value, "expected a fraction in [0, 1]")
+        for field, value in field_values(self, "b1", "b2").items():
             if value is not None and not 0 <= value < 1:
                 raise FieldError(field, value, "expected a number in [0, 1)")
         if self.total_steps is not None and self.total_steps < 1:

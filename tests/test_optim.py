@@ -65,7 +65,7 @@ def test_decay_leaves_out_what_the_patterns_name():
 
 
 def test_by_default_the_matrices_and_tables_of_a_model_are_decayed_and_nothing_else():
-    module = GPTConfig(vocab_size=8, num_layers=1, num_heads=2, embed_dim=8).module()
+    module = GPTConfig(vocab_size=8, num_layers=1, num_heads=2, embed_dim=8).build()
     shapes, _ = abstract_params(module, jax.ShapeDtypeStruct((1, 4), jnp.int32))
     for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(shapes, OptimConfig().no_decay)):
         name = path_name(path)

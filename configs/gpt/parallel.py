@@ -20,13 +20,13 @@ from jaxnlp.training.experiment import Experiment
 
 def get_config(variant: str = "DDP") -> Experiment:
     name, *sizes = variant.split(",")
-    given = {axis: size for axis, _, size in (part.partition("=") for part in sizes)}
-    if name not in PRESETS or not all(a in AXES and size.lstrip("-").isdigit() for a, size in given.items()):
+    mesh_sizes = {axis: size for axis, _, size in (part.partition("=") for part in sizes)}
+    if name not in PRESETS or not all(a in AXES and size.lstrip("-").isdigit() for a, size in mesh_sizes.items()):
         raise UserError(
             f"configs/gpt/parallel.py:{variant}: expected a preset and sizes, as ZERO3 or TP,data=2,tensor=4; presets: "
             f"{', '.join(PRESETS)}; axes: {', '.join(AXES)}"
         )
-    mesh = {axis: int(size) for axis, size in given.items()}
+    mesh = {axis: int(size) for axis, size in mesh_sizes.items()}
     sharding = PRESETS[name].over(**mesh) if mesh else PRESETS[name]
     staged = sharding.pipeline is not None
     return Experiment(

@@ -95,8 +95,8 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        found = re.search(r"model name\s*: (.*)", cpuinfo.read_text())
-        name = found.group(1) if found else name
+        match = re.search(r"model name\s*: (.*)", cpuinfo.read_text())
+        name = match.group(1) if match else name
         flags_ = cpuinfo.read_text()
         name += "".join(f", {f}" for f in ("avx512f", "avx512_bf16", "amx_bf16") if f in flags_)
     return f"{name}; {len(os.sched_getaffinity(0))} cores"
@@ -117,14 +117,14 @@ def run(
             c.command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *c.command]
     measure(contenders, ROUNDS.value, SECONDS.value, LOGS, say)
     by_name = {c.name: c for c in contenders}
-    found = {short: by_name[name] for short, name in bases.items()}
+    peers = {short: by_name[name] for short, name in bases.items()}
     stamp = f"{time.strftime('%Y-%m-%d')}, {machine()}, {ROUNDS.value} rounds"
     if limit:
         stamp += f"; the machine's own GEMM limit (XLA, float32 unless the title says else): {limit / 1e9:,.0f} GFLOP/s"
     if one_core:
         for c in contenders:
             c.walls = c.cpus
-    rows = [row(c, found, limit) for c in contenders]
+    rows = [row(c, peers, limit) for c in contenders]
     return {"title": title, "unit": unit, "note": f"{note} {stamp}.", "rows": rows}
 
 
@@ -245,9 +245,9 @@ def decode(shape: str, cases: list[tuple[int, int, int]], beams: int = 1) -> dic
         if beams > 1:
             contenders.insert(1, torch_peer(kept, *args, "--keep", units=batch * new))
             bases["HF, same allocator"] = kept
-        found = run("", "", contenders, bases, None, "")
-        rows += found["rows"]
-        note = found["note"]
+        section = run("", "", contenders, bases, None, "")
+        rows += section["rows"]
+        note = section["note"]
     title = f"{f'Beam search, {beams} beams' if beams > 1 else 'Greedy generation'}, float32, {shape} shape"
     return {"title": title, "unit": "new tokens/s", "note": f"Whole calls, prefill included. {note}", "rows": rows}
 

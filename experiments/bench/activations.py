@@ -34,12 +34,12 @@ def main() -> None:
 
     model = experiment("none", 1).model
     count, size = states()
-    found: dict[str, Any] = {"parameters": count, "model states": size, "formulas": formulas(model)}
-    found["rows"] = [measured(policy) for policy in POLICIES]
-    print(table(found))
-    save_png(picture(found), pathlib.Path(OUT.value))
+    results: dict[str, Any] = {"parameters": count, "model states": size, "formulas": formulas(model)}
+    results["rows"] = [measured(policy) for policy in POLICIES]
+    print(table(results))
+    save_png(picture(results), pathlib.Path(OUT.value))
     try:
-        pathlib.Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+        pathlib.Path(JSON.value).write_text(json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
     print(f"written: {JSON.value}, {OUT.value}")
@@ -59,7 +59,7 @@ def experiment(policy: str, batch: int) -> Any:
 
 def formulas(model: Any) -> dict[str, float]:
     """Bytes at the full batch by the papers, without logits; and those of the logits."""
-    from jaxnlp.planning.memory import activation_bytes, rule_of_thumb_bytes
+    from jaxnlp.planning.memory_formulas import activation_bytes, rule_of_thumb_bytes
 
     sizes = (model.num_layers, LENGTH, BATCH, model.embed_dim)
     return {
@@ -75,25 +75,25 @@ def measured(policy: str) -> dict[str, Any]:
     """What is kept on the device and on the host at the full batch, and at which batches it was compiled."""
     tries: tuple[tuple[int, ...], ...] = ((BATCH,), SIZES)
     for sizes in tries:
-        found = [compiled(policy, batch) for batch in sizes]  # None: out of memory
-        if None not in found:
+        results = [compiled(policy, batch) for batch in sizes]  # None: out of memory
+        if None not in results:
             break
     else:
         raise UserError(f"batch {SIZES[-1]} does not fit {TOPOLOGY} under remat={policy!r} either")
     row = {"policy": policy, "batches": list(sizes)}
     for name, part in (("activations", "temporaries"), ("host", "host")):
-        at: list[int] = [one[part] for one in found if one is not None]
+        at: list[int] = [one[part] for one in results if one is not None]
         row[name] = at[0] if len(at) == 1 else (at[1] - at[0]) / (SIZES[1] - SIZES[0]) * BATCH
     return row
 
 
 def compiled(policy: str, batch: int) -> dict[str, int] | None:
     from jaxnlp.planning.gradients import compiled_bytes, lowered_gradients
-    from jaxnlp.planning.topology import devices
+    from jaxnlp.planning.topology import topology_devices
     from jaxnlp.training.step.program import build
 
     print(f"compiling {policy}, batch {batch}", file=sys.stderr, flush=True)
-    return compiled_bytes(lowered_gradients(build(experiment(policy, batch), devices(TOPOLOGY))))
+    return compiled_bytes(lowered_gradients(build(experiment(policy, batch), topology_devices(TOPOLOGY))))
 
 
 def states() -> tuple[int, int]:
@@ -101,43 +101,47 @@ def states() -> tuple[int, int]:
     import jax
 
     from jaxnlp.planning.dry_run import abstract_gradients, device_bytes
-    from jaxnlp.planning.topology import devices
+    from jaxnlp.planning.topology import topology_devices
     from jaxnlp.training.step.program import build
 
-    program = build(experiment("none", 1), devices(TOPOLOGY))
+    program = build(experiment("none", 1), topology_devices(TOPOLOGY))
     state = program.abstract
     trees = (state.params, abstract_gradients(program), state.opt_state)
     return sum(x.size for x in jax.tree.leaves(state.params)), sum(map(device_bytes, jax.tree.leaves(trees)))
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """All figures as text, and the policy that comes nearest to the rule of thumb."""
     from jaxnlp.figures.parallelism import amount
 
-    lines = [f"{found['parameters']:,} parameters: model states {amount(found['model states'])} (16 bytes a parameter)"]
-    lines += [f"{name:28} {amount(size):>9}" for name, size in found["formulas"].items()]
+    lines = [
+        f"{results['parameters']:,} parameters: model states {amount(results['model states'])} (16 bytes a parameter)"
+    ]
+    lines += [f"{name:28} {amount(size):>9}" for name, size in results["formulas"].items()]
     lines.append(f"{'remat':10}{'device':>9}{'host':>9}  at batch {BATCH}")
-    for row in found["rows"]:
+    for row in results["rows"]:
         host = amount(row["host"]) if row["host"] else "-"
         slope = "" if row["batches"] == [BATCH] else f"  by the slope from batch {SIZES[0]} to {SIZES[1]}"
         lines.append(f"{row['policy']:10}{amount(row['activations']):>9}{host:>9}{slope}")
-    aim = found["formulas"]["ZeRO's rule of thumb"]
-    nearest = min(found["rows"], key=lambda row: abs(row["activations"] - aim))
+    aim = results["formulas"]["ZeRO's rule of thumb"]
+    nearest = min(results["rows"], key=lambda row: abs(row["activations"] - aim))
     lines.append(f"nearest to {amount(aim)}: remat={nearest['policy']!r}")
     return "\n".join(lines)
 
 
-def picture(found: dict[str, Any]) -> Any:
+def picture(results: dict[str, Any]) -> Any:
     """Bars of the rows, the formulas as lines across them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.6, 4.2), dpi=100)
     axis = figure.subplots()
-    names = [row["policy"] for row in found["rows"]]
+    names = [row["policy"] for row in results["rows"]]
     for part, colour, label in (("activations", "#7ea6d9", "device"), ("host", "#f0a35e", "host")):
-        left = [0.0 if part == "activations" else row["activations"] / 1e9 for row in found["rows"]]
-        axis.barh(names, [row[part] / 1e9 for row in found["rows"]], left=left, color=colour, height=0.62, label=label)
-    for y, row in enumerate(found["rows"]):
+        left = [0.0 if part == "activations" else row["activations"] / 1e9 for row in results["rows"]]
+        axis.barh(
+            names, [row[part] / 1e9 for row in results["rows"]], left=left, color=colour, height=0.62, label=label
+        )
+    for y, row in enumerate(results["rows"]):
         text = f"{row['activations'] / 1e9:.3g}" + (f" + {row['host'] / 1e9:.3g}" if row["host"] else "")
         axis.text(
             (row["activations"] + row["host"]) / 1e9,
@@ -148,7 +152,7 @@ def picture(found: dict[str, Any]) -> Any:
             zorder=3,
             bbox={"fc": "white", "ec": "none", "pad": 0.5},
         )
-    lines = [(name, size) for name, size in found["formulas"].items() if name != "logits"]
+    lines = [(name, size) for name, size in results["formulas"].items() if name != "logits"]
     for (name, size), style in zip(lines, ("-", "--", "-.", ":"), strict=True):
         axis.axvline(size / 1e9, color="0.2", lw=1.1, ls=style, label=f"{name}: {size / 1e9:.3g}")
     axis.invert_yaxis()

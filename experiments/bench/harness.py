@@ -154,17 +154,17 @@ def row(c: Contender, bases: dict[str, Contender], limit: float | None = None) -
     if c.error or not c.walls:
         return {"name": c.name, "error": c.error or "not measured"}
     wall = statistics.median(c.walls)
-    found: dict[str, Any] = {"name": c.name, "ms": wall * 1e3, "rate": c.units / wall, "rounds": len(c.walls)}
-    found["cores"] = statistics.median(a / b for a, b in zip(c.cpus, c.walls, strict=True))
+    entry: dict[str, Any] = {"name": c.name, "ms": wall * 1e3, "rate": c.units / wall, "rounds": len(c.walls)}
+    entry["cores"] = statistics.median(a / b for a, b in zip(c.cpus, c.walls, strict=True))
     if c.flops:
-        found["gflops"] = c.flops / wall / 1e9
+        entry["gflops"] = c.flops / wall / 1e9
         if limit:
-            found["of_limit"] = c.flops / wall / limit
+            entry["of_limit"] = c.flops / wall / limit
     for name, base in bases.items():
         if base.walls:
             ratios = [b / a for a, b in zip(c.walls, base.walls, strict=True)]
-            found[f"over {name}"] = [statistics.median(ratios), *quartiles(ratios)]
-    return found | ({"info": c.info} if c.info else {})
+            entry[f"over {name}"] = [statistics.median(ratios), *quartiles(ratios)]
+    return entry | ({"info": c.info} if c.info else {})
 
 
 def quartiles(xs: list[float]) -> tuple[float, float]:

@@ -34,25 +34,25 @@ LAYERS = (1, 3)
 
 
 def main() -> None:
-    found = stored()
+    results = stored()
     parts: dict[str, Callable[[], Any]] = {"activations": lambda: forward(program(True))}
     for name, tuned in (("LoRA", True), ("full", False)):
         parts[name] = lambda tuned=tuned, name=name: step(program(tuned), name)
         for layers in LAYERS:
             parts[f"{name}, {layers}"] = lambda tuned=tuned, name=name, layers=layers: operations(tuned, name, layers)
     for part, measure in parts.items():
-        if part not in found:
-            found[part] = measure()
-            store(found)
+        if part not in results:
+            results[part] = measure()
+            store(results)
     for name in ("LoRA", "full"):
-        found[f"{name}, flops"] = taken_on(found[f"{name}, {LAYERS[0]}"], found[f"{name}, {LAYERS[1]}"])
-    found["memory ratio"] = (found["LoRA"]["temporaries"] - found["LoRA"]["trained"]) / found["activations"]
-    found["flops ratio"] = found["LoRA, flops"] / found["full, flops"]
-    store(found)
-    print(compiled_table(found))
-    print(f"kept by the forward pass: {found['activations'] / 1e9:.2f} GB")
-    print(f"temporaries, less what is trained, over what the forward pass keeps: {found['memory ratio']:.2f}x")
-    print(f"operations over full fine-tuning's: {found['flops ratio']:.2f}x")
+        results[f"{name}, flops"] = taken_on(results[f"{name}, {LAYERS[0]}"], results[f"{name}, {LAYERS[1]}"])
+    results["memory ratio"] = (results["LoRA"]["temporaries"] - results["LoRA"]["trained"]) / results["activations"]
+    results["flops ratio"] = results["LoRA, flops"] / results["full, flops"]
+    store(results)
+    print(compiled_table(results))
+    print(f"kept by the forward pass: {results['activations'] / 1e9:.2f} GB")
+    print(f"temporaries, less what is trained, over what the forward pass keeps: {results['memory ratio']:.2f}x")
+    print(f"operations over full fine-tuning's: {results['flops ratio']:.2f}x")
     print(f"written: {JSON.value}")
 
 
@@ -63,17 +63,17 @@ def settings() -> dict[str, Any]:
 def stored() -> dict[str, Any]:
     """What an earlier run of these settings compiled; it goes on from there."""
     try:
-        found = json.loads(pathlib.Path(JSON.value).read_text())
+        results = json.loads(pathlib.Path(JSON.value).read_text())
     except FileNotFoundError:
         return settings()
     except (OSError, ValueError) as e:
         raise UserError(f"--json={JSON.value}: cannot be read ({e}); remove it") from None
-    return found if settings().items() <= found.items() else settings()
+    return results if settings().items() <= results.items() else settings()
 
 
-def store(found: dict[str, Any]) -> None:
+def store(results: dict[str, Any]) -> None:
     try:
-        pathlib.Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+        pathlib.Path(JSON.value).write_text(json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
 
@@ -82,7 +82,7 @@ def program(tuned: bool, num_layers: int | None = None) -> Any:
     """The step's; of so many layers, unrolled."""
     from jaxnlp.nn.policy import Policy
     from jaxnlp.peft.lora import LoRA
-    from jaxnlp.planning.topology import devices
+    from jaxnlp.planning.topology import topology_devices
     from jaxnlp.training.step.program import build
 
     e = cli.load(f"configs/gpt/gpt2.py:{VARIANT.value}")
@@ -91,21 +91,23 @@ def program(tuned: bool, num_layers: int | None = None) -> Any:
     model = dataclasses.replace(e.model, remat="none", policy=precision, **fields)
     data = dataclasses.replace(e.data, seq_len=model.max_length, batch_size=BATCH.value)
     tuning = LoRA(rank=8) if tuned else None
-    return build(dataclasses.replace(e, model=model, data=data, accum_steps=1, peft=tuning), devices(TOPOLOGY.value))
+    return build(
+        dataclasses.replace(e, model=model, data=data, accum_steps=1, peft=tuning), topology_devices(TOPOLOGY.value)
+    )
 
 
-def compiled(of: Any, told: str) -> Any:
-    from jaxnlp.planning.planner import batch
+def compiled(of: Any, label: str) -> Any:
+    from jaxnlp.planning.planner import step_batch
 
-    print(f"compiling {told}", file=sys.stderr, flush=True)
-    return of.step.lower(of.abstract, batch(of)).compile()
+    print(f"compiling {label}", file=sys.stderr, flush=True)
+    return of.step.lower(of.abstract, step_batch(of)).compile()
 
 
 def forward(of: Any) -> int:
     """Bytes that the compiled forward pass returns for the derivative, parameters aside."""
     import jax
 
-    from jaxnlp.planning.planner import batch
+    from jaxnlp.planning.planner import step_batch
 
     print("compiling the forward pass", file=sys.stderr, flush=True)
     objective = of.experiment.objective
@@ -117,7 +119,7 @@ def forward(of: Any) -> int:
         return [x for x in jax.tree.leaves(jax.vjp(loss, state.params)[1]) if (x.shape, x.dtype) not in own]
 
     with of.context():
-        done: Any = jax.jit(kept).lower(of.abstract, batch(of)).compile()
+        done: Any = jax.jit(kept).lower(of.abstract, step_batch(of)).compile()
     return done.memory_analysis().output_size_in_bytes
 
 
@@ -125,13 +127,13 @@ def step(of: Any, name: str) -> dict[str, int]:
     """The compiler's account of a step, bytes that are trained, and results as large as a stack of kernels."""
     import jax
 
-    from jaxnlp.planning.planner import account
+    from jaxnlp.planning.planner import compiled_memory
 
     done = compiled(of, f"the step of {name}")
     stacks = {x.shape for x in jax.tree.leaves(of.abstract.model) if x.ndim > 2 and math.prod(x.shape[1:]) > 1e6}
     trained = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(of.abstract.params))
-    found = {"trained": trained, "weight gradients": weight_gradients(done.as_text(), stacks)}
-    return account(done.memory_analysis()) | found
+    result = {"trained": trained, "weight gradients": weight_gradients(done.as_text(), stacks)}
+    return compiled_memory(done.memory_analysis()) | result
 
 
 def operations(tuned: bool, name: str, layers: int) -> float:

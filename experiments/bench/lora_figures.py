@@ -9,13 +9,13 @@ RESULT = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = \w+\[([\d,]+)\]\S* ([\w-]+)\(", 
 MADE = ("fusion", "dot", "convolution", "dynamic-update-slice", "add", "scatter")
 
 
-def compiled_table(found: dict[str, Any]) -> str:
+def compiled_table(results: dict[str, Any]) -> str:
     """What was found, as a table in Markdown."""
     lines = ["| step | temporaries | peak | results as large as a stack of kernels | operations |", f"|{'---|' * 5}"]
     for name in ("LoRA", "full"):
-        one = found[name]
+        one = results[name]
         sizes = f"{one['temporaries'] / 1e9:.2f} GB | {one['peak'] / 1e9:.2f} GB"
-        lines.append(f"| {name} | {sizes} | {one['weight gradients']} | {found[f'{name}, flops'] / 1e12:.1f}e12 |")
+        lines.append(f"| {name} | {sizes} | {one['weight gradients']} | {results[f'{name}, flops'] / 1e12:.1f}e12 |")
     return "\n".join(lines)
 
 

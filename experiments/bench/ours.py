@@ -115,8 +115,8 @@ def examples(e, predict: int) -> list[dict[str, Any]]:
     places = np.sort(random.permuted(np.broadcast_to(np.arange(T, dtype=np.int32), (16, B, T)), axis=-1)[..., :predict])
     same = {"types": np.zeros((B, T), np.int32), "segment_ids": np.ones((B, T), np.int32)}
     same |= {"weights": np.ones((B, predict), np.float32)}
-    found = zip(tokens[..., :-1], places, strict=True)
-    return [{"tokens": t, "predict": p, "targets": np.take_along_axis(t, p, -1), **same} for t, p in found]
+    pairs = zip(tokens[..., :-1], places, strict=True)
+    return [{"tokens": t, "predict": p, "targets": np.take_along_axis(t, p, -1), **same} for t, p in pairs]
 
 
 def forward(out, a) -> None:
@@ -198,8 +198,8 @@ def decode(out, a) -> None:
 
     def step():
         if a.beams > 1:
-            found = beam_search(generator, params, prompts, a.new, BeamSearch(num_beams=a.beams))
-            rows = [best.ids for best, *_ in found]
+            hypotheses = beam_search(generator, params, prompts, a.new, BeamSearch(num_beams=a.beams))
+            rows = [best.ids for best, *_ in hypotheses]
         else:
             rows = generator(params, prompts, a.new)
         assert all(len(row) == a.new for row in rows)

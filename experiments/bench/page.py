@@ -29,13 +29,13 @@ def columns(suite: dict[str, Any]) -> list[str]:
 def cells(row: dict[str, Any], suite: dict[str, Any]) -> list[str]:
     if "error" in row:
         return [row["name"], f"failed: {row['error']}"]
-    found = [row["name"], f"{row['ms']:,.1f}", f"{row['rate']:,.0f}"]
+    texts = [row["name"], f"{row['ms']:,.1f}", f"{row['rate']:,.0f}"]
     for key in columns(suite):
         ratio = row.get(key)
-        found.append(f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio else "-")
-    found.append(f"{row['cores']:.2f}" if "cores" in row else "-")
-    found.append(f"{row['of_limit']:.0%}" if "of_limit" in row else "-")
-    return found
+        texts.append(f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio else "-")
+    texts.append(f"{row['cores']:.2f}" if "cores" in row else "-")
+    texts.append(f"{row['of_limit']:.0%}" if "of_limit" in row else "-")
+    return texts
 
 
 def header(suite: dict[str, Any]) -> list[str]:

@@ -31,11 +31,11 @@ def environment(name: str, packages: list[str]) -> str:
 
 def checkout(name: str) -> str:
     """A peer's source: the folder that $NANOGPT or $NANODO names, or a clone at the measured commit."""
-    given = os.environ.get(name.upper())
-    if given:
-        if not pathlib.Path(given).is_dir():
-            raise UserError(f"{name.upper()}={given}: no such folder; expected a checkout of {SOURCES[name][0]}")
-        return str(pathlib.Path(given).absolute())
+    configured = os.environ.get(name.upper())
+    if configured:
+        if not pathlib.Path(configured).is_dir():
+            raise UserError(f"{name.upper()}={configured}: no such folder; expected a checkout of {SOURCES[name][0]}")
+        return str(pathlib.Path(configured).absolute())
     folder = FOLDER / f"{name}-source"
     if not folder.exists():
         url, commit = SOURCES[name]

@@ -38,18 +38,18 @@ AGAIN = "base, again"
 
 
 def main() -> None:
-    found = {}
+    results = {}
     for name in WHICH.value:
         if name not in SHAPES or name == "bert":
             raise UserError(f"--shapes={name}: no such decoder; expected some of {', '.join(set(SHAPES) - {'bert'})}")
-        found[name] = measured(contenders(SHAPES[name]), ROUNDS.value, SECONDS.value, say)
-        print(f"\n{name}\n{latency_table(found[name])}", flush=True)
+        results[name] = measured(contenders(SHAPES[name]), ROUNDS.value, SECONDS.value, say)
+        print(f"\n{name}\n{latency_table(results[name])}", flush=True)
     try:
-        pathlib.Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+        pathlib.Path(JSON.value).write_text(json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
     if PAGE.value:
-        text = "\n\n".join(f"{name}:\n\n{latency_table(one)}" for name, one in found.items())
+        text = "\n\n".join(f"{name}:\n\n{latency_table(one)}" for name, one in results.items())
         into_page(PAGE.value, "peft_latency", text)
     print(f"\nwritten: {', '.join(filter(None, (JSON.value, PAGE.value)))}")
 
@@ -76,7 +76,7 @@ def contenders(shape: dict[str, int]) -> dict[str, Callable[[], Any]]:
     }
     base = build(experiment(shape, None), jax.devices()[:1])
     params = base.init().params
-    found = {"base": writer(base, params), AGAIN: writer(base, params)}
+    calls = {"base": writer(base, params), AGAIN: writer(base, params)}
     for name in ONLY.value or methods:
         if name not in methods:
             raise UserError(f"--methods={name}: no such method; expected some of {', '.join(methods)}")
@@ -84,10 +84,10 @@ def contenders(shape: dict[str, int]) -> dict[str, Callable[[], Any]]:
         program = build(experiment(shape, method), jax.devices()[:1])
         assert program.tuning is not None
         tuned = moved(program.tuning.init(jax.random.key(0), params))
-        found[name] = writer(program, merge(params, tuned))
+        calls[name] = writer(program, merge(params, tuned))
         if name in ("LoRA", "(IA)^3"):
-            found[f"{name}, merged"] = writer(base, program.tuning.merge(params, tuned))
-    return found
+            calls[f"{name}, merged"] = writer(base, program.tuning.merge(params, tuned))
+    return calls
 
 
 def experiment(shape: dict[str, int], tuning: Any) -> Any:
@@ -136,19 +136,19 @@ def writer(program: Any, params: Any) -> Callable[[], list[int]]:
 
 
 def measured(
-    calls: dict[str, Callable[[], Any]], rounds: int, seconds: float, told: Callable[[str], Any]
+    calls: dict[str, Callable[[], Any]], rounds: int, seconds: float, report: Callable[[str], Any]
 ) -> dict[str, Any]:
     """Seconds of a call of each contender, by the clock and of all cores, one of each a round."""
     counts: dict[str, int] = {}
     for name, call in calls.items():
-        told(f"compiling {name}")
+        report(f"compiling {name}")
         call()
         begun = time.perf_counter()
         call()
         counts[name] = max(1, round(seconds / (time.perf_counter() - begun)))
     walls, cpus = ({name: [] for name in calls} for _ in range(2))
     for i in range(rounds):
-        told(f"round {i + 1} of {rounds}")
+        report(f"round {i + 1} of {rounds}")
         for name in list(calls) if i % 2 == 0 else list(calls)[::-1]:
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(counts[name]):

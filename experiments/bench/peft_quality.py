@@ -51,17 +51,17 @@ def main() -> None:
     if unknown := [name for name in methods if name not in RATES]:
         raise UserError(f"--methods={unknown[0]}: no such method; expected some of {', '.join(RATES)}")
     bench = Bench(methods)
-    found = bench.stored()
+    results = bench.stored()
     if SEARCH.value:
-        bench.search(found)
-        print(searched(found))
+        bench.search(results)
+        print(searched(results))
         return
-    bench.train(found)
-    bench.time(found)
-    print(quality_table(found))
-    save_png(picture(found), pathlib.Path(OUT.value))
+    bench.train(results)
+    bench.time(results)
+    print(quality_table(results))
+    save_png(picture(results), pathlib.Path(OUT.value))
     if PAGE.value:
-        into_page(PAGE.value, "peft_quality", quality_table(found))
+        into_page(PAGE.value, "peft_quality", quality_table(results))
     print(f"written: {', '.join(filter(None, (JSON.value, OUT.value, PAGE.value)))}")
 
 
@@ -115,7 +115,7 @@ class Bench:
             self._bases[seed] = first_state(build(dataclasses.replace(e, peft=None)), self.tokenizer, say)[0].params
         return build(e).start(self._bases[seed])
 
-    def run(self, method: str, rate: float | None, seed: int, steps: int, told: Callable[[int, float], Any]) -> Any:
+    def run(self, method: str, rate: float | None, seed: int, steps: int, report: Callable[[int, float], Any]) -> Any:
         """The state after so many steps of the run."""
         from jaxnlp.data.pipeline import TrainBatches
 
@@ -123,7 +123,7 @@ class Bench:
         batches = TrainBatches(self.stores["train"], self.experiment(method, rate, seed).data, tokenizer=self.tokenizer)
         for step in range(1, steps + 1):
             state, metrics = program.step(state, next(batches))
-            told(step, float(metrics["loss"]))
+            report(step, float(metrics["loss"]))
         return state
 
     def scores(self, method: str, rate: float | None, state: Any, split: str, every: int = 1) -> dict[str, float]:
@@ -139,47 +139,47 @@ class Bench:
         batches = (reader.batch(some, ()) for some in full)
         return evaluate(program.eval_step, state.model, batches, e.objective)
 
-    def search(self, found: dict[str, Any]) -> None:
+    def search(self, results: dict[str, Any]) -> None:
         """Accuracy on validation of each rate, at seed 0 and after the first part of the run."""
-        found["searched"] = f"the first {SEARCH_STEPS.value} of {self.experiment(self.methods[0]).num_steps} steps"
-        todo = [(m, r) for m in self.methods for r in RATES[m] if str(r) not in found["search"].get(m, {})]
+        results["searched"] = f"the first {SEARCH_STEPS.value} of {self.experiment(self.methods[0]).num_steps} steps"
+        todo = [(m, r) for m in self.methods for r in RATES[m] if str(r) not in results["search"].get(m, {})]
         with work(len(todo) * SEARCH_STEPS.value) as progress:
             for i, (method, rate) in enumerate(todo):
-                told = lambda step, loss, i=i, at=f"{method} at {rate:g}": progress(
+                report = lambda step, loss, i=i, at=f"{method} at {rate:g}": progress(
                     i * SEARCH_STEPS.value + step, loss, at
                 )
-                state = self.run(method, rate, 0, SEARCH_STEPS.value, told)
+                state = self.run(method, rate, 0, SEARCH_STEPS.value, report)
                 accuracy = self.scores(method, rate, state, "validation", every=3)["accuracy"]
-                found["search"].setdefault(method, {})[str(rate)] = accuracy
+                results["search"].setdefault(method, {})[str(rate)] = accuracy
                 del self._programs[method, rate]
                 say(f"{method} at {rate:g}: {accuracy:.1%} of validation")
-                store(found)
-        store(found)
+                store(results)
+        store(results)
 
-    def train(self, found: dict[str, Any]) -> None:
+    def train(self, results: dict[str, Any]) -> None:
         """The runs that are not there yet, one seed of all methods after the other."""
         rate = {m: self.experiment(m).optim.learning_rate for m in self.methods}
         steps = self.experiment(self.methods[0]).num_steps
         same = lambda row, m: (row.get("rate"), row.get("steps")) == (rate[m], steps)
-        known = lambda m, seed: same(found["runs"].get(m, {}).get(str(seed), {}), m)
+        known = lambda m, seed: same(results["runs"].get(m, {}).get(str(seed), {}), m)
         todo = [(seed, m) for seed in range(SEEDS.value) for m in self.methods if not known(m, seed)]
         with work(len(todo) * steps) as progress:
             for i, (seed, method) in enumerate(todo):
-                told = lambda step, loss, i=i, at=f"{method}, seed {seed}": progress(i * steps + step, loss, at)
-                state = self.run(method, None, seed, steps, told)
+                report = lambda step, loss, i=i, at=f"{method}, seed {seed}": progress(i * steps + step, loss, at)
+                state = self.run(method, None, seed, steps, report)
                 scores = self.scores(method, None, state, "test")
                 row = {"rate": rate[method], "steps": steps, **{k: scores[k] for k in ("accuracy", "f1_macro")}}
-                found["runs"].setdefault(method, {})[str(seed)] = row
+                results["runs"].setdefault(method, {})[str(seed)] = row
                 say(f"{method}, seed {seed}: {scores['accuracy']:.1%} of test")
-                store(found)
+                store(results)
 
-    def time(self, found: dict[str, Any]) -> None:
+    def time(self, results: dict[str, Any]) -> None:
         """Counts, memory and, in rounds, the seconds of a step of each method that has runs."""
         from jaxnlp.data.pipeline import TrainBatches
-        from jaxnlp.planning.planner import account, batch
+        from jaxnlp.planning.planner import compiled_memory, step_batch
 
-        methods = [m for m in RATES if m in found["runs"]]  # all anew: ratios are those of times of one round
-        if all(len(found["costs"].get(m, {}).get("seconds", ())) >= ROUNDS.value for m in methods):
+        methods = [m for m in RATES if m in results["runs"]]  # all anew: ratios are those of times of one round
+        if all(len(results["costs"].get(m, {}).get("seconds", ())) >= ROUNDS.value for m in methods):
             return
         batches = TrainBatches(self.stores["train"], self.experiment(methods[0]).data, tokenizer=self.tokenizer)
         fixed = [next(batches) for _ in range(TURN.value)]
@@ -188,8 +188,10 @@ class Bench:
         for method in methods:
             program = self.program(method)
             trained, total = program.tuning.counts()
-            memory = account(program.step.lower(program.abstract, batch(program)).compile().memory_analysis())
-            found["costs"][method] = {"trained": trained, "total": total, **memory}
+            memory = compiled_memory(
+                program.step.lower(program.abstract, step_batch(program)).compile().memory_analysis()
+            )
+            results["costs"][method] = {"trained": trained, "total": total, **memory}
             states[method] = program.step(self.state(method, None, 0), fixed[0])[0]
         with work(ROUNDS.value * len(methods)) as progress:
             for i in range(ROUNDS.value):
@@ -202,8 +204,8 @@ class Bench:
                     cpus[method].append((time.process_time() - cpu) / TURN.value)
                     progress(i * len(methods) + k + 1, loss, f"timing {method}")
         for method in methods:
-            found["costs"][method] |= {"seconds": seconds[method], "cpu seconds": cpus[method]}
-        store(found)
+            results["costs"][method] |= {"seconds": seconds[method], "cpu seconds": cpus[method]}
+        store(results)
 
     def stored(self) -> dict[str, Any]:
         """What an earlier call wrote, or nothing yet."""
@@ -211,8 +213,8 @@ class Bench:
         if not path.exists():
             return {"settings": self.settings, "search": {}, "runs": {}, "costs": {}}
         try:
-            found = json.loads(path.read_text())
-            was = found["settings"]
+            results = json.loads(path.read_text())
+            was = results["settings"]
         except (OSError, ValueError, KeyError) as e:
             raise UserError(f"--json={JSON.value}: cannot be read ({e}); remove it, or name another") from None
         for name, value in self.settings.items():
@@ -221,14 +223,14 @@ class Bench:
                     f"--json={JSON.value}: holds runs with {name} {was.get(name)!r}, and these have {value!r}; "
                     "remove it, or name another"
                 )
-        return found
+        return results
 
 
-def store(found: dict[str, Any]) -> None:
+def store(results: dict[str, Any]) -> None:
     path = pathlib.Path(JSON.value)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        path.write_text(json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
 

@@ -31,22 +31,22 @@ NAMES = {
 }
 
 
-def searched(found: dict[str, Any]) -> str:
+def searched(results: dict[str, Any]) -> str:
     """The search's accuracies as text, the best of each method marked."""
     lines = []
-    for method, rates in found["search"].items():
+    for method, rates in results["search"].items():
         best = max(rates, key=rates.__getitem__)
         cells = (f"{float(r):g}: {accuracy:.1%}{' *' if r == best else ''}" for r, accuracy in rates.items())
         lines.append(f"{method:10}{'   '.join(cells)}")
     return "\n".join(lines)
 
 
-def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each method with runs: counts, accuracies over the seeds, seconds of a step, and their ratios to those
     of full fine-tuning by the clock and by CPU time (None without that)."""
     made = []
-    for method in (m for m in RATES if m in found["runs"] and m in found["costs"]):
-        cost, full, runs = found["costs"][method], found["costs"].get("full"), found["runs"][method]
+    for method in (m for m in RATES if m in results["runs"] and m in results["costs"]):
+        cost, full, runs = results["costs"][method], results["costs"].get("full"), results["runs"][method]
         accuracies = [run["accuracy"] for run in runs.values()]
         row = {"name": NAMES[method], "trained": cost["trained"], "share": cost["trained"] / cost["total"]}
         row |= {"accuracies": accuracies, "mean": statistics.mean(accuracies), "peak": cost["peak"]}
@@ -62,12 +62,12 @@ def median_ratio(seconds: list[float], base: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
 
 
-def quality_table(found: dict[str, Any]) -> str:
+def quality_table(results: dict[str, Any]) -> str:
     """The rows as a table in Markdown."""
     names = ["method", "trained", "of the model", "runs", "test accuracy (lowest to highest)"]
     names += ["step", "over full", "CPU time over full", "peak memory", "learning rate"]
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
-    for row in rows(found):
+    for row in rows(results):
         low, high = min(row["accuracies"]), max(row["accuracies"])
         cells = [row["name"], f"{row['trained']:,}", f"{row['share']:.2%}", str(len(row["accuracies"]))]
         cells += [f"{row['mean']:.1%} ({low:.1%} to {high:.1%})", f"{1e3 * row['seconds']:,.0f} ms"]
@@ -78,13 +78,13 @@ def quality_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def picture(found: dict[str, Any]) -> Any:
+def picture(results: dict[str, Any]) -> Any:
     """A row for each method, by trained parameters: a ring for each seed's accuracy, a dot for their mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.6, 3.9), dpi=100)
     axis = figure.subplots()
-    by_size = sorted(rows(found), key=lambda row: row["trained"])
+    by_size = sorted(rows(results), key=lambda row: row["trained"])
     for place, row in enumerate(by_size):
         accuracies = [100 * accuracy for accuracy in row["accuracies"]]
         axis.plot([min(accuracies), max(accuracies)], [place] * 2, color="#7ea6d9", lw=2.5, zorder=1)
@@ -106,12 +106,14 @@ def picture(found: dict[str, Any]) -> Any:
     return figure
 
 
-def latency_table(found: dict[str, Any]) -> str:
+def latency_table(results: dict[str, Any]) -> str:
     """Milliseconds a token and ratios to the base, by the clock and by CPU time, as a table in Markdown."""
     lines = ["| | ms a token | over the base | CPU time over the base |", "|---|---|---|---|"]
-    for name, walls in found["seconds"].items():
-        each = 1e3 * statistics.median(walls) / found["new"]
-        lines.append(f"| {name} | {each:.2f} | {over(found['seconds'], name)} | {over(found['cpu seconds'], name)} |")
+    for name, walls in results["seconds"].items():
+        each = 1e3 * statistics.median(walls) / results["new"]
+        lines.append(
+            f"| {name} | {each:.2f} | {over(results['seconds'], name)} | {over(results['cpu seconds'], name)} |"
+        )
     return "\n".join(lines)
 
 

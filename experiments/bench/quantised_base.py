@@ -22,8 +22,8 @@ DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16", "int8", "nf4"], "Of
 def main() -> None:
     print("| base | base, told | arguments | temporaries | peak |\n|---|---|---|---|---|")
     for dtype in DTYPES.value:
-        told, found = measured(dtype)
-        sizes = [told, *(found[part] for part in ("arguments", "temporaries", "peak"))]
+        base_bytes, memory = measured(dtype)
+        sizes = [base_bytes, *(memory[part] for part in ("arguments", "temporaries", "peak"))]
         print(f"| {dtype} | {' | '.join(f'{size / 1e9:.2f} GB' for size in sizes)} |", flush=True)
 
 
@@ -32,11 +32,11 @@ def measured(dtype: str) -> tuple[int, dict[str, int]]:
     from configs.gpt.gpt2 import get_config
     from jaxnlp.peft.lora import LoRA
     from jaxnlp.planning.dry_run import device_bytes
-    from jaxnlp.planning.planner import account, batch
-    from jaxnlp.planning.topology import devices
+    from jaxnlp.planning.planner import compiled_memory, step_batch
+    from jaxnlp.planning.topology import topology_devices
     from jaxnlp.training.step.program import build
 
-    chips = devices(TOPOLOGY.value)
+    chips = topology_devices(TOPOLOGY.value)
     import jax
 
     e: Any = get_config("xl-tpu")
@@ -45,8 +45,8 @@ def measured(dtype: str) -> tuple[int, dict[str, int]]:
     e = dataclasses.replace(e, model=model, data=data, accum_steps=1, peft=LoRA(rank=8, base_dtype=dtype))
     program = build(e, chips)
     with program.context():
-        compiled = program.step.lower(program.abstract, batch(program)).compile()
-    return sum(map(device_bytes, jax.tree.leaves(program.abstract.model))), account(compiled.memory_analysis())
+        compiled = program.step.lower(program.abstract, step_batch(program)).compile()
+    return sum(map(device_bytes, jax.tree.leaves(program.abstract.model))), compiled_memory(compiled.memory_analysis())
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
     optimizer, _ = make_optimizer(experiment.optim, experiment.num_steps, axes)
     state = jax.eval_shape(lambda p: new_state(p, optimizer, 0, None), shapes)
     count = sum(x.size for x in jax.tree.leaves(shapes))
-    found = {}
+    parts = {}
     for stage in STAGES:
         table = PRESETS[stage].over(**{"data" if stage == "DDP" else "fsdp": devices})
         mesh = AbstractMesh(tuple(table.mesh.sizes(devices)[axis] for axis in AXES), AXES)
@@ -57,13 +57,13 @@ def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
             (shapes, gradient_shardings(shapes, axes, table, mesh)),
             (state.opt_state, layout.opt_state),
         )
-        found[stage] = {part: [shares(*pair)] for part, pair in zip(PARTS, pairs, strict=True)}
+        parts[stage] = {part: [shares(*pair)] for part, pair in zip(PARTS, pairs, strict=True)}
     title = f"GPT of {count / 1e9:.2f}B, mixed precision, {devices} devices"
     return {
         "title": title,
         "parameters": count,
         "devices": devices,
-        "bytes": found,
+        "bytes": parts,
         "formula": formula(count, devices, MIXED),
     }
 

@@ -41,7 +41,7 @@ def main() -> None:
             raise UserError(f"--ladder={rung}: expected STAGE@TOPOLOGY, as {LADDER[1]}")
     shares = of_shardings(large(), MANY)
     theory = formula(shares["parameters"], MANY, MIXED)
-    found = stored(JSON.value) | {name: shares[name] for name in ("title", "parameters")}
+    results = stored(JSON.value) | {name: shares[name] for name in ("title", "parameters")}
     steps: dict[str, dict[str, Any]] = {}
     for stage in TABLE.value:
         one = steps[f"{stage}@{TOPOLOGY}"] = step(stage, TOPOLOGY)
@@ -51,15 +51,15 @@ def main() -> None:
             row["states"] = row["arguments"] + row["gradients"]
         else:
             row["states"] = sum(max(part) for part in shares["bytes"][stage].values())
-        found["table"][stage] = row
+        results["table"][stage] = row
         peak = f"peak {amount(row['peak'])}" if one["fits"] else f"does not fit {TOPOLOGY}"
         print(f"{stage}: states {amount(row['states'])}; formula {amount(row['formula'])}; {peak}", flush=True)
-        store(JSON.value, found)
+        store(JSON.value, results)
     for rung in RUNGS.value:
-        one = found["ladder"][rung] = steps.get(rung) or step(*rung.split("@"))
-        told = f"fits, with a peak of {amount(one['peak'])}" if one["fits"] else "does not fit"
-        print(f"{rung.replace('@', ' on ')} ({amount(one['limit'])} a chip): {told}", flush=True)
-        store(JSON.value, found)
+        one = results["ladder"][rung] = steps.get(rung) or step(*rung.split("@"))
+        verdict = f"fits, with a peak of {amount(one['peak'])}" if one["fits"] else "does not fit"
+        print(f"{rung.replace('@', ' on ')} ({amount(one['limit'])} a chip): {verdict}", flush=True)
+        store(JSON.value, results)
     print(f"written: {JSON.value}")
 
 
@@ -73,19 +73,19 @@ def stored(path: str) -> dict[str, Any]:
         raise UserError(f"--json={path}: cannot be read ({e}); remove it") from None
 
 
-def store(path: str, found: dict[str, Any]) -> None:
+def store(path: str, results: dict[str, Any]) -> None:
     try:
-        pathlib.Path(path).write_text(json.dumps(found, indent=1) + "\n")
+        pathlib.Path(path).write_text(json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={path}: cannot be written ({e.strerror})") from None
 
 
 def program(stage: str, topology: str) -> Any:
-    from jaxnlp.planning.topology import devices
+    from jaxnlp.planning.topology import topology_devices
     from jaxnlp.sharding.presets import PRESETS
     from jaxnlp.training.step.program import build
 
-    chips = devices(topology)
+    chips = topology_devices(topology)
     table = PRESETS[stage].over(**{"data" if stage == "DDP" else "fsdp": len(chips)})
     return build(dataclasses.replace(large(), sharding=table), chips)
 
@@ -93,16 +93,16 @@ def program(stage: str, topology: str) -> Any:
 def step(stage: str, topology: str) -> dict[str, Any]:
     """Whether the training step fits, and of one device the memory there is, the step's arguments and its peak."""
     from jaxnlp.planning.gradients import compiled_bytes
-    from jaxnlp.planning.planner import batch, limit
+    from jaxnlp.planning.planner import device_memory_limit, step_batch
 
     print(f"compiling the step of {stage} for {topology}", file=sys.stderr, flush=True)
     of = program(stage, topology)
-    most = limit(of.mesh.devices.flat[0])
+    most = device_memory_limit(of.mesh.devices.flat[0])
     assert most is not None  # every chip of a topology is in `jaxnlp/hardware.py`
-    found = compiled_bytes(of.step.lower(of.abstract, batch(of)))
-    if found is None:
+    sizes = compiled_bytes(of.step.lower(of.abstract, step_batch(of)))
+    if sizes is None:
         return {"fits": False, "limit": most, "arguments": None, "peak": None}
-    return {"fits": found["peak"] <= most, "limit": most, "arguments": found["arguments"], "peak": found["peak"]}
+    return {"fits": sizes["peak"] <= most, "limit": most, "arguments": sizes["arguments"], "peak": sizes["peak"]}
 
 
 def gradients(stage: str, topology: str) -> int:
@@ -110,9 +110,9 @@ def gradients(stage: str, topology: str) -> int:
     from jaxnlp.planning.gradients import compiled_bytes, lowered_gradients
 
     print(f"compiling the gradients of {stage} for {topology}", file=sys.stderr, flush=True)
-    found = compiled_bytes(lowered_gradients(program(stage, topology)), fast=True)
-    assert found is not None, "the step compiled, and its gradients do not"
-    return found["other outputs"]
+    sizes = compiled_bytes(lowered_gradients(program(stage, topology)), fast=True)
+    assert sizes is not None, "the step compiled, and its gradients do not"
+    return sizes["other outputs"]
 
 
 if __name__ == "__main__":

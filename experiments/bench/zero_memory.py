@@ -37,16 +37,16 @@ def main() -> None:
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    found = {"tiny": of_arrays(tiny(), jax.devices()), "7.5B": of_shardings(large(), MANY)}
-    for model in found.values():
+    results = {"tiny": of_arrays(tiny(), jax.devices()), "7.5B": of_shardings(large(), MANY)}
+    for model in results.values():
         print(f"{model['title']}: {model['parameters']:,} parameters, {model['devices']} devices")
         for stage, parts in model["bytes"].items():
-            told = ", ".join(f"{part} {amount(max(parts[part]))}" for part in PARTS)
+            line = ", ".join(f"{part} {amount(max(parts[part]))}" for part in PARTS)
             total = sum(max(parts[part]) for part in PARTS)
-            print(f"  {stage:6} {told}: {amount(total)} a device; formula {amount(model['formula'][stage])}")
-    save_png(picture(found, peaks(PEAKS.value)), pathlib.Path(OUT.value))
+            print(f"  {stage:6} {line}: {amount(total)} a device; formula {amount(model['formula'][stage])}")
+    save_png(picture(results, peaks(PEAKS.value)), pathlib.Path(OUT.value))
     try:
-        pathlib.Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+        pathlib.Path(JSON.value).write_text(json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
     print(f"written: {JSON.value}, {OUT.value}")
@@ -67,7 +67,7 @@ def of_arrays(experiment: Any, devices: list[Any]) -> dict[str, Any]:
     from jaxnlp.sharding.presets import PRESETS
     from jaxnlp.training.step.program import build
 
-    found, count = {}, 0
+    parts, count = {}, 0
     for stage in STAGES:
         axis = "data" if stage == "DDP" else "fsdp"
         e = dataclasses.replace(experiment, sharding=PRESETS[stage].over(**{axis: len(devices)}))
@@ -75,7 +75,7 @@ def of_arrays(experiment: Any, devices: list[Any]) -> dict[str, Any]:
         state = program.init()
         each = sum(device_bytes(x) for x in jax.tree.leaves(abstract_gradients(program)))
         count = sum(x.size for x in jax.tree.leaves(state.params))
-        found[stage] = {
+        parts[stage] = {
             "parameters": lying(state.params, devices),
             "gradients": [each] * len(devices),
             "optimizer state": lying(state.opt_state, devices),
@@ -85,7 +85,7 @@ def of_arrays(experiment: Any, devices: list[Any]) -> dict[str, Any]:
         "title": title,
         "parameters": count,
         "devices": len(devices),
-        "bytes": found,
+        "bytes": parts,
         "formula": formula(count, len(devices), FLOAT32),
     }
 
@@ -110,12 +110,12 @@ def peaks(path: str) -> dict[str, float]:
     return {stage: row["peak"] for stage, row in table.items() if row["peak"] is not None}
 
 
-def picture(found: dict[str, Any], peak: dict[str, float]) -> Any:
+def picture(results: dict[str, Any], peak: dict[str, float]) -> Any:
     """The bars of every model; of each part the fullest device's. The large model's have a peak."""
     from jaxnlp.figures.parallelism import Memory, draw_memory
 
     bars = {}
-    for name, model in found.items():
+    for name, model in results.items():
         bars[model["title"]] = [
             Memory(
                 stage,

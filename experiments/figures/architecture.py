@@ -44,8 +44,8 @@ def main() -> None:
 
 def config_name() -> str:
     """The config as the command line gives it, without its folder."""
-    given = re.findall(r"^--config(?:_json)?=([^:\n]*)(.*)$", "\n".join(sys.argv), re.M)
-    path, variant = given[-1] if given else ("", "")
+    matches = re.findall(r"^--config(?:_json)?=([^:\n]*)(.*)$", "\n".join(sys.argv), re.M)
+    path, variant = matches[-1] if matches else ("", "")
     return pathlib.Path(path).name + variant
 
 

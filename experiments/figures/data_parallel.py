@@ -38,11 +38,11 @@ def main() -> None:
         raise UserError(f"--out={OUT.value}: expected a name that ends in .png")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES.value)
-    found = compare(default() if CONFIG.value is None else CONFIG.value, jax.devices(), STEPS.value)
-    print(report(found))
+    comparison = compare(default() if CONFIG.value is None else CONFIG.value, jax.devices(), STEPS.value)
+    print(report(comparison))
     if OUT.value is not None:
-        ways = {"naive, through device 0": found.naive, "DDP, all-reduced in a ring": found.ddp}
-        save_png(draw_traffic(ways, found.param_bytes), pathlib.Path(OUT.value))
+        ways = {"naive, through device 0": comparison.naive, "DDP, all-reduced in a ring": comparison.ddp}
+        save_png(draw_traffic(ways, comparison.param_bytes), pathlib.Path(OUT.value))
         print(f"written: {OUT.value}")
 
 
@@ -165,27 +165,29 @@ def distance(params: Any, others: Any) -> float:
     return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]))
 
 
-def report(found: Found) -> str:
+def report(comparison: Found) -> str:
     """The comparison as text."""
     from jaxnlp.sharding.data_parallel import central_bytes, ring_bytes
 
-    size, count = found.param_bytes, len(found.ddp["gradients"])
-    columns = {f"naive {what}": found.naive[what] for what in found.naive} | {"DDP gradients": found.ddp["gradients"]}
+    size, count = comparison.param_bytes, len(comparison.ddp["gradients"])
+    columns = {f"naive {what}": comparison.naive[what] for what in comparison.naive} | {
+        "DDP gradients": comparison.ddp["gradients"]
+    }
     head = ("device", *columns)
     table = [[str(i), *(f"{moved[i][0]:,} / {moved[i][1]:,}" for moved in columns.values())] for i in range(count)]
     widths = [max(len(row[i]) for row in (head, *table)) for i in range(len(head))]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in (head, *table)]
-    both = [sum(sum(found.naive[what][i]) for what in ("parameters", "gradients")) for i in (0, 1)]
-    formula, ring = central_bytes(size, count), ring_bytes(size, count)
+    both = [sum(sum(comparison.naive[what][i]) for what in ("parameters", "gradients")) for i in (0, 1)]
+    formula, ring, apart = central_bytes(size, count), ring_bytes(size, count), comparison.apart
     lines = ["bytes sent / received in a step", *lines, "", f"parameters: {size:,} bytes (Psi), {count} devices (N)"]
     lines += [
         f"naive, parameters and gradients: the centre moves {both[0]:,}; 2 (N - 1) Psi = {formula[0]:,}",
         f"                                 the others {both[1]:,} each; 2 Psi = {formula[1]:,}",
-        f"DDP: each sends and receives {found.ddp['gradients'][0][0]:,}; 2 Psi (N - 1) / N = {ring:,}",
-        f"parameters after {len(found.losses['DDP'])} steps, apart from one device's by (relative): naive "
-        f"{found.apart['naive']:.1e}, DDP {found.apart['DDP']:.1e}; where they began {found.apart['start']:.2g}",
+        f"DDP: each sends and receives {comparison.ddp['gradients'][0][0]:,}; 2 Psi (N - 1) / N = {ring:,}",
+        f"parameters after {len(comparison.losses['DDP'])} steps, apart from one device's by (relative): naive "
+        f"{apart['naive']:.1e}, DDP {apart['DDP']:.1e}; where they began {apart['start']:.2g}",
     ]
-    lines += [f"losses, {name}: {', '.join(f'{x:.6f}' for x in losses)}" for name, losses in found.losses.items()]
+    lines += [f"losses, {name}: {', '.join(f'{x:.6f}' for x in losses)}" for name, losses in comparison.losses.items()]
     return "\n".join(lines)
 
 

@@ -68,7 +68,7 @@ def split_layers(model: Any, sharding: Any, ways: int) -> dict[str, list[Any]]:
         model = model.with_body(scan_layers=False, remat="none")
     table = parameter_table(model.build(), *model.example_inputs(1, 8))
     kernels = {row[0][-3:-1]: row for row in reversed(table) if row[0][-1] == "kernel"}
-    found = {}
+    layers = {}
     for name, first, last, inputs, between in BLOCKS:
         parts = [kernels[part] for part in first if part in kernels]
         if not parts or last not in kernels:
@@ -76,8 +76,8 @@ def split_layers(model: Any, sharding: Any, ways: int) -> dict[str, list[Any]]:
         pieces = [matrix(part, 1, sharding, ways) for part in parts]
         out = matrix(kernels[last], inputs, sharding, ways)
         sequence = "tensor" in as_tuple(sharding.activations.get("residual"))
-        found[name] = layer(pieces, between, out, sequence)
-    return found
+        layers[name] = layer(pieces, between, out, sequence)
+    return layers
 
 
 # Of each layer: the matrices that read, the one that writes and how many dimensions that reads, and what is between.
@@ -97,8 +97,8 @@ def matrix(kernel: Any, inputs: int, sharding: Any, ways: int) -> Any:
     spec = resolve("/".join(path), axes, shape, sharding.params, {**dict.fromkeys(AXES, 1), "tensor": ways})
     places = [i for i, mesh_axes in enumerate(spec) if "tensor" in as_tuple(mesh_axes)]
     split = None if not places else "rows" if places[0] < inputs else "columns"
-    told = [f"{axis} {size}" for axis, size in zip(axes, shape, strict=True)]
-    return Piece(path[-2], f"{' '.join(told[:inputs])}\n{TIMES} {' '.join(told[inputs:])}", split)
+    labels = [f"{axis} {size}" for axis, size in zip(axes, shape, strict=True)]
+    return Piece(path[-2], f"{' '.join(labels[:inputs])}\n{TIMES} {' '.join(labels[inputs:])}", split)
 
 
 def layer(first: list[Any], between: str, last: Any, sequence: bool) -> list[Any]:

@@ -105,8 +105,8 @@ def _follows(before: Box, box: Box) -> bool:
 
 def _unscanned(box: Box) -> Box:
     """A box of scanned layers, whose parameters all lead with their axis, as one layer many times."""
-    found = list(_all_parameters(box))
-    layers = {p.sizes[0] if p.sizes else (0, None) for p in found}
+    parameters = list(_all_parameters(box))
+    layers = {p.sizes[0] if p.sizes else (0, None) for p in parameters}
     if not box.boxes or len(layers) != 1 or next(iter(layers))[1] != "layers":
         return box
     return dataclasses.replace(_without_first(box), times=next(iter(layers))[0])

@@ -47,19 +47,19 @@ def collect(seen: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.ndar
     Returns:
         kind -> (numbers of the layers, weights_LHTS in float32).
     """
-    found: dict[str, dict[int, np.ndarray]] = {}
+    by_part: dict[str, dict[int, np.ndarray]] = {}
     for path, weights in seen.items():
         *parts, last = path.split("/")
         if last != WEIGHTS:
             continue
-        layers = found.setdefault("/".join(part for part in parts if not LAYER.match(part)), {})
+        layers = by_part.setdefault("/".join(part for part in parts if not LAYER.match(part)), {})
         if weights.ndim == 5:
             layers |= {i: np.asarray(w[0], np.float32) for i, w in enumerate(weights)}
         else:
             numbers = [int(m[1]) for part in parts if (m := LAYER.match(part)) and m[1]]
             layers[numbers[-1] if numbers else 0] = np.asarray(weights[0], np.float32)
     return {
-        kind: (tuple(sorted(layers)), np.stack([layers[i] for i in sorted(layers)])) for kind, layers in found.items()
+        kind: (tuple(sorted(layers)), np.stack([layers[i] for i in sorted(layers)])) for kind, layers in by_part.items()
     }
 
 
@@ -92,7 +92,7 @@ PATTERNS = {
 }
 
 
-def habits(found: Map) -> list[tuple[str, int | str, int | str, float]]:
+def habits(attention: Map) -> list[tuple[str, int | str, int | str, float]]:
     """The head that most keeps to each of a few known habits: (where it looks, layer, head, mean weight there).
 
     The mean is over the queries that have such a key and a choice: of a causal mask the first query has none. A habit
@@ -100,22 +100,27 @@ def habits(found: Map) -> list[tuple[str, int | str, int | str, float]]:
     only "the first token" means something. The last pattern is the induction head's (Olsson et al. 2022,
     arXiv:2209.11895).
     """
-    own = list(found.queries) == list(found.keys)
-    choice_T = (found.weights_LHTS > 0).sum(-1).max((0, 1)) > 1
+    own = list(attention.queries) == list(attention.keys)
+    choice_T = (attention.weights_LHTS > 0).sum(-1).max((0, 1)) > 1
     rows = []
     for name, fits in PATTERNS.items():
         if not own and name != "the first token":
             continue
         at_TS = np.asarray(
-            [[fits(t, s, found.queries, found.keys) for s in range(len(found.keys))] for t in range(len(found.queries))]
+            [
+                [fits(t, s, attention.queries, attention.keys) for s in range(len(attention.keys))]
+                for t in range(len(attention.queries))
+            ]
         )
-        rows_T = at_TS.any(-1) & choice_T & (np.arange(len(found.queries)) > 0)
+        rows_T = at_TS.any(-1) & choice_T & (np.arange(len(attention.queries)) > 0)
         mean_LH = (
-            (found.weights_LHTS * at_TS).sum(-1)[..., rows_T].mean(-1) if rows_T.sum() >= FEWEST else np.zeros((1, 1))
+            (attention.weights_LHTS * at_TS).sum(-1)[..., rows_T].mean(-1)
+            if rows_T.sum() >= FEWEST
+            else np.zeros((1, 1))
         )
         if mean_LH.any():
             layer, head = np.unravel_index(mean_LH.argmax(), mean_LH.shape)
-            rows.append((name, found.layers[layer], found.heads[head], float(mean_LH[layer, head])))
+            rows.append((name, attention.layers[layer], attention.heads[head], float(mean_LH[layer, head])))
     return rows
 
 
@@ -159,15 +164,15 @@ def draw(maps: Sequence[Map], title: str) -> Any:
 class _Part:
     """One map's panels, and the room that they take, in inches."""
 
-    def __init__(self, found: Map):
-        self.map = found
-        self.queries, self.query_fonts = legible(found.queries)
-        self.keys, self.key_fonts = legible(found.keys)
+    def __init__(self, attention: Map):
+        self.map = attention
+        self.queries, self.query_fonts = legible(attention.queries)
+        self.keys, self.key_fonts = legible(attention.keys)
         self.left = 0.55 + CHARACTER * max(map(len, self.queries))
         self.foot = 0.25 + CHARACTER * max(map(len, self.keys))
         self.panel = (max(1.1, LINE * len(self.keys)), max(1.1, LINE * len(self.queries)))
-        self.width = self.left + len(found.heads) * (self.panel[0] + GAP)
-        self.height = HEADING + len(found.layers) * (self.panel[1] + GAP) + self.foot
+        self.width = self.left + len(attention.heads) * (self.panel[0] + GAP)
+        self.height = HEADING + len(attention.layers) * (self.panel[1] + GAP) + self.foot
 
     def draw(self, figure: Any, top: float, scale: Any) -> None:
         width, height = figure.get_size_inches()

@@ -71,27 +71,27 @@ def draw_measured(measured: Mapping[str, Any], plan: Mapping[str, Any], title: s
 
 
 def _memory(axis: Any, plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    taken = lambda plan: (sum(plan["parts"].values()), (plan["compiled"] or {}).get("peak", 0))
-    largest = max(max(*taken(plan), sum(plan["host"].values())) for plan in plans)
+    taken = lambda plan: (sum(plan["memory"].values()), (plan["compiled"] or {}).get("peak", 0))
+    largest = max(max(*taken(plan), sum(plan["host_memory"].values())) for plan in plans)
     unit, size = unit_of(largest)
     shown: dict[str, Any] = {}
     for y, plan in enumerate(plans):
         start = 0.0
-        for part, count in plan["parts"].items():
+        for part, count in plan["memory"].items():
             bar = axis.barh(y, count / size, left=start, height=0.55, color=PARTS[part])
             shown.setdefault(part, bar)
             start += count / size
-        for part, count in plan["host"].items():
+        for part, count in plan["host_memory"].items():
             bar = axis.barh(y + 0.38, count / size, height=0.16, color=PARTS[part], hatch="//////", edgecolor="white")
             shown.setdefault(f"{part}, of the host's memory", bar)
         peak = (plan["compiled"] or {}).get("peak")
-        there = f" of {amount(plan['limit'])}" if plan["limit"] else ""
-        told = f"{amount(peak)}{there}, compiled" if peak and plan["fits"] else "does not fit"
+        there = f" of {amount(plan['device_memory_limit'])}" if plan["device_memory_limit"] else ""
+        label = f"{amount(peak)}{there}, compiled" if peak and plan["fits"] else "does not fit"
         if peak:
             (tick,) = axis.plot([peak / size] * 2, [y - 0.36, y + 0.36], color="black", lw=1.6)
             shown.setdefault("peak, compiled", tick)
-        axis.text(max(start, (peak or 0) / size) + largest / size * 0.015, y, told, va="center", fontsize=8)
-    limits = {plan["limit"] for plan in plans if plan["limit"]}
+        axis.text(max(start, (peak or 0) / size) + largest / size * 0.015, y, label, va="center", fontsize=8)
+    limits = {plan["device_memory_limit"] for plan in plans if plan["device_memory_limit"]}
     for there in limits:
         if there < 3 * largest:
             shown["memory there is"] = axis.axvline(there / size, color="#b03030", lw=1.2, ls="--")

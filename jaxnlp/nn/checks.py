@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
+from jaxnlp.config import field_values
 from jaxnlp.errors import FieldError
 
 
 def values(config: Any, *fields: str) -> Iterator[tuple[str, Any]]:
     """(name, value) of each field."""
-    for field in fields:
-        yield field, getattr(config, field)  # a loop over a config's own fields, by name
+    yield from field_values(config, *fields).items()
 
 
 def positive(config: Any, *fields: str) -> None:

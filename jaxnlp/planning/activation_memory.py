@@ -22,7 +22,7 @@ SPLIT = {"num_heads": "heads", "num_kv_heads": "kv_heads", "mlp_dim": "mlp", "hi
 """Sizes of a model, and the axis of activations that each is."""
 
 
-def activations(program: Program) -> tuple[int, int]:
+def saved_activation_bytes(program: Program) -> tuple[int, int]:
     """Bytes in a device's memory, and its share of those in the host's.
 
     What a device keeps of the forward pass; with remat, and of the one block being computed again. One microbatch's, or
@@ -74,13 +74,13 @@ def _kept(program: Program) -> tuple[tuple[int, int], tuple[int, int]]:
     if len(shares) != len(arrays):
         shares = arrays
     within, between = _ways(program, ("batch", "length")), _ways(program, ("batch", "residual"))
-    found = {False: [0, 0], True: [0, 0]}
+    sizes_by_memory = {False: [0, 0], True: [0, 0]}
     for whole, share in zip(arrays, shares, strict=True):
         stacked = share.ndim > 1 and share.shape[0] == e.model.body.num_layers
         size = math.prod(share.shape) * share.dtype.itemsize
         ways = between if whole.shape == share.shape else within
-        found[share.memory_space == jax.memory.Space.Host][not stacked] += size // ways
-    (layers, rest), there = found[False], found[True]
+        sizes_by_memory[share.memory_space == jax.memory.Space.Host][not stacked] += size // ways
+    (layers, rest), there = sizes_by_memory[False], sizes_by_memory[True]
     return (layers, rest), (there[0], there[1])
 
 

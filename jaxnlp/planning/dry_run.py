@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxnlp.nn.remat import HOST
-from jaxnlp.planning.activation_memory import activations
+from jaxnlp.planning.activation_memory import saved_activation_bytes
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.training.step.flops import step_flops
 from jaxnlp.training.step.program import Program
@@ -63,7 +63,7 @@ def optimizer_bytes(program: Program) -> tuple[int, int]:
     return sizes[False], sizes[True]
 
 
-def memory(program: Program) -> dict[str, int]:
+def estimate_memory(program: Program) -> dict[str, int]:
     """Bytes on one device, by what they hold.
 
     Parameters and optimizer state are exact; gradients and activations as `gradient_bytes` and `activations` count
@@ -72,19 +72,19 @@ def memory(program: Program) -> dict[str, int]:
     total = lambda tree: sum(device_bytes(x) for x in jax.tree.leaves(tree))
     state = program.abstract
     device, host = optimizer_bytes(program)
-    kept, offloaded = activations(program)
-    found = {
+    kept, offloaded = saved_activation_bytes(program)
+    sizes = {
         "parameters": total(state.model),
         "optimizer state": device,
         "gradients": gradient_bytes(program),
         "activations": kept,
     }
-    found = {**found, "total": sum(found.values())}
+    sizes = {**sizes, "total": sum(sizes.values())}
     there = {"optimizer state": host, "activations": offloaded}
-    return {**found, **{f"{part} in host memory": size for part, size in there.items() if size}}
+    return {**sizes, **{f"{part} in host memory": size for part, size in there.items() if size}}
 
 
-def report(program: Program) -> str:
+def dry_run_report(program: Program) -> str:
     """The plan as text."""
     e, rows = program.experiment, parameter_rows(program)
     head = ("parameter", "shape", "logical axes", "mesh axes", "bytes/device")
@@ -103,6 +103,6 @@ def report(program: Program) -> str:
     )
     per_token, run = step / tokens, step * e.num_steps
     lines.append(f"FLOPs a token (forward and backward): {per_token:.3e}; a step: {step:.3e}; the run: {run:.3e}")
-    parts = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in memory(program).items())
+    parts = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in estimate_memory(program).items())
     lines.append(f"memory on a device (estimate): {parts}")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxnlp.planning.dry_run import abstract_gradients
-from jaxnlp.planning.planner import account, batch
+from jaxnlp.planning.planner import compiled_memory, step_batch
 from jaxnlp.training.step.program import Program
 from jaxnlp.training.step.step import sum_gradients
 
@@ -21,13 +21,13 @@ def lowered_gradients(program: Program) -> Any:
     def gradients(params, batch):
         rows = e.objective.prepare(batch)
         place = None if program.mesh.size == 1 else layout
-        _, found = sum_gradients(
+        _, grads = sum_gradients(
             program.apply, e.objective, params, rows, jax.random.key(0), e.accum_steps, layout=place
         )
-        return jax.tree.map(lambda g, p: g.astype(p.dtype), found, wanted)
+        return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, wanted)
 
     with program.context():
-        return jax.jit(gradients, out_shardings=layout).lower(program.abstract.params, batch(program))
+        return jax.jit(gradients, out_shardings=layout).lower(program.abstract.params, step_batch(program))
 
 
 def compiled_bytes(lowered: Any, *, fast: bool = False) -> dict[str, int] | None:
@@ -38,7 +38,7 @@ def compiled_bytes(lowered: Any, *, fast: bool = False) -> dict[str, int] | None
     """
     try:
         options: dict[str, Any] | None = {"exec_time_optimization_effort": -1.0} if fast else None
-        return account(lowered.compile(compiler_options=options).memory_analysis())
+        return compiled_memory(lowered.compile(compiler_options=options).memory_analysis())
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

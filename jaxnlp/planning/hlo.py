@@ -66,10 +66,10 @@ class Collective:
 
     def axes(self, sizes: Mapping[str, int]) -> tuple[str, ...]:
         """Mesh axes along which its devices lie apart; sizes: of the mesh's axes, outermost first."""
-        return tuple(sizes) and spanned(self.members, sizes)
+        return tuple(sizes) and spanned_axes(self.members, sizes)
 
 
-def spanned(members: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> tuple[str, ...]:
+def spanned_axes(members: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> tuple[str, ...]:
     """Axes whose coordinate differs between members of a group. Devices are numbered in the order of the mesh."""
     if not members:
         return tuple(axis for axis, size in sizes.items() if size > 1)
@@ -97,7 +97,7 @@ MATMUL, COLLECTIVE, OTHER, LOOP = "matrix products", "collectives", "other opera
 PRODUCTS = re.compile(r'custom_call_target="[^"]*(gemm|matmul|conv|dot|attention)', re.IGNORECASE)
 
 
-def classes(hlo: str) -> dict[str, str]:
+def instruction_classes(hlo: str) -> dict[str, str]:
     """Instruction -> what it is, by what is in it: `MATMUL`, `COLLECTIVE`, `OTHER`; `LOOP` is made of others."""
     computations, _ = parse(hlo)
 
@@ -115,8 +115,8 @@ def classes(hlo: str) -> dict[str, str]:
     def named(one: Instruction) -> str:
         if one.opcode in ("while", "conditional", "call"):
             return LOOP
-        found = of(one)
-        return MATMUL if MATMUL in found else COLLECTIVE if COLLECTIVE in found else OTHER
+        kinds = of(one)
+        return MATMUL if MATMUL in kinds else COLLECTIVE if COLLECTIVE in kinds else OTHER
 
     return {one.name: named(one) for body in computations.values() for one in body}
 
@@ -136,8 +136,8 @@ class Instruction:
         return re.findall(r"%([\w.\-]+)", _type(f"({self.rest}")[0])
 
     def attribute(self, pattern: str) -> str | None:
-        found = re.search(pattern, self.rest)
-        return found and found[1]
+        match = re.search(pattern, self.rest)
+        return match and match[1]
 
 
 def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str | None]:
@@ -151,10 +151,10 @@ def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str | None]:
                 entry = header[2]
         elif line == "}":  # anything else at the left margin goes on from the line before it
             inside = None
-        elif inside is not None and (found := INSTRUCTION.match(line)):
-            kind, rest = _type(found[3])
+        elif inside is not None and (instruction := INSTRUCTION.match(line)):
+            kind, rest = _type(instruction[3])
             if opcode := OPCODE.match(rest):
-                inside.append(Instruction(found[2], kind, opcode[1], rest[opcode.end() :], bool(found[1])))
+                inside.append(Instruction(instruction[2], kind, opcode[1], rest[opcode.end() :], bool(instruction[1])))
     return computations, entry
 
 
@@ -169,14 +169,14 @@ class _Walk:
         for one in self.computations.get(name, ()):
             kind = one.opcode.removesuffix("-start")
             if kind in KINDS:
-                found = _collective(one, kind, count, scatter)
+                collective = _collective(one, kind, count, scatter)
                 # Fusions that overlap one collective with work each repeat it; outside them equal ids are no copies.
-                key = (one.attribute(r"channel_id=(\d+)"), found.kind, found.bytes, found.members)
+                key = (one.attribute(r"channel_id=(\d+)"), collective.kind, collective.bytes, collective.members)
                 if fused and not scatter:
                     if key in seen:
                         continue
                     seen.add(key)
-                yield found
+                yield collective
             elif one.opcode == "send" and "xla_megascale_runtime" in one.rest:
                 yield _between_slices(one, count)
             elif one.opcode == "while":
@@ -205,7 +205,7 @@ class _Walk:
         if listed := one.attribute(r"branch_computations=\{([^}]*)\}"):
             names += [name.strip().lstrip("%") for name in listed.split(",")]
         branches = [list(self.visit(name, count)) for name in names]
-        return max(branches, key=lambda found: sum(c.bytes * c.count for c in found), default=[])
+        return max(branches, key=lambda branch: sum(c.bytes * c.count for c in branch), default=[])
 
     def turns(self, loop: Instruction) -> int | None:
         """How often a loop turns: as the compiler notes it, or the constant that its condition compares the counter
@@ -245,12 +245,12 @@ class _Walk:
 
 
 def _constant(one: Instruction) -> int:
-    found = re.match(r"-?\d+", one.rest)
-    return int(found[0]) if found else 0
+    number = re.match(r"-?\d+", one.rest)
+    return int(number[0]) if number else 0
 
 
 def _collective(one: Instruction, kind: str, count: int, scatter: bool) -> Collective:
-    parts, members = _parts(one.type), groups(one.rest)
+    parts, members = _parts(one.type), replica_groups(one.rest)
     if one.opcode in ("all-gather-start", "collective-permute-start") and len(parts) > 1:
         size = num_bytes(parts[1])  # (what goes in, what comes out, ...)
     else:
@@ -269,8 +269,8 @@ def _between_slices(one: Instruction, count: int) -> Collective:
     if kind not in KINDS:
         raise ValueError(f"{one.name}: a transfer between slices of an unknown kind, {kind!r}")
     target = one.attribute(r'_xla_megascale_target="?([^"_]*?)"?,_xla') or ""
-    if found := re.match(r"\{([\d,]+)\}x\{(\d+)(?::(\d+))?\}", target):
-        slices, (first, last) = map(int, found[1].split(",")), (int(found[2]), int(found[3] or found[2]))
+    if match := re.match(r"\{([\d,]+)\}x\{(\d+)(?::(\d+))?\}", target):
+        slices, (first, last) = map(int, match[1].split(",")), (int(match[2]), int(match[3] or match[2]))
         ids = [SLICE_ID * s for s in slices]
         members = tuple(tuple(i + n for i in ids) for n in range(first, last + 1))
     else:
@@ -283,26 +283,26 @@ def _between_slices(one: Instruction, count: int) -> Collective:
     return Collective(kind, members, size, count, source, between_slices=True)
 
 
-def groups(rest: str) -> tuple[tuple[int, ...], ...]:
+def replica_groups(rest: str) -> tuple[tuple[int, ...], ...]:
     """Device numbers by group from an instruction's attributes, in each form they are printed in:
     `{{0,1},{2,3}}`, `[2,4]<=[4,2]T(1,0)` and `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`."""
-    if found := re.search(r"source_target_pairs=\{(\{[\d,{}\s]*\})\}", rest):
-        return tuple(tuple(map(int, pair.split(","))) for pair in re.findall(r"\{([\d,]+)\}", found[1]))
-    if found := re.search(r"replica_groups=\{((?:\{[\d,\s]*\},?\s*)*)\}", rest):
-        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,\s]+)\}", found[1]))
-    if found := re.search(r"replica_groups=(\[[^ ]*\](?:T\([\d,]+\))?)", rest):
-        return tuple(map(tuple, iota(found[1]).tolist()))
+    if match := re.search(r"source_target_pairs=\{(\{[\d,{}\s]*\})\}", rest):
+        return tuple(tuple(map(int, pair.split(","))) for pair in re.findall(r"\{([\d,]+)\}", match[1]))
+    if match := re.search(r"replica_groups=\{((?:\{[\d,\s]*\},?\s*)*)\}", rest):
+        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,\s]+)\}", match[1]))
+    if match := re.search(r"replica_groups=(\[[^ ]*\](?:T\([\d,]+\))?)", rest):
+        return tuple(map(tuple, iota(match[1]).tolist()))
     pattern = r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\((.*?)\)\s)?\s*,?\s*\{([^}]*)\}"
-    if found := re.search(pattern, rest):
-        return _mesh_groups(*found.groups())
+    if match := re.search(pattern, rest):
+        return _mesh_groups(*match.groups())
     return ()
 
 
 def iota(text: str) -> np.ndarray:
     """Numbers in the form `[2,4]<=[4,2]T(1,0)`: 0 to 7 as 4 x 2, transposed, as 2 x 4."""
-    found = IOTA.match(text)
-    assert found is not None, text
-    shape, source, order = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
+    match = IOTA.match(text)
+    assert match is not None, text
+    shape, source, order = ([int(n) for n in part.split(",")] if part else None for part in match.groups())
     assert shape is not None
     numbers = np.arange(math.prod(shape)).reshape(source or shape)
     numbers = numbers.transpose(order) if order else numbers

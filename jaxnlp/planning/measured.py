@@ -58,7 +58,7 @@ class Measured:
         return dataclasses.asdict(self)
 
 
-def stacked_text(experiment: Experiment, devices: Sequence[Any]) -> str:
+def multi_step_program_text(experiment: Experiment, devices: Sequence[Any]) -> str:
     """The compiled program of a run with several steps a call, which no plan compiles."""
     program = build(experiment, devices)
     batch = abstract_batch(experiment, experiment.data.batch_size)
@@ -68,7 +68,7 @@ def stacked_text(experiment: Experiment, devices: Sequence[Any]) -> str:
         return lowered.compile().as_text()
 
 
-def measured(workdir: pathlib.Path, plan: StepPlan, classes: Mapping[str, str], steps_per_call: int = 1) -> Measured:
+def measure_run(workdir: pathlib.Path, plan: StepPlan, classes: Mapping[str, str], steps_per_call: int = 1) -> Measured:
     """The log of a run, and its newest trace if there is one.
 
     Args:
@@ -106,14 +106,14 @@ def newest_trace(workdir: pathlib.Path, classes: Mapping[str, str], steps_per_ca
     newest = min(path for path in files if path.parent == files[-1].parent)
     data: Any = jax.profiler.ProfileData.from_file(str(newest))
     steps = steps_per_call * len({stats["step_num"] for stats in _annotated(data)})
-    seen = list(operations(data))
+    seen = list(step_operations(data))
     if not steps or not seen:
         return None
     devices = len({device for device, *_ in seen})
     begun, ended = min(start for _, _, start, _, _ in seen), max(start + took for _, _, start, took, _ in seen)
     each, names, per = defaultdict[str, float](float), defaultdict[str, float](float), 1e-9 / steps / devices
     for _, name, _, took, category in seen:
-        kind = class_of(name, category, classes)
+        kind = operation_class(name, category, classes)
         if kind != LOOP:
             each[kind] += took * per
             names[name] += took * per
@@ -138,7 +138,7 @@ def _annotated(data: Any) -> Iterator[dict[str, Any]]:
                             yield stats
 
 
-def operations(data: Any) -> Iterator[tuple[str, str, float, float, str]]:
+def step_operations(data: Any) -> Iterator[tuple[str, str, float, float, str]]:
     """(device, instruction, start, nanoseconds, category) of each operation of the training step.
 
     TPUs have a plane of each chip with a line of operations, named by their text and with a category, and one of the
@@ -156,10 +156,10 @@ def operations(data: Any) -> Iterator[tuple[str, str, float, float, str]]:
                 if name is None or not (_within(event, spans) if tpu else STEP.match(str(stats.get("hlo_module", "")))):
                     continue
                 device = plane.name if plane.name.startswith("/device:") else str(stats.get("device_ordinal", 0))
-                found = re.match(r"%?([\w.\-]+)", str(name))
+                match = re.match(r"%?([\w.\-]+)", str(name))
                 yield (
                     device,
-                    found[1] if found else str(name),
+                    match[1] if match else str(name),
                     event.start_ns,
                     event.duration_ns,
                     str(stats.get("hlo_category", "")),
@@ -179,11 +179,11 @@ def _within(event: Any, spans: list[tuple[float, float]] | None) -> bool:
     return spans is None or any(start <= middle <= end for start, end in spans)
 
 
-def class_of(name: str, category: str, classes: Mapping[str, str]) -> str:
+def operation_class(name: str, category: str, classes: Mapping[str, str]) -> str:
     """By the program, if it has an instruction of that name; else by the name, or the profiler's category."""
     if name in classes:
         return classes[name]
-    told = f"{category} {name}"
+    text = f"{category} {name}"
     if name.startswith(("while", "conditional", "call")):
         return LOOP
-    return COLLECTIVE if any(kind in told for kind in KINDS) else MATMUL if PRODUCT.search(told) else OTHER
+    return COLLECTIVE if any(kind in text for kind in KINDS) else MATMUL if PRODUCT.search(text) else OTHER

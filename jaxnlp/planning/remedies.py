@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxnlp.figures.parallelism import amount
-from jaxnlp.planning.planner import REFUSALS, TABLES, StepPlan, outline, plan, split
+from jaxnlp.planning.planner import PLAN_ERRORS, StepPlan, estimate_step, num_shards, plan_step
 from jaxnlp.sharding.presets import ZERO1, ZERO2, ZERO3
 from jaxnlp.sharding.rules import Sharding, as_tuple
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
 
-COMPILED = 5  # options compiled, at most
+MAX_COMPILED = 5  # options compiled, at most
 MARGIN = 0.95  # of the memory, by an estimate
-Larger = Callable[[int], tuple[str, Sequence[Any]] | None]
+LargerTopology = Callable[[int], tuple[str, Sequence[Any]] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Option:
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
+class MemoryBudget:
     """Bytes that an option can have. device: by an estimate, with a margin. host: a device's share, which is exact."""
 
     device: float
@@ -40,11 +40,11 @@ class Room:
         return option.size <= self.device and option.host <= self.host
 
 
-def advised(
-    found: StepPlan,
+def with_remedies(
+    plan: StepPlan,
     experiment: Experiment,
     devices: Sequence[Any],
-    larger: Larger | None = None,
+    larger: LargerTopology | None = None,
     busy: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> StepPlan:
     """The plan of what does not fit, with its remedies: changes each alone, then two together, then more devices.
@@ -56,45 +56,49 @@ def advised(
         larger: number of devices -> the name of a topology of so many, and its devices; None where there is none.
         busy: is called with what is compiled, around it.
     """
-    assert found.limit is not None
-    scale = max(1.0, found.needed / sum(found.parts.values()))
+    assert plan.device_memory_limit is not None
+    scale = max(1.0, plan.required_bytes / sum(plan.memory.values()))
     e = dataclasses.replace(experiment, steps_per_call=1)
-    room = Room(MARGIN * found.limit, math.inf if found.host_limit is None else found.host_limit)
+    room = MemoryBudget(
+        MARGIN * plan.device_memory_limit, math.inf if plan.host_memory_limit is None else plan.host_memory_limit
+    )
     compiled, done = [], False
-    less = lambda o: o.size < scale * sum(found.parts.values()) if found.host_fits else o.host < found.host_bytes
-    alone = [option for option in singles(e, devices, scale) if less(option)]
+    less = lambda o: o.size < scale * sum(plan.memory.values()) if plan.host_fits else o.host < plan.host_bytes
+    alone = [option for option in single_changes(e, devices, scale) if less(option)]
     likely = [option for option in alone if room.holds(option)]
-    for option in _chain(likely, lambda: pairs(e, devices, scale, room), lambda: grown(found, e, larger, room)):
-        if done or len(compiled) == COMPILED:
+    for option in _chain(
+        likely, lambda: combined_changes(e, devices, scale, room), lambda: larger_topologies(plan, e, larger, room)
+    ):
+        if done or len(compiled) == MAX_COMPILED:
             break
         try:
             with busy(f"does not fit; compiling with {option.change}"):
-                one = plan(option.experiment, option.devices)
-        except REFUSALS as error:
+                one = plan_step(option.experiment, option.devices)
+        except PLAN_ERRORS as error:
             compiled.append((option.change, f"{option.change}: does not compile ({str(error).splitlines()[0][:200]})"))
             continue
         done = one.fits
-        size = one.compiled["peak"] if one.compiled else one.needed
+        size = one.compiled["peak"] if one.compiled else one.required_bytes
         taken = f"{amount(size)} as compiled" if one.host_fits else f"{amount(one.host_bytes)} of host memory"
         compiled.append((option.change, f"{option.change}: {taken}, {'fits' if done else 'still too much'}"))
-    told = [line for _, line in reversed(compiled)] + _estimates(alone, [change for change, _ in compiled], room)
-    states = sum(size for part, size in found.parts.items() if part != "activations")
-    if states > found.limit:
-        told.append(f"parameters, gradients and optimizer state alone are {amount(states)} on each device as it is")
-    return dataclasses.replace(found, remedies=tuple(told))
+    lines = [line for _, line in reversed(compiled)] + _estimates(alone, [change for change, _ in compiled], room)
+    states = sum(size for part, size in plan.memory.items() if part != "activations")
+    if states > plan.device_memory_limit:
+        lines.append(f"parameters, gradients and optimizer state alone are {amount(states)} on each device as it is")
+    return dataclasses.replace(plan, remedies=tuple(lines))
 
 
-def _estimates(options: Sequence[Option], compiled: Sequence[str], room: Room) -> list[str]:
+def _estimates(options: Sequence[Option], compiled: Sequence[str], room: MemoryBudget) -> list[str]:
     """A line for each change that was not compiled; of numbers of microbatches the largest, where none is enough."""
     counts = [option for option in options if option.change.startswith("accum_steps")]
-    told = []
+    lines = []
     for option in options:
         if option.change in compiled or (option in counts and (option is not counts[-1] or room.holds(option))):
             continue
         there = f" and {amount(option.host)} of host memory" if option.host else ""
         end = "" if room.holds(option) else ", still too much"
-        told.append(f"{option.change}: {amount(option.size)}{there} by estimate{end}")
-    return told
+        lines.append(f"{option.change}: {amount(option.size)}{there} by estimate{end}")
+    return lines
 
 
 def _chain(first: Sequence[Option], *more: Callable[[], Iterator[Option]]) -> Iterator[Option]:
@@ -103,29 +107,29 @@ def _chain(first: Sequence[Option], *more: Callable[[], Iterator[Option]]) -> It
         yield from options()
 
 
-def sized(change: str, e: Experiment, devices: Sequence[Any], scale: float) -> Option | None:
+def make_option(change: str, e: Experiment, devices: Sequence[Any], scale: float) -> Option | None:
     """The option with its bytes, the device's scaled; None where the experiment cannot be laid out."""
     try:
-        one = outline(build(e, devices))
+        one = estimate_step(build(e, devices))
     except ValueError:
         return None
-    return Option(change, e, devices, scale * sum(one.parts.values()), one.host_bytes)
+    return Option(change, e, devices, scale * sum(one.memory.values()), one.host_bytes)
 
 
-def singles(e: Experiment, devices: Sequence[Any], scale: float) -> list[Option]:
+def single_changes(e: Experiment, devices: Sequence[Any], scale: float) -> list[Option]:
     """One change each: ever more microbatches, remat, ZeRO's next stages, the optimizer's state where it is not."""
-    found = [(f"accum_steps={n}", dataclasses.replace(e, accum_steps=n)) for n in microbatches(e, len(devices))]
-    options = (sized(change, one, devices, scale) for change, one in [*found, *changes(e, len(devices))])
+    counts = [(f"accum_steps={n}", dataclasses.replace(e, accum_steps=n)) for n in microbatches(e, len(devices))]
+    options = (make_option(change, one, devices, scale) for change, one in [*counts, *config_changes(e, len(devices))])
     return [option for option in options if option is not None]
 
 
-def pairs(e: Experiment, devices: Sequence[Any], scale: float, room: Room) -> Iterator[Option]:
+def combined_changes(e: Experiment, devices: Sequence[Any], scale: float, room: MemoryBudget) -> Iterator[Option]:
     """A change, and with it the fewest microbatches that make it fit by estimate, then more."""
-    every = changes(e, len(devices))
+    every = config_changes(e, len(devices))
     for change, one in [*every, *_both(every, e)]:
         for n in microbatches(one, len(devices)):
             more = dataclasses.replace(one, accum_steps=n)
-            option = sized(f"{change} and accum_steps={n}", more, devices, scale)
+            option = make_option(f"{change} and accum_steps={n}", more, devices, scale)
             if option is not None and room.holds(option):
                 yield option
 
@@ -137,15 +141,17 @@ def _both(every: Sequence[tuple[str, Experiment]], e: Experiment) -> list[tuple[
     return [(f"model.remat='full', {c}", dataclasses.replace(t, model=remat[0].model)) for c, t in tables[-1:] if remat]
 
 
-def grown(found: StepPlan, e: Experiment, larger: Larger | None, room: Room) -> Iterator[Option]:
+def larger_topologies(
+    plan: StepPlan, e: Experiment, larger: LargerTopology | None, room: MemoryBudget
+) -> Iterator[Option]:
     """ZeRO 3 over more devices, twice as many each time, with the fewest microbatches that fit by estimate."""
     if larger is None:
         return
-    states = sum(size for part, size in found.parts.items() if part != "activations")
+    states = sum(size for part, size in plan.memory.items() if part != "activations")
     if e.model.body.remat not in (None, "full"):
         e = dataclasses.replace(e, model=e.model.with_body(remat="full"))
     for doubled in range(1, 12):
-        count = found.num_devices * 2**doubled
+        count = plan.num_devices * 2**doubled
         if e.data.batch_size % count:
             return
         if states / 2**doubled > room.device or (there := larger(count)) is None:
@@ -156,7 +162,7 @@ def grown(found: StepPlan, e: Experiment, larger: Larger | None, room: Room) -> 
         for n in (n for n in range(min(e.accum_steps, rows), rows + 1) if rows % n == 0):
             more = dataclasses.replace(one, accum_steps=n)
             change = f"{name} with sharding as ZERO3, accum_steps={n}, model.remat='full'"
-            option = sized(change, more, devices, 1 / 0.7)  # with space for what the compiler adds
+            option = make_option(change, more, devices, 1 / 0.7)  # with space for what the compiler adds
             if option is not None and room.holds(option):
                 yield option
                 break
@@ -171,16 +177,16 @@ def microbatches(e: Experiment, num_devices: int) -> list[int]:
 
 def same_tables(one: Sharding, other: Sharding) -> bool:
     """Whether both lay everything out alike, over the same mesh."""
-    tables = lambda s: [dict(getattr(s, field) or s.params) for field in TABLES] + [dict(s.activations)]
+    tables = lambda s: [s.state_rules, s.activations]
     return tables(one) == tables(other)
 
 
-def changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
+def config_changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
     """(what to write in the config, the experiment with it), but for microbatches."""
     sizes: Mapping[str, int] = e.sharding.mesh.sizes(num_devices)
-    found = []
+    changes = []
     if e.model.body.remat not in (None, "full"):
-        found.append(("model.remat='full'", dataclasses.replace(e, model=e.model.with_body(remat="full"))))
+        changes.append(("model.remat='full'", dataclasses.replace(e, model=e.model.with_body(remat="full"))))
     stages = {"optimizer": ZERO1, "gradients": ZERO2, "params": ZERO3}
     named: Any = e.sharding.mesh.dcn
     slices = dict(named)
@@ -188,10 +194,10 @@ def changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
     together = sizes["data"] * sizes["fsdp"] // copies
     slices |= {"data": copies} if copies > 1 else {}
     mesh = dataclasses.replace(e.sharding.mesh, data=copies, fsdp=together, dcn=slices)
-    changed = {field: dict(getattr(e.sharding, field) or e.sharding.params) for field in TABLES}
+    changed = {field: dict(rules) for field, rules in e.sharding.state_rules.items()}
     done: list[str] = []
     for number, (field, preset) in enumerate(stages.items(), 1):
-        if together == 1 or split(changed[field], e.sharding, {**sizes, "data": copies, "fsdp": together}) > 1:
+        if together == 1 or num_shards(changed[field], e.sharding, {**sizes, "data": copies, "fsdp": together}) > 1:
             continue
         changed[field]["embed"] = "fsdp"
         done.append(field)
@@ -199,11 +205,11 @@ def changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
         sharding = dataclasses.replace(e.sharding, mesh=mesh, **tables)
         over = f"data={copies}, fsdp={together}" if copies > 1 else f"fsdp={together}"
         name = f"ZERO{number}" if same_tables(sharding, preset) else f"'embed' on 'fsdp' in {', '.join(done)}"
-        found.append((f"sharding as {name}, {over}", dataclasses.replace(e, sharding=sharding)))
+        changes.append((f"sharding as {name}, {over}", dataclasses.replace(e, sharding=sharding)))
     if e.sharding.optimizer_memory == "device" and e.model.body.scan_layers:
         host = dataclasses.replace(e.sharding, optimizer_memory="host")
-        found.append(("sharding.optimizer_memory='host'", dataclasses.replace(e, sharding=host)))
+        changes.append(("sharding.optimizer_memory='host'", dataclasses.replace(e, sharding=host)))
     if e.sharding.optimizer_memory == "host":
         device = dataclasses.replace(e.sharding, optimizer_memory="device")
-        found.append(("sharding.optimizer_memory='device'", dataclasses.replace(e, sharding=device)))
-    return found
+        changes.append(("sharding.optimizer_memory='device'", dataclasses.replace(e, sharding=device)))
+    return changes

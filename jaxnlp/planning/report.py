@@ -8,7 +8,7 @@ from jaxnlp.planning.measured import Measured, Trace
 from jaxnlp.planning.planner import COMPUTE, MEMORY, StepPlan
 
 
-def report(plan: StepPlan) -> str:
+def format_plan(plan: StepPlan) -> str:
     """Memory, collectives and time, a table each; why it does not fit, and what would help, where it does not."""
     lines = [*_head(plan), "", *_memory(plan)]
     if not plan.fits:
@@ -18,7 +18,7 @@ def report(plan: StepPlan) -> str:
     return "\n".join([*lines, "", *_traffic(plan), "", *_time(plan)])
 
 
-def ranking(plans: Sequence[StepPlan]) -> str:
+def format_ranking(plans: Sequence[StepPlan]) -> str:
     """Plans that fit, as a table in the order given."""
     rows = [("", "tables", "memory", "step at best", "bound by", "communication", "MFU at most")]
     for place, one in enumerate(plans, 1):
@@ -27,11 +27,11 @@ def ranking(plans: Sequence[StepPlan]) -> str:
         mfu = "?" if one.mfu_ceiling is None else f"{one.mfu_ceiling:.0%}"
         links = sum(seconds for name, seconds in one.seconds.items() if name not in (COMPUTE, MEMORY))
         talk = "?" if any(row.seconds is None for row in one.traffic) else f"{links * 1e3:,.1f} ms"
-        rows.append((str(place), one.name, amount(one.compiled["peak"]), step, one.bound or "?", talk, mfu))
-    return "\n".join(aligned(rows))
+        rows.append((str(place), one.name, amount(one.compiled["peak"]), step, one.bottleneck or "?", talk, mfu))
+    return "\n".join(align_columns(rows))
 
 
-def beside(found: Measured, plan: StepPlan) -> str:
+def format_comparison(run: Measured, plan: StepPlan) -> str:
     """What a run measured, beside its plan's least times; a line for each class of operations that its trace has."""
     known = lambda value, text: "unknown" if value is None else text(value)
     ms, rate = (lambda s: f"{s * 1e3:,.2f} ms"), (lambda x: f"{x:,.0f}")
@@ -39,24 +39,24 @@ def beside(found: Measured, plan: StepPlan) -> str:
     best = plan.step_seconds
     tokens, each = (None, None) if best is None else (plan.tokens / best, plan.flops / plan.num_devices / best)
     rows = [
-        (f"median of {found.rows} rows of the log", "measured", "at best, by plan"),
-        ("  a step", ms(found.step_seconds), known(best, ms)),
-        ("  tokens a second", rate(found.tokens_per_second), known(tokens, rate)),
-        ("  arithmetic of a device", flops(found.flops), known(each, flops)),
-        ("  MFU", known(found.mfu, "{:.1%}".format), known(plan.mfu_ceiling, "{:.1%}".format)),
+        (f"median of {run.rows} rows of the log", "measured", "at best, by plan"),
+        ("  a step", ms(run.step_seconds), known(best, ms)),
+        ("  tokens a second", rate(run.tokens_per_second), known(tokens, rate)),
+        ("  arithmetic of a device", flops(run.flops), known(each, flops)),
+        ("  MFU", known(run.mfu, "{:.1%}".format), known(plan.mfu_ceiling, "{:.1%}".format)),
     ]
-    lines = aligned(rows)
+    lines = align_columns(rows)
     if best is not None:
-        lines.append(f"the step takes {found.step_seconds / best:.2f} times its least, which {plan.bound} bounds")
-    return "\n".join([*lines, "", *_traced(found.trace, plan)])
+        lines.append(f"the step takes {run.step_seconds / best:.2f} times its least, which {plan.bottleneck} bounds")
+    return "\n".join([*lines, "", *_traced(run.trace, plan)])
 
 
 def _traced(trace: Trace | None, plan: StepPlan) -> list[str]:
     if trace is None:
         return ["no trace: train with --profile_steps=10:15 to see what a step is made of"]
     links = sum(seconds for name, seconds in plan.seconds.items() if name not in (COMPUTE, MEMORY))
-    told = plan.traffic and all(row.seconds is not None for row in plan.traffic)
-    least = {MATMUL: plan.seconds.get(COMPUTE), COLLECTIVE: links if told or not plan.traffic else None}
+    known = plan.traffic and all(row.seconds is not None for row in plan.traffic)
+    least = {MATMUL: plan.seconds.get(COMPUTE), COLLECTIVE: links if known or not plan.traffic else None}
     least[OTHER] = plan.seconds.get(MEMORY)
     whole = sum(trace.by_class.values())
     label = f"trace of {trace.steps} steps, of {trace.step_seconds * 1e3:,.2f} ms"
@@ -65,13 +65,13 @@ def _traced(trace: Trace | None, plan: StepPlan) -> list[str]:
         best = least[kind]
         planned = "unknown" if best is None else f"{best * 1e3:,.2f} ms"
         rows.append((f"  {kind}", f"{seconds * 1e3:,.2f} ms", f"{seconds / whole:.1%}", planned))
-    lines = aligned(rows)
+    lines = align_columns(rows)
     lines.append("beside matrix products the plan's compute, beside other operations all its memory traffic")
     longest = ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in trace.longest.items())
     return [*lines, f"longest: {longest}"]
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells as lines, numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     right = [all(row[i][:1].isdigit() or row[i] in ("", "?", "-") for row in rows[1:]) for i in range(len(widths))]
@@ -96,27 +96,27 @@ def _head(plan: StepPlan) -> list[str]:
 def _memory(plan: StepPlan) -> list[str]:
     count = plan.parameters
     rows = [("memory on each device", "bytes", "a parameter")]
-    rows += [(f"  {part}", amount(size), f"{size / count:.3f}") for part, size in plan.parts.items()]
-    there = [(f"  in the host's memory: {part}", size) for part, size in plan.host.items()]
+    rows += [(f"  {part}", amount(size), f"{size / count:.3f}") for part, size in plan.memory.items()]
+    there = [(f"  in the host's memory: {part}", size) for part, size in plan.host_memory.items()]
     rows += [(name, amount(size), f"{size / count:.3f}") for name, size in there]
-    if plan.host_bytes and plan.host_limit is not None:
-        rows.append(("  in the host's memory there is", amount(plan.host_limit), "-"))
-    states = sum(size for part, size in plan.parts.items() if part != "activations")
-    per = "+".join(f"{plan.theory[f'{name} bytes']:g}" for name in ("weight", "gradient", "optimizer"))
-    formula = f"  ZeRO's formula, stage {plan.theory['stage']:g}, {per}"
+    if plan.host_bytes and plan.host_memory_limit is not None:
+        rows.append(("  in the host's memory there is", amount(plan.host_memory_limit), "-"))
+    states = sum(size for part, size in plan.memory.items() if part != "activations")
+    per = "+".join(f"{plan.zero_formula[f'{name} bytes']:g}" for name in ("weight", "gradient", "optimizer"))
+    formula = f"  ZeRO's formula, stage {plan.zero_formula['stage']:g}, {per}"
     rows.append(("  states, all but activations", amount(states), f"{states / count:.3f}"))
-    rows.append((formula, amount(plan.theory["bytes"]), f"{plan.theory['bytes'] / count:.3f}"))
+    rows.append((formula, amount(plan.zero_formula["bytes"]), f"{plan.zero_formula['bytes'] / count:.3f}"))
     if plan.compiled is not None:
         rows += [
             (f"  compiled: {part}", amount(size), f"{size / count:.3f}")
             for part, size in plan.compiled.items()
             if size or part == "peak"
         ]
-    if plan.limit is not None:
-        rows.append(("  there is", amount(plan.limit), "-"))
-    lines = aligned(rows)
-    if plan.compiled is not None and plan.limit is not None:
-        lines.append(f"  {plan.compiled['peak'] / plan.limit:.0%} of it is taken")
+    if plan.device_memory_limit is not None:
+        rows.append(("  there is", amount(plan.device_memory_limit), "-"))
+    lines = align_columns(rows)
+    if plan.compiled is not None and plan.device_memory_limit is not None:
+        lines.append(f"  {plan.compiled['peak'] / plan.device_memory_limit:.0%} of it is taken")
     return lines
 
 
@@ -127,7 +127,7 @@ def _traffic(plan: StepPlan) -> list[str]:
     for one in plan.traffic:
         seconds = "?" if one.seconds is None else f"{one.seconds * 1e3:,.2f} ms"
         rows.append((one.kind, "+".join(one.axes) or "-", one.network, f"{one.count:,}", amount(one.bytes), seconds))
-    return [*aligned(rows), *plan.notes]
+    return [*align_columns(rows), *plan.notes]
 
 
 def _time(plan: StepPlan) -> list[str]:
@@ -135,11 +135,11 @@ def _time(plan: StepPlan) -> list[str]:
         return [f"time: unknown ({plan.peak_source})"]
     rows = [("time of a step, at best", "", "")]
     for name, seconds in sorted(plan.seconds.items(), key=lambda item: -item[1]):
-        rows.append((f"  {name}", f"{seconds * 1e3:,.2f} ms", "bounds" if name == plan.bound else ""))
-    lines = [*aligned(rows), f"peak: {plan.peak_source}"]
-    if plan.executed:
+        rows.append((f"  {name}", f"{seconds * 1e3:,.2f} ms", "bounds" if name == plan.bottleneck else ""))
+    lines = [*align_columns(rows), f"peak: {plan.peak_source}"]
+    if plan.executed_flops:
         idle = f", and a pipeline's idle ticks ({plan.bubble:.1%})" if plan.bubble else ""
-        ratio = f"compute is {plan.executed / plan.flops:.2f}x the model's operations, as traced"
+        ratio = f"compute is {plan.executed_flops / plan.flops:.2f}x the model's operations, as traced"
         lines.append(f"{ratio}: what the backward pass computes again{idle} included")
     if plan.mfu_ceiling is not None:
         rate = plan.tokens / plan.step_seconds

@@ -9,8 +9,8 @@ from typing import Any
 from jaxnlp.errors import UserError
 from jaxnlp.figures.parallelism import amount
 from jaxnlp.nn.ring import Ring
-from jaxnlp.planning.network import where
-from jaxnlp.planning.planner import REFUSALS, StepPlan, outline, plan
+from jaxnlp.planning.network import link_group
+from jaxnlp.planning.planner import PLAN_ERRORS, StepPlan, estimate_step, plan_step
 from jaxnlp.sharding.mesh import MeshConfig, tpu_slices
 from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB
 from jaxnlp.sharding.presets import DDP, DP_PP_TP, PP, TP, TP_SP, ZERO1, ZERO2, ZERO3
@@ -26,7 +26,7 @@ ZERO3_TP = Sharding(params=SPLIT, gradients=SPLIT, optimizer=SPLIT)
 TURNS = (8, 4, 2, 1)  # microbatches of a pipeline, for each stage: the more, the smaller the bubble
 
 
-def tables(experiment: Experiment, devices: Sequence[Any]) -> Iterator[tuple[str, Sharding]]:
+def candidate_shardings(experiment: Experiment, devices: Sequence[Any]) -> Iterator[tuple[str, Sharding]]:
     """(name, tables over a mesh): the config's own first, then the presets, at each width of what has one.
 
     ZeRO 3 over one side of the torus too, and copies of that over the others: a reduce-scatter over several sides is
@@ -36,37 +36,37 @@ def tables(experiment: Experiment, devices: Sequence[Any]) -> Iterator[tuple[str
     """
     count = tpu_slices(devices)
     yield "config", experiment.sharding
-    for name, sharding in presets(experiment, devices, len(devices) // count):
+    for name, sharding in preset_shardings(experiment, devices, len(devices) // count):
         if count > 1:
             mesh = dataclasses.replace(sharding.mesh, data=sharding.mesh.data * count, dcn={"data": count})
             name, sharding = f"{name} on each of {count} slices", dataclasses.replace(sharding, mesh=mesh)
         yield name, sharding
 
 
-def presets(experiment: Experiment, devices: Sequence[Any], n: int) -> Iterator[tuple[str, Sharding]]:
+def preset_shardings(experiment: Experiment, devices: Sequence[Any], n: int) -> Iterator[tuple[str, Sharding]]:
     """(name, tables over a mesh) of the presets over n devices."""
-    yield named("DDP", DDP, data=n)
+    yield preset_over_mesh("DDP", DDP, data=n)
     for name, preset in (("ZERO1", ZERO1), ("ZERO2", ZERO2), ("ZERO3", ZERO3)):
-        yield named(name, preset, fsdp=n)
+        yield preset_over_mesh(name, preset, fsdp=n)
     if devices[0].platform == "tpu":
         side = max(max(d.coords) + 1 for d in devices)
     else:
-        side = n // len(set(map(where, devices)))
+        side = n // len(set(map(link_group, devices)))
     if 1 < side < n and n % side == 0:
-        yield named("ZERO3", ZERO3, data=n // side, fsdp=side)
+        yield preset_over_mesh("ZERO3", ZERO3, data=n // side, fsdp=side)
     widths = [width for width in WIDTHS if n % width == 0]
     for name, preset in (("TP", TP), ("TP_SP", TP_SP)):
         for width in widths:
-            yield named(name, preset, data=n // width, tensor=width)
+            yield preset_over_mesh(name, preset, data=n // width, tensor=width)
     for width in (width for width in widths if width < n):
-        yield named("ZERO3+TP", ZERO3_TP, fsdp=n // width, tensor=width)
+        yield preset_over_mesh("ZERO3+TP", ZERO3_TP, fsdp=n // width, tensor=width)
     if isinstance(experiment.model.body.attention, Ring):
         for width in widths:
-            yield named("ZERO3", ZERO3, fsdp=n // width, sequence=width)
-    yield from pipelines(experiment, n)
+            yield preset_over_mesh("ZERO3", ZERO3, fsdp=n // width, sequence=width)
+    yield from pipeline_shardings(experiment, n)
 
 
-def pipelines(experiment: Experiment, n: int) -> Iterator[tuple[str, Sharding]]:
+def pipeline_shardings(experiment: Experiment, n: int) -> Iterator[tuple[str, Sharding]]:
     """Stages that divide the layers, with each schedule that can cut them; and with tensor parallelism."""
     model = experiment.model.body
     layers = 0 if model.scan_layers is None else model.num_layers
@@ -75,14 +75,16 @@ def pipelines(experiment: Experiment, n: int) -> Iterator[tuple[str, Sharding]]:
     for stages in (p for p in STAGES if n % p == 0 and layers and layers % p == 0):
         for schedule in schedules:
             if layers % (stages * schedule.virtual_stages) == 0:
-                name, sharding = named("PP", PP, data=n // stages, stage=stages)
+                name, sharding = preset_over_mesh("PP", PP, data=n // stages, stage=stages)
                 yield f"{name} {type(schedule).__name__}", dataclasses.replace(sharding, pipeline=schedule)
                 for width in (w for w in WIDTHS if n % (stages * w) == 0):
-                    name, sharding = named("DP_PP_TP", DP_PP_TP, data=n // stages // width, stage=stages, tensor=width)
+                    name, sharding = preset_over_mesh(
+                        "DP_PP_TP", DP_PP_TP, data=n // stages // width, stage=stages, tensor=width
+                    )
                     yield f"{name} {type(schedule).__name__}", dataclasses.replace(sharding, pipeline=schedule)
 
 
-def named(name: str, preset: Sharding, **sizes: int) -> tuple[str, Sharding]:
+def preset_over_mesh(name: str, preset: Sharding, **sizes: int) -> tuple[str, Sharding]:
     """A preset over a mesh, and both in words."""
     sizes = {axis: size for axis, size in sizes.items() if size > 1}
     return f"{name} {' '.join(f'{axis}={size}' for axis, size in sizes.items())}".strip(), preset.over(**sizes)
@@ -111,7 +113,7 @@ def search(
     Raises:
         UserError: no table of such a name; none that can be laid out over these devices.
     """
-    found, seen, every = [], [], list(tables(experiment, devices))
+    fitting, seen, every = [], [], list(candidate_shardings(experiment, devices))
     laid_out, refusal = 0, ""
     wanted = [(name, table) for name, table in every if not only or name.startswith(tuple(only))]
     if not wanted:
@@ -130,30 +132,30 @@ def search(
         if same in seen:
             continue
         seen.append(same)
-        for e, title in tries(experiment, sharding, sizes, name):
+        for e, title in with_microbatches(experiment, sharding, sizes, name):
             try:
                 e.check()
                 with busy(title):
-                    one = attempt(e, devices, title)
-            except REFUSALS as error:
-                told = f"{title}: {str(error).splitlines()[0][:300]}"
-                refusal = refusal or told
-                tell(told)
+                    one = try_plan(e, devices, title)
+            except PLAN_ERRORS as error:
+                message = f"{title}: {str(error).splitlines()[0][:300]}"
+                refusal = refusal or message
+                tell(message)
                 break
             laid_out += 1
-            tell(f"{title}: {one.problem or spoken(one)}")
+            tell(f"{title}: {one.problem or describe_plan(one)}")
             if one.fits:
-                found.append(one)
-            if one.fits or not one.needed:  # its states alone
+                fitting.append(one)
+            if one.fits or not one.required_bytes:  # its states alone
                 break
     if not laid_out:
         raise UserError(
             f"--search: none of {len(wanted)} tables can be laid out over {len(devices)} devices; {refusal}"
         )
-    return sorted(found, key=lambda p: (p.step_seconds or 0.0, sum(p.seconds.values())))
+    return sorted(fitting, key=lambda p: (p.step_seconds or 0.0, sum(p.seconds.values())))
 
 
-def tries(
+def with_microbatches(
     experiment: Experiment, sharding: Sharding, sizes: dict[str, int], name: str
 ) -> Iterator[tuple[Experiment, str]]:
     """Experiments with a table, and what each is called, by numbers of microbatches."""
@@ -169,20 +171,20 @@ def tries(
         yield dataclasses.replace(e, accum_steps=count), f"{name}, accum_steps={count}"
 
 
-def attempt(experiment: Experiment, devices: Sequence[Any], title: str) -> StepPlan:
+def try_plan(experiment: Experiment, devices: Sequence[Any], title: str) -> StepPlan:
     """The plan; not compiled where states alone are far beyond the memory."""
-    guess = outline(build(experiment, devices), title)
-    states = sum(size for part, size in guess.parts.items() if part not in ("activations", "gradients"))
-    if guess.limit is not None and states > guess.limit:
+    guess = estimate_step(build(experiment, devices), title)
+    states = sum(size for part, size in guess.memory.items() if part not in ("activations", "gradients"))
+    if guess.device_memory_limit is not None and states > guess.device_memory_limit:
         problem = f"does not fit: parameters and optimizer state alone are {amount(states)}"
         return dataclasses.replace(guess, problem=problem)
-    return plan(experiment, devices, title)
+    return plan_step(experiment, devices, title)
 
 
-def spoken(one: StepPlan) -> str:
+def describe_plan(one: StepPlan) -> str:
     """A plan in a line."""
     assert one.compiled is not None
     memory = f"{amount(one.compiled['peak'])} on each device"
     if one.step_seconds is None:
         return f"fits, {memory}"
-    return f"fits, {memory}; {one.step_seconds * 1e3:,.1f} ms a step at best, bound by {one.bound}"
+    return f"fits, {memory}; {one.step_seconds * 1e3:,.1f} ms a step at best, bound by {one.bottleneck}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxnlp.errors import UserError
 
-NAME = re.compile(r"(?:(\d+)\*)?(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+)*)$")
+TOPOLOGY_NAME = re.compile(r"(?:(\d+)\*)?(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+)*)$")
 EXAMPLES = "v5e:4x4, v6e:16x16, v4:4x4x4, v5p:8x8x8, tpu7x:4x4x4, 2*v5e:16x16 (two slices), v5e:1 (one chip) or local"
 THREE_D = ("v4", "v5p", "tpu7x")
 ENVIRONMENT = {
@@ -28,7 +28,7 @@ ENVIRONMENT = {
 }
 
 
-def devices(name: str) -> list[Any]:
+def topology_devices(name: str) -> list[Any]:
     """The devices of a topology. Before anything has asked JAX for its own, or these cannot be had.
 
     Args:
@@ -41,26 +41,26 @@ def devices(name: str) -> list[Any]:
 
     if name == "local":
         return jax.devices()
-    found = NAME.match(name)
-    if not found:
+    match = TOPOLOGY_NAME.match(name)
+    if not match:
         raise UserError(f"--topology={name}: no such topology; expected one as {EXAMPLES}")
-    slices, family, shape = int(found[1] or 1), found[2], found[3]
+    slices, family, shape = int(match[1] or 1), match[2], match[3]
     one = set(shape.split("x")) == {"1"}  # libtpu has no topology of one chip
     asked = ("2x2x1" if family in THREE_D else "2x2") if one else shape
     if (asked.count("x") == 2) != (family in THREE_D) or (one and slices > 1):
         raise UserError(f"--topology={name}: {family} has {3 if family in THREE_D else 2} dimensions; as {EXAMPLES}")
-    library()
+    find_libtpu()
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # without a TPU a stored program cannot be read back
-    given: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if family in THREE_D:
-        given["wrap"] = tuple(size != "1" for size in asked.split("x"))
+        options["wrap"] = tuple(size != "1" for size in asked.split("x"))
     from jax.experimental import topologies
 
     try:
-        of = list(topologies.get_topology_desc(f"{family}:{asked}", platform="tpu", **given).devices)
+        of = list(topologies.get_topology_desc(f"{family}:{asked}", platform="tpu", **options).devices)
     except Exception as e:  # whatever the compiler's plugin makes of it
         reason = str(e).splitlines()[0][:200]
         raise UserError(
@@ -69,20 +69,20 @@ def devices(name: str) -> list[Any]:
     return of[: 2 if family == "tpu7x" else 1] if one else of
 
 
-def larger(name: str) -> Callable[[int], tuple[str, list[Any]] | None] | None:
+def larger_topology(name: str) -> Callable[[int], tuple[str, list[Any]] | None] | None:
     """Of a TPU topology, a function from a number of devices to (`--topology=...` of so many chips, its devices)."""
-    found = NAME.match(name)
-    if not found:
+    match = TOPOLOGY_NAME.match(name)
+    if not match:
         return None
 
     def of(count: int) -> tuple[str, list[Any]] | None:
-        named = of_size(found[2], count)
-        return None if named is None else (f"--topology={named}", devices(named))
+        named = topology_of_size(match[2], count)
+        return None if named is None else (f"--topology={named}", topology_devices(named))
 
     return of
 
 
-def of_size(family: str, count: int) -> str | None:
+def topology_of_size(family: str, count: int) -> str | None:
     """The name of a TPU topology of so many devices, a power of two of at least four; None if there is none."""
     chips = count // 2 if family == "tpu7x" else count
     if chips < 4 or chips & (chips - 1):
@@ -97,7 +97,7 @@ def of_size(family: str, count: int) -> str | None:
     return f"{family}:{'x'.join(str(2**side) for side in sides)}"
 
 
-def library() -> str:
+def find_libtpu() -> str:
     """Finds libtpu and tells JAX, by TPU_LIBRARY_PATH; its path.
 
     Where TPU_LIBRARY_PATH says; or installed; or in the folder `tpu` of the environment, where `make tpu` puts it.
@@ -107,10 +107,10 @@ def library() -> str:
     """
     jax_version = importlib.metadata.version("jax")
     remedy = f'get it with `make tpu`, or `pip install "jax[tpu]=={jax_version}"`'
-    if given := os.environ.get("TPU_LIBRARY_PATH"):
-        path = pathlib.Path(given)
+    if configured := os.environ.get("TPU_LIBRARY_PATH"):
+        path = pathlib.Path(configured)
         if not path.is_file():
-            raise UserError(f"TPU_LIBRARY_PATH={given}: no such file; unset it, or {remedy}")
+            raise UserError(f"TPU_LIBRARY_PATH={configured}: no such file; unset it, or {remedy}")
     else:
         spec = importlib.util.find_spec("libtpu")
         folders = [pathlib.Path(f) for f in (spec.submodule_search_locations or () if spec else ())]
@@ -118,22 +118,22 @@ def library() -> str:
         path = next((f / "libtpu.so" for f in folders if (f / "libtpu.so").is_file()), None)
         if path is None:
             raise UserError(f"libtpu, the TPU's compiler, is not installed; {remedy}")
-    have, need = version(path), pinned()
+    have, need = libtpu_version(path), required_libtpu()
     if have and need and not re.fullmatch(re.escape(need).replace(r"\*", ".*"), have):
         raise UserError(f"libtpu {have} ({path}) is not what jax {jax_version} needs, {need}; {remedy}")
     os.environ["TPU_LIBRARY_PATH"] = str(path)
     return str(path)
 
 
-def version(path: pathlib.Path) -> str | None:
+def libtpu_version(path: pathlib.Path) -> str | None:
     """Of a libtpu.so, by the metadata that lies beside its package; None if there is none."""
     names = (folder.name for folder in path.resolve().parent.parent.glob("libtpu-*.dist-info"))
     return next((name.removeprefix("libtpu-").removesuffix(".dist-info") for name in names), None)
 
 
-def pinned() -> str | None:
+def required_libtpu() -> str | None:
     """The version of libtpu that `jax[tpu]` requires, as "0.0.42.*"."""
     for requirement in importlib.metadata.requires("jax") or ():
-        if found := re.match(r"libtpu\s*==\s*([\d.*]+)", requirement):
-            return found[1]
+        if match := re.match(r"libtpu\s*==\s*([\d.*]+)", requirement):
+            return match[1]
     return None

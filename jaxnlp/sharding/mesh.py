@@ -10,6 +10,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from jaxnlp.config import field_values
 from jaxnlp.errors import FieldError, UserError
 
 AXES = ("data", "stage", "fsdp", "sequence", "tensor")
@@ -43,7 +44,7 @@ class MeshConfig:
         return dict(cast(Mapping[str, int], self.dcn))
 
     def check(self) -> None:
-        sizes = {axis: getattr(self, axis) for axis in AXES}
+        sizes = field_values(self, *AXES)
         for axis, size in sizes.items():
             if size < 1 and size != -1:
                 raise FieldError(axis, size, "expected a positive number of devices, or -1 for those left over")
@@ -60,15 +61,15 @@ class MeshConfig:
 
     def sizes(self, num_devices: int) -> dict[str, int]:
         """Size of each axis over `num_devices`. Raises UserError if they do not multiply to it."""
-        sizes = {axis: getattr(self, axis) for axis in AXES}
+        sizes = field_values(self, *AXES)
         fixed = math.prod(size for size in sizes.values() if size != -1)
         open_ = -1 in sizes.values()
         for axis, size in sizes.items():
             if size == -1:
                 sizes[axis] = num_devices // fixed
         if math.prod(sizes.values()) != num_devices:
-            given = {axis: getattr(self, axis) for axis in AXES}
-            axes = ", ".join(f"{axis}={size}" for axis, size in given.items() if size != 1) or "data=1"
+            configured = field_values(self, *AXES)
+            axes = ", ".join(f"{axis}={size}" for axis, size in configured.items() if size != 1) or "data=1"
             takes = f"a multiple of {fixed}" if open_ else str(fixed)
             raise UserError(
                 f"sharding.mesh: {axes} takes {takes} devices and there are {num_devices}; "
@@ -102,9 +103,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(order, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def slice_index(device: Any) -> int | None:
+    """The number of a device's TPU slice, or of its host; None where JAX's backend has no such number."""
+    return getattr(device, "slice_index", None)  # an attribute of JAX's devices on some backends only
+
+
 def tpu_slices(devices: Sequence[Any]) -> int:
     """On how many TPU slices the devices lie; 1 of others."""
-    return len({getattr(d, "slice_index", 0) for d in devices}) if devices[0].platform == "tpu" else 1
+    return len({slice_index(d) for d in devices}) if devices[0].platform == "tpu" else 1
 
 
 def _order(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
@@ -118,7 +124,7 @@ def _hybrid(shape: tuple[int, ...], slices: tuple[int, ...], devices: Sequence[A
     for axis, size, parts in zip(AXES, shape, slices, strict=True):
         if size % parts:
             raise UserError(f"sharding.mesh: dcn[{axis!r}]={parts} does not divide {axis}={size}")
-    named = {getattr(d, "slice_index", None) for d in devices}  # of CPUs all the same: each process is a slice
+    named = {slice_index(d) for d in devices}  # of CPUs all the same: each process is a slice
     by_process = None in named or (devices[0].platform != "tpu" and len(named) == 1)
     of = (lambda d: d.process_index) if by_process else (lambda d: d.slice_index)
     there, wanted = len({of(d) for d in devices}), math.prod(slices)

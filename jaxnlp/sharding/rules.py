@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnlp.config import field_values
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.sharding.mesh import AXES, MeshConfig
 from jaxnlp.sharding.pipeline import named_schedule
@@ -92,6 +93,15 @@ class Sharding:
         keep = {name: tuple(a for a in as_tuple(axes) if a not in batch) for name, axes in self.params.items()}
         return {name: axes[0] if len(axes) == 1 else (axes or None) for name, axes in keep.items()}
 
+    @property
+    def state_rules(self) -> dict[str, Rules]:
+        """Rules of the parameters, gradients and optimizer state, where None is resolved to the rules of parameters."""
+        return {
+            "params": self.params,
+            "gradients": self.params if self.gradients is None else self.gradients,
+            "optimizer": self.params if self.optimizer is None else self.optimizer,
+        }
+
     def check(self) -> None:
         if self.mesh.stage != 1 and self.pipeline is None:
             raise FieldError("pipeline", None, f"mesh.stage={self.mesh.stage} needs a schedule, as 'gpipe' or '1f1b'")
@@ -102,8 +112,8 @@ class Sharding:
             named_schedule(self.pipeline)
         if self.optimizer_memory not in MEMORIES:
             raise FieldError("optimizer_memory", self.optimizer_memory, f"expected one of {', '.join(MEMORIES)}")
-        for field in ("params", "gradients", "optimizer", "activations"):
-            for logical, axes in (getattr(self, field) or {}).items():
+        for field, rules in field_values(self, "params", "gradients", "optimizer", "activations").items():
+            for logical, axes in (rules or {}).items():
                 for axis in as_tuple(axes):
                     if axis not in AXES:
                         raise FieldError(

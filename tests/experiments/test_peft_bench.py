@@ -13,7 +13,7 @@ from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.errors import UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.planning.planner import batch
+from jaxnlp.planning.planner import step_batch
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
 from tests.entry import run
@@ -108,6 +108,6 @@ def test_a_compiled_lora_step_has_no_result_of_the_shape_of_a_kernel():
     data, found = DataConfig(seq_len=8, batch_size=2), {}
     for name, tuning in (("LoRA", LoRA(rank=2, targets=("query", "value", "up", "down"))), ("full", None)):
         program = build(Experiment(model=model, data=data, peft=tuning), jax.devices()[:1])
-        text = program.step.lower(program.abstract, batch(program)).compile().as_text()
+        text = program.step.lower(program.abstract, step_batch(program)).compile().as_text()
         found[name] = weight_gradients(text, {(3, 12, 48), (3, 48, 12)})
     assert found["LoRA"] == 0 < found["full"]

@@ -7,7 +7,7 @@ import pytest
 
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.models.gpt import GPTConfig
-from jaxnlp.planning.activation_memory import activations
+from jaxnlp.planning.activation_memory import saved_activation_bytes
 from jaxnlp.sharding.pipeline import Circular, OneFOneB
 from jaxnlp.sharding.presets import DDP, PP, TP, TP_SP, ZERO3
 from jaxnlp.training.experiment import Experiment
@@ -21,7 +21,7 @@ def kept(sharding, accum_steps: int = 1, **fields) -> int:
     model = dataclasses.replace(MODEL, **fields)
     data = DataConfig(seq_len=64, batch_size=32)
     e = Experiment(model=model, data=data, sharding=sharding, accum_steps=accum_steps)
-    return activations(build(e, jax.devices()[:8]))[0]
+    return saved_activation_bytes(build(e, jax.devices()[:8]))[0]
 
 
 def test_what_splits_the_batch_divides():

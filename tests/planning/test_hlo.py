@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxnlp.planning import hlo
-from jaxnlp.planning.hlo import Collective, collectives, groups
+from jaxnlp.planning.hlo import Collective, collectives, replica_groups
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -70,7 +70,7 @@ def test_one_device_communicates_nothing():
     ],
 )
 def test_every_form_of_groups(printed, wanted):
-    assert groups(printed) == wanted
+    assert replica_groups(printed) == wanted
 
 
 def program(entry: str, *computations: str) -> str:

@@ -9,9 +9,17 @@ import pytest
 
 from jaxnlp import config as configs
 from jaxnlp.planning import hlo
-from jaxnlp.planning.measured import Measured, Trace, class_of, measured, newest_trace, operations, stacked_text
+from jaxnlp.planning.measured import (
+    Measured,
+    Trace,
+    measure_run,
+    multi_step_program_text,
+    newest_trace,
+    operation_class,
+    step_operations,
+)
 from jaxnlp.planning.planner import StepPlan
-from jaxnlp.planning.report import beside
+from jaxnlp.planning.report import format_comparison
 from tests.entry import ROOT, run
 
 PLAN = StepPlan(
@@ -22,10 +30,10 @@ PLAN = StepPlan(
     parameters=10,
     tokens=1000,
     accum_steps=1,
-    parts={},
-    host={},
-    theory={},
-    limit=None,
+    memory={},
+    host_memory={},
+    zero_formula={},
+    device_memory_limit=None,
     flops=4e12,
     peak_flops=2e14,
     peak_source="",
@@ -40,7 +48,7 @@ def test_the_log_gives_the_step_and_its_arithmetic(tmp_path):
     ]
     rows += [{"step": 3, "kind": "validation", "tokens_per_second": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = measured(tmp_path, PLAN, {})
+    found = measure_run(tmp_path, PLAN, {})
     assert (found.rows, found.step_seconds, found.tokens_per_second, found.mfu, found.trace) == (
         3,
         0.05,
@@ -49,10 +57,12 @@ def test_the_log_gives_the_step_and_its_arithmetic(tmp_path):
         None,
     )
     assert found.flops == 4e12 / 2 / 0.05
-    text = beside(found, PLAN)
+    text = format_comparison(found, PLAN)
     assert "50.00 ms" in text and "20.00 ms" in text and "no trace: train with --profile_steps" in text
     assert "takes 2.50 times its least, which ICI data bounds" in text
-    unknown = beside(dataclasses.replace(found, mfu=None), dataclasses.replace(PLAN, seconds={}, peak_flops=None))
+    unknown = format_comparison(
+        dataclasses.replace(found, mfu=None), dataclasses.replace(PLAN, seconds={}, peak_flops=None)
+    )
     assert unknown.count("unknown") == 5
 
 
@@ -64,7 +74,7 @@ def test_a_trace_is_told_by_class():
         dict(zip(("matrix products", "collectives", "other operations"), (0.02, 0.01, 0.01), strict=True)),
         {"dot.1": 0.02},
     )
-    text = beside(Measured(3, 0.05, 2e4, 4e13, None, trace), PLAN)
+    text = format_comparison(Measured(3, 0.05, 2e4, 4e13, None, trace), PLAN)
     lines = {line.split("  ")[1].strip(): line for line in text.splitlines() if line.startswith("  ")}
     assert (
         "20.00 ms" in lines["matrix products"]
@@ -96,18 +106,21 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 
 def test_an_instruction_is_what_is_in_it():
-    found = hlo.classes(TEXT)
+    found = hlo.instruction_classes(TEXT)
     assert found["fusion.2"] == found["c.6"] == hlo.MATMUL
     assert found["ar.3"] == found["ar.4"] == hlo.COLLECTIVE
     assert found["w.5"] == hlo.LOOP and found["a.7"] == hlo.OTHER
-    assert class_of("fusion.2", "", found) == hlo.MATMUL
+    assert operation_class("fusion.2", "", found) == hlo.MATMUL
     # Not of this program: by name, and by a TPU's category.
     assert (
-        class_of("gemm_fusion_dot.7", "", {}) == hlo.MATMUL
-        and class_of("fusion.9", "convolution fusion", {}) == hlo.MATMUL
+        operation_class("gemm_fusion_dot.7", "", {}) == hlo.MATMUL
+        and operation_class("fusion.9", "convolution fusion", {}) == hlo.MATMUL
     )
-    assert class_of("all-gather-start.1", "", {}) == hlo.COLLECTIVE and class_of("convert_fusion", "", {}) == hlo.OTHER
-    assert class_of("while.3", "", {}) == hlo.LOOP
+    assert (
+        operation_class("all-gather-start.1", "", {}) == hlo.COLLECTIVE
+        and operation_class("convert_fusion", "", {}) == hlo.OTHER
+    )
+    assert operation_class("while.3", "", {}) == hlo.LOOP
 
 
 def event(name, start=0.0, took=5.0, **stats):
@@ -146,7 +159,7 @@ def plane(name, **lines):
 )
 def test_operations_of_each_kind_of_device(where, line, shown, wanted):
     data = SimpleNamespace(planes=[plane(where, **{line: [shown]})])
-    found = [(device, name, category) for device, name, _, _, category in operations(data)]
+    found = [(device, name, category) for device, name, _, _, category in step_operations(data)]
     assert found == ([] if wanted is None else [wanted])
 
 
@@ -154,7 +167,7 @@ def test_a_tpus_operations_are_those_of_the_step_alone():
     modules = [event("jit_step(12)", 0, 10), event("jit_eval_step(7)", 10, 10), event("jit_step(12)", 20, 10)]
     ops = [event(f"%fusion.{i} = f32[8] fusion(%a)", start, 2) for i, start in enumerate((0, 8, 10, 18, 20, 28, 30))]
     chip = plane("/device:TPU:0", **{"XLA Modules": modules, "XLA Ops": ops})
-    found = [name for _, name, *_ in operations(SimpleNamespace(planes=[chip]))]
+    found = [name for _, name, *_ in step_operations(SimpleNamespace(planes=[chip]))]
     assert found == ["fusion.0", "fusion.1", "fusion.4", "fusion.5"]
 
 
@@ -195,8 +208,8 @@ def test_a_run_of_two_steps_a_call(tmp_path):
     # An evaluation between the two calls is another program; so every operation is one of the step's.
     e = configs.load_json(tmp_path / "config.json")
     (file,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
-    seen = {name for _, name, *_ in operations(jax.profiler.ProfileData.from_file(str(file)))}
-    assert seen and seen <= set(hlo.classes(stacked_text(e, jax.devices()[:1])))
+    seen = {name for _, name, *_ in step_operations(jax.profiler.ProfileData.from_file(str(file)))}
+    assert seen and seen <= set(hlo.instruction_classes(multi_step_program_text(e, jax.devices()[:1])))
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ def seconds(kind: str, members, shape, slices: int = 1):
     grid = [Fake(place, s) for s in range(slices) for place in places]
     chip = chip_of(grid[0])
     assert chip is not None and chip.name == "v5e"
-    over, _, time = network.wire(Collective(kind, members, 10**9, 1), meshed(grid), chip)
+    over, _, time = network.transfer(Collective(kind, members, 10**9, 1), meshed(grid), chip)
     return over, time
 
 
@@ -39,7 +39,7 @@ def test_a_permute_sends_over_one_link():
     ring = tuple((i, (i + 1) % 16) for i in range(16))
     assert seconds("collective-permute", ring, (16, 16)) == ("ICI", pytest.approx(1 / 50))
     assert seconds("collective-permute", ((0, 17),), (16, 16)) == ("ICI", pytest.approx(1 / 50))
-    over, _, time = network.wire(Collective("collective-permute", ((0, 1),), 10**9, 1), meshed(gpus(1, 2)), H100)
+    over, _, time = network.transfer(Collective("collective-permute", ((0, 1),), 10**9, 1), meshed(gpus(1, 2)), H100)
     assert (over, time) == ("NVLink", pytest.approx(1 / 450))
 
 
@@ -55,13 +55,13 @@ def test_places_in_slices():
     # Two slices of two along the inner axis: 0 and 2 of the mesh's four are of one slice.
     mesh = meshed([Fake((i, 0, 0), s, 100_000 * (s + 1) + i) for i in range(2) for s in range(2)])
     within = Collective("all-reduce", ((0, 1),), 8, 1)
-    assert network.placed(within, mesh).members == ((0, 2),)
-    assert network.placed(dataclasses.replace(within, members=()), mesh).members == ((0, 2),)
+    assert network.with_mesh_positions(within, mesh).members == ((0, 2),)
+    assert network.with_mesh_positions(dataclasses.replace(within, members=()), mesh).members == ((0, 2),)
     across = Collective("all-reduce", ((100000, 200000), (100001, 200001)), 8, 1, between_slices=True)
-    assert network.placed(across, mesh).members == ((0, 1), (2, 3))
-    assert network.wire(network.placed(across, mesh), mesh, CHIPS[1])[:2] == ("DCN", 8.0)
+    assert network.with_mesh_positions(across, mesh).members == ((0, 1), (2, 3))
+    assert network.transfer(network.with_mesh_positions(across, mesh), mesh, CHIPS[1])[:2] == ("DCN", 8.0)
     everywhere = Collective("all-to-all", ((100000, 200000, 100001, 200001),), 8, 1, between_slices=True)
-    assert network.wire(network.placed(everywhere, mesh), mesh, CHIPS[1])[:2] == ("DCN", 4.0)
+    assert network.transfer(network.with_mesh_positions(everywhere, mesh), mesh, CHIPS[1])[:2] == ("DCN", 4.0)
 
 
 def test_hosts_of_gpus_talk_over_their_network_and_within_over_their_links():
@@ -69,19 +69,19 @@ def test_hosts_of_gpus_talk_over_their_network_and_within_over_their_links():
     within, across = (Collective("all-gather", rows, 10**9, 1) for rows in (((0, 1, 2, 3), (4, 5, 6, 7)), ((0, 4),)))
     everywhere = dataclasses.replace(within, members=())
     for op in (within, across, everywhere):
-        assert network.placed(op, mesh) == op  # a program for GPUs numbers all of them
-    assert network.wire(within, mesh, H100) == ("NVLink", 0.75e9, pytest.approx(0.75 / 450))
-    assert network.wire(across, mesh, H100) == ("DCN", 0.5e9, pytest.approx(0.5 / 50))
+        assert network.with_mesh_positions(op, mesh) == op  # a program for GPUs numbers all of them
+    assert network.transfer(within, mesh, H100) == ("NVLink", 0.75e9, pytest.approx(0.75 / 450))
+    assert network.transfer(across, mesh, H100) == ("DCN", 0.5e9, pytest.approx(0.5 / 50))
     # A quarter each crosses, of which there are two.
-    assert network.wire(everywhere, mesh, H100)[:2] == ("DCN", 0.5e9 / 4)
+    assert network.transfer(everywhere, mesh, H100)[:2] == ("DCN", 0.5e9 / 4)
     # Hosts that do not say which they are, as of CPUs, are told by their processes.
     named = [dataclasses.replace(gpu, slice_index=None, process_index=gpu.slice_index) for gpu in mesh.devices]
-    assert network.wire(across, meshed(named), H100)[0] == "DCN"
-    assert network.wire(within, meshed(named), H100)[0] == "NVLink"
+    assert network.transfer(across, meshed(named), H100)[0] == "DCN"
+    assert network.transfer(within, meshed(named), H100)[0] == "NVLink"
 
 
 def test_links_that_are_not_known_have_no_time():
     op = Collective("all-gather", (), 10**9, 1)
     for kind in ("NVIDIA H100 PCIe", "NVIDIA A100 80GB PCIe", "NVIDIA GB999"):
         devices = gpus(1, 4, kind)
-        assert network.wire(op, meshed(devices), chip_of(devices[0])) == ("links", 0.75e9, None)
+        assert network.transfer(op, meshed(devices), chip_of(devices[0])) == ("links", 0.75e9, None)

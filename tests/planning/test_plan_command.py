@@ -77,7 +77,7 @@ def test_a_shipped_config_fits_the_topology_it_names(tmp_path, config, topology,
     assert code == 0 and found["fits"], text
     assert found["num_devices"] == devices and found["parameters"] / 1e9 == pytest.approx(billions, abs=0.05)
     # With room for what full effort takes beyond the least: a quarter more, at most.
-    assert found["compiled"]["peak"] < 0.75 * found["limit"] and memory < 8 * GiB
+    assert found["compiled"]["peak"] < 0.75 * found["device_memory_limit"] and memory < 8 * GiB
     # Parameters and optimizer state, in bfloat16 and float32: 2 + 12 bytes over all chips, and the batch.
     assert found["compiled"]["arguments"] == pytest.approx(14 * found["parameters"] / devices, rel=0.03)
     assert {row["network"] for row in found["traffic"]} == {"ICI"}
@@ -99,7 +99,7 @@ def test_two_slices_talk_over_the_hosts_network(tmp_path):
     assert code == 0, text
     between = sum(row["bytes"] for row in found["traffic"] if row["network"] == "DCN")
     within = sum(row["bytes"] for row in found["traffic"] if row["network"] == "ICI")
-    gradients = found["parts"]["gradients"]
+    gradients = found["memory"]["gradients"]
     # Within a slice reduced, and the sum gathered: 2 (3/4); between the two a quarter each, if not small.
     assert gradients / 4 < between < gradients and within == pytest.approx(1.5 * gradients, rel=0.25)
     assert found["seconds"]["DCN data"] > found["seconds"]["ICI data"]

@@ -18,9 +18,9 @@ from jaxnlp.nn.ring import Ring
 from jaxnlp.optim import OptimConfig
 from jaxnlp.planning import planner, remedies
 from jaxnlp.planning import search as searching
-from jaxnlp.planning.planner import StepPlan, plan
-from jaxnlp.planning.remedies import advised, changes
-from jaxnlp.planning.report import ranking, report
+from jaxnlp.planning.planner import StepPlan, plan_step
+from jaxnlp.planning.remedies import config_changes, with_remedies
+from jaxnlp.planning.report import format_plan, format_ranking
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.presets import DDP, PP, TP, ZERO1, ZERO2, ZERO3
 from jaxnlp.training.experiment import Experiment
@@ -43,7 +43,7 @@ def experiment(sharding, **fields) -> Experiment:
 def plans() -> dict[str, StepPlan]:
     tables = {"DDP": DDP.over(data=8), "ZERO1": ZERO1.over(fsdp=8), "ZERO3": ZERO3.over(fsdp=8)}
     tables["TP"] = TP.over(data=2, tensor=4)
-    return {name: plan(experiment(table), jax.devices()[:DEVICES], name) for name, table in tables.items()}
+    return {name: plan_step(experiment(table), jax.devices()[:DEVICES], name) for name, table in tables.items()}
 
 
 def moved(found: StepPlan, *axes: str) -> float:
@@ -52,7 +52,7 @@ def moved(found: StepPlan, *axes: str) -> float:
 
 @pytest.mark.parametrize("name", ["DDP", "ZERO1", "ZERO3", "TP"])
 def test_arguments_are_the_parameters_and_the_optimizer_state(plans, name):
-    parts, compiled = plans[name].parts, plans[name].compiled
+    parts, compiled = plans[name].memory, plans[name].compiled
     batch = 5 * BATCH * LENGTH * 4 / (2 if name == "TP" else 8)
     assert compiled["arguments"] == pytest.approx(parts["parameters"] + parts["optimizer state"] + batch, abs=256)
     assert compiled["peak"] == sum(compiled[part] for part in ("arguments", "temporaries", "other outputs"))
@@ -61,10 +61,10 @@ def test_arguments_are_the_parameters_and_the_optimizer_state(plans, name):
 @pytest.mark.parametrize(("name", "stage", "each"), [("DDP", 0, 16), ("ZERO1", 1, 9), ("ZERO3", 3, 2)])
 def test_states_are_what_zeros_formula_says(plans, name, stage, each):
     found = plans[name]
-    states = sum(size for part, size in found.parts.items() if part != "activations")
-    assert found.theory["stage"] == stage
-    assert found.theory["bytes"] == each * found.parameters
-    assert states == pytest.approx(found.theory["bytes"], rel=0.1)  # norms and biases are not split
+    states = sum(size for part, size in found.memory.items() if part != "activations")
+    assert found.zero_formula["stage"] == stage
+    assert found.zero_formula["bytes"] == each * found.parameters
+    assert states == pytest.approx(found.zero_formula["bytes"], rel=0.1)  # norms and biases are not split
 
 
 def test_traffic_is_along_the_axes_of_the_table(plans):
@@ -76,13 +76,13 @@ def test_traffic_is_along_the_axes_of_the_table(plans):
     # Megatron: two all-reduces forward and two backward a layer; this backend does some in parts, and the rest beside.
     one = BATCH // 2 * LENGTH * 64 * 4 * 2 * 3 / 4
     assert 4 * LAYERS * one < moved(plans["TP"], "tensor") < 10 * LAYERS * one
-    gradients = plans["TP"].parts["gradients"] + 4 * 256 * 64 / 4
+    gradients = plans["TP"].memory["gradients"] + 4 * 256 * 64 / 4
     assert moved(plans["TP"], "data") == pytest.approx(gradients, rel=0.05) and not moved(plans["DDP"], "tensor")
 
 
 def test_the_report_has_every_table_and_json_every_number(plans):
     found = plans["TP"]
-    text = report(found)
+    text = format_plan(found)
     for words in (
         "mesh data=2 x tensor=4",
         "optimizer state",
@@ -98,8 +98,8 @@ def test_the_report_has_every_table_and_json_every_number(plans):
     stored = json.loads(json.dumps(found.to_dict()))
     assert (
         stored["fits"]
-        and stored["bound"] == "compute"
-        and stored["mfu_ceiling"] == pytest.approx(found.flops / found.executed)
+        and stored["bottleneck"] == "compute"
+        and stored["mfu_ceiling"] == pytest.approx(found.flops / found.executed_flops)
     )
     assert {row["network"] for row in stored["traffic"]} == {"memory"}
     assert len(draw_plans([one.to_dict() for one in plans.values()], "plans").axes) == 2
@@ -110,35 +110,35 @@ def test_what_does_not_fit_says_what_is_largest_and_a_change_that_does(monkeypat
     e = dataclasses.replace(
         e, model=dataclasses.replace(e.model, remat="none"), data=DataConfig(seq_len=LENGTH, batch_size=64)
     )
-    needs = plan(e, jax.devices()[:DEVICES]).compiled["peak"]
-    monkeypatch.setattr(planner, "limit", lambda device: 0.6 * needs)
-    found = plan(e, jax.devices()[:DEVICES])
-    assert not found.fits and found.bound is None and found.step_seconds is None and found.needed == needs
-    largest = max(found.parts, key=found.parts.get)
+    needs = plan_step(e, jax.devices()[:DEVICES]).compiled["peak"]
+    monkeypatch.setattr(planner, "device_memory_limit", lambda device: 0.6 * needs)
+    found = plan_step(e, jax.devices()[:DEVICES])
+    assert not found.fits and found.bottleneck is None and found.step_seconds is None and found.required_bytes == needs
+    largest = max(found.memory, key=found.memory.get)
     assert found.problem.startswith("does not fit: the step needs") and f"largest are the {largest}" in found.problem
     compiled: list[str] = []
-    found = advised(found, e, jax.devices()[:DEVICES], busy=lambda text: compiled.append(text) or nullcontext())
+    found = with_remedies(found, e, jax.devices()[:DEVICES], busy=lambda text: compiled.append(text) or nullcontext())
     # The first is what fits, followed here as a user would.
     first = found.remedies[0]
     change, _, told = first.partition(": ")
     assert told.endswith("as compiled, fits") and compiled[-1].endswith(change)
     number = int(change.removeprefix("accum_steps="))
-    assert plan(dataclasses.replace(e, accum_steps=number), jax.devices()[:DEVICES]).fits
+    assert plan_step(dataclasses.replace(e, accum_steps=number), jax.devices()[:DEVICES]).fits
     assert {line.partition(":")[0].split(",")[0] for line in found.remedies} >= {
         "model.remat='full'",
         "sharding as ZERO3",
     }
-    assert "what would change that" in report(found)
+    assert "what would change that" in format_plan(found)
 
 
 def test_where_nothing_fits_more_devices_are_looked_for(monkeypatch):
     e = experiment(DDP.over(data=1), accum_steps=16)
-    states = sum(planner.outline(planner.build(e, jax.devices()[:1])).parts.values())
-    monkeypatch.setattr(planner, "limit", lambda device: 0.8 * states)
-    found = plan(e, jax.devices()[:1])
+    states = sum(planner.estimate_step(planner.build(e, jax.devices()[:1])).memory.values())
+    monkeypatch.setattr(planner, "device_memory_limit", lambda device: 0.8 * states)
+    found = plan_step(e, jax.devices()[:1])
     asked: list[int] = []
     larger = lambda count: asked.append(count) or (f"--topology=cpu:{count}", jax.devices()[:count])
-    found = advised(found, e, jax.devices()[:1], larger)
+    found = with_remedies(found, e, jax.devices()[:1], larger)
     assert found.remedies[0].startswith("--topology=cpu:") and found.remedies[0].endswith("as compiled, fits")
     assert "sharding as ZERO3" in found.remedies[0] and asked[0] in (2, 4)
 
@@ -151,17 +151,17 @@ def test_where_nothing_fits_more_devices_are_looked_for(monkeypatch):
     ],
 )
 def test_the_compilers_own_figure_is_told(plans, error, needs):
-    size = planner.needed(f"RESOURCE_EXHAUSTED: {error}")
-    assert f"the step needs {needs} on each cpu" in planner.refused(plans["DDP"], size).problem
+    size = planner.required_bytes(f"RESOURCE_EXHAUSTED: {error}")
+    assert f"the step needs {needs} on each cpu" in planner.exceeds_device_memory(plans["DDP"], size).problem
 
 
 def test_mixed_precision_counts_two_two_twelve():
     e = experiment(ZERO2.over(fsdp=8), optim=OptimConfig(master_dtype="float32"))
     policy = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
     e = dataclasses.replace(e, model=dataclasses.replace(e.model, policy=policy))
-    found = planner.outline(planner.build(e, jax.devices()[:DEVICES]))
-    assert [found.theory[f"{name} bytes"] for name in ("weight", "gradient", "optimizer")] == [2, 2, 12]
-    assert found.theory["bytes"] == pytest.approx(found.parameters * (2 + 2 / 8 + 12 / 8))
+    found = planner.estimate_step(planner.build(e, jax.devices()[:DEVICES]))
+    assert [found.zero_formula[f"{name} bytes"] for name in ("weight", "gradient", "optimizer")] == [2, 2, 12]
+    assert found.zero_formula["bytes"] == pytest.approx(found.parameters * (2 + 2 / 8 + 12 / 8))
 
 
 def test_a_search_ranks_what_fits_and_tells_of_each(monkeypatch):
@@ -172,11 +172,11 @@ def test_a_search_ranks_what_fits_and_tells_of_each(monkeypatch):
         ("TP", TP.over(data=4, tensor=2)),
         ("PP", PP.over(stage=2, data=4)),
     ]
-    monkeypatch.setattr(searching, "tables", lambda *_: wanted)
+    monkeypatch.setattr(searching, "candidate_shardings", lambda *_: wanted)
     found = searching.search(e, jax.devices()[:DEVICES], lines.append)
     assert len(found) == len(lines) == 3 and all(": fits" in line for line in lines)  # the config's own not twice
     assert [one.step_seconds for one in found] == sorted(one.step_seconds for one in found)
-    table = ranking(found).splitlines()
+    table = format_ranking(found).splitlines()
     assert len(table) == len(found) + 1 and "MFU at most" in table[0]
     # The most microbatches that divide the batch, for the smallest bubble: 1 of 5 ticks.
     (staged,) = (one for one in found if one.name.startswith("PP"))
@@ -187,11 +187,13 @@ def test_a_search_ranks_what_fits_and_tells_of_each(monkeypatch):
 
 def test_time_and_utilisation_are_of_what_a_step_executes(plans):
     for name, found in plans.items():
-        assert 1.15 < found.executed / found.flops < 1.34, name  # blocks are computed again, but for what nothing reads
-        assert found.seconds["compute"] == found.executed / DEVICES / found.peak_flops
-    assert "compute is 1.2" in report(plans["DDP"])
+        assert 1.15 < found.executed_flops / found.flops < 1.34, (
+            name
+        )  # blocks are computed again, but for what nothing reads
+        assert found.seconds["compute"] == found.executed_flops / DEVICES / found.peak_flops
+    assert "compute is 1.2" in format_plan(plans["DDP"])
     sharding = dataclasses.replace(PP.over(stage=2, data=4), pipeline="1f1b")
-    staged = planner.outline(planner.build(experiment(sharding, accum_steps=4), jax.devices()[:DEVICES]))
+    staged = planner.estimate_step(planner.build(experiment(sharding, accum_steps=4), jax.devices()[:DEVICES]))
     assert (staged.schedule, staged.bubble) == ("OneFOneB", pytest.approx(1 / 3))
 
 
@@ -201,7 +203,7 @@ def test_a_search_of_tables_that_are_not_there_is_an_error():
 
 
 def test_a_search_of_which_nothing_can_be_laid_out_says_why(monkeypatch):
-    monkeypatch.setattr(searching, "tables", lambda *_: [("TP", TP.over(data=1, tensor=8))])
+    monkeypatch.setattr(searching, "candidate_shardings", lambda *_: [("TP", TP.over(data=1, tensor=8))])
     e = experiment(ZERO3)
     e = dataclasses.replace(e, model=dataclasses.replace(e.model, num_heads=4, num_kv_heads=4))
     with pytest.raises(UserError, match="--search: none of 1 tables can be laid out over 8 devices; TP.*num_heads=4"):
@@ -209,15 +211,17 @@ def test_a_search_of_which_nothing_can_be_laid_out_says_why(monkeypatch):
 
 
 def test_a_remedy_that_is_no_preset_says_what_it_maps():
-    named = [change for change, _ in changes(experiment(TP.over(data=4, tensor=2)), DEVICES)]
+    named = [change for change, _ in config_changes(experiment(TP.over(data=4, tensor=2)), DEVICES)]
     assert "sharding as 'embed' on 'fsdp' in optimizer, gradients, params, fsdp=4" in named
-    assert "sharding as ZERO3, fsdp=8" in [change for change, _ in changes(experiment(DDP.over(data=8)), DEVICES)]
+    assert "sharding as ZERO3, fsdp=8" in [
+        change for change, _ in config_changes(experiment(DDP.over(data=8)), DEVICES)
+    ]
 
 
 def test_what_a_search_tries():
     e = experiment(ZERO3)
     e = dataclasses.replace(e, model=dataclasses.replace(e.model, num_layers=8))
-    names = [name for name, _ in searching.tables(e, jax.devices()[:DEVICES])]
+    names = [name for name, _ in searching.candidate_shardings(e, jax.devices()[:DEVICES])]
     assert {
         "DDP data=8",
         "ZERO2 fsdp=8",
@@ -236,26 +240,32 @@ def test_what_a_search_tries():
     }
     assert not any("sequence" in name for name in names)
     # Of ZeRO 3 and tensor parallelism both, never one alone; and `--tables=ZERO3` has them too.
-    split = [sharding for name, sharding in searching.tables(e, jax.devices()[:DEVICES]) if name.startswith("ZERO3+TP")]
+    split = [
+        sharding
+        for name, sharding in searching.candidate_shardings(e, jax.devices()[:DEVICES])
+        if name.startswith("ZERO3+TP")
+    ]
     assert [(s.mesh.fsdp, s.mesh.tensor) for s in split] == [(4, 2), (2, 4)]
     assert all((s.params["embed"], s.params["mlp"]) == ("fsdp", "tensor") for s in split)
     ring = dataclasses.replace(e, model=dataclasses.replace(e.model, attention=Ring()))
-    assert "ZERO3 fsdp=2 sequence=4" in [name for name, _ in searching.tables(ring, jax.devices()[:DEVICES])]
+    assert "ZERO3 fsdp=2 sequence=4" in [
+        name for name, _ in searching.candidate_shardings(ring, jax.devices()[:DEVICES])
+    ]
     torus = [Fake((i, j, 0)) for i in range(2) for j in range(4)]
     hosts = gpus(2, 4)
     for devices in (torus, hosts):
-        assert "ZERO3 data=2 fsdp=4" in [name for name, _ in searching.tables(e, devices)]
+        assert "ZERO3 data=2 fsdp=4" in [name for name, _ in searching.candidate_shardings(e, devices)]
 
 
 def test_over_slices_each_has_a_copy_of_what_is_tried_and_of_what_is_advised():
     e = experiment(dataclasses.replace(DDP, mesh=MeshConfig(data=8, dcn={"data": 2})))
     chips = [Fake((i, j, 0), s) for s in range(2) for i in range(2) for j in range(2)]
-    found = dict(searching.tables(e, chips))
+    found = dict(searching.candidate_shardings(e, chips))
     assert len(found) > 5 and "ZERO3 fsdp=4 on each of 2 slices" in found
     for name, sharding in found.items():
         assert sharding.mesh.dcn == {"data": 2}, name
         assert math.prod(sharding.mesh.sizes(8).values()) == 8, name
-    three = next(one for change, one in changes(e, 8) if change == "sharding as ZERO3, data=2, fsdp=4")
+    three = next(one for change, one in config_changes(e, 8) if change == "sharding as ZERO3, data=2, fsdp=4")
     assert three.sharding.mesh == MeshConfig(data=2, fsdp=4, dcn={"data": 2})
     assert three.sharding.params["embed"] == "fsdp"
 
@@ -263,33 +273,33 @@ def test_over_slices_each_has_a_copy_of_what_is_tried_and_of_what_is_advised():
 def test_an_attached_device_is_asked_for_its_memory_and_one_that_is_named_is_not(monkeypatch):
     here, there = gpus(2, 1)
     here = dataclasses.replace(here, stats={"bytes_limit": 60e9})
-    assert planner.limit(here) == 80e9  # no such device is attached
+    assert planner.device_memory_limit(here) == 80e9  # no such device is attached
     monkeypatch.setattr(planner.jax, "local_devices", lambda: [here])
-    assert planner.limit(here) == planner.limit(there) == 60e9
-    assert planner.limit(Fake((0, 0, 0))) == 15.75 * 2**30
+    assert planner.device_memory_limit(here) == planner.device_memory_limit(there) == 60e9
+    assert planner.device_memory_limit(Fake((0, 0, 0))) == 15.75 * 2**30
     silent = dataclasses.replace(here, stats=None)
     monkeypatch.setattr(planner.jax, "local_devices", lambda: [silent])
-    assert planner.limit(silent) == 80e9
+    assert planner.device_memory_limit(silent) == 80e9
     unknown = dataclasses.replace(silent, device_kind="NVIDIA GB999")
     monkeypatch.setattr(planner.jax, "local_devices", lambda: [unknown])
-    assert planner.limit(unknown) is None
+    assert planner.device_memory_limit(unknown) is None
 
 
 def test_the_hosts_memory_is_shared_by_its_devices(monkeypatch):
-    assert planner.host_limit(Fake((0, 0, 0))) == 512 * 2**30 / 8
-    assert planner.host_limit(gpus(1, 1)[0]) == 2e12 / 8
-    assert planner.host_limit(Fake((0, 0, 0), device_kind="TPU v4")) is None
+    assert planner.host_memory_limit(Fake((0, 0, 0))) == 512 * 2**30 / 8
+    assert planner.host_memory_limit(gpus(1, 1)[0]) == 2e12 / 8
+    assert planner.host_memory_limit(Fake((0, 0, 0), device_kind="TPU v4")) is None
     # Attached ones: of this machine's, by the GPUs of the host, though each has a process of its own.
     attached = gpus(2, 4)
-    monkeypatch.setattr(planner, "ram", lambda: 400)
+    monkeypatch.setattr(planner, "host_ram", lambda: 400)
     monkeypatch.setattr(planner.jax, "devices", lambda: attached)
     monkeypatch.setattr(planner.jax, "local_devices", lambda: attached[1:2])
-    assert planner.host_limit(attached[0]) == 100
+    assert planner.host_memory_limit(attached[0]) == 100
 
 
 def instead(e: Experiment, devices) -> StepPlan:
     """A plan that fits, as far as anything is known before it is compiled."""
-    return planner.outline(planner.build(e, devices))
+    return planner.estimate_step(planner.build(e, devices))
 
 
 def test_a_step_that_takes_more_of_the_hosts_memory_than_there_is_does_not_fit(monkeypatch):
@@ -297,25 +307,25 @@ def test_a_step_that_takes_more_of_the_hosts_memory_than_there_is_does_not_fit(m
     e = dataclasses.replace(e, model=dataclasses.replace(e.model, remat="none"))
     devices = jax.devices()[:DEVICES]
     there = instead(e, devices).host_bytes
-    monkeypatch.setattr(planner, "host_limit", lambda device: 0.6 * there)
+    monkeypatch.setattr(planner, "host_memory_limit", lambda device: 0.6 * there)
     assert there > 0
-    found = plan(e, devices)
+    found = plan_step(e, devices)
     assert not found.fits and found.compiled is None  # it is known before
     says = f"the step needs {amount(there)} of host memory for each cpu and {amount(0.6 * there)} are there"
     assert found.problem == f"does not fit: {says}; largest are the optimizer state, {amount(there)}"
-    monkeypatch.setattr(remedies, "plan", instead)
-    found = advised(found, e, devices)
+    monkeypatch.setattr(remedies, "plan_step", instead)
+    found = with_remedies(found, e, devices)
     # What takes less of it is advised, and nothing else.
     assert found.remedies[0].startswith("sharding as ZERO1, fsdp=8: ") and found.remedies[0].endswith("fits")
     assert not any(line.startswith(("accum_steps", "model.remat")) for line in found.remedies)
     assert "sharding.optimizer_memory='device'" in {line.partition(":")[0] for line in found.remedies}
-    assert says in report(found) and "in the host's memory there is" in report(found)
+    assert says in format_plan(found) and "in the host's memory there is" in format_plan(found)
 
 
 def test_what_the_compiler_puts_in_the_hosts_memory_counts(plans):
-    found = dataclasses.replace(plans["DDP"], compiled={**plans["DDP"].compiled, "host": 200}, host_limit=100.0)
+    found = dataclasses.replace(plans["DDP"], compiled={**plans["DDP"].compiled, "host": 200}, host_memory_limit=100.0)
     assert plans["DDP"].host_fits and not found.host_fits
-    problem = planner.refused_by_host(found).problem
+    problem = planner.exceeds_host_memory(found).problem
     assert problem == "does not fit: the step needs 200 B of host memory for each cpu and 100 B are there"
 
 
@@ -324,28 +334,30 @@ def test_what_the_compiler_puts_in_the_hosts_memory_counts(plans):
 )
 def test_a_remedy_has_to_fit_the_hosts_memory_too(plans, monkeypatch, there, end):
     """The optimizer's state on the host makes room on the device, and takes 100 bytes there."""
-    e, devices, needs = experiment(DDP.over(data=8)), jax.devices()[:DEVICES], sum(plans["DDP"].parts.values())
-    found = dataclasses.replace(plans["DDP"], limit=0.5 * needs, host_limit=there, problem="does not fit")
+    e, devices, needs = experiment(DDP.over(data=8)), jax.devices()[:DEVICES], sum(plans["DDP"].memory.values())
+    found = dataclasses.replace(
+        plans["DDP"], device_memory_limit=0.5 * needs, host_memory_limit=there, problem="does not fit"
+    )
     option = remedies.Option("sharding.optimizer_memory='host'", e, devices, 0.1 * needs, 100)
-    monkeypatch.setattr(remedies, "singles", lambda *_: [option])
-    monkeypatch.setattr(remedies, "pairs", lambda *_: [])
-    monkeypatch.setattr(remedies, "plan", lambda *_: plans["DDP"])
-    (line, *_) = advised(found, e, devices).remedies
+    monkeypatch.setattr(remedies, "single_changes", lambda *_: [option])
+    monkeypatch.setattr(remedies, "combined_changes", lambda *_: [])
+    monkeypatch.setattr(remedies, "plan_step", lambda *_: plans["DDP"])
+    (line, *_) = with_remedies(found, e, devices).remedies
     assert line.startswith("sharding.optimizer_memory='host': ") and line.endswith(end)
 
 
 def test_a_search_goes_on_where_the_configs_own_mesh_does_not_divide_the_devices(monkeypatch):
     lines: list[str] = []
     monkeypatch.setattr(
-        searching, "tables", lambda *_: [("config", ZERO3.over(fsdp=16)), ("DDP data=8", DDP.over(data=8))]
+        searching, "candidate_shardings", lambda *_: [("config", ZERO3.on(fsdp=16)), ("DDP data=8", DDP.on(data=8))]
     )
     monkeypatch.setattr(
-        searching, "attempt", lambda e, devices, title: dataclasses.replace(instead(e, devices), name=title)
+        searching, "try_plan", lambda e, devices, title: dataclasses.replace(instead(e, devices), name=title)
     )
-    monkeypatch.setattr(searching, "spoken", lambda one: "fits")
+    monkeypatch.setattr(searching, "describe_plan", lambda one: "fits")
     found = searching.search(experiment(ZERO3.over(fsdp=16)), jax.devices()[:DEVICES], lines.append)
     assert [one.name for one in found] == ["DDP data=8, accum_steps=1"]
     assert lines[0].startswith("config: sharding.mesh: fsdp=16 takes 16 devices and there are 8") and len(lines) == 2
-    monkeypatch.setattr(searching, "tables", lambda *_: [("config", ZERO3.over(fsdp=16))])
+    monkeypatch.setattr(searching, "candidate_shardings", lambda *_: [("config", ZERO3.over(fsdp=16))])
     with pytest.raises(UserError, match="none of 1 tables can be laid out over 8 devices; config: sharding.mesh: fsdp"):
         searching.search(experiment(ZERO3), jax.devices()[:DEVICES], lines.append)

@@ -16,7 +16,7 @@ from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.policy import Policy
 from jaxnlp.optim import OptimConfig
-from jaxnlp.planning.planner import account, batch
+from jaxnlp.planning.planner import compiled_memory, step_batch
 from jaxnlp.sharding.presets import PRESETS
 from jaxnlp.sharding.rules import MEMORIES
 from jaxnlp.training.experiment import Experiment
@@ -44,9 +44,9 @@ def main(preset: str, layers: str) -> None:
         sharding = dataclasses.replace(PRESETS[preset].over(fsdp=CHIPS), optimizer_memory=memory)
         data, optim = DataConfig(seq_len=model.max_length, batch_size=rows * CHIPS), OptimConfig(master_dtype="float32")
         program = build(Experiment(model=model, data=data, optim=optim, sharding=sharding, num_steps=10), devices)
-        compiled = program.step.lower(program.abstract, batch(program)).compile()
+        compiled = program.step.lower(program.abstract, step_batch(program)).compile()
         analysis = compiled.memory_analysis()
-        found[memory] = {**account(analysis), "host arguments": analysis.host_argument_size_in_bytes}
+        found[memory] = {**compiled_memory(analysis), "host arguments": analysis.host_argument_size_in_bytes}
         found["parameters"] = sum(x.size for x in jax.tree.leaves(program.abstract.params))
     print(json.dumps(found))
 

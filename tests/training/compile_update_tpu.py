@@ -13,7 +13,7 @@ from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.policy import Policy
 from jaxnlp.optim import OptimConfig
 from jaxnlp.planning.gradients import compiled_bytes
-from jaxnlp.planning.planner import batch
+from jaxnlp.planning.planner import step_batch
 from jaxnlp.sharding.presets import ZERO2
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
@@ -27,7 +27,7 @@ def main() -> None:
     data, optim = DataConfig(seq_len=128, batch_size=4), OptimConfig(master_dtype="float32")
     e = Experiment(model=model, data=data, optim=optim, sharding=ZERO2.over(fsdp=4), num_steps=10)
     program = build(e, topologies.get_topology_desc("v5e:2x2", platform="tpu").devices)
-    found = compiled_bytes(program.step.lower(program.abstract, batch(program)))
+    found = compiled_bytes(program.step.lower(program.abstract, step_batch(program)))
     assert found is not None
     params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.abstract.params))
     print(json.dumps({"temporaries": found["temporaries"], "parameters": params}))

@@ -11,7 +11,7 @@ from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.jaxpr_flops import jaxpr_flops
 from jaxnlp.peft.lora import LoRA
-from jaxnlp.planning.planner import batch
+from jaxnlp.planning.planner import step_batch
 from jaxnlp.sharding.presets import DDP, PP, TP
 from jaxnlp.training.experiment import Experiment, flops_per_token
 from jaxnlp.training.step.flops import step_flops
@@ -33,7 +33,7 @@ def program(sharding=DDP.over(data=8), remat="none", layers=LAYERS, **fields):
 def ratio(*args, **fields) -> float:
     """Operations executed in a step, over the model's."""
     one = program(*args, **fields)
-    return jaxpr_flops(one.step.trace(one.abstract, batch(one)).jaxpr) / step_flops(one)
+    return jaxpr_flops(one.step.trace(one.abstract, step_batch(one)).jaxpr) / step_flops(one)
 
 
 def test_products_of_loops_devices_conditions_and_kernels():
@@ -96,4 +96,4 @@ def test_a_configs_figure_is_what_its_step_does(config):
     e = cli.load(f"configs/{config}")
     layers = {} if "elmo" in config else {"num_layers": 1}
     one = build(dataclasses.replace(e, model=e.model.with_body(vocab_size=2048, **layers)), jax.devices()[:1])
-    assert jaxpr_flops(one.step.trace(one.abstract, batch(one)).jaxpr) == pytest.approx(step_flops(one), rel=1e-3)
+    assert jaxpr_flops(one.step.trace(one.abstract, step_batch(one)).jaxpr) == pytest.approx(step_flops(one), rel=1e-3)

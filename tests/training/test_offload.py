@@ -16,8 +16,8 @@ from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.policy import Policy
 from jaxnlp.optim import LAYERWISE, OPTIMIZERS, OptimConfig, make_optimizer
 from jaxnlp.planning import dry_run
-from jaxnlp.planning.planner import outline
-from jaxnlp.planning.report import report as plan_report
+from jaxnlp.planning.planner import estimate_step
+from jaxnlp.planning.report import format_plan as plan_report
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
 from jaxnlp.sharding.presets import PP, TP, ZERO1, ZERO2
 from jaxnlp.sharding.rules import REPLICATED, TENSOR, Sharding
@@ -180,20 +180,22 @@ def test_a_checkpoint_goes_on_in_either_memory(tmp_path):
 
 def test_the_account_tells_the_hosts_bytes_from_the_devices():
     found, beside = (build(experiment(BOTH[memory], num_steps=20), jax.devices()[:2]) for memory in ("host", "device"))
-    mine, other = dry_run.memory(found), dry_run.memory(beside)
+    mine, other = dry_run.estimate_memory(found), dry_run.estimate_memory(beside)
     # Counters, and what no table splits, are all that differs from 12 bytes a parameter.
     assert mine["optimizer state in host memory"] + mine["optimizer state"] == other["optimizer state"]
     assert mine["optimizer state"] < 100 and mine["total"] == other["total"] - mine["optimizer state in host memory"]
     assert "optimizer state in host memory" not in other
-    told = outline(found)
-    assert told.host == {"optimizer state": mine["optimizer state in host memory"]}
-    assert told.parts["optimizer state"] == mine["optimizer state"] and not outline(beside).host
-    assert told.theory["optimizer bytes"] == 0 and told.theory["bytes"] == pytest.approx(found_states(told), rel=0.05)
+    told = estimate_step(found)
+    assert told.host_memory == {"optimizer state": mine["optimizer state in host memory"]}
+    assert told.memory["optimizer state"] == mine["optimizer state"] and not estimate_step(beside).host_memory
+    assert told.zero_formula["optimizer bytes"] == 0 and told.zero_formula["bytes"] == pytest.approx(
+        found_states(told), rel=0.05
+    )
     assert "  in the host's memory: optimizer state" in plan_report(told)
 
 
 def found_states(told):
-    return sum(size for part, size in told.parts.items() if part != "activations")
+    return sum(size for part, size in told.memory.items() if part != "activations")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from jaxnlp.peft.files import fingerprint
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt
-from jaxnlp.planning.dry_run import memory, parameter_count
+from jaxnlp.planning.dry_run import estimate_memory, parameter_count
 from jaxnlp.sharding.presets import DP_PP_TP, TP_SP, ZERO3
 from jaxnlp.sharding.rules import TENSOR, Sharding
 from jaxnlp.training.experiment import Experiment
@@ -236,7 +236,7 @@ def test_a_quantised_base_is_made_again_from_its_run(corpus, base, tmp_path):
     frozen = tuning.frozen(trained.params)
     jax.tree.map(np.testing.assert_array_equal, select(found.params, frozen), frozen)
     sizes = sum(x.nbytes for x in jax.tree.leaves(found.params))
-    assert memory(found.program)["parameters"] == sizes
+    assert estimate_memory(found.program)["parameters"] == sizes
     tuned = select(found.params, found.program.abstract.params)
     assert parameter_count(found.program) == sum(x.size for x in jax.tree.leaves((trained.params, tuned)))
     merged = tuning.merge(select(found.params, tuning.shapes), tuned)

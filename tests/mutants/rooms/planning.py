@@ -5,7 +5,7 @@ from tests.mutants.mutant import Mutant
 MUTANTS = (
     Mutant(
         id="planning/zero-stage-of-gradients",
-        file="planning/memory.py",
+        file="planning/memory_formulas.py",
         old="split(gradient, 2)",
         new="split(gradient, 3)",
         fault="ZeRO 2 keeps whole gradients in the formula",
@@ -13,7 +13,7 @@ MUTANTS = (
     ),
     Mutant(
         id="planning/sequence-parallel-memory",
-        file="planning/memory.py",
+        file="planning/memory_formulas.py",
         old="sbh * (10 * residual + (24 + scores) / tensor)",
         new="sbh * (10 + (24 + scores) / tensor)",
         fault="sequence parallelism does not divide norms and dropout",

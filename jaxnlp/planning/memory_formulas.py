@@ -6,10 +6,10 @@
 from jaxnlp.errors import UserError
 
 STAGES = (0, 1, 2, 3)
-KEEPING = ("all", "selective", "full")
+RECOMPUTE = ("all", "selective", "full")
 
 
-def state_bytes(
+def zero_state_bytes(
     parameters: float, devices: int = 1, stage: int = 0, *, weight: int = 2, gradient: int = 2, optimizer: int = 12
 ) -> float:
     """Bytes on a device of parameters, gradients and optimizer state under ZeRO.
@@ -56,8 +56,8 @@ def layer_activation_bytes(
     Raises:
         UserError: another `recompute`, or a size below 1.
     """
-    if recompute not in KEEPING:
-        raise UserError(f"recompute={recompute!r}: expected one of {', '.join(KEEPING)}")
+    if recompute not in RECOMPUTE:
+        raise UserError(f"recompute={recompute!r}: expected one of {', '.join(RECOMPUTE)}")
     sizes = {"length": length, "batch": batch, "embed_dim": embed_dim, "num_heads": num_heads, "tensor": tensor}
     for name, size in sizes.items():
         if size < 1:

@@ -3,7 +3,12 @@
 import pytest
 
 from jaxnlp.errors import UserError
-from jaxnlp.planning.memory import activation_bytes, layer_activation_bytes, rule_of_thumb_bytes, state_bytes
+from jaxnlp.planning.memory_formulas import (
+    activation_bytes,
+    layer_activation_bytes,
+    rule_of_thumb_bytes,
+    zero_state_bytes,
+)
 
 GPT2 = (48, 1024, 32, 1600)  # layers, length, batch, size of the model of 1.5B parameters
 
@@ -11,7 +16,7 @@ GPT2 = (48, 1024, 32, 1600)  # layers, length, batch, size of the model of 1.5B 
 @pytest.mark.parametrize(("stage", "printed"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
 def test_states_of_7_5_billion_parameters_over_64_devices(stage, printed):
     """ZeRO, figure 1."""
-    assert round(state_bytes(7.5e9, 64, stage) / 1e9, 1) == printed
+    assert round(zero_state_bytes(7.5e9, 64, stage) / 1e9, 1) == printed
 
 
 @pytest.mark.parametrize(
@@ -21,12 +26,12 @@ def test_states_of_7_5_billion_parameters_over_64_devices(stage, printed):
 def test_states_of_7_5_billion_parameters(devices, printed):
     """ZeRO, table 1; it rounds to as many digits as it prints."""
     for stage, value in zip((1, 2, 3), printed, strict=True):
-        assert state_bytes(7.5e9, devices, stage) / 1e9 == pytest.approx(value, abs=0.06)
+        assert zero_state_bytes(7.5e9, devices, stage) / 1e9 == pytest.approx(value, abs=0.06)
 
 
 def test_gpt2_of_1_5_billion_parameters():
     """ZeRO, sections 3.1 and 3.2: at least 24 GB of states, about 60 GB of activations."""
-    assert state_bytes(1.5e9) == 24e9
+    assert zero_state_bytes(1.5e9) == 24e9
     assert rule_of_thumb_bytes(*GPT2) / 1e9 == pytest.approx(60, rel=0.02)
     whole, selective, full = (
         activation_bytes(*GPT2, 25, recompute=kept) / 1e9 for kept in ("all", "selective", "full")
@@ -50,9 +55,9 @@ def test_tensor_parallelism_alone_leaves_the_norms_and_dropout_whole():
 
 def test_wrong_arguments_are_told():
     with pytest.raises(UserError, match="stage=4: expected one of 0, 1, 2, 3"):
-        state_bytes(1, 1, 4)
+        zero_state_bytes(1, 1, 4)
     with pytest.raises(UserError, match="devices=0"):
-        state_bytes(1, 0)
+        zero_state_bytes(1, 0)
     with pytest.raises(UserError, match="recompute='some': expected one of all, selective, full"):
         layer_activation_bytes(1, 1, 1, 1, recompute="some")
     with pytest.raises(UserError, match="tensor=0"):
