@@ -349,7 +349,7 @@ def test_a_remedy_has_to_fit_the_hosts_memory_too(plans, monkeypatch, there, end
 def test_a_search_goes_on_where_the_configs_own_mesh_does_not_divide_the_devices(monkeypatch):
     lines: list[str] = []
     monkeypatch.setattr(
-        searching, "candidate_shardings", lambda *_: [("config", ZERO3.on(fsdp=16)), ("DDP data=8", DDP.on(data=8))]
+        searching, "candidate_shardings", lambda *_: [("config", ZERO3.over(fsdp=16)), ("DDP data=8", DDP.over(data=8))]
     )
     monkeypatch.setattr(
         searching, "try_plan", lambda e, devices, title: dataclasses.replace(instead(e, devices), name=title)
