@@ -18,7 +18,6 @@ myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
 myst_url_schemes = ["http", "https", "mailto", "repository"]
 highlight_language = "none"
-suppress_warnings = ["toc.not_included"]
 
 # Docstrings are plain text with `code`; _ext/house.py makes reStructuredText of them.
 autodoc_default_options = {"members": True, "member-order": "bysource"}

@@ -80,6 +80,7 @@ class Durations:
             config.workerinput["durations"] if self.worker else {**read(COMMITTED), **read(MEASURED)}
         )
         self.measured: dict[str, float] = collections.defaultdict(float)
+        self.slow: set[str] = set()
         self.clock = 0.0
         if hasattr(config.option, "loadscopereorder"):
             config.option.loadscopereorder = False  # xdist would order the groups by their numbers of tests
@@ -123,10 +124,14 @@ class Durations:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.measured[report.nodeid] += report.cpu_seconds
+        if report.keywords.keys() & {"slow", "full"}:
+            self.slow.add(report.nodeid)
 
     def pytest_terminal_summary(self, terminalreporter) -> None:
         if self.measured and not self.worker:
             save(self.measured)
+            if terminalreporter.config.getoption("--store-durations"):
+                store(self.measured, self.slow)
             terminalreporter.section("CPU seconds")
             for line in table(self.measured):
                 terminalreporter.line(line)
@@ -141,6 +146,17 @@ def save(measured: dict[str, float]) -> None:
     os.replace(file.name, MEASURED)
 
 
+def store(measured: dict[str, float], slow: set[str]) -> None:
+    """Writes the committed estimates of what ran, beside those of what did not."""
+    result = collections.defaultdict(float)
+    for test, seconds in measured.items():
+        result[test if test in slow else file_of(test)] += seconds
+    kept = {**read(COMMITTED), **{name: round(seconds, 1) for name, seconds in result.items()}}
+    files = {file_of(name) for name in kept if (COMMITTED.parents[1] / file_of(name)).exists()}
+    lines = [f"{json.dumps(name)}: {kept[name]}" for name in sorted(kept) if file_of(name) in files]
+    COMMITTED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def table(measured: dict[str, float]) -> list[str]:
     """Seconds by folder and the slowest tests, as lines."""
     folders: dict[str, list[float]] = collections.defaultdict(list)
@@ -151,6 +167,10 @@ def table(measured: dict[str, float]) -> list[str]:
     lines += [f"{sum(measured.values()):9.1f}  {len(measured):5} tests  all", "the slowest:"]
     slowest = sorted(measured.items(), key=lambda row: -row[1])[:SLOWEST]
     return lines + [f"{seconds:9.1f}  {test}" for test, seconds in slowest]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--store-durations", action="store_true", help="write the seconds to tests/durations.json")
 
 
 def pytest_configure(config: pytest.Config) -> None:

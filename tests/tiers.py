@@ -18,7 +18,6 @@ FAST: dict[str, tuple[str, ...]] = {
     ),
     "tests/experiments/test_training.py::test_a_damaged_checkpoint_is_told_and_the_one_before_is_used": ("flipped",),
     "tests/experiments/test_training.py::test_checkpoints_kept_are_the_newest_and_the_best": (),
-    "tests/experiments/test_training.py::test_a_second_process_in_the_same_folder_refuses": (),
     "tests/experiments/test_training.py::test_a_full_disk_is_a_clear_error_and_older_checkpoints_are_intact": (),
     "tests/experiments/test_training.py::test_a_config_that_can_resume_says_what_changed": (),
     "tests/experiments/test_training.py::test_the_resolved_config_runs_again_from_its_json": (),
@@ -85,7 +84,6 @@ FAST: dict[str, tuple[str, ...]] = {
     ),
     "tests/models/test_heads_parity.py::test_gradients_equal_transformers": ("bert classes",),
     "tests/models/test_elmo.py::test_layers_and_logits_equal_torch": ("three layers, wide output",),
-    "tests/models/test_elmo.py::test_each_direction_sees_its_own_side_only": (),
     "tests/models/test_gpt_parity.py::test_fifty_adamw_steps_follow_torch": (),
     # Layers.
     "tests/nn/test_ring.py::test_output_and_gradients_are_those_of_one_device": (
@@ -104,17 +102,23 @@ FAST: dict[str, tuple[str, ...]] = {
     "tests/nn/test_remat.py::test_gradients_are_the_same_under_every_policy": ("True",),
     "tests/nn/test_masks.py::test_bias_reaches_its_gradient": (),
     "tests/nn/test_recurrent.py::test_outputs_states_and_gradients_equal_torch": ("True-lstm", "True-projected"),
-    "tests/nn/test_stack.py::test_layers_run_in_two_halves_equal_the_stack_dropout_included": (),
+    "tests/nn/test_stack.py::test_layers_run_in_two_halves_equal_the_stack_dropout_included": (
+        "gpt-True",
+        "gpt, remat-False",
+        "bert-True",
+    ),
     # Weights of others: each family builds a model of theirs.
     "tests/interop/test_huggingface.py::test_logits_and_every_layer_equal_transformers_and_it_reads_what_we_write": (
         "gpt2",
         "bert-masked",
-        "roberta",
+        "bert",
+        "mistral",
         "llama-3.1",
-        "qwen3",
+        "roberta",
+        "t5",
         "t5-1.1",
     ),
-    "tests/interop/test_huggingface.py::test_gradients_equal_transformers": ("gpt2", "bert"),
+    "tests/interop/test_huggingface.py::test_gradients_equal_transformers": ("gpt2", "qwen3"),
     "tests/interop/test_huggingface.py::test_every_kind_of_t5_is_read_as_it_was_written": (),
     "tests/interop/test_adapter_folders.py::test_patterns_of_alpha_and_kinds_of_init_mean_what_they_do_in_peft": (),
     # Tuning: each method on each model.

@@ -82,7 +82,7 @@ def logits(out):
 
 
 # Kinds and models are independent but for how a model's matrices are stored: each kind and each model at least once.
-FAST = {("lora", "gpt2"), ("rslora", "llama"), ("dora", "bert-masked"), ("ia3", "t5")}
+FAST = {("lora", "llama"), ("rslora", "gpt2"), ("dora", "bert-masked"), ("ia3", "t5")}
 COVERING = {*(("lora", name) for name in TARGETS), *((kind, "gpt2") for kind in KINDS), ("dora", "llama")}
 COVERING |= {("ia3", "bert-masked"), ("ia3", "llama"), ("ia3", "t5-1.1"), ("dora", "t5")}
 

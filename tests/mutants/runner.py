@@ -34,6 +34,7 @@ PRELOAD = [
     *("torch", "peft", *(f"transformers.models.{m}.modeling_{m}" for m in ("gpt2", "bert", "llama", "t5"))),
 ]
 TIMEOUT = 900  # seconds for the tests of one mutant
+CLEAN_TIMEOUT = 7200  # seconds for the tests of all mutants, without one
 
 KILLED, SURVIVED, BROKEN, TIMED_OUT = "killed", "survived", "broken", "timed out"
 
@@ -77,14 +78,16 @@ def copy_tree(target: pathlib.Path) -> pathlib.Path:
     return target
 
 
-def run_tests(tree: pathlib.Path, cache: pathlib.Path, arguments: Sequence[str]) -> dict[str, Any]:
+def run_tests(
+    tree: pathlib.Path, cache: pathlib.Path, arguments: Sequence[str], timeout: float = TIMEOUT
+) -> dict[str, Any]:
     """Runs pytest in a copy of the repository. Returns "tests" and "broken" as `Outcomes`, "log" and "timed_out"."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     (tree / "outcomes.json").unlink(missing_ok=True)
     process = context.Process(target=_pytest, args=(str(tree), str(cache), list(arguments)))
     process.start()
-    process.join(TIMEOUT)
+    process.join(timeout)
     timed_out = process.exitcode is None
     if timed_out and process.pid is not None:
         os.killpg(process.pid, signal.SIGKILL)  # tests start processes of their own
@@ -122,11 +125,11 @@ def check_clean(mutants: Sequence[Mutant], tree: pathlib.Path, cache: pathlib.Pa
     for tier in sorted({m.tier for m in mutants}):
         of_tier = [m for m in mutants if m.tier == tier]
         tests = sorted({test for m in of_tier for test in m.tests})
-        found = run_tests(tree, cache, [*tier_options(tier), *tests])
+        found = run_tests(tree, cache, [*tier_options(tier), *tests], CLEAN_TIMEOUT)
         problems += [f"{name}: fails without a mutant" for name, x in found["tests"].items() if x == "failed"]
         problems += found["broken"]
         if found["timed_out"]:
-            problems.append(f"the {tier} tests took more than {TIMEOUT} s")
+            problems.append(f"the {tier} tests took more than {CLEAN_TIMEOUT} s")
         for m in of_tier:
             if not any(_matches(name, test) for name in found["tests"] for test in m.tests):
                 problems.append(f"{m.id}: no {tier} test among {', '.join(m.tests)}")

@@ -136,3 +136,17 @@ def test_dora_divides_by_the_length_of_the_sum():
         kernel = np.asarray(base["mlp"]["kernel"]) + scale * a["lora_a"] @ a["lora_b"]
         kernel = a["lora_magnitude"] * kernel / np.linalg.norm(kernel, axis=0)
         np.testing.assert_allclose(found, np.asarray(x) @ kernel + base["mlp"]["bias"], rtol=1e-4, atol=1e-5)
+
+
+def test_doras_gradient_holds_the_lengths_of_the_sum_constant():
+    """Liu et al. 2024, equation 11: the gradient of the sum is that of the update, times m over its length."""
+    x, weights = (jax.random.normal(jax.random.key(i), (2, 3, 6)) for i in range(2))
+    base = init_params(Sublayer(), jax.random.key(1), x)
+    tuning = attach(LoRA(targets=("mlp",), rank=2, alpha=3.0, use_dora=True), Sublayer(), x)
+    now = moved(tuning.init(jax.random.key(2), base), by=0.5)
+    run = tuning.apply(make_apply(Sublayer()))
+    grads = jax.grad(lambda now: (weights * run(merge(base, now), x)).sum())(now)["mlp"]
+    a = jax.device_get(now)["mlp"]
+    lengths = np.linalg.norm(np.asarray(base["mlp"]["kernel"]) + 1.5 * a["lora_a"] @ a["lora_b"], axis=0)
+    wanted = 1.5 * np.einsum("bti,ir,bto->ro", x, a["lora_a"], weights * a["lora_magnitude"] / lengths)
+    np.testing.assert_allclose(grads["lora_b"], wanted, rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxnlp.data.pipeline import DataConfig
@@ -13,13 +14,15 @@ from jaxnlp.data.text.packing import FILL, pack
 from jaxnlp.errors import UserError
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.policy import Policy
+from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.optim import OPTIMIZERS, OptimConfig
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.presets import ZERO3
 from jaxnlp.sharding.rules import FSDP, TENSOR, Sharding
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
-from jaxnlp.training.step.step import next_scaling
+from jaxnlp.training.step.state import new_state
+from jaxnlp.training.step.step import make_step, next_scaling
 
 SEP = 16
 
@@ -95,6 +98,25 @@ def test_the_loss_is_a_mean_over_tokens_and_not_of_means():
     logits = program.apply(params, rows["tokens"], segment_ids=rows["segment_ids"], positions=rows["positions"])
     nll = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), rows["targets"][..., None], -1)[..., 0]
     assert first == pytest.approx((nll * rows["weights"]).sum() / rows["weights"].sum(), rel=1e-5)
+
+
+class Draws(CausalLM):
+    """An objective whose loss is a number drawn from the key."""
+
+    def loss(self, apply, params, batch, key):
+        draw = jax.random.uniform(key)
+        return draw + 0.0 * params["w"], jnp.float32(1.0), {"nll": draw, "square": draw**2}
+
+
+def test_each_step_and_each_microbatch_has_a_key_of_its_own():
+    optimizer = optax.sgd(0.1)
+    step = jax.jit(make_step(lambda *_: None, Draws(), optimizer, lambda step: 0.1, accum_steps=2))
+    state, losses = new_state({"w": jnp.float32(0.0)}, optimizer, 0, None), []
+    for _ in range(3):
+        state, metrics = step(state, {"tokens": jnp.zeros((2, 4), jnp.int32)})
+        losses.append(float(metrics["loss"]))
+        assert float(metrics["square"]) > losses[-1] ** 2 + 1e-6  # the variance of the two microbatches' draws
+    assert len(set(losses)) == 3
 
 
 MESHES = {

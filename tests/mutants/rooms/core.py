@@ -25,7 +25,7 @@ MUTANTS = (
         old="return isinstance(value, int) and not isinstance(value, bool)",
         new="return isinstance(value, int)",
         fault="a field of type int takes True",
-        tests=("tests/test_config.py",),
+        tests=("tests/test_config.py::test_check_names_field_value_and_remedy",),
     ),
     Mutant(
         id="cli/errors-exit-with-0",

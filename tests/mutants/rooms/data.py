@@ -191,7 +191,7 @@ MUTANTS = (
         old="return classes.index(label)",
         new="return len(classes) - 1 - classes.index(label)",
         fault="labels are numbered from the last class",
-        tests=("tests/data/tasks/test_layouts.py",),
+        tests=("tests/data/tasks/test_layouts.py::test_texts_as_sequences",),
     ),
     Mutant(
         id="data/tasks/one-order-of-two",

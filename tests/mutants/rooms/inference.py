@@ -105,7 +105,9 @@ MUTANTS = (
         old="text[: len(text) - self._held_back(text)]",
         new="text",
         fault="the beginning of a stop string is given out",
-        tests=("tests/inference/test_stream.py",),
+        tests=(
+            "tests/inference/test_stream.py::test_a_stop_string_is_never_given_out_and_ends_the_text_however_it_is_cut",
+        ),
     ),
     Mutant(
         id="inference/layout-not-transposed",

@@ -62,6 +62,7 @@ MUTANTS = (
         tests=(
             "tests/interop/test_adapter_folders.py::test_patterns_of_alpha_and_kinds_of_init_mean_what_they_do_in_peft",
         ),
+        tier="slow",
     ),
     Mutant(
         id="interop/prefix-keys-and-values",

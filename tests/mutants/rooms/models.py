@@ -14,14 +14,6 @@ MUTANTS = (
         tests=("tests/models/test_transformer_parity.py::test_logits_and_every_layer",),
     ),
     Mutant(
-        id="models/transformer-reads-padding",
-        file="models/transformer.py",
-        old="cross_mask = Mask(causal=False, query_segments_BT=queries, key_segments_BS=input_segments)",
-        new="cross_mask = Mask(causal=False)",
-        fault="the decoder attends to padding of the inputs",
-        tests=("tests/models/test_encoder_decoders.py::test_padding_of_inputs_changes_nothing",),
-    ),
-    Mutant(
         id="models/transformer-pre-norm",
         file="models/transformer.py",
         old="return x_BTD + drop(sublayer(normed(x_BTD)))",
@@ -54,22 +46,6 @@ MUTANTS = (
         tests=(f"{PARITY}[t5]",),
     ),
     Mutant(
-        id="models/gpt-stale-cache-offset",
-        file="models/gpt.py",
-        old='{"layers": layers, "segments": keys, "offset": offset + T}',
-        new='{"layers": layers, "segments": keys, "offset": offset}',
-        fault="the cache's offset does not advance",
-        tests=("tests/models/test_gpt.py::test_cached_steps_equal_the_whole_sequence",),
-    ),
-    Mutant(
-        id="models/gpt-cached-positions-restart",
-        file="models/gpt.py",
-        old="positions = jnp.broadcast_to(offset + jnp.arange(T), (B, T))",
-        new="positions = jnp.broadcast_to(jnp.arange(T), (B, T))",
-        fault="a cached step counts positions from 0",
-        tests=("tests/models/test_gpt.py::test_cached_steps_equal_the_whole_sequence",),
-    ),
-    Mutant(
         id="models/gpt-flops",
         file="models/gpt.py",
         old="projections = 2 * D * K * (H + 2 * N) + 2 * H * K * D",
@@ -88,8 +64,8 @@ MUTANTS = (
     Mutant(
         id="models/llama-without-window",
         file="models/llama.py",
-        old="window=c.window)",
-        new="window=None)",
+        old="segment_ids, positions, cache, c.window)",
+        new="segment_ids, positions, cache, None)",
         fault="Mistral's sliding window is ignored",
         tests=(f"{PARITY}[mistral]",),
     ),

@@ -122,6 +122,7 @@ MUTANTS = (
         new="picked = jnp.where(vocab == targets[..., None], logits, 0.0).max(-1)",
         fault="over a split vocabulary a target's logit is never below 0",
         tests=("tests/training/test_meshes.py::test_eight_devices_equal_one[gpt-TP data 2 tensor 4]",),
+        tier="slow",
     ),
     Mutant(
         id="nn/ring-gradients-not-home",
@@ -230,8 +231,8 @@ MUTANTS = (
     Mutant(
         id="nn/gradient-layout-of-the-parameter",
         file="nn/partitioning.py",
-        old="lambda there, back, _, g: (jax.lax.with_sharding_constraint(g, back),)",
-        new="lambda there, back, _, g: (jax.lax.with_sharding_constraint(g, there),)",
+        old="jax.lax.with_sharding_constraint(g, cotangent_spec)",
+        new="jax.lax.with_sharding_constraint(g, spec)",
         fault="gradients are laid out as gathered parameters and never scattered",
         tests=("tests/sharding/test_constraints.py::test_zeros_stages_split_one_thing_more_each",),
     ),
@@ -276,5 +277,29 @@ MUTANTS = (
         new="return 1",
         fault="a scan's products count once",
         tests=("tests/training/test_flops.py::test_products_of_loops_devices_conditions_and_kernels",),
+    ),
+    Mutant(
+        id="nn/decoder-reads-padding",
+        file="nn/decoder_inputs.py",
+        old="return Mask(causal=False, query_segments_BT=queries, key_segments_BS=input_segments)",
+        new="return Mask(causal=False)",
+        fault="the decoder attends to padding of the inputs",
+        tests=("tests/models/test_encoder_decoders.py::test_padding_of_inputs_changes_nothing",),
+    ),
+    Mutant(
+        id="nn/stale-cache-offset",
+        file="nn/decoder_inputs.py",
+        old='"offset": self.mask.offset + T}',
+        new='"offset": self.mask.offset}',
+        fault="the cache's offset does not advance",
+        tests=("tests/models/test_gpt.py::test_cached_steps_equal_the_whole_sequence",),
+    ),
+    Mutant(
+        id="nn/cached-positions-restart",
+        file="nn/decoder_inputs.py",
+        old="positions = jnp.broadcast_to(offset + jnp.arange(T), (B, T))",
+        new="positions = jnp.broadcast_to(jnp.arange(T), (B, T))",
+        fault="a cached step counts positions from 0",
+        tests=("tests/models/test_gpt.py::test_cached_steps_equal_the_whole_sequence",),
     ),
 )

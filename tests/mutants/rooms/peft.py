@@ -28,7 +28,7 @@ MUTANTS = (
         old="length = leaves[MAGNITUDE] / jax.lax.stop_gradient(norms(",
         new="length = leaves[MAGNITUDE] / (norms(",
         fault="DoRA's gradient goes through the norm, which the paper holds constant",
-        tests=("tests/peft/test_formulas.py::test_dora_divides_by_the_length_of_the_sum",),
+        tests=("tests/peft/test_formulas.py::test_doras_gradient_holds_the_lengths_of_the_sum_constant",),
     ),
     Mutant(
         id="peft/dora-magnitude-not-subtracted",

@@ -66,6 +66,7 @@ MUTANTS = (
         new="key=lambda p: (-(p.step_seconds or 0.0), sum(p.seconds.values()))",
         fault="a search puts the slowest table first",
         tests=("tests/planning/test_planner.py::test_a_search_ranks_what_fits_and_tells_of_each",),
+        tier="slow",
     ),
     Mutant(
         id="planning/1f1b-inputs-held",

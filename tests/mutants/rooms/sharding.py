@@ -93,6 +93,7 @@ MUTANTS = (
         new="total = jax.tree.map(lambda *g: g[0], *grads)",
         fault="naive data parallelism updates by the first device's gradients",
         tests=("tests/experiments/test_data_parallel.py::test_both_train_as_one_device",),
+        tier="slow",
     ),
     Mutant(
         id="sharding/ring-bytes",

@@ -38,7 +38,7 @@ MUTANTS = (
         old="key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)",
         new="key = jax.random.wrap_key_data(state.key)",
         fault="every step drops the same units",
-        tests=("tests/training/test_step.py",),
+        tests=("tests/training/test_step.py::test_each_step_and_each_microbatch_has_a_key_of_its_own",),
     ),
     Mutant(
         id="training/step/microbatches-share-a-key",
@@ -46,7 +46,7 @@ MUTANTS = (
         old="jax.random.fold_in(key, i))",
         new="key)",
         fault="every microbatch drops the same units",
-        tests=("tests/training/test_pipeline_step.py::test_a_pipelined_step_equals_one_without[gpt-1f1b-2 2 2]",),
+        tests=("tests/training/test_step.py::test_each_step_and_each_microbatch_has_a_key_of_its_own",),
     ),
     Mutant(
         id="training/step/accumulation-averages-twice",
@@ -143,6 +143,7 @@ MUTANTS = (
         new="if fingerprint(found) != fingerprint(found):",
         fault="a tuned run resumes on another base",
         tests=("tests/training/test_tuned.py::test_a_base_that_changed_or_went_and_a_method_that_changed",),
+        tier="slow",
     ),
     Mutant(
         id="training/init/new-vocabulary-rows-in-front",
