@@ -1,53 +1,107 @@
-"""Loss, perplexity, and bits per byte or accuracy, of a trained run over a whole split.
+"""Evaluate a trained run: its evaluators, or the loss and the task's metrics, on any split or file.
 
 python -m experiments.evaluate --workdir=runs/tiny --split=validation
+python -m experiments.evaluate --workdir=runs/bert-spans --split=test --out=spans.json --predictions=spans.jsonl
+python -m experiments.evaluate --workdir=runs/bert-spans --evaluators=squad --input=new.jsonl
 """
 
+import dataclasses
 import json
+import pathlib
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from jaxnlp import cli, runtime
+from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxnlp.data.pipeline import DataConfig
+    from jaxnlp.evals.evaluator import Evaluator
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-SPLIT = flags.DEFINE_string("split", "validation", "train, validation or test.")
-JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead.")
+SPLIT = flags.DEFINE_string("split", None, "train, validation or test; by default each evaluator's own.")
+INPUT = flags.DEFINE_string("input", None, "Evaluate on this file (or glob, or folder) instead of a split.")
+EVALUATORS = flags.DEFINE_string(
+    "evaluators", "", "Names of the run's evaluators, separated by commas, or of the defaults loss and predictions."
+)
+JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of a table.")
+OUT = flags.DEFINE_string("out", None, "JSON file to write the metrics to.")
+PREDICTIONS = flags.DEFINE_string("predictions", None, "JSON-lines file to write predictions and references to.")
 
 
 def main() -> None:
-    from rich.console import Console
-    from rich.progress import track
-
-    from jaxnlp.data.pipeline import eval_batches, num_batches, open_split
-    from jaxnlp.evals.loss import evaluate
-    from jaxnlp.training.hooks import bytes_per_token
+    from jaxnlp.evals.evaluator import EvaluatedModel
     from jaxnlp.training.load import load
 
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")
     run = load(WORKDIR.value, CHECKPOINT.value)
-    data = run.saved.experiment.data
-    store = open_split(data, SPLIT.value, run.saved.tokenizer, lambda text: print(text, file=sys.stderr))
-    tokenizer, experiment = run.saved.tokenizer, run.saved.experiment
-    count = num_batches(data.task.open(store, tokenizer, data), data)
-    batches = map(run.program.put, eval_batches(store, data, rows=run.program.rows, tokenizer=tokenizer))
-    shown = track(batches, f"{SPLIT.value} split", count, console=Console(stderr=True), transient=True)
-    found = evaluate(run.program.eval_step, run.params, shown, experiment.objective, bytes_per_token(experiment, store))
+    log = lambda text: print(text, file=sys.stderr)
+    model = EvaluatedModel(run.program, run.params, run.saved.tokenizer, run.generator, log=log)
+    scores, rows = {}, []
+    for evaluator in chosen(run.saved.experiment):
+        outcome = evaluator.evaluate(model)
+        scores[evaluator.name] = outcome.metrics
+        rows += [{"evaluator": evaluator.name, **row} for row in outcome.rows]
+    flat = scores.pop("loss", {})  # the loss's metrics are the run's own and need no prefix
+    flat |= {f"{name}/{metric}": x for name, metrics in scores.items() for metric, x in metrics.items()}
+    result = {"step": run.saved.step, "split": INPUT.value or SPLIT.value or "validation", **flat}
+    if OUT.value is not None:
+        write(OUT.value, json.dumps(result, indent=1) + "\n")
+    if PREDICTIONS.value is not None:
+        write(PREDICTIONS.value, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
     if JSON.value:
-        print(json.dumps({"step": run.saved.step, "split": SPLIT.value, **found}))
+        print(json.dumps(result))
+    else:
+        print_table(result, run.saved.experiment.data)
+
+
+def chosen(experiment) -> "list[Evaluator]":
+    """The evaluators to run, on the split or file of the command line."""
+    from jaxnlp.evals.evaluator import default_evaluators, find
+
+    known = [*default_evaluators(experiment.data), *experiment.evaluators]
+    if EVALUATORS.value:
+        evaluators = find(known, EVALUATORS.value.split(","))
+    else:
+        evaluators = [known[0], *experiment.evaluators] if experiment.evaluators else known
+    changes = {} if SPLIT.value is None else {"split": SPLIT.value}
+    if INPUT.value is not None:
+        changes = {"split": "test", "source": file_source(experiment.data, INPUT.value)}
+    return [dataclasses.replace(evaluator, **changes) for evaluator in evaluators]
+
+
+def file_source(data: "DataConfig", path: str):
+    """A source whose test split is the file."""
+    from jaxnlp.data.records import Records
+    from jaxnlp.data.text.sources import Files
+
+    kind = Records if data.source.has_records else Files
+    return kind(train=path, test=path)
+
+
+def print_table(result: dict, data: "DataConfig") -> None:
+    count = f", {result['tokens']:,.0f} {data.task.unit}" if "tokens" in result else ""
+    print(f"step {result['step']:,}, {result['split']} split{count}:")
+    order = ("loss", "perplexity")
+    names = [*(name for name in order if name in result), *sorted(set(result) - {*order, "step", "split", "tokens"})]
+    width = max([14, *map(len, names)])
+    for name in names:
+        unit = " nats/token" if name == "loss" and "perplexity" in result else ""
+        print(f"  {name.replace('_', ' '):{width}} {result[name]:.4f}{unit}")
+
+
+def write(path: str, text: str) -> None:
+    if not distributed.first():
         return
-    unit = data.task.unit
-    print(
-        f"step {run.saved.step:,}, {SPLIT.value} split, {found['tokens']:,.0f} {unit}, {store.meta.num_bytes:,} bytes:"
-    )
-    print(f"  loss           {found['loss']:.4f}{' nats/token' if 'perplexity' in found else ''}")
-    if "perplexity" in found:
-        print(f"  perplexity     {found['perplexity']:.3f}")
-    for name in sorted(set(found) - {"loss", "perplexity", "tokens"}):
-        print(f"  {name.replace('_', ' '):14} {found[name]:.4f}")
+    try:
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(path).write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror}); choose another file") from None
 
 
 if __name__ == "__main__":

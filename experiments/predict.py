@@ -35,8 +35,8 @@ def main() -> None:
     from rich.progress import track
 
     from jaxnlp.data.tasks.labelled_task import LabelledTask
+    from jaxnlp.evals.predictions import answers
     from jaxnlp.training.load import load
-    from jaxnlp.training.predict import answers
 
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected the folder of a fine-tuned run, as runs/bert-topics")

@@ -25,7 +25,7 @@ ALLOWED = {
     "objectives": LAYERS,
     "optim": LAYERS,
     "figures": BASE,
-    "evals": LAYERS | {"models", "data", "objectives", "metrics"},
+    "evals": LAYERS | {"models", "data", "objectives", "metrics", "inference"},
     "inference": LAYERS | {"models"},
     "interop": LAYERS | {"models", "data", "sharding", "peft"},
     "peft": LAYERS | {"models", "sharding"},

@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 
+from jaxnlp import config as configs
 from jaxnlp.data.pipeline import DataConfig, resolved
 from jaxnlp.data.tasks.layout import Layout, Template
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
+from jaxnlp.evals.evaluator import Evaluator
 from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.objectives.objective import Objective
@@ -17,7 +19,7 @@ from jaxnlp.optim import OptimConfig, make_schedule
 from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.prompt import Prompt
 from jaxnlp.sharding.rules import Sharding, as_tuple
-from jaxnlp.training.hooks import EarlyStopping, Hook
+from jaxnlp.training.hooks import EarlyStopping, Evaluate, Hook
 from jaxnlp.training.init.init_from import InitFrom
 from jaxnlp.training.run_folder.best import Best
 
@@ -76,7 +78,7 @@ class Experiment:
     keep_last: int = 2
     keep_best: int = 1
     hooks: tuple[Hook, ...] = ()
-    evaluators: tuple[Any, ...] = ()
+    evaluators: tuple[Evaluator, ...] = ()
     best: str = "validation/loss:min"
     early_stopping: EarlyStopping | None = None
     on_nonfinite: str = "stop"
@@ -127,7 +129,22 @@ class Experiment:
         self._check_task()
         self._check_template()
         make_schedule(self.optim, self.num_steps)
-        Best.parse(self.best)
+        self._check_evaluators()
+
+    def _check_evaluators(self) -> None:
+        hooks = [hook.name for hook in self.hooks if isinstance(hook, Evaluate)]
+        names = ["validation", "whole_validation", *hooks, *(evaluator.name for evaluator in self.evaluators)]
+        for i, evaluator in enumerate(self.evaluators):
+            configs.check(evaluator, f"evaluators[{i}].")
+            if names.count(evaluator.name) > 1:
+                raise FieldError("evaluators", evaluator.name, "expected different names, none of them 'validation'")
+            if (evaluator.every or 0) % self.steps_per_call:
+                raise FieldError(
+                    "evaluators", evaluator.name, f"every={evaluator.every} is no multiple of steps_per_call"
+                )
+        best = Best.parse(self.best)
+        if best.evaluator not in names:
+            raise FieldError("best", self.best, f"no evaluator {best.evaluator!r}; expected one of {', '.join(names)}")
 
     def _check_task(self) -> None:
         pairs = self.data.task.encoder_decoder

@@ -15,6 +15,7 @@ from jaxnlp.data.pipeline import eval_batches
 from jaxnlp.data.record_store import RecordStore
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.errors import FieldError
+from jaxnlp.evals.evaluator import EvaluatedModel, Evaluator
 from jaxnlp.evals.loss import evaluate
 
 if TYPE_CHECKING:
@@ -225,6 +226,30 @@ class Evaluate(Hook):
 def bytes_per_token(experiment: "Experiment", store: TokenStore | RecordStore) -> float | None:
     """Bytes of text for each target; None where the objective does not predict each token of the text once."""
     return store.bytes_per_token if experiment.objective.reports_bits_per_byte else None
+
+
+@dataclasses.dataclass(kw_only=True)
+class RunEvaluator(Hook):
+    """Runs one of `Experiment.evaluators`."""
+
+    evaluator: Evaluator
+    at_end: bool = True
+
+    def act(self, loop: "SupervisedLoop") -> None:
+        from jaxnlp.training.load import make_generator
+
+        def between_batches() -> None:
+            if loop.run.interrupted:
+                raise StoppedBySignal
+
+        setup = loop.setup
+        generator = lambda: make_generator(setup.program, setup.tokenizer)
+        model = EvaluatedModel(
+            setup.program, loop.state.model, setup.tokenizer, generator, setup.stores, between_batches, loop.run.info
+        )
+        with loop.run.pause(f"evaluating {self.evaluator.name}"):
+            metrics = self.evaluator.run(model)
+        loop.add_evaluation(self.evaluator.name, metrics)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -14,7 +14,7 @@ from jaxnlp.data.tasks.regression import RegressionTask
 from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
 from jaxnlp.data.tasks.span_extraction import SpanExtractionTask
 from jaxnlp.data.tokenizer import Bytes, ByteTokenizer
-from jaxnlp.training.predict import answers
+from jaxnlp.evals.predictions import answers
 from jaxnlp.training.samples.tasks import task_samples, task_table, verdict
 
 BYTES = ByteTokenizer(("[CLS]", "[SEP]"))

@@ -21,7 +21,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.peft.files import fingerprint
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.feeds import Batch, BatchFeed, Feed
-from jaxnlp.training.hooks import Checkpoint, Evaluate, Hook, Log, Profile, StoppedBySignal
+from jaxnlp.training.hooks import Checkpoint, Evaluate, Hook, Log, Profile, RunEvaluator, StoppedBySignal
 from jaxnlp.training.init.frozen_base import BASE
 from jaxnlp.training.run_folder.best import Best
 from jaxnlp.training.run_folder.run_folder import RunFolder
@@ -94,7 +94,11 @@ def train(
 def house_hooks(experiment: Experiment, hooks: Sequence[Hook] = ()) -> list[Hook]:
     """The hooks of a run in the order in which they act: a checkpoint is saved with the score just measured."""
     e = experiment
-    before: list[Hook] = [Log(), Evaluate(every=e.eval_every, limit=e.eval_batches), *e.hooks]
+    before: list[Hook] = [Log(), Evaluate(every=e.eval_every, limit=e.eval_batches)]
+    for evaluator in e.evaluators:
+        every = e.eval_every if evaluator.every is None else evaluator.every
+        before.append(RunEvaluator(evaluator=evaluator, every=every))
+    before += e.hooks
     after: list[Hook] = [] if e.early_stopping is None else [e.early_stopping]
     after.append(Checkpoint(every=e.checkpoint_every))
     if (

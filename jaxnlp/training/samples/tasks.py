@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnlp.training.predict import answers
+from jaxnlp.evals.predictions import answers
 
 NUM_SHOWN = 6
 WIDTH = 100  # characters of a text

@@ -1,0 +1,258 @@
+"""The base class of evaluators, and the four kinds: loss, predictions, generated texts, ranked candidates.
+
+An evaluator is a config object in `Experiment.evaluators`. A run calls it every so many steps and at the end; the
+command `experiments.evaluate` calls it on a trained run. Evaluators run on any mesh, in any number of processes (all
+of which call them), and count every example once.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from jaxnlp.data.pipeline import DataConfig, eval_batches, open_split
+from jaxnlp.data.record_store import RecordStore
+from jaxnlp.data.source import Record, Source
+from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
+from jaxnlp.data.text.sources import check_split
+from jaxnlp.data.text.store import TokenStore
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.evals.loss import evaluate
+from jaxnlp.evals.predictions import answers
+from jaxnlp.inference.decode import Generator
+from jaxnlp.metrics.metric import Metric, Scores, bootstrap_interval, metric_named
+
+Store = TokenStore | RecordStore
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedModel:
+    """A model under evaluation.
+
+    program: its `training.step.program.Program`. generator: makes its generator; raises UserError if it has none.
+    stores: splits that are open already; others are opened and added. between_batches: called between batches, where
+    an evaluation may be interrupted by an exception. log: called with notes.
+    """
+
+    program: Any
+    params: Any
+    tokenizer: Tokenizer
+    generator: Callable[[], Generator]
+    stores: dict[str, Store] = dataclasses.field(default_factory=dict)
+    between_batches: Callable[[], Any] = lambda: None
+    log: Callable[[str], Any] = lambda text: None
+
+    @property
+    def data(self) -> DataConfig:
+        return self.program.experiment.data
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """metrics: by name. rows: for each record, JSON values with its prediction and its reference."""
+
+    metrics: Scores
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Evaluator(abc.ABC):
+    """Measures a model on a split. A subclass defines `evaluate`.
+
+    name: names its metrics in the log and in `Experiment.best`, as "squad" in "squad/f1:max".
+    split: the split it reads. source: data of its own; None is the run's.
+    every: steps between evaluations, a multiple of checkpoint_every where `best` names it; None is eval_every.
+    limit: records, or batches for a loss; None is the full split.
+    """
+
+    name: str
+    split: str = "validation"
+    source: Source | None = None
+    every: int | None = None
+    limit: int | None = None
+
+    def check(self) -> None:
+        if not self.name or "/" in self.name or ":" in self.name:
+            raise FieldError("name", self.name, "expected a name without / and :, as 'squad'")
+        check_split(self.split)
+        if self.every is not None and self.every < 0:
+            raise FieldError("every", self.every, "expected zero or more steps, or None for eval_every")
+        if self.limit is not None and self.limit < 1:
+            raise FieldError("limit", self.limit, "expected a positive number, or None for the full split")
+
+    @abc.abstractmethod
+    def evaluate(self, model: EvaluatedModel) -> Outcome:
+        """The metrics, and what they were computed from. With several processes all must call it."""
+
+    def run(self, model: EvaluatedModel) -> Scores:
+        return self.evaluate(model).metrics
+
+    def open(self, model: EvaluatedModel) -> tuple[DataConfig, Store]:
+        """The data config with this evaluator's source, and the opened split."""
+        if self.source is None:
+            data, key = model.data, self.split
+        else:
+            data, key = dataclasses.replace(model.data, source=self.source), f"{self.split} of {self.source}"
+        if key not in model.stores:
+            model.stores[key] = open_split(data, self.split, model.tokenizer, model.log)
+        return data, model.stores[key]
+
+
+@dataclasses.dataclass(kw_only=True)
+class LossEvaluator(Evaluator):
+    """The loss, and the objective's metrics, over a split."""
+
+    def evaluate(self, model: EvaluatedModel) -> Outcome:
+        data, store = self.open(model)
+        program = model.program
+        objective = program.experiment.objective
+        per_token = store.bytes_per_token if objective.reports_bits_per_byte else None
+        batches = eval_batches(store, data, self.limit, program.rows, model.tokenizer)
+        return Outcome(evaluate(program.eval_step, model.params, _placed(model, batches), objective, per_token))
+
+
+def _placed(model: EvaluatedModel, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        model.between_batches()
+        yield model.program.put(batch)
+
+
+@dataclasses.dataclass(kw_only=True)
+class RecordEvaluator(Evaluator):
+    """What evaluators of records share.
+
+    metrics: more metrics beside the task's own, as "my_metrics:bleurt": functions of (predictions, references), called
+        with the first value of each prediction and of each reference.
+    bootstrap_samples: resamples for the 95% intervals `<metric>_low` and `<metric>_high`; 0 reports none.
+    """
+
+    metrics: tuple[str, ...] = ()
+    bootstrap_samples: int = 0
+
+    def check(self) -> None:
+        super().check()
+        if self.bootstrap_samples < 0:
+            raise FieldError("bootstrap_samples", self.bootstrap_samples, "expected zero or more, as 1000")
+        for name in self.metrics:
+            metric_named(name)
+
+    def records(self, model: EvaluatedModel) -> tuple[LabelledTask, RecordStore, list[Record]]:
+        """The task, the opened split, and its records up to `limit`."""
+        data, store = self.open(model)
+        if not isinstance(data.task, LabelledTask) or not isinstance(store, RecordStore):
+            expected = f"{self.name} needs a task over labelled records, as SequenceClassificationTask()"
+            raise FieldError("data.task", type(data.task).__name__, expected)
+        return data.task, store, store.records[: self.limit]
+
+    def score(self, metric: Metric, predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+        """The metric's scores, with intervals on request."""
+        scores = metric(predictions, references)
+        if self.bootstrap_samples:
+            intervals = bootstrap_interval(metric, predictions, references, self.bootstrap_samples)
+            for name, (low, high) in intervals.items():
+                scores |= {f"{name}_low": low, f"{name}_high": high}
+        return scores
+
+    def outcome(self, task: LabelledTask, records: list[Record], predictions: list[Prediction]) -> Outcome:
+        """The task's metrics and `metrics` of the predictions."""
+        references = [task.reference(record) for record in records]
+        scores = self.score(task.metrics, predictions, references)
+        first = [[next(iter(values.values())) for values in rows] for rows in (predictions, references)]
+        for name in self.metrics:
+            scores |= self.score(metric_named(name), *first)
+        rows = zip(records, predictions, references, strict=True)
+        return Outcome(scores, [{**r.fields, "prediction": p, "reference": right} for r, p, right in rows])
+
+
+@dataclasses.dataclass(kw_only=True)
+class PredictionEvaluator(RecordEvaluator):
+    """The task's metrics of a head's predictions: as exact match and F1 of answers, or F1 of entities."""
+
+    def evaluate(self, model: EvaluatedModel) -> Outcome:
+        task, store, records = self.records(model)
+        if task.output != "logits":
+            raise FieldError("data.task", type(task).__name__, f"{self.name} needs a head; use GenerationEvaluator")
+        examples = store.encoded(task, model.tokenizer, model.data.seq_len)
+        chosen = [example for example in examples if example.record < len(records)]
+        predictions = []
+        for prediction in answers(model.program, model.params, model.tokenizer, records, chosen):
+            model.between_batches()
+            predictions.append(prediction)
+        return self.outcome(task, records, predictions)
+
+
+@dataclasses.dataclass(kw_only=True)
+class GenerationEvaluator(RecordEvaluator):
+    """The task's metrics of texts that the model generates greedily: as BLEU of translations.
+
+    max_new_tokens: of a text; None is the length of a target.
+    """
+
+    max_new_tokens: int | None = None
+
+    def evaluate(self, model: EvaluatedModel) -> Outcome:
+        task, _, records = self.records(model)
+        if task.output != "text":
+            raise FieldError("data.task", type(task).__name__, f"{self.name} needs a task whose output is text")
+        generator, data = model.generator(), model.data
+        prompts = [ids[: data.seq_len - 1] for ids in model.tokenizer.encode_batch([task.prompt(r) for r in records])]
+        predictions = []
+        for start in range(0, len(prompts), data.batch_size):
+            model.between_batches()
+            rows = prompts[start : start + data.batch_size]
+            filled = rows + [rows[0]] * (data.batch_size - len(rows))  # one shape, compiled once
+            length = self.max_new_tokens or task.shapes(data)["targets"][0][0]
+            texts = generator(model.params, filled, generator.fit_max_new_tokens(filled, length))
+            for record, ids in zip(records[start:], texts[: len(rows)], strict=False):
+                predictions.append(task.decode(record, [], [model.tokenizer.decode(ids)]))
+        return self.outcome(task, records, predictions)
+
+
+@dataclasses.dataclass(kw_only=True)
+class RankingEvaluator(RecordEvaluator):
+    """Accuracy among the k best and mean reciprocal rank of candidates that a multiple-choice head scores."""
+
+    def evaluate(self, model: EvaluatedModel) -> Outcome:
+        from jaxnlp.metrics.ranking import ranking
+
+        task, store, records = self.records(model)
+        examples = store.encoded(task, model.tokenizer, model.data.seq_len)
+        chosen = [example for example in examples if example.record < len(records)]
+        predictions = list(answers(model.program, model.params, model.tokenizer, records, chosen))
+        scores = [list(_candidates(prediction)) for prediction in predictions]
+        right = [_index(prediction, task.reference(r)) for prediction, r in zip(predictions, records, strict=True)]
+        rows = [
+            {**record.fields, "prediction": prediction, "reference": index}
+            for record, prediction, index in zip(records, predictions, right, strict=True)
+        ]
+        return Outcome(self.score(ranking, scores, right), rows)
+
+
+def _candidates(prediction: Prediction) -> Sequence[float]:
+    probabilities = prediction.get("probabilities")
+    if probabilities is None:
+        raise UserError("RankingEvaluator: the task predicts no probabilities of candidates")
+    return list(probabilities.values()) if isinstance(probabilities, dict) else probabilities
+
+
+def _index(prediction: Prediction, reference: Prediction) -> int:
+    """The index of the right candidate: an option's number, or the place of a class among the probabilities."""
+    right, probabilities = next(iter(reference.values())), prediction["probabilities"]
+    return list(probabilities).index(right) if isinstance(probabilities, dict) else int(right)
+
+
+def find(evaluators: Sequence[Evaluator], names: Sequence[str]) -> list[Evaluator]:
+    """The evaluators of these names. Raises UserError for a name that none has."""
+    known = {evaluator.name: evaluator for evaluator in evaluators}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise UserError(f"--evaluators={','.join(names)}: no evaluator {missing[0]!r}; known: {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def default_evaluators(data: DataConfig) -> list[Evaluator]:
+    """The loss, and for a labelled task the metrics of its predictions or generated texts."""
+    kinds: dict[str | None, type[Evaluator]] = {"logits": PredictionEvaluator, "text": GenerationEvaluator}
+    kind = kinds.get(data.task.output)
+    return [LossEvaluator(name="loss"), *([] if kind is None else [kind(name="predictions")])]

@@ -1,0 +1,54 @@
+"""Batch prediction with a fine-tuned model."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnlp.data.source import Record
+from jaxnlp.data.tasks.encoding import Example
+from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.inference.loop import replicate
+
+INPUTS = ("types", "segment_ids", "extract")
+
+
+def answers(
+    program: Any, params: Any, tokenizer: Tokenizer, records: Sequence[Record], examples: Sequence[Example]
+) -> Iterator[Prediction]:
+    """The task's prediction for each record, in order; computed a batch at a time.
+
+    Args:
+        program: the `Program` of the fine-tuned run. examples: the task's examples of the records, in their order.
+
+    With several processes all must call it, with the same records, and consume all of it.
+    """
+    data = program.experiment.data
+    task, size = data.task, data.batch_size
+
+    def logits(params: Any, batch: Any) -> jax.Array:
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
+        return replicate(program.apply(params, batch["tokens"], **inputs)["logits"])
+
+    run = jax.jit(logits)
+    waiting: list[tuple[Example, np.ndarray]] = []  # examples of one record, as the windows of its context
+    for start in range(0, len(examples), size):
+        rows: list[Any] = [*examples[start : start + size]]
+        batch = task.collate(rows + [None] * (size - len(rows)), data.seq_len, tokenizer.separator)
+        local = {name: x[program.rows] for name, x in batch.items()}
+        with program.context(any_length=True):
+            outputs = np.asarray(run(params, program.put(local)))
+        for example, row in zip(rows, outputs, strict=False):
+            if waiting and waiting[0][0].record != example.record:
+                yield _prediction(task, records, waiting)
+                waiting = []
+            waiting.append((example, row))
+    if waiting:
+        yield _prediction(task, records, waiting)
+
+
+def _prediction(task: LabelledTask, records: Sequence[Record], rows: list[tuple[Example, np.ndarray]]) -> Prediction:
+    examples, logits = zip(*rows, strict=True)
+    return task.decode(records[examples[0].record], examples, np.stack(logits))
