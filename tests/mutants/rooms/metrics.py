@@ -31,8 +31,8 @@ MUTANTS = (
         id="metrics/interval-of-one-tail",
         file="metrics/metric.py",
         old="tails = [(1 - confidence) / 2, (1 + confidence) / 2]",
-        new="tails = [1 - confidence, confidence]",
-        fault="a bootstrap interval has twice its tails",
+        new="tails = [0.0, 1.0]",
+        fault="a bootstrap interval is the range of all samples",
         tests=("tests/metrics/test_metrics.py::test_an_interval_of_a_share_is_that_of_the_normal_approximation",),
     ),
     Mutant(
