@@ -52,7 +52,7 @@ MUTANTS = (
         old='new["bias"] = own["bias"].astype(jnp.float32) * leaves[OUT]',
         new='new["bias"] = own["bias"].astype(jnp.float32)',
         fault="a merged (IA)^3 leaves the bias unscaled",
-        tests=(PROPERTIES,),
+        tests=(f"{PARITY}[ia3-gpt2]",),
     ),
     Mutant(
         id="peft/adapter-without-residual",
