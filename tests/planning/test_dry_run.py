@@ -10,6 +10,7 @@ import pytest
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.mlp import GatedMLP
+from jaxnlp.nn.policy import Policy
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.planning.dry_run import dry_run_report, estimate_memory, parameter_rows
 from jaxnlp.sharding.mesh import MeshConfig
@@ -112,6 +113,14 @@ def test_gradients_are_counted_by_their_own_table():
     table = 4 * sum_parameters(program)
     assert found["ZERO1"] == table
     assert table / 8 < found["ZERO2"] < table / 7  # what has no model dimension is whole
+
+
+def test_the_sum_over_microbatches_is_counted_in_float32():
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        e = experiment(policy=Policy(param_dtype=dtype))
+        for accum_steps, more in ((1, 0), (2, 4)):
+            program = build(dataclasses.replace(e, accum_steps=accum_steps), jax.devices()[:1])
+            assert estimate_memory(program)["gradients"] == (size + more) * sum_parameters(program)
 
 
 def sum_parameters(program) -> int:

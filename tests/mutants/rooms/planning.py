@@ -9,7 +9,7 @@ MUTANTS = (
         old="split(gradient, 2)",
         new="split(gradient, 3)",
         fault="ZeRO 2 keeps whole gradients in the formula",
-        tests=("tests/planning/test_memory.py::test_states_of_7_5_billion_parameters_over_64_devices",),
+        tests=("tests/planning/test_memory_formulas.py::test_states_of_7_5_billion_parameters_over_64_devices",),
     ),
     Mutant(
         id="planning/sequence-parallel-memory",
@@ -17,7 +17,7 @@ MUTANTS = (
         old="sbh * (10 * residual + (24 + scores) / tensor)",
         new="sbh * (10 + (24 + scores) / tensor)",
         fault="sequence parallelism does not divide norms and dropout",
-        tests=("tests/planning/test_memory.py::test_a_layer_of_gpt3",),
+        tests=("tests/planning/test_memory_formulas.py::test_a_layer_of_gpt3",),
     ),
     Mutant(
         id="planning/loop-trips-unrolled",
@@ -57,7 +57,7 @@ MUTANTS = (
         old="width = lambda x: 4 * summed +",
         new="width = lambda x: 2 * summed +",
         fault="accumulated gradients count as 16-bit numbers",
-        tests=("tests/planning/test_dry_run.py::test_gradients_are_counted_by_their_own_table",),
+        tests=("tests/planning/test_dry_run.py::test_the_sum_over_microbatches_is_counted_in_float32",),
     ),
     Mutant(
         id="planning/search-ranks-backwards",
