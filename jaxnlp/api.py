@@ -25,6 +25,7 @@ from jaxnlp.data.text.sentinels import with_sentinels
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
 from jaxnlp.evals.loss import evaluate as evaluate_loss
+from jaxnlp.evals.predictions import answers
 from jaxnlp.figures.attention import Map
 from jaxnlp.inference.decode import Generation
 from jaxnlp.inference.loop import replicate
@@ -40,7 +41,6 @@ from jaxnlp.training.load import Loaded
 from jaxnlp.training.load import load as load_run
 from jaxnlp.training.loops import supervised
 from jaxnlp.training.open_huggingface import open_huggingface
-from jaxnlp.training.predict import answers
 from jaxnlp.training.report import report
 from jaxnlp.training.run_folder.checkpoint import Reader, Saved
 
