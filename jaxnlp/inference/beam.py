@@ -1,7 +1,7 @@
-"""Beam search: the few best continuations found together, in one jitted loop over a static cache.
+"""Beam search over a static cache, in one jitted loop.
 
-Each step extends every live beam by every token and keeps the best; those that ended compete, by
-score over length, for the row's finished texts. The rules for when a row may stop are those of transformers.
+Each step extends every live beam by every token and keeps the best. Beams that end compete, by score over length, for
+the row's finished texts. A row stops by the rules of transformers.
 Shape legend: B batch, P prompt length, T new tokens, N beams, C candidates (2N), V vocabulary.
 """
 
@@ -21,14 +21,14 @@ from jaxnlp.inference.loop import log_probs, prompt_seen, replicate
 from jaxnlp.inference.processors import Processors, process, seen_in
 from jaxnlp.inference.rows import Ids, Rows
 
-WORST = -1e9  # the score of a beam that is not there
+WORST = -1e9  # the score of an empty place among the beams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BeamSearch(Processors):
     """How wide to search and when to stop, besides the options of `Processors`, which change log-probabilities here.
 
-    num_beams: beams a row. num_return: how many finished texts to give for each, best first.
+    num_beams: beams a row. num_return: finished texts returned for each prompt, best first.
     length_penalty: a text's score is its log-probability over length ** length_penalty (its end counts as a token):
         above 0 favours long texts, 0 compares plain log-probabilities (Wu et al. 2016, arXiv:1609.08144, eq. 14,
         in the form of transformers).
@@ -93,8 +93,8 @@ def beam_search(
     rows = generator.rows(prompts, max_new_tokens, forced, adapter_ids)
     with generator.context(len(prompts)):
         held = generator.prepare_params(params)
-        found = _search(generator, held, rows, max_new_tokens, beams, max(map(len, forced)))
-    finished, forced_BK = jax.tree.map(np.asarray, found)
+        results = _search(generator, held, rows, max_new_tokens, beams, max(map(len, forced)))
+    finished, forced_BK = jax.tree.map(np.asarray, results)
     texts = []
     for i, prefix in enumerate(forced):
         first = forced_BK[i, forced_BK.shape[1] - len(prefix) :].tolist()
@@ -102,12 +102,12 @@ def beam_search(
         for n in range(beams.num_return):
             length = int(finished.lengths[i, n])
             total = finished.scores[i, n] * float(length) ** beams.length_penalty
-            if not finished.there[i, n] or not total > WORST / 2:
-                break  # there are no more texts than these
-            ids, told = (x[i, n, :length].tolist() for x in (finished.tokens, finished.log_probs))
-            end = told.pop() if ids and ids[-1] == generator.separator else None
-            ids = ids[: len(told)]
-            row.append(Hypothesis([*prefix, *ids], float(finished.scores[i, n]), [*first, *told], end))
+            if not finished.filled[i, n] or not total > WORST / 2:
+                break  # the row has no more texts
+            ids, log_probs = (x[i, n, :length].tolist() for x in (finished.tokens, finished.log_probs))
+            end = log_probs.pop() if ids and ids[-1] == generator.separator else None
+            ids = ids[: len(log_probs)]
+            row.append(Hypothesis([*prefix, *ids], float(finished.scores[i, n]), [*first, *log_probs], end))
         texts.append(row)
     return texts
 
@@ -115,13 +115,13 @@ def beam_search(
 @dataclasses.dataclass(frozen=True)
 class _Beams:
     """N texts a row: tokens and the model's log-probabilities of them (B, N, T), their number (B, N), scores (B, N),
-    and whether they are there (B, N)."""
+    and which of the N places hold a text (B, N)."""
 
     tokens: jax.Array
     log_probs: jax.Array
     lengths: jax.Array
     scores: jax.Array
-    there: jax.Array
+    filled: jax.Array
 
     def best(self, count: int) -> tuple["_Beams", jax.Array]:
         """The `count` best, and where they stood."""
@@ -136,7 +136,7 @@ class _Beams:
         return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), self, other)
 
 
-jax.tree_util.register_dataclass(_Beams, ["tokens", "log_probs", "lengths", "scores", "there"], [])
+jax.tree_util.register_dataclass(_Beams, ["tokens", "log_probs", "lengths", "scores", "filled"], [])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
@@ -181,9 +181,10 @@ def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: Beam
 
 
 def _extend(separator, beams, T, prompt_RV, step, logits_BNV, live: _Beams, finished: _Beams, open_B):
-    """One step: live and finished beams after it, which rows may improve, the live ones' parents, whether to go on."""
+    """One step: live and finished beams after it, which rows may improve, the live beams' parents, and
+    whether the loop continues."""
     B, N, V = logits_BNV.shape
-    width = min(2 * N, N * V)  # even if N of them end here, N go on
+    width = min(2 * N, N * V)  # even if N of them end here, N stay live
     raw_BNV = jax.nn.log_softmax(logits_BNV, axis=-1)
     totals_BNV = live.scores[..., None] + _processed(separator, beams, prompt_RV, step, raw_BNV, live)
     scores_BC, flat_BC = jax.lax.top_k(totals_BNV.reshape(B, -1), width)
@@ -200,21 +201,21 @@ def _extend(separator, beams, T, prompt_RV, step, logits_BNV, live: _Beams, fini
     live, chosen_BN = going.best(N)
     parents_BN = jnp.take_along_axis(parents_BC, chosen_BN, axis=1)
 
-    # Of those that ended, only the N best candidates of the step count: the others stand by.
+    # A beam that ended counts only among the N best candidates of the step.
     counts_BC = ended_BC & (jnp.arange(width) < N)
-    full_B1 = finished.there.all(axis=1, keepdims=True) if beams.stops_when_full else jnp.zeros((B, 1), bool)
+    full_B1 = finished.filled.all(axis=1, keepdims=True) if beams.stops_when_full else jnp.zeros((B, 1), bool)
     barred_BC = ~counts_BC | full_B1 | ~open_B[:, None]
     normed_BC = scores_BC / jnp.float32(length) ** beams.length_penalty
-    done = dataclasses.replace(candidates, scores=jnp.where(barred_BC, 2 * WORST, normed_BC), there=counts_BC)
+    done = dataclasses.replace(candidates, scores=jnp.where(barred_BC, 2 * WORST, normed_BC), filled=counts_BC)
     finished, _ = finished.with_(done).best(N)
 
     reach = T if beams.early_stopping == "never" and beams.length_penalty > 0 else length
     hope_B1 = live.scores[:, :1] / jnp.float32(reach) ** beams.length_penalty
-    worst_BN = jnp.where(finished.there, finished.scores.min(axis=1, keepdims=True), WORST)
+    worst_BN = jnp.where(finished.filled, finished.scores.min(axis=1, keepdims=True), WORST)
     open_B = open_B & (hope_B1 > worst_BN).any(axis=1)
     more = open_B.any() & ~ended_BC.all()
     if beams.stops_when_full:
-        more = more & ~finished.there.all()
+        more = more & ~finished.filled.all()
     return live, finished, open_B, parents_BN, more
 
 

@@ -1,6 +1,6 @@
 """The key-value cache of generation: it grows with the text, and each beam has its own.
 
-What models keep in it (`nn/stack.py`): "layers", the (k, v) pairs of self-attention, each (B, N, S, K) or with a
+Its entries (`nn/stack.py`): "layers", the (k, v) pairs of self-attention, each (B, N, S, K) or with a
 leading axis of layers; "segments" (B, S); "offset"; an encoder-decoder also "cross", such pairs of the encoder's keys
 and values, and "input_segments", which never change.
 """
@@ -14,7 +14,7 @@ FIRST_CACHE = 64  # positions in the first cache; it doubles from there
 
 
 def cache_lengths(prompt: int, total: int) -> list[int]:
-    """The lengths a cache goes through: doubling from one that holds the prompt, up to `total`."""
+    """Successive lengths of the cache: doubled from the first that holds the prompt, up to `total`."""
     length = FIRST_CACHE
     while length <= prompt:
         length *= 2
@@ -38,7 +38,7 @@ def grow(cache: dict[str, Any], length: int) -> dict[str, Any]:
 
 
 def repeat(cache: dict[str, Any], times: int) -> dict[str, Any]:
-    """The cache with each row so many times, one for each beam."""
+    """The cache with each row repeated `times` times, once for each beam."""
 
     def pairs(tree):
         return jax.tree.map(lambda x: jnp.repeat(x, times, axis=x.ndim - 4), tree)

@@ -1,4 +1,4 @@
-"""Generating text with one engine, for decoder-only models and encoder-decoders.
+"""Text generation for decoder-only models and encoder-decoders.
 
 A jitted loop (`inference/loop.py`) over a static key-value cache. Prompts of different lengths are padded on the left,
 so that every row writes its next token at the same place; segment 0 keeps the padding out of attention, and positions
@@ -32,10 +32,10 @@ class Generation:
     """A new text.
 
     ids: its tokens, forced ones first, without the separator that ends it.
-    log_probs: the model's own log-probability of each of them given all before it, whatever temperature, filters and
-        penalties they were drawn with. end_log_prob: of the separator; None where the text did not end with it.
+    log_probs: the model's log-probability of each token given all tokens before it, without temperature, filters and
+        penalties. end_log_prob: of the separator; None if the text did not end with it.
     finish: "end" (the model ended it), "stop" (`on_tokens` or a stop string did) or "length" (max_new_tokens).
-    text: decoded, up to a stop string; None where nothing decoded it (`inference/text.py` does).
+    text: decoded, up to a stop string; None without a tokenizer (`inference/text.py` decodes).
     """
 
     ids: list[int]
@@ -46,7 +46,7 @@ class Generation:
 
     @property
     def score(self) -> float:
-        """The log-probability of the whole text, its end included."""
+        """The log-probability of the text, including its end."""
         return sum(self.log_probs) + (self.end_log_prob or 0.0)
 
 
@@ -57,15 +57,15 @@ class Generator:
     apply: (params, tokens, segment_ids=, positions=, cache=, logits_to_keep=) -> (logits, cache); of an encoder-decoder
         (params, inputs, tokens, input_segments=, ...), inputs None once the cache holds what the encoder made of them.
     init_cache: (batch, length) -> an empty cache.
-    length_limit: positions the model can read, or None where there is no end.
+    length_limit: the longest sequence the model can read; None: no limit.
     separator: the token that ends a text.
-    vocab_size: ids from here on (a padded vocabulary) are never generated.
-    context: (batch size) -> what is entered around the model, for its mesh and rules.
-    prepare_params: parameters -> what `apply` takes, where it wants them laid out for reading.
+    vocab_size: ids at or above it (a padded vocabulary) are never generated.
+    context: (batch size) -> the context manager around the model, for its mesh and rules.
+    prepare_params: optional transform of the parameters before decoding, as the output-major layout on a CPU.
     start: what every text the decoder reads begins with, as every document in training does; None is the separator,
         () nothing. source_end: what every source an encoder reads ends with; None is the separator, () nothing.
     encoder_decoder: prompts are sources, for the encoder; the decoder begins with `start` and the forced prefix.
-    num_virtual_tokens: places that a cache has before the text's, of a soft prompt.
+    num_virtual_tokens: soft-prompt positions at the front of the cache.
     prefill_prefix: (parameters, empty cache) -> the cache with the keys and values of those places.
     """
 
@@ -118,7 +118,7 @@ class Generator:
             forced_prefix: for each prompt, ids that its new text must begin with. They are part of what comes back,
                 and not counted in max_new_tokens.
             on_tokens: called as (row, its new ids) as they come, forced ones first; where it returns True, that row
-                ends there. The loop then runs in chunks of so many steps, with the same results.
+                ends. The loop then runs in chunks of `chunk` steps, with the same results.
             adapter_ids: for each prompt, the adapter that it uses, if `apply` is a model with several of them
                 (`peft/multi_adapter.py`).
 
@@ -132,34 +132,34 @@ class Generator:
             ends: list[int | None] = [None] * len(prompts)
         else:
             tokens_BT, log_probs, ends = self._in_chunks(*args, on_tokens, chunk)
-        found = []
+        generations = []
         for i, row in enumerate(tokens_BT.tolist()):
             ids = self.until_separator(row) if ends[i] is None else row[: ends[i]]
             ended = ends[i] is None and len(ids) < len(row)
             forced_K, new_T = (x[i].tolist() for x in log_probs)
-            told = [*forced_K[len(forced_K) - len(forced[i]) :], *new_T[: len(ids)]]
+            row_log_probs = [*forced_K[len(forced_K) - len(forced[i]) :], *new_T[: len(ids)]]
             end = new_T[len(ids)] if ended else None
             finish = "end" if ended else "length" if ends[i] is None else "stop"
-            found.append(Generation([*forced[i], *ids], told, end, finish))
-        return found
+            generations.append(Generation([*forced[i], *ids], row_log_probs, end, finish))
+        return generations
 
     def _all(self, params, prompts, max_new_tokens, sampling, seed, forced, adapter_ids, *, log_probs: bool):
         """In one call: tokens_BT and, if wanted, log-probabilities of forced tokens (B, K) and of new ones (B, T)."""
         rows = self.rows(prompts, max_new_tokens, forced, adapter_ids)
         plan = loop.DecodePlan(max_new_tokens, sampling, log_probs, max(map(len, forced)))
         with self.context(len(prompts)):
-            found = loop.run(self, plan, self.prepare_params(params), rows, jax.random.key(seed))
-        return jax.tree.map(np.asarray, found)
+            outputs = loop.run(self, plan, self.prepare_params(params), rows, jax.random.key(seed))
+        return jax.tree.map(np.asarray, outputs)
 
     def _in_chunks(self, params, prompts, max_new_tokens, sampling, seed, forced, adapter_ids, on_tokens, chunk):
-        """As `_all`, with `on_tokens` told after each chunk; also the place where it ended each row, or None."""
+        """As `_all`, calling `on_tokens` after each chunk; also where it ended each row, or None."""
         if chunk < 1:
             raise FieldError("chunk", chunk, "expected a positive number of steps")
         rows = self.rows(prompts, max_new_tokens, forced, adapter_ids)
         plan = loop.DecodePlan(max_new_tokens, sampling, True, max(map(len, forced)))
         B, P, T = len(prompts), rows.tokens.shape[1], max_new_tokens
         size, *later = cache_lengths(P, P + T)
-        told = [0] * B
+        num_reported = [0] * B
         ends = [0 if prefix and on_tokens(i, list(prefix)) else None for i, prefix in enumerate(forced)]
         with self.context(B):
             held_params, key = self.prepare_params(params), jax.random.key(seed)
@@ -167,10 +167,10 @@ class Generator:
             while True:
                 step, tokens_BT, done_B = (np.asarray(x) for x in (state.step, state.tokens, state.done))
                 for i, row in enumerate(tokens_BT[:, :step].tolist()):
-                    new = self.until_separator(row)[told[i] :] if ends[i] is None else []
-                    told[i] += len(new)
+                    new = self.until_separator(row)[num_reported[i] :] if ends[i] is None else []
+                    num_reported[i] += len(new)
                     if new and on_tokens(i, new):
-                        ends[i] = told[i]
+                        ends[i] = num_reported[i]
                 ended_B = np.asarray([end is not None for end in ends])
                 if step == T or (done_B | ended_B).all():
                     break
@@ -197,7 +197,7 @@ class Generator:
         return make_rows(self, prompts, max_new_tokens, forced_prefix, adapter_ids)
 
     def fit_max_new_tokens(self, prompts: Ids, wanted: int, forced_prefix: Ids | None = None) -> int:
-        """`wanted` new tokens, or as many as fit after the longest prompt (one at least, which may then be refused)."""
+        """`wanted`, or the number of new tokens that fit after the longest prompt; at least 1."""
         if self.length_limit is None:
             return wanted
         forced = forced_prefix or [[]] * len(prompts)
@@ -221,20 +221,20 @@ class Generator:
         return row[: row.index(self.separator)] if self.separator in row else row
 
     def new_cache(self, held_params: Any, batch: int, length: int) -> Any:
-        """A cache for so many positions of text."""
+        """An empty cache for `length` positions of text."""
         cache = self.init_cache(batch, length + self.num_virtual_tokens)
         return cache if self.prefill_prefix is None else self.prefill_prefix(held_params, cache)
 
     def prefill(self, held_params: Any, rows: Rows, cache: Any, logits_to_keep: int) -> tuple[jax.Array, Any]:
         """Logits of the last places of `rows.tokens`, and the cache that holds them all."""
         positions_BP = rows.positions_BP + self.num_virtual_tokens
-        given = {"segment_ids": rows.segments, "positions": positions_BP, "cache": cache}
+        kwargs = {"segment_ids": rows.segments, "positions": positions_BP, "cache": cache}
         if rows.adapter_ids is not None:
-            given["adapter_ids"] = rows.adapter_ids
+            kwargs["adapter_ids"] = rows.adapter_ids
         if not self.encoder_decoder:
-            return self.apply(held_params, rows.tokens, **given, logits_to_keep=logits_to_keep)
-        given["input_segments"] = rows.input_segments
-        return self.apply(held_params, rows.inputs, rows.tokens, **given, logits_to_keep=logits_to_keep)
+            return self.apply(held_params, rows.tokens, **kwargs, logits_to_keep=logits_to_keep)
+        kwargs["input_segments"] = rows.input_segments
+        return self.apply(held_params, rows.inputs, rows.tokens, **kwargs, logits_to_keep=logits_to_keep)
 
     def step(
         self,
@@ -246,11 +246,11 @@ class Generator:
     ) -> tuple[jax.Array, Any]:
         """Logits (R, 1, V) of the token after `last_R1`, and the cache that holds it."""
         positions_R1 = positions_R1 + self.num_virtual_tokens
-        given = {"segment_ids": jnp.ones_like(last_R1), "positions": positions_R1, "cache": cache}
+        kwargs = {"segment_ids": jnp.ones_like(last_R1), "positions": positions_R1, "cache": cache}
         if adapter_ids_R is not None:
-            given["adapter_ids"] = adapter_ids_R
+            kwargs["adapter_ids"] = adapter_ids_R
         tokens = (None, last_R1) if self.encoder_decoder else (last_R1,)
-        return self.apply(held_params, *tokens, **given)
+        return self.apply(held_params, *tokens, **kwargs)
 
     def real(self, logits_V: jax.Array) -> jax.Array:
         """Logits (..., V), with -inf for a padded vocabulary's ids."""

@@ -1,4 +1,4 @@
-"""Exhaustive search: every text there is, where vocabulary and length are tiny. The oracle of beam search."""
+"""Exhaustive search over all texts of a tiny vocabulary and length: the reference of beam search's tests."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def exhaustive_search(
         prompt: ids, the first token included. source: ids that an encoder reads, their end included.
 
     Raises:
-        UserError: there are more than a million continuations.
+        UserError: more than a million continuations.
     """
     if not prompt or max_new_tokens < 1:
         raise UserError("exhaustive_search: expected a prompt, and max_new_tokens of at least one")
@@ -44,7 +44,7 @@ def exhaustive_search(
             f"{LIMIT:,} texts; use beam_search"
         )
     live, scores = np.asarray([list(prompt)], np.int32), np.zeros(1)
-    found: list[Hypothesis] = []
+    hypotheses: list[Hypothesis] = []
     for length in range(1, max_new_tokens + 1):
         inputs = () if source is None else (np.tile(np.asarray(source, np.int32), (len(live), 1)),)
         logits = jnp.asarray(apply(params, *inputs, live))[:, -1, :vocab_size]
@@ -53,8 +53,8 @@ def exhaustive_search(
         for token in ends:
             for row, total in zip(live, totals[:, token], strict=True):
                 ids = [*row[len(prompt) :].tolist(), *([] if token == separator else [token])]
-                found.append(Hypothesis(ids, float(total / length**length_penalty)))
+                hypotheses.append(Hypothesis(ids, float(total / length**length_penalty)))
         others = np.asarray([token for token in range(vocab_size) if token != separator], np.int32)
         live = np.concatenate([np.repeat(live, len(others), 0), np.tile(others, len(live))[:, None]], axis=1)
         scores = totals[:, others].reshape(-1)
-    return sorted(found, key=lambda h: -h.score)[:num_return]
+    return sorted(hypotheses, key=lambda h: -h.score)[:num_return]

@@ -1,7 +1,7 @@
 """The loop of generation: choose a token, read it, choose the next.
 
-The whole of it is one jitted call, or chunks of it with the state handed back in between, for who wants to see the
-tokens as they come. Both give the same.
+It runs as one jitted call, or in chunks that return the state in between, for callers that stream tokens. Both give
+the same tokens.
 
 Shape legend: B batch, P prompt length, T new tokens, K forced tokens, V vocabulary.
 """
@@ -33,7 +33,7 @@ class DecodePlan:
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
     """`step` tokens are in tokens_BT, whose other places hold separators; log_probs_BT of them or None; done_B;
-    seen_BV, the tokens that a repetition penalty is for, or None; the cache."""
+    seen_BV, the tokens that the repetition penalty applies to, or None; the cache."""
 
     step: Any
     tokens: Any
@@ -48,11 +48,11 @@ jax.tree_util.register_dataclass(DecodeState, ["step", "tokens", "log_probs", "d
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def run(model: Any, plan: DecodePlan, params: Any, rows: Rows, key: jax.Array) -> tuple[jax.Array, Any]:
-    """All of it: tokens_BT, where a finished row goes on with separators, and log-probabilities if wanted: of forced
-    tokens (B, K), right-aligned, and of new ones (B, T).
+    """The full loop: tokens_BT, with separators after the end of a row, and if the plan has them log-probabilities: of
+    forced tokens (B, K), right-aligned, and of new tokens (B, T).
 
     Args:
-        model: a `Generator`. params: as its `prepare_params` gives them.
+        model: a `Generator`. params: as its `prepare_params` returns them.
     """
     P, T = rows.tokens.shape[1], plan.max_new_tokens
     state, forced_BK = _begin(model, plan, params, rows, key)
@@ -78,7 +78,7 @@ def advance(
     """The state when it has `stop` tokens or every row is done, `ended_B` being done from here on.
 
     Args:
-        state: its cache None. cache: given up.
+        state: without its cache. cache: donated.
     """
     state = dataclasses.replace(state, done=state.done | ended_B, cache=cache)
     return _readable(_advance(model, plan, params, rows, key, state, stop))
@@ -125,11 +125,11 @@ def _choose(model, plan, key, state: DecodeState, logits_BTV) -> DecodeState:
     token_B = sample(scores_BV, jax.random.fold_in(key, step), plan.sampling)
     token_B1 = jnp.where(state.done, model.separator, token_B)[:, None]
     put = lambda x_BT, new_B1: jax.lax.dynamic_update_slice(x_BT, new_B1, (0, step))
-    told_BT, seen_BV = state.log_probs, state.seen
+    log_probs_BT, seen_BV = state.log_probs, state.seen
     return DecodeState(
         step=step + 1,
         tokens=put(state.tokens, token_B1),
-        log_probs=None if told_BT is None else put(told_BT, log_probs(logits_BV[:, None], token_B1)),
+        log_probs=None if log_probs_BT is None else put(log_probs_BT, log_probs(logits_BV[:, None], token_B1)),
         done=state.done | (token_B1[:, 0] == model.separator),
         seen=None if seen_BV is None else seen_BV.at[jnp.arange(len(seen_BV)), token_B1[:, 0]].set(True),
         cache=state.cache,
@@ -143,7 +143,7 @@ def log_probs(logits_BTV: jax.Array, tokens_BT: jax.Array) -> jax.Array:
 
 
 def prompt_seen(rows: Rows, repetition_penalty: float, vocab: int) -> jax.Array | None:
-    """(B, V): the tokens of each prompt, if there is a penalty that asks."""
+    """(B, V): the tokens of each prompt; None without a repetition penalty."""
     return None if repetition_penalty == 1 else seen_in(rows.tokens, rows.segments != 0, vocab)
 
 

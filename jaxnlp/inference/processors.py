@@ -1,4 +1,4 @@
-"""What changes a model's scores before a token is chosen, in drawing and in beam search alike.
+"""Changes of a model's scores before a token is chosen, in sampling and in beam search.
 
 Shape legend: R rows or beams, T tokens, V vocabulary.
 """
@@ -17,10 +17,10 @@ NEVER = -jnp.inf
 class Processors:
     """The options that `Sampling` and `BeamSearch` share.
 
-    repetition_penalty: of tokens that the prompt or the new text holds already, a score above zero is divided by it
-        and one below is multiplied, so above 1 they become less likely (CTRL: Keskar et al. 2019, arXiv:1909.05858,
+    repetition_penalty: scores of tokens in the prompt or the new text are divided by it if positive and multiplied if
+        negative, so that values above 1 make repeated tokens less likely (CTRL: Keskar et al. 2019, arXiv:1909.05858,
         section 4.1). 1.0 changes nothing. An encoder's source does not count, its decoder's tokens do.
-    min_new_tokens: before so many tokens a text may not end.
+    min_new_tokens: a text has at least this many new tokens.
     """
 
     repetition_penalty: float = 1.0
@@ -52,8 +52,8 @@ def process(
     return scores_RV
 
 
-def seen_in(tokens_RT: jax.Array, there_RT: jax.Array, vocab: int) -> jax.Array:
-    """(R, V), True for the tokens of each row where `there_RT`."""
+def seen_in(tokens_RT: jax.Array, counts_RT: jax.Array, vocab: int) -> jax.Array:
+    """(R, V), True for the tokens of each row where `counts_RT`."""
     R, _ = tokens_RT.shape
-    ids_RT = jnp.where(there_RT, tokens_RT, vocab)  # out of range, so dropped
+    ids_RT = jnp.where(counts_RT, tokens_RT, vocab)  # out of range, so dropped
     return jnp.zeros((R, vocab), bool).at[jnp.arange(R)[:, None], ids_RT].set(True, mode="drop")

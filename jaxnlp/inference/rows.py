@@ -86,13 +86,13 @@ def _check_room(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids) -> N
     limit = model.length_limit
     if limit is None:
         return
-    count, given = max((held(model, p, f), len(p)) for p, f in zip(prompts, forced, strict=True))
+    count, prompt_length = max((held(model, p, f), len(p)) for p, f in zip(prompts, forced, strict=True))
     start = "one separator" if model.start is None else f"{len(model.first)} start tokens"
-    told = [] if model.encoder_decoder else [f"{given} prompt tokens"]
-    told += [start] + ([f"{count - len(model.first)} forced tokens"] if model.encoder_decoder and any(forced) else [])
+    parts = [] if model.encoder_decoder else [f"{prompt_length} prompt tokens"]
+    parts += [start] + ([f"{count - len(model.first)} forced tokens"] if model.encoder_decoder and any(forced) else [])
     if count + max_new_tokens > limit:
         raise UserError(
-            f"generate: {', '.join(told)} and max_new_tokens={max_new_tokens} are more than "
+            f"generate: {', '.join(parts)} and max_new_tokens={max_new_tokens} are more than "
             f"model.max_length={limit}; shorten the prompt or generate fewer"
         )
     longest = max(map(len, prompts)) + len(model.last)

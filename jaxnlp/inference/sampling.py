@@ -14,8 +14,9 @@ from jaxnlp.inference.processors import NEVER, Processors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling(Processors):
-    """How a token is drawn, after the options of `Processors`. Filters apply in this order: temperature, top_k, top_p,
-    min_p.
+    """How a token is sampled, after the options of `Processors`.
+
+    Filters apply in this order: temperature, top_k, top_p, min_p.
 
     temperature: 0 takes the most likely token (greedy).
     top_k: keep the k most likely tokens; 0 keeps all.

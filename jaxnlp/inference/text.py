@@ -1,4 +1,4 @@
-"""Texts in, texts out: prompts are encoded, stop strings end what is generated, and it can be seen as it comes."""
+"""Generation from texts to texts: prompts are encoded, stop strings end a text, and text can be streamed."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -24,15 +24,15 @@ def generate_text(
     on_text: Callable[[int, str], Any] | None = None,
     chunk: int = CHUNK,
 ) -> list[Generation]:
-    """What the model says to each prompt, with `text`. Of an encoder-decoder the prompts are its sources.
+    """The continuation of each prompt, with its `text`; an encoder-decoder's prompts are its sources.
 
     Args:
         tokenizer: with `encode_batch` and `decode`, as the run's.
         stop: strings that end a text where one appears in it after the forced prefix, however it falls into tokens.
             `text` ends before it; `ids` hold the tokens up to the one that completed it.
         forced_prefix: what every new text begins with, or one for each prompt.
-        on_text: called as (row, text) with what is new and final of a row; together its texts are the row's `text`.
-        chunk: tokens between two looks at the text, if there are stop strings or `on_text`; the results are the same.
+        on_text: called as (row, text) with each new, final piece of text; joined, the pieces are the row's `text`.
+        chunk: tokens between two checks of the text for stop strings or `on_text`; the results do not depend on it.
 
     Raises:
         UserError: as `Generator.generate`; an empty stop string.
@@ -44,32 +44,32 @@ def generate_text(
     prefixes = tokenizer.encode_batch(forced)
     before = [[]] * len(ids) if generator.encoder_decoder else ids
     streams = [TextStream(tokenizer.decode, row, stop) for row in before]
-    tell = on_text or (lambda row, text: None)
+    emit = on_text or (lambda row, text: None)
     watched = stop or on_text is not None
-    found = generator.generate(
+    generations = generator.generate(
         params,
         ids,
         max_new_tokens,
         sampling,
         seed,
         forced_prefix=prefixes,
-        on_tokens=_listener(streams, prefixes, tell) if watched else None,
+        on_tokens=_listener(streams, prefixes, emit) if watched else None,
         chunk=chunk,
     )
     if not watched:
-        for stream, generation in zip(streams, found, strict=True):
+        for stream, generation in zip(streams, generations, strict=True):
             stream.force(generation.ids)
     for row, stream in enumerate(streams):
         rest = stream.close()
         if rest:
-            tell(row, rest)
-    return [_ended(g, stream.ended_at, stream.text) for stream, g in zip(streams, found, strict=True)]
+            emit(row, rest)
+    return [_ended(g, stream.ended_at, stream.text) for stream, g in zip(streams, generations, strict=True)]
 
 
 def _listener(
-    streams: Sequence[TextStream], prefixes: Sequence[Sequence[int]], tell: Callable[[int, str], Any]
+    streams: Sequence[TextStream], prefixes: Sequence[Sequence[int]], emit: Callable[[int, str], Any]
 ) -> Callable[[int, list[int]], bool]:
-    """What `Generator.generate` calls with a row's new tokens: tells their text, and returns whether the row ends.
+    """An `on_tokens` for `Generator.generate`: emits the text of a row's new tokens, returns whether the row ends.
     The first tokens of a row with a forced prefix are that prefix."""
     begun = [not prefix for prefix in prefixes]
 
@@ -78,14 +78,14 @@ def _listener(
         text = stream.push(new) if begun[row] else stream.force(new)
         begun[row] = True
         if text:
-            tell(row, text)
+            emit(row, text)
         return stream.ended_at is not None
 
     return on_tokens
 
 
 def _ended(generation: Generation, count: int | None, text: str) -> Generation:
-    """The generation with its text, and where a stop string ended it without the tokens drawn after that."""
+    """The generation with its text, without the tokens sampled after a stop string."""
     if count is None:
         return dataclasses.replace(generation, text=text)
     ids, log_probs = generation.ids[:count], generation.log_probs[:count]

@@ -12,7 +12,7 @@ MODEL_TYPES = ("bert", "roberta")
 
 
 def config(hf: dict[str, Any], names: Collection[str]) -> BertConfig:
-    """Our config, from config.json; which heads there are, the tensors say."""
+    """Our config, from config.json; the tensors' names say which heads it has."""
     demand(hf, {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False})
     roberta = hf["model_type"] == "roberta"
     first = hf.get("pad_token_id", 1) + 1 if roberta else 0  # RoBERTa's positions begin after its padding id
@@ -94,7 +94,7 @@ def tensors(c: BertConfig, names: Collection[str] | None = None) -> list[Tensor]
     prefix = "roberta." if is_roberta(c) else "bert."
     bare = not any(name.startswith(prefix) for name in names) if names is not None else not _has_head(c)
     at = "" if bare else prefix
-    found = [
+    rows = [
         table(f"{at}embeddings.word_embeddings.weight", "embed"),
         table(f"{at}embeddings.position_embeddings.weight", "positions"),
         table(f"{at}embeddings.token_type_embeddings.weight", "types"),
@@ -103,8 +103,8 @@ def tensors(c: BertConfig, names: Collection[str] | None = None) -> list[Tensor]
     for i in range(c.num_layers):
         theirs, ours = f"{at}encoder.layer.{i}", f"block_{i}"
         for name in ("query", "key", "value"):
-            found += linear(f"{theirs}.attention.self.{name}", f"{ours}/attention/{name}")
-        found += [
+            rows += linear(f"{theirs}.attention.self.{name}", f"{ours}/attention/{name}")
+        rows += [
             *linear(f"{theirs}.attention.output.dense", f"{ours}/attention/out", num_in=2),
             *norm(f"{theirs}.attention.output.LayerNorm", f"{ours}/attention_norm"),
             *linear(f"{theirs}.intermediate.dense", f"{ours}/mlp/up"),
@@ -112,9 +112,9 @@ def tensors(c: BertConfig, names: Collection[str] | None = None) -> list[Tensor]
             *norm(f"{theirs}.output.LayerNorm", f"{ours}/mlp_norm"),
         ]
     if "pooler" in c.heads or "next_sentence" in c.heads:
-        found += linear(f"{at}pooler.dense", "pooler")
+        rows += linear(f"{at}pooler.dense", "pooler")
     if "next_sentence" in c.heads:
-        found += linear("cls.seq_relationship", "next_sentence")
+        rows += linear("cls.seq_relationship", "next_sentence")
     if "masked_lm" in c.heads:
         head, dense, normed = ("lm_head", "dense", "layer_norm")
         if not is_roberta(c):
@@ -122,12 +122,12 @@ def tensors(c: BertConfig, names: Collection[str] | None = None) -> list[Tensor]
         bias = f"{head}.bias"
         if names is not None and bias not in names:  # newer files keep the decoder's name for the same vector
             bias = f"{head}.decoder.bias"
-        found += [
+        rows += [
             *linear(f"{head}.{dense}", "masked_lm/dense"),
             *norm(f"{head}.{normed}", "masked_lm/norm"),
             Tensor(bias, ("masked_lm/bias",), "vector"),
         ]
-    return found
+    return rows
 
 
 def _has_head(c: BertConfig) -> bool:
@@ -140,6 +140,6 @@ def ignored(c: BertConfig) -> tuple[str, ...]:
 
 
 def copies(c: BertConfig) -> dict[str, str]:
-    """Patterns of tensors that may be there as copies of a parameter of ours: the tied output map."""
+    """Patterns of tensors that may be present as copies of one of our parameters: the tied output map."""
     head = r"(cls\.predictions|lm_head)\.decoder"
     return {rf"{head}\.weight": "embed/embedding", rf"{head}\.bias": "masked_lm/bias"}

@@ -40,6 +40,8 @@ def dropout(hf: Mapping[str, Any], fields: tuple[str, ...], default: float) -> f
     """The one rate of several fields. Raises UserError where they differ."""
     rates = {field: hf.get(field, default) for field in fields}
     if len(set(rates.values())) > 1:
-        told = ", ".join(f"{field}={rate}" for field, rate in rates.items())
-        raise UserError(f"config.json: {told}: rates that differ are not supported; make them one in config.json")
+        given_rates = ", ".join(f"{field}={rate}" for field, rate in rates.items())
+        raise UserError(
+            f"config.json: {given_rates}: rates that differ are not supported; make them one in config.json"
+        )
     return rates[fields[0]]

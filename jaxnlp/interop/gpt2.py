@@ -68,7 +68,7 @@ def tensors(c: GPTConfig, names: Collection[str] | None = None) -> list[Tensor]:
     """The table. names: of the checkpoint's tensors, which may lack the prefix; None is the layout we write."""
     bare = names is not None and not any(name.startswith("transformer.") for name in names)
     at = "" if bare else "transformer."
-    found = [
+    rows = [
         table(f"{at}wte.weight", "embed"),
         table(f"{at}wpe.weight", "positions"),
         *norm(f"{at}ln_f", "norm"),
@@ -76,7 +76,7 @@ def tensors(c: GPTConfig, names: Collection[str] | None = None) -> list[Tensor]:
     for i in range(c.num_layers):
         theirs, ours = f"{at}h.{i}", f"block_{i}"
         qkv = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
-        found += [
+        rows += [
             *norm(f"{theirs}.ln_1", f"{ours}/attention_norm"),
             *linear(f"{theirs}.attn.c_attn", *qkv, kind="conv1d"),
             *linear(f"{theirs}.attn.c_proj", f"{ours}/attention/out", kind="conv1d", num_in=2),
@@ -84,7 +84,7 @@ def tensors(c: GPTConfig, names: Collection[str] | None = None) -> list[Tensor]:
             *linear(f"{theirs}.mlp.c_fc", f"{ours}/mlp/up", kind="conv1d"),
             *linear(f"{theirs}.mlp.c_proj", f"{ours}/mlp/down", kind="conv1d"),
         ]
-    return found if c.tie_embeddings else [*found, *linear("lm_head", "head", bias=False)]
+    return rows if c.tie_embeddings else [*rows, *linear("lm_head", "head", bias=False)]
 
 
 def ignored(c: GPTConfig) -> tuple[str, ...]:
@@ -93,5 +93,5 @@ def ignored(c: GPTConfig) -> tuple[str, ...]:
 
 
 def copies(c: GPTConfig) -> dict[str, str]:
-    """Patterns of tensors that may be there as copies of a parameter of ours."""
+    """Patterns of tensors that may be present as copies of one of our parameters."""
     return {r"lm_head\.weight": "embed/embedding"} if c.tie_embeddings else {}

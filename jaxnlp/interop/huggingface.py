@@ -1,10 +1,10 @@
-"""Checkpoints in Hugging Face's layout, both ways: config.json, safetensors (in one file or several), tokenizer.json.
+"""Hugging Face checkpoints, read and written: config.json, safetensors (in one file or several), tokenizer.json.
 
   config, params, tokenizer = load("path/to/folder")     # or a hub id, as "openai-community/gpt2"
   save("path/to/folder", config, params, tokenizer)      # transformers' from_pretrained reads it
 
-A family (`gpt2.py`, `bert.py`, ...) is a table of tensors and the two ways of its config. Every tensor must be there
-with its shape, and none may be left over: nothing is filled in or dropped in silence.
+A family (`gpt2.py`, `bert.py`, ...) is a table of tensors and the conversion of its config in both directions. Every
+tensor must be present with its shape, and none may be left over: nothing is filled in or dropped silently.
 """
 
 import dataclasses
@@ -42,11 +42,11 @@ def load(
 
     Returns:
         config: a model's config, as `GPTConfig`. params: nested dicts, float32. tokenizer: of the `tokenizers`
-        library, or None where the folder has no tokenizer.json, and no vocab.json with merges.txt.
+        library, or None if the folder has no tokenizer.json and no vocab.json with merges.txt.
 
     Raises:
-        UserError: no such folder, unknown architecture or a setting of it that is not supported; a tensor that is
-            missing, left over, or of another shape.
+        UserError: a missing folder, an architecture or setting that is not supported, or a tensor that is missing,
+            left over, or of another shape.
     """
     folder, family, config, files = _open_folder(source)
     shapes, axes = abstract_params(config.build(), *config.example_inputs(1, 1))
@@ -58,19 +58,19 @@ def load(
     places = {} if mesh is None else shardings(shapes, axes, rules, mesh)
     places = {path_name(path): place for path, place in jax.tree_util.tree_leaves_with_path(places)}
     first = jax.local_devices()[0]
-    found = {}
+    arrays = {}
     ours = {path: leaf.shape for path, leaf in by_path.items()}
     for tensor in tensors:
         array = _read(files[tensor.name], tensor.name)
         for path, part in tensor.to_ours(array, ours).items():
             part = np.asarray(part, by_path[path].dtype)
-            found[path] = (
+            arrays[path] = (
                 jax.make_array_from_callback(part.shape, places[path], part.__getitem__)
                 if places
                 else (jax.device_put(part, first))
             )
         del array, part
-    params = jax.tree_util.tree_map_with_path(lambda path, _: found[path_name(path)], shapes)
+    params = jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], shapes)
     return config, params, _tokenizer(folder)
 
 
@@ -110,10 +110,10 @@ def save(
     """Writes what `load`, and transformers' `from_pretrained`, read.
 
     Args:
-        folder: made if need be; a checkpoint in it is replaced.
+        folder: created if missing; a checkpoint in it is replaced.
         tokenizer: of the `tokenizers` library, or None.
         special_ids: by their names in config.json (`bos_token_id`, `eos_token_id`, `pad_token_id`,
-            `decoder_start_token_id`), which transformers begins and ends texts with; those it has by itself otherwise.
+            `decoder_start_token_id`); transformers' defaults for those left out.
         max_shard_bytes: files larger than this are split, with an index.
 
     Raises:
@@ -127,7 +127,7 @@ def save(
         )
     flat = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(unstacked(params))}
     folder = pathlib.Path(folder)
-    written: dict[str, pathlib.Path] = {}  # by the name each file will have: what is there stays until all are whole
+    written: dict[str, pathlib.Path] = {}  # by final name: existing files stay until all new ones are complete
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shards = list(_shards(family.tensors(config), flat, max_shard_bytes))
@@ -171,7 +171,7 @@ def reason(config: Any) -> str:
 
 
 def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
-    """A safetensors file. Raises UserError where it cannot be written, and then leaves what was there."""
+    """A safetensors file. Raises UserError if it cannot be written, and then leaves the old file."""
     try:
         from safetensors.numpy import save_file
     except ImportError:
@@ -179,7 +179,7 @@ def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
     try:
         save_file({k: np.ascontiguousarray(x) for k, x in arrays.items()}, path, metadata={"format": "pt"})
     except Exception as e:  # its own error type is not public, and hides the operating system's
-        raise UserError(f"{path.parent}: cannot be written ({e}); what was there before is as it was") from None
+        raise UserError(f"{path.parent}: cannot be written ({e}); the files there before are unchanged") from None
 
 
 def _folder(source: str | pathlib.Path) -> pathlib.Path:
@@ -210,7 +210,7 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
             lost = next((name for name, where in files.items() if where == file and name not in held), None)
             if lost is not None:
                 raise UserError(f"{file}: has no tensor {lost}, which {INDEX} says it holds")
-            files |= dict.fromkeys(held - files.keys(), file)  # not in the index: left over, and told so
+            files |= dict.fromkeys(held - files.keys(), file)  # not in the index: reported as left over
         return files
     path = folder / SINGLE
     if not path.exists():
@@ -242,7 +242,7 @@ def _read(path: pathlib.Path, name: str) -> np.ndarray:
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file, by name. Raises UserError for a file that is not there, or not one."""
+    """All tensors of a safetensors file, by name. Raises UserError for a missing file, or another kind of file."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     return {name: _read(path, name) for name in _names(path)}
@@ -267,9 +267,9 @@ def _check(folder, tensors, files, by_path, ignored) -> None:
         with _open(path) as file:
             for name, tensor in wanted.items():
                 if files[name] == path:
-                    found, expected = tuple(file.get_slice(name).get_shape()), tensor.shape(shapes)
-                    if found != expected:
-                        raise UserError(f"{path}: tensor {name} has shape {found}; {CONFIG} asks for {expected}")
+                    shape, expected = tuple(file.get_slice(name).get_shape()), tensor.shape(shapes)
+                    if shape != expected:
+                        raise UserError(f"{path}: tensor {name} has shape {shape}; {CONFIG} asks for {expected}")
 
 
 def _check_copies(tensors, files, copies: dict[str, str], left_out: Sequence[str]) -> None:
@@ -284,7 +284,7 @@ def _check_copies(tensors, files, copies: dict[str, str], left_out: Sequence[str
             copy, original = a.get_slice(name), b.get_slice(first)
             rows = copy.get_shape()[0]
             same = copy.get_shape() == original.get_shape()
-            starts = range(0, rows if same else 0, COPY_ROWS)  # in parts: they are the largest tensors there are
+            starts = range(0, rows if same else 0, COPY_ROWS)  # in parts: they are the largest tensors
             parts = [slice(start, min(start + COPY_ROWS, rows)) for start in starts]
             if not same or any((copy[part] != original[part]).any() for part in parts):
                 raise UserError(
@@ -313,14 +313,14 @@ def _shards(tensors, flat, limit) -> Iterator[list[Any]]:
 
 def unstacked(params: dict[str, Any]) -> dict[str, Any]:
     """Parameters with layers apart, whether or not they were scanned."""
-    found = {}
+    flat = {}
     for name, held in params.items():
         if name == "blocks":
             count = jax.tree.leaves(held)[0].shape[0]
-            found |= {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], held) for i in range(count)}
+            flat |= {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], held) for i in range(count)}
         else:
-            found[name] = unstacked(held) if isinstance(held, dict) else held
-    return found
+            flat[name] = unstacked(held) if isinstance(held, dict) else held
+    return flat
 
 
 def _tokenizer(folder: pathlib.Path) -> Any:
@@ -336,18 +336,18 @@ def _tokenizer(folder: pathlib.Path) -> Any:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError for a file that is not there, or holds none."""
+    """A JSON object. Raises UserError for a missing file, or one that holds none."""
     try:
-        found = json.loads(path.read_text())
+        data = json.loads(path.read_text())
     except OSError as e:
         raise UserError(
             f"{path}: cannot be read ({e.strerror}); expected a checkpoint in Hugging Face's layout"
         ) from None
     except ValueError as e:
         raise UserError(f"{path}: not JSON ({e})") from None
-    if not isinstance(found, dict):
+    if not isinstance(data, dict):
         raise UserError(f"{path}: holds no JSON object")
-    return found
+    return data
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

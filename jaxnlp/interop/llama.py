@@ -147,20 +147,20 @@ def _rope_json(rotary: positions.Rotary) -> tuple[int, dict[str, Any]]:
 def tensors(c: LlamaConfig, names: Collection[str] | None = None) -> list[Tensor]:
     """The table. names: of the checkpoint's tensors, which may lack the prefix; None is the layout we write."""
     at = "" if names is not None and not any(name.startswith("model.") for name in names) else "model."
-    found = [table(f"{at}embed_tokens.weight", "embed"), *norm(f"{at}norm", "norm", bias=False)]
+    rows = [table(f"{at}embed_tokens.weight", "embed"), *norm(f"{at}norm", "norm", bias=False)]
     for i in range(c.num_layers):
         theirs, ours = f"{at}layers.{i}", f"block_{i}"
         for short, name in (("q", "query"), ("k", "key"), ("v", "value")):
-            found += linear(f"{theirs}.self_attn.{short}_proj", f"{ours}/attention/{name}", bias=c.qkv_bias)
-        found += linear(f"{theirs}.self_attn.o_proj", f"{ours}/attention/out", num_in=2, bias=c.out_bias)
+            rows += linear(f"{theirs}.self_attn.{short}_proj", f"{ours}/attention/{name}", bias=c.qkv_bias)
+        rows += linear(f"{theirs}.self_attn.o_proj", f"{ours}/attention/out", num_in=2, bias=c.out_bias)
         if c.qk_norm is not None:
             for short, name in (("q", "query"), ("k", "key")):
-                found += norm(f"{theirs}.self_attn.{short}_norm", f"{ours}/attention/{name}_norm", bias=False)
-        found += norm(f"{theirs}.input_layernorm", f"{ours}/attention_norm", bias=False)
-        found += norm(f"{theirs}.post_attention_layernorm", f"{ours}/mlp_norm", bias=False)
+                rows += norm(f"{theirs}.self_attn.{short}_norm", f"{ours}/attention/{name}_norm", bias=False)
+        rows += norm(f"{theirs}.input_layernorm", f"{ours}/attention_norm", bias=False)
+        rows += norm(f"{theirs}.post_attention_layernorm", f"{ours}/mlp_norm", bias=False)
         for name in ("gate", "up", "down"):
-            found += linear(f"{theirs}.mlp.{name}_proj", f"{ours}/mlp/{name}", bias=False)
-    return found if c.tie_embeddings else [*found, *linear("lm_head", "head", bias=False)]
+            rows += linear(f"{theirs}.mlp.{name}_proj", f"{ours}/mlp/{name}", bias=False)
+    return rows if c.tie_embeddings else [*rows, *linear("lm_head", "head", bias=False)]
 
 
 def ignored(c: LlamaConfig) -> tuple[str, ...]:
@@ -169,5 +169,5 @@ def ignored(c: LlamaConfig) -> tuple[str, ...]:
 
 
 def copies(c: LlamaConfig) -> dict[str, str]:
-    """Patterns of tensors that may be there as copies of a parameter of ours."""
+    """Patterns of tensors that may be present as copies of one of our parameters."""
     return {r"lm_head\.weight": "embed/embedding"} if c.tie_embeddings else {}

@@ -93,32 +93,32 @@ def to_json(c: T5Config) -> dict[str, Any]:
 
 def tensors(c: T5Config, names: Collection[str] | None = None) -> list[Tensor]:
     """The table. names: of the checkpoint's tensors; None is the layout we write."""
-    found = [table("shared.weight", "embed")]
+    rows = [table("shared.weight", "embed")]
     for side, layers in (("encoder", c.num_layers), ("decoder", c.decoder.num_layers)):
         bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        found += [table(bias, f"{side}/position_bias"), *norm(f"{side}.final_layer_norm", f"{side}/norm", bias=False)]
+        rows += [table(bias, f"{side}/position_bias"), *norm(f"{side}.final_layer_norm", f"{side}/norm", bias=False)]
         for i in range(layers):
             theirs, ours = f"{side}.block.{i}.layer", f"{side}/block_{i}"
-            found += _attention(f"{theirs}.0", "SelfAttention", ours, "attention")
+            rows += _attention(f"{theirs}.0", "SelfAttention", ours, "attention")
             if side == "decoder":
-                found += _attention(f"{theirs}.1", "EncDecAttention", ours, "cross_attention")
-            found += _feed_forward(c, f"{theirs}.{2 if side == 'decoder' else 1}", ours)
-    return found if c.tie_embeddings else [*found, *linear("lm_head", "head", bias=False)]
+                rows += _attention(f"{theirs}.1", "EncDecAttention", ours, "cross_attention")
+            rows += _feed_forward(c, f"{theirs}.{2 if side == 'decoder' else 1}", ours)
+    return rows if c.tie_embeddings else [*rows, *linear("lm_head", "head", bias=False)]
 
 
 def _attention(theirs: str, kind: str, ours: str, name: str) -> list[Tensor]:
-    found = norm(f"{theirs}.layer_norm", f"{ours}/{name}_norm", bias=False)
+    rows = norm(f"{theirs}.layer_norm", f"{ours}/{name}_norm", bias=False)
     for short, long in (("q", "query"), ("k", "key"), ("v", "value")):
-        found += linear(f"{theirs}.{kind}.{short}", f"{ours}/{name}/{long}", bias=False)
-    return [*found, *linear(f"{theirs}.{kind}.o", f"{ours}/{name}/out", num_in=2, bias=False)]
+        rows += linear(f"{theirs}.{kind}.{short}", f"{ours}/{name}/{long}", bias=False)
+    return [*rows, *linear(f"{theirs}.{kind}.o", f"{ours}/{name}/out", num_in=2, bias=False)]
 
 
 def _feed_forward(c: T5Config, theirs: str, ours: str) -> list[Tensor]:
     maps = {"wi_0": "gate", "wi_1": "up", "wo": "down"} if c.mlp.gated else {"wi": "up", "wo": "down"}
-    found = norm(f"{theirs}.layer_norm", f"{ours}/mlp_norm", bias=False)
+    rows = norm(f"{theirs}.layer_norm", f"{ours}/mlp_norm", bias=False)
     for short, long in maps.items():
-        found += linear(f"{theirs}.DenseReluDense.{short}", f"{ours}/mlp/{long}", bias=False)
-    return found
+        rows += linear(f"{theirs}.DenseReluDense.{short}", f"{ours}/mlp/{long}", bias=False)
+    return rows
 
 
 def ignored(c: T5Config) -> tuple[str, ...]:
@@ -127,6 +127,6 @@ def ignored(c: T5Config) -> tuple[str, ...]:
 
 
 def copies(c: T5Config) -> dict[str, str]:
-    """Patterns of tensors that may be there as copies of a parameter of ours."""
+    """Patterns of tensors that may be present as copies of one of our parameters."""
     tables = {r"(encoder|decoder)\.embed_tokens\.weight": "embed/embedding"}
     return {**tables, r"lm_head\.weight": "embed/embedding"} if c.tie_embeddings else tables

@@ -65,14 +65,14 @@ class Tensor:
 
 def linear(name: str, *paths: str, kind: str = "linear", num_in: int = 1, bias: bool = True) -> list[Tensor]:
     """`name.weight` and `name.bias` of a linear map, or of several side by side."""
-    found = [Tensor(f"{name}.weight", tuple(f"{path}/kernel" for path in paths), kind, num_in)]
-    return [*found, Tensor(f"{name}.bias", tuple(f"{path}/bias" for path in paths), "vector")] if bias else found
+    rows = [Tensor(f"{name}.weight", tuple(f"{path}/kernel" for path in paths), kind, num_in)]
+    return [*rows, Tensor(f"{name}.bias", tuple(f"{path}/bias" for path in paths), "vector")] if bias else rows
 
 
 def norm(name: str, path: str, bias: bool = True) -> list[Tensor]:
     """`name.weight` and `name.bias` of a LayerNorm; the weight alone of an RMSNorm."""
-    found = [Tensor(f"{name}.weight", (f"{path}/scale",), "vector")]
-    return [*found, Tensor(f"{name}.bias", (f"{path}/bias",), "vector")] if bias else found
+    rows = [Tensor(f"{name}.weight", (f"{path}/scale",), "vector")]
+    return [*rows, Tensor(f"{name}.bias", (f"{path}/bias",), "vector")] if bias else rows
 
 
 def table(name: str, path: str) -> Tensor:
