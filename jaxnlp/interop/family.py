@@ -1,4 +1,4 @@
-"""What the tables of several families share: reading fields of a config.json."""
+"""Reading fields of a config.json, shared by the families."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ ACTIVATIONS = {
 
 
 def activation(hf: Mapping[str, Any], field: str, default: str) -> str:
-    """Our name of an activation of theirs."""
+    """Our name of a transformers activation."""
     name = hf.get(field, default)
     if name not in ACTIVATIONS:
         raise UserError(f"config.json: {field}={name!r} is not supported; expected one of {', '.join(ACTIVATIONS)}")
@@ -25,23 +25,23 @@ def activation(hf: Mapping[str, Any], field: str, default: str) -> str:
 
 
 def activation_name(ours: str) -> str:
-    """Their name of an activation of ours."""
+    """The transformers name of one of our activations."""
     return next(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
 
 
 def demand(hf: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Raises UserError where a field says what this implementation does not do. A missing field is as demanded."""
+    """Raises UserError for a field with a value that is not supported. A missing field passes."""
     for field, wanted in values.items():
         if hf.get(field, wanted) != wanted:
             raise UserError(f"config.json: {field}={hf[field]!r} is not supported; expected {wanted!r}")
 
 
 def dropout(hf: Mapping[str, Any], fields: tuple[str, ...], default: float) -> float:
-    """The one rate of several fields. Raises UserError where they differ."""
+    """The common rate of several fields. Raises UserError if they differ."""
     rates = {field: hf.get(field, default) for field in fields}
     if len(set(rates.values())) > 1:
         given_rates = ", ".join(f"{field}={rate}" for field, rate in rates.items())
         raise UserError(
-            f"config.json: {given_rates}: rates that differ are not supported; make them one in config.json"
+            f"config.json: {given_rates}: different rates are not supported; make them equal in config.json"
         )
     return rates[fields[0]]

@@ -1,4 +1,4 @@
-"""Ways to compute multi-head attention, to choose from in a config.
+"""Implementations of multi-head attention, chosen in a model's config.
 
 A kernel is a small config object, called as `kernel(q, k, v, mask, policy=..., ...)`; `scale`
 multiplies the scores (None is 1/sqrt(K)), `bias` (B or 1, H, T, S) is added to them. All give
@@ -82,8 +82,8 @@ class Blocked(AttentionKernel):
 
     def __call__(self, q_BTHK, k_BSNK, v_BSNK, mask: Mask, *, policy: Policy, dropout=None, bias=None, **scores):
         length = q_BTHK.shape[1]
-        whole = not mask.causal or mask.prefix_B is not None or k_BSNK.shape[1] != length
-        if whole or length <= self.block:
+        full = not mask.causal or mask.prefix_B is not None or k_BSNK.shape[1] != length
+        if full or length <= self.block:
             return Einsum()(q_BTHK, k_BSNK, v_BSNK, mask, policy=policy, dropout=dropout, bias=bias, **scores)
         # Keys in pieces: their gradients are then sums of pieces, not of arrays padded to the full length.
         stops = [*range(self.block, length, self.block), length]
@@ -201,9 +201,9 @@ def _splash(block, interpret, causal, window, softcap, q_BHTK, k_BNTK, v_BNTK, q
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     heads, length = q_BHTK.shape[1:3]
-    one = (splash.CausalMask if causal else splash.FullMask)((length, length))
+    head_mask = (splash.CausalMask if causal else splash.FullMask)((length, length))
     if window is not None:
-        one = one & splash.LocalMask((length, length), (window - 1, window - 1), 0)
+        head_mask = head_mask & splash.LocalMask((length, length), (window - 1, window - 1), 0)
     size = next(b for b in range(min(block, length), 0, -128) if length % b == 0)
     sizes = splash.BlockSizes(
         block_q=size,
@@ -217,9 +217,9 @@ def _splash(block, interpret, causal, window, softcap, q_BHTK, k_BNTK, v_BNTK, q
     )
 
     def one_row(q, k, v, s, t):
-        # Made here, for it holds arrays: of a trace that may be over when the backward pass calls this again.
+        # Made here: it holds arrays of the current trace, and the backward pass calls this in another one.
         kernel = splash.make_splash_mha(
-            mask=splash.MultiHeadMask([one] * heads),
+            mask=splash.MultiHeadMask([head_mask] * heads),
             block_sizes=sizes,
             attn_logits_soft_cap=softcap,
             head_shards=1,
@@ -230,26 +230,26 @@ def _splash(block, interpret, causal, window, softcap, q_BHTK, k_BNTK, v_BNTK, q
 
     groups = heads // k_BNTK.shape[1]
     k, v = (jnp.repeat(x, groups, axis=1) for x in (k_BNTK, v_BNTK))
-    return in_whole_lanes(jax.vmap(one_row), q_BHTK, k, v, queries_BT, keys_BT)
+    return in_full_lanes(jax.vmap(one_row), q_BHTK, k, v, queries_BT, keys_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def in_whole_lanes(run: Any, *arrays: jax.Array) -> jax.Array:
-    """run(*arrays), of which the backward pass finds what it needs in rows of 128 numbers.
+def in_full_lanes(run: Any, *arrays: jax.Array) -> jax.Array:
+    """run(*arrays), with residuals saved in rows of 128 numbers.
 
-    A TPU lays arrays out in tiles of 128 lanes: heads of 64, the last axis of what an attention kernel keeps, would
-    take twice their size for as long as they are kept.
+    A TPU lays arrays out in tiles of 128 lanes: with heads of 64 as their last axis, an attention kernel's residuals
+    would take twice their size.
     """
     return run(*arrays)
 
 
-def _in_whole_lanes_fwd(run, *arrays):
+def _in_full_lanes_fwd(run, *arrays):
     out, pull_back = jax.vjp(run, *arrays)
     return out, jax.tree.map(_Lanes.of, pull_back)
 
 
-def _in_whole_lanes_bwd(_, kept, d_out):
-    return jax.tree.map(_Lanes.array, kept, is_leaf=lambda x: isinstance(x, _Lanes))(d_out)
+def _in_full_lanes_bwd(_, residuals, d_out):
+    return jax.tree.map(_Lanes.array, residuals, is_leaf=lambda x: isinstance(x, _Lanes))(d_out)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["shape"])
@@ -267,7 +267,7 @@ class _Lanes:
         return self.rows.reshape(self.shape)
 
 
-in_whole_lanes.defvjp(_in_whole_lanes_fwd, _in_whole_lanes_bwd)
+in_full_lanes.defvjp(_in_full_lanes_fwd, _in_full_lanes_bwd)
 
 
 def attend(
@@ -298,7 +298,7 @@ def attend(
 
 
 def attention_weights(q_BTHK, k_BSNK, mask: Mask, *, policy: Policy, scale=None, bias=None, softcap=None) -> jax.Array:
-    """The weights themselves, (B, H, T, S), float32: what a kernel mixes values by."""
+    """The attention weights (B, H, T, S), float32."""
     B, T, H, _ = q_BTHK.shape
     allowed = mask.dense(T, k_BSNK.shape[1])
     q, k, _, allowed, bias = _grouped(q_BTHK, k_BSNK, k_BSNK, allowed, bias, scale, policy)
@@ -324,7 +324,7 @@ def _weights(q_BNRK, k_BNSK, allowed, bias, softcap, policy):
 
 
 def biased_scores(q_BNRK, k_BNSK, bias, softcap, policy: Policy) -> jax.Array:
-    """q k^T, with the bias added and the soft cap on; (B, N, R, S) float32, of queries that are scaled already."""
+    """q k^T, with the bias added and the soft cap on; (B, N, R, S) float32, of queries already scaled."""
     scores = policy.dot(q_BNRK, k_BNSK, SCORES)
     if bias is not None:
         scores = scores + bias

@@ -22,7 +22,7 @@ from jaxnlp.nn.policy import Policy
 Initializer = Callable[..., jax.Array]
 
 PRODUCT = "product"  # what remat policies know the output of a linear map by
-FEW_ROWS = 64  # up to so many rows a product is bound by reading the weights
+FEW_ROWS = 64  # up to this many rows a product is bound by reading the weights
 
 
 def matmul(
@@ -32,7 +32,7 @@ def matmul(
 
     Args:
         x: (..., D).
-        w: (D, F), or (F, D) with `transpose_w`; or with several axes in place of one, which are D together, or F.
+        w: (D, F), or (F, D) with `transpose_w`; or with several axes in place of D or F.
 
     Returns:
         (..., F), F one axis. The derivative is the ordinary one; only the form in which the
@@ -45,7 +45,7 @@ def matmul(
 def _matmul(x, w, policy, transpose_w, dtype):
     w = _matrix(w, x.shape[-1], transpose_w)
     if policy.weight_layout == "output_major" and x.size // x.shape[-1] <= FEW_ROWS:
-        # Behind a barrier, or XLA would turn the product round again.
+        # Behind a barrier, or XLA would transpose the product back.
         y_FR = lax.optimization_barrier(
             policy.dot(w, x.reshape(-1, x.shape[-1]), _contract(1 if transpose_w else 0, 1), dtype)
         )
@@ -54,8 +54,8 @@ def _matmul(x, w, policy, transpose_w, dtype):
 
 
 def _matmul_fwd(x, w, policy, transpose_w, dtype):
-    # A weight that is not trained has no gradient: its input is not kept, and no product is made. Kept is the weight as
-    # it lies: reshaped, there would be a copy of each, stacked ones all at once.
+    # A weight that is not trained has no gradient: its input is not saved, and no product is made. The weight is saved
+    # in its own shape: a reshaped one would be a copy, of all stacked layers at once.
     y = _matmul(x.value, w.value, policy, transpose_w, dtype)
     return y, (x.value if w.perturbed else None, w.value, jnp.zeros((0, x.value.shape[-1]), x.value.dtype))
 
@@ -91,7 +91,7 @@ def _contract(a: int, b: int) -> Any:
 
 
 def _weight_gradient_plain(policy: Policy, dtype, left, right):
-    # Over batch and length as they are: made one axis first, a length split over devices would be gathered.
+    # Contracts batch and length as two axes: merged into one, a length split over devices would be gathered.
     rows = tuple(range(left.ndim - 1))
     return policy.dot(left, right, ((rows, rows), ((), ())), dtype)
 
@@ -105,8 +105,8 @@ def _weight_gradient_rows(policy: Policy, dtype, left, right):
     before the product whichever it is (`Policy.dot`), so swapping pays only for much longer ones.
     """
     left_RA, right_RB = left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1])
-    longest = right_RB.shape[1] * (4 if policy.operand_dtype == jnp.bfloat16 else 1)
-    if left_RA.shape[1] <= longest:
+    max_rows = right_RB.shape[1] * (4 if policy.operand_dtype == jnp.bfloat16 else 1)
+    if left_RA.shape[1] <= max_rows:
         return policy.dot(left_RA, right_RB, _contract(0, 0), dtype)
     return lax.optimization_barrier(policy.dot(right_RB, left_RA, _contract(0, 0))).T.astype(dtype)
 

@@ -1,4 +1,4 @@
-"""Who may attend to whom.
+"""Attention masks.
 
 Shape legend: B batch, T query length, S key length.
 """
@@ -17,20 +17,20 @@ import jax.numpy as jnp
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mask:
-    """The conditions a query-key pair must meet, kept apart so that each kernel can use its own form.
+    """The conditions that a query-key pair must meet, as data, so that each kernel can use its own form.
 
-    They compose: a pair must meet all of them. `Mask(causal=False)` allows every pair.
+    A pair must meet all of them. `Mask(causal=False)` allows every pair.
 
     causal: a key no later than the query, by place in the sequence.
-    prefix_B: so many first places of each row are open to every query although the mask is causal
+    prefix_B: the first prefix_B[i] positions of row i are visible to all queries under a causal mask
         (prefix LM: Raffel et al. 2020, arXiv:1910.10683, section 3.2.1).
-    window: fewer than so many places between query and key: sliding-window attention
+    window: the distance between query and key is below it: sliding-window attention
         (Beltagy et al. 2020, arXiv:2004.05150, section 3.1). None: no such condition.
     query_segments_BT, key_segments_BS: both in the same segment, and that segment not 0
         (0 is padding). Keys' segments alone: keys that are not padding.
     offset: place of the first query among the keys: 0 in training, the number of keys
         already cached when decoding.
-    num_prefix_keys: this many keys at the start are open to every query whatever the conditions, and the places of
+    num_prefix_keys: the first num_prefix_keys keys are visible to all queries, whatever the conditions, and places of
         the other keys are counted after them: prefixes (Li and Liang 2021, arXiv:2101.00190).
     """
 
@@ -45,9 +45,9 @@ class Mask:
     @property
     def conditions(self) -> set[str]:
         """Names of the conditions in force, for kernels that know only some."""
-        found = {"causal": self.causal, "prefix": self.prefix_B is not None, "window": self.window is not None}
-        found |= {"segments": self.key_segments_BS is not None, "num_prefix_keys": self.num_prefix_keys > 0}
-        return {name for name, there in found.items() if there}
+        active = {"causal": self.causal, "prefix": self.prefix_B is not None, "window": self.window is not None}
+        active |= {"segments": self.key_segments_BS is not None, "num_prefix_keys": self.num_prefix_keys > 0}
+        return {name for name, in_force in active.items() if in_force}
 
     def rows(self, start: int, stop: int) -> "Mask":
         """The mask of queries start..stop against keys 0..stop: one block of rows of a causal mask."""
@@ -60,7 +60,7 @@ class Mask:
         )
 
     def dense(self, query_len: int, key_len: int) -> jax.Array | None:
-        """Boolean (B or 1, 1, T, S), True where attention is allowed; None where all of it is."""
+        """Boolean (B or 1, 1, T, S), True where attention is allowed; None if every pair is."""
         if self.num_prefix_keys:
             P = self.num_prefix_keys
             rest = dataclasses.replace(self, num_prefix_keys=0).dense(query_len, key_len - P)

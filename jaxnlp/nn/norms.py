@@ -74,9 +74,8 @@ class _Norm(nn.Module):
 def normalise(x: jax.Array, scale_D: jax.Array, epsilon: float, centre: bool) -> jax.Array:
     """x over the root mean square of its last axis, less the mean first if `centre`, times scale; in float32.
 
-    Its backward pass is written out (two means over the row) because what autodiff makes of
-    mean and variance is several more passes over memory; the values are the same. Of the size of x
-    it keeps x alone, as it came: in bfloat16, half of what its float32 copy would take.
+    Its backward pass is written out (two means over the row): autodiff of mean and variance takes several more passes
+    over memory for the same values. It saves one array of the size of x, x itself: in bfloat16, half of a float32 copy.
     """
     return _normalise(x, scale_D, epsilon, centre)
 
@@ -103,7 +102,7 @@ def _normalise_bwd(epsilon, centre, residuals, dy):
 
 
 def _centred(x, mean, centre):
-    """x in float32, less its mean, and that mean; None for both without `centre`, or for a mean yet to be found."""
+    """(x in float32 less its mean, the mean). mean: None computes it. Without `centre`: (x in float32, None)."""
     x = x.astype(jnp.float32)
     if not centre:
         return x, None

@@ -1,14 +1,14 @@
-"""Kernels of 8 or 4 bits a number that stay so in memory, and are floats only in the layer that uses them.
+"""Kernels quantised to 8 or 4 bits in memory, and dequantised in the layer that uses them.
 
 Block-wise quantisation and NormalFloat (Dettmers et al. 2023, arXiv:2305.14314, sections 2 and 3): a block of numbers
-in a row is kept as its largest magnitude c, in float32, and a code for each number x,
+in a row is stored as its largest magnitude c, in float32, and a code for each number x,
 
     int8:  round(127 x / c)
     nf4:   which of 16 levels, quantiles of a normal distribution, is nearest to x / c
 
-The paper's second quantisation, of the c, is left out.
+The paper's double quantisation, of the c, is left out.
 
-A `Quantised` is a box of Flax's: whatever Linen module asks for the parameter is given floats, one layer's under
+`Quantised` is a Flax AxisMetadata box: a Linen module that reads the parameter gets floats, those of one layer under
 `nn.scan`. Blocks run along one axis and codes are packed within them, so that codes and c are split over a mesh as the
 kernel is, by the same table.
 
@@ -55,8 +55,8 @@ class Blocks:
     """How a kernel is quantised.
 
     kind: "int8" or "nf4". axis: along which blocks run, counted from the last, -1. size: numbers in a block, even.
-    dtype: of the floats that there were. used: of those that its layer computes with. axes: the kernel's logical axes,
-    without those of stacked layers.
+    dtype: of the floats before quantisation. used: of the floats that its layer computes with. axes: the kernel's
+    logical axes, without the axis of stacked layers.
     """
 
     kind: str
@@ -101,9 +101,9 @@ class Quantised(nn.meta.AxisMetadata):
 
 
 def block_size(count: int, most: int) -> int | None:
-    """The largest even size of equal blocks of an axis of `count` numbers, up to `most`; None where it is tiny."""
-    found = next((size for size in range(min(most, count), 1, -1) if size % 2 == 0 and count % size == 0), 0)
-    return found if found >= min(SMALLEST, most) else None
+    """The largest even size of equal blocks of an axis of `count` numbers, up to `most`; None if it is tiny."""
+    largest = next((size for size in range(min(most, count), 1, -1) if size % 2 == 0 and count % size == 0), 0)
+    return largest if largest >= min(SMALLEST, most) else None
 
 
 def quantise(kernel: jax.Array, how: Blocks) -> Quantised:
@@ -115,7 +115,7 @@ def quantise(kernel: jax.Array, how: Blocks) -> Quantised:
     c = jnp.expand_dims(jnp.where(scales == 0, 1.0, scales), axis + 1)
     if how.kind == "int8":
         return Quantised(jnp.round(127 / c * blocks).astype(jnp.int8).reshape(shape), scales, how)
-    # Nearest is how many of the points midway between levels are below.
+    # The nearest level's index is the number of midpoints between levels that are below.
     midway = [(low + high) / 2 for low, high in itertools.pairwise(NF4)]
     codes = functools.reduce(jnp.add, ((blocks / c > point).astype(jnp.uint8) for point in midway))
     first, second = jnp.split(codes, 2, axis=axis + 1)
@@ -125,7 +125,7 @@ def quantise(kernel: jax.Array, how: Blocks) -> Quantised:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _dequantised(codes: jax.Array, scales: jax.Array, how: Blocks, dtype: str) -> jax.Array:
-    """One operation by name to `jax.checkpoint`, so that policies can tell it (`nn/remat.py`); no derivative."""
+    """One named operation for `jax.checkpoint`, which policies recognise (`nn/remat.py`); it has no derivative."""
     axis, shape = codes.ndim + how.axis, codes.shape
     blocks = codes.reshape(*shape[:axis], scales.shape[axis], -1, *shape[axis + 1 :])
     if how.kind == "int8":
@@ -133,8 +133,8 @@ def _dequantised(codes: jax.Array, scales: jax.Array, how: Blocks, dtype: str) -
     else:
         halves = jnp.stack([blocks & 15, blocks >> 4], axis + 1)
         numbers = _levels(halves) * jnp.expand_dims(scales, (axis + 1, axis + 2))
-    whole = numbers.astype(dtype).reshape(*shape[:axis], -1, *shape[axis + 1 :])
-    return checkpoint_name(whole, DEQUANTISED)
+    floats = numbers.astype(dtype).reshape(*shape[:axis], -1, *shape[axis + 1 :])
+    return checkpoint_name(floats, DEQUANTISED)
 
 
 _dequantised.defvjp(
@@ -144,12 +144,12 @@ _dequantised.defvjp(
 
 
 def _levels(codes: jax.Array) -> jax.Array:
-    """NF4 of each code, by choices bit by bit: a look-up is slow on TPUs, whose vectors cannot index."""
-    found: list[Any] = [jnp.float32(level) for level in NF4]
+    """The NF4 level of each code, selected bit by bit: table look-ups are slow on TPUs."""
+    levels: list[Any] = [jnp.float32(level) for level in NF4]
     for bit in range(4):
         on = (codes >> bit) & 1 == 1
-        found = [jnp.where(on, high, low) for low, high in zip(found[::2], found[1::2], strict=True)]
-    return found[0]
+        levels = [jnp.where(on, high, low) for low, high in zip(levels[::2], levels[1::2], strict=True)]
+    return levels[0]
 
 
 def is_quantised(x: Any) -> bool:

@@ -1,6 +1,6 @@
-"""What the backward pass finds kept of a block's forward pass, and in which memory; the rest is computed again.
+"""Rematerialisation policies: which activations are saved, offloaded or recomputed.
 
-Chen et al. 2016, arXiv:1604.06174. The layers name their places by `checkpoint_name`, which costs nothing.
+Chen et al. 2016, arXiv:1604.06174. Layers name their activations by `checkpoint_name`, at no cost.
 Shape legend: B batch, T length, D model, H heads, K head size, F feed-forward.
 """
 
@@ -18,19 +18,19 @@ attention_out (B, T, D): the attention layer's result. mlp_hidden (B, T, F): wha
 layer returns, before the activation (twice if it is gated). mlp_out (B, T, D): its result."""
 
 POLICIES = ("none", "full", "dots", "names", "offload")
-INPUT = "block_input"  # the name of what enters a block of a pipeline's stage
+INPUT = "block_input"  # the name of the input of a block in a pipeline stage
 HOST = "pinned_host"
-DEQUANTISED = "dequantised"  # what policies know the floats of a quantised kernel by
+DEQUANTISED = "dequantised"  # the name of a quantised kernel's dequantised floats
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Remat:
-    """A choice of places: `Remat(save=("query", "key", "value"), offload=("mlp_hidden",))`.
+    """Named activations to save or offload: `Remat(save=("query", "key", "value"), offload=("mlp_hidden",))`.
 
-    A block's input is always kept. Every place named in neither is computed again.
+    A block's input is always saved. Activations named in neither field are recomputed.
 
-    save: places kept in the device's memory.
-    offload: places moved to pinned memory of the host, and back for the backward pass.
+    save: names saved in the device's memory.
+    offload: names moved to pinned host memory, and back for the backward pass.
     """
 
     save: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Remat:
                     raise FieldError(field, place, f"no such place; expected some of {', '.join(PLACES)}")
         for place in self.offload:
             if place in self.save:
-                raise FieldError("offload", place, "is in save too; a place is kept in one memory")
+                raise FieldError("offload", place, "is in save too; an activation is kept in one memory")
 
 
 NAMES = Remat(save=("query", "key", "value", "context"))
@@ -58,25 +58,25 @@ def check(config: Any) -> None:
 
 
 def all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
-    """The policy of "none" where layers gather their parameters: these are let go after use, and gathered again.
+    """The policy of remat="none" under ZeRO 3: gathered parameters are freed after use and gathered again.
 
-    Kept, they would be whole for all layers at once. `partitioning.py` gathers by a constraint in a `custom_vjp`; a
-    reshape of what is gathered is as large. So are the floats of a quantised kernel (`quantised.py`).
+    Saved, the full parameters of all layers would be in memory at once. `partitioning.py` gathers by a constraint in a
+    `custom_vjp`; a reshape of a gathered parameter, and the floats of a quantised kernel (`quantised.py`), count too.
     """
     body = params.get("call_jaxpr") if primitive.name == "custom_vjp_call" else None
-    names = {primitive.name} if body is None else {one.primitive.name for one in body.eqns}
-    floats = body is not None and any(one.params.get("name") == DEQUANTISED for one in body.eqns)
+    names = {primitive.name} if body is None else {eqn.primitive.name for eqn in body.eqns}
+    floats = body is not None and any(eqn.params.get("name") == DEQUANTISED for eqn in body.eqns)
     return not (floats or names <= {"sharding_constraint", "reshape"})
 
 
 def policy(remat: str | Remat, *more: str) -> Any:
-    """The policy for `jax.checkpoint` of a block; None keeps nothing within it. Not for "none".
+    """The policy for `jax.checkpoint` of a block; None saves nothing within it. Not for "none".
 
     Args:
-        more: names that are kept whatever the policy.
+        more: names that are saved under every policy.
 
     Raises:
-        UserError: places are to be offloaded and this backend has no such memory.
+        UserError: activations are to be offloaded, and this backend has no pinned host memory.
     """
     if remat == "full":
         return jax.checkpoint_policies.save_only_these_names(*more) if more else None

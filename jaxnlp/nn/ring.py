@@ -1,11 +1,11 @@
 """Ring attention: context parallelism, where each device holds one share of a sequence.
 
-Queries stay where they are; keys and values travel round the ring of devices, a share at a time, and each device
-folds the share it holds into a running softmax (Liu et al. 2023, arXiv:2310.01889, section 3). No device ever holds
-the keys of the whole sequence or scores of more than `block` queries by one share of keys. The backward pass sends
+Queries stay in place; keys and values pass around the ring of devices, one share at a time, and each device folds
+the share it holds into a running softmax (Liu et al. 2023, arXiv:2310.01889, section 3). No device ever holds
+the keys of the full sequence, or scores of more than `block` queries by one share of keys. The backward pass sends
 keys and values round once more, with their gradients.
 Shape legend: B batch, T queries and S keys of one device's share, H query heads, N key and value heads, K head size,
-C pieces of the queries, R rows of one piece: queries times the query heads that share a key head, L whole length.
+C pieces of the queries, R rows of one piece: queries times the query heads that share a key head, L full length.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from jaxnlp.nn.sharded_rng import bits_at, words_and_share
 class Ring(AttentionKernel):
     """`Einsum` over a sequence that is split over devices, as the rule for the activation axis `length` says.
 
-    block: queries of a device's share whose scores are there at a time (the largest divisor of the share up to it).
+    block: queries of a device's share whose scores are in memory at a time (the largest divisor of the share up to it).
 
     The same numbers as `Einsum`, within rounding, for every mask and for grouped heads; statistics and sums are
     float32. Dropout draws, share by share, what `Einsum` draws for all scores at once. A bias is (B or 1, H, L, L) and
@@ -81,7 +81,7 @@ class Ring(AttentionKernel):
 
 @dataclasses.dataclass(frozen=True)
 class _Dropped:
-    """Weights that are dropped: of all heads and the whole length, whose batch and heads these mesh axes split."""
+    """Dropout of attention weights, of all heads and the full length; these mesh axes split batch and heads."""
 
     rate: float
     heads: int
@@ -104,11 +104,11 @@ class _Circle:
     dropped: _Dropped | None = None
 
     def shift(self, tree: Any, places: int = 1) -> Any:
-        """Each array, sent so many places on."""
+        """Each array, sent `places` devices on."""
         return lax.ppermute(tree, self.axes, [(i, (i + places) % self.ways) for i in range(self.ways)])
 
     def source(self, step: Any) -> jax.Array:
-        """Whose keys this device holds after so many shifts."""
+        """The device whose keys this device holds after `step` shifts."""
         return (lax.axis_index(self.axes) - step) % self.ways
 
 
@@ -163,7 +163,7 @@ def _share(ring: _Circle, q_BTHK, k_BSNK, v_BSNK, bias_BHTL, mask: Mask, drop):
 
 
 def _allowed(ring: _Circle, mask: Mask, held_BS, source, piece, rows: int, S: int):
-    """Piece number `piece` of this device's queries against the keys of `source`, by places in the whole sequence."""
+    """Piece number `piece` of this device's queries against the keys of `source`, by places in the full sequence."""
     segments_CBt, prefix_B, t = mask.query_segments_BT, mask.prefix_B, ring.piece
     local = dataclasses.replace(
         mask,
@@ -176,8 +176,8 @@ def _allowed(ring: _Circle, mask: Mask, held_BS, source, piece, rows: int, S: in
     return None if allowed is None else jnp.tile(allowed, (1, 1, rows // t, 1))
 
 
-def _kept(ring: _Circle, drop, source, piece, scores):
-    """What dropout multiplies the weights of these scores (B, N, R, S) by: 0, or 1 / (1 - rate); None: all are kept.
+def _dropout_factors(ring: _Circle, drop, source, piece, scores):
+    """Dropout's factors of the weights of these scores (B, N, R, S): 0 or 1 / (1 - rate); None without dropout.
 
     The numbers are those that `jax.random.bernoulli` draws for the weights (B, H, L, L) of all devices.
     """
@@ -233,14 +233,14 @@ def _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, drop):
             new_top = jnp.maximum(top, scores.max(axis=-1, keepdims=True))
             weights, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
             total = total * shrink + weights.sum(axis=-1, keepdims=True)
-            weights = _dropped(weights, _kept(ring, drop, source, i, scores))
+            weights = _dropped(weights, _dropout_factors(ring, drop, source, i, scores))
             return out * shrink + policy.dot(weights, v, MIX), new_top, total
 
         return lax.map(piece, (jnp.arange(len(q_CBNRK)), q_CBNRK, bias_CBNRL, state))
 
     def one_step(carry, step):
         state, held = carry
-        onward = ring.shift(held)  # does not wait for the products, so both go on at once
+        onward = ring.shift(held)  # does not wait for the products, so both run at once
         return (fold(step, state, held), onward), None
 
     zeros = jnp.zeros(q_CBNRK.shape, jnp.float32)
@@ -258,7 +258,7 @@ def _ring_bwd(ring, residuals, d_out):
     row = (d_out * out).sum(axis=-1, keepdims=True)
 
     def add(step, grads, held):
-        """Gradients with the keys held now taken in; those of the keys belong to whoever made the keys."""
+        """Gradients plus those of the keys held now; gradients of keys belong to the device of these keys."""
         k, v, segments = held
         source = ring.source(step)
 
@@ -267,15 +267,15 @@ def _ring_bwd(ring, residuals, d_out):
             scores, slope = _block_scores(ring, q, k, bias, source)
             scores = masked(scores, allowed := _allowed(ring, mask, segments, source, i, q.shape[2], S))
             weights = jnp.exp(scores - top) / total
-            kept = _kept(ring, drop, source, i, scores)
-            d_scores = weights * (_dropped(policy.dot(d_out, v, SCORES), kept) - row)
+            factors = _dropout_factors(ring, drop, source, i, scores)
+            d_scores = weights * (_dropped(policy.dot(d_out, v, SCORES), factors) - row)
             d_scores = d_scores if allowed is None else jnp.where(allowed, d_scores, 0.0)
             d_scores = d_scores if slope is None else d_scores * slope
             d_k, d_v = d_keys
-            d_keys = d_k + policy.dot(d_scores, q, SPREAD), d_v + policy.dot(_dropped(weights, kept), d_out, SPREAD)
+            d_keys = d_k + policy.dot(d_scores, q, SPREAD), d_v + policy.dot(_dropped(weights, factors), d_out, SPREAD)
             if d_bias is not None:
-                one = d_scores if bias.shape[0] > 1 else d_scores.sum(axis=0, keepdims=True)
-                d_bias = lax.dynamic_update_slice_in_dim(d_bias, one, source * S, axis=3)
+                d_share = d_scores if bias.shape[0] > 1 else d_scores.sum(axis=0, keepdims=True)
+                d_bias = lax.dynamic_update_slice_in_dim(d_bias, d_share, source * S, axis=3)
             return d_keys, (d_q + policy.dot(d_scores, k, MIX), d_bias)
 
         own, d_keys = grads
@@ -302,8 +302,8 @@ def _ring_bwd(ring, residuals, d_out):
 _ring.defvjp(_ring_fwd, _ring_bwd)
 
 
-def _dropped(x, kept):
-    return x if kept is None else x * kept
+def _dropped(x, factors):
+    return x if factors is None else x * factors
 
 
 def _block_scores(ring: _Circle, q_BNRK, k_BNSK, bias_BNRL, source):

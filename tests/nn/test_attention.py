@@ -135,7 +135,7 @@ def test_the_tpu_kernel_in_interpreter_equals_einsum(rng, softcap, K):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, wanted)
 
 
-def test_heads_are_kept_in_whole_lanes(rng):
+def test_heads_are_kept_in_full_lanes(rng):
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in inputs(rng, B=2, T=16, H=2, N=2, K=32))
     ids = jnp.arange(32).reshape(2, 16)
 
@@ -143,7 +143,7 @@ def test_heads_are_kept_in_whole_lanes(rng):
         return jnp.tanh(q * ids[:, None, :, None]) @ (jnp.swapaxes(k, 2, 3) @ v)
 
     def whole(q, k, v):
-        return kernels.in_whole_lanes(run, q, k, v, ids)
+        return kernels.in_full_lanes(run, q, k, v, ids)
 
     def loss(f, *arrays):
         return jnp.sin(f(*arrays)).sum()
