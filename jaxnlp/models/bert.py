@@ -37,8 +37,8 @@ class BertConfig(ModelConfig):
     vocab_size: None takes the tokenizer's.
     num_types: kinds of tokens (sentence A and B).
     mlp_dim: None is 4 embed_dim.
-    heads: what is built on the encoder: "masked_lm" (its output map is the embedding), "next_sentence" (which needs
-        and brings the pooler), "pooler" alone; () is the encoder.
+    heads: pretraining heads on the encoder: "masked_lm" (its output map is the embedding), "next_sentence" (includes
+        the pooler), "pooler"; (): the encoder alone.
     norm_position: "post" (BERT) or "pre".
     remat, scan_layers: as GPT's.
     """
@@ -82,7 +82,7 @@ class BertConfig(ModelConfig):
 
     @property
     def length_limit(self) -> int | None:
-        """The longest sequence the model can read, or None where its positions have no end."""
+        """The longest sequence that the model can read; None: no limit."""
         return self.max_length if self.positions.bounded else None
 
     def build(self) -> "Bert":
@@ -171,7 +171,7 @@ class Bert(nn.Module):
         return self.outputs(x_BTD, embed, predict, deterministic)
 
     def outputs(self, x_BTD, embed: Embed, predict, deterministic) -> dict[str, jax.Array]:
-        """What the heads give."""
+        """Results of the heads."""
         c = self.config
         out = {"hidden": x_BTD}
         if "next_sentence" in c.heads or "pooler" in c.heads:

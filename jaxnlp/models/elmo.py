@@ -30,16 +30,16 @@ from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.recurrent import LSTM, RecurrentLayer
 
 FILTERS = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
-ROUND = 16  # `features` pads sentences to multiples of so many words, so that few lengths are compiled
+ROUND = 16  # `features` pads sentences to multiples of this many words, so that few lengths are compiled
 
 
 @dataclasses.dataclass(kw_only=True)
 class ElmoConfig(ModelConfig):
     """An ELMo's shape. The defaults are the published model's.
 
-    vocab_size: of the words it predicts; None takes the tokenizer's. It reads any word.
+    vocab_size: of the words it predicts; None takes the tokenizer's. As input it reads any word.
     max_chars: characters of a word, its two markers included.
-    char_dim: size of a character's vector. filters: (width, how many) of each kind.
+    char_dim: size of a character's vector. filters: (width, count) of each kind.
     num_highway: highway layers after the filters.
     embed_dim: P, of the word vectors and of each direction of each layer. hidden_dim: H, units of an LSTM.
     num_layers: LSTMs in each direction. All but the first add their input to their output.
@@ -109,12 +109,12 @@ class Elmo(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BTC, *, segment_ids=None, deterministic: bool = True) -> dict[str, jax.Array]:
-        """A dict of layers and logits. Under `jit`, what is not used is not computed.
+        """A dict of layers and logits. Under `jit`, unused results are not computed.
 
         Args:
             tokens_BTC: character ids, as `nn.characters.spell` makes them.
-            segment_ids: (B, T) integers; another number begins another sentence, which sees nothing of the one
-                before, and 0 is padding. None: one sentence a row, and its padding is where every character is 0.
+            segment_ids: (B, T) integers; a new number begins a new sentence, which does not see the one
+                before; 0 is padding. None: one sentence a row, and its padding is where every character is 0.
             deterministic: False applies dropout, and needs the "dropout" key.
 
         Returns:
@@ -123,7 +123,7 @@ class Elmo(nn.Module):
             forward, backward (B, T, V), float32: logits of the word after and of the word before.
 
         Raises:
-            UserError: words of another length than `max_chars`.
+            UserError: words of a length other than `max_chars`.
         """
         c = self.config
         if tokens_BTC.ndim != 3 or tokens_BTC.shape[-1] != c.max_chars:
@@ -137,16 +137,16 @@ class Elmo(nn.Module):
         x_BTP = jnp.where((segments_BT != 0)[..., None], words(tokens_BTC), 0)
         x_BTP = constrain(x_BTP, "batch", "length", "activation")
         ways = {"forward": [x_BTP], "backward": [x_BTP]}
-        for way, found in ways.items():
+        for way, outputs in ways.items():
             for i in range(c.num_layers):
-                x_BTP = drop(found[-1])
+                x_BTP = drop(outputs[-1])
                 layer = RecurrentLayer(c.cell, c.hidden_dim, way == "backward", c.policy, name=f"{way}_{i}")
                 y_BTP, _ = layer(x_BTP, segments_BT, None)
                 y_BTP = y_BTP if i == 0 else x_BTP + y_BTP
-                found.append(constrain(y_BTP, "batch", "length", "activation"))
+                outputs.append(constrain(y_BTP, "batch", "length", "activation"))
         both = [jnp.concatenate(pair, axis=-1) for pair in zip(*ways.values(), strict=True)]
         softmax = Softmax(c, name="softmax")
-        logits = {way: softmax(drop(found[-1])) for way, found in ways.items()}
+        logits = {way: softmax(drop(outputs[-1])) for way, outputs in ways.items()}
         return {"layers": jnp.stack(both).astype(jnp.float32), **logits}
 
 
@@ -201,22 +201,21 @@ def features(
         sentences: the words of each, spelled as in training (where its tokens carry the space before a word, so do
             these). Each sentence stands between the two sentence markers, which get no vector.
         mix: parameters of a trained `ScalarMix` with this `norm`; None gives every layer.
-        batch_size: sentences run together; those of like length are.
+        batch_size: sentences in a batch; sentences of similar length share one.
 
     Returns:
         For each sentence, in order, its words' vectors: (words, 2P), or without a mix (L + 1, words, 2P). float32.
     """
-    shape, found = _Shape(copy.deepcopy(config)), {}
+    shape, by_number = _Shape(copy.deepcopy(config)), {}
     for numbers, tokens_BTC in batches(config, sentences, batch_size):
         vectors = np.asarray(_vectors(shape, norm, params, mix, tokens_BTC))
         for row, number in enumerate(numbers):
-            found[number] = vectors[..., row, 1 : 1 + len(sentences[number]), :]
-    return [found[number] for number in range(len(sentences))]
+            by_number[number] = vectors[..., row, 1 : 1 + len(sentences[number]), :]
+    return [by_number[number] for number in range(len(sentences))]
 
 
 class _Shape:
-    """A config as a static argument of `jit`, which a dataclass that can change is not: equal where the config is.
-    The config must be a copy that nobody changes."""
+    """A hashable copy of a config, as a static argument of `jit`; equal for equal configs. The copy must not change."""
 
     def __init__(self, config: ElmoConfig):
         self.config = config
@@ -231,7 +230,7 @@ class _Shape:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _vectors(shape: _Shape, norm: bool, params: Any, mix: Any, tokens_BTC: jax.Array) -> Any:
-    """What `features` gives, of a batch. Here, and not in it, so that calls alike compile once."""
+    """The result of `features` for one batch; a function of its own, so that equal calls compile once."""
     out: Any = shape.config.build().apply({"params": params}, tokens_BTC)
     return out["layers"] if mix is None else ScalarMix(norm).apply({"params": mix}, out["layers"])
 

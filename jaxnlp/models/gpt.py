@@ -1,8 +1,8 @@
 """GPT: a decoder-only Transformer language model.
 
-The default choices are GPT-2's (Radford et al. 2019): learned positions, LayerNorm before
-each sublayer, tanh GELU, biases, one matrix for input and output embeddings. Others are
-chosen by component: `positions=Rotary()`, `norm=RMSNorm()`, `mlp=GatedMLP()`, ...
+The defaults are GPT-2's (Radford et al. 2019): learned positions, LayerNorm before each sublayer, tanh GELU, biases,
+one matrix for input and output embeddings. Other components are chosen in the config:
+`positions=Rotary()`, `norm=RMSNorm()`, `mlp=GatedMLP()`, ...
 
 Shape legend: B batch, T length, S cache length, D model, H query heads, N key and value
 heads, K head size, V vocabulary.
@@ -33,20 +33,20 @@ class GPTConfig(ModelConfig):
     """A GPT's shape and components. Sizes are numbers of units, rates are probabilities.
 
     vocab_size: None takes the tokenizer's.
-    max_length: longest sequence that learned positions cover.
+    max_length: length of the table of learned positions; other positions do not use it.
     num_kv_heads: None is num_heads; fewer share keys and values among groups of heads.
     head_dim: None is embed_dim // num_heads.
     mlp_dim: None is 4 embed_dim, or for a gated MLP 8/3 embed_dim rounded up to a multiple of 8.
     norm_position: "pre" (GPT-2) or "post" (the 2017 Transformer, GPT-1).
     qk_norm: a norm for queries and keys (Henry et al. 2020, arXiv:2010.04245), or None.
-    window: how many positions each one attends to, itself and those before it; None is all.
-    attention_softcap, logit_softcap: c squashes scores or logits to c tanh(x / c); None does not.
-    remat: what the backward pass computes again: "none", everything but linear maps ("dots"),
-        whole blocks ("full"), or all but places: "names" (what attention reads and returns), "offload" (kept in
-        the host's memory), or a choice, as `Remat(save=("query",), offload=("mlp_hidden",))` (`nn/remat.py`).
+    window: number of positions that each position attends to, itself and those before it; None: all.
+    attention_softcap, logit_softcap: c maps scores or logits x to c tanh(x / c); None: no cap.
+    remat: what the backward pass recomputes: "none", everything but linear maps ("dots"), full blocks ("full"), or
+        all but named activations: "names" (attention's inputs and output are saved), "offload" (saved in the host's
+        memory), or a choice, as `Remat(save=("query",), offload=("mlp_hidden",))` (`nn/remat.py`).
         XLA's CPU backend undoes it unless the layers are scanned.
-    scan_layers: stack the layers' parameters and scan over them: compiles in the time of one
-        layer, the choice for deep models; unrolled is faster on CPU.
+    scan_layers: stack the layers' parameters and scan over them. Compiles in the time of one layer, for deep models;
+        unrolled layers run faster on a CPU.
     """
 
     kind: ClassVar[Kind] = "decoder"
@@ -105,7 +105,7 @@ class GPTConfig(ModelConfig):
 
     @property
     def length_limit(self) -> int | None:
-        """The longest sequence the model can read, or None where its positions have no end."""
+        """The longest sequence that the model can read; None: no limit."""
         return self.max_length if self.positions.bounded else None
 
     def build(self) -> "GPT":
@@ -205,7 +205,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, cache, mask, positions, bias, deterministic):
         c = self.config
-        # GPT-2 scales what each residual branch adds by 1/sqrt(number of branches) at the start.
+        # GPT-2 scales the initial output of each residual branch by 1/sqrt(number of branches).
         out_init = nn.initializers.normal(0.02 / (2 * c.num_layers) ** 0.5)
         attend = attention.MultiHeadAttention(
             c.num_heads,

@@ -1,10 +1,9 @@
-"""Fine-tuning: a trunk, pretrained elsewhere, and one linear map that the task adds to it.
+"""Fine-tuning: a pretrained model and one linear map that the task adds to it.
 
 The heads of BERT (Devlin et al. 2019, arXiv:1810.04805, section 4) and of GPT (Radford et al. 2018, sections 3.2 and
-3.3), each on any encoder or decoder. What an example looks like to the trunk is the data's affair, what is learned from
-it the objective's.
+3.3), each on any encoder or decoder. `data/tasks/` builds the input sequence; `objectives/` defines the loss.
 
-Shape legend: B batch, C sequences an example is made of, T length, D model, N classes, V vocabulary, R = B C rows.
+Shape legend: B batch, C sequences of an example, T length, D model, N classes, V vocabulary, R = B C rows.
 """
 
 import dataclasses
@@ -23,11 +22,11 @@ from jaxnlp.nn.policy import Policy
 
 
 class Head:
-    """Base class of the heads: what the task reads of the body's states, by one linear map.
+    """Base class of the heads: one linear map of the body's states.
 
-    of_tokens: the head reads every token's state; False: one state for each sequence.
-    use_bias: of the linear map. features: its outputs.
-    num_classes: classes that the task must have as many of; None: there are no classes.
+    of_tokens: the head reads the state of every token; False: one state of each sequence.
+    use_bias: of the linear map. features: size of its output.
+    num_classes: number of the task's classes; None: the task has none.
     """
 
     of_tokens: ClassVar[bool] = False
@@ -45,7 +44,7 @@ class Head:
 
 @dataclasses.dataclass(kw_only=True)
 class SequenceClassificationHead(Head):
-    """A class for an example. The states of its sequences are added before the map (similarity in both orders)."""
+    """One class for an example. The states of its sequences are added before the map (similarity in both orders)."""
 
     num_classes: int = 2
 
@@ -59,7 +58,7 @@ class SequenceClassificationHead(Head):
 
 @dataclasses.dataclass(kw_only=True)
 class RegressionHead(Head):
-    """A number for an example, its sequences added as for a class."""
+    """One number for an example; the states of its sequences are added before the map."""
 
     def logits(self, states_BCD: jax.Array, linear: Linear) -> jax.Array:
         """(B,)."""
@@ -68,7 +67,7 @@ class RegressionHead(Head):
 
 @dataclasses.dataclass(kw_only=True)
 class MultipleChoiceHead(Head):
-    """A score for each sequence, one vector times its state; the softmax over them is the objective's."""
+    """A score for each sequence, one vector times its state. The objective takes the softmax over them."""
 
     use_bias = False  # the softmax over the options would cancel it
 
@@ -169,21 +168,23 @@ class ModelWithHead(ModelConfig):
 
 
 class ModelWithHeadModule(nn.Module):
-    """Tokens to the head's logits. Parameters: `trunk`, the trunk's own tree; `head`, with `kernel` (D, features) and,
-    where it has one, `bias` (features,)."""
+    """Tokens to the head's logits.
+
+    Parameters: `trunk`, the body's own tree; `head`, with `kernel` (D, features) and, if used, `bias` (features,).
+    """
 
     config: ModelWithHead
 
     def setup(self):
         c = self.config
-        self.trunk = c.body.build()  # the scope's name in every checkpoint so far, from when the body was called so
+        self.trunk = c.body.build()  # the body's scope: checkpoints hold this name, so it stays
         self.dropout = nn.Dropout(c.dropout_rate)
         self.head = Linear(
             (c.head.features,), ("embed", "classes"), c.policy, use_bias=c.head.use_bias, dtype="float32"
         )
 
     def __call__(self, tokens, *, types=None, segment_ids=None, extract=None, deterministic: bool = True):
-        """A dict of what the head gives. Under `jit`, what is not used is not computed.
+        """A dict of the head's results. Under `jit`, unused results are not computed.
 
         Args:
             tokens: integer ids: (B, T) for heads of tokens, (B, C, T) for heads of sequences.
@@ -194,11 +195,11 @@ class ModelWithHeadModule(nn.Module):
             deterministic: False applies dropout, and needs the "dropout" key.
 
         Returns:
-            logits, in float32, of the shape that the head says; for a decoder also lm, the logits of the token after
+            logits, in float32, of the head's shape; for a decoder also lm, the logits of the token after
             each position: (B, T, V) or (B, C, T, V).
 
         Raises:
-            UserError: tokens of another shape than the head reads.
+            UserError: tokens of a shape that the head does not read.
         """
         head, (*lead, T) = self.config.head, tokens.shape
         if len(lead) != (1 if head.of_tokens else 2):
@@ -214,12 +215,12 @@ class ModelWithHeadModule(nn.Module):
                 places_R = self.places(states, flat(segment_ids), extract)
                 pooled = jnp.take_along_axis(states, places_R[:, None, None], axis=1)[:, 0]
             states = pooled.reshape(*lead, -1)
-        found = {"logits": head.logits(self.dropout(states, deterministic), self.head)}
-        return found if lm is None else {**found, "lm": lm.reshape(*lead, T, -1)}
+        out = {"logits": head.logits(self.dropout(states, deterministic), self.head)}
+        return out if lm is None else {**out, "lm": lm.reshape(*lead, T, -1)}
 
     def states(self, tokens_RT, types_RT, segments_RT, deterministic) -> tuple[Any, Any, Any]:
-        """What the trunk gives: its last states (R, T, D), an encoder's pooled ones (R, D) or None, and a decoder's
-        logits (R, T, V) or None."""
+        """The body's last states (R, T, D), an encoder's pooled states (R, D) or None, a decoder's logits (R, T, V) or
+        None."""
         c = self.config
         if c.body.kind == "decoder":
             lm, hidden = self.trunk(tokens_RT, segment_ids=segments_RT, with_hidden=True, deterministic=deterministic)
@@ -229,7 +230,7 @@ class ModelWithHeadModule(nn.Module):
         return out["hidden"], out.get("pooled"), None
 
     def places(self, states_RTD, segments_RT, extract_BC) -> jax.Array:
-        """(R,): where the state of each sequence stands."""
+        """(R,): the position whose state is read for each sequence."""
         R, T, _ = states_RTD.shape
         if extract_BC is not None:
             return extract_BC.reshape(R)

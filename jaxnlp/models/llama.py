@@ -37,7 +37,7 @@ class LlamaConfig(ModelConfig):
     num_kv_heads: None is num_heads; fewer share keys and values among groups of heads.
     head_dim: None is embed_dim // num_heads.
     qk_norm: a norm for queries and keys (Qwen3), or None.
-    window: how many positions each one attends to, itself and those before it (Mistral); None is all.
+    window: number of positions that each position attends to, itself and those before it (Mistral); None: all.
     qkv_bias, out_bias: biases of the attention's linear maps (Qwen2 has the first).
     remat, scan_layers: see `nn/stack.py`.
     """
@@ -122,7 +122,7 @@ class Llama(nn.Module):
             cache: from `LlamaConfig.init_cache`, to continue a sequence.
             with_hidden: also the states that the logits are read from, after the last norm.
             logits_to_keep: only the logits of this many last positions; None is all.
-            deterministic: there is no dropout; taken so that every model is called alike.
+            deterministic: ignored, since there is no dropout; models share one signature.
 
         Returns:
             logits_BTV in float32, or with `with_hidden` (logits_BTV, hidden_BTD); with a cache, (that, cache).

@@ -34,11 +34,11 @@ class T5Config(ModelConfig):
     """A T5's shape and components. Sizes are numbers of units, rates are probabilities.
 
     vocab_size: of inputs and outputs together; None takes the tokenizer's.
-    num_layers: of the encoder. num_decoder_layers: None is as many.
-    head_dim: heads times it need not be embed_dim.
-    positions: the encoder's; the decoder has the same, looking back only.
+    num_layers: of the encoder. num_decoder_layers: None is num_layers.
+    head_dim: num_heads * head_dim need not be embed_dim.
+    positions: of the encoder; the decoder has the same, unidirectional.
     tie_embeddings: the output map is the embedding (version 1.0).
-    scale_logits: what goes into the output map is multiplied by embed_dim^-0.5 (version 1.0).
+    scale_logits: multiply the input of the output map by embed_dim^-0.5 (version 1.0).
     remat, scan_layers: see `nn/stack.py`.
     """
 
@@ -75,7 +75,7 @@ class T5Config(ModelConfig):
 
     @property
     def decoder(self) -> "T5Config":
-        """The same as the decoder has it: its number of layers as `num_layers`, positions that look back."""
+        """The decoder's config: its number of layers as `num_layers`, unidirectional positions."""
         where = self.positions
         if isinstance(where, RelativeBuckets):
             where = dataclasses.replace(where, bidirectional=False)
@@ -105,14 +105,14 @@ class T5Config(ModelConfig):
     def init_cache(self, batch: int, length: int) -> dict[str, Any]:
         """An empty key-value cache for `length` positions of the decoder (`nn/stack.py`).
 
-        The first call with it also gives the inputs; from then on it holds what the decoder needs of them:
+        The first call with it also gives the inputs. After that it holds what the decoder reads of them:
         `cross`, a (k, v) pair a layer, each (B, N, S, K), and `input_segments` (B, S).
         """
         return empty_cache(self.decoder, self.num_heads, self.head_dim, self.policy, batch, length)
 
 
 def t5_v1_0(**changes: Any) -> T5Config:
-    """T5 as in the paper: ReLU, 4 embed_dim hidden units, one matrix for embeddings and output. Small, if unchanged."""
+    """The paper's T5: ReLU, 4 embed_dim hidden units, one matrix for embeddings and output. Default: the small size."""
     fields: dict[str, Any] = {"num_layers": 6, "num_heads": 8, "mlp_dim": 2048, "mlp": mlp.MLP(activation="relu")}
     return T5Config(**{**fields, "tie_embeddings": True, "scale_logits": True, **changes})
 
@@ -149,7 +149,7 @@ class T5(nn.Module):
         """Logits of the output token after each position.
 
         Args:
-            inputs_BS: integer ids of the text to read; None where the cache already holds what it gave.
+            inputs_BS: integer ids of the text to read; None if the cache already holds the encoder's result.
             tokens_BT: integer ids of the text written so far.
             input_segments: (B, S) integers, 0 is padding; attention stays within equal ones. None: one segment.
             segment_ids: (B, T) likewise; a token of output attends to the inputs of its own segment.
@@ -178,12 +178,12 @@ class T5(nn.Module):
         return logits_BTV if cache is None else (logits_BTV, cache)
 
     def encode(self, inputs_BS, *, input_segments=None, deterministic: bool = True) -> jax.Array:
-        """What the decoder reads of the inputs, (B, S, D)."""
+        """The encoder's states of the inputs, (B, S, D)."""
         return self.encoder(self.embed(inputs_BS), input_segments, deterministic)
 
 
 class Encoder(nn.Module):
-    """Embedded inputs to vectors that have seen each other."""
+    """Embedded inputs to encoder states."""
 
     config: T5Config
 
@@ -201,7 +201,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedded outputs, and the encoder's vectors or what a cache holds of them, to vectors of the output map."""
+    """Embedded outputs, and the encoder's states or their keys and values in a cache, to states for the output map."""
 
     config: T5Config
 
@@ -244,7 +244,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """The same with attention to the encoder between the two; no positions there."""
+    """As `EncoderBlock`, with attention to the encoder, without positions, between the two."""
 
     config: T5Config
 
@@ -266,7 +266,7 @@ class DecoderBlock(nn.Module):
 
 
 def heads(c: T5Config, name: str) -> attention.MultiHeadAttention:
-    """Scores are not scaled; the initial queries are small instead."""
+    """T5's attention: scores are not scaled; the initial queries are small instead."""
     normal = nn.initializers.normal
     return attention.MultiHeadAttention(
         c.num_heads,

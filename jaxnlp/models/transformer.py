@@ -35,8 +35,8 @@ class TransformerConfig(ModelConfig):
     """A Transformer's shape and components. Sizes are numbers of units, rates are probabilities.
 
     vocab_size: of inputs and outputs together; None takes the tokenizer's.
-    max_length: longest text that learned positions cover.
-    num_layers: of the encoder. num_decoder_layers: None is as many.
+    max_length: length of the table of learned positions; other positions do not use it.
+    num_layers: of the encoder. num_decoder_layers: None is num_layers.
     head_dim: None is embed_dim // num_heads. mlp_dim: None is 4 embed_dim.
     norm_position: "post" (the paper) or "pre" (trains without warmup: Xiong et al. 2020, arXiv:2002.04745).
     tie_embeddings: the output map is the embedding.
@@ -82,12 +82,12 @@ class TransformerConfig(ModelConfig):
 
     @property
     def length_limit(self) -> int | None:
-        """The longest text the model can read or write, or None where its positions have no end."""
+        """The longest text that the model can read or write; None: no limit."""
         return self.max_length if self.positions.bounded else None
 
     @property
     def decoder(self) -> "TransformerConfig":
-        """The same, with the decoder's number of layers as `num_layers`."""
+        """The decoder's config: its number of layers as `num_layers`."""
         return dataclasses.replace(self, num_layers=self.num_decoder_layers or self.num_layers)
 
     def build(self) -> "Transformer":
@@ -107,7 +107,7 @@ class TransformerConfig(ModelConfig):
         attend = lambda keys: 8 * D * P + 4 * keys * P
         feed = (6 if self.mlp.gated else 4) * D * self.hidden_dim
         encoder = self.num_layers * (attend(length) + feed)
-        # The encoder's keys and values are made once for each input, queries and mixing once for each output.
+        # Keys and values of the encoder are computed once for each input, queries and mixing once for each output.
         own = self.decoder.num_layers * (attend(predicted_fraction * length) + feed + 4 * D * P + 4 * length * P)
         assert self.vocab_size is not None
         shared = self.decoder.num_layers * 4 * D * P
@@ -116,7 +116,7 @@ class TransformerConfig(ModelConfig):
     def init_cache(self, batch: int, length: int) -> dict[str, Any]:
         """An empty key-value cache for `length` positions of the decoder (`nn/stack.py`).
 
-        The first call with it also gives the inputs; from then on it holds what the decoder needs of them:
+        The first call with it also gives the inputs. After that it holds what the decoder reads of them:
         `cross`, a (k, v) pair a layer, each (B, N, S, K), and `input_segments` (B, S).
         """
         return empty_cache(self.decoder, self.num_heads, self.key_dim, self.policy, batch, length)
@@ -134,7 +134,7 @@ class Transformer(nn.Module):
     def setup(self):
         c = self.config
         assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
-        # Times sqrt(D), the entries have variance 1; as the output map, logits begin near it.
+        # Times sqrt(D), the entries have variance 1; so do the first logits of the tied output map, nearly.
         init = nn.initializers.normal(c.embed_dim**-0.5)
         self.embed = Embed(c.vocab_size, c.embed_dim, c.policy, embedding_init=init)
         self.encoder, self.decoder = Encoder(c), Decoder(c.decoder)
@@ -157,7 +157,7 @@ class Transformer(nn.Module):
         """Logits of the output token after each position.
 
         Args:
-            inputs_BS: integer ids of the text to read; None where the cache already holds what it gave.
+            inputs_BS: integer ids of the text to read; None if the cache already holds the encoder's result.
             tokens_BT: integer ids of the text written so far.
             input_segments: (B, S) integers, 0 is padding; attention stays within equal ones. None: one segment.
             segment_ids: (B, T) likewise; a token of output attends to the inputs of its own segment.
@@ -184,13 +184,13 @@ class Transformer(nn.Module):
         return logits_BTV if cache is None else (logits_BTV, cache)
 
     def encode(self, inputs_BS, *, input_segments=None, positions=None, deterministic: bool = True) -> jax.Array:
-        """What the decoder reads of the inputs, (B, S, D)."""
+        """The encoder's states of the inputs, (B, S, D)."""
         x_BSD = self.embed(inputs_BS) * math.sqrt(self.config.embed_dim)
         return self.encoder(x_BSD, input_segments, positions, deterministic)
 
 
 class Encoder(nn.Module):
-    """Embedded inputs to vectors that have seen each other."""
+    """Embedded inputs to encoder states."""
 
     config: TransformerConfig
 
@@ -209,7 +209,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedded outputs, and the encoder's vectors or what a cache holds of them, to vectors of the output map."""
+    """Embedded outputs, and the encoder's states or their keys and values in a cache, to states for the output map."""
 
     config: TransformerConfig
 
@@ -233,7 +233,7 @@ class Decoder(nn.Module):
 
 
 def placed(c: TransformerConfig, x_BTD, positions_BT, deterministic) -> jax.Array:
-    """Embeddings with their positions added. To be called within a compact module."""
+    """Embeddings plus positions, with dropout. Call it within a compact module."""
     T = x_BTD.shape[1]
     c.check_length(T)
     vectors = c.positions.module(c.max_length, c.embed_dim, c.policy, name="positions")
@@ -285,7 +285,7 @@ class DecoderBlock(nn.Module):
 
 
 def residual(c: TransformerConfig, norm: str, sublayer, x_BTD, deterministic) -> jax.Array:
-    """norm(x + sublayer(x)), or x + sublayer(norm(x)), with dropout on what is added."""
+    """norm(x + sublayer(x)), or x + sublayer(norm(x)), with dropout of the sublayer's result."""
     normed = c.norm.module(c.policy, name=norm)
     drop = lambda x: nn.Dropout(c.dropout_rate)(x, deterministic)
     if c.norm_position == "pre":

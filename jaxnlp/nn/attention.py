@@ -1,7 +1,7 @@
-"""Attention: scores of queries against keys, and the layers around them.
+"""Attention layers and the score functions of the literature.
 
-`Additive`, `General`, `Dot` and `ScaledDot` are the score functions of the literature behind one
-interface; `Attention` is the single-head layer over any of them. `MultiHeadAttention` is the
+`Additive`, `General`, `Dot` and `ScaledDot` are score functions with one interface; `Attention` is the single-head
+layer over any of them. `MultiHeadAttention` is the
 Transformer's, over a kernel of `nn/kernels.py`.
 Shape legend: B batch, T query length, S key length, D model, A score units, H query heads, N key
 and value heads, K head size.
@@ -24,9 +24,9 @@ from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import gather_sequence, parameter, scatter_sequence, shard_heads
 from jaxnlp.nn.policy import Policy
 
-__all__ = ["Blocked", "DotProduct", "Einsum", "Flash"]  # configs saved before kernels had a file of their own say so
+__all__ = ["Blocked", "DotProduct", "Einsum", "Flash"]  # old configs name them in this module
 
-WEIGHTS = "attention_weights"  # what `MultiHeadAttention` calls them among the intermediates
+WEIGHTS = "attention_weights"  # their name among the intermediates of `MultiHeadAttention`
 ROWS = (((2,), (2,)), ((0,), (0,)))  # (B, T, D) and (B, S, D) to (B, T, S), for `Policy.dot`
 
 
@@ -120,7 +120,7 @@ class _AdditiveScore(nn.Module):
 
 
 class Attention(nn.Module):
-    """softmax(score(q, k)) v over one head: what seq2seq decoders and readers attend with."""
+    """softmax(score(q, k)) v with one head, as in recurrent seq2seq decoders."""
 
     score: Any
     policy: Policy
@@ -141,12 +141,12 @@ class MultiHeadAttention(nn.Module):
     """Attention over `num_heads` heads, with `num_kv_heads` <= num_heads shared keys and values.
 
     Vaswani et al. 2017, section 3.2.2; grouped heads: Ainslie et al. 2023, arXiv:2305.13245.
-    Self-attention unless given the keys and values of another sequence, which `keys_values` makes.
+    Self-attention, or cross-attention with the keys and values of another sequence, which `keys_values` computes.
     Parameters: `query` (D, H, K), `key` and `value` (D, N, K), `out` (H, K, D).
 
     scale: of the scores; None is 1/sqrt(head_dim), T5's is 1.
 
-    Where the collection "intermediates" is mutable, `attention_weights` (B, H, T, S) are put there.
+    If the collection "intermediates" is mutable, `attention_weights` (B, H, T, S) are stored there.
     """
 
     num_heads: int
@@ -180,7 +180,7 @@ class MultiHeadAttention(nn.Module):
             self.key_norm = self.qk_norm.module(self.policy)
 
     def keys_values(self, x_BSD, positions_BS=None) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of a sequence, each (B, S, N, K), turned by its positions if there are any."""
+        """Keys and values of a sequence, each (B, S, N, K), rotated by its positions, if given."""
         k_BSNK, v_BSNK = shard_heads(self.key(x_BSD), "kv_heads"), shard_heads(self.value(x_BSD), "kv_heads")
         if self.qk_norm is not None:
             k_BSNK = self.key_norm(k_BSNK)
@@ -193,7 +193,7 @@ class MultiHeadAttention(nn.Module):
         """Returns (y_BTD, cache).
 
         Args:
-            positions_BT: for rotary turns; None does not turn.
+            positions_BT: for rotary positions; None does not rotate.
             keys_values: of the sequence to attend to, for cross-attention; None is x itself.
             cache: a pair (k, v) of shape (B, N, S, K) to write x's keys and values into at `mask.offset`.
             bias: (B or 1, H, T, S), added to the scores.

@@ -67,10 +67,10 @@ class CharacterCNN(nn.Module):
             name="characters",
         )
         x_NCE = embed(words.reshape(-1, words.shape[-1]))
-        found = [
+        pooled = [
             _Filter(width, count, policy, name=f"filter_{i}")(x_NCE) for i, (width, count) in enumerate(self.filters)
         ]
-        x_NF = jnp.concatenate(found, axis=-1)
+        x_NF = jnp.concatenate(pooled, axis=-1)
         for i in range(self.num_highway):
             x_NF = Highway(policy, name=f"highway_{i}")(x_NF)
         init = nn.initializers.normal(x_NF.shape[-1] ** -0.5)

@@ -24,8 +24,8 @@ Activation = Callable[[jax.Array], jax.Array]
 
 def from_input(value: Activation, slope: Activation) -> Activation:
     """The activation `value` with the derivative `slope`, both of them functions of the input, which is all that is
-    kept for the backward pass: to compute the rest again is cheaper than to write it to memory and read it. Of GELU's
-    tanh form, autodiff keeps five arrays."""
+    saved for the backward pass: recomputing the rest is cheaper than writing it to memory and reading it. For GELU's
+    tanh form, autodiff saves five arrays."""
     activation = jax.custom_vjp(value)
     activation.defvjp(lambda x: (value(x), x), lambda x, dy: (slope(x) * dy,))
     return activation

@@ -113,8 +113,8 @@ class ModelConfig(ModelTraits):
         """Raises UserError for a sequence above `length_limit`."""
         limit = self.length_limit
         if limit is not None and limit < length:
-            told = f"the sequence has {length} positions; raise max_length or shorten it"
-            raise UserError(f"model.max_length={limit}: {told}")
+            message = f"the sequence has {length} positions; raise max_length or shorten it"
+            raise UserError(f"model.max_length={limit}: {message}")
 
     @property
     def kv_heads(self) -> int:

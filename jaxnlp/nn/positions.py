@@ -1,4 +1,4 @@
-"""Positions: vectors added to the embeddings, turns of queries and keys, or a bias of attention scores.
+"""Position encodings: vectors added to the embeddings, rotations of queries and keys, or biases of attention scores.
 
 Each is a small config object that does one of the three: `Learned` and `Sinusoidal` build a
 module that maps positions to vectors, `Rotary` turns queries and keys inside attention, `Alibi`
@@ -35,7 +35,7 @@ class PositionEncoding:
         return None
 
     def rotate(self, x_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """Queries or keys, turned by their positions."""
+        """Queries or keys, rotated by their positions."""
         return x_BTHK
 
     def bias(self, num_heads: int, policy: Policy, name: str) -> nn.Module | None:
@@ -52,7 +52,7 @@ class NoPositions(PositionEncoding):
 class Learned(PositionEncoding):
     """A table with one vector a position, up to the model's `max_length` (GPT-2, BERT).
 
-    first: row of the table that position 0 takes (RoBERTa's is 2); the table has so many rows more.
+    first: row of the table for position 0 (RoBERTa's is 2); the table has max_length + first rows.
     """
 
     bounded = True
@@ -92,7 +92,7 @@ class RotaryScaling:
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Rotary(PositionEncoding):
-    """Queries and keys turned by an angle that grows with position (Su et al. 2021, arXiv:2104.09864).
+    """Queries and keys rotated by an angle that grows with position (Su et al. 2021, arXiv:2104.09864).
 
     The pairs are (i, i + K/2), as Llama and GPT-NeoX store them.
 

@@ -29,7 +29,7 @@ class LSTM:
 
     i, f, o = sigmoid(W x + U h + b), g = tanh(...), c' = f c + i g, h' = o tanh(c').
     forget_bias: what the forget gate's bias begins at (Jozefowicz et al. 2015, section 5).
-    projection_dim: h' = V (o tanh(c')) of so many features (Sak et al. 2014, arXiv:1402.1128); None: no projection.
+    projection_dim: size of h' = V (o tanh(c')) (Sak et al. 2014, arXiv:1402.1128); None: no projection.
     cell_clip, projection_clip: keep c' and the projection within +-clip, as ELMo does; None does not.
     """
 
