@@ -82,7 +82,7 @@ class Rollouts(Feed):
         self.mean_reward = float(rewards_B.mean())
         advantages_B = rewards_B - self.mean_reward
         batch = {"tokens": tokens_BT, "targets": targets_BT, "weights": weights_BT, "advantages": advantages_B}
-        return Batch(self._program.put({name: x[self._program.rows] for name, x in batch.items()}))
+        return Batch(self._program.shard_batch({name: x[self._program.local_row_indices] for name, x in batch.items()}))
 
 
 def get_experiment() -> Experiment:

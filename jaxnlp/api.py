@@ -222,8 +222,8 @@ class Model:
         if self.step == 0 and self.result is None and not Reader(self.source).steps():
             raise self._cannot("evaluate", "it has no data of its own; import it as a run with experiments.import")
         store = open_split(e.data, split, self.tokenizer)
-        batches = eval_batches(store, e.data, limit, program.rows, self.tokenizer)
-        placed = map(program.put, batches)
+        batches = eval_batches(store, e.data, limit, program.local_row_indices, self.tokenizer)
+        placed = map(program.shard_batch, batches)
         return evaluate_loss(program.eval_step, self.params, placed, e.objective, bytes_per_token(e, store))
 
     def attention(self, text: str, target: str | None = None) -> list[Map]:

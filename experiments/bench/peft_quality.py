@@ -113,7 +113,7 @@ class Bench:
         e = self.experiment(method, rate, seed)
         if seed not in self._bases:
             self._bases[seed] = first_state(build(dataclasses.replace(e, peft=None)), self.tokenizer, say)[0].params
-        return build(e).start(self._bases[seed])
+        return build(e).init_from_params(self._bases[seed])
 
     def run(self, method: str, rate: float | None, seed: int, steps: int, report: Callable[[int, float], Any]) -> Any:
         """The state after so many steps of the run."""

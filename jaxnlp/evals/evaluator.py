@@ -108,14 +108,14 @@ class LossEvaluator(Evaluator):
         program = model.program
         objective = program.experiment.objective
         per_token = store.bytes_per_token if objective.reports_bits_per_byte else None
-        batches = eval_batches(store, data, self.limit, program.rows, model.tokenizer)
+        batches = eval_batches(store, data, self.limit, program.local_row_indices, model.tokenizer)
         return Outcome(evaluate(program.eval_step, model.params, _placed(model, batches), objective, per_token))
 
 
 def _placed(model: EvaluatedModel, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for batch in batches:
         model.between_batches()
-        yield model.program.put(batch)
+        yield model.program.shard_batch(batch)
 
 
 @dataclasses.dataclass(kw_only=True)

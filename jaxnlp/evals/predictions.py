@@ -37,9 +37,9 @@ def answers(
     for start in range(0, len(examples), size):
         rows: list[Any] = [*examples[start : start + size]]
         batch = task.collate(rows + [None] * (size - len(rows)), data.seq_len, tokenizer.separator)
-        local = {name: x[program.rows] for name, x in batch.items()}
+        local = {name: x[program.local_row_indices] for name, x in batch.items()}
         with program.context(any_length=True):
-            outputs = np.asarray(run(params, program.put(local)))
+            outputs = np.asarray(run(params, program.shard_batch(local)))
         for example, row in zip(rows, outputs, strict=False):
             if waiting and waiting[0][0].record != example.record:
                 yield _prediction(task, records, waiting)

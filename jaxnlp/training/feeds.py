@@ -65,7 +65,7 @@ class BatchFeed(Feed):
     def next(self, state: Any) -> CorpusBatch:
         begins = self._batches.position
         host = [next(self._batches) for _ in range(self._count)]
-        arrays = self._program.put(host[0]) if self._count == 1 else self._program.put_stack(host)
+        arrays = self._program.shard_batch(host[0]) if self._count == 1 else self._program.shard_batches(host)
         return CorpusBatch(arrays, begins, self._data.batch_size, host)
 
     def state(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class BatchFeed(Feed):
         self._batches = self._open(saved["position"])
 
     def _open(self, position: int) -> TrainBatches:
-        return TrainBatches(self._store, self._data, position, self._program.rows, self._tokenizer)
+        return TrainBatches(self._store, self._data, position, self._program.local_row_indices, self._tokenizer)
 
 
 def batch_fingerprint(batch: dict[str, np.ndarray]) -> str:

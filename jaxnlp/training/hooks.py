@@ -204,7 +204,7 @@ class Evaluate(Hook):
         setup = loop.setup
         store, e, program = setup.stores["validation"], setup.experiment, setup.program
         with loop.run.pause("evaluating"):
-            batches = eval_batches(store, e.data, self.limit, program.rows, setup.tokenizer)
+            batches = eval_batches(store, e.data, self.limit, program.local_row_indices, setup.tokenizer)
             metrics = evaluate(
                 program.eval_step,
                 loop.state.model,
@@ -220,7 +220,7 @@ class Evaluate(Hook):
         for batch in batches:
             if loop.run.interrupted:
                 raise StoppedBySignal
-            yield loop.setup.program.put(batch)
+            yield loop.setup.program.shard_batch(batch)
 
 
 def bytes_per_token(experiment: "Experiment", store: TokenStore | RecordStore) -> float | None:

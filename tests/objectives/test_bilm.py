@@ -69,7 +69,7 @@ def stepped(batch, devices, **fields):
     program = build(e, jax.devices()[:devices])
     state = program.init()
     for _ in range(2):
-        state, metrics = program.step(state, program.put(batch))
+        state, metrics = program.step(state, program.shard_batch(batch))
     return jax.device_get(state.params), {name: float(x) for name, x in metrics.items()}, program
 
 

@@ -190,7 +190,7 @@ def test_eight_devices_equal_one(rng):
         program = build(e, jax.devices()[:count])
         state, losses = program.init(), []
         for batch in batches:
-            state, metrics = program.step(state, program.put(batch))
+            state, metrics = program.step(state, program.shard_batch(batch))
             losses.append([float(metrics[name]) for name in ("loss", "lm_loss", "accuracy")])
         found.append((losses, jax.device_get(state.params)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)

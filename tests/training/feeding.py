@@ -21,10 +21,10 @@ def main() -> None:
     program, read = build(experiment), []
     store = open_split(experiment.data, "train", tokenizer)
     experiment.data.task = Noted(read)
-    batch = next(TrainBatches(store, experiment.data, rows=program.rows, tokenizer=tokenizer))
-    total = jax.jit(lambda x: x.astype(float).sum())(program.put(batch)["tokens"])
+    batch = next(TrainBatches(store, experiment.data, rows=program.local_row_indices, tokenizer=tokenizer))
+    total = jax.jit(lambda x: x.astype(float).sum())(program.shard_batch(batch)["tokens"])
     found = {
-        "rows": program.rows.tolist(),
+        "rows": program.local_row_indices.tolist(),
         "read": read,
         "tokens": batch["tokens"].tolist(),
         "sum": float(np.asarray(total)),

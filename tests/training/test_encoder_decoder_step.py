@@ -44,7 +44,7 @@ def run(name, devices, **fields):
     program = build(e, jax.devices()[:devices])
     state, losses = program.init(), []
     for i in range(3):
-        state, metrics = program.step(state, program.put(batch(i)))
+        state, metrics = program.step(state, program.shard_batch(batch(i)))
         losses.append(float(metrics["loss"]))
     return jax.device_get(state.params), losses
 

@@ -191,7 +191,7 @@ def trained(program, state, name: str):
     """(losses, the gradient of each step, parameters) of three steps."""
     losses, gradients, before = [], [], []
     for i in range(3):
-        state, metrics = program.step(state, program.put(batch(name.split()[0], i)))
+        state, metrics = program.step(state, program.shard_batch(batch(name.split()[0], i)))
         losses.append(float(metrics["loss"]))
         shapes = {x.shape for x in jax.tree.leaves(state.params)}
         trace = [np.asarray(x) for x in jax.tree.leaves(state.opt_state) if x.shape in shapes and x.ndim]
@@ -208,7 +208,7 @@ def first_parameters(name: str):
 
 @functools.cache
 def first_state(name: str):
-    return jax.device_get(program(name, Sharding(), 1).start(first_parameters(name)))
+    return jax.device_get(program(name, Sharding(), 1).init_from_params(first_parameters(name)))
 
 
 def placed(program, name: str):

@@ -75,7 +75,7 @@ def test_vectors_stand_where_the_template_has_their_places(task):
     params = program.tuning.expanded(state.model)
     also = ("types", "segment_ids", "extract")
     logits = lambda params, batch: program.apply(params, batch["tokens"], **{n: batch[n] for n in also})["logits"]
-    found = logits(params, program.put(batch))
+    found = logits(params, program.shard_batch(batch))
     words = [5, 6, 7]  # the vectors of these in the prompt's place: what these words in the text are
     table = params["trunk"]["embed"]["embedding"]
     tokens = batch["tokens"].copy()
@@ -85,9 +85,9 @@ def test_vectors_stand_where_the_template_has_their_places(task):
     assert float(np.abs(as_words - found).max()) > 1e-6
     batch["tokens"][1, 0, 1] = 5
     with pytest.raises(UserError, match="row 1 of a batch has this token 2 times; expected peft.length=3"):
-        program.put(batch)
+        program.shard_batch(batch)
     with pytest.raises(UserError, match="row 1 of a batch"):
-        program.put_stack([batch])
+        program.shard_batches([batch])
 
 
 def test_a_template_and_a_method_that_do_not_fit_are_told(task):

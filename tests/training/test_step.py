@@ -50,7 +50,7 @@ def run(e: Experiment, steps=3, devices=1, batches=None):
     program = build(e, jax.devices()[:devices])
     state, losses = program.init(), []
     for i in range(steps):
-        state, metrics = program.step(state, program.put(batches[i] if batches else batch(i)))
+        state, metrics = program.step(state, program.shard_batch(batches[i] if batches else batch(i)))
         losses.append(float(metrics["loss"]))
     return jax.device_get(state), losses
 
@@ -182,7 +182,7 @@ def test_several_steps_in_one_call_equal_as_many_calls():
     program = build(experiment(steps_per_call=2, optim=adam), jax.devices()[:1])
     state, losses = program.init(), []
     for i in (0, 2):
-        state, metrics = program.step(state, program.put_stack([batch(i), batch(i + 1)]))
+        state, metrics = program.step(state, program.shard_batches([batch(i), batch(i + 1)]))
         losses += np.asarray(metrics["loss"]).tolist()
     wanted, wanted_losses = run(experiment(optim=adam), steps=4)
     np.testing.assert_allclose(losses, wanted_losses, rtol=1e-6)
@@ -194,7 +194,7 @@ def test_the_state_is_donated():
     program = build(experiment(), jax.devices()[:1])
     state = program.init()
     kernel = state.params["block_0"]["mlp"]["up"]["kernel"]
-    program.step(state, program.put(batch()))
+    program.step(state, program.shard_batch(batch()))
     assert kernel.is_deleted()
 
 
@@ -206,12 +206,12 @@ def poisoned(seed):
 
 def test_an_update_that_is_not_finite_is_left_out_and_counted():
     program = build(experiment(on_nonfinite="skip"), jax.devices()[:1])
-    state, metrics = program.step(program.init(), program.put(batch(0)))
+    state, metrics = program.step(program.init(), program.shard_batch(batch(0)))
     before = jax.device_get((state.params, state.opt_state))
-    state, metrics = program.step(state, program.put(poisoned(1)))
+    state, metrics = program.step(state, program.shard_batch(poisoned(1)))
     assert (metrics["finite"], metrics["skipped"], int(state.step)) == (0, 1, 2)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get((state.params, state.opt_state)), before)
-    state, metrics = program.step(state, program.put(batch(2)))
+    state, metrics = program.step(state, program.shard_batch(batch(2)))
     assert (metrics["finite"], metrics["skipped"]) == (1, 1)
     # A step left out is as one that never was.
     wanted, _ = run(experiment(), steps=2, batches=[batch(0), batch(2)])
@@ -224,7 +224,7 @@ def test_a_batch_of_padding_alone_changes_nothing_but_decay():
     program = build(experiment(optim=OptimConfig(weight_decay=0.0)), jax.devices()[:1])
     state = program.init()
     before = jax.device_get(state.params)
-    state, metrics = program.step(state, program.put(rows))
+    state, metrics = program.step(state, program.shard_batch(rows))
     assert metrics["finite"] == 1 and metrics["loss"] == 0
     close(jax.device_get(state.params), before, atol=1e-12)
 
@@ -243,11 +243,11 @@ def test_float16_overflow_halves_the_scale_and_leaves_the_parameters():
     )
     state = program.init()
     before = jax.device_get(state.params)
-    state, metrics = program.step(state, program.put(batch()))
+    state, metrics = program.step(state, program.shard_batch(batch()))
     assert float(state.scaling["scale"]) == 2.0**23 and metrics["skipped"] == 1 and metrics["finite"] == 1
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
     for i in range(20):
-        state, metrics = program.step(state, program.put(batch(i)))
+        state, metrics = program.step(state, program.shard_batch(batch(i)))
     assert int(state.step) - int(state.skipped) > 3 and jnp.isfinite(metrics["loss"])
 
 

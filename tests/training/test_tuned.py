@@ -91,7 +91,7 @@ def trained(method: str, sharding: Sharding, devices: int):
     shapes = jax.tree.map(lambda x: x.shape, state.opt_state)
     assert len(jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple))) < 4 * len(jax.tree.leaves(state.params))
     for i in range(3):
-        state, metrics = program.step(state, program.put(batch("gpt", i)))
+        state, metrics = program.step(state, program.shard_batch(batch("gpt", i)))
         losses.append(float(metrics["loss"]))
     return losses, jax.device_get(state.params), (before, fingerprint(state.frozen))
 
@@ -216,7 +216,7 @@ def test_a_new_head_is_trained_whole_and_a_fresh_trunk_must_be(tmp_path):
     e = Experiment(model=model, data=data, num_steps=1, peft=LoRA(rank=2), init_from=Pretrained(path=path))
     program = build(e, jax.devices()[:1])
     assert {"trunk", "head"} == set(program.abstract.params)
-    state = program.start(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.base[0]))
+    state = program.init_from_params(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.base_params_spec[0]))
     assert "head" not in state.frozen
     assert program.tuning is not None
     assert "trained themselves: head/" in program.tuning.report()

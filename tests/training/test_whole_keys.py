@@ -48,7 +48,7 @@ def trained(kernel, sharding: Sharding, devices: int):
     state = program.init()
     for _ in range(2):
         batch = pack(random.integers(0, V, (B, T + 1)).astype(np.int32), V - 1)
-        state, metrics = program.step(state, program.put(batch))
+        state, metrics = program.step(state, program.shard_batch(batch))
         losses.append(float(metrics["loss"]))
     return losses, jax.device_get(state.params)
 

@@ -74,7 +74,7 @@ class Pretrained(InitFrom):
         source = open_source(self.path, self.checkpoint, tell)
         check_ids(source, tokenizer)
         given = source.read(program.mesh, program.experiment.sharding.params, self.ignore)
-        own, own_axes = program.base
+        own, own_axes = program.base_params_spec
         flat, target = by_path(given), by_path(own)
         is_names = lambda x: isinstance(x, tuple)
         axes = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(own_axes, is_leaf=is_names)}
@@ -101,7 +101,7 @@ class Pretrained(InitFrom):
                 f"tuning: {lost[0]} is not in {source.name} and would stay as it was drawn; train it, with "
                 f"peft.modules_to_save=({', '.join(repr(path) for path in [*trained_patterns(trained), *lost])},)"
             )
-        return program.start(params), report
+        return program.init_from_params(params), report
 
 
 def trained_patterns(paths: Iterable[str]) -> list[str]:

@@ -25,9 +25,9 @@ def bilm_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> list[
         out = program.apply(params, batch["tokens"], segment_ids=batch["segment_ids"])
         return {way: replicate(jnp.argmax(out[way], -1)) for way in ("forward", "backward")}
 
-    local = {name: x[program.rows] for name, x in batch.items()}
+    local = {name: x[program.local_row_indices] for name, x in batch.items()}
     with program.context(any_length=True):
-        found = jax.tree.map(np.asarray, jax.jit(guess)(params, program.put(local)))
+        found = jax.tree.map(np.asarray, jax.jit(guess)(params, program.shard_batch(local)))
     # The word at t is what is predicted forward at t - 1 and backward at t + 1.
     words = batch["forward_targets"][0, :-2]
     both = (batch["forward_weights"][0, :-2] > 0) & (batch["backward_weights"][0, 2:] > 0)

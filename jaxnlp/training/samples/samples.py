@@ -62,9 +62,9 @@ def _filled_in(program: Any, params: Any, tokenizer: Any, store: Any) -> list[st
         given = {name: batch[name] for name in ("types", "segment_ids", "predict")}
         return replicate(jnp.argmax(program.apply(params, batch["tokens"], **given)["masked_lm"], -1))
 
-    local = {name: x[program.rows] for name, x in batch.items()}
+    local = {name: x[program.local_row_indices] for name, x in batch.items()}
     with program.context(any_length=True):
-        guesses = np.asarray(jax.jit(guess)(params, program.put(local)))
+        guesses = np.asarray(jax.jit(guess)(params, program.shard_batch(local)))
     row = int(np.argmax(batch["segment_ids"].sum(1)))
     wanted, found = batch["targets"][row], guesses[row]
     at = {int(p): k for k, p in enumerate(batch["predict"][row]) if batch["weights"][row, k] > 0}

@@ -10,12 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import UserError
 from jaxnlp.evals.loss import make_eval_step
 from jaxnlp.nn import trace_context
 from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.optim import LAYERWISE, make_optimizer
-from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.tuning import TunedModel, attach
 from jaxnlp.sharding.functional import abstract_params, init_params, make_apply
 from jaxnlp.sharding.mesh import make_mesh
@@ -24,8 +23,15 @@ from jaxnlp.training.experiment import Experiment, check_batch
 from jaxnlp.training.step.offload import Offload
 from jaxnlp.training.step.pipeline_step import staged
 from jaxnlp.training.step.state import TrainState, gradient_shardings, new_state, state_shardings, update_shardings
-from jaxnlp.training.step.step import make_step, many_steps
-from jaxnlp.training.step.validate import check_axes, check_blocks, check_heads, check_names
+from jaxnlp.training.step.step import Step, make_step, many_steps
+from jaxnlp.training.step.validate import (
+    check_axes,
+    check_blocks,
+    check_heads,
+    check_kernel,
+    check_names,
+    check_stages,
+)
 from jaxnlp.training.step.zero_update import Layouts
 from jaxnlp.trees import get_at, merge, select, set_at
 
@@ -42,7 +48,7 @@ class Program:
     init(): a new state. step(state, batch): one call, the state donated; with
     `steps_per_call` above 1 the batch has that leading axis. eval_step(params, batch): sums.
     tuning: of a method that trains some parameters, what it trains; None: all are.
-    start(params): a state at step 0 that begins from these of the model's own.
+    init_from_params(params): a state at step 0 with these parameters of the model.
     """
 
     experiment: Experiment
@@ -54,7 +60,7 @@ class Program:
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     eval_step: Callable[[Any, Any], dict[str, jax.Array]]
     batch_sharding: NamedSharding
-    start: Callable[[Any], TrainState]
+    init_from_params: Callable[[Any], TrainState]
     tuning: TunedModel | None = None
 
     @property
@@ -63,7 +69,7 @@ class Program:
         return self.axes if self.tuning is None else merge(self.tuning.frozen_axes, self.axes)
 
     @property
-    def base(self) -> tuple[Any, Any]:
+    def base_params_spec(self) -> tuple[Any, Any]:
         """(shapes and shardings, logical axes) of the model's own parameters; of quantised ones as they were before."""
         if self.tuning is None:
             return self.abstract.model, self.axes
@@ -85,19 +91,19 @@ class Program:
         return _context(self.mesh, self.experiment.sharding, {**free, **rules})
 
     @property
-    def rows(self) -> np.ndarray:
+    def local_row_indices(self) -> np.ndarray:
         """Which rows of each global batch this process feeds, in order: those on its devices. They need not be one
         piece, as a host of a TPU slice has a square of chips."""
         e = self.experiment.data
         places = self.batch_sharding.addressable_devices_indices_map((e.batch_size, e.seq_len)).values()
         return np.unique([row for place in places if place for row in range(e.batch_size)[place[0]]])
 
-    def put(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    def shard_batch(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """This process's rows as global arrays on the mesh. An only process's stay as they are: `step` places them."""
         self._check((batch,))
         return self._put(batch, self.batch_sharding, ())
 
-    def put_stack(self, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
+    def shard_batches(self, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
         """Several batches as one, with a leading axis, for `steps_per_call`."""
         self._check(batches)
         stack = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
@@ -127,68 +133,24 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
         UserError: a size that does not divide over the mesh, a missing rule, a rule in vain, a mesh axis over
             which nothing is split, an attention kernel that cannot run on these devices.
     """
-    e = experiment
-    mesh = make_mesh(e.sharding.mesh, devices)
+    e, mesh = experiment, make_mesh(experiment.sharding.mesh, devices)
     check_batch(e, mesh.size)
     sums = staged(e, mesh.shape["stage"]) if mesh.shape["stage"] > 1 else None
-    platform = mesh.devices.flat[0].platform
-    kernel = e.model.attention
-    runs = kernel is None or kernel.runs_on(platform)
-    if kernel is not None and not runs and not only_traced:
-        name = type(kernel).__name__
-        raise UserError(
-            f"model.attention={name}(): does not run on {platform}, only on {', '.join(kernel.platforms)}; use Einsum()"
-        )
-    module = e.model.build()
-    apply = make_apply(module)
-    inputs = e.model.example_inputs(e.data.batch_size // e.accum_steps, e.data.seq_len)
-    shapes, axes = abstract_params(module, *inputs)
-    check_heads(e, axes, mesh.shape)
-    own = {"apply": apply, "params": shapes, "mesh": mesh}
-    named = [axes]
-    tuning, frozen, rates = None, None, None
-    if isinstance(e.peft, PEFTMethod):
-        if sums is not None and not e.peft.by_layer:
-            field, told = (
-                "peft.hidden_dim",
-                f"is for whole models, and mesh.stage={mesh.shape['stage']} cuts this one",
-            )
-            raise FieldError(field, getattr(e.peft, "hidden_dim", ""), f"{told}; use None")
-        tuning = attach(e.peft, module, *inputs, head=heads(shapes))
-        check_blocks(e, tuning, mesh.shape)
-        apply, frozen = tuning.apply(apply), jax.eval_shape(tuning.frozen, shapes)
-        shapes, axes = jax.eval_shape(tuning.init, jax.random.key(0), shapes), tuning.axes
-        rates = tuning.rates(shapes)
-        named.append(axes)
-    apply = apply if mesh.size == 1 else _needs_context(apply, dict(mesh.shape))
-    check_names(e, named, **own)
-    optimizer, schedule = make_optimizer(e.optim, e.num_steps, axes, rates)
-    policy = e.model.policy
-    loss_scale = e.loss_scale if policy is not None and policy.compute_dtype == "float16" else None
-    abstract = jax.eval_shape(lambda p, f: new_state(p, optimizer, e.seed, loss_scale, f), shapes, frozen)
+    if not only_traced:
+        check_kernel(e.model.attention, mesh.devices.flat[0].platform)
+    network = _network(e, mesh)
+    shapes, axes, tuning = network.shapes, network.axes, network.tuning
+    optimizer, schedule = make_optimizer(e.optim, e.num_steps, axes, network.rates)
+    state = functools.partial(new_state, optimizer=optimizer, seed=e.seed, loss_scale=_loss_scale(e))
+    abstract = jax.eval_shape(lambda params, frozen: state(params, frozen=frozen), shapes, network.frozen)
     layout = state_shardings(abstract, axes, e.sharding, mesh, tuning and tuning.frozen_axes)
     gradients = gradient_shardings(shapes, axes, e.sharding, mesh)
     updated = update_shardings(shapes, axes, e.sharding, mesh)
-    check_axes(e, (layout, gradients, updated), **own)
+    check_axes(e, (layout, gradients, updated), **network.model)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
     by_parts = lambda: Offload(optimizer, abstract, axes, layerwise=e.optim.name in LAYERWISE)
-    rows = PartitionSpec(as_tuple(e.sharding.activations.get("batch")) or None)
-    batch_sharding = NamedSharding(mesh, rows)
-    whole = NamedSharding(mesh, PartitionSpec())
-
-    def begin() -> TrainState:
-        # The same numbers on every mesh: keys are split by parameter, not by device.
-        zeros = (np.zeros(x.shape, x.dtype) for x in inputs)
-        return begin_from(init_params(module, jax.random.key(e.seed), *zeros))
-
-    def begin_from(params: Any) -> TrainState:
-        if tuning is None:
-            return new_state(params, optimizer, e.seed, loss_scale)
-        tuned = tuning.init(jax.random.fold_in(jax.random.key(e.seed), TUNED), params)
-        return new_state(tuned, optimizer, e.seed, loss_scale, tuning.frozen(params))
-
     step = make_step(
-        apply,
+        network.apply,
         e.objective,
         optimizer,
         schedule,
@@ -199,25 +161,108 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
         layouts=None if updated == layout.params else Layouts(axes, updated, layout.params),
         update=by_parts() if e.sharding.optimizer_memory == "host" else None,
     )
+    rows = PartitionSpec(as_tuple(e.sharding.activations.get("batch")) or None)
+    return _program(e, mesh, network, state, abstract, layout, step, NamedSharding(mesh, rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """A model, abstractly. model: its `apply`, `params` and `mesh`, before any PEFT method, for checks.
+
+    apply, shapes, axes: with the method, of the parameters that are trained. inputs: shapes of the module's arguments.
+    tuning, frozen, rates: of the method, else None.
+    """
+
+    model: dict[str, Any]
+    module: Any
+    inputs: tuple[jax.ShapeDtypeStruct, ...]
+    apply: Callable
+    shapes: Any
+    axes: Any
+    tuning: TunedModel | None = None
+    frozen: Any = None
+    rates: Any = None
+
+
+def _network(e: Experiment, mesh: Any) -> _Network:
+    """The experiment's model with its PEFT method, checked against the tables."""
+    module = e.model.build()
+    apply = make_apply(module)
+    inputs = e.model.example_inputs(e.data.batch_size // e.accum_steps, e.data.seq_len)
+    shapes, axes = abstract_params(module, *inputs)
+    check_heads(e, axes, mesh.shape)
+    network = _Network({"apply": apply, "params": shapes, "mesh": mesh}, module, inputs, apply, shapes, axes)
+    named = [axes]
+    if e.peft is not None:
+        check_stages(e.peft, mesh.shape["stage"])
+        tuning = attach(e.peft, module, *inputs, head=heads(shapes))
+        check_blocks(e, tuning, mesh.shape)
+        trained = jax.eval_shape(tuning.init, jax.random.key(0), shapes)
+        named.append(tuning.axes)
+        network = dataclasses.replace(
+            network,
+            apply=tuning.apply(apply),
+            shapes=trained,
+            axes=tuning.axes,
+            tuning=tuning,
+            frozen=jax.eval_shape(tuning.frozen, shapes),
+            rates=tuning.rates(trained),
+        )
+    if mesh.size > 1:
+        network = dataclasses.replace(network, apply=_needs_context(network.apply, dict(mesh.shape)))
+    check_names(e, named, **network.model)
+    return network
+
+
+def _program(
+    e: Experiment,
+    mesh: Any,
+    network: _Network,
+    state: Callable[..., TrainState],
+    abstract: TrainState,
+    layout: TrainState,
+    step: Step,
+    batch_sharding: NamedSharding,
+) -> Program:
+    """The jitted functions. state: `new_state` but for its parameters. layout: shardings of the state."""
+    tuning = network.tuning
+
+    def init() -> TrainState:
+        # The same numbers on every mesh: keys are split by parameter, not by device.
+        zeros = (np.zeros(x.shape, x.dtype) for x in network.inputs)
+        return init_from_params(init_params(network.module, jax.random.key(e.seed), *zeros))
+
+    def init_from_params(params: Any) -> TrainState:
+        if tuning is None:
+            return state(params)
+        tuned = tuning.init(jax.random.fold_in(jax.random.key(e.seed), TUNED), params)
+        return state(tuned, frozen=tuning.frozen(params))
+
     stack = batch_sharding
     if e.steps_per_call > 1:
         step = many_steps(step)
-        stack = NamedSharding(mesh, PartitionSpec(None, *rows))
-    within = functools.partial(_within, mesh, e.sharding)
-    eval_step = make_eval_step(apply, e.objective)
+        stack = NamedSharding(mesh, PartitionSpec(None, *batch_sharding.spec))
+    within, replicated = functools.partial(_within, mesh, e.sharding), NamedSharding(mesh, PartitionSpec())
+    eval_step = make_eval_step(network.apply, e.objective)
     return Program(
         experiment=e,
         mesh=mesh,
-        apply=apply,
-        axes=axes,
+        apply=network.apply,
+        axes=network.axes,
         abstract=abstract,
-        init=within(jax.jit(begin, out_shardings=layout)),
-        step=within(jax.jit(step, in_shardings=(layout, stack), out_shardings=(layout, whole), donate_argnums=0)),
-        eval_step=within(jax.jit(eval_step, in_shardings=(layout.model, batch_sharding), out_shardings=whole)),
+        init=within(jax.jit(init, out_shardings=layout)),
+        step=within(jax.jit(step, in_shardings=(layout, stack), out_shardings=(layout, replicated), donate_argnums=0)),
+        eval_step=within(jax.jit(eval_step, in_shardings=(layout.model, batch_sharding), out_shardings=replicated)),
         batch_sharding=batch_sharding,
-        start=within(jax.jit(begin_from, out_shardings=layout)),
+        init_from_params=within(jax.jit(init_from_params, out_shardings=layout)),
         tuning=tuning,
     )
+
+
+def _loss_scale(e: Experiment) -> float | None:
+    """The initial loss scale under float16."""
+    policy = e.model.policy
+    return e.loss_scale if policy is not None and policy.compute_dtype == "float16" else None
 
 
 def heads(shapes: Any) -> tuple[str, ...]:

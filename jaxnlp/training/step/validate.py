@@ -7,9 +7,11 @@ from typing import Any
 import jax
 
 from jaxnlp.config import did_you_mean
-from jaxnlp.errors import FieldError
+from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.nn.quantised import SMALLEST, block_size
+from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.tuning import TunedModel
 from jaxnlp.sharding.rules import ACTIVATIONS, REPLICATED, as_tuple
 from jaxnlp.training.experiment import Experiment
@@ -24,6 +26,20 @@ REMEDIES = {
     "sequence": "map 'length' and 'residual' of activations to it",
     "tensor": "map heads, kv_heads, mlp and vocab of params to it, as the preset TP does",
 }
+
+
+def check_kernel(kernel: AttentionKernel | None, platform: str) -> None:
+    """Raises UserError for an attention kernel that does not run on the devices."""
+    if kernel is not None and not kernel.runs_on(platform):
+        name, platforms = type(kernel).__name__, ", ".join(kernel.platforms)
+        raise UserError(f"model.attention={name}(): does not run on {platform}, only on {platforms}; use Einsum()")
+
+
+def check_stages(method: PEFTMethod, stages: int) -> None:
+    """Raises FieldError for a PEFT method of full models under a pipeline."""
+    if stages > 1 and not method.by_layer:
+        told = f"is for whole models, and mesh.stage={stages} cuts this one; use None"
+        raise FieldError("peft.hidden_dim", getattr(method, "hidden_dim", ""), told)
 
 
 def check_heads(experiment: Experiment, axes: Any, sizes: Mapping[str, int]) -> None:
