@@ -86,7 +86,7 @@ def test_a_sharded_model_is_not_traced_outside_its_context():
         jax.eval_shape(program.apply, params, tokens)
     alone = build(experiment(), jax.devices()[:1])  # one device needs no context, nor does a bare module
     close(jax.jit(alone.apply)(jax.device_get(params), tokens), wanted, 1e-4, 1e-5)
-    close(experiment().model.build().apply({"params": jax.device_get(params)}, tokens), wanted, 1e-4, 1e-5)
+    close(jax.jit(experiment().model.build().apply)({"params": jax.device_get(params)}, tokens), wanted, 1e-4, 1e-5)
 
 
 def test_the_loss_is_a_mean_over_tokens_and_not_of_means():
