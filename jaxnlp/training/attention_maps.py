@@ -1,4 +1,4 @@
-"""What the attention heads of a trained run look at in a text."""
+"""Attention maps of a trained run on a text."""
 
 from typing import Any
 

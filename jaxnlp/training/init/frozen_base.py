@@ -1,4 +1,4 @@
-"""The base of a tuned run: its checkpoints hold what was trained, the rest is read again from where it came from."""
+"""Frozen base weights of a PEFT run: checkpoints store only trained parameters, `init_from` gives the base again."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ BASE = "base"  # what the fingerprint is called in a checkpoint's data
 
 
 def with_base(program: Program, state: TrainState, tokenizer: Any, data: Any, tell: Callable[[str], Any]) -> TrainState:
-    """A state read from a checkpoint, with its frozen parameters. Of a run that trains all it is as it was.
+    """A state read from a checkpoint, with its frozen parameters. Full fine-tuning: returned unchanged.
 
     Args:
         data: the checkpoint's, which holds the base's fingerprint.
@@ -35,6 +35,6 @@ def with_base(program: Program, state: TrainState, tokenizer: Any, data: Any, te
 
 
 def first_state(program: Program, tokenizer: Any, tell: Callable[[str], Any]) -> tuple[TrainState, Any]:
-    """(the state at step 0, what became of each pretrained parameter, None where none is)."""
+    """(the state at step 0, the report of what was loaded, or None without `init_from`)."""
     state, init_from = program.init(), program.experiment.init_from
     return (state, None) if init_from is None else init_from.begin(program, state, tokenizer, tell)

@@ -1,4 +1,4 @@
-"""A run that begins from parameters made elsewhere: a checkpoint at step 0."""
+"""Creates a step-0 checkpoint from an imported model."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Whether a run can go on from a checkpoint under a changed config."""
+"""Whether a run can resume from a checkpoint with a changed config."""
 
 from typing import Any
 
