@@ -2,9 +2,10 @@
 
 import pytest
 
+from tests import selection
 from tests.durations import PIECE, SPREAD, estimates, groups, ordered
 from tests.import_graph import ROOT, distances, uses
-from tests.selection import ROTATING, TOUCHED, choose
+from tests.selection import choose
 
 
 def test_a_file_uses_what_it_imports_and_what_it_names():
@@ -12,7 +13,7 @@ def test_a_file_uses_what_it_imports_and_what_it_names():
     assert "jaxnlp/sharding/rules.py" in graph["tests/training/test_meshes.py"]
     assert "experiments/train.py" in graph["tests/experiments/test_training.py"]  # run by name
     assert "tests/training/meshed.py" in graph["tests/jobs.py"]  # a path in pieces
-    assert "configs/gpt/gpt2.py" in graph["tests/experiments/test_entry_points.py"]
+    assert "configs/bert/finetune.py" in graph["tests/experiments/test_entry_points.py"]  # in a folder
 
 
 def test_a_change_touches_tests_at_any_distance_and_no_others():
@@ -30,7 +31,9 @@ def test_every_test_file_is_in_the_graph():
 
 
 @pytest.fixture
-def slow() -> list[str]:
+def slow(monkeypatch) -> list[str]:
+    monkeypatch.setattr(selection, "TOUCHED", 750.0)
+    monkeypatch.setattr(selection, "ROTATING", 100.0)
     files = ("tests/nn/test_ring.py", "tests/training/test_meshes.py", "tests/data/test_tokenizer.py")
     return [f"{file}::test[{i}]" for file in files for i in range(100)]
 
@@ -38,7 +41,7 @@ def slow() -> list[str]:
 def test_the_nearest_touched_tests_are_taken_first_and_the_rest_rotates(slow):
     seconds, near = dict.fromkeys(slow, 5.0), {"tests/training/test_meshes.py": 3, "tests/nn/test_ring.py": 1}
     touched, rotating = choose(slow, near, "a", seconds)
-    assert len(touched) == TOUCHED // 5 and len(rotating) == ROTATING // 5
+    assert len(touched) == 150 and len(rotating) == 20
     assert {test for test in slow if "test_ring" in test} <= {*touched}
     assert not {*touched} & {*rotating}
     assert choose(slow, near, "a", seconds) == (touched, rotating)

@@ -82,6 +82,7 @@ def test_generate_draws_the_same_text(run):
     assert "score -" in both("experiments.generate", *common, "--num_beams=2").out
 
 
+@pytest.mark.full
 def test_attention_map_draws_the_same_picture(run, tmp_path):
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     both("experiments.attention_map", f"--workdir={run}", "--text=def self", write=("--out", one, two))
@@ -112,6 +113,7 @@ def test_tokenize_is_the_work_of_process_0_and_the_other_waits(corpus, tmp_path)
     assert again[0].err.strip().startswith(f"error: --out={two}: already holds a corpus")
 
 
+@pytest.mark.full
 def test_plan_is_of_the_devices_of_all(corpus, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     config = f"--config={MESHED}:{corpus},ZERO3,data=2,fsdp=4"

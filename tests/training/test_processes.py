@@ -82,11 +82,13 @@ def test_processes_whose_rows_are_not_one_piece(one, corpus, tmp_path):
     equal(losses(tmp_path, "validation"), losses(one, "validation"))
 
 
-@pytest.mark.parametrize("table", ["DP_PP_TP,data=1,stage=2,fsdp=2,tensor=2", "DDP,data=1,sequence=8"])
-def test_pipelines_and_rings_over_two_processes(corpus, tmp_path, table):
+@pytest.mark.parametrize(
+    ("devices", "table"), [(8, "DP_PP_TP,data=1,stage=2,fsdp=2,tensor=2"), (4, "DDP,data=1,sequence=4")]
+)
+def test_pipelines_and_rings_over_two_processes(corpus, tmp_path, devices, table):
     """Each process has one stage of the pipeline, and half of every sequence of the ring."""
     for processes in (1, 2):
-        train(processes, corpus, tmp_path / str(processes), table, "num_steps=4", "eval_every=4")
+        train(processes, corpus, tmp_path / str(processes), table, "num_steps=4", "eval_every=4", devices=devices)
     equal(losses(tmp_path / "2"), losses(tmp_path / "1"))
     equal(losses(tmp_path / "2", "validation"), losses(tmp_path / "1", "validation"))
 

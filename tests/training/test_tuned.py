@@ -104,10 +104,14 @@ def on_one(method: str):
 ALSO = {"tp sp": ("nf4", "prefix of a network"), "three": ("lora", "prefix")}
 
 
+def marks(*case: str):
+    return {("lora", "zero3 tp"): (), ("nf4", "tp sp"): pytest.mark.full}.get(case, pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("method", "mesh"),
     [
-        pytest.param(method, mesh, marks=() if (method, mesh) == ("lora", "zero3 tp") else pytest.mark.slow)
+        pytest.param(method, mesh, marks=marks(method, mesh))
         for method in METHODS
         for mesh in MESHES
         if mesh == "zero3 tp" or method in ALSO[mesh]
