@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxnlp.config import field_values
 from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.data.records import texts
 from jaxnlp.data.source import Record
@@ -91,5 +92,5 @@ def _content(examples: list[Any]) -> str:
 
 def _bytes(label: Any) -> bytes:
     parts = dataclasses.is_dataclass(label)
-    fields = [getattr(label, field.name) for field in dataclasses.fields(label)] if parts else [label]
+    fields = list(field_values(label).values()) if parts else [label]
     return b"".join(np.ascontiguousarray(part).tobytes() for part in fields)

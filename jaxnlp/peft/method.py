@@ -54,6 +54,7 @@ class PEFTMethod:
 
     methods = ("__call__",)  # of a module, which a tuning method changes
     computes: ClassVar[tuple[str, ...]] = ()  # fields by which the same parameters mean something else
+    one_text = False  # whether a row may hold one text only, as vectors in front of it are read by the first alone
     by_layer = True  # what it puts in a layer is there, and not made elsewhere, so that a pipeline can run it alone
     front = 0  # places that a decoder's cache has before the text's
 

@@ -119,7 +119,7 @@ def _definitions(tree: ast.Module, file: str, seen: set[str], signatures: set[st
         doc = None if doc is None or doc in seen else doc
         seen |= {doc} if doc else set()
         signature, parameters = _signature(node) if function else (None, ())
-        name = getattr(node, "name", "")
+        name = "" if isinstance(node, ast.Module) else node.name
         names[name] = names.get(name, 0) + 1
         again = f"#{names[name]}" if names[name] > 1 else ""
         yield Definition(f"{file}:{name}{again}", doc, signature, parameters, signature in signatures)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnlp.config import field_values
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.optim import make_optimizer
@@ -121,10 +122,12 @@ def _without_heads(tuning: TunedModel, arrays: dict[str, Any]) -> dict[str, Any]
 
 def _check(source: Source, given: dict[str, Any], tuning: TunedModel, wanted: dict[str, Any]) -> None:
     there, here = source.tuning.method, tuning.method
-    for field in here.computes if type(there) is type(here) else ():
-        if getattr(there, field) != getattr(here, field):
-            told = f"{field}={getattr(there, field)!r} there, and {getattr(here, field)!r} in this run"
-            raise UserError(f"{FIELD}: {source.name} does not fit: {type(here).__name__}() has {told}")
+    fields = here.computes if type(there) is type(here) else ()
+    for field, value in field_values(here, *fields).items() if fields else ():
+        source_value = field_values(there, field)[field]
+        if source_value != value:
+            difference = f"{field}={source_value!r} there, and {value!r} in this run"
+            raise UserError(f"{FIELD}: {source.name} does not fit: {type(here).__name__}() has {difference}")
     theirs, ours = (f"{type(method).__name__}()" for method in (there, here))
     for name in sorted({*given, *wanted}):
         if name not in given or name not in wanted:

@@ -293,9 +293,8 @@ def _within(mesh, sharding, fn):
         with _context(mesh, sharding, {}):
             return fn(*args, **kwargs)
 
-    for name in ("lower", "trace"):
-        if hasattr(fn, name):
-            setattr(call, name, _within(mesh, sharding, getattr(fn, name)))
+    if isinstance(fn, jax.stages.Wrapped):
+        vars(call).update(lower=_within(mesh, sharding, fn.lower), trace=_within(mesh, sharding, fn.trace))
     return call
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxnlp.config import did_you_mean
+from jaxnlp.config import did_you_mean, field_values
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.partitioning import axis_rules
@@ -54,7 +54,7 @@ def check_heads(experiment: Experiment, axes: Any, sizes: Mapping[str, int]) -> 
         ("heads", "num_heads", model.num_heads),
         ("kv_heads", "num_kv_heads", model.num_kv_heads),
     ):
-        for table in (getattr(experiment.sharding, table) for table in TABLES):
+        for table in field_values(experiment.sharding, *TABLES).values():
             split = as_tuple((table or {}).get(name)) if name in named else ()
             ways = math.prod(sizes.get(axis, 1) for axis in split)
             if count is not None and count % ways:
@@ -67,8 +67,8 @@ def check_heads(experiment: Experiment, axes: Any, sizes: Mapping[str, int]) -> 
 
 def _splitting(experiment: Experiment, name: str) -> list[str]:
     """The tables that map a logical axis to any of the mesh's."""
-    tables = ((table, getattr(experiment.sharding, table) or {}) for table in (*TABLES, "activations"))
-    return [f"sharding.{table}" for table, rules in tables if rules.get(name) is not None]
+    tables = field_values(experiment.sharding, *TABLES, "activations").items()
+    return [f"sharding.{table}" for table, rules in tables if (rules or {}).get(name) is not None]
 
 
 def check_blocks(experiment: Experiment, tuning: TunedModel, sizes: Mapping[str, int]) -> None:
@@ -105,9 +105,8 @@ def check_names(experiment: Experiment, axes: Iterable[Any], apply: Any, params:
         axes: trees of logical axes, of all parameters. apply, params: the model, and its abstract parameters.
     """
     known = {*REPLICATED, *ACTIVATIONS}.union(*(parameter_names(tree) for tree in axes))
-    for table in (*TABLES, "activations"):
-        rules = getattr(experiment.sharding, table) or {}
-        unknown = [name for name in rules if name not in known]
+    for table, rules in field_values(experiment.sharding, *TABLES, "activations").items():
+        unknown = [name for name in rules or {} if name not in known]
         if unknown and table == "activations":
             # One device lays nothing out, so that names of activations are not to be learnt there.
             seen = set(unknown) if mesh.size == 1 else activation_names(experiment, apply, params, mesh)
