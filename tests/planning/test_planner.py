@@ -361,3 +361,11 @@ def test_a_search_goes_on_where_the_configs_own_mesh_does_not_divide_the_devices
     monkeypatch.setattr(searching, "candidate_shardings", lambda *_: [("config", ZERO3.over(fsdp=16))])
     with pytest.raises(UserError, match="none of 1 tables can be laid out over 8 devices; config: sharding.mesh: fsdp"):
         searching.search(experiment(ZERO3), jax.devices()[:DEVICES], lines.append)
+
+
+@pytest.mark.parametrize(("donated", "more"), [((), 1), ((0,), 0)])
+def test_an_output_in_the_place_of_a_donated_argument_costs_nothing(donated, more):
+    x = jax.ShapeDtypeStruct((256,), "float32")
+    compiled = jax.jit(lambda x: x + 1, donate_argnums=donated).lower(x).compile()
+    memory = planner.compiled_memory(compiled.memory_analysis())
+    assert memory["other outputs"] == more * 1024 and memory["peak"] >= (1 + more) * 1024

@@ -49,7 +49,7 @@ MUTANTS = (
         old="memory.output_size_in_bytes - memory.alias_size_in_bytes",
         new="memory.output_size_in_bytes",
         fault="donated outputs count in the compiler's account",
-        tests=("tests/planning/test_planner.py::test_arguments_are_the_parameters_and_the_optimizer_state",),
+        tests=("tests/planning/test_planner.py::test_an_output_in_the_place_of_a_donated_argument_costs_nothing",),
     ),
     Mutant(
         id="planning/gradient-accumulators",

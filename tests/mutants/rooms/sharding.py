@@ -79,7 +79,7 @@ MUTANTS = (
         tests=(ONE_F_ONE_B,),
     ),
     Mutant(
-        id="sharding/bubble-without-virtual_stages",
+        id="sharding/bubble-without-virtual-stages",
         file="sharding/pipeline.py",
         old="return 1 - schedule.virtual_stages * microbatches / ticks(schedule, stages, microbatches)",
         new="return 1 - microbatches / ticks(schedule, stages, microbatches)",
