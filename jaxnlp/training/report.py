@@ -38,23 +38,24 @@ def report(result: Result, workdir: pathlib.Path) -> str:
         ("config", workdir / "config.json"),
     ]
     out += [f"  {name:12}{path}" for name, path in written if path is not None]
+    prompt = e.sample_prompt or "TEXT"
     run, change = f"{python()} -m experiments", "--config.optim.learning_rate=3e-3"
     if e.model.num_layers:
         change = f"--config.model.num_layers={e.model.num_layers + 2}"
     out += ["", "next:"]
     out.append(f"  train on     {run}.train --workdir={workdir} --config.num_steps={2 * e.num_steps}")
     if e.model.can_generate:
-        out.append(f'  generate     {run}.generate --workdir={workdir} --prompt="def main"')
+        out.append(f'  generate     {run}.generate --workdir={workdir} --prompt="{prompt}"')
     else:
         if e.data.task.output == "logits":
             out.append(f"  predict      {run}.predict --workdir={workdir} --input=new.jsonl")
         out.append(f"  evaluate     {run}.evaluate --workdir={workdir} --split=test")
     if "masked_lm" in e.model.heads:
         mask = e.data.task.mask or "[MASK]"
-        out.append(f'  fill in      {run}.fill_mask --workdir={workdir} --text="def {mask}(self):"')
+        out.append(f'  fill in      {run}.fill_mask --workdir={workdir} --text="{mask} {prompt}"')
     if e.model.body.attention is not None:
-        target = ' --target="main"' if e.model.kind == "encoder-decoder" else ""
-        out.append(f'  look inside  {run}.attention_map --workdir={workdir} --text="def main"{target}')
+        target = f' --target="{prompt}"' if e.model.kind == "encoder-decoder" else ""
+        out.append(f'  look inside  {run}.attention_map --workdir={workdir} --text="{prompt}"{target}')
     out.append(f"  change it    {run}.train --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}")
     return "\n".join(out)
 

@@ -34,6 +34,7 @@ from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.load import load, make_generator
 from jaxnlp.training.loops.supervised import train
 from jaxnlp.training.run_folder.checkpoint import Reader
+from tests.entry import run
 
 QA = {"question": "where?", "context": "in a b", "answers": {"text": ["b"], "answer_start": [5]}}
 NONE = {"question": "who?", "context": "a b", "answers": {"text": [], "answer_start": []}}
@@ -77,9 +78,9 @@ def experiment(folder, name, **fields):
     )
 
 
-def evaluated(run):
-    make = lambda: make_generator(run.program, run.saved.tokenizer)
-    return EvaluatedModel(run.program, run.params, run.saved.tokenizer, make)
+def evaluated(loaded):
+    make = lambda: make_generator(loaded.program, loaded.saved.tokenizer)
+    return EvaluatedModel(loaded.program, loaded.params, loaded.saved.tokenizer, make)
 
 
 RUNS = {
@@ -101,8 +102,7 @@ def test_a_run_is_measured_and_keeps_the_best_by_a_metric(name, tmp_path):
     assert set(rows) == {1, 2} and wanted <= set(rows[2])
     best = Reader(tmp_path / "run").best()
     assert rows[best][metric] == max(row[metric] for row in rows.values())
-    run = load(tmp_path / "run", "latest")
-    outcome = evaluator.evaluate(evaluated(run))
+    outcome = evaluator.evaluate(evaluated(load(tmp_path / "run", "latest")))
     assert outcome.metrics[metric] == pytest.approx(rows[2][metric])
     assert len(outcome.rows) == 3  # the last batch is filled, and each record is counted once
     said, right = ([row[key] for row in outcome.rows] for key in ("prediction", "reference"))
@@ -112,6 +112,19 @@ def test_a_run_is_measured_and_keeps_the_best_by_a_metric(name, tmp_path):
     if name == "pairs":
         assert bleu([p["text"] for p in said], [r["text"] for r in right])["bleu"] == outcome.metrics["bleu"]
     assert configs.from_dict(configs.to_dict(result.experiment)).evaluators == (evaluator,)
+
+
+def test_the_command_evaluates_on_a_file_and_writes_predictions(tmp_path):
+    train(experiment(tmp_path, "tags", evaluators=(PredictionEvaluator(name="ner"),)), tmp_path / "run")
+    (tmp_path / "new.jsonl").write_text("\n".join([json.dumps(TAGS)] * 5))
+    files = [f"--{flag}={tmp_path / name}" for flag, name in (("input", "new.jsonl"), ("predictions", "said.jsonl"))]
+    done = run("experiments.evaluate", f"--workdir={tmp_path / 'run'}", *files, f"--out={tmp_path / 'scores.json'}")
+    assert done.code == 0, done.err
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert {"loss", "ner/f1", "ner/accuracy"} <= set(scores) and scores["tokens"] == 20
+    rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert len(rows) == 5 and rows[0]["reference"] == {"tags": TAGS["tags"]} and len(rows[0]["prediction"]["tags"]) == 4
+    assert "ner/f1" in done.out and "loss" in done.out
 
 
 def test_candidates_are_ranked_and_a_loss_has_data_of_its_own(tmp_path):

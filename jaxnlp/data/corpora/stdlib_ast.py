@@ -112,9 +112,9 @@ def _read(files: Iterable[pathlib.Path]) -> Iterator[File]:
 def _definitions(tree: ast.Module, file: str, seen: set[str], signatures: set[str]) -> Iterator[Definition]:
     names: dict[str, int] = {}
     for node in ast.walk(tree):
-        function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        if not function and not isinstance(node, (ast.Module, ast.ClassDef)):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Module, ast.ClassDef)):
             continue
+        function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         doc = _summary(ast.get_docstring(node))
         doc = None if doc is None or doc in seen else doc
         seen |= {doc} if doc else set()
