@@ -110,7 +110,7 @@ MUTANTS = (
         old="fcntl.LOCK_EX | fcntl.LOCK_NB",
         new="fcntl.LOCK_SH | fcntl.LOCK_NB",
         fault="two processes write in one run folder",
-        tests=("tests/experiments/test_training.py::test_a_second_process_in_the_same_folder_refuses",),
+        tests=("tests/training/test_lock.py::test_a_second_writer_is_refused_until_the_first_has_ended",),
     ),
     Mutant(
         id="training/run_folder/resume-with-another-shuffle",
