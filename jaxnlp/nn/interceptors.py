@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxnlp.nn import trace_context
+from jaxnlp.nn.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,15 @@ class ModuleCall:
     module: nn.Module
     path: tuple[str, ...]
     method: str
+
+    def fields(self) -> dict[str, Any]:
+        """The module's dataclass fields by name, as {"num_heads": 4}: any Linen module can be tuned."""
+        return {f.name: vars(self.module)[f.name] for f in dataclasses.fields(self.module) if f.name != "parent"}
+
+    def policy(self, dtype: jnp.dtype) -> Policy:
+        """The module's policy; for a module without one, computation in `dtype`."""
+        policy = self.fields().get("policy")
+        return policy if isinstance(policy, Policy) else Policy(compute_dtype=str(dtype))
 
 
 Interceptor = Callable[[ModuleCall, Callable, tuple, dict], Any]

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.linear import matmul
 from jaxnlp.nn.mlp import ACTIVATIONS
-from jaxnlp.nn.policy import Policy
 from jaxnlp.peft.method import AdapterParam, PEFTMethod
 from jaxnlp.peft.targets import Target, choose
 
@@ -67,7 +66,7 @@ class Adapter(PEFTMethod):
     def call(self, leaves, target, call, fn, args, kwargs):
         out = fn(*args, **kwargs)
         h = out[0] if isinstance(out, tuple) else out
-        policy = getattr(call.module, "policy", None) or Policy(compute_dtype=str(h.dtype))
+        policy = call.policy(h.dtype)
         z = matmul(h, leaves["adapter_down"], policy).astype(h.dtype) + leaves["adapter_down_bias"].astype(h.dtype)
         z = ACTIVATIONS[self.activation](z)
         y = h + matmul(z, leaves["adapter_up"], policy).astype(h.dtype) + leaves["adapter_up_bias"].astype(h.dtype)

@@ -115,7 +115,7 @@ class LoRA(PEFTMethod):
         y, x = fn(*args, **kwargs), args[0]
         if call.method != "__call__" and not self.tied:
             return y
-        policy = getattr(call.module, "policy", None) or Policy(compute_dtype=str(y.dtype))
+        policy = call.policy(y.dtype)
         if target.num_in is None:
             back = call.method != "__call__"
             return y + self.scale * (_scores if back else _rows)(leaves, x, policy).astype(y.dtype)

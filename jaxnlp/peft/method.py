@@ -54,13 +54,15 @@ class PEFTMethod:
 
     methods = ("__call__",)  # of a module, which a tuning method changes
     computes: ClassVar[tuple[str, ...]] = ()  # fields by which the same parameters mean something else
-    one_text = False  # whether a row may hold one text only, as vectors in front of it are read by the first alone
-    by_layer = True  # what it puts in a layer is there, and not made elsewhere, so that a pipeline can run it alone
-    front = 0  # places that a decoder's cache has before the text's
+    front: ClassVar[int] = 0  # number of positions before the text's in a decoder's cache
+    one_text: ClassVar[bool] = False  # whether only one of several documents packed in a row would be changed
 
     def check(self) -> None:
         """Raises FieldError naming the first field that cannot work; this one, of which a type is wrong."""
         check_types(self)
+
+    def check_pipeline(self, stages: int) -> None:
+        """Raises FieldError if the method cannot act on one pipeline stage alone."""
 
     def resolved(self, tokenizer: Any, placeholder: int | None) -> "PEFTMethod":
         """The method with what depends on a run's data filled in.

@@ -49,9 +49,10 @@ class Prefix(PEFTMethod):
     def front(self) -> int:
         return self.length
 
-    @property
-    def by_layer(self) -> bool:
-        return self.hidden_dim is None
+    def check_pipeline(self, stages: int) -> None:
+        if self.hidden_dim is not None:
+            told = f"is for whole models, and mesh.stage={stages} cuts this one; use None"
+            raise FieldError("peft.hidden_dim", self.hidden_dim, told)
 
     def choose(self, targets: list[Target]) -> list[Target]:
         serves = lambda t: "keys_values" in t.others and {"num_kv_heads", "head_dim"} <= set(t.fields)
@@ -120,7 +121,7 @@ class Prefix(PEFTMethod):
         if kwargs.get("cache") is not None or not takes(call.module, "positions"):
             return fn(*args, **kwargs)
         tokens_BT, P = args[0], self.length
-        check_room(call.module, P, tokens_BT.shape[1], "peft.length")
+        check_room(call, P, tokens_BT.shape[1], "peft.length")
         positions = kwargs.get("positions")
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)

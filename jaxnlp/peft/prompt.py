@@ -150,7 +150,7 @@ class Prompt(PEFTMethod):
         if read_BT is None or (not encoder and kwargs.get("cache") is not None and read_BT.shape[1]):
             return fn(*args, **kwargs)  # the cache began with the prompt, or has what an encoder made of it
         P, T = self.length, read_BT.shape[1]
-        check_room(call.module, P, T, "peft.length")
+        check_room(call, P, T, "peft.length")
         longer_BT = in_front("", read_BT, P, T)
         goes_along = lambda name: name.startswith("input_") or not encoder
         named = {name: in_front(name, x, P, T) if goes_along(name) else x for name, x in kwargs.items()}
@@ -259,7 +259,7 @@ def in_front(name: str, x: Any, P: int, T: int) -> Any:
             return x if x is None else x + P
         first = jnp.broadcast_to(jnp.arange(P, dtype=x.dtype), (x.shape[0], P))
         return jnp.concatenate([first, x + P], axis=1)
-    if not hasattr(x, "ndim") or x.ndim < 2 or x.shape[1] != T:
+    if not isinstance(x, (jax.Array, np.ndarray)) or x.ndim < 2 or x.shape[1] != T:
         return x
     if T == 0:
         return jnp.zeros((x.shape[0], P, *x.shape[2:]), x.dtype)
@@ -268,9 +268,9 @@ def in_front(name: str, x: Any, P: int, T: int) -> Any:
     return jnp.concatenate([jnp.repeat(first, P, axis=1), x], axis=1)
 
 
-def check_room(module: Any, P: int, T: int, field: str) -> None:
+def check_room(call: ModuleCall, P: int, T: int, field: str) -> None:
     """Raises UserError where a model's table of positions has no room for a prompt of P beside a text of T."""
-    config = getattr(module, "config", None)  # a layer alone, which may be tuned too, has none
+    config = call.fields().get("config")  # a single layer, which may be tuned too, has none
     limit = config.length_limit if isinstance(config, ModelConfig) else None
     if limit is not None and limit < P + T:
         raise UserError(f"{field}={P}: and a text of {T} are more than model.max_length={limit}; shorten one of them")

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError
+from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.quantised import SMALLEST, Blocks, block_size
 from jaxnlp.peft.targets import KERNEL, Target, choose
 from jaxnlp.trees import Path
@@ -66,5 +67,6 @@ def _blocks(kind: str, most: int, target: Target) -> Blocks:
 def _computed(target: Target) -> str:
     """The dtype that a module computes with: of a policy, or of Flax's field `dtype`, or else that of its kernel."""
     policy, dtype = target.fields.get("policy"), target.fields.get("dtype")
-    found = getattr(policy, "operand_dtype", None) or dtype or target.parameters[KERNEL].dtype
-    return str(jnp.dtype(found))
+    if isinstance(policy, Policy):
+        dtype = policy.operand_dtype
+    return str(jnp.dtype(dtype or target.parameters[KERNEL].dtype))

@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from jaxnlp.errors import UserError
 from jaxnlp.nn.interceptors import ModuleCall, intercept_calls
@@ -119,7 +120,7 @@ def _target(call: ModuleCall, args: tuple, out: Any, shapes: Any, axes: Any) -> 
     own = {name: Parameter(x.shape, names[name], x.dtype) for name, x in whole.items() if not isinstance(x, Mapping)}
     stack, stack_axes = _stacked(whole, names, nn.meta.unbox(call.module.variables.get("params", {})))
     shape = _shape(args[0] if args else None)
-    fields = {f.name: getattr(call.module, f.name) for f in dataclasses.fields(call.module) if f.name != "parent"}
+    fields = call.fields()
     kind = type(call.module).__name__
     return Target(call.path, kind, own, stack, stack_axes, shape, _shape(first), fields=fields)
 
@@ -137,7 +138,7 @@ def _stacked(whole: Any, names: Any, inner: Any) -> tuple[tuple[int, ...], tuple
 
 
 def _shape(x: Any) -> tuple[int, ...] | None:
-    return tuple(x.shape) if hasattr(x, "shape") else None
+    return tuple(x.shape) if isinstance(x, (jax.Array, np.ndarray)) else None
 
 
 def choose(

@@ -37,9 +37,8 @@ def check_kernel(kernel: AttentionKernel | None, platform: str) -> None:
 
 def check_stages(method: PEFTMethod, stages: int) -> None:
     """Raises FieldError for a PEFT method of full models under a pipeline."""
-    if stages > 1 and not method.by_layer:
-        told = f"is for whole models, and mesh.stage={stages} cuts this one; use None"
-        raise FieldError("peft.hidden_dim", getattr(method, "hidden_dim", ""), told)
+    if stages > 1:
+        method.check_pipeline(stages)
 
 
 def check_heads(experiment: Experiment, axes: Any, sizes: Mapping[str, int]) -> None:
