@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxnlp import config as configs
+from jaxnlp.config import field_values
 from jaxnlp.data.pipeline import DataConfig, resolved
 from jaxnlp.data.tasks.layout import Layout, Template
 from jaxnlp.data.tokenizer import Tokenizer
@@ -89,15 +90,16 @@ class Experiment:
 
     def check(self) -> None:
         """Raises FieldError naming the first field that cannot work, alone or with another."""
-        for field in ("num_steps", "accum_steps", "steps_per_call", "keep_last"):
-            if getattr(self, field) < 1:
-                raise FieldError(field, getattr(self, field), "expected a positive number")
-        for field in ("log_every", "eval_every", "checkpoint_every", "keep_best", "sample_tokens"):
-            if getattr(self, field) < 0:
-                raise FieldError(field, getattr(self, field), "expected zero or more")
-        for field in ("num_steps", "log_every", "eval_every", "checkpoint_every"):
-            if getattr(self, field) % self.steps_per_call:
-                raise FieldError(field, getattr(self, field), f"not a multiple of steps_per_call={self.steps_per_call}")
+        for field, value in field_values(self, "num_steps", "accum_steps", "steps_per_call", "keep_last").items():
+            if value < 1:
+                raise FieldError(field, value, "expected a positive number")
+        intervals = ("log_every", "eval_every", "checkpoint_every")
+        for field, value in field_values(self, *intervals, "keep_best", "sample_tokens").items():
+            if value < 0:
+                raise FieldError(field, value, "expected zero or more")
+        for field, value in field_values(self, "num_steps", *intervals).items():
+            if value % self.steps_per_call:
+                raise FieldError(field, value, f"not a multiple of steps_per_call={self.steps_per_call}")
         if self.eval_batches is not None and self.eval_batches < 1:
             raise FieldError(
                 "eval_batches", self.eval_batches, "expected a positive number, or None for the whole split"
