@@ -1,9 +1,9 @@
-"""The language-model loss that GPT keeps beside the loss of the task it is fine-tuned on.
+"""Auxiliary language-model loss for fine-tuning a decoder on a task, as in GPT.
 
-Radford et al. 2018, section 3.2, equation 5: L3 = L2 + lambda L1, here with both terms means, over examples and over
+Radford et al. 2018, section 3.2, equation 5: L3 = L2 + lambda L1. Here L2 is a mean over examples and L1 a mean over
 tokens.
 
-Shape legend: B batch, C sequences an example is made of, T length, V vocabulary.
+Shape legend: B batch, C sequences per example, T length, V vocabulary.
 """
 
 from typing import Any
@@ -21,11 +21,15 @@ def check(lm_weight: float) -> None:
 
 
 def prepare(batch: dict[str, jax.Array], lm_weight: float) -> dict[str, jax.Array]:
-    """The whole batch with tokens weighted so that one division by the examples' weight gives both means, in any
-    microbatches; `lm_weight` is lambda.
+    """Adds `lm_shares`, token weights scaled so that dividing by the examples' weight gives both means.
+
+    Call it on the full batch: the result does not depend on how the batch is split into microbatches.
+
+    Args:
+        lm_weight: lambda; at 0 the batch is returned unchanged.
 
     Raises:
-        UserError: a weight for a loss that the examples have no targets of.
+        UserError: lm_weight is positive and the batch has no `lm_targets`.
     """
     if not lm_weight:
         return batch
@@ -39,13 +43,16 @@ def prepare(batch: dict[str, jax.Array], lm_weight: float) -> dict[str, jax.Arra
 
 
 def loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[Any, dict[str, Any]]:
-    """(what to add to the sum over examples, metrics): nothing unless `prepare` has seen to it.
+    """The term to add to the sum over examples, in nats, and the metric "lm_loss" with its number of tokens.
+
+    Returns (0, {}) if the batch has no `lm_shares`, which `prepare` adds.
 
     Args:
-        out: of the model, with `lm` logits (B, C, T, V). batch: with `lm_targets`, `lm_weights`, `lm_shares` (B, C, T).
+        out: the model's output, with `lm` logits (B, C, T, V).
+        batch: with `lm_targets`, `lm_weights`, `lm_shares` (B, C, T).
 
     Raises:
-        UserError: a model without such logits.
+        UserError: the output has no `lm` logits.
     """
     if "lm_shares" not in batch:
         return 0.0, {}

@@ -1,4 +1,4 @@
-"""Predicting the next word and the word before: the objective of ELMo.
+"""Bidirectional language modelling: the next and the previous word, as in ELMo.
 
 Shape legend: B batch, T length, V vocabulary.
 """
@@ -16,10 +16,10 @@ from jaxnlp.objectives.objective import Metrics, Objective
 
 @dataclasses.dataclass(kw_only=True)
 class BiLM(Objective):
-    """The mean cross-entropy of a forward and a backward language model, trained together.
+    """Mean cross-entropy of a forward and a backward language model, trained jointly.
 
-    Peters et al. 2018, arXiv:1802.05365, section 3.1. Each direction predicts every word of the text once, so the mean
-    of the two is in nats a word, as a `CausalLM`'s is.
+    Peters et al. 2018, arXiv:1802.05365, section 3.1. Each direction predicts every word once, so the mean of the two
+    is in nats per word and comparable with `CausalLM`.
     """
 
     reports_bits_per_byte: ClassVar[bool] = True
@@ -27,22 +27,22 @@ class BiLM(Objective):
     def loss(
         self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
     ) -> tuple[Any, Any, Metrics]:
-        """Sums over a batch, as `CausalLM.loss`.
+        """Sums over a batch, as in `CausalLM.loss`.
 
         Args:
             apply: (params, tokens, segment_ids=, key=) -> {"forward", "backward": logits_BTV}.
-            batch: as `data.characters.Characters` makes it.
+            batch: from the task `data.text.characters.Characters`.
 
         Returns:
-            (half the sum of both directions in nats, half the sum of their weights, {"forward_nll",
-            "backward_nll": each with its own weight}).
+            (loss, weight, metrics): half the sum over both directions, in nats; half the sum of their weights;
+            "forward_nll" and "backward_nll", each paired with its own weight.
         """
         out = apply(params, batch["tokens"], segment_ids=batch["segment_ids"], key=key)
         metrics: dict[str, Any] = {}
         for way in ("forward", "backward"):
             nll_BT, _ = token_nll(out[way], batch[f"{way}_targets"], "vocab")
             weights_BT = batch[f"{way}_weights"]
-            # Where nothing is predicted a model may give the target no probability at all: 0 * inf.
+            # Avoids 0 * inf: an unweighted target may have probability 0.
             nll = jnp.sum(jnp.where(weights_BT == 0, 0.0, nll_BT * weights_BT))
             metrics[f"{way}_nll"] = (nll, jnp.sum(weights_BT))
         total, weight = (sum(pair) / 2 for pair in zip(*metrics.values(), strict=True))

@@ -1,4 +1,4 @@
-"""Next-token prediction: the objective of GPT.
+"""Causal language modelling (next-token prediction), as in GPT.
 
 Shape legend: B batch, T length, V vocabulary.
 """
@@ -17,9 +17,9 @@ from jaxnlp.objectives.objective import Metrics, Objective
 
 @dataclasses.dataclass(kw_only=True)
 class CausalLM(Objective):
-    """Cross-entropy of each token given those before it.
+    """Mean cross-entropy of each token given the preceding ones.
 
-    z_loss: weight of log(Z)^2, which keeps the logits' scale (Chowdhery et al. 2022, section 5).
+    z_loss: weight of log(Z)^2, which keeps the softmax normaliser near 1 (Chowdhery et al. 2022, section 5).
     """
 
     reports_bits_per_byte: ClassVar[bool] = True
@@ -32,13 +32,13 @@ class CausalLM(Objective):
     def loss(
         self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
     ) -> tuple[Any, Any, Metrics]:
-        """Sums over a batch, to be divided once all microbatches and devices are in.
+        """Sums over a batch, to be divided after summing over all microbatches and devices.
 
         Args:
             apply: (params, tokens, segment_ids=, positions=, key=) -> logits_BTV.
-            batch: `tokens`, `targets` (B, T) integers, `weights` (B, T) float32, 0 on padding;
-                and, unless documents may attend to each other, `segment_ids`, `positions`.
-            key: for dropout; None turns it off.
+            batch: `tokens` and `targets` (B, T) integers; `weights` (B, T) float32, 0 on padding. `segment_ids` and
+                `positions` (B, T) are optional: without them, packed documents attend to each other.
+            key: for dropout; None disables it.
 
         Returns:
             (sum of losses in nats, sum of weights, {"loss": sum without the z-loss}).
@@ -47,7 +47,7 @@ class CausalLM(Objective):
         logits_BTV = apply(params, batch["tokens"], **place, key=key)
         nll_BT, log_z_BT = token_nll(logits_BTV, batch["targets"], "vocab")
         weights_BT = batch["weights"]
-        # Padding has some target too, and a model may give it no probability at all: 0 * inf.
+        # Avoids 0 * inf: the target at a padding position may have probability 0.
         nll = jnp.sum(jnp.where(weights_BT == 0, 0.0, nll_BT * weights_BT))
         total = nll
         if self.z_loss:

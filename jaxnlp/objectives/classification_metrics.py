@@ -1,4 +1,4 @@
-"""Scores of a classifier that are no means, from sums that are: F1 and Matthews correlation.
+"""F1 and Matthews correlation from accumulated per-class counts.
 
 Shape legend: N classes.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def class_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
-    """(3, N) sums of weights for each class: where it was predicted rightly, predicted, and true.
+    """Weighted per-class counts (3, N): true positives, predictions and labels of each class.
 
     Args:
         logits: (..., N). labels: (...) integers. weights: (...).
@@ -23,12 +23,15 @@ def class_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.
 
 
 def class_scores(sums: Any) -> dict[str, float]:
-    """The scores, from the sums over a whole split, or from any multiple of them.
+    """Classification scores from the counts of `class_sums` over a full split.
+
+    The scores do not change if all counts are scaled by one factor.
 
     Returns:
-        f1_macro: mean over classes of the harmonic mean of precision and recall, 0 for a class never predicted and
-            never true. f1, precision, recall: of class 1, where there are two. matthews: the correlation of
-            predictions and labels (Matthews 1975; Gorodkin 2004 for several classes), 0 where one of them is constant.
+        f1_macro: mean F1 over classes; a class that is never predicted and never a label counts as 0.
+        f1, precision, recall: of class 1; only with two classes.
+        matthews: correlation of predictions and labels (Matthews 1975; Gorodkin 2004 for more than two classes); 0 if
+            either is constant.
     """
     hit_N, predicted_N, true_N = np.asarray(sums, np.float64)
     over = lambda a, b: np.divide(a, b, out=np.zeros_like(a), where=b > 0)
@@ -40,6 +43,6 @@ def class_scores(sums: Any) -> dict[str, float]:
     total = true_N.sum()
     spread = (total**2 - (predicted_N**2).sum()) * (total**2 - (true_N**2).sum())
     covariance = hit_N.sum() * total - (predicted_N * true_N).sum()
-    # A constant side has no spread but for rounding.
+    # If one side is constant, the spread is zero up to rounding.
     scores["matthews"] = float(covariance / spread**0.5) if spread > 1e-9 * total**4 else 0.0
     return scores

@@ -1,6 +1,6 @@
-"""Predicting masked words, and whether one sentence follows another: the objective of BERT.
+"""Masked language modelling with optional next-sentence prediction, as in BERT.
 
-Shape legend: B batch, T length, M predictions, V vocabulary.
+Shape legend: B batch, T length, M predicted positions, V vocabulary.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from jaxnlp.objectives.objective import Metrics, Objective
 
 @dataclasses.dataclass(kw_only=True)
 class MaskedLM(Objective):
-    """The mean cross-entropy of the masked words, plus, where the batch has pairs, that of "B follows A".
+    """Mean cross-entropy of the masked tokens, plus that of next-sentence prediction if the batch has sentence pairs.
 
-    Devlin et al. 2019, arXiv:1810.04805, section 3.1 and appendix A.2. Only the chosen positions go through the output
-    map: at 15% it is a seventh of the work.
+    Devlin et al. 2019, arXiv:1810.04805, section 3.1 and appendix A.2. Logits are computed only at the masked
+    positions; with 15% masked this is about a seventh of the work.
     """
 
     def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The whole batch with pairs weighted so that one division gives both means, in any microbatches."""
+        """Adds `pair_shares`, pair weights scaled so that dividing by the tokens' weight gives both means."""
         if "pair_weights" not in batch:
             return batch
         share = jnp.sum(batch["weights"]) / jnp.maximum(jnp.sum(batch["pair_weights"]), 1.0)
@@ -33,19 +33,19 @@ class MaskedLM(Objective):
     def loss(
         self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
     ) -> tuple[Any, Any, Metrics]:
-        """Sums over a batch that `prepare` has seen.
+        """Sums over a batch that `prepare` has processed.
 
         Args:
-            apply: (params, tokens, types=, segment_ids=, predict=, key=) -> {"masked_lm": logits_BMV, and for pairs
-                "next_sentence": logits_B2}.
-            batch: as `data.masking.Masked` makes it.
+            apply: (params, tokens, types=, segment_ids=, predict=, key=) -> {"masked_lm": logits_BMV}, with
+                "next_sentence": logits_B2 if the batch has sentence pairs.
+            batch: from the task `data.text.masking.Masked`.
 
         Returns:
-            (sum in nats, number of masked words, metrics): "loss" of the words alone, "accuracy" of the words, and for
-            pairs "next_sentence_loss" and "next_sentence_accuracy", each with the number of pairs.
+            (sum in nats, number of masked tokens, metrics): "loss" and "accuracy" of the masked tokens; with sentence
+            pairs also "next_sentence_loss" and "next_sentence_accuracy", each paired with the number of pairs.
 
         Raises:
-            UserError: the model lacks a head the batch needs, or has one that it does not train.
+            UserError: the model lacks a head that the batch needs, or has one that the batch does not train.
         """
         given = {name: batch[name] for name in ("types", "segment_ids", "predict")}
         out = apply(params, batch["tokens"], **given, key=key)

@@ -1,4 +1,4 @@
-"""Choosing among options: the objective of multiple choice.
+"""Multiple choice: a softmax over the options of each question.
 
 Shape legend: B batch, C options, T length.
 """
@@ -17,12 +17,11 @@ from jaxnlp.objectives.objective import Metrics, Objective
 
 @dataclasses.dataclass(kw_only=True)
 class MultipleChoice(Objective):
-    """The mean cross-entropy of the right option under a softmax over all, plus lm_weight times the mean language-model
-    loss of the tokens.
+    """Mean cross-entropy of the correct option, plus lm_weight times the mean language-model loss of the tokens.
 
     Devlin et al. 2019, section 4.4; Radford et al. 2018, section 3.3.
 
-    lm_weight: lambda of `auxiliary_lm.py`. Needs a decoder, and examples with `lm_targets`.
+    lm_weight: lambda in `auxiliary_lm.py`. Needs a decoder, and a task whose examples have `lm_targets`.
     """
 
     lm_weight: float = 0.0
@@ -36,16 +35,17 @@ class MultipleChoice(Objective):
     def loss(
         self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
     ) -> tuple[Any, Any, Metrics]:
-        """Sums over a batch that `prepare` has seen.
+        """Sums over a batch that `prepare` has processed.
 
         Args:
-            apply: (params, tokens, types=, segment_ids=, extract=, key=) -> {"logits": (B, C), and "lm" of a decoder}.
-            batch: `tokens`, `types`, `segment_ids` (B, C, T), an option without any token being none; `extract` (B, C);
-                `labels` (B,), the right option; `weights` (B,).
+            apply: (params, tokens, types=, segment_ids=, extract=, key=) -> {"logits": (B, C)}, with "lm" logits if
+                the model is a decoder.
+            batch: `tokens`, `types`, `segment_ids` (B, C, T), where an option without tokens is padding; `extract`
+                (B, C); `labels` (B,), the index of the correct option; `weights` (B,).
 
         Returns:
-            (sum in nats, number of examples, metrics): "loss" of the options alone, "accuracy", and "lm_loss" with its
-            number of tokens.
+            (sum in nats, number of examples, metrics): "loss" without the language-model term, "accuracy", and
+            "lm_loss" with its number of tokens.
         """
         given = {name: batch.get(name) for name in ("types", "segment_ids", "extract")}
         out = apply(params, batch["tokens"], **given, key=key)

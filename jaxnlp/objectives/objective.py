@@ -15,10 +15,11 @@ Metrics = dict[str, Any]
 
 @dataclasses.dataclass(kw_only=True)
 class Objective(abc.ABC):
-    """What a run minimises. A subclass defines `loss`; the rest has defaults.
+    """Base class of training objectives. Subclasses define `loss`; the other methods have defaults.
 
-    reports_bits_per_byte: every token of the text is predicted once, so that the loss converts to bits per byte.
-    loss_unit: the unit of the loss; "nats" also reports its exponential, the perplexity.
+    reports_bits_per_byte: whether every token of the text is predicted once, so that the loss converts to bits per
+        byte.
+    loss_unit: the unit of the loss. For "nats", its exponential, the perplexity, is also reported.
     """
 
     reports_bits_per_byte: ClassVar[bool] = False
@@ -31,28 +32,29 @@ class Objective(abc.ABC):
         """Sums over a (micro)batch that `prepare` has processed.
 
         Args:
-            apply: the model, called as apply(params, *arrays, key=key). key: for dropout; None turns it off.
+            apply: the model, called as apply(params, *arrays, key=key).
+            key: for dropout; None disables it.
 
         Returns:
-            (sum of losses, sum of weights, metrics). A metric is a sum to be divided by the weights, or a pair (sum,
-            its own weight). `metrics["loss"]`, if present, is the sum of losses without regularisers, which evaluations
-            report; by default they report the loss itself. A sum that is an array is an input of `finalize_metrics` and
-            is left out of the training log.
+            (sum of losses, sum of weights, metrics). A metric is a sum to be divided by the sum of weights, or a pair
+            (sum, its own weight). `metrics["loss"]`, if present, is the sum of losses without regularisers, which
+            evaluations report; by default they report the loss itself. A metric that is an array is an input of
+            `finalize_metrics` and is not written to the training log.
         """
 
     def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The batch as `loss` expects it. Called once on a full batch, before it is split into microbatches; terms
-        of different weights are brought to one weight here."""
+        """The batch as `loss` expects it. Called once on the full batch, before it is split into microbatches.
+
+        Objectives with several terms rescale their weights here, so that a single division normalises all terms."""
         return batch
 
     def finalize_metrics(self, metrics: Metrics) -> Metrics:
-        """Metrics to report, computed from the means over a split: replaces arrays by numbers, and adds scores
-        that are not means."""
+        """Metrics to report, computed from the means over a split: replaces arrays by scores that are not means."""
         return metrics
 
 
 def means(metrics: Metrics, weight: Any) -> Metrics:
-    """Metrics, each divided by its own weight or by `weight`; a metric whose weight is 0 is 0."""
+    """Each metric divided by its own weight, or by `weight` if it has none; 0 if that weight is 0."""
 
     def mean(value: Any) -> Any:
         total, count = value if isinstance(value, tuple) else (value, weight)

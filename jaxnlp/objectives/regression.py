@@ -1,6 +1,6 @@
-"""Giving a text, or a pair of texts, a number: the objective of sequence regression.
+"""Sequence regression: predicts a number for a text or a pair of texts.
 
-Shape legend: B batch, C sequences an example is made of, T length.
+Shape legend: B batch, C sequences per example, T length.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from jaxnlp.objectives.objective import Metrics, Objective
 
 @dataclasses.dataclass(kw_only=True)
 class Regression(Objective):
-    """The mean squared error, plus lm_weight times the mean language-model loss of the tokens.
+    """Mean squared error, plus lm_weight times the mean language-model loss of the tokens.
 
-    lm_weight: lambda of `auxiliary_lm.py`. Needs a decoder, and examples with `lm_targets`.
+    lm_weight: lambda in `auxiliary_lm.py`. Needs a decoder, and a task whose examples have `lm_targets`.
     """
 
     loss_unit: ClassVar[str] = "squared error"
@@ -34,15 +34,17 @@ class Regression(Objective):
     def loss(
         self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
     ) -> tuple[Any, Any, Metrics]:
-        """Sums over a batch that `prepare` has seen.
+        """Sums over a batch that `prepare` has processed.
 
         Args:
-            apply: (params, tokens, types=, segment_ids=, extract=, key=) -> {"logits": (B,), and "lm" of a decoder}.
+            apply: (params, tokens, types=, segment_ids=, extract=, key=) -> {"logits": (B,)}, with "lm" logits if the
+                model is a decoder.
             batch: `tokens`, `types`, `segment_ids` (B, C, T); `extract` (B, C); `labels` (B,) float32, `weights` (B,).
 
         Returns:
-            (sum of squares, number of examples, metrics): "loss", the squares alone; "lm_loss" with its number of
-            tokens; and "moments", the sums from which `finalize_metrics` computes a correlation.
+            (sum of squared errors, number of examples, metrics): "loss" without the language-model term; "lm_loss"
+            with its number of tokens; "moments" (5,), the sums of x, y, x^2, y^2 and x y over predictions x and labels
+            y, from which `finalize_metrics` computes the correlation.
         """
         given = {name: batch.get(name) for name in ("types", "segment_ids", "extract")}
         out = apply(params, batch["tokens"], **given, key=key)
@@ -54,7 +56,7 @@ class Regression(Objective):
         return squares + more, jnp.sum(weights_B), {**metrics, "loss": squares}
 
     def finalize_metrics(self, metrics: Metrics) -> Metrics:
-        """Adds Pearson's correlation of predictions and labels, 0 where one of them is constant."""
+        """Replaces "moments" by "pearson", the correlation of predictions and labels; 0 if either is constant."""
         x, y, xx, yy, xy = metrics["moments"]
         x_spread, y_spread = xx - x * x, yy - y * y
         varied = x_spread > 1e-6 * xx and y_spread > 1e-6 * yy  # float32 sums resolve no less

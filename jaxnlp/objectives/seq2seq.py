@@ -1,4 +1,4 @@
-"""Predicting a target sequence from an input sequence: the objective of encoder-decoders.
+"""Sequence-to-sequence learning: predicts a target sequence from an input sequence (encoder-decoders).
 
 Shape legend: B batch, S input length, T target length, V vocabulary.
 """
@@ -17,10 +17,10 @@ from jaxnlp.objectives.objective import Metrics, Objective
 
 @dataclasses.dataclass(kw_only=True)
 class Seq2Seq(Objective):
-    """Cross-entropy of each target token given the inputs and the targets before it.
+    """Mean cross-entropy of each target token given the inputs and the preceding targets.
 
-    label_smoothing: the target's probability is 1 - e, and e is spread evenly over the whole vocabulary (Szegedy et al.
-        2016, arXiv:1512.00567, section 7; Vaswani et al. 2017, section 5.4, has 0.1).
+    label_smoothing: e; the target distribution is 1 - e on the label plus e spread evenly over the vocabulary (Szegedy
+        et al. 2016, arXiv:1512.00567, section 7; Vaswani et al. 2017, section 5.4, uses 0.1).
     z_loss: weight of log(Z)^2, as in `CausalLM`.
     """
 
@@ -36,16 +36,16 @@ class Seq2Seq(Objective):
     def loss(
         self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
     ) -> tuple[Any, Any, Metrics]:
-        """Sums over a batch, as `CausalLM.loss`.
+        """Sums over a batch, as in `CausalLM.loss`.
 
         Args:
             apply: (params, inputs, tokens, input_segments=, segment_ids=, key=) -> logits_BTV.
-            batch: `inputs`, `input_segments` (B, S); `tokens`, which the decoder reads, `targets`, `segment_ids`,
+            batch: `inputs`, `input_segments` (B, S); `tokens` (the decoder's input), `targets`, `segment_ids`,
                 `weights` (B, T).
 
         Returns:
-            (sum, weight, {"loss", "accuracy"}): the smoothed loss; its part without smoothing; how many targets were
-            the likeliest token.
+            (sum of losses in nats, sum of weights, metrics): "loss", without label smoothing and z-loss; "accuracy",
+            the number of targets that were the most likely token.
         """
         given = {name: batch.get(name) for name in ("input_segments", "segment_ids")}
         logits_BTV = apply(params, batch["inputs"], batch["tokens"], **given, key=key)

@@ -1,6 +1,6 @@
-"""Naming the class of a text, or of several texts: the objective of sequence classification and entailment.
+"""Sequence classification: predicts the class of a text or of several texts, e.g. entailment.
 
-Shape legend: B batch, C sequences an example is made of, T length, N classes.
+Shape legend: B batch, C sequences per example, T length, N classes.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from jaxnlp.objectives.objective import Metrics, Objective
 
 @dataclasses.dataclass(kw_only=True)
 class SequenceClassification(Objective):
-    """The mean cross-entropy of the labels, plus lm_weight times the mean language-model loss of the tokens.
+    """Mean cross-entropy of the labels, plus lm_weight times the mean language-model loss of the tokens.
 
     label_smoothing: as in `Seq2Seq`.
-    lm_weight: lambda of `auxiliary_lm.py`; GPT has 0.5. Needs a decoder, and examples with `lm_targets`.
+    lm_weight: lambda in `auxiliary_lm.py`; GPT uses 0.5. Needs a decoder, and a task whose examples have `lm_targets`.
     """
 
     label_smoothing: float = 0.0
@@ -39,15 +39,17 @@ class SequenceClassification(Objective):
     def loss(
         self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
     ) -> tuple[Any, Any, Metrics]:
-        """Sums over a batch that `prepare` has seen.
+        """Sums over a batch that `prepare` has processed.
 
         Args:
-            apply: (params, tokens, types=, segment_ids=, extract=, key=) -> {"logits": (B, N), and "lm" of a decoder}.
+            apply: (params, tokens, types=, segment_ids=, extract=, key=) -> {"logits": (B, N)}, with "lm" logits if
+                the model is a decoder.
             batch: `tokens`, `types`, `segment_ids` (B, C, T); `extract` (B, C); `labels` (B,) integers, `weights` (B,).
 
         Returns:
-            (sum in nats, number of examples, metrics): "loss" of the labels alone, "accuracy", "lm_loss" with its
-            number of tokens, and "classes", the sums of `classification_metrics.py`.
+            (sum in nats, number of examples, metrics): "loss" without label smoothing and the language-model term;
+            "accuracy"; "lm_loss" with its number of tokens; "classes" (3, N), the counts of
+            `classification_metrics.class_sums`.
         """
         given = {name: batch.get(name) for name in ("types", "segment_ids", "extract")}
         out = apply(params, batch["tokens"], **given, key=key)
@@ -63,6 +65,6 @@ class SequenceClassification(Objective):
         return count(loss_B) + more, jnp.sum(weights_B), metrics
 
     def finalize_metrics(self, metrics: Metrics) -> Metrics:
-        """Means over a split, with F1 and Matthews correlation in place of the sums they follow from."""
+        """Replaces "classes" by the scores of `classification_metrics.class_scores`: F1 and Matthews correlation."""
         scores = class_scores(metrics["classes"])
         return {name: x for name, x in metrics.items() if name != "classes"} | scores

@@ -1,4 +1,4 @@
-"""Finding the span of a text that answers a question: the objective of extractive question answering.
+"""Span extraction: predicts the span of a text that answers a question (extractive question answering).
 
 Shape legend: B batch, T length.
 """
@@ -16,9 +16,9 @@ from jaxnlp.objectives.objective import Metrics, Objective
 
 @dataclasses.dataclass(kw_only=True)
 class SpanExtraction(Objective):
-    """The mean of the cross-entropies of the span's start and of its end, each over the places where an answer may be.
+    """Mean of the cross-entropies of the span's start and end, each over the positions where an answer is allowed.
 
-    Devlin et al. 2019, sections 4.2 and 4.3. A question without an answer has its span at the [CLS].
+    Devlin et al. 2019, sections 4.2 and 4.3. For a question without an answer, the span is the [CLS] token.
     """
 
     def loss(
@@ -28,13 +28,13 @@ class SpanExtraction(Objective):
 
         Args:
             apply: (params, tokens, types=, segment_ids=, key=) -> {"logits": (B, T, 2)}.
-            batch: `tokens`, `types`, `segment_ids` (B, T); `starts`, `ends` (B,) places; `answerable` (B, T), above 0
-                where either may be; `weights` (B,).
+            batch: `tokens`, `types`, `segment_ids` (B, T); `starts`, `ends` (B,) positions; `answerable` (B, T),
+                positive where a span may start or end; `weights` (B,).
 
         Returns:
-            (sum in nats, number of examples, metrics): "start_accuracy", "end_accuracy", and
-            "accuracy" of both together, the likeliest place of each taken alone (an answer is the best pair:
-            `data/tasks/span_extraction.py`).
+            (sum in nats, number of examples, metrics): "start_accuracy", "end_accuracy", and "accuracy", where both
+            are correct. Start and end are the most likely positions, taken independently; predicted answers are the
+            best pair instead (`data/tasks/span_extraction.py`).
         """
         given = {name: batch.get(name) for name in ("types", "segment_ids")}
         logits_BT2 = apply(params, batch["tokens"], **given, key=key)["logits"]

@@ -1,4 +1,4 @@
-"""Naming the class of each word of a text: the objective of token classification.
+"""Token classification: predicts the class of each word of a text.
 
 Shape legend: B batch, T length, N classes.
 """
@@ -17,7 +17,7 @@ from jaxnlp.objectives.objective import Metrics, Objective
 
 @dataclasses.dataclass(kw_only=True)
 class TokenClassification(Objective):
-    """The mean cross-entropy over the places with a label: a word's first piece (Devlin et al. 2019, section 5.3)."""
+    """Mean cross-entropy over labelled tokens: the first token of each word (Devlin et al. 2019, section 5.3)."""
 
     def loss(
         self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
@@ -26,10 +26,11 @@ class TokenClassification(Objective):
 
         Args:
             apply: (params, tokens, types=, segment_ids=, key=) -> {"logits": (B, T, N)}.
-            batch: `tokens`, `types`, `segment_ids`, `labels`, `weights` (B, T); the weight is 1 where there is a label.
+            batch: `tokens`, `types`, `segment_ids`, `labels`, `weights` (B, T); the weight is 1 on labelled tokens.
 
         Returns:
-            (sum in nats, number of labels, metrics): "accuracy" and "classes", the sums of `classes.py`.
+            (sum in nats, number of labels, metrics): "accuracy"; "classes" (3, N), the counts of
+            `classification_metrics.class_sums`.
         """
         given = {name: batch.get(name) for name in ("types", "segment_ids")}
         logits_BTN = apply(params, batch["tokens"], **given, key=key)["logits"]
@@ -41,6 +42,6 @@ class TokenClassification(Objective):
         return nll, jnp.sum(weights_BT), {"accuracy": right, "classes": sums}
 
     def finalize_metrics(self, metrics: Metrics) -> Metrics:
-        """As `SequenceClassification.finalize_metrics`."""
+        """As in `SequenceClassification.finalize_metrics`."""
         scores = class_scores(metrics["classes"])
         return {name: x for name, x in metrics.items() if name != "classes"} | scores
