@@ -1,13 +1,14 @@
-"""Data parallelism the naive way, with one device at the centre, and the bytes that each way moves.
+"""Naive data parallelism with one central device, for comparison, and its communication volume.
 
-As torch.nn.DataParallel does it: at every step the centre scatters the batch and copies the parameters to the other
-devices, gathers their outputs, takes the loss, scatters its derivative, gathers the gradients and updates. With N
-devices and parameters of Psi bytes the centre moves 2 (N - 1) Psi of parameters and gradients, and the others 2 Psi.
+This is the algorithm of torch.nn.DataParallel. In every step the central device scatters the batch, copies the
+parameters to the other devices, gathers their outputs, computes the loss, scatters its gradient, gathers the parameter
+gradients and updates. With N devices and parameters of Psi bytes, the central device transfers 2 (N - 1) Psi bytes of
+parameters and gradients, and each other device 2 Psi.
 
-Where gradients are all-reduced instead (Li et al. 2020, arXiv:2006.15704) there is no centre: in a ring each device
-sends, and receives, 2 Psi (N - 1) / N (Patarasuk and Yuan 2009), however many they are.
+All-reduce of gradients (Li et al. 2020, arXiv:2006.15704) needs no central device. In a ring each device sends, and
+receives, 2 Psi (N - 1) / N bytes (Patarasuk and Yuan 2009), which stays below 2 Psi for any N.
 
-Every array here is on one device; `training/step/program.py` is how this project trains.
+Every array here is on one device. Training in this project uses `training/step/program.py` instead.
 """
 
 import dataclasses
@@ -23,14 +24,14 @@ from jaxnlp.errors import UserError
 
 @dataclasses.dataclass
 class Traffic:
-    """Bytes between devices: what was moved -> bytes of each device, in the order of `devices`."""
+    """Bytes sent and received, by kind of data: kind -> bytes of each device, in the order of `devices`."""
 
     devices: Sequence[Any]
     sent: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     received: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     def move(self, what: str, tree: Any, to: Any) -> Any:
-        """The tree on device `to`. Every array that was not there already is counted, at both ends."""
+        """The tree on device `to`. Each array that is copied is counted for both devices."""
         for leaf in jax.tree.leaves(tree):
             (source,) = leaf.devices()
             if source != to:
@@ -44,9 +45,10 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class Central:
-    """Training with a centre, the first of `devices`.
+    """Training with a central device, the first of `devices`.
 
-    apply(params, *args, key=) -> outputs. objective: calls it once (`objectives/objective.py`); no dropout.
+    apply: (params, *args, key=) -> outputs.
+    objective: an `objectives/objective.py` Objective that calls `apply` once; dropout is off.
     optimizer: an optax GradientTransformation.
     """
 
@@ -56,7 +58,7 @@ class Central:
     devices: Sequence[Any]
 
     def step(self, params: Any, opt_state: Any, batch: Any, traffic: Traffic) -> tuple[Any, Any, jax.Array]:
-        """(params, opt_state, loss) after one step. All three and the batch are on the centre.
+        """(params, opt_state, loss) after one step. All three and the batch are on the central device.
 
         Raises:
             UserError: the batch does not divide over the devices.
@@ -84,7 +86,7 @@ class Central:
 
     @functools.cached_property
     def _forward(self) -> Callable:
-        """(params, rows) -> (outputs, their pullback): the objective up to the model's outputs."""
+        """(params, rows) -> (model outputs, their pullback (VJP)): the objective up to the model's outputs."""
 
         def outputs(rows, params):
             seen = []
@@ -101,7 +103,7 @@ class Central:
 
     @functools.cached_property
     def _loss(self) -> Callable:
-        """(outputs, batch) -> (mean loss, its derivative by the outputs): the objective from there on."""
+        """(outputs, batch) -> (mean loss, its gradient w.r.t. the outputs): the rest of the objective."""
 
         def mean(outputs, batch):
             total, weight, _ = self.objective.loss(lambda *_, **__: outputs, None, batch, None)
@@ -125,10 +127,10 @@ def _pull(pullback, cotangents):
 
 
 def central_bytes(param_bytes: int, num_devices: int) -> list[int]:
-    """Bytes of parameters and gradients that each device sends and receives in a step, by the formula."""
+    """Bytes of parameters and gradients that each device transfers in a step (sent plus received), by the formula."""
     return [2 * (num_devices - 1) * param_bytes] + [2 * param_bytes] * (num_devices - 1)
 
 
 def ring_bytes(size: int, num_devices: int) -> int:
-    """Bytes that each device sends, and as many that it receives, when `size` bytes are all-reduced in a ring."""
+    """Bytes that each device sends, equal to the bytes it receives, in a ring all-reduce of `size` bytes."""
     return 2 * size * (num_devices - 1) // num_devices

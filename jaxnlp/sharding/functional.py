@@ -1,4 +1,4 @@
-"""Between Linen modules and plain trees: the one file here that knows Flax."""
+"""Conversion between Linen modules and plain parameter trees; the only file in `sharding/` that imports Flax."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 
 def abstract_params(module: Any, *args: Any) -> tuple[Any, Any]:
-    """Shapes and logical axes of a module's parameters, without making any.
+    """Shapes and logical axes of a module's parameters, without allocating them.
 
     Args:
         module: a Linen module. args: abstract or real example inputs.
@@ -29,10 +29,10 @@ def abstract_params(module: Any, *args: Any) -> tuple[Any, Any]:
 
 
 def parameter_table(module: Any, *args: Any) -> list[tuple[tuple[str, ...], tuple[int, ...], tuple[str | None, ...]]]:
-    """(path, shape, logical axes) of each parameter, in the order in which the module makes them.
+    """(path, shape, logical axes) of each parameter, in the order in which the module creates them.
 
-    That is the order of the computation for whatever is not scanned; trees that have passed through JAX have the
-    order of the alphabet. Arguments as `abstract_params`.
+    Outside of scanned layers this is the order of the computation; trees returned by JAX transformations are sorted by
+    name instead. The arguments are those of `abstract_params`.
     """
     rows = []
 
@@ -56,7 +56,7 @@ def init_params(module: Any, key: jax.Array, *args: Any) -> Any:
 def make_apply(module: Any) -> Any:
     """`apply(params, *args, key=None, **kwargs)`: the module as a pure function.
 
-    With a key dropout is on, without one it is off.
+    Dropout is on if `key` is given.
     """
 
     def apply(params, *args, key=None, **kwargs):
@@ -68,10 +68,10 @@ def make_apply(module: Any) -> Any:
 
 
 def make_capture(module: Any) -> Any:
-    """`capture(params, *args, **kwargs) -> (output, seen)`: the module, and what passed inside it.
+    """`capture(params, *args, **kwargs) -> (output, seen)`: the module's output and its sown intermediates.
 
-    `seen` is a dict by path: "block_0/hidden", the output of each block, and
-    "block_0/attention/attention_weights" (B, H, T, S); with a leading axis of layers where those are scanned.
+    `seen` is a dict by path, e.g. "block_0/hidden", the output of a block, and "block_0/attention/attention_weights"
+    (B, H, T, S). Scanned layers add a leading layer axis.
     """
 
     def capture(params, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""The device mesh: how many devices lie along each named axis, and in what order."""
+"""The device mesh: the number of devices along each named axis, and their order."""
 
 import dataclasses
 import math
@@ -14,21 +14,21 @@ from jaxnlp.config import field_values
 from jaxnlp.errors import FieldError, UserError
 
 AXES = ("data", "stage", "fsdp", "sequence", "tensor")
-"""From the outermost, whose neighbours are farthest apart and talk least, to the innermost."""
+"""Mesh axes, from the outermost (farthest neighbours, least communication) to the innermost."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class MeshConfig:
-    """Devices along each axis; -1, at most once, takes whatever is left.
+    """Number of devices along each axis. One axis may be -1: it takes the remaining devices.
 
-    data: copies of the model, each on its own share of the batch.
-    stage: pipeline stages, each with its own layers; more than 1 needs `Sharding.pipeline`.
-    fsdp: the batch is split here too, and so are the parameters, gradients or optimizer state that a rules table
-        maps here (ZeRO).
-    sequence: splits of a sequence's length (context parallelism).
-    tensor: splits of heads, feed-forward and vocabulary; innermost, on the fastest links.
-    dcn: axis -> how many of its parts lie on different TPU slices, which talk over the data-centre network (DCN)
-        and not over chip links (ICI): `dcn={"data": 2}` with `data=8` is four on each of two slices.
+    data: model replicas, each with its own shard of the batch.
+    stage: pipeline stages, each with its own layers; more than 1 requires `Sharding.pipeline`.
+    fsdp: shards the batch as well, and the parameters, gradients or optimizer state that a rule table maps to it
+        (ZeRO).
+    sequence: shards of the sequence length (context parallelism).
+    tensor: shards of heads, feed-forward and vocabulary; innermost, on the fastest links.
+    dcn: axis -> number of TPU slices it spans. Slices communicate over the data-centre network (DCN) instead of chip
+        links (ICI). `dcn={"data": 2}` with `data=8` places four devices on each of two slices.
     """
 
     data: int = -1
@@ -40,7 +40,7 @@ class MeshConfig:
 
     @property
     def parts(self) -> dict[str, int]:
-        """`dcn`."""
+        """`dcn` with its exact type."""
         return dict(cast(Mapping[str, int], self.dcn))
 
     def check(self) -> None:
@@ -60,7 +60,7 @@ class MeshConfig:
                 raise FieldError(f"dcn[{axis!r}]", parts, f"expected a divisor of {axis}={sizes[axis]}")
 
     def sizes(self, num_devices: int) -> dict[str, int]:
-        """Size of each axis over `num_devices`. Raises UserError if they do not multiply to it."""
+        """Size of each axis over `num_devices`, with -1 resolved. Raises UserError if the product differs from it."""
         sizes = field_values(self, *AXES)
         fixed = math.prod(size for size in sizes.values() if size != -1)
         open_ = -1 in sizes.values()
@@ -79,12 +79,13 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over `devices` (all of them by default), in the order that suits their links.
+    """The mesh over `devices` (default: all), ordered to match the physical topology.
 
     With `config.dcn` the devices of one slice stay together (a hybrid mesh).
 
     Raises:
-        UserError: sizes that do not multiply to the number of devices, or slices that are not there.
+        UserError: the product of the sizes is not the number of devices; `dcn` is unset for devices on several TPU
+            slices, or does not match the number of slices or processes.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = config.sizes(len(devices))
@@ -104,12 +105,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def slice_index(device: Any) -> int | None:
-    """The number of a device's TPU slice, or of its host; None where JAX's backend has no such number."""
+    """Index of a device's TPU slice, or of its host; None if the JAX backend does not define one."""
     return getattr(device, "slice_index", None)  # an attribute of JAX's devices on some backends only
 
 
 def tpu_slices(devices: Sequence[Any]) -> int:
-    """On how many TPU slices the devices lie; 1 of others."""
+    """Number of TPU slices that the devices lie on; 1 on other platforms."""
     return len({slice_index(d) for d in devices}) if devices[0].platform == "tpu" else 1
 
 

@@ -1,8 +1,8 @@
-"""Pipeline parallelism: the layers are cut into stages, a batch into microbatches, and a schedule says who runs what.
+"""Pipeline parallelism: layers are split into stages, a batch into microbatches.
 
-A schedule here is a config, a timetable to look at, and one SPMD program: every stage runs the same loop over ticks,
-and after each tick hands what it computed to the next stage (a collective-permute). A stage that has nothing to do in
-a tick computes on data that is let go. The share of such work, or of waiting, is the bubble.
+A schedule says which microbatch each stage runs at each tick. It is a config, a timetable for display, and one SPMD
+program: every stage runs the same loop over ticks and sends its output to the next stage after each tick (a
+collective-permute). An idle stage computes on data that is discarded. The fraction of such idle work is the bubble.
 
     Naive       1 - 1/p                        one stage at a time, one microbatch after the other
     GPipe       (p - 1) / (m + p - 1)          all forward, then all backward (Huang et al. 2019, arXiv:1811.06965)
@@ -10,9 +10,10 @@ a tick computes on data that is let go. The share of such work, or of waiting, i
     Circular    (p - 1) / (v m + p - 1)        v virtual stages, each 1/v as deep (Narayanan et al. 2021,
                                                arXiv:2104.04473, section 2.2)
 
-with p stages and m microbatches. In 1F1B as Narayanan et al. 2019 (PipeDream-Flush) have it a stage runs a forward or
-a backward pass, each in its own time, and the bubble is GPipe's; in one SPMD program all stages keep step, a tick is
-both passes, and the bubble is what is given above. Its merit is memory, which does not grow with m.
+with p stages and m microbatches. In the 1F1B schedule of Narayanan et al. 2019 (PipeDream-Flush), a stage runs either
+a forward or a backward pass at a time, and the bubble equals GPipe's. In one SPMD program all stages run in lockstep
+and a tick contains both passes, which gives the bubble above. The advantage of 1F1B is that its memory does not grow
+with m.
 
 Shape legend: M microbatches, B batch, L layers.
 """
@@ -33,24 +34,25 @@ STAGE = "stage"
 
 @dataclasses.dataclass(kw_only=True)
 class Naive:
-    """One microbatch after the other, through all stages and back; all stages but one wait. The baseline."""
+    """Baseline: one microbatch at a time, forward and backward through all stages, with one stage active at a time."""
 
     virtual_stages: ClassVar[int] = 1
 
 
 @dataclasses.dataclass(kw_only=True)
 class GPipe:
-    """All microbatches forward, then all backward. What is kept of the forward passes grows with the microbatches."""
+    """All microbatches forward, then all backward. Activation memory grows with the number of microbatches."""
 
     virtual_stages: ClassVar[int] = 1
 
 
 @dataclasses.dataclass(kw_only=True)
 class OneFOneB:
-    """Each tick a forward and a backward; a stage keeps the inputs of at most 2p - 1 microbatches and runs them again.
+    """One forward and one backward pass per tick.
 
-    The embedding and the output map run on every stage, in step with the first and the last, which use them. Not for
-    encoder-decoders.
+    A stage keeps the inputs of at most 2p - 1 microbatches and recomputes its layers in the backward pass. The
+    embedding and the output projection run on every stage; only the first and the last stage use the results.
+    Encoder-decoders are not supported.
     """
 
     virtual_stages: ClassVar[int] = 1
@@ -58,11 +60,11 @@ class OneFOneB:
 
 @dataclasses.dataclass(kw_only=True)
 class Circular:
-    """Each stage has `virtual_stages` groups of layers, and a microbatch passes all stages that many times.
+    """Interleaved schedule: each stage has `virtual_stages` groups of layers, and a microbatch makes that many laps.
 
-    Microbatches go in groups of as many as there are stages, as in Megatron-LM, so that one that comes round is run
-    at once and none waits in memory. Layers are stored in order on the stages, and exchanged for those of each stage's
-    virtual stages at the start of each step.
+    Microbatches run in groups of `stages`, as in Megatron-LM, so that a microbatch that starts its next lap runs
+    immediately and is not buffered. Layers are stored in order over the stages. At the start of each step they are
+    exchanged, so that each stage holds the layers of its virtual stages.
     """
 
     virtual_stages: int = 2
@@ -76,7 +78,7 @@ SCHEDULES = {"naive": Naive, "gpipe": GPipe, "1f1b": OneFOneB, "circular": Circu
 
 
 def named_schedule(named: Any) -> Any:
-    """A schedule, or the one of that name, as "1f1b". Raises FieldError for what is neither."""
+    """The schedule itself, or the schedule of that name, e.g. "1f1b". Raises FieldError for any other value."""
     if isinstance(named, str) and named in SCHEDULES:
         return SCHEDULES[named]()
     if not isinstance(named, tuple(SCHEDULES.values())):
@@ -87,7 +89,7 @@ def named_schedule(named: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a stage runs at a time: a microbatch's pass through its layers of one lap."""
+    """One unit of work of a stage: the forward or backward pass of a microbatch through the layers of one lap."""
 
     microbatch: int
     forward: bool
@@ -100,7 +102,7 @@ Timetable = list[list[Work | None]]
 def check_stages(
     schedule: Any, stages: int, num_layers: int, microbatches: int, field: str = "model.num_layers"
 ) -> None:
-    """Raises FieldError where a model or a batch cannot be cut as the schedule needs."""
+    """Raises FieldError if the layers or the microbatches do not divide over the stages as the schedule requires."""
     groups, name = stages * schedule.virtual_stages, type(schedule).__name__
     if num_layers % groups:
         virtual_stages = f" x virtual_stages={schedule.virtual_stages}" if schedule.virtual_stages > 1 else ""
@@ -114,7 +116,7 @@ def check_stages(
 
 
 def ticks(schedule: Any, stages: int, microbatches: int) -> int:
-    """Ticks of the forward passes, and as many of the backward: half the collective-permutes of a step."""
+    """Number of ticks of the forward passes, equal to that of the backward passes: half of a step's permutes."""
     p, m = stages, microbatches
     if isinstance(schedule, Naive):
         return m * p
@@ -124,12 +126,12 @@ def ticks(schedule: Any, stages: int, microbatches: int) -> int:
 
 
 def bubble(schedule: Any, stages: int, microbatches: int) -> float:
-    """The share of time in which a stage does nothing of use, by the formula; forward and backward count alike."""
+    """Idle fraction of a stage's time, by the formula; forward and backward passes count as equally long."""
     return 1 - schedule.virtual_stages * microbatches / ticks(schedule, stages, microbatches)
 
 
 def timetable(schedule: Any, stages: int, microbatches: int) -> Timetable:
-    """What each stage runs in each slot of time, or None. Under 1F1B a tick is two slots, forward and backward."""
+    """The work of each stage in each time slot, or None if idle. A 1F1B tick has two slots: forward and backward."""
     p, m = stages, microbatches
     if isinstance(schedule, Naive):
         one = lambda i, at, forward: [Work(i, forward) if s == at else None for s in range(p)]
@@ -153,12 +155,12 @@ def timetable(schedule: Any, stages: int, microbatches: int) -> Timetable:
 
 
 def idle(table: Timetable) -> float:
-    """The bubble, counted."""
+    """The bubble as a fraction, counted in a timetable."""
     return sum(work is None for slot in table for work in slot) / (len(table) * len(table[0]))
 
 
 def item(k: Any, stages: int, virtual_stages: int) -> tuple[Any, Any]:
-    """(virtual stage, microbatch) of the k-th unit of work of a stage; p microbatches pass all virtual stages."""
+    """(virtual stage, microbatch) of a stage's k-th unit of work; a group of p microbatches runs all its laps first."""
     if virtual_stages == 1:
         return k * 0, k
     group, rest = k // (stages * virtual_stages), k % (stages * virtual_stages)
@@ -179,20 +181,20 @@ def through_stages(
     batch: tuple[str, ...],
     kept: Callable = lambda *_, **__: True,
 ) -> jax.Array:
-    """Every microbatch through every stage, to be differentiated: the backward pass is the schedule in reverse.
+    """Runs every microbatch through every stage; differentiable, with the reversed schedule as the backward pass.
 
-    The axes of the batch are manual here, so that the gradients of the weights are summed over the ticks on each
-    device, and over the devices once.
+    The batch axes are manual in this `shard_map`: weight gradients are summed over ticks on each device, then once
+    over devices.
 
     Args:
-        run: (weights, x, shared, keys) -> x through layers in a row, of one microbatch, on one device's rows.
-        weights: leaves (L, ...), split over stages. x_MB: what enters the first layer.
-        shared: leaves (M, ...), what every layer of a microbatch reads; by_row: for each, whether its next axis is B.
-        keys: (M, L, words), raw, or None. batch: mesh axes that split B.
-        kept: a policy of `jax.checkpoint`, of what `run` computes: what of each tick is kept for the backward pass.
+        run: (weights, x, shared, keys) -> x after consecutive layers, for one microbatch on one device's rows.
+        weights: leaves (L, ...), split over stages. x_MB: input of the first layer.
+        shared: leaves (M, ...), read by every layer of a microbatch; by_row: for each, whether its next axis is B.
+        keys: raw PRNG keys (M, L, words), or None. batch: mesh axes that split B.
+        kept: a `jax.checkpoint` policy for `run`: which values of each tick are saved for the backward pass.
 
     Returns:
-        As x_MB, what leaves the last layer, on every stage.
+        Output of the last layer, like x_MB, on every stage.
     """
     p, v, m = _stages(), schedule.virtual_stages, x_MB.shape[0]
     count = v * m + p - 1
@@ -217,7 +219,7 @@ def through_stages(
             t, fresh = now
             k = jnp.clip(t - s, 0, v * m - 1)
             lap, i = item(k, p, v)
-            # Out of turn a stage runs some microbatch again, and nobody looks.
+            # A stage outside its schedule reruns some microbatch; the result is discarded.
             x = jnp.where((t < s) | (t - s >= v * m) | ((s == 0) & (lap == 0)), fresh, x)
             y = work(weights, shared, keys, x, lap, i)
             return jax.lax.ppermute(y, STAGE, ring), y
@@ -242,18 +244,19 @@ def through_stages(
 
 
 def one_f_one_b(first: Callable, run: Run, last: Callable, weights: Any, params: Any, inputs: Any, batch: Any):
-    """Sums over the microbatches, and gradients, of last(run(first)), a forward and a backward pass in each tick.
+    """Sums over microbatches and gradients of last(run(first)), with one forward and one backward pass per tick.
 
-    A stage keeps its inputs of 2p - 1 microbatches in a ring, and runs its layers again on the way back: what it keeps
-    does not hang on the number of microbatches.
+    A stage keeps its inputs of 2p - 1 microbatches in a ring buffer and recomputes its layers in the backward pass, so
+    its memory is independent of the number of microbatches.
 
     Args:
-        first: (params, input) -> (x, shared, keys): of a microbatch, what enters the first layer and all layers.
+        first: (params, input) -> (x, shared, keys) of a microbatch: input of the first layer, and of all layers.
         last: (params, input, y) -> (value to differentiate, sums). weights: leaves (L, ...), split over stages.
-        inputs: leaves (M, B, ...), or (M, words) of raw keys, which every device has whole.
+        inputs: a pair: leaves (M, B, ...), and raw PRNG keys (M, words), replicated on every device.
+        batch: mesh axes that split B.
 
     Returns:
-        (sums, gradients of weights, gradients of params), the latter in float32.
+        (sums, gradients of weights, gradients of params); gradients are float32.
     """
     p, m = _stages(), jax.tree.leaves(inputs)[0].shape[0]
     count, held = m + 2 * (p - 1), 2 * p - 1
@@ -277,7 +280,7 @@ def one_f_one_b(first: Callable, run: Run, last: Callable, weights: Any, params:
             x, g, ring, total = carry
             i, j = t - s, t - (2 * (p - 1) - s)  # the microbatches that go forward, and back
             now, back = _at(inputs, jnp.clip(i, 0, m - 1)), _at(inputs, jnp.clip(j, 0, m - 1))
-            # Out of turn the ring is written at no place that is still to be read.
+            # Outside its schedule a stage writes only ring slots that are not read any more.
             ring = jax.lax.dynamic_update_index_in_dim(ring, x, jnp.mod(i, held), 0)
             y = layers(weights, params, now, x)
             kept = _at(ring, jnp.mod(j, held))
@@ -313,10 +316,10 @@ def one_f_one_b(first: Callable, run: Run, last: Callable, weights: Any, params:
 
 
 def in_float32(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """(leaves of lower precision in float32, the way back): for what a `shard_map` and a loop in it read.
+    """(tree with low-precision float leaves cast to float32, function that casts back), for inputs of a `shard_map`.
 
-    Its gradients are then summed in float32 over the loop's turns and the devices. XLA's CPU backend dies of such a sum
-    in bfloat16.
+    Gradients of these inputs are then summed in float32 over the iterations of a loop and over devices. XLA's CPU
+    backend crashes on such a sum in bfloat16.
     """
     kinds = jax.tree.map(lambda leaf: leaf.dtype, tree)
     wider = lambda kind: jnp.promote_types(kind, jnp.float32) if jnp.issubdtype(kind, jnp.floating) else kind
@@ -325,7 +328,7 @@ def in_float32(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 def _all_but_slices(kept: Callable, primitive: Any, *args: Any, **params: Any) -> Any:
-    """`kept`, but for slices: else each tick would keep a copy of its lap's weights for the backward pass."""
+    """The policy `kept`, except that slices are never saved: each tick would save a copy of its lap's weights."""
     return primitive not in _SLICES and kept(primitive, *args, **params)
 
 
@@ -337,7 +340,7 @@ def _stages() -> int:
 
 
 def _by_stage(leaf: jax.Array, stages: int, virtual_stages: int) -> jax.Array:
-    """(L, ...) as (stages, virtual_stages, layers, ...): stage s has the groups of layers s, s + p, s + 2p, ..."""
+    """(L, ...) -> (stages, virtual_stages, layers, ...): stage s holds the layer groups s, s + p, s + 2p, ..."""
     grouped = leaf.reshape(virtual_stages, stages, -1, *leaf.shape[1:])
     return jnp.swapaxes(grouped, 0, 1)
 

@@ -1,8 +1,8 @@
-"""Rules: tables from logical axes to mesh axes, and their strict resolution.
+"""Rule tables from logical axes to mesh axes, and their strict resolution.
 
-A table is a dict such as `{"embed": "fsdp", "mlp": "tensor", "norm": None}`. A value is a mesh
-axis, several (as a tuple), or None to replicate. Nothing is ever replicated because a rule is
-missing or a size does not divide: both are errors that name the parameter and the fix.
+A table is a dict such as `{"embed": "fsdp", "mlp": "tensor", "norm": None}`. A value is a mesh axis, a tuple of mesh
+axes, or None to replicate. A missing rule or a size that does not divide never replicates silently: both raise an error
+that names the parameter and the fix.
 """
 
 import copy
@@ -27,13 +27,13 @@ REPLICATED: dict[str, Any] = dict.fromkeys(
         *("classes", "layers", "norm", "rank", "characters", "char", "width", "filters"),
     )
 )
-"""Every parameter whole on every device: one device, or plain data parallelism."""
+"""Every parameter replicated on every device: one device, or plain data parallelism."""
 
 FSDP: dict[str, Any] = {**REPLICATED, "embed": "fsdp"}
-"""Parameters split over their model dimension and gathered where used."""
+"""Parameters sharded over their model dimension and all-gathered at use."""
 
 TENSOR: dict[str, Any] = {**REPLICATED, "mlp": "tensor", "heads": "tensor", "kv_heads": "tensor", "vocab": "tensor"}
-"""Heads, feed-forward and vocabulary split, as Megatron-LM does (Shoeybi et al. 2019, arXiv:1909.08053)."""
+"""Heads, feed-forward and vocabulary sharded as in Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053)."""
 
 ACTIVATIONS: dict[str, Any] = {
     "batch": ("data", "fsdp"),
@@ -46,28 +46,30 @@ ACTIVATIONS: dict[str, Any] = {
     "mlp": "tensor",
     "vocab": "tensor",
 }
-"""The batch split over data and fsdp, the length over sequence, the rest as the parameters have it.
+"""Activations: the batch is sharded over data and fsdp, the length over sequence, other axes as in TENSOR.
 
-`length` is that of what attention and feed-forward layers read, `residual` that of the residual stream between them
-(norms and dropout): split over tensor too, it is Megatron's sequence parallelism."""
+`length` is the length axis of the inputs of attention and feed-forward layers. `residual` is the length axis of the
+residual stream (norms and dropout); sharding it over tensor as well gives Megatron's sequence parallelism."""
 
 MEMORIES = ("device", "host")
 
 
 @dataclasses.dataclass(kw_only=True)
 class Sharding:
-    """Parallelism as tables.
+    """Parallelism as rule tables over a mesh.
 
-    params: rules of parameters, as they are kept. A parameter split over an axis that splits the batch too is
-        gathered where it is used, layer by layer, and let go after use.
-    gradients: rules of their gradients; None: as params. Split over an axis of the batch they are reduce-scattered,
-        else all-reduced.
-    optimizer: rules of the optimizer's state; None: as params.
-    optimizer_memory: where that state is: "device", or "host", in pinned memory, from which each layer's visits the
-        device for its update (ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840; `training/step/offload.py`).
-    activations: rules of the axes that models name on activations.
-    pipeline: the schedule of the stages, where the mesh has any: one of `sharding/pipeline.py`, as `GPipe()`, or its
-        name: "naive", "gpipe", "1f1b" or "circular" (of two virtual_stages).
+    mesh: number of devices along each mesh axis.
+    params: rules of parameters at rest. A parameter sharded over a batch axis is all-gathered at use, layer by layer,
+        and freed afterwards.
+    gradients: rules of gradients; None: those of params. Gradients sharded over a batch axis are reduce-scattered,
+        others all-reduced.
+    optimizer: rules of the optimizer state; None: those of params.
+    optimizer_memory: where the optimizer state is stored: "device", or "host" (pinned memory). Host state is copied to
+        the device one layer at a time for the update (ZeRO-Offload, Ren et al. 2021, arXiv:2101.06840;
+        `training/step/offload.py`).
+    activations: rules of the logical axes of activations.
+    pipeline: the schedule, required for more than one stage: one of `sharding/pipeline.py`, e.g. `GPipe()`, or its
+        name: "naive", "gpipe", "1f1b" or "circular" (with virtual_stages=2).
     """
 
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -79,23 +81,23 @@ class Sharding:
     pipeline: object = None  # a name or a schedule; of a type that flags can set
 
     def over(self, **sizes: Any) -> "Sharding":
-        """A copy of these tables over a mesh of these sizes, as `ZERO3.over(fsdp=8)`; -1 takes the devices left over.
+        """A copy of these tables over a mesh of these sizes, e.g. `ZERO3.over(fsdp=8)`.
 
-        Sizes not given are 1, and fields of `MeshConfig` not named here keep their defaults.
+        Sizes not given are 1; -1 takes the remaining devices. Other fields of `MeshConfig` keep their defaults.
         """
         new = copy.deepcopy(self)
         return dataclasses.replace(new, mesh=MeshConfig(**{"data": 1, **sizes}))
 
     @property
     def used(self) -> dict[str, Any]:
-        """Rules of parameters where they are used: as kept, but whole over the axes that split the batch."""
+        """Rules of parameters at use: those at rest without the batch axes, over which parameters are all-gathered."""
         batch = set(as_tuple(self.activations.get("batch")))
         keep = {name: tuple(a for a in as_tuple(axes) if a not in batch) for name, axes in self.params.items()}
         return {name: axes[0] if len(axes) == 1 else (axes or None) for name, axes in keep.items()}
 
     @property
     def state_rules(self) -> dict[str, Rules]:
-        """Rules of the parameters, gradients and optimizer state, where None is resolved to the rules of parameters."""
+        """Rules of parameters, gradients and optimizer state; None is resolved to the rules of parameters."""
         return {
             "params": self.params,
             "gradients": self.params if self.gradients is None else self.gradients,
@@ -134,7 +136,7 @@ def resolve(path: str, names: tuple[str | None, ...], shape: tuple[int, ...], ru
     Args:
         path: the array's name, for messages.
         names: logical axis of each dimension; None replicates that dimension.
-        shape: its shape.
+        shape: shape of the array.
         rules: logical axis -> mesh axes.
         sizes: mesh axis -> number of devices.
 
@@ -169,11 +171,11 @@ def resolve(path: str, names: tuple[str | None, ...], shape: tuple[int, ...], ru
 
 
 def shardings(shapes: Any, names: Any, rules: Rules, mesh: Any) -> Any:
-    """A NamedSharding for each leaf.
+    """A NamedSharding for each leaf. Raises UserError as `resolve` does.
 
     Args:
         shapes: tree of arrays or ShapeDtypeStructs.
-        names: the same tree of tuples of logical axes.
+        names: tree of the same structure, with tuples of logical axes as leaves.
     """
 
     def one(path, leaf, axes):
