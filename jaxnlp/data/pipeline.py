@@ -1,9 +1,8 @@
-"""From a source to batches: tokenize once, cut into windows, shuffle, batch, and resume anywhere.
+"""The data pipeline: tokenizes a source once, cuts it into examples, shuffles, batches, and resumes exactly.
 
-The order of examples is one global sequence, fixed by the seed: epoch after epoch, each
-shuffled anew. The position in it is a single number, the examples read so far by all
-processes together. Each process reads its own rows of every batch, so a run stopped at one
-number of processes and resumed at another reads exactly the examples not yet read.
+The examples of all epochs form one global sequence, fixed by the seed; each epoch is shuffled anew. The position in
+this sequence is a single number: the examples read so far by all processes together. Each process reads its own rows
+of every batch, so a run can resume with another number of processes and reads exactly the examples not yet read.
 """
 
 import dataclasses
@@ -31,7 +30,7 @@ from jaxnlp.errors import FieldError, UserError
 
 @dataclasses.dataclass(kw_only=True)
 class Tokens(Source):
-    """A corpus that `python -m experiments.tokenize` wrote: a folder with a store for each split."""
+    """A corpus written by `python -m experiments.tokenize`: a folder with a token store for each split."""
 
     path: str = ""
 
@@ -50,20 +49,19 @@ class Tokens(Source):
 
 @dataclasses.dataclass(kw_only=True)
 class DataConfig:
-    """What to train on and how it is cut.
+    """Configuration of the training data.
 
     source: PythonStdlib(), Files(...), TFDS(...), Tokens(...), Records(...), or another `Source`.
     tokenizer: Bytes(), SentencePiece(...), HuggingFace(...); unused with Tokens, which carries its own.
-    task: how the source becomes examples: Packed(), Masked(...), SpanCorruption(...), or a task of `data/tasks`, as
-        SequenceClassificationTask(...), or another `Task`.
-    seq_len: tokens in an example. batch_size: examples in a step, over all devices.
-    attend_across_documents: let attention reach over the borders of documents.
-    shuffle: in a new order each epoch; False reads the corpus in its own order.
-    seed: of the shuffle, and of whatever else the examples draw.
-    prefetch_threads: threads that read ahead; 0 reads when asked, cheapest where the
-        model itself runs on these cores.
-    cache_dir: where tokenized text and trained tokenizers are kept; "" is
-        $JAXNLP_CACHE or ~/.cache/jaxnlp.
+    task: how the source is turned into examples: Packed(), Masked(...), SpanCorruption(...), a task of `data/tasks`,
+        as SequenceClassificationTask(...), or another `Task`.
+    seq_len: tokens per example. batch_size: examples per step, over all devices.
+    attend_across_documents: whether attention crosses document boundaries.
+    shuffle: whether to shuffle the examples, in a new order each epoch. False keeps the order of the corpus.
+    seed: seed of the shuffle and of other random draws, such as masks.
+    prefetch_threads: number of threads that read ahead. 0 reads on demand, which is cheapest if the model runs on the
+        same cores.
+    cache_dir: folder for tokenized text and trained tokenizers; "" is $JAXNLP_CACHE or ~/.cache/jaxnlp.
     """
 
     source: Source = dataclasses.field(default_factory=sources.PythonStdlib)
@@ -92,7 +90,11 @@ class DataConfig:
 
 
 def open_tokenizer(config: DataConfig) -> tokenizers.Tokenizer:
-    """The corpus's tokenizer, trained on the train split first if it has to be."""
+    """Opens the tokenizer of the corpus, training it on the train split first if necessary.
+
+    Raises:
+        FieldError: the folder of a `Tokens` source has no tokenizer.
+    """
     if isinstance(config.source, Tokens):
         path = pathlib.Path(config.source.path) / "tokenizer.json"
         if not path.is_file():
@@ -106,7 +108,7 @@ def open_tokenizer(config: DataConfig) -> tokenizers.Tokenizer:
 
 
 def resolved(config: DataConfig) -> DataConfig:
-    """The config with what its task takes from the source filled in, as the names of classes."""
+    """Returns the config with the task fields that depend on the source filled in, such as the class names."""
     if not config.source.has_records:
         return config
     return dataclasses.replace(config, task=config.task.resolved(config.source))
@@ -124,7 +126,11 @@ def read_tokenizer(path: pathlib.Path) -> tokenizers.Tokenizer:
 def open_split(
     config: DataConfig, split: str, tokenizer: tokenizers.Tokenizer, progress: Callable[[str], Any] = lambda text: None
 ) -> TokenStore | RecordStore:
-    """The token store of a split, built in the cache if it does not exist; for labelled records, a store in memory."""
+    """Opens the token store of a split, building it in the cache if missing. Labelled records are stored in memory.
+
+    Raises:
+        UserError: the store of a `Tokens` source was written with another tokenizer.
+    """
     sources.check_split(split)
     if isinstance(config.task, LabelledTask):
         return open_records(config, config.task, split, tokenizer, progress)
@@ -150,11 +156,14 @@ class TrainBatches:
     """An endless iterator over this process's rows of the global batches.
 
     Args:
-        store: the split's tokens.
-        config: task, seq_len, batch_size, shuffle and seed are read.
-        position: examples already read; the first batch begins after them.
-        rows: which rows of each global batch this process reads; None reads all.
-        tokenizer: of the store, if the task needs its special tokens.
+        store: the store of the split.
+        config: the data config; source, tokenizer and cache_dir are not used.
+        position: number of examples already read; the first batch begins after them.
+        rows: the rows of each global batch that this process reads; None reads all.
+        tokenizer: tokenizer of the store, if the task needs it.
+
+    Raises:
+        UserError: the store holds no tokens to train on.
     """
 
     def __init__(
@@ -191,22 +200,21 @@ class TrainBatches:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the global position, and the corpus it is a position in."""
+        """State saved in a checkpoint: the global position, and the name of the corpus."""
         return {"position": self.position, "corpus": corpus_name(self.store, self._config)}
 
 
 def corpus_name(store: TokenStore | RecordStore, config: DataConfig) -> str:
-    """Names the global sequence of examples: the same tokens, shuffled the same way.
+    """Name of the global sequence of examples: it identifies the tokens and how they are shuffled.
 
-    How they are cut into examples is not part of it: a resumed run compares that field by field
-    (`run_folder/resume.py`).
+    The task is not part of the name; on resuming it is compared field by field (`training/run_folder/resume.py`).
     """
     order = f"shuffle={config.shuffle} seed={config.seed} seq_len={config.seq_len}"
     return f"{store.meta.num_tokens} tokens, content {store.meta.content}, tokenizer {store.meta.tokenizer}, {order}"
 
 
 class _GlobalBatches(grain.MapDataset):
-    """Batch k holds examples position + k * batch_size onwards; each process stacks its own rows."""
+    """The global batches. Batch k starts at example position + k * batch_size; each process reads its own rows."""
 
     def __init__(
         self, examples: grain.MapDataset, reader: Reader, config: DataConfig, position: int, rows: Sequence[int]
@@ -232,12 +240,12 @@ def eval_batches(
     rows: Sequence[int] | np.ndarray | None = None,
     tokenizer: tokenizers.Tokenizer | None = None,
 ) -> Iterator[Batch]:
-    """Every example of a split once, in order; the last batch is filled with rows of weight 0.
+    """Yields each example of a split once, in order. The last batch is filled up with rows of weight 0.
 
     Args:
-        limit: at most this many batches; None is the whole split.
-        rows: which rows of each batch this process reads; None reads all.
-        tokenizer: of the store, if the task needs its special tokens.
+        limit: maximum number of batches; None reads the full split.
+        rows: the rows of each batch that this process reads; None reads all.
+        tokenizer: tokenizer of the store, if the task needs it.
     """
     reader = config.task.open(store, tokenizer, config)
     count = num_batches(reader, config)
@@ -248,5 +256,5 @@ def eval_batches(
 
 
 def num_batches(reader: Reader, config: DataConfig) -> int:
-    """Batches that hold every example once."""
+    """Number of batches that hold each example once."""
     return -(-len(reader) // config.batch_size)

@@ -1,4 +1,4 @@
-"""The base class of sources: where documents or records come from, and which split each belongs to."""
+"""Base class of sources, which read documents or records and assign them to splits."""
 
 import abc
 import dataclasses
@@ -10,7 +10,7 @@ from jaxnlp.errors import FieldError
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One labelled example as it was read. where: its place, for messages, as "train.jsonl:7". fields: by name."""
+    """One labelled example as read. where: its location, for messages, as "train.jsonl:7". fields: values by name."""
 
     where: str
     fields: dict[str, Any]
@@ -18,23 +18,25 @@ class Record:
 
 @dataclasses.dataclass(kw_only=True)
 class Source(abc.ABC):
-    """A config object that names a corpus. A source of text defines `documents` and `fingerprint`; a source of records
-    also defines `records`, and its documents are the records' texts, for whatever trains a tokenizer on them.
+    """Config of a corpus.
 
-    has_records: whether it defines `records`.
+    A source of text defines `documents` and `fingerprint`. A source of records also defines `records`; its documents
+    are the texts of its records, on which a tokenizer can be trained.
+
+    has_records: whether the source defines `records`.
     """
 
     has_records: ClassVar[bool] = False
 
     @abc.abstractmethod
     def documents(self, split: str) -> Iterator[str]:
-        """The texts of "train", "validation" or "test", in a fixed order."""
+        """Yields the texts of "train", "validation" or "test", in a fixed order."""
 
     def records(self, split: str) -> Iterator[Record]:
-        """The records of a split, in a fixed order. Raises FieldError for a source of plain text."""
+        """Yields the records of a split, in a fixed order. Raises FieldError for a source of plain text."""
         expected = "holds text, without records; use a source of records, as Records(train='x.jsonl')"
         raise FieldError("data.source", type(self).__name__, expected)
 
     @abc.abstractmethod
     def fingerprint(self, split: str) -> str:
-        """A short hash of exactly these documents, for caches."""
+        """A short hash that identifies the documents of the split, used in cache keys."""

@@ -1,6 +1,6 @@
-"""The base class of tasks: how the text or the records of a source become batches.
+"""Base class of tasks, which turn the text or the records of a source into batches.
 
-Text tasks (`data/text/`) cut a store of tokens into examples; labelled tasks (`data/tasks/`) make examples of records.
+Text tasks (`data/text/`) cut a token store into examples. Labelled tasks (`data/tasks/`) encode records.
 """
 
 import abc
@@ -23,7 +23,10 @@ Shapes = dict[str, tuple[tuple[int, ...], Any]]
 
 
 class Reader(abc.ABC):
-    """The examples of an opened store: `len(reader)` of them, `reader[index]` a record of one, `batch` their arrays."""
+    """Random access to the examples of an opened store.
+
+    `len(reader)` is the number of examples, `reader[index]` reads one, and `batch` collates several into arrays.
+    """
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -33,25 +36,28 @@ class Reader(abc.ABC):
 
     @abc.abstractmethod
     def batch(self, records: Sequence[Any], indices: Sequence[int]) -> Batch:
-        """The arrays of some examples. A record of None is a row of weight 0.
+        """Collates examples into the arrays of a batch.
 
         Args:
-            indices: the examples' positions in the run's global sequence. Anything random is drawn from them, so that
-                it is the same after a resumption and in every process.
+            records: what `reader[index]` returned for each row. None is a row of weight 0.
+            indices: the position of each example in the run's global sequence. Random draws are seeded by it, so that
+                they are the same after resuming and in every process.
         """
 
 
 @dataclasses.dataclass(kw_only=True)
 class Task(abc.ABC):
-    """What a `DataConfig` makes of its source. A text task defines `open` and `shapes`; see `LabelledTask` for records.
+    """How a `DataConfig` turns its source into examples.
 
-    unit: what a weight of 1 counts, in reports. is_labelled: reads records rather than text.
-    output: what a model predicts for a record: "logits" of a head, a generated "text", or None for text tasks.
-    encoder_decoder: batches have `inputs` for an encoder beside the decoder's `tokens`.
-    packs_documents: puts several documents into one row.
-    layout, classes, num_sequences: of a labelled task: how texts become sequences, the names of its classes, and how
-        many sequences an example has.
-    cls, sep, mask, decoder_start_token: names of special tokens that the task puts into sequences; None: not used.
+    A text task defines `open` and `shapes`. For tasks over records, see `LabelledTask`.
+
+    unit: name of what a weight of 1 counts, for reports. is_labelled: whether the task reads records rather than text.
+    output: what a model predicts for a record: the "logits" of a head, a generated "text", or None for text tasks.
+    encoder_decoder: whether batches have `inputs` for an encoder as well as the decoder's `tokens`.
+    packs_documents: whether a row may hold several documents.
+    layout, classes, num_sequences: for labelled tasks, how texts are joined into sequences, the class names, and the
+        number of sequences of an example.
+    cls, sep, mask, decoder_start_token: names of the special tokens that the task adds; None if not used.
     """
 
     unit: ClassVar[str] = "tokens"
@@ -69,18 +75,18 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def open(self, store: Any, tokenizer: Tokenizer | None, config: "DataConfig") -> Reader:
-        """The reader of a split's store. Tasks that need the tokenizer raise UserError without it."""
+        """Opens a reader on a split's store. Raises UserError if the task needs the tokenizer and it is None."""
 
     @abc.abstractmethod
     def shapes(self, config: "DataConfig") -> Shapes:
-        """Shape (without the batch) and dtype of each array of a batch."""
+        """Shape (without the batch axis) and dtype of each array of a batch."""
 
     def resolved(self, source: Source) -> "Task":
-        """The task with what depends on the source filled in, as the names of classes."""
+        """Returns the task with the fields that depend on the source filled in, such as the class names."""
         return self
 
     def predicted_fraction(self, config: "DataConfig") -> float:
-        """Share of the positions at which the model predicts a token of the vocabulary."""
+        """Fraction of the positions at which the model predicts a token of the vocabulary."""
         return 1.0
 
 

@@ -1,4 +1,4 @@
-"""Labels that are classes: by name, in a fixed order."""
+"""Class labels: their names, in a fixed order, and their indices."""
 
 from typing import Any
 
@@ -9,16 +9,19 @@ from jaxnlp.errors import FieldError
 
 
 def name_of(value: Any, record: Record, setting: str, name: str) -> str:
-    """A label as text: a string, a whole number or a truth value."""
+    """The label as a string. Raises FieldError if it is not a non-empty string, an integer or a boolean."""
     if isinstance(value, (str, int)) and value != "":
         return str(value)
     raise FieldError(setting, name, f"{record.where} holds {value!r} there, expected a label: a text or a whole number")
 
 
 def classes_of(source: Source, name: str, setting: str = "data.task.label") -> tuple[str, ...]:
-    """The labels of the train split, sorted: by value where all are whole numbers.
+    """The labels of the train split, sorted: by value if all are integers, else as strings.
 
-    name: the field that holds a label, or a list of them.
+    name: the field that holds a label, or a list of labels.
+
+    Raises:
+        FieldError: the split has fewer than two different labels, or a record lacks the field.
     """
     names = set()
     for record in source.records("train"):
@@ -31,7 +34,7 @@ def classes_of(source: Source, name: str, setting: str = "data.task.label") -> t
 
 
 def class_index(value: Any, record: Record, setting: str, name: str, classes: tuple[str, ...]) -> int:
-    """The number of a record's label. Raises FieldError for one that is none of the classes."""
+    """The index of a record's label in `classes`. Raises FieldError if it is not one of them."""
     if not classes:
         raise FieldError("data.task.classes", classes, "not known yet; call data.pipeline.resolved(config) first")
     label = name_of(value, record, setting, name)
@@ -42,7 +45,7 @@ def class_index(value: Any, record: Record, setting: str, name: str, classes: tu
 
 
 def check_classes(classes: tuple[str, ...]) -> None:
-    """Raises FieldError for fewer than two, or one twice. () is none given yet."""
+    """Raises FieldError for fewer than two classes, or for duplicates. () means not resolved yet and is accepted."""
     if classes and (len(classes) < 2 or len(set(classes)) < len(classes)):
         raise FieldError("classes", classes, "expected two or more different names, or () for the train split's")
 

@@ -1,6 +1,6 @@
-"""From texts to sequences, and from sequences to arrays: what labelled tasks share.
+"""Shared code of labelled tasks: encodes texts as sequences and stacks sequences into arrays.
 
-Shape legend: B batch, C sequences of an example, T length.
+Shape legend: B batch, C sequences per example, T length.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ TRUNCATE = "truncate the longer ones with data.task.truncate=True"
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A record as sequences. record: its index. label: the task's representation of its label."""
+    """An encoded record. record: its index in the split. label: the label, in a form that depends on the task."""
 
     record: int
     sequences: tuple[TokenSequence, ...]
@@ -39,13 +39,13 @@ def encode_texts(
     truncator: "Truncator",
     log: Logger,
 ) -> list[tuple[TokenSequence, ...]]:
-    """The sequences of each record.
+    """Encodes the sequences of each record.
 
     Args:
-        texts: the texts of a record. orders: for each sequence, the indices of its texts, in order.
+        texts: returns the texts of a record. orders: for each sequence, the indices of its texts, in order.
 
     Raises:
-        FieldError: a sequence that does not fit and may not be truncated, or a length without room for text.
+        FieldError: a sequence is too long and may not be truncated, or the length leaves no room for text.
     """
     special_ids = layout.special_ids(tokenizer)
     encoded = []
@@ -72,12 +72,12 @@ def text_room(length: int, overhead: int) -> int:
 
 
 class Truncator:
-    """Counts texts that do not fit, and truncates them.
+    """Truncates texts that do not fit, and counts their records.
 
     Args:
-        length: the longest sequence. truncate: False makes `report` raise where a text was too long.
-        remedy: what an error recommends. setting: the config field that sets `length`.
-        keeps_last: never truncate the last text of a sequence.
+        length: maximum sequence length, in tokens. truncate: if False, `report` raises when a text was too long.
+        remedy: the advice in the error message. setting: the config field that sets `length`.
+        keeps_last: whether the last text of a sequence is never truncated.
     """
 
     def __init__(
@@ -94,7 +94,11 @@ class Truncator:
         self._too_long: dict[str, int] = {}
 
     def __call__(self, record: Record, texts: Sequence[Any], room: int) -> Sequence[Any]:
-        """The texts of one sequence, in at most `room` tokens."""
+        """Returns the texts of one sequence, truncated to at most `room` tokens.
+
+        Raises:
+            FieldError: with `keeps_last`, the last text alone is longer than `room`.
+        """
         excess = sum(map(len, texts)) - room
         if excess <= 0:
             return texts
@@ -108,7 +112,7 @@ class Truncator:
         return [*shorten(others, room - len(last)), last]
 
     def report(self, log: Logger) -> None:
-        """Logs how many records were truncated. Raises FieldError for the longest if they may not be."""
+        """Logs how many records were truncated. Raises FieldError, naming the longest, if truncation is not allowed."""
         if not self._too_long:
             return
         where = max(self._too_long, key=lambda name: self._too_long[name])
@@ -121,7 +125,7 @@ class Truncator:
 
 
 def chunks(records: Sequence[Record], log: Logger) -> Iterator[Sequence[Record]]:
-    """The records in chunks of CHUNK; progress is logged about once a second."""
+    """Yields the records in chunks of CHUNK. Progress is logged about once a second."""
     logged = time.monotonic()
     for start in range(0, len(records), CHUNK):
         if time.monotonic() - logged > 1:
@@ -133,8 +137,17 @@ def chunks(records: Sequence[Record], log: Logger) -> Iterator[Sequence[Record]]
 def stack(
     examples: Sequence[Example | None], num_sequences: int, length: int, fill: int, language_model: bool
 ) -> dict[str, np.ndarray]:
-    """`tokens`, `segment_ids`, `types` (B, C, T), `extract` (B, C), `weights` (B,), and for a decoder `lm_targets`,
-    `lm_weights` (B, C, T): the next token, wherever there is one. None is a row of padding, of weight 0."""
+    """Stacks examples into the arrays of a batch.
+
+    Args:
+        examples: None is a row of padding with weight 0. fill: the padding token.
+        language_model: whether to add next-token targets, for a decoder.
+
+    Returns:
+        `tokens`, `segment_ids`, `types` (B, C, T) and `extract` (B, C), int32; `weights` (B,) float32. With
+        `language_model` also `lm_targets` (B, C, T) int32, the next token, and `lm_weights` (B, C, T) float32, 0 where
+        there is no next token.
+    """
     B, C, T = len(examples), num_sequences, length
     batch: dict[str, np.ndarray] = {name: np.zeros((B, C, T), np.int32) for name in ("segment_ids", "types")}
     batch["tokens"] = np.full((B, C, T), fill, np.int32)
@@ -156,6 +169,6 @@ def stack(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float64."""
+    """Softmax over the last axis, in float64."""
     powers = np.exp(np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)

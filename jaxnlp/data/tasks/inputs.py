@@ -1,8 +1,8 @@
-"""The texts that classification and regression read.
+"""Input texts of classification and regression tasks.
 
   Single      one text (is this review good?)
-  Pair        two with an order (does the premise entail the hypothesis?)
-  Unordered   two without one (do they mean the same?): a decoder reads them in both orders and adds up its states
+  Pair        an ordered pair (does the premise entail the hypothesis?)
+  Unordered   an unordered pair (do they mean the same?): a decoder reads both orders and sums its hidden states
 
 Radford et al. 2018, section 3.3.
 """
@@ -17,24 +17,24 @@ from jaxnlp.data.tasks.layout import Layout
 
 @dataclasses.dataclass(kw_only=True)
 class Inputs(abc.ABC):
-    """The texts of a record, and the sequences they make."""
+    """Selects the texts of a record and their order in each sequence."""
 
     @abc.abstractmethod
     def texts(self, record: Record) -> list[str]: ...
 
     @abc.abstractmethod
     def orders(self, layout: Layout) -> list[tuple[int, ...]]:
-        """For each sequence, the indices of its texts."""
+        """For each sequence, the indices of its texts, in order."""
 
     @property
     def text_field(self) -> str | None:
-        """The field of the text, where there is a single one."""
+        """The field of the text, or None if there are several texts."""
         return None
 
 
 @dataclasses.dataclass(kw_only=True)
 class Single(Inputs):
-    """text: the field that holds it."""
+    """One text. text: the field that holds it."""
 
     text: str = "text"
 
@@ -51,7 +51,7 @@ class Single(Inputs):
 
 @dataclasses.dataclass(kw_only=True)
 class Pair(Inputs):
-    """first, second: the fields that hold them."""
+    """An ordered pair of texts. first, second: the fields that hold them."""
 
     first: str = "premise"
     second: str = "hypothesis"
@@ -66,7 +66,7 @@ class Pair(Inputs):
 
 @dataclasses.dataclass(kw_only=True)
 class Unordered(Pair):
-    """first, second: the fields that hold them."""
+    """An unordered pair of texts. first, second: the fields that hold them."""
 
     first: str = "first"
     second: str = "second"

@@ -1,7 +1,7 @@
-"""The base class of tasks over labelled records: a record -> arrays, and a model's outputs -> a prediction.
+"""Base class of tasks over labelled records. A task encodes records as arrays and decodes model outputs.
 
 A new task defines `encode`, `collate`, `prompt`, `decode`, `reference` and `metrics`; everything else is inherited.
-`SequenceTask` also defines `encode`, `collate` and `prompt`, for tasks that read one label off one or more sequences.
+`SequenceTask` implements `encode`, `collate` and `prompt` for tasks with one label for one or more sequences.
 """
 
 import abc
@@ -28,7 +28,7 @@ Prediction = dict[str, Any]
 
 @dataclasses.dataclass(kw_only=True)
 class LabelledTask(Task):
-    """A task over records. A record may become several examples, as the windows of a long context."""
+    """A task over records. A record may become several examples, such as the windows of a long context."""
 
     unit: ClassVar[str] = "examples"
     is_labelled: ClassVar[bool] = True
@@ -38,39 +38,39 @@ class LabelledTask(Task):
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer, length: int, log: Logger, labelled: bool = True
     ) -> list[Example]:
-        """The examples of each record, in order.
+        """Encodes records as examples, in order.
 
         Args:
-            length: the longest sequence. log: called with notes and progress. labelled: whether records have labels;
-                without, labels are placeholders.
+            length: maximum sequence length, in tokens. log: called with notes and progress.
+            labelled: whether the records have labels. If not, the labels of the examples are placeholders.
 
         Raises:
-            FieldError: a record that lacks a field or does not fit.
+            FieldError: a record lacks a field or is too long.
         """
 
     @abc.abstractmethod
     def collate(self, examples: Sequence[Example | None], length: int, fill: int) -> Batch:
-        """The arrays of a batch. None is a row of weight 0; `fill` is the token of padding."""
+        """Collates examples into the arrays of a batch. None is a row of weight 0. `fill` is the padding token."""
 
     @abc.abstractmethod
     def prompt(self, record: Record) -> str:
-        """The record as text, without its label: what a person judges a prediction by."""
+        """The record as text, without its label, to display beside a prediction."""
 
     @abc.abstractmethod
     def decode(self, record: Record, examples: Sequence[Example], outputs: Any) -> Prediction:
-        """A prediction as JSON values.
+        """Decodes model outputs into a prediction of JSON values.
 
         Args:
-            examples: those of the record. outputs: the model's output for each: logits, or with `output = "text"` the
-                generated texts.
+            examples: the examples of the record. outputs: the model's output for each example: logits, or with
+                `output = "text"` the generated texts.
         """
 
     @abc.abstractmethod
     def reference(self, record: Record) -> Prediction:
-        """The record's label, under the first key of what `decode` returns."""
+        """The record's label, under the first key of the dict that `decode` returns."""
 
     def metrics(self, predictions: Sequence[Prediction], references: Sequence[Prediction]) -> Scores:
-        """Scores of the predictions of a split."""
+        """Computes the scores of the predictions of a split."""
         return {}
 
     def open(self, store: Any, tokenizer: Tokenizer | None, config: "DataConfig") -> "RecordReader":
@@ -87,12 +87,12 @@ class LabelledTask(Task):
         return " ".join(self.prompt(record).split())
 
     def label_keys(self, examples: Sequence[Example]) -> list[Any]:
-        """The labels as numbers or hashable values, for the baseline that knows their frequencies."""
+        """The labels as numbers or hashable values, for the baseline that uses their frequencies."""
         return [example.label for example in examples]
 
     @property
     def text_field(self) -> str | None:
-        """The field of the text, for a task that reads a single text."""
+        """The field of the text, or None if the task reads several texts."""
         return None
 
 
@@ -122,8 +122,8 @@ class SequenceTask(LabelledTask):
 
     label: the field that holds the label.
     layout: EncoderLayout(), RobertaLayout() or DecoderLayout().
-    truncate: truncate what is longer than data.seq_len, the longest text first, and log how many records were; False
-        is an error.
+    truncate: whether to truncate records longer than data.seq_len, the longest text first, and log their number. If
+        False, such a record is an error.
     """
 
     label: str = "label"
@@ -139,7 +139,7 @@ class SequenceTask(LabelledTask):
 
     @abc.abstractmethod
     def target(self, record: Record) -> int | float:
-        """The label as a number, of `label_dtype`."""
+        """The label as a number of dtype `label_dtype`."""
 
     def orders(self) -> list[tuple[int, ...]]:
         """For each sequence of an example, the indices of its texts."""
@@ -158,7 +158,7 @@ class SequenceTask(LabelledTask):
         return [Example(i, row, label) for i, (row, label) in enumerate(zip(rows, labels, strict=True))]
 
     def collate(self, examples: Sequence[Example | None], length: int, fill: int) -> Batch:
-        """As `stack`, and `labels` (B,)."""
+        """The arrays of `stack`, and `labels` (B,) of dtype `label_dtype`."""
         batch = stack(examples, self.num_sequences, length, fill, self.layout.language_model)
         return {**batch, "labels": np.asarray([e.label if e else 0 for e in examples], self.label_dtype)}
 
@@ -166,5 +166,5 @@ class SequenceTask(LabelledTask):
         return " | ".join(self.texts(record))
 
     def predicted_fraction(self, config: "DataConfig") -> float:
-        """All positions, by a decoder's auxiliary loss, or none."""
+        """1 if the layout has targets for a decoder's auxiliary language-model loss, else 0."""
         return float(self.layout.language_model)

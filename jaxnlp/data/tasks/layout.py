@@ -1,9 +1,9 @@
-"""How the texts of an example become one sequence of tokens, for an encoder or for a decoder.
+"""Layouts, which join the texts of an example into one token sequence for an encoder or a decoder.
 
-  EncoderLayout   [CLS] a [SEP]              [CLS] a [SEP] b [SEP], types 0 up to the first [SEP] and 1 after it
+  EncoderLayout   [CLS] a [SEP]              [CLS] a [SEP] b [SEP], type 0 up to the first [SEP], 1 after it
   RobertaLayout   <s> a </s>                 <s> a </s> </s> b </s>, all of type 0
   DecoderLayout   <start> a <extract>        <start> a <delimiter> b <extract>, all of type 0
-  Template        any of these, with words and the vectors of a prompt before and after the texts
+  Template        any of these, with words and prompt vectors before and after the texts
 
 Devlin et al. 2019, arXiv:1810.04805, section 4 and figure 4; Liu et al. 2019, arXiv:1907.11692; Radford et al. 2018
 ("Improving language understanding by generative pre-training"), section 3.3 and figure 1.
@@ -39,8 +39,8 @@ class TokenSequence:
 class Layout(abc.ABC):
     """Joins the texts of an example.
 
-    both_orders: texts without an order are read in both orders. language_model: the tokens are also targets of a
-    language model. num_places: positions in a sequence for the vectors of a prompt.
+    both_orders: whether unordered texts are read in both orders. language_model: whether the tokens are also
+        targets of a language model. num_places: number of positions in a sequence reserved for prompt vectors.
     """
 
     both_orders: ClassVar[bool] = False
@@ -49,11 +49,11 @@ class Layout(abc.ABC):
 
     @abc.abstractmethod
     def special_ids(self, tokenizer: Tokenizer) -> tuple[Any, ...]:
-        """What `sequence` needs of the tokenizer. Raises FieldError naming a token that the vocabulary lacks."""
+        """The token ids that `sequence` needs. Raises FieldError naming a token that the vocabulary lacks."""
 
     @abc.abstractmethod
     def sequence(self, texts: Sequence[Ids], special_ids: tuple[Any, ...]) -> TokenSequence:
-        """One sequence with the tokens of all texts."""
+        """Joins the token ids of all texts into one sequence."""
 
     def overhead(self, num_texts: int, special_ids: tuple[Any, ...]) -> int:
         """Number of special tokens in a sequence of `num_texts` texts."""
@@ -62,7 +62,7 @@ class Layout(abc.ABC):
 
 @dataclasses.dataclass(kw_only=True)
 class EncoderLayout(Layout):
-    """BERT's. cls, sep: names of the tokenizer's special tokens."""
+    """BERT's layout. cls, sep: names of the tokenizer's special tokens."""
 
     cls: str = "[CLS]"
     sep: str = "[SEP]"
@@ -78,7 +78,7 @@ class EncoderLayout(Layout):
 
 @dataclasses.dataclass(kw_only=True)
 class RobertaLayout(Layout):
-    """RoBERTa's: two separators between texts, one type. cls, sep: names of the tokenizer's special tokens."""
+    """RoBERTa's layout: two separators between texts, one type. cls, sep: names of the tokenizer's special tokens."""
 
     cls: str = "<s>"
     sep: str = "</s>"
@@ -94,8 +94,10 @@ class RobertaLayout(Layout):
 
 @dataclasses.dataclass(kw_only=True)
 class DecoderLayout(Layout):
-    """GPT's. The model is read at the last token, the only one that attends to all others; texts without an order are
-    read in both orders, and the language-model loss can be kept.
+    """GPT's layout.
+
+    The sequence is represented by the hidden state of the last token, the only one that attends to all others.
+    Unordered texts are read in both orders. The language-model loss can be kept as an auxiliary loss.
 
     start, delimiter, extract: names of the tokenizer's special tokens.
     """
@@ -122,10 +124,10 @@ class DecoderLayout(Layout):
 class Template(Layout):
     """Another layout with a template around its texts (P-tuning: Liu et al. 2021, arXiv:2103.10385).
 
-    text: as "<prompt><prompt>{text} It is about<prompt>", where {text} marks the texts as `layout` joins them; what
-        is before and after it goes within its special tokens, and is never truncated.
-    place: the mark in it of a vector of `peft.prompt.PTuning` or `Prompt`, and the name of the special token at that
-        position in the data.
+    text: the template, as "<prompt><prompt>{text} It is about<prompt>". {text} marks the texts as joined by `layout`.
+        The words before and after it are placed inside the special tokens of `layout` and are never truncated.
+    place: the mark in `text` of a vector of `peft.prompt.PTuning` or `Prompt`. It is also the name of the special token
+        at that position in the data.
     """
 
     text: str = "<prompt>{text}"
@@ -150,7 +152,7 @@ class Template(Layout):
         return special_id(tokenizer, "place", self.place)
 
     def special_ids(self, tokenizer: Tokenizer) -> tuple[Any, ...]:
-        """(ids before the texts, ids after them, those of the layout)."""
+        """(ids before the texts, ids after them, special ids of `layout`)."""
         try:
             within = self.layout.special_ids(tokenizer)
         except FieldError as e:
@@ -181,7 +183,7 @@ def special_id(tokenizer: Tokenizer, field: str, name: str) -> int:
 
 
 def _join(parts: Sequence[Ids], skips: Sequence[int], extract: int, types: Sequence[int]) -> TokenSequence:
-    """One sequence of parts. skips: the number of special tokens at the front of each; types: the type of each."""
+    """Concatenates parts. skips: number of special tokens at the front of each part. types: the type of each part."""
     sizes = [len(part) for part in parts]
     starts = np.cumsum([0, *sizes[:-1]])
     tokens = np.asarray([token for part in parts for token in part], np.int32)
@@ -190,8 +192,11 @@ def _join(parts: Sequence[Ids], skips: Sequence[int], extract: int, types: Seque
 
 
 def shorten(texts: Sequence[Ids], room: int) -> list[Ids]:
-    """The texts truncated to `room` tokens in all: the longest loses its last token until they fit. Of equally long
-    ones the last is truncated first, as in BERT."""
+    """Truncates the texts to `room` tokens in total.
+
+    The longest text loses its last token until all fit. Among texts of equal length the last one is truncated first, as
+    in BERT.
+    """
     sizes = [len(text) for text in texts]
     for _ in range(sum(sizes) - room):
         longest = max(sizes)

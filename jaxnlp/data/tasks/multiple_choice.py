@@ -1,4 +1,4 @@
-"""A context and several options, one of which is right: each is a sequence, and the model scores them all.
+"""Multiple choice: each option is joined with the context into a sequence, and the model scores all sequences.
 
 Radford et al. 2018, section 3.3; Devlin et al. 2019, section 4.4 (`objectives/multiple_choice.py`).
 """
@@ -23,10 +23,11 @@ class MultipleChoiceTask(SequenceTask):
     """Examples for `objectives.multiple_choice`.
 
     context: the field of the text before the options.
-    options: the field that holds their list, or the fields that hold one each.
-    num_options: the number of options of each record.
-    label: the field that holds the index of the right one, from 0.
-    truncate: truncate contexts that are too long; options never are, or some would be alike.
+    options: the field that holds the list of options, or one field for each option.
+    num_options: number of options of each record.
+    label: the field that holds the index of the correct option, from 0.
+    truncate: whether to truncate contexts that are too long. Options are never truncated, since truncated options could
+        become equal.
     """
 
     keeps_last: ClassVar[bool] = True
@@ -45,7 +46,7 @@ class MultipleChoiceTask(SequenceTask):
         return [(0, 1 + k) for k in range(self.num_options)]
 
     def texts(self, record: Record) -> list[str]:
-        """The context, and the options."""
+        """The context, followed by the options."""
         context = text_field(record, self.context, "data.task.context")
         setting = "data.task.options"
         if len(self.options) > 1:

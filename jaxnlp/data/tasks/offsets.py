@@ -1,4 +1,4 @@
-"""Which characters of a text each of its tokens stands for."""
+"""Character offsets of tokens in their text."""
 
 import dataclasses
 
@@ -10,7 +10,10 @@ from jaxnlp.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """The tokens of a text: ids and the characters starts to stops of each, (T,). Part of a character is all of it."""
+    """The tokens of a text. Token t covers the characters starts[t] to stops[t] (exclusive); both are (T,) int64.
+
+    A token that covers part of a character counts as covering all of it.
+    """
 
     ids: list[int]
     starts: np.ndarray
@@ -18,7 +21,7 @@ class Pieces:
 
 
 class Offsets:
-    """Tokenizes with offsets. Raises UserError for a tokenizer whose pieces are not those of the text."""
+    """Tokenizes with offsets. Raises UserError if offsets are unknown since the tokenizer changes the text."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -31,7 +34,7 @@ class Offsets:
         return [self._by_bytes(text, ids) for text, ids in zip(texts, self._tokenizer.encode_batch(texts), strict=True)]
 
     def _by_bytes(self, text: str, ids: list[int]) -> Pieces:
-        """By adding up the bytes of the pieces, which together are the text."""
+        """Computes offsets from the byte lengths of the pieces, whose concatenation is the text."""
         assert self._pieces is not None
         pieces = [self._pieces[i] or b"" for i in ids]
         data = text.encode()
@@ -42,7 +45,7 @@ class Offsets:
             )
         ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
         begins = np.concatenate([[0], ends])[:-1]
-        # The character that byte i is of: how many have begun up to it.
+        # Index of the character that contains byte i: number of characters begun up to it, minus one.
         character = np.cumsum(np.frombuffer(data, np.uint8) & 0xC0 != 0x80) - 1
         if not ids:
             return Pieces(ids, begins, ends)

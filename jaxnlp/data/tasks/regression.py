@@ -1,4 +1,4 @@
-"""A text, or two, and a number: similarity, quality, length (`objectives/regression.py`)."""
+"""Regression: predicts a number from one or two texts, such as similarity or quality (`objectives/regression.py`)."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from jaxnlp.metrics.metric import Scores
 class RegressionTask(SequenceTask):
     """Examples for `objectives.regression`. label: the field of the number.
 
-    inputs: as `SequenceClassificationTask`'s.
+    inputs: as in `SequenceClassificationTask`.
     """
 
     label_dtype: ClassVar[type] = np.float32

@@ -1,4 +1,4 @@
-"""A text, or two, and a class: topics, sentiment, entailment, paraphrase (`objectives/sequence_classification.py`)."""
+"""Classification of one or two texts: topic, sentiment, entailment (`objectives/sequence_classification.py`)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class SequenceClassificationTask(SequenceTask):
     """Examples for `objectives.sequence_classification`. label: the field of the class, a text or an integer.
 
     inputs: Single(...), Pair(...) or Unordered(...), which name the fields of the texts.
-    classes: their names in order; () takes the train split's, sorted.
+    classes: class names, in order. () uses the sorted labels of the train split.
     """
 
     inputs: Inputs = dataclasses.field(default_factory=Single)

@@ -1,11 +1,11 @@
-"""A question, and the stretch of a context that answers it, if any does.
+"""Extractive question answering: the answer to a question is a span of a context, or does not exist.
 
-[CLS] question [SEP] context [SEP]; the answer is the place of its first and of its last token, both 0 (the [CLS]) where
-there is none (Devlin et al. 2019, arXiv:1810.04805, sections 4.2 and 4.3). A context that does not fit is read in
-overlapping windows.
+The input is [CLS] question [SEP] context [SEP]. The target is the position of the first and of the last token of the
+answer, both 0 (the [CLS]) if there is no answer (Devlin et al. 2019, arXiv:1810.04805, sections 4.2 and 4.3). A context
+that does not fit is read in overlapping windows.
 
-Metrics: cross-entropy, and how often start, end and both are right (`objectives/span_extraction.py`); exact match and
-F1 of the texts (`metrics/question_answering.py`).
+Metrics: cross-entropy and the accuracy of start, end and both (`objectives/span_extraction.py`); exact match and F1 of
+the answer texts (`metrics/question_answering.py`).
 Shape legend: B batch, T length, S tokens of the context.
 """
 
@@ -33,8 +33,12 @@ REMEDY = "read contexts in overlapping windows with data.task.stride=64"
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where an answer is in a sequence. start, end: places, 0 for none. first: the place of the context's first token.
-    starts, stops: the characters of the context that each of its tokens stands for, (S,)."""
+    """Location of an answer in a sequence.
+
+    start, end: positions of its first and last token, 0 if there is no answer.
+    first: position of the context's first token.
+    starts, stops: character offsets in the context of each of its tokens, (S,).
+    """
 
     start: int
     end: int
@@ -43,7 +47,7 @@ class Place:
     stops: np.ndarray
 
     def characters(self, start: int, end: int) -> tuple[int, int]:
-        """The characters of the context from the token at one place to that at another; (0, 0) at place 0."""
+        """Character offsets of the span from position `start` to `end`, inclusive; (0, 0) if either is 0."""
         if not start or not end:
             return 0, 0
         return int(self.starts[start - self.first]), int(self.stops[end - self.first])
@@ -51,15 +55,15 @@ class Place:
 
 @dataclasses.dataclass(kw_only=True)
 class SpanExtractionTask(LabelledTask):
-    """Examples for `objectives.span_extraction`. Several of a record where its context has several windows.
+    """Examples for `objectives.span_extraction`. A record has one example for each window of its context.
 
-    question, context: the fields that hold them.
-    answers: the field that holds {"text": [...], "answer_start": [...]}, or a list of such pairs; the latter are the
-        characters of the context where the answers begin. Empty, null or absent where there is none. Training reads
-        the first.
-    stride: tokens from one window's begin to the next; an answer that is not whole in a window is none there. 0 is an
-        error where a context does not fit.
-    longest_answer: tokens in an answer of the model; training takes any.
+    question, context: the fields that hold the texts.
+    answers: the field that holds {"text": [...], "answer_start": [...]}, or a list of objects with one text and one
+        answer_start each. answer_start is the character of the context at which the answer begins. The field is empty,
+        null or absent if there is no answer. Training uses the first answer.
+    stride: number of tokens between the starts of consecutive windows. A window that does not contain the complete
+        answer has the target "no answer". With 0, a context that does not fit is an error.
+    longest_answer: maximum length of a predicted answer, in tokens. Training accepts answers of any length.
     layout: EncoderLayout() or RobertaLayout().
     """
 
@@ -108,7 +112,11 @@ class SpanExtractionTask(LabelledTask):
         return text_field(record, self.context, "data.task.context")
 
     def gold_answers(self, record: Record) -> list[tuple[int, str]]:
-        """A record's answers: the character each begins at, and its text."""
+        """A record's answers, each as (start character, text).
+
+        Raises:
+            FieldError: a malformed answer, or one whose text is not in the context at its start.
+        """
         value = record.fields.get(self.answers) or ()
         if isinstance(value, dict):
             texts, starts = value.get("text"), value.get("answer_start")
@@ -131,7 +139,10 @@ class SpanExtractionTask(LabelledTask):
         return found
 
     def decode(self, record: Record, examples: Sequence[Example], outputs: np.ndarray) -> Prediction:
-        """The best span of all windows, "" for none, where it begins, and its score above that of none."""
+        """The best span over all windows, its start character, and its score minus the no-answer score.
+
+        The answer is "" and its start None if no span scores higher than the lowest no-answer score of the windows.
+        """
         none, best, where = np.inf, -np.inf, (0, 0)
         for example, logits_T2 in zip(examples, outputs, strict=True):
             place = example.label
@@ -146,7 +157,7 @@ class SpanExtractionTask(LabelledTask):
         return {"answer": text.strip(), "start": start if text else None, "score": best - none}
 
     def reference(self, record: Record) -> Prediction:
-        """The first answer, where it begins, and all answers."""
+        """The first answer, its start character, and the texts of all answers."""
         answers = self.gold_answers(record)
         start, text = answers[0] if answers else (None, "")
         return {"answer": text, "start": start, "answers": [text for _, text in answers]}
@@ -165,7 +176,7 @@ class SpanExtractionTask(LabelledTask):
         return FieldError(ANSWERS, self.answers, f"{record.where} holds {str(value)[:80]} there; {expected}")
 
     def _tokens(self, record: Record, context: Pieces) -> tuple[int, int] | None:
-        """The first and the last token of the context that holds some of the answer; None where there is none."""
+        """Indices of the first and last context token that overlap the first answer, or None if there is no answer."""
         answers = self.gold_answers(record)
         if not answers:
             return None
@@ -174,7 +185,12 @@ class SpanExtractionTask(LabelledTask):
         return (int(overlap[0]), int(overlap[-1])) if len(overlap) else None
 
     def collate(self, examples: Sequence[Example | None], length: int, fill: int) -> Batch:
-        """`tokens`, `segment_ids`, `types` (B, T), `starts`, `ends` (B,) int32; `answerable` (B, T), `weights` (B,)."""
+        """Collates examples.
+
+        Returns:
+            `tokens`, `segment_ids`, `types` (B, T) and `starts`, `ends` (B,), int32; `weights` (B,) and `answerable`
+            (B, T), float32. `answerable` is 1 at [CLS] and at the context's tokens.
+        """
         rows = stack(examples, 1, length, fill, language_model=False)
         batch = {name: rows[name][:, 0] for name in ("tokens", "segment_ids", "types")}
         batch["starts"] = np.asarray([e.label.start if e else 0 for e in examples], np.int32)
@@ -189,7 +205,7 @@ class SpanExtractionTask(LabelledTask):
 
 
 def _windows(size: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
-    """The windows of a context: from one token to another."""
+    """The windows of a context of `size` tokens, as (begin, end) indices. With stride 0 there is one window."""
     yield 0, min(size, room)
     if stride:
         for begin in range(stride, size, stride):
@@ -206,7 +222,7 @@ def _place(span: tuple[int, int] | None, context: Pieces, begin: int, end: int, 
 
 
 def best_span(logits_T2: np.ndarray, answerable_T: np.ndarray, longest: int) -> tuple[int, int, float]:
-    """The likeliest (start, end) of at most `longest` tokens, and its score: the sum of both logits."""
+    """The highest-scoring (start, end) of at most `longest` tokens, and its score, the sum of the two logits."""
     may = answerable_T > 0
     starts_T, ends_T = (np.where(may, logits_T2[:, k].astype(np.float64), -np.inf) for k in range(2))
     scores_TT = starts_T[:, None] + ends_T[None]

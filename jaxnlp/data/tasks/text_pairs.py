@@ -1,7 +1,7 @@
-"""A text and the text to generate from it: translation, summaries, answers.
+"""Text-to-text tasks such as translation, summarisation and question answering.
 
   inputs    source </s>
-  targets   target </s>; the decoder reads the same shifted right by one, after its first token
+  targets   target </s>; the decoder reads the targets shifted right by one, after its start token
 
 </s> is the tokenizer's end-of-sequence token. Shape legend: B batch, S input length, T target length.
 """
@@ -34,9 +34,9 @@ class TextPairs(LabelledTask):
 
     source, target: the fields that hold the texts.
     target_len: T; None is `data.seq_len`, which is S.
-    decoder_start_token: name of the special token the decoder begins with; None is the end-of-sequence token. T5's own
-        is "<pad>".
-    truncate: truncate texts that are longer, and log how many were; False refuses them.
+    decoder_start_token: name of the special token that the decoder starts from; None is the end-of-sequence token. T5
+        uses "<pad>".
+    truncate: whether to truncate texts that are too long and log their number. If False, such a text is an error.
     """
 
     unit: ClassVar[str] = "targets"
@@ -55,11 +55,12 @@ class TextPairs(LabelledTask):
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer, length: int, log: Logger, labelled: bool = True
     ) -> list[Example]:
-        """An example for each record: its source and its target, each with the end token after it; without labels the
-        target is empty.
+        """Encodes each record as its source and its target, each followed by the end token.
+
+        Without labels the target is empty.
 
         Raises:
-            FieldError: a text longer than its length, and truncate is False.
+            FieldError: a text is longer than its maximum length and `truncate` is False.
         """
         text_room(length, 1)  # the end token; `check` validates target_len
         lengths = (length, self.target_len or length)
@@ -81,7 +82,7 @@ class TextPairs(LabelledTask):
         return "data.seq_len", "data.seq_len" if self.target_len is None else "data.task.target_len"
 
     def collate(self, examples: Sequence[Example | None], length: int, fill: int, start: int | None = None) -> Batch:
-        """As `data/encoder_decoder.py`. start: the decoder's first token; None is `fill`."""
+        """The arrays of `encoder_decoder.batch`. start: the decoder's start token; None is `fill`."""
         pairs: list[Any] = [e and tuple(sequence.tokens for sequence in e.sequences) for e in examples]
         start = fill if start is None else start
         return encoder_decoder.batch(pairs, length, self.target_len or length, fill, start)
@@ -112,12 +113,12 @@ class TextPairs(LabelledTask):
         return encoder_decoder.shapes(config.seq_len, self.target_len or config.seq_len)
 
     def predicted_fraction(self, config: "DataConfig") -> float:
-        """Targets for each token of input."""
+        """Number of target positions per input position."""
         return (self.target_len or config.seq_len) / config.seq_len
 
 
 class TextPairReader(RecordReader):
-    """As `RecordReader`, with the decoder's first token."""
+    """A `RecordReader` that knows the decoder's start token."""
 
     def __init__(self, task: TextPairs, store: Any, tokenizer: Tokenizer | None, length: int):
         super().__init__(task, store, tokenizer, length)

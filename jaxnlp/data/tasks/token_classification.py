@@ -1,7 +1,9 @@
-"""A tag for each word: names, parts of speech. The first piece of a word has its label, the others have none.
+"""Token classification: a tag for each word, as in named-entity recognition and part-of-speech tagging.
+
+The first piece of a word carries its label; the other pieces have no label.
 
 Devlin et al. 2019, arXiv:1810.04805, section 5.3.
-Metrics: cross-entropy and accuracy a word (`objectives/token_classification.py`).
+Metrics: cross-entropy and accuracy per word (`objectives/token_classification.py`).
 Shape legend: B batch, T length.
 """
 
@@ -28,7 +30,7 @@ WORDS, TAGS = "data.task.words", "data.task.tags"
 
 @dataclasses.dataclass(frozen=True)
 class FirstPieces:
-    """Of the words that have pieces, (W,) each: their numbers, the places of their first pieces, their classes."""
+    """The W words that have pieces: their indices, the positions of their first pieces, their classes; (W,) each."""
 
     words: np.ndarray
     places: np.ndarray
@@ -39,10 +41,11 @@ class FirstPieces:
 class TokenClassificationTask(LabelledTask):
     """Examples for `objectives.token_classification`.
 
-    words, tags: the fields that hold a list of each, as long as each other; a text is split at white space.
-    classes: the tags in order; () takes the train split's, sorted.
-    joiner: what stands before each word but the first, so that its pieces are those it has in a text.
-    layout: as `SequenceTask`'s. truncate: leave out the last words of what is longer than data.seq_len.
+    words, tags: the fields that hold the lists of words and of tags, of equal length. A string is split at white space.
+    classes: the tags, in order. () uses the sorted tags of the train split.
+    joiner: string put before each word except the first, so that a word has the same pieces as in running text.
+    layout: as in `SequenceTask`. truncate: whether to drop the last words of records longer than data.seq_len; if
+        False, such a record is an error.
     """
 
     unit: ClassVar[str] = "words"
@@ -85,14 +88,14 @@ class TokenClassificationTask(LabelledTask):
         return examples
 
     def targets(self, record: Record) -> list[int]:
-        """The classes of a record's words."""
+        """The class index of each word of a record. Raises FieldError if words and tags differ in number."""
         words, tags = self.listed(record, self.words, WORDS), self.listed(record, self.tags, TAGS)
         if len(words) != len(tags):
             raise FieldError(TAGS, self.tags, f"{record.where} has {len(words)} words and {len(tags)} tags")
         return [class_index(tag, record, TAGS, self.tags, self.classes) for tag in tags]
 
     def decode(self, record: Record, examples: Sequence[Example], outputs: np.ndarray) -> Prediction:
-        """The tags of the words, None for one that was cut away or has no tokens."""
+        """The tags of the words; None for a word that was truncated away or has no tokens."""
         words = self.listed(record, self.words, WORDS)
         (example,), (logits_TN,) = examples, outputs
         tags: list[str | None] = [None] * len(words)
@@ -120,7 +123,7 @@ class TokenClassificationTask(LabelledTask):
         return list(found)
 
     def collate(self, examples: Sequence[Example | None], length: int, fill: int) -> Batch:
-        """`tokens`, `segment_ids`, `types`, `labels` (B, T) int32; `weights` (B, T), 1 on first pieces."""
+        """`tokens`, `segment_ids`, `types`, `labels` (B, T) int32; `weights` (B, T) float32, 1 at first pieces."""
         rows = stack(examples, 1, length, fill, language_model=False)
         batch = {name: rows[name][:, 0] for name in ("tokens", "segment_ids", "types")}
         batch["labels"] = np.zeros((len(examples), length), np.int32)
