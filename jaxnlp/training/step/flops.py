@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, without recomputation: what MFU is measured against."""
+"""Floating-point operations of a training step, without recomputation: the numerator of MFU."""
 
 import dataclasses
 

@@ -1,8 +1,8 @@
-"""The optimizer's state in the host's memory, updated a layer at a time: ZeRO-Offload (arXiv:2101.06840).
+"""Optimizer state in host memory, updated one layer at a time: ZeRO-Offload (arXiv:2101.06840).
 
-Ren et al. 2021 update on the host's processor, beside the state. Here the state visits the device, which has the
-gradients and is faster; a layer at a time, for all of it at once would take the memory that was to be saved. What is
-not like a parameter, as counters, stays on the device.
+Ren et al. 2021 run the update on the host's processor, next to the state. Here the state is copied to the device, which
+holds the gradients and is faster, updated there, and copied back. This is done one layer at a time: the full state
+would take the memory that offloading saves. Leaves without a parameter, such as counters, stay on the device.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from jaxnlp.errors import FieldError
 from jaxnlp.training.step.state import TrainState, owners
 
 Leaves = dict[int, Any]
-"""Some leaves of a tree, by their place among all."""
+"""Some leaves of a tree, by their index among all leaves."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """What every visit reads: the norm of all gradients, the state's counters, and whether to update (None: yes)."""
+    """Inputs of every visit: the norm of all gradients, the state's counters, and whether to update (None: always)."""
 
     norm: jax.Array
     counters: Leaves
@@ -30,18 +30,19 @@ class Shared:
 
 
 class Offload:
-    """The update, by parts, of an optimizer whose state is in the host's memory.
+    """Updates the parameters part by part, for an optimizer whose state is in host memory.
 
-    Called as (gradients, state, finite), it returns new parameters and optimizer state: those it got, where `finite`
-    is false. Layers that are stacked come one after the other, other parameters as they are.
+    Called as (gradients, state, finite), it returns the new parameters and optimizer state, or the old ones where
+    `finite` is false. Stacked layers are updated one after the other, any other parameter in one piece.
 
     Args:
         optimizer: as `optim.make_optimizer` returns it. abstract: the training state, with its shardings.
         axes: logical axes of each parameter.
-        layerwise: the update of stacked layers is that of each layer alone; else a stack comes as it is.
+        layerwise: whether updating the layers of a stack one by one equals updating the stack. If False, a stack is
+            updated in one piece.
 
     Raises:
-        FieldError: layers that are split over devices.
+        FieldError: the layers are split over devices.
     """
 
     def __init__(
@@ -80,22 +81,22 @@ class Offload:
             for leaves, new in ((params, p), (slots, s)):
                 for i, x in new.items():
                     leaves[i] = x
-        # An update of no parameter counts too.
+        # An update without parameters advances the counters, once.
         for j, x in self._new({}, {}, {}, shared)[1].items():
             slots[j] = x
         return self.tree.unflatten(params), self.slot_tree.unflatten(slots)
 
     def _parts(self) -> list[tuple[list[int], int | None]]:
-        """(which parameters, how many layers) of what is updated together; None: the one parameter as it is."""
+        """(indices of parameters, number of layers) of each group updated together; None: one full parameter."""
         counts = dict.fromkeys(size for size in self.sizes if size is not None)
         stacks = [([i for i, size in enumerate(self.sizes) if size == count], count) for count in counts]
         return [*stacks, *(([i], None) for i, size in enumerate(self.sizes) if size is None)]
 
     def _layers(self, p: Leaves, g: Leaves, s: Leaves, shared: Shared, count: int) -> tuple[Leaves, Leaves]:
-        """`_visit` of one layer after the other, each in its place."""
+        """Applies `_visit` to one layer after the other, and writes each result in its place."""
 
         def one(n, carry):
-            # Without its place said here, XLA would keep p as the optimizer does, and gather all of it every time.
+            # Without this constraint XLA would keep p in the optimizer's sharding, and gather all of it each time.
             p, s = {i: self._kept(x, i) for i, x in carry[0].items()}, carry[1]
             row: Any = lambda x, i: jax.lax.dynamic_slice_in_dim(x, n, 1, self.stacked[i])
             put = lambda x, new, i: jax.lax.dynamic_update_slice_in_dim(x, new, n, self.stacked[i])
@@ -107,14 +108,14 @@ class Offload:
         return jax.lax.fori_loop(0, count, one, (p, s))
 
     def _visit(self, p: Leaves, g: Leaves, s: Leaves, shared: Shared) -> tuple[Leaves, Leaves]:
-        """New values of parameters, and of their state, which is on the device meanwhile."""
+        """New parameters and their optimizer state, which is on the device during the update."""
         s = {j: jax.device_put(x, NamedSharding(self.there[j].mesh, self.there[j].spec)) for j, x in s.items()}
         new_p, new_s = self._new(p, g, s, shared)
         new_p = {i: self._kept(x, i) for i, x in new_p.items()}
         return new_p, {j: jax.device_put(new_s[j], self.there[j]) for j in s}
 
     def _new(self, p: Leaves, g: Leaves, s: Leaves, shared: Shared) -> tuple[Leaves, Leaves]:
-        """New values of parameters, and of their state and the counters."""
+        """New parameters, and their optimizer state with the counters."""
         fill = lambda tree, leaves: tree.unflatten([leaves.get(i, optax.MaskedNode()) for i in range(tree.num_leaves)])
         s, params = {**shared.counters, **s}, fill(self.tree, p)
         grads, state = fill(self.tree, g), fill(self.slot_tree, s)
@@ -126,5 +127,5 @@ class Offload:
         return new[0], new[1]
 
     def _kept(self, x: jax.Array, i: int) -> jax.Array:
-        """Parameter i, or a layer of it, laid out as it is kept."""
+        """Parameter i, or one layer of it, in its sharding at rest."""
         return jax.lax.with_sharding_constraint(x, self.places[i])

@@ -1,10 +1,11 @@
-"""Gradients of a step over pipeline stages: a model is cut at its stack of layers without knowing of it.
+"""Gradients of a training step over pipeline stages.
 
-What comes before the stack and after it (embedding, output map, loss) runs on all stages at once, on every microbatch:
-no stage waits for another's, and what is split by rules, as the vocabulary over ("stage", "tensor"), is split there
-too. Under 1F1B they run within the ticks (`sharding/pipeline.py`).
+The model is split at its layer stack; model code needs no changes. The parts before and after the stack (embedding,
+output projection, loss) run on all stages at once, for every microbatch. No stage waits for another there, and the
+rules apply as usual, such as a vocabulary split over ("stage", "tensor"). Under 1F1B these parts run within the ticks
+(`sharding/pipeline.py`).
 
-The numbers are those of `step.sum_gradients` with as many microbatches: same rows, same dropout.
+The results equal those of `step.sum_gradients` with the same number of microbatches: same rows, same dropout.
 
 Shape legend: M microbatches, B batch, L layers.
 """
@@ -39,10 +40,10 @@ ONE_STACK = "runs one stack, and an encoder-decoder has two; use GPipe(), in a c
 
 
 def staged(experiment: Experiment, stages: int) -> Callable:
-    """`sum_gradients` by an experiment's schedule, for `make_step`.
+    """`sum_gradients` with the experiment's pipeline schedule, for `make_step`.
 
     Raises:
-        FieldError: a model or a batch that is not cut as the schedule needs.
+        FieldError: the model or the batch cannot be split as the schedule requires.
     """
     model, schedule = experiment.model.body, named_schedule(experiment.sharding.pipeline)
     where = "model" if model is experiment.model else "model.body"
@@ -72,13 +73,13 @@ def sum_gradients(
     schedule: Any,
     batch_axes: tuple[str, ...],
 ):
-    """As `step.sum_gradients`, by a schedule over the mesh's stages; microbatches are those of `accum_steps`.
+    """`step.sum_gradients` with a pipeline schedule over the mesh's stages. There are `accum_steps` microbatches.
 
     Args:
-        schedule: one of `sharding/pipeline.py`. batch_axes: mesh axes that split the batch.
+        schedule: a schedule of `sharding/pipeline.py`. batch_axes: mesh axes that split the batch.
 
     Raises:
-        FieldError: a model that is not cut as the schedule needs.
+        FieldError: the model cannot be split as the schedule requires.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     stages, batch_axes = sizes["stage"], tuple(axis for axis in batch_axes if sizes[axis] > 1)
@@ -105,7 +106,7 @@ def sum_gradients(
 
 
 def _keys(key: jax.Array, accum_steps: int) -> jax.Array:
-    """The key of each microbatch, as `step.sum_gradients` folds them."""
+    """The key of each microbatch, folded as in `step.sum_gradients`."""
     if accum_steps == 1:
         return key[None]
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(accum_steps))
@@ -113,29 +114,29 @@ def _keys(key: jax.Array, accum_steps: int) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Cut:
-    """A stack of the model. layers: as found when traced, of shapes; by_row: for each array in `shared`, whether it
-    leads with the batch."""
+    """A layer stack of the model. layers: the stack as traced, with abstract arrays. by_row: for each array in
+    `shared`, whether its leading axis is the batch."""
 
     layers: ScannedLayers
     by_row: list[bool]
 
     def arrays(self, shared: Any) -> list[jax.Array]:
-        """Of what the layers share, what is an array; the rest is the same for every microbatch."""
+        """The arrays among the values that the layers share. The other values are the same for every microbatch."""
         return [leaf for leaf in jax.tree.leaves(shared) if _is_array(leaf)]
 
     def whole(self, arrays: list[jax.Array]) -> tuple[Any, ...]:
-        """The way back."""
+        """The shared values with these arrays: the inverse of `arrays`."""
         leaves, tree = jax.tree.flatten(self.layers.shared)
         given = iter(arrays)
         return jax.tree.unflatten(tree, [next(given) if _is_array(leaf) else leaf for leaf in leaves])
 
 
 class _Reached(Exception):
-    """The stack that was asked for: what enters it."""
+    """Raised at the input of the requested stack, with that input."""
 
 
 def _cuts(apply, objective, params, micro, key) -> list[_Cut]:
-    """The stacks of the model, in the order in which it runs them."""
+    """The layer stacks of the model, in the order in which they run."""
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), micro)
     twice = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype), rows)
 
@@ -165,7 +166,7 @@ def _cuts(apply, objective, params, micro, key) -> list[_Cut]:
 
 @dataclasses.dataclass(frozen=True)
 class _Staged:
-    """An objective whose model runs over stages. Where there is one microbatch it is an objective itself."""
+    """An objective whose model runs over pipeline stages. `loss` runs one microbatch, as an objective does."""
 
     objective: Any
     schedule: Any
@@ -176,7 +177,7 @@ class _Staged:
         return self.of(apply, params, jax.tree.map(lambda x: x[None], rows), key[None])
 
     def of(self, apply, params, micro, keys):
-        """(total, weight, metrics), summed over microbatches micro (M, B, ...), by autodiff."""
+        """(total, weight, metrics), summed over microbatches micro (M, B, ...). Its gradient is by autodiff."""
         weights, rest = self._taken(params)
         raw, done = jax.random.key_data(keys), ()
         for cut, w in zip(self.cuts, weights, strict=True):
@@ -186,7 +187,7 @@ class _Staged:
         return self._after(apply, rest, micro, raw, done)
 
     def one_f_one_b(self, apply, params, micro, keys, scale):
-        """(sums, gradients) by the schedule of that name."""
+        """(sums, gradients) under the 1F1B schedule."""
         if len(self.cuts) > 1:
             raise FieldError("sharding.pipeline", self.schedule, ONE_STACK)
         (cut,) = self.cuts
@@ -207,7 +208,7 @@ class _Staged:
         return sums, self._put(*grads)
 
     def _taken(self, params):
-        """(the parameters of each stack, all others)."""
+        """(the parameters of each stack, all other parameters)."""
         weights = []
         for cut in self.cuts:
             weights.append(get_at(params, cut.layers.path))
@@ -225,12 +226,12 @@ class _Staged:
         return run
 
     def _local(self, raw):
-        """Keys of this device's rows, where each device has some."""
+        """The keys of this device's rows, if the batch is split over devices; else the keys unchanged."""
         keys = jax.random.wrap_key_data(raw)
         return local_key(keys, jax.lax.axis_index(self.batch)) if self.batch else keys
 
     def _until(self, apply, params, rows, raw, done):
-        """Of one microbatch, (x, shared arrays, raw keys) as they enter stack number len(done)."""
+        """(x, shared arrays, raw keys) of one microbatch at the input of stack number len(done)."""
 
         def reach(x, layers):
             seen.append(layers)
@@ -250,19 +251,19 @@ class _Staged:
         return x, self.cuts[len(done)].arrays(layers.shared), raw
 
     def _rest(self, apply, params, rows, raw, done):
-        """Of one microbatch, the objective's sums, given what leaves each stack."""
+        """The objective's sums for one microbatch, given the output of each stack."""
         left = iter(done)
         with override_stack(lambda x, layers: next(left)):
             return self.objective.loss(apply, params, rows, self._local(raw))
 
     def _before(self, apply, params, micro, raw, done, cut: _Cut):
-        """`_until` of every microbatch, on each device's rows."""
+        """`_until` for every microbatch, on each device's rows."""
         rows, whole = PartitionSpec(None, self.batch or None), PartitionSpec()
 
         params, narrow = in_float32(params)
 
         def before(params, micro, raw, done):
-            # In a loop: XLA's partitioner fails on many gathers at once, from a split vocabulary into a split length.
+            # A loop: XLA's partitioner fails on many gathers at once, from a split vocabulary into a split length.
             one = lambda given: self._until(apply, narrow(params), *given)
             return jax.lax.map(one, (micro, raw, done))
 
@@ -270,7 +271,7 @@ class _Staged:
         return self._manual(before, (whole, rows, whole, rows), out)(params, micro, raw, done)
 
     def _after(self, apply, params, micro, raw, done):
-        """The objective's sums over all microbatches, one at a time: their logits are never there together."""
+        """The objective's sums over all microbatches, one at a time, so that one microbatch's logits are in memory."""
         rows, whole = PartitionSpec(None, self.batch or None), PartitionSpec()
         params, narrow = in_float32(params)
 

@@ -1,4 +1,4 @@
-"""From an experiment to compiled functions: the model, its mesh, and the step over them."""
+"""The jitted functions of an experiment over its mesh: initialisation, training step and evaluation step."""
 
 import contextlib
 import dataclasses
@@ -42,13 +42,13 @@ TUNED = 0x7D  # folded into the run's key for the tuned parameters' first values
 class Program:
     """An experiment over a mesh, ready to run.
 
-    apply(params, *args, key=None): the model; call it, or what contains it, within `context()`. Over several devices
-    it raises UserError outside.
+    apply(params, *args, key=None): the model's forward pass. Call it, or the function that contains it, within
+        `context()`; over several devices it raises UserError outside.
     axes: logical axes of each trained parameter. abstract: the state's shapes, dtypes and shardings.
-    init(): a new state. step(state, batch): one call, the state donated; with
-    `steps_per_call` above 1 the batch has that leading axis. eval_step(params, batch): sums.
-    tuning: of a method that trains some parameters, what it trains; None: all are.
-    init_from_params(params): a state at step 0 with these parameters of the model.
+    init(): a new state. step(state, batch): one call, with the state donated; with `steps_per_call` above 1 the batch
+        has a leading axis of that size. eval_step(params, batch): sums over the batch.
+    tuning: the model with its PEFT method; None: all parameters are trained.
+    init_from_params(params): a state at step 0 with these model parameters.
     """
 
     experiment: Experiment
@@ -70,7 +70,7 @@ class Program:
 
     @property
     def base_params_spec(self) -> tuple[Any, Any]:
-        """(shapes and shardings, logical axes) of the model's own parameters; of quantised ones as they were before."""
+        """(shapes and shardings, logical axes) of the model's own parameters; quantised ones as they were before."""
         if self.tuning is None:
             return self.abstract.model, self.axes
         own, rules = select(self.abstract.model, self.tuning.shapes), self.experiment.sharding.params
@@ -81,30 +81,30 @@ class Program:
         return own, self.tuning.base_axes
 
     def context(self, *, any_length: bool = False, **rules: Any) -> contextlib.ExitStack:
-        """The mesh and the tables, for code that traces the model.
+        """A context with the mesh and the rule tables, for code that traces the model.
 
         Args:
-            any_length: sequences are not the data's `seq_len` but of any length, and so are not split.
-            rules: rules of activations to change.
+            any_length: sequences may have any length, not only the data's `seq_len`, so the length is not split.
+            rules: rules of activations that replace the experiment's.
         """
         free: dict[str, Any] = {"length": None, "residual": None} if any_length else {}
         return _context(self.mesh, self.experiment.sharding, {**free, **rules})
 
     @property
     def local_row_indices(self) -> np.ndarray:
-        """Which rows of each global batch this process feeds, in order: those on its devices. They need not be one
-        piece, as a host of a TPU slice has a square of chips."""
+        """Rows of each global batch that this process feeds, in order: those on its devices. They need not be
+        contiguous, since a host of a TPU slice has a square of chips."""
         e = self.experiment.data
         places = self.batch_sharding.addressable_devices_indices_map((e.batch_size, e.seq_len)).values()
         return np.unique([row for place in places if place for row in range(e.batch_size)[place[0]]])
 
     def shard_batch(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """This process's rows as global arrays on the mesh. An only process's stay as they are: `step` places them."""
+        """This process's rows as global arrays on the mesh; with one process, unchanged, since `step` places them."""
         self._check((batch,))
         return self._put(batch, self.batch_sharding, ())
 
     def shard_batches(self, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
-        """Several batches as one, with a leading axis, for `steps_per_call`."""
+        """Several batches stacked along a new leading axis, for `steps_per_call`."""
         self._check(batches)
         stack = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
         sharding = NamedSharding(self.mesh, PartitionSpec(None, *self.batch_sharding.spec))
@@ -124,13 +124,13 @@ class Program:
 
 
 def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_traced: bool = False) -> Program:
-    """Lays a resolved experiment out over the devices. Nothing is compiled and no array made yet.
+    """Builds the program of a resolved experiment over the devices. Compiles nothing and creates no arrays.
 
     Args:
-        only_traced: nothing will be compiled for these devices, so that attention may be another platform's kernel.
+        only_traced: nothing will be compiled for these devices, so attention may use another platform's kernel.
 
     Raises:
-        UserError: a size that does not divide over the mesh, a missing rule, a rule in vain, a mesh axis over
+        UserError: a size that does not divide over the mesh, a missing rule, an unused rule, a mesh axis over
             which nothing is split, an attention kernel that cannot run on these devices.
     """
     e, mesh = experiment, make_mesh(experiment.sharding.mesh, devices)
@@ -167,10 +167,12 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
 
 @dataclasses.dataclass(frozen=True)
 class _Network:
-    """A model, abstractly. model: its `apply`, `params` and `mesh`, before any PEFT method, for checks.
+    """An abstract model with its PEFT method.
 
-    apply, shapes, axes: with the method, of the parameters that are trained. inputs: shapes of the module's arguments.
-    tuning, frozen, rates: of the method, else None.
+    model: `apply`, `params` and `mesh` of the model before any PEFT method, for checks.
+    inputs: shapes of the module's arguments.
+    apply, shapes, axes: the forward pass with the method; shapes and logical axes of the trained parameters.
+    tuning, frozen, rates: the method's; None without one.
     """
 
     model: dict[str, Any]
@@ -224,7 +226,7 @@ def _program(
     step: Step,
     batch_sharding: NamedSharding,
 ) -> Program:
-    """The jitted functions. state: `new_state` but for its parameters. layout: shardings of the state."""
+    """The program with its jitted functions. state: `new_state` without its parameters. layout: its shardings."""
     tuning = network.tuning
 
     def init() -> TrainState:
@@ -260,18 +262,18 @@ def _program(
 
 
 def _loss_scale(e: Experiment) -> float | None:
-    """The initial loss scale under float16."""
+    """The initial loss scale under float16; None for other dtypes."""
     policy = e.model.policy
     return e.loss_scale if policy is not None and policy.compute_dtype == "float16" else None
 
 
 def heads(shapes: Any) -> tuple[str, ...]:
-    """Patterns of what stands beside the trunk of a fine-tuned model: new, so trained whole whatever the method."""
+    """Patterns of the parameters beside a fine-tuned model's trunk: they are new, so every method trains them fully."""
     return tuple(f"{name}/*" for name in shapes if name != "trunk") if "trunk" in shapes else ()
 
 
 def _needs_context(apply: Callable, sizes: dict[str, int]) -> Callable:
-    """`apply` of a program over several devices: an error outside the context, where its layout would be lost."""
+    """`apply` that raises UserError outside the mesh's context, where its sharding would be lost."""
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         if trace_context.current().layout is None or jax.sharding.get_abstract_mesh().empty:
@@ -286,7 +288,7 @@ def _needs_context(apply: Callable, sizes: dict[str, int]) -> Callable:
 
 
 def _within(mesh, sharding, fn):
-    """fn, traced and run in the context of the mesh and the tables; `fn.lower` and `fn.trace` too."""
+    """fn, traced and run in the context of the mesh and the rule tables; so are `fn.lower` and `fn.trace`."""
 
     @functools.wraps(fn)
     def call(*args, **kwargs):

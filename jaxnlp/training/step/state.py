@@ -1,4 +1,4 @@
-"""The training state: one pytree, and how it is laid out over the mesh."""
+"""The training state, one pytree, and its shardings over the mesh."""
 
 import dataclasses
 import functools
@@ -26,9 +26,9 @@ class TrainState:
 
     step: steps taken. params, opt_state: of the model and the optimizer.
     key: the run's root key (its raw data); a step's keys are folded from it and the step.
-    skipped: steps whose update was left out because it was not finite.
-    scaling: of the loss under float16: `scale`, and `good` steps since it last changed; else None.
-    frozen: under a tuning method, the parameters that are not trained; `params` are those that are. Else None.
+    skipped: steps whose update was skipped because it was not finite.
+    scaling: under float16, the loss `scale` and the number of `good` steps since it last changed; else None.
+    frozen: under a PEFT method, the parameters that are not trained (`params` has those that are); else None.
     """
 
     step: jax.Array
@@ -48,7 +48,7 @@ class TrainState:
 def new_state(
     params: Any, optimizer: optax.GradientTransformation, seed: int, loss_scale: float | None, frozen: Any = None
 ) -> TrainState:
-    """The state at step 0. `loss_scale` is the first scale of float16 losses, None for other dtypes."""
+    """The state at step 0. `loss_scale` is the initial scale of the loss under float16, None for other dtypes."""
     scaling = None
     if loss_scale is not None:
         scaling = {"scale": jnp.float32(loss_scale), "good": jnp.int32(0)}
@@ -64,28 +64,28 @@ def new_state(
 
 
 def saved_trees(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint keeps of a state: "params" (those trained), and "rest". Frozen parameters are not saved."""
+    """The trees that a checkpoint stores: "params" (those trained) and "rest". Frozen parameters are not saved."""
     rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key, "skipped": state.skipped}
     return {"params": state.params, "rest": {**rest, "scaling": state.scaling}}
 
 
 def from_saved_trees(trees: dict[str, Any]) -> TrainState:
-    """The state of `saved_trees`, without frozen parameters."""
+    """The inverse of `saved_trees`: a state without frozen parameters."""
     return TrainState(params=trees["params"], **trees["rest"])
 
 
 def gradient_shardings(params: Any, axes: Any, config: Sharding, mesh: Any) -> Any:
-    """The sharding of each parameter's gradient. Arguments as `state_shardings`."""
+    """The sharding of each parameter's gradient. Arguments as for `state_shardings`."""
     return shardings(params, axes, config.params if config.gradients is None else config.gradients, mesh)
 
 
 def update_shardings(params: Any, axes: Any, config: Sharding, mesh: Any) -> Any:
-    """The sharding of each parameter as the optimizer lays it out. Arguments as `state_shardings`."""
+    """The sharding of each parameter during the optimizer's update. Arguments as for `state_shardings`."""
     return shardings(params, axes, config.params if config.optimizer is None else config.optimizer, mesh)
 
 
 def check_memory(mesh: Any) -> None:
-    """Raises FieldError where the mesh's devices have no host memory of their own."""
+    """Raises FieldError if JAX offers no host memory on the mesh's devices."""
     device = mesh.devices.flat[0]
     kinds = [memory.kind for memory in device.addressable_memories()]
     if HOST not in kinds:
@@ -94,11 +94,11 @@ def check_memory(mesh: Any) -> None:
 
 
 def owners(opt_state: Any, params: Any) -> Any:
-    """Of each leaf of an optimizer's state the place of its parameter among all; -1 where it has none (counters)."""
+    """For each leaf of an optimizer's state, the index of its parameter, or -1 if it has none (counters)."""
     place = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
 
     def one(path, _):
-        # An optimizer keeps its trees like the parameters somewhere inside its own state.
+        # An optimizer's state contains trees like the parameters, so a leaf's path ends with its parameter's.
         return next((place[path[i:]] for i in range(len(path)) if path[i:] in place), -1)
 
     return jax.tree_util.tree_map_with_path(one, opt_state)
@@ -108,11 +108,12 @@ def state_shardings(state: TrainState, axes: Any, config: Sharding, mesh: Any, f
     """The sharding of every leaf of a state.
 
     Args:
-        state: abstract or real. axes: logical axes of its parameters, as a tree like them; frozen_axes: of its frozen.
+        state: abstract or concrete. axes: logical axes of its parameters, as a tree like them. frozen_axes: those of
+            its frozen parameters.
 
-    The optimizer's copies of a parameter (moments, accumulators) follow `config.optimizer`,
-    or the parameters' rules, and are in the memory of `config.optimizer_memory`; its leaves of any other shape
-    (counters, Adafactor's factors) are whole on every device.
+    Optimizer leaves with the shape of their parameter (moments, accumulators) follow `config.optimizer`, or the
+    parameters' rules, and are in the memory of `config.optimizer_memory`. Optimizer leaves of any other shape
+    (counters, Adafactor's factors) are replicated.
     """
     whole = NamedSharding(mesh, PartitionSpec())
     layout = jax.tree.leaves(update_shardings(state.params, axes, config, mesh))

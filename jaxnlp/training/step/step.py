@@ -40,17 +40,16 @@ def make_step(
     Args:
         apply: (params, *args, key=) -> outputs. objective: see `objectives/objective.py`.
         schedule: learning rate of a step, for the metrics.
-        accum_steps: microbatches the batch is cut into, one after the other.
-        skip_nonfinite: leave out an update whose loss or gradient is not finite. Under
-            float16 an overflowing gradient is always left out, and the loss scale halved.
+        accum_steps: number of microbatches, which run one after the other.
+        skip_nonfinite: skip an update whose loss or gradient is not finite. Under float16 an overflowing gradient is
+            always skipped, and the loss scale halved.
         gradients: the sharding of each gradient; None leaves it to the compiler.
-        sums: called as `sum_gradients`, which it is by default, but with the frozen parameters among the others.
-        layouts: of the parameters, where the optimizer lays them out otherwise; None: it does not.
-        update: what updates in the optimizer's place, as `offload.Offload`.
+        sums: replaces `sum_gradients`; its parameters include the frozen ones. None: `sum_gradients`.
+        layouts: the parameters' shardings during the update and at rest, if they differ; else None.
+        update: replaces the optimizer's update, as `offload.Offload` does.
 
-    Metrics (scalars): `loss` a token, what the objective adds, `grad_norm` before clipping,
-    `learning_rate`, `weight` (tokens with a target), `finite` (1 or 0), `skipped` (so far)
-    and, under float16, `loss_scale`.
+    Metrics (scalars): `loss` per token, the objective's metrics, `grad_norm` before clipping, `learning_rate`, `weight`
+    (tokens with a target), `finite` (1 or 0), `skipped` (so far) and, under float16, `loss_scale`.
     """
 
     def whole(grads, state, finite):
@@ -109,8 +108,8 @@ def _on_frozen(apply, frozen, params, *args, **kwargs):
 def sum_gradients(apply, objective, params, batch, key, accum_steps, scale=None, layout=None):
     """Sums over the batch: ((loss, weight, metrics), gradient of the loss, times `scale` if given).
 
-    Microbatch a holds the rows a, a + A, a + 2A, ...: where the batch is split over devices, each
-    keeps its own rows. `layout`: the sharding of each gradient, kept by the sums over microbatches too.
+    Microbatch a holds the rows a, a + A, a + 2A, ..., so that each device keeps its own rows when the batch is split
+    over devices. `layout`: the sharding of each gradient, and of its sum over microbatches.
     """
     place = (lambda grads: grads) if layout is None else (lambda g: jax.lax.with_sharding_constraint(g, layout))
 
@@ -139,7 +138,7 @@ def sum_gradients(apply, objective, params, batch, key, accum_steps, scale=None,
 
 
 def next_scaling(scaling: dict[str, jax.Array], finite: jax.Array) -> dict[str, jax.Array]:
-    """Dynamic loss scaling: halved on overflow, doubled after 2000 good steps.
+    """Dynamic loss scaling: the scale is halved on overflow, and doubled after 2000 steps without one.
 
     Micikevicius et al. 2018, arXiv:1710.03740, section 3.2.
     """
@@ -150,7 +149,7 @@ def next_scaling(scaling: dict[str, jax.Array], finite: jax.Array) -> dict[str, 
 
 
 def many_steps(step: Step) -> Step:
-    """`step` over a stack of batches in one device call, under the same name in traces; metrics are stacked too."""
+    """`step` over a stack of batches in one device call. Metrics are stacked too; traces show the name of `step`."""
 
     def steps(state: TrainState, batches: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         return jax.lax.scan(step, state, batches)

@@ -1,4 +1,4 @@
-"""Checks of an experiment's tables against its model and mesh: no name in vain, no two devices at the same work."""
+"""Checks an experiment's rule tables against its model and mesh: unused names, and devices that do the same work."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ from jaxnlp.trees import get_at
 
 TABLES = ("params", "gradients", "optimizer")
 FOLLOW = ("heads", "kv_heads", "kv", "mlp", "vocab")
-"""Activations that are split where a parameter is. Alone they split the scores or the logits, and not the layers."""
+"""Activations that are split with a parameter. Alone they split the scores or the logits, but not the layers."""
 
 REMEDIES = {
     "stage": "map params['layers'] to it, as the preset PP does",
@@ -29,20 +29,20 @@ REMEDIES = {
 
 
 def check_kernel(kernel: AttentionKernel | None, platform: str) -> None:
-    """Raises UserError for an attention kernel that does not run on the devices."""
+    """Raises UserError for an attention kernel that does not run on the platform."""
     if kernel is not None and not kernel.runs_on(platform):
         name, platforms = type(kernel).__name__, ", ".join(kernel.platforms)
         raise UserError(f"model.attention={name}(): does not run on {platform}, only on {platforms}; use Einsum()")
 
 
 def check_stages(method: PEFTMethod, stages: int) -> None:
-    """Raises FieldError for a PEFT method of full models under a pipeline."""
+    """Raises FieldError for a PEFT method that does not support several pipeline stages."""
     if stages > 1:
         method.check_pipeline(stages)
 
 
 def check_heads(experiment: Experiment, axes: Any, sizes: Mapping[str, int]) -> None:
-    """Raises FieldError where heads do not divide over the mesh axes that split them.
+    """Raises FieldError if the heads do not divide over the mesh axes that split them.
 
     Args:
         axes: logical axes of each parameter. sizes: mesh axis -> number of devices.
@@ -65,13 +65,13 @@ def check_heads(experiment: Experiment, axes: Any, sizes: Mapping[str, int]) -> 
 
 
 def _splitting(experiment: Experiment, name: str) -> list[str]:
-    """The tables that map a logical axis to any of the mesh's."""
+    """The rule tables that map a logical axis to a mesh axis."""
     tables = field_values(experiment.sharding, *TABLES, "activations").items()
     return [f"sharding.{table}" for table, rules in tables if (rules or {}).get(name) is not None]
 
 
 def check_blocks(experiment: Experiment, tuning: TunedModel, sizes: Mapping[str, int]) -> None:
-    """Raises FieldError where a quantised base cannot be laid out: devices whose share of a kernel has parts of blocks.
+    """Raises FieldError if a quantised base cannot be sharded: each device's share of a kernel must be full blocks.
 
     Args:
         sizes: mesh axis -> number of devices.
@@ -83,7 +83,7 @@ def check_blocks(experiment: Experiment, tuning: TunedModel, sizes: Mapping[str,
     counts = {path: get_at(tuning.shapes, path).shape[how.axis] for path, how in tuning.blocks.items()}
     split = {path: as_tuple(rules.get(str(how.axes[how.axis]))) for path, how in tuning.blocks.items()}
     ways = {path: math.prod(sizes[axis] for axis in axes) for path, axes in split.items()}
-    # A share is of whole blocks, or its scales would lie on other devices than its codes.
+    # A share is a number of full blocks; else the scales of a block would be on other devices than its codes.
     whole = lambda path, size: size is not None and counts[path] % (ways[path] * size) == 0
     for path, how in tuning.blocks.items():
         if whole(path, how.size) or counts[path] % ways[path]:
@@ -98,16 +98,16 @@ def check_blocks(experiment: Experiment, tuning: TunedModel, sizes: Mapping[str,
 
 
 def check_names(experiment: Experiment, axes: Iterable[Any], apply: Any, params: Any, mesh: Any) -> None:
-    """Raises FieldError for a rule of a logical axis that neither this model nor any of ours has.
+    """Raises FieldError for a rule of a logical axis that neither this model nor any other of the library has.
 
     Args:
-        axes: trees of logical axes, of all parameters. apply, params: the model, and its abstract parameters.
+        axes: trees of the logical axes of all parameters. apply, params: the forward pass, and abstract parameters.
     """
     known = {*REPLICATED, *ACTIVATIONS}.union(*(parameter_names(tree) for tree in axes))
     for table, rules in field_values(experiment.sharding, *TABLES, "activations").items():
         unknown = [name for name in rules or {} if name not in known]
         if unknown and table == "activations":
-            # One device lays nothing out, so that names of activations are not to be learnt there.
+            # On one device no activation is constrained, so a trace would not show their names.
             seen = set(unknown) if mesh.size == 1 else activation_names(experiment, apply, params, mesh)
             unknown = [name for name in unknown if name not in seen]
         if unknown:
@@ -118,11 +118,11 @@ def check_names(experiment: Experiment, axes: Iterable[Any], apply: Any, params:
 def check_axes(experiment: Experiment, layouts: Any, apply: Any, params: Any, mesh: Any) -> None:
     """Raises FieldError for a mesh axis over which nothing is split: its devices would all do the same work.
 
-    A split of parameters, gradients or the optimizer's state counts, and one of the batch, of the length, or of an
-    activation that is not a parameter's output (`FOLLOW`) and occurs in this model.
+    A split of parameters, gradients or the optimizer's state counts. A split of the batch counts too, and one of the
+    length or of another activation that occurs in this model, unless it follows a parameter (`FOLLOW`).
 
     Args:
-        layouts: a tree of all shardings of the state and the gradients. apply, params: as `check_names`.
+        layouts: a tree of all shardings of the state and the gradients. apply, params: as for `check_names`.
     """
     rules = experiment.sharding.activations
     split = set(as_tuple(rules.get("batch")))
@@ -144,13 +144,13 @@ def check_axes(experiment: Experiment, layouts: Any, apply: Any, params: Any, me
 
 
 def parameter_names(axes: Any) -> set[str]:
-    """The logical axes of a tree of parameters."""
+    """The names in a tree of logical axes."""
     leaves = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
     return {name for names in leaves for name in names if name is not None}
 
 
 def activation_names(experiment: Experiment, apply: Any, params: Any, mesh: Any) -> set[str]:
-    """The logical axes that the model asks the activations' table for, learnt by a trace with dropout on."""
+    """The logical axes that the model looks up in the activations' table, recorded by a trace with dropout on."""
     e, asked = experiment, Asked(experiment.sharding.activations)
     inputs = e.model.example_inputs(e.data.batch_size // e.accum_steps, e.data.seq_len)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -160,7 +160,7 @@ def activation_names(experiment: Experiment, apply: Any, params: Any, mesh: Any)
 
 
 class Asked(dict):
-    """A table that notes which of its names were looked up."""
+    """A rule table that records which of its names were looked up."""
 
     def __init__(self, rules: Mapping[str, Any]):
         super().__init__(rules)

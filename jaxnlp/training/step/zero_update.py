@@ -1,4 +1,4 @@
-"""New parameters, where the optimizer's state is split over devices and the parameters are not (ZeRO 1 and 2)."""
+"""The parameter update when the optimizer's state is split over devices and the parameters are not (ZeRO 1 and 2)."""
 
 import dataclasses
 from typing import Any
@@ -10,10 +10,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 @dataclasses.dataclass(frozen=True)
 class Layouts:
-    """How parameters lie, as trees like them: `axes`, logical; shardings, `updated` by the optimizer and as `kept`.
+    """Layouts of the parameters during the update and at rest, as trees like the parameters.
 
-    Each device updates its share, in the parameters' own dtype, and the shares are gathered afterwards (Rajbhandari et
+    Each device updates its share in the parameters' own dtype, and the shares are gathered afterwards (Rajbhandari et
     al. 2020, arXiv:1910.02054, section 5.1).
+
+    axes: logical axes. updated: shardings during the optimizer's update. kept: shardings at rest.
     """
 
     axes: Any
@@ -21,14 +23,14 @@ class Layouts:
     kept: Any
 
     def apply_updates(self, params: Any, updates: Any) -> Any:
-        """params + updates, as the optimizer lays them out."""
+        """params + updates, in the sharding of the update."""
         return jax.lax.with_sharding_constraint(optax.apply_updates(params, updates), self.updated)
 
     def gather(self, new: Any, old: Any) -> Any:
-        """`new` as it is kept, in the place of `old`, which nothing may read afterwards.
+        """`new` in its sharding at rest, written over `old`, which must not be read afterwards.
 
-        Stacked layers are gathered one by one, each over its old values: all at once, the compiler would hold every
-        gathered parameter beside every old one.
+        Stacked layers are gathered one at a time, each over its old values. If all were gathered at once, the compiler
+        would hold every gathered parameter next to every old one.
         """
         leaves, tree = jax.tree.flatten(new)
         axes, updated, kept, old = (tree.flatten_up_to(x) for x in (self.axes, self.updated, self.kept, old))
@@ -47,7 +49,7 @@ class Layouts:
 
 
 def _one_by_one(new: list[Any], old: list[Any], layer: list[Any], count: int) -> list[Any]:
-    """old, each of its layers overwritten with that of `new`, laid out as `layer`."""
+    """`old` with each layer overwritten by that of `new`, in the sharding `layer`."""
 
     def one(i, places):
         rows = [jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in new]
