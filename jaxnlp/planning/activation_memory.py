@@ -1,7 +1,7 @@
-"""What a device keeps of a forward pass for the backward pass, by JAX's own account of the derivative.
+"""Activation memory per device, from the residuals that JAX saves for the backward pass.
 
-Traced, not compiled: remat and every component count as they are, while the compiler often fuses some of it away, and
-adds scratch space of its own.
+The step is traced, not compiled. Remat and every component are counted as traced; the compiler often fuses some of the
+residuals away and adds scratch memory of its own.
 """
 
 import dataclasses
@@ -19,15 +19,16 @@ from jaxnlp.training.experiment import abstract_batch
 from jaxnlp.training.step.program import Program, build
 
 SPLIT = {"num_heads": "heads", "num_kv_heads": "kv_heads", "mlp_dim": "mlp", "hidden_dim": "mlp", "vocab_size": "vocab"}
-"""Sizes of a model, and the axis of activations that each is."""
+"""Size field of a model -> the logical activation axis that has this size."""
 
 
 def saved_activation_bytes(program: Program) -> tuple[int, int]:
-    """Bytes in a device's memory, and its share of those in the host's.
+    """Saved activations: (bytes in device memory, the device's share of bytes in host memory).
 
-    What a device keeps of the forward pass; with remat, and of the one block being computed again. One microbatch's, or
-    of a pipeline those that its schedule has under way at a time. Split over the devices that split the batch, the
-    length, and what tensor parallelism splits. What remat offloads is told apart, but comes back for that one block.
+    With remat the device bytes include the residuals of the one block being recomputed. The count covers one
+    microbatch, or the microbatches that a pipeline's schedule has in flight. Activations are divided over the devices
+    that shard the batch, the length and the axes of tensor parallelism. Residuals that remat offloads are reported
+    separately; they return to the device for the one block being recomputed.
     """
     (layers, rest), there = _kept(program)
     model = program.experiment.model
@@ -40,7 +41,7 @@ def saved_activation_bytes(program: Program) -> tuple[int, int]:
 
 
 def _staged(program: Program, layers: int, rest: int) -> int:
-    """Bytes on a stage, given those of one microbatch in all layers, and outside of them."""
+    """Bytes on one pipeline stage, from one microbatch's bytes in all layers and outside the layers."""
     e, stages = program.experiment, program.mesh.shape["stage"]
     schedule = named_schedule(e.sharding.pipeline) if stages > 1 else None
     if schedule is None or isinstance(schedule, Naive):  # whose idle ticks are kept like the others
@@ -52,20 +53,21 @@ def _staged(program: Program, layers: int, rest: int) -> int:
     if isinstance(schedule, OneFOneB):
         return layers // stages + rest + (2 * stages + 1) * between
     count = ticks(schedule, stages, m)
-    # What enters the stages in each tick and what leaves, and what enters and leaves the stack of all microbatches.
+    # Input and output of the stages in each tick, and input and output of the layer stack for every microbatch.
     return layers * count // (stages * schedule.virtual_stages) + rest + 2 * (count + m) * between
 
 
 def _ways(program: Program, names: tuple[str, ...]) -> int:
-    """Over how many devices an activation with these axes is split; two axes need not divide over the same devices."""
+    """Number of shards of an activation with these logical axes. A mesh axis that several of them use counts once."""
     table, sizes = program.experiment.sharding.activations, program.mesh.shape
     return math.prod(sizes[axis] for axis in {axis for name in names for axis in as_tuple(table.get(name))})
 
 
 def _kept(program: Program) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Bytes for a device of one microbatch, parameters aside: (in the stacked layers, elsewhere), in either memory.
+    """Residual bytes per device of one microbatch, without parameters.
 
-    A device's share under tensor parallelism is that of a model with its share of heads, hidden units and vocabulary.
+    Returns ((stacked layers, elsewhere) in device memory, (stacked layers, elsewhere) in host memory). Under tensor
+    parallelism a device's share is that of a model with 1/n of the heads, hidden units and vocabulary.
     """
     e = program.experiment
     sizes = {field: _ways(program, (axis,)) for field, axis in SPLIT.items()}
@@ -85,7 +87,7 @@ def _kept(program: Program) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _residuals(program: Program, ways: dict[str, int]) -> list[Any]:
-    """Arrays that the derivative keeps of a microbatch of all rows, of a model with a share of its sizes."""
+    """Abstract residuals of the loss for one microbatch with all rows. `ways` divides the sizes of the model."""
     e = program.experiment
     model = e.model.body
     own, ways = {field.name for field in dataclasses.fields(model)}, {**ways, "head_dim": 1}
@@ -95,7 +97,7 @@ def _residuals(program: Program, ways: dict[str, int]) -> list[Any]:
     if set(ways.values()) != {1}:
         changes = {field: size // ways[field] for field, size in sizes.items() if field in own and size is not None}
         e = dataclasses.replace(e, model=e.model.with_body(**changes))
-    # Only what splits the batch and the length is left of the mesh.
+    # The mesh keeps only the axes that shard the batch and the length.
     devices = program.mesh.devices[tuple(slice(1) if a in ("stage", "tensor") else slice(None) for a in AXES)]
     mesh = Mesh(devices, AXES, axis_types=program.mesh.axis_types)
     alone = build(dataclasses.replace(e, sharding=Sharding().over()), list(mesh.devices.flat)[:1], only_traced=True)

@@ -1,4 +1,4 @@
-"""What a run would take, before anything is compiled: the parameter table, FLOPs and memory."""
+"""Dry run: parameter table, FLOPs and memory estimate, without compiling."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ from jaxnlp.trees import merge
 
 
 def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
-    """(path, shape, logical axes, sharding, bytes on a device) of each parameter."""
+    """(path, shape, logical axes, mesh axes, bytes per device) of each parameter."""
     rows = []
     leaves = jax.tree_util.tree_leaves_with_path(program.abstract.model)
     axes = jax.tree.leaves(program.all_axes, is_leaf=lambda x: isinstance(x, tuple))
@@ -29,14 +29,14 @@ def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
 
 
 def parameter_count(program: Program) -> int:
-    """Parameters of the model and of what is tuned beside them; of quantised ones as many as there were."""
+    """Number of parameters of the model and its adapters. Quantised parameters count with their original size."""
     if program.tuning is None:
         return sum(x.size for x in jax.tree.leaves(program.abstract.model))
     return sum(x.size for x in jax.tree.leaves(merge(program.tuning.shapes, program.abstract.params)))
 
 
 def device_bytes(leaf: Any) -> int:
-    """Bytes of one device's share of an abstract array."""
+    """Bytes per device of a sharded abstract array."""
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
@@ -48,15 +48,17 @@ def abstract_gradients(program: Program) -> Any:
 
 
 def gradient_bytes(program: Program) -> int:
-    """Gradients on a device, in the parameters' dtypes; where microbatches are summed, their sum in float32 too, and of
-    a pipeline, which sums them as it goes, that alone."""
+    """Gradient bytes per device, in the parameters' dtypes.
+
+    Gradient accumulation adds a float32 sum. A pipeline accumulates as it runs and has only the float32 sum.
+    """
     summed, staged = program.experiment.accum_steps > 1, program.mesh.shape["stage"] > 1
     width = lambda x: 4 * summed + (0 if summed and staged else x.dtype.itemsize)
     return sum(device_bytes(x) // x.dtype.itemsize * width(x) for x in jax.tree.leaves(abstract_gradients(program)))
 
 
 def optimizer_bytes(program: Program) -> tuple[int, int]:
-    """Bytes of the optimizer's state: on one device, and of its share in the host's memory."""
+    """Bytes of the optimizer state: (on one device, the device's share in host memory)."""
     sizes = {False: 0, True: 0}
     for leaf in jax.tree.leaves(program.abstract.opt_state):
         sizes[leaf.sharding.memory_kind == HOST] += device_bytes(leaf)
@@ -64,10 +66,10 @@ def optimizer_bytes(program: Program) -> tuple[int, int]:
 
 
 def estimate_memory(program: Program) -> dict[str, int]:
-    """Bytes on one device, by what they hold.
+    """Bytes per device by category, with their total.
 
-    Parameters and optimizer state are exact; gradients and activations as `gradient_bytes` and `activations` count
-    them. What is in the host's memory, a device's share of it, is told apart and no part of the total.
+    Parameters and optimizer state are exact; gradients and activations are the estimates of `gradient_bytes` and
+    `saved_activation_bytes`. A device's share of host memory is reported separately and not included in the total.
     """
     total = lambda tree: sum(device_bytes(x) for x in jax.tree.leaves(tree))
     state = program.abstract
@@ -85,7 +87,7 @@ def estimate_memory(program: Program) -> dict[str, int]:
 
 
 def dry_run_report(program: Program) -> str:
-    """The plan as text."""
+    """The dry run as text."""
     e, rows = program.experiment, parameter_rows(program)
     head = ("parameter", "shape", "logical axes", "mesh axes", "bytes/device")
     table = [head, *((*row[:4], f"{row[4]:,}") for row in rows)]

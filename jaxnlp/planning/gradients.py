@@ -1,6 +1,6 @@
-"""The gradient function of an experiment alone, compiled: what a step keeps of its forward pass, and its gradients.
+"""Compiles the gradient function of an experiment without the update, to measure activation and gradient memory.
 
-A step's own account mixes activations with what the optimizer needs. Nothing runs.
+The memory analysis of the full step mixes activations with the optimizer's temporaries. Nothing is executed.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from jaxnlp.training.step.step import sum_gradients
 
 
 def lowered_gradients(program: Program) -> Any:
-    """(parameters, batch) -> gradients, in the parameters' dtypes and laid out as the step has them; not compiled."""
+    """The lowered function (params, batch) -> gradients, in the parameters' dtypes and with the step's shardings."""
     e, wanted = program.experiment, abstract_gradients(program)
     layout = jax.tree.map(lambda x: x.sharding, wanted)
 
@@ -31,10 +31,10 @@ def lowered_gradients(program: Program) -> Any:
 
 
 def compiled_bytes(lowered: Any, *, fast: bool = False) -> dict[str, int] | None:
-    """The compiler's account of a lowered function (`planner.account`); None where it runs out of memory.
+    """Memory analysis of a lowered function (`planner.compiled_memory`); None if it does not fit in memory.
 
     Args:
-        fast: with little effort to make good code: half the time, more temporaries, the same arguments and outputs.
+        fast: compile with low optimisation effort: half the time, more temporaries, the same arguments and outputs.
     """
     try:
         options: dict[str, Any] | None = {"exec_time_optimization_effort": -1.0} if fast else None

@@ -1,11 +1,15 @@
-"""Collectives of a compiled program, read from its text (`compiled.as_text()`): which, how often, of how many bytes.
+"""Reads the collectives of a compiled program from its HLO text (`compiled.as_text()`): kind, count and bytes.
 
-Compilers print one collective in many forms, and all are counted here: on its own; as a `-start` and `-done` pair; in a
-computation called by an asynchronous call (`async-start`, `call-start`); spread over fusions that repeat it under one
-channel id; an `all-reduce-scatter` fusion, which is a reduce-scatter though it contains an all-reduce; and the ring of
-collective-permutes that a windowed einsum makes of a gather or a scatter, which are counted as the permutes that they
-are. Between slices a TPU's program has none: it sends to its host, whose runtime (Megascale) does the rest, and the
-`send` says what that is. What is in a loop counts as often as the loop turns.
+Compilers print a collective in many forms, and all are counted:
+
+- as one instruction, or as a `-start` and `-done` pair;
+- in a computation called asynchronously (`async-start`, `call-start`);
+- in several fusions that repeat it under one channel id;
+- as an `all-reduce-scatter` fusion, which is a reduce-scatter although it contains an all-reduce;
+- as the ring of collective-permutes that a windowed einsum makes of a gather or scatter; these count as permutes.
+
+A TPU program has no collectives between slices: it sends to its host, whose runtime (Megascale) performs the transfer,
+and the attributes of the `send` describe it. A collective in a loop counts once per iteration.
 """
 
 import dataclasses
@@ -35,14 +39,14 @@ IOTA = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One instruction.
+    """One collective instruction.
 
-    kind: of `KINDS`. members: device numbers that talk to each other, a row a group; of a permute its
-        (source, target) pairs; empty where all devices are one group.
-    bytes: of the whole array in one group: what an all-gather makes, what a reduce-scatter takes; of a permute
-        what one device sends.
-    count: times in a run of the program. source: the operation of the model that it comes from.
-    between_slices: it goes over the hosts' network; `members` are then ids of devices, not their places in the mesh.
+    kind: one of `KINDS`. members: one row of device numbers per group; for a permute, its (source, target) pairs;
+        empty if all devices form one group.
+    bytes: of the full array in one group: the output of an all-gather, the input of a reduce-scatter; for a permute,
+        the bytes that one device sends.
+    count: executions per run of the program. source: `op_name` of the model's operation that it comes from.
+    between_slices: the transfer uses the network between hosts; `members` are then device ids, not mesh positions.
     """
 
     kind: str
@@ -58,19 +62,19 @@ class Collective:
         return len(self.members[0]) if self.members else num_devices
 
     def sent(self, num_devices: int) -> float:
-        """Bytes that each device sends each time, as a ring moves them (Patarasuk and Yuan 2009)."""
+        """Bytes that each device sends per execution of a ring algorithm (Patarasuk and Yuan 2009)."""
         n = self.group_size(num_devices)
         if self.kind == "collective-permute":
             return float(self.bytes)
         return self.bytes * (2 if self.kind == "all-reduce" else 1) * (n - 1) / n
 
     def axes(self, sizes: Mapping[str, int]) -> tuple[str, ...]:
-        """Mesh axes along which its devices lie apart; sizes: of the mesh's axes, outermost first."""
+        """Mesh axes that its groups span. sizes: of the mesh axes, outermost first."""
         return tuple(sizes) and spanned_axes(self.members, sizes)
 
 
 def spanned_axes(members: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """Axes whose coordinate differs between members of a group. Devices are numbered in the order of the mesh."""
+    """Mesh axes whose coordinate differs between members of a group. Devices are numbered in mesh order."""
     if not members:
         return tuple(axis for axis, size in sizes.items() if size > 1)
     shape = tuple(sizes.values())
@@ -82,10 +86,10 @@ def spanned_axes(members: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> 
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """Every collective of a program's text, in the order of its computations. Those of one device alone are left out.
+    """All collectives of a program, in the order of its computations, except those whose groups have one device.
 
     Raises:
-        ValueError: text that is no HLO module; a collective in a loop whose turns the text does not tell.
+        ValueError: the text is not an HLO module, or a collective is in a loop whose trip count is unknown.
     """
     computations, entry = parse(hlo)
     if entry is None:
@@ -98,7 +102,10 @@ PRODUCTS = re.compile(r'custom_call_target="[^"]*(gemm|matmul|conv|dot|attention
 
 
 def instruction_classes(hlo: str) -> dict[str, str]:
-    """Instruction -> what it is, by what is in it: `MATMUL`, `COLLECTIVE`, `OTHER`; `LOOP` is made of others."""
+    """Instruction name -> class, by the operations it contains: `MATMUL`, `COLLECTIVE` or `OTHER`.
+
+    `LOOP` marks instructions that run other computations (while, conditional, call).
+    """
     computations, _ = parse(hlo)
 
     @functools.cache
@@ -123,7 +130,7 @@ def instruction_classes(hlo: str) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """name = type opcode(rest, with its attributes."""
+    """`name = type opcode(rest`, where `rest` holds the operands and attributes."""
 
     name: str
     type: str
@@ -141,7 +148,7 @@ class Instruction:
 
 
 def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str | None]:
-    """(computations by name, the entry's name)."""
+    """(computation name -> instructions, name of the entry computation)."""
     computations: dict[str, list[Instruction]] = {}
     entry, inside = None, None
     for line in hlo.splitlines():
@@ -163,14 +170,14 @@ class _Walk:
         self.computations = computations
 
     def visit(self, name: str, count: int, fused: bool = False, seen: set[Any] | None = None) -> Iterator[Collective]:
-        """Collectives of a computation that runs `count` times; `seen`: those of the fusions around it in one loop."""
+        """Collectives of a computation that runs `count` times. seen: keys already counted in fusions of one loop."""
         seen = set() if seen is None else seen
         scatter = fused and SCATTER in name
         for one in self.computations.get(name, ()):
             kind = one.opcode.removesuffix("-start")
             if kind in KINDS:
                 collective = _collective(one, kind, count, scatter)
-                # Fusions that overlap one collective with work each repeat it; outside them equal ids are no copies.
+                # Fusions that overlap a collective with compute repeat it. Outside fusions, equal ids are not copies.
                 key = (one.attribute(r"channel_id=(\d+)"), collective.kind, collective.bytes, collective.members)
                 if fused and not scatter:
                     if key in seen:
@@ -200,7 +207,7 @@ class _Walk:
                     )
 
     def branch(self, one: Instruction, count: int) -> list[Collective]:
-        """Of a conditional: the branch that moves most."""
+        """Collectives of the branch of a conditional that moves the most bytes."""
         names = re.findall(r"(?:true_computation|false_computation)=%?([\w.\-]+)", one.rest)
         if listed := one.attribute(r"branch_computations=\{([^}]*)\}"):
             names += [name.strip().lstrip("%") for name in listed.split(",")]
@@ -208,8 +215,11 @@ class _Walk:
         return max(branches, key=lambda branch: sum(c.bytes * c.count for c in branch), default=[])
 
     def turns(self, loop: Instruction) -> int | None:
-        """How often a loop turns: as the compiler notes it, or the constant that its condition compares the counter
-        with, over what its body adds to that (2 where the compiler has unrolled it once)."""
+        """Trip count of a loop, or None if unknown.
+
+        It is the compiler's `known_trip_count`, or else the constant in the loop condition divided by the counter's
+        increment per iteration (2 if the compiler has unrolled the loop once).
+        """
         if noted := loop.attribute(r"known_trip_count[^\d}]*(\d+)"):
             return int(noted)
         condition, body = (loop.attribute(rf"{word}=%?([\w.\-]+)") or "" for word in ("condition", "body"))
@@ -217,7 +227,7 @@ class _Walk:
         return -(-max(limits) // self.stride(condition, body)) if limits else None
 
     def stride(self, condition: str, body: str) -> int:
-        """What a turn adds to the counter; 1 where that cannot be seen."""
+        """Increment of the loop counter per iteration; 1 if it cannot be determined."""
         names = {one.name: one for one in self.computations.get(condition, ())}
         root = next((one for one in names.values() if one.root), None)
         counter = names.get(root.operands[0]) if root is not None and root.operands else None
@@ -235,7 +245,7 @@ class _Walk:
         return max([1, *(_constant(x) for x in added)])
 
     def constants(self, name: str) -> Iterator[int]:
-        """Integers in a computation and in what it calls."""
+        """Integer constants in a computation and in the computations it calls."""
         for one in self.computations.get(name, ()):
             if one.opcode == "constant" and re.match(r"[su](32|64)\[\]", one.type):
                 yield _constant(one)
@@ -262,8 +272,14 @@ def _collective(one: Instruction, kind: str, count: int, scatter: bool) -> Colle
 
 
 def _between_slices(one: Instruction, count: int) -> Collective:
-    """What a send asks of the hosts, whose members are `"{1,2}x{0:3}"`, every device with its like in each slice, or
-    ids in groups, or (of a permute) pairs."""
+    """The collective that a Megascale `send` requests from the hosts.
+
+    Its target is `"{1,2}x{0:3}"` (each device with the same device in each slice), groups of ids, or pairs of ids for
+    a permute.
+
+    Raises:
+        ValueError: an unknown transfer type.
+    """
     kind = (one.attribute(r'_xla_megascale_transfer_type="(\w+)"') or "").lower().replace("_", "-")
     kind = "collective-permute" if kind == "one-to-one" else kind
     if kind not in KINDS:
@@ -284,8 +300,11 @@ def _between_slices(one: Instruction, count: int) -> Collective:
 
 
 def replica_groups(rest: str) -> tuple[tuple[int, ...], ...]:
-    """Device numbers by group from an instruction's attributes, in each form they are printed in:
-    `{{0,1},{2,3}}`, `[2,4]<=[4,2]T(1,0)` and `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`."""
+    """Device numbers per group, from the attributes of an instruction.
+
+    Reads every printed form: `{{0,1},{2,3}}`, `[2,4]<=[4,2]T(1,0)` and
+    `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`.
+    """
     if match := re.search(r"source_target_pairs=\{(\{[\d,{}\s]*\})\}", rest):
         return tuple(tuple(map(int, pair.split(","))) for pair in re.findall(r"\{([\d,]+)\}", match[1]))
     if match := re.search(r"replica_groups=\{((?:\{[\d,\s]*\},?\s*)*)\}", rest):
@@ -299,7 +318,7 @@ def replica_groups(rest: str) -> tuple[tuple[int, ...], ...]:
 
 
 def iota(text: str) -> np.ndarray:
-    """Numbers in the form `[2,4]<=[4,2]T(1,0)`: 0 to 7 as 4 x 2, transposed, as 2 x 4."""
+    """Parses an iota list such as `[2,4]<=[4,2]T(1,0)`: 0 to 7 as 4 x 2, transposed, reshaped to 2 x 4."""
     match = IOTA.match(text)
     assert match is not None, text
     shape, source, order = ([int(n) for n in part.split(",")] if part else None for part in match.groups())
@@ -314,7 +333,7 @@ def _mesh_groups(mesh: str, ids: str | None, over: str) -> tuple[tuple[int, ...]
     numbers = np.arange(math.prod(sizes.values()))
     if ids is not None:
         numbers = iota(ids).ravel() if ids.startswith("[") else np.asarray([int(n) for n in re.findall(r"\d+", ids)])
-    # An axis may be cut: 'a':(2)4 is the part of a of size 4 that has a part of 2 before it.
+    # A mesh axis may be split: 'a':(2)4 is the sub-axis of size 4 after a sub-axis of size 2.
     parts = {name: [(size, False)] for name, size in sizes.items()}
     for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over):
         whole, first, own = sizes[name], int(before or 1), int(size or sizes[name])
@@ -328,7 +347,7 @@ def _mesh_groups(mesh: str, ids: str | None, over: str) -> tuple[tuple[int, ...]
 
 
 def num_bytes(kind: str) -> int:
-    """Bytes of a type, tuples and all, as `(bf16[4,8]{1,0}, f32[])`."""
+    """Bytes of an HLO type; a tuple such as `(bf16[4,8]{1,0}, f32[])` is the sum of its elements."""
     total = 0
     for name, bits, shape in ARRAY.findall(kind):
         width = 8 if name == "pred" else int(bits)
@@ -337,7 +356,7 @@ def num_bytes(kind: str) -> int:
 
 
 def _type(text: str) -> tuple[str, str]:
-    """(type, the rest) of what stands right of the = sign."""
+    """Splits the text to the right of the = sign into (type, rest)."""
     if not text.startswith("("):
         kind, _, rest = text.partition(" ")
         return kind, f" {rest}"

@@ -1,4 +1,4 @@
-"""What a run measured: its speed, by its log, and where a step's time went, by its trace."""
+"""Measurements of a run: its speed from the metric log, and the time of a step by operation class from its trace."""
 
 import dataclasses
 import pathlib
@@ -24,12 +24,12 @@ PRODUCT = re.compile(r"dot|conv(?!ert)|gemm|matmul|cutlass|attention", re.IGNORE
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Steps of a run as profiled (`--profile_steps`). Times are seconds of one step and device.
+    """Profiled steps of a run (`--profile_steps`). Times are seconds per step and device.
 
-    steps: how many. step_seconds: from the first operation to the last, over the steps; a trace slows a step, and what
-        comes between steps, as an evaluation, is in it.
-    by_class: time within operations of each class, those in flight together counted each; a collective's is that of
-        waiting for the other devices too. longest: the operations that take most.
+    steps: number of profiled steps. step_seconds: time from the first to the last operation, divided by `steps`. It
+        includes the profiler's overhead and any work between steps, such as an evaluation.
+    by_class: time in operations of each class. Overlapping operations are each counted in full, and a collective
+        includes the time it waits for other devices. longest: the five operations that take longest.
     """
 
     path: str
@@ -41,10 +41,10 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A run beside its plan.
+    """Measured speed of a run, for comparison with its plan.
 
-    rows: of the log that tell a speed; the rest are their medians. flops: operations a second of a device, of the
-        model alone. mfu: by the peak that the run knew; None: it knew none.
+    rows: number of log rows with a speed; speed and MFU are medians over these. flops: the model's FLOP/s per device.
+    mfu: relative to the peak that the run used; None if the peak was unknown.
     """
 
     rows: int
@@ -59,7 +59,7 @@ class Measured:
 
 
 def multi_step_program_text(experiment: Experiment, devices: Sequence[Any]) -> str:
-    """The compiled program of a run with several steps a call, which no plan compiles."""
+    """HLO text of the compiled step of a run with `steps_per_call` > 1; a plan compiles one step per call."""
     program = build(experiment, devices)
     batch = abstract_batch(experiment, experiment.data.batch_size)
     stack = {k: jax.ShapeDtypeStruct((experiment.steps_per_call, *x.shape), x.dtype) for k, x in batch.items()}
@@ -69,14 +69,14 @@ def multi_step_program_text(experiment: Experiment, devices: Sequence[Any]) -> s
 
 
 def measure_run(workdir: pathlib.Path, plan: StepPlan, classes: Mapping[str, str], steps_per_call: int = 1) -> Measured:
-    """The log of a run, and its newest trace if there is one.
+    """Reads the log of a run, and its newest trace if there is one.
 
     Args:
-        plan: of the run. classes: of the instructions of its program (`hlo.classes`), to know a trace's by name.
+        plan: of the run. classes: of the program's instructions (`hlo.instruction_classes`), to classify the trace.
         steps_per_call: of its config, for a trace has marks of calls.
 
     Raises:
-        UserError: no log, or one without a speed.
+        UserError: the folder has no log, or its log has no speed.
     """
     rows = [row for row in read_log(workdir / LOG) if row["kind"] == "train" and "tokens_per_second" in row]
     if not rows:
@@ -97,7 +97,7 @@ def measure_run(workdir: pathlib.Path, plan: StepPlan, classes: Mapping[str, str
 
 
 def newest_trace(workdir: pathlib.Path, classes: Mapping[str, str], steps_per_call: int = 1) -> Trace | None:
-    """The newest trace of a run's folder, of its first host; None where there is none, or it saw no device."""
+    """The newest trace in a run folder, of its first host; None if there is none or it recorded no device."""
     files = sorted(
         workdir.glob("profile/plugins/profile/*/*.xplane.pb"), key=lambda path: (path.parent.name, path.name)
     )
@@ -127,7 +127,7 @@ def newest_trace(workdir: pathlib.Path, classes: Mapping[str, str], steps_per_ca
 
 
 def _annotated(data: Any) -> Iterator[dict[str, Any]]:
-    """Statistics of the training loop's own marks, one for each call of the step."""
+    """Statistics of the training loop's "train" annotations, one per call of the step."""
     for plane in data.planes:
         if plane.name.startswith("/host:"):
             for line in plane.lines:
@@ -141,8 +141,8 @@ def _annotated(data: Any) -> Iterator[dict[str, Any]]:
 def step_operations(data: Any) -> Iterator[tuple[str, str, float, float, str]]:
     """(device, instruction, start, nanoseconds, category) of each operation of the training step.
 
-    TPUs have a plane of each chip with a line of operations, named by their text and with a category, and one of the
-    programs that they are of; GPUs' kernels and CPUs' threads note the instruction that they work on, and its program.
+    A TPU has one plane per chip, with a line of operations (named by their HLO text, with a category) and a line of
+    programs. GPU kernels and CPU threads record the instruction and the program that they execute.
     """
     for plane in data.planes:
         tpu = plane.name.startswith("/device:TPU")
@@ -167,20 +167,20 @@ def step_operations(data: Any) -> Iterator[tuple[str, str, float, float, str]]:
 
 
 def _spans(plane: Any) -> list[tuple[float, float]] | None:
-    """(start, end) of each run of the training step on a TPU; None where the trace does not tell programs apart."""
+    """(start, end) of each execution of the training step on a TPU; None if the trace has no line of programs."""
     lines = [line for line in plane.lines if line.name == "XLA Modules"]
     steps = (event for line in lines for event in line.events if STEP.match(event.name))
     return [(event.start_ns, event.start_ns + event.duration_ns) for event in steps] if lines else None
 
 
 def _within(event: Any, spans: list[tuple[float, float]] | None) -> bool:
-    """By its middle: times since 1970 are rounded to 256 ns."""
+    """Whether the middle of an event is in a span. Times since 1970 are rounded to 256 ns, so ends may be off."""
     middle = event.start_ns + event.duration_ns / 2
     return spans is None or any(start <= middle <= end for start, end in spans)
 
 
 def operation_class(name: str, category: str, classes: Mapping[str, str]) -> str:
-    """By the program, if it has an instruction of that name; else by the name, or the profiler's category."""
+    """Class of an operation: from `classes` if it has the name, else from the name and the profiler's category."""
     if name in classes:
         return classes[name]
     text = f"{category} {name}"

@@ -1,6 +1,6 @@
-"""Memory of training a Transformer, by the formulas of the papers: no model is built and nothing is compiled.
+"""Memory formulas for Transformer training from the literature. No model is built and nothing is compiled.
 
-`planning/dry_run.py` counts what one experiment really keeps; these are what to hold it against.
+They are a reference for `planning/dry_run.py`, which counts the actual memory of an experiment.
 """
 
 from jaxnlp.errors import UserError
@@ -12,17 +12,19 @@ RECOMPUTE = ("all", "selective", "full")
 def zero_state_bytes(
     parameters: float, devices: int = 1, stage: int = 0, *, weight: int = 2, gradient: int = 2, optimizer: int = 12
 ) -> float:
-    """Bytes on a device of parameters, gradients and optimizer state under ZeRO.
+    """Bytes per device of parameters, gradients and optimizer state under ZeRO.
 
-    Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1 and figure 1. Stage 1 splits the optimizer's state over
-    the devices, 2 the gradients too, 3 the parameters too; 0 none.
+    Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1 and figure 1. Stage 0 shards nothing, stage 1 the optimizer
+    state, stage 2 also the gradients, stage 3 also the parameters.
 
     Args:
-        parameters: how many. devices: that share a state. weight, gradient: bytes of one.
-        optimizer: bytes for a parameter; mixed-precision Adam has 12: float32 weight, momentum and variance.
+        parameters: number of parameters. devices: number of devices that shard the state.
+        weight, gradient: bytes of one parameter and of one gradient.
+        optimizer: bytes of optimizer state per parameter; mixed-precision Adam has 12: float32 weight, momentum and
+            variance.
 
     Raises:
-        UserError: a stage that is none of 0 to 3, or no device.
+        UserError: `stage` is not 0 to 3, or `devices` is below 1.
     """
     if stage not in STAGES:
         raise UserError(f"stage={stage!r}: expected one of {', '.join(map(str, STAGES))}")
@@ -42,19 +44,19 @@ def layer_activation_bytes(
     tensor: int = 1,
     sequence_parallel: bool = False,
 ) -> float:
-    """Bytes of 16-bit activations that one layer keeps for its backward pass on a device.
+    """Bytes per device of the 16-bit activations that one layer saves for its backward pass.
 
     Korthikanti et al. 2022, arXiv:2205.05198, equations 1, 2 and 4, and table 2, for a layer with dropout and a
     feed-forward layer of 4 embed_dim. s length, b batch, h embed_dim, a num_heads, t tensor:
 
-    - "all" is kept: sbh (34 + 5as/h); over tensor devices sbh (10 + 24/t + 5as/(ht)); with sequence
-      parallelism sbh/t (34 + 5as/h).
-    - "selective" computes attention's scores, softmax and dropout again: the same without 5as/h. Flash attention
-      keeps as much.
-    - "full" keeps the layer's input: 2sbh, also over tensor devices; 2sbh/t with sequence parallelism.
+    - "all" saves every activation: sbh (34 + 5as/h); with tensor parallelism sbh (10 + 24/t + 5as/(ht)); with
+      sequence parallelism sbh/t (34 + 5as/h).
+    - "selective" recomputes the attention scores, softmax and dropout: the same without the 5as/h term. Flash
+      attention saves the same amount.
+    - "full" saves only the layer's input: 2sbh, also with tensor parallelism; 2sbh/t with sequence parallelism.
 
     Raises:
-        UserError: another `recompute`, or a size below 1.
+        UserError: `recompute` is unknown, or a size is below 1.
     """
     if recompute not in RECOMPUTE:
         raise UserError(f"recompute={recompute!r}: expected one of {', '.join(RECOMPUTE)}")
@@ -71,14 +73,14 @@ def layer_activation_bytes(
 
 
 def activation_bytes(num_layers: int, *sizes: int, **how) -> float:
-    """Bytes of all layers, without the first and last maps; arguments as `layer_activation_bytes`."""
+    """Activation bytes of all layers, without embedding and output layer; arguments as `layer_activation_bytes`."""
     return num_layers * layer_activation_bytes(*sizes, **how)
 
 
 def rule_of_thumb_bytes(num_layers: int, length: int, batch: int, embed_dim: int) -> float:
-    """ZeRO's estimate of all activations: 12 x embed_dim x batch x length x num_layers numbers of 2 bytes.
+    """ZeRO's estimate of all activations: 12 x embed_dim x batch x length x num_layers values of 2 bytes.
 
-    Rajbhandari et al. 2020, arXiv:1910.02054, section 3.2 and its footnote: 60 GB for the GPT-2 of 1.5B parameters at
-    length 1024 and batch 32, about 8 GB with checkpointing, which keeps about the square root of that in layers.
+    Rajbhandari et al. 2020, arXiv:1910.02054, section 3.2 and its footnote: 60 GB for GPT-2 with 1.5B parameters at
+    length 1024 and batch 32; about 8 GB with checkpointing, which saves about the square root of the activations.
     """
     return 2.0 * 12 * embed_dim * batch * length * num_layers

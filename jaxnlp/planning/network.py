@@ -1,4 +1,4 @@
-"""Collectives on their way: over which network, how many bytes a device sends, and how long that takes at best."""
+"""Network traffic of collectives: which network, how many bytes each device sends, and the least time it takes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,12 +13,13 @@ from jaxnlp.sharding.mesh import slice_index
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Collectives of one kind along the same mesh axes, in a step. bytes: that each device sends over the network,
-    as a ring would; over DCN what is left once slices have reduced, or before they gather, within.
+    """The collectives of one kind along the same mesh axes in one step.
 
-    network: "ICI" or "NVLink" (links between chips), "links" (of GPUs, of a kind not known), "DCN" (between slices or
-    hosts), "memory" (a host's).
-    seconds: at best; None: the speed is not known.
+    network: "ICI" or "NVLink" (links between chips), "links" (GPU links of unknown kind), "DCN" (between slices or
+        hosts), "memory" (of the host).
+    bytes: sent by each device over the network with a ring algorithm. For DCN, the bytes that remain after slices
+        have reduced internally, or before they gather internally.
+    seconds: lower bound; None if the bandwidth is unknown.
     """
 
     kind: str
@@ -30,7 +31,7 @@ class Traffic:
 
 
 def traffic_of(ops: Sequence[Collective], mesh: Any, chip: Chip | None) -> tuple[Traffic, ...]:
-    """A program's collectives by kind, axes and network, what moves most first."""
+    """The collectives of a program grouped by kind, axes and network, in descending order of bytes."""
     groups: dict[tuple[str, tuple[str, ...], str], list[tuple[int, float, float | None]]] = {}
     for op in (with_mesh_positions(op, mesh) for op in ops):
         network, sent, one = transfer(op, mesh, chip)
@@ -41,13 +42,15 @@ def traffic_of(ops: Sequence[Collective], mesh: Any, chip: Chip | None) -> tuple
 
 
 def sum_known(column: Sequence[Any]) -> Any:
-    """The sum, or None if a part of it is not known."""
+    """The sum, or None if a term is None."""
     return None if None in column else sum(column)
 
 
 def with_mesh_positions(op: Collective, mesh: Any) -> Collective:
-    """With members as places in the mesh. A program for several TPU slices numbers devices within a slice, and those
-    that it talks to in others by their ids."""
+    """The collective with `members` as mesh positions.
+
+    A program for several TPU slices numbers devices within a slice; transfers between slices use device ids.
+    """
     devices = list(mesh.devices.flat)
     if op.between_slices:
         place = {device.id: i for i, device in enumerate(devices)}
@@ -60,15 +63,15 @@ def with_mesh_positions(op: Collective, mesh: Any) -> Collective:
 
 
 def transfer(op: Collective, mesh: Any, chip: Chip | None) -> tuple[str, float, float | None]:
-    """(network, bytes that a device sends over it, seconds of one execution at best).
+    """(network, bytes that a device sends, least seconds) of one execution.
 
-    The network is "DCN" between slices or hosts; within one as `Traffic` has it.
+    The network is "DCN" between slices or hosts, and one of the others in `Traffic` within a slice or host.
     """
     devices = mesh.devices.flatten()
     groups = [[devices[i] for i in row] for row in op.members] or [list(devices)]
     slices = max(len(set(map(link_group, group))) for group in groups)
     if slices > 1:
-        # What has been reduced within each slice crosses once, a device's share of it each.
+        # The result of the reduction within a slice crosses once; each device sends its share.
         each = 1 if op.kind in ("collective-permute", "all-to-all") else slices / len(groups[0])
         across = dataclasses.replace(op, members=(tuple(range(slices)),), bytes=int(op.bytes * each))
         crossed = across.sent(slices)
@@ -84,17 +87,20 @@ def transfer(op: Collective, mesh: Any, chip: Chip | None) -> tuple[str, float, 
 
 
 def link_group(device: Any) -> int:
-    """The slice of a TPU, or the host of another device, whose members talk over links of their own.
+    """Index of the slice (TPU) or host (other devices) whose devices are connected by links.
 
-    A GPU's `slice_index` is its host's number, whichever of the host's processes has it.
+    A GPU's `slice_index` is the number of its host, whichever process of the host owns it.
     """
     number = slice_index(device)
     return number if number is not None else 0 if device.platform == "tpu" else device.process_index
 
 
 def group_bandwidth(chip: Chip, group: Sequence[Any], devices: Sequence[Any]) -> float | None:
-    """Bytes a second that a device can send to others of its group, along each side of the torus over which the group
-    lies: both ways where that side closes to a ring and the group has all of it, else one way. None: not known."""
+    """Bytes per second that a device can send within its group; None if unknown.
+
+    On a torus, each side that the group spans counts twice (both directions) if the side closes to a ring and the
+    group covers it fully, else once.
+    """
     if chip.link_bandwidth is None or chip.switched:
         return total_link_bandwidth(chip)
     coordinates, everywhere = (np.array([d.coords for d in ones]) for ones in (group, devices))
@@ -106,12 +112,12 @@ def group_bandwidth(chip: Chip, group: Sequence[Any], devices: Sequence[Any]) ->
 
 
 def permute_bandwidth(chip: Chip, pairs: Sequence[Sequence[Any]]) -> float | None:
-    """Bytes a second from a device to the one that it sends to: over one link, where no switch joins them."""
+    """Bytes per second from a device to its target: one link on a torus, all links with a switch. None if unknown."""
     if chip.link_bandwidth is None or chip.switched or all(tuple(a.coords) == tuple(b.coords) for a, b in pairs):
         return total_link_bandwidth(chip)
     return chip.link_bandwidth
 
 
 def total_link_bandwidth(chip: Chip) -> float | None:
-    """Bytes a second over all links of a device."""
+    """Bytes per second over all links of a device; None if unknown."""
     return None if chip.link_bandwidth is None else chip.link_bandwidth * chip.num_links

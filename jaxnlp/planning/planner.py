@@ -1,8 +1,8 @@
 """Plans a training step on a mesh: memory, communication and time, from the step compiled for those devices.
 
-Nothing runs. Memory and collectives are read from the compiled program; FLOPs are counted in the traced step
-(`jaxpr_flops`), since a compiler counts the body of a loop once. Times are rooflines (Williams et al. 2009): the time
-of each resource alone at its peak; the longest is a lower bound on the time of a step.
+Nothing is executed. Memory and collectives are read from the compiled program. FLOPs are counted in the traced step
+(`jaxpr_flops`), because a compiler counts the body of a loop once. Times are rooflines (Williams et al. 2009): the time
+of each resource alone at its peak. The longest is a lower bound on the step time.
 """
 
 import dataclasses
@@ -38,21 +38,30 @@ PLAN_ERRORS = (ValueError, NotImplementedError, jax.errors.JaxRuntimeError)  # o
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """A step on a mesh, bytes and seconds of one device.
+    """Plan of a training step on a mesh. Bytes and seconds are per device.
 
-    memory: what holds memory, by our account: parameters, optimizer state and, while a step is under way, gradients
-        and activations. host: what holds the host's memory, a device's share of it.
-    compiled: by the compiler's: arguments, temporaries, outputs that take no argument's place, host memory, and `peak`
-        of the device's. None where it does not compile.
-    theory: bytes of parameters, gradients and optimizer state by ZeRO's formula, and the bytes a parameter it counts.
-    limit: bytes that a program can have. host_limit: of the host's memory, a device's share. None: not known.
-    problem: why it does not fit, in a line; None where it does.
-    needed: bytes that it would take, by the compiler's account. remedies: changes that would help (`remedies.py`).
-    flops: operations of the whole step, of the model. executed: of the step as traced, on all devices: what remat
-        computes again and what a pipeline computes in idle ticks, too. 0 where it was not traced.
-    bubble: the share of a pipeline's time in which a stage does nothing of use (`sharding/pipeline.py`).
-    seconds: least time of each resource: "compute", "HBM", and the axes of each network.
-    notes: what else is to be known, a line each.
+    Attributes:
+        tokens: per step, over all devices.
+        memory: our estimate of device memory: parameters, optimizer state, gradients and activations.
+        host_memory: the device's share of host memory, by category.
+        compiled: memory analysis of the compiler: arguments, temporaries, outputs that reuse no argument's buffer, host
+            memory, and the device's `peak`. None if the step was not compiled or does not compile.
+        zero_formula: bytes of parameters, gradients and optimizer state by ZeRO's formula, its stage, and the bytes per
+            parameter that it assumes.
+        device_memory_limit: bytes that a program can use. host_memory_limit: the device's share of host memory. None if
+            unknown.
+        problem: one line that explains why the step does not fit; None if it fits.
+        required_bytes: bytes that a step that does not fit would need, by the compiler or our estimate.
+        remedies: config changes that would help (`remedies.py`).
+        flops: model FLOPs of the step, over all devices.
+        executed_flops: FLOPs of the traced step over all devices, including rematerialisation and the idle ticks of a
+            pipeline; 0 if it was not traced.
+        peak_flops: FLOP/s per device. peak_source: a description of where this figure comes from.
+        bubble: fraction of a pipeline's time in which a stage does no useful work (`sharding/pipeline.py`).
+        traffic: collectives by kind, axes and network. hbm_bytes: least bytes moved to and from device memory.
+        seconds: least time of each resource: "compute", "HBM", and one entry per network and its axes.
+        notes: further remarks, one line each.
+        compile_seconds: time spent tracing and compiling.
     """
 
     name: str
@@ -85,7 +94,7 @@ class StepPlan:
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of the host's memory, a device's share: by the compiler's account where that is more than ours."""
+        """The device's share of host memory in bytes: the larger of our estimate and the compiler's figure."""
         return max(sum(self.host_memory.values()), (self.compiled or {}).get("host", 0))
 
     @property
@@ -98,7 +107,7 @@ class StepPlan:
 
     @property
     def bottleneck(self) -> str | None:
-        """The resource that takes longest."""
+        """The resource with the longest time; None if the step does not fit or no time is known."""
         return max(self.seconds, key=self.seconds.__getitem__) if self.fits and self.seconds else None
 
     @property
@@ -107,13 +116,13 @@ class StepPlan:
 
     @property
     def mfu_ceiling(self) -> float | None:
-        """The most that the utilisation can be: the model's arithmetic at the peak, over the longest time."""
+        """Upper bound on the model FLOPs utilisation: the time of `flops` at the peak, divided by `step_seconds`."""
         if self.step_seconds is None or self.peak_flops is None:
             return None
         return self.flops / self.num_devices / self.peak_flops / self.step_seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON."""
+        """The plan as JSON values, with the derived properties."""
         derived = {
             "fits": self.fits,
             "bottleneck": self.bottleneck,
@@ -126,13 +135,14 @@ class StepPlan:
 def plan_step(
     experiment: Experiment, devices: Sequence[Any], name: str = "", read: Callable[[str], Any] = lambda text: None
 ) -> StepPlan:
-    """Compiles the step of a resolved experiment for the devices, and says what it takes.
+    """Compiles the training step of a resolved experiment for the devices, and returns its plan.
 
     Args:
-        read: is called with the compiled program's text.
+        name: title of the plan; default: the mesh.
+        read: called with the text of the compiled program.
 
     Raises:
-        UserError: an experiment that cannot be laid out over these devices (`build`).
+        UserError: the experiment cannot be laid out over these devices (`build`).
     """
     e = dataclasses.replace(experiment, steps_per_call=1)
     program = build(e, devices)
@@ -164,7 +174,7 @@ def plan_step(
 
 
 def required_bytes(error: str) -> float | None:
-    """Bytes that a program that was refused would take, as the compiler's message has it."""
+    """Bytes that a rejected program needs, parsed from the compiler's error message; None if it has no size."""
     size = re.search(r"(\d+(?:\.\d+)?)([GMK]) of \d|memory required[^(]*\((\d+(?:\.\d+)?)([GMK])\)", error)
     if size is None:
         return None
@@ -173,7 +183,7 @@ def required_bytes(error: str) -> float | None:
 
 
 def exceeds_device_memory(plan: StepPlan, size: float | None) -> StepPlan:
-    """The plan of a step that does not fit and would take so many bytes: why, in a line."""
+    """The plan with `problem` set: the step needs `size` bytes of device memory (None: unknown) and does not fit."""
     account = float(sum(plan.memory.values()))
     largest = max(plan.memory, key=plan.memory.__getitem__)
     beyond = "" if plan.device_memory_limit is None else f" and {amount(plan.device_memory_limit)} are there"
@@ -185,7 +195,7 @@ def exceeds_device_memory(plan: StepPlan, size: float | None) -> StepPlan:
 
 
 def exceeds_host_memory(plan: StepPlan) -> StepPlan:
-    """The plan of a step whose share of the host's memory is more than there is: why, in a line."""
+    """The plan with `problem` set: the step needs more host memory per device than is available."""
     assert plan.host_memory_limit is not None
     largest = max(plan.host_memory, key=plan.host_memory.__getitem__, default="")
     detail = f"; largest are the {largest}, {amount(plan.host_memory[largest])}" if largest else ""
@@ -197,13 +207,13 @@ def exceeds_host_memory(plan: StepPlan) -> StepPlan:
 
 
 def step_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
-    """The step's second argument, abstract."""
+    """The abstract batch that a training step takes."""
     e = program.experiment
     return abstract_batch(e, e.data.batch_size, program.batch_sharding)
 
 
 def estimate_step(program: Program, name: str = "") -> StepPlan:
-    """What is known before anything is compiled."""
+    """The part of a plan that needs no compilation."""
     e, device = program.experiment, program.mesh.devices.flat[0]
     leaves = jax.tree.leaves(program.abstract.model)
     tokens = e.data.batch_size * e.data.seq_len
@@ -245,7 +255,7 @@ def estimate_step(program: Program, name: str = "") -> StepPlan:
 
 
 def pipeline_schedule(program: Program) -> Any:
-    """The schedule of a program that is a pipeline, or None."""
+    """The pipeline schedule of a program; None without pipeline parallelism."""
     pipelined = program.mesh.shape["stage"] > 1
     return named_schedule(program.experiment.sharding.pipeline) if pipelined else None
 
@@ -255,10 +265,10 @@ def mesh_name(sizes: Mapping[str, int]) -> str:
 
 
 def zero_formula(program: Program) -> dict[str, float]:
-    """Parameters, gradients and optimizer state on a device by ZeRO's formula (`planning/memory_formulas.py`).
+    """Bytes of parameters, gradients and optimizer state per device by ZeRO's formula (`zero_state_bytes`).
 
-    The stage is the one whose tables these are; what tensor parallelism and pipelines split is divided beforehand.
-    Parameters that are not trained have neither gradients nor state.
+    The stage is derived from the sharding tables. Tensor and pipeline parallelism divide the parameter count first.
+    Frozen parameters have no gradients and no optimizer state.
     """
     e, sizes = program.experiment, program.mesh.shape
     leaves, frozen = jax.tree.leaves(program.abstract.params), jax.tree.leaves(program.abstract.frozen)
@@ -278,20 +288,23 @@ def zero_formula(program: Program) -> dict[str, float]:
 
 
 def num_shards(rules: Mapping[str, Any], sharding: Sharding, sizes: Mapping[str, int]) -> int:
-    """Over how many devices that share the batch a table splits the model's width."""
+    """Number of shards into which a table splits the model over the mesh axes that also shard the batch."""
     shared = set(as_tuple(sharding.activations.get("batch")))
     used = {axis for axes in rules.values() for axis in as_tuple(axes) if axis in shared}
     return math.prod(sizes[axis] for axis in used)
 
 
 def attached_device(device: Any) -> Any | None:
-    """A device of its kind that this process has: not of those that are only named, which have no memory to ask for."""
+    """A local device of the same kind; None for the devices of a topology that is not attached to this process."""
     return next((d for d in jax.local_devices() if d.device_kind == device.device_kind), None)
 
 
 def device_memory_limit(device: Any) -> float | None:
-    """Bytes that a program can have: by the attached device's own word, as of a GPU JAX takes three quarters; else
-    those of the chip, or a CPU's share of the RAM."""
+    """Bytes of device memory that a program can use; None if unknown.
+
+    An attached device reports its limit (JAX takes three quarters of a GPU's memory). Otherwise it is the limit of
+    the chip (`hardware.py`). For a CPU it is its share of the RAM.
+    """
     if device.platform == "cpu":
         return host_ram() / jax.local_device_count()
     here, chip = attached_device(device), chip_of(device)
@@ -300,7 +313,10 @@ def device_memory_limit(device: Any) -> float | None:
 
 
 def host_memory_limit(device: Any) -> float | None:
-    """Bytes of the host's memory, a device's share: of this machine's, where such are attached, else by the chip."""
+    """A device's share of host memory in bytes: of this machine if such a device is attached, else of the chip's host.
+
+    None if unknown.
+    """
     if attached_device(device) is None:
         chip = chip_of(device)
         return None if chip is None else chip.host_memory_limit
@@ -312,12 +328,12 @@ def host_memory_limit(device: Any) -> float | None:
 
 
 def host_ram() -> int:
-    """Bytes of this machine's memory."""
+    """Bytes of RAM of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def compiled_memory(memory: Any) -> dict[str, int]:
-    """The compiler's account of a program. An output that takes an argument's place (donated state) costs nothing."""
+    """The compiler's memory analysis in bytes. Outputs that reuse an argument's buffer (donated state) do not count."""
     kept = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
     sizes = {
         "arguments": memory.argument_size_in_bytes,
@@ -332,7 +348,7 @@ def compiled_memory(memory: Any) -> dict[str, int]:
 
 
 def with_times(plan: StepPlan, program: Program, ops: Sequence[Collective]) -> StepPlan:
-    """The plan with its traffic and its rooflines."""
+    """The plan with its network traffic and rooflines."""
     chip = chip_of(program.mesh.devices.flat[0])
     traffic, moved = traffic_of(ops, program.mesh, chip), hbm_traffic(plan, program)
     seconds: dict[str, float] = {}
@@ -349,10 +365,10 @@ def with_times(plan: StepPlan, program: Program, ops: Sequence[Collective]) -> S
 
 
 def traffic_notes(program: Program, traffic: Sequence[Traffic], share: int) -> tuple[str, ...]:
-    """What the traffic is not as the tables have it: reduce-scatters that the compiler has made all-reduces.
+    """A note if the compiler turned the reduce-scatters of sharded gradients into all-reduces.
 
     Args:
-        share: bytes of a device's share of the gradients, less than which is no reduction of them all.
+        share: bytes of a device's share of the gradients; smaller all-reduces do not reduce the gradients.
     """
     sharding, device = program.experiment.sharding, program.mesh.devices.flat[0]
     rules = sharding.params if sharding.gradients is None else sharding.gradients
@@ -373,12 +389,17 @@ def traffic_notes(program: Program, traffic: Sequence[Traffic], share: int) -> t
 
 
 def hbm_traffic(plan: StepPlan, program: Program) -> float:
-    """Bytes that a step has to move between a device and its memory, at the least.
+    """Lower bound on the bytes that a step moves between a device and its memory.
 
-    Each microbatch (of a pipeline each tick) reads the weights, as gathered and in the dtype of products, in the
-    forward pass, again where that is done again, and in the backward pass; writes and reads what it keeps of
-    activations; and adds to the gradients. The update reads and writes parameters and optimizer state, and reads the
-    gradients. What comes from the host's memory is written and read on its way in, and on its way out.
+    Each microbatch (each tick of a pipeline):
+
+    - reads the weights, gathered and in the matmul dtype, in the forward pass, its rematerialisation and the backward
+      pass;
+    - writes and reads the saved activations;
+    - adds to the gradients.
+
+    The update reads and writes parameters and optimizer state, and reads the gradients. State in host memory is written
+    and read once more on its way to the device, and on its way back.
     """
     e, params, schedule = program.experiment, program.abstract.model, pipeline_schedule(program)
     policy = e.model.body.policy or Policy()
@@ -393,7 +414,7 @@ def hbm_traffic(plan: StepPlan, program: Program) -> float:
     )
     again = plan.executed_flops * (1 - plan.bubble) / plan.flops - 1
     passes = 2 + min(max(0.0, 3 * again), 1.0 + isinstance(schedule, OneFOneB))
-    # What a schedule keeps is that of all microbatches already, but under 1F1B and the naive one.
+    # GPipe and Circular save the activations of all microbatches; otherwise the estimate covers one microbatch.
     kept = 1 if isinstance(schedule, (GPipe, Circular)) else e.accum_steps
     moved = turns * (passes * weights + 2 * plan.memory["gradients"]) + kept * 2 * plan.memory["activations"]
     state = 2 * plan.memory["optimizer state"] + 4 * plan.host_memory.get("optimizer state", 0)

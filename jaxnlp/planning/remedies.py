@@ -1,4 +1,4 @@
-"""Changes of a config after which a step that does not fit does: found by our account, and compiled to be sure."""
+"""Suggests config changes that make a step fit in memory: selected by estimate, then verified by compiling."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,10 @@ LargerTopology = Callable[[int], tuple[str, Sequence[Any]] | None]
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A change, in words, and what is planned with it. size: bytes of a device by estimate, host: of its host's."""
+    """A config change, its description, and the experiment and devices with it.
+
+    size: estimated bytes per device. host: the device's share of host memory in bytes.
+    """
 
     change: str
     experiment: Experiment
@@ -31,7 +34,7 @@ class Option:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes that an option can have. device: by an estimate, with a margin. host: a device's share, which is exact."""
+    """Bytes that an option may use. device: for an estimate, so with a margin. host: a device's share, without one."""
 
     device: float
     host: float
@@ -47,14 +50,14 @@ def with_remedies(
     larger: LargerTopology | None = None,
     busy: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> StepPlan:
-    """The plan of what does not fit, with its remedies: changes each alone, then two together, then more devices.
+    """Adds remedies to the plan of a step that does not fit: single changes, then combined changes, then more devices.
 
-    Those that fit by our account (in the ratio in which the compiler's was to ours) are compiled, in this order, until
-    one does fit.
+    Options that fit by estimate are compiled in this order until one fits, at most `MAX_COMPILED`. Estimates are scaled
+    by the ratio of the compiler's memory to our estimate for the original step.
 
     Args:
-        larger: number of devices -> the name of a topology of so many, and its devices; None where there is none.
-        busy: is called with what is compiled, around it.
+        larger: number of devices -> (name of a topology of that size, its devices), or None if there is none.
+        busy: context manager around each compilation, called with its description.
     """
     assert plan.device_memory_limit is not None
     scale = max(1.0, plan.required_bytes / sum(plan.memory.values()))
@@ -89,7 +92,7 @@ def with_remedies(
 
 
 def _estimates(options: Sequence[Option], compiled: Sequence[str], room: MemoryBudget) -> list[str]:
-    """A line for each change that was not compiled; of numbers of microbatches the largest, where none is enough."""
+    """One line per option that was not compiled. Of the microbatch counts only the largest, and only if none fits."""
     counts = [option for option in options if option.change.startswith("accum_steps")]
     lines = []
     for option in options:
@@ -108,7 +111,7 @@ def _chain(first: Sequence[Option], *more: Callable[[], Iterator[Option]]) -> It
 
 
 def make_option(change: str, e: Experiment, devices: Sequence[Any], scale: float) -> Option | None:
-    """The option with its bytes, the device's scaled; None where the experiment cannot be laid out."""
+    """The option with its estimated bytes; None if the experiment cannot be laid out. `scale` applies to the device."""
     try:
         one = estimate_step(build(e, devices))
     except ValueError:
@@ -117,14 +120,14 @@ def make_option(change: str, e: Experiment, devices: Sequence[Any], scale: float
 
 
 def single_changes(e: Experiment, devices: Sequence[Any], scale: float) -> list[Option]:
-    """One change each: ever more microbatches, remat, ZeRO's next stages, the optimizer's state where it is not."""
+    """Options with one change: more microbatches, remat, the next ZeRO stages, optimizer state in the other memory."""
     counts = [(f"accum_steps={n}", dataclasses.replace(e, accum_steps=n)) for n in microbatches(e, len(devices))]
     options = (make_option(change, one, devices, scale) for change, one in [*counts, *config_changes(e, len(devices))])
     return [option for option in options if option is not None]
 
 
 def combined_changes(e: Experiment, devices: Sequence[Any], scale: float, room: MemoryBudget) -> Iterator[Option]:
-    """A change, and with it the fewest microbatches that make it fit by estimate, then more."""
+    """Options that combine a change with more microbatches and fit by estimate, fewest microbatches first."""
     every = config_changes(e, len(devices))
     for change, one in [*every, *_both(every, e)]:
         for n in microbatches(one, len(devices)):
@@ -135,7 +138,7 @@ def combined_changes(e: Experiment, devices: Sequence[Any], scale: float, room: 
 
 
 def _both(every: Sequence[tuple[str, Experiment]], e: Experiment) -> list[tuple[str, Experiment]]:
-    """The last table of ZeRO, with remat."""
+    """The highest ZeRO stage that shards the parameters, combined with remat."""
     remat = [one for change, one in every if change.startswith("model.remat")]
     tables = [(change, one) for change, one in every if one.sharding.params != e.sharding.params]
     return [(f"model.remat='full', {c}", dataclasses.replace(t, model=remat[0].model)) for c, t in tables[-1:] if remat]
@@ -144,7 +147,7 @@ def _both(every: Sequence[tuple[str, Experiment]], e: Experiment) -> list[tuple[
 def larger_topologies(
     plan: StepPlan, e: Experiment, larger: LargerTopology | None, room: MemoryBudget
 ) -> Iterator[Option]:
-    """ZeRO 3 over more devices, twice as many each time, with the fewest microbatches that fit by estimate."""
+    """ZeRO 3 on 2, 4, 8, ... times the devices, each with the fewest microbatches that fit by estimate."""
     if larger is None:
         return
     states = sum(size for part, size in plan.memory.items() if part != "activations")
@@ -169,20 +172,20 @@ def larger_topologies(
 
 
 def microbatches(e: Experiment, num_devices: int) -> list[int]:
-    """Numbers of microbatches above the experiment's that divide its batch over the devices."""
+    """Microbatch counts above the experiment's that divide the rows per batch shard."""
     sizes = e.sharding.mesh.sizes(num_devices)
     rows = e.data.batch_size // math.prod(sizes[axis] for axis in as_tuple(e.sharding.activations.get("batch")))
     return [n for n in range(e.accum_steps + 1, rows + 1) if rows % n == 0]
 
 
 def same_tables(one: Sharding, other: Sharding) -> bool:
-    """Whether both lay everything out alike, over the same mesh."""
+    """Whether two shardings have the same tables for the state and the activations."""
     tables = lambda s: [s.state_rules, s.activations]
     return tables(one) == tables(other)
 
 
 def config_changes(e: Experiment, num_devices: int) -> list[tuple[str, Experiment]]:
-    """(what to write in the config, the experiment with it), but for microbatches."""
+    """(config change as text, experiment with the change), for all changes except the number of microbatches."""
     sizes: Mapping[str, int] = e.sharding.mesh.sizes(num_devices)
     changes = []
     if e.model.body.remat not in (None, "full"):

@@ -1,4 +1,4 @@
-"""A plan as text, and a run beside it."""
+"""Formats plans as text, and compares a run with its plan."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from jaxnlp.planning.planner import COMPUTE, MEMORY, StepPlan
 
 
 def format_plan(plan: StepPlan) -> str:
-    """Memory, collectives and time, a table each; why it does not fit, and what would help, where it does not."""
+    """A plan as tables of memory, collectives and time. If it does not fit: memory, the problem and its remedies."""
     lines = [*_head(plan), "", *_memory(plan)]
     if not plan.fits:
         lines += ["", str(plan.problem)]
@@ -19,7 +19,7 @@ def format_plan(plan: StepPlan) -> str:
 
 
 def format_ranking(plans: Sequence[StepPlan]) -> str:
-    """Plans that fit, as a table in the order given."""
+    """A table of plans that fit, in the given order."""
     rows = [("", "tables", "memory", "step at best", "bound by", "communication", "MFU at most")]
     for place, one in enumerate(plans, 1):
         assert one.compiled is not None
@@ -32,7 +32,7 @@ def format_ranking(plans: Sequence[StepPlan]) -> str:
 
 
 def format_comparison(run: Measured, plan: StepPlan) -> str:
-    """What a run measured, beside its plan's least times; a line for each class of operations that its trace has."""
+    """A table of a run's measured speed beside the bounds of its plan, and one of its trace by class of operation."""
     known = lambda value, text: "unknown" if value is None else text(value)
     ms, rate = (lambda s: f"{s * 1e3:,.2f} ms"), (lambda x: f"{x:,.0f}")
     flops = lambda x: f"{x / 1e12:,.3g} TFLOP/s" if x >= 1e11 else f"{x / 1e9:,.3g} GFLOP/s"
@@ -72,7 +72,7 @@ def _traced(trace: Trace | None, plan: StepPlan) -> list[str]:
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines, numbers to the right."""
+    """Aligns rows of cells into lines. Columns of numbers are right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     right = [all(row[i][:1].isdigit() or row[i] in ("", "?", "-") for row in rows[1:]) for i in range(len(widths))]
     lines = []

@@ -1,4 +1,4 @@
-"""Which table, mesh and number of microbatches make the shortest step: all that fit, compiled and ranked."""
+"""Searches sharding tables, meshes and microbatch counts: compiles the candidates and ranks those that fit."""
 
 import contextlib
 import dataclasses
@@ -27,12 +27,9 @@ TURNS = (8, 4, 2, 1)  # microbatches of a pipeline, for each stage: the more, th
 
 
 def candidate_shardings(experiment: Experiment, devices: Sequence[Any]) -> Iterator[tuple[str, Sharding]]:
-    """(name, tables over a mesh): the config's own first, then the presets, at each width of what has one.
+    """(name, sharding) of each candidate: the config's own first, then the presets (`preset_shardings`).
 
-    ZeRO 3 over one side of the torus too, and copies of that over the others: a reduce-scatter over several sides is
-    compiled to an all-reduce. Of GPUs, over those of a host. ZeRO 3 also over what tensor parallelism leaves of the
-    devices. The length is split only where the model's attention is a ring. Over several slices a preset is that over
-    one, with a copy on each.
+    With several slices, each preset is laid out over one slice and replicated on the others (data parallelism).
     """
     count = tpu_slices(devices)
     yield "config", experiment.sharding
@@ -44,7 +41,12 @@ def candidate_shardings(experiment: Experiment, devices: Sequence[Any]) -> Itera
 
 
 def preset_shardings(experiment: Experiment, devices: Sequence[Any], n: int) -> Iterator[tuple[str, Sharding]]:
-    """(name, tables over a mesh) of the presets over n devices."""
+    """(name, sharding) of each preset over n devices, at every width in `WIDTHS` that divides n.
+
+    ZeRO 3 is also tried over one side of a TPU's torus, replicated over the others, because a reduce-scatter over
+    several sides is compiled to an all-reduce; on GPUs, over the devices of one host. ZeRO 3 is also combined with
+    tensor parallelism. The sequence is sharded only if the model has ring attention.
+    """
     yield preset_over_mesh("DDP", DDP, data=n)
     for name, preset in (("ZERO1", ZERO1), ("ZERO2", ZERO2), ("ZERO3", ZERO3)):
         yield preset_over_mesh(name, preset, fsdp=n)
@@ -67,7 +69,7 @@ def preset_shardings(experiment: Experiment, devices: Sequence[Any], n: int) -> 
 
 
 def pipeline_shardings(experiment: Experiment, n: int) -> Iterator[tuple[str, Sharding]]:
-    """Stages that divide the layers, with each schedule that can cut them; and with tensor parallelism."""
+    """Pipelines whose stages divide the layers, with each applicable schedule, without and with tensor parallelism."""
     model = experiment.model.body
     layers = 0 if model.scan_layers is None else model.num_layers
     schedules: list[Any] = [GPipe(), Circular(virtual_stages=2)]
@@ -85,7 +87,7 @@ def pipeline_shardings(experiment: Experiment, n: int) -> Iterator[tuple[str, Sh
 
 
 def preset_over_mesh(name: str, preset: Sharding, **sizes: int) -> tuple[str, Sharding]:
-    """A preset over a mesh, and both in words."""
+    """(name with the mesh sizes, the preset over that mesh)."""
     sizes = {axis: size for axis, size in sizes.items() if size > 1}
     return f"{name} {' '.join(f'{axis}={size}' for axis, size in sizes.items())}".strip(), preset.over(**sizes)
 
@@ -100,18 +102,18 @@ def search(
     busy: Busy = contextlib.nullcontext,
     only: Sequence[str] = (),
 ) -> list[StepPlan]:
-    """Plans of all tables that fit, the shortest step first; of equal ones that whose other resources take less.
+    """Plans of all shardings that fit, by ascending step time; ties go to the lower sum over all resources.
 
-    A table is tried with ever more microbatches until it fits: more would only gather and reduce more often. A
-    pipeline is tried with ever fewer, for its bubble grows then. What by our account needs more than the memory there
-    is for parameters and optimizer state alone is not compiled.
+    The number of microbatches increases until the sharding fits, since more microbatches only gather and reduce more
+    often. For a pipeline it decreases, since fewer microbatches have a larger bubble. A sharding whose parameters and
+    optimizer state alone exceed the memory limit is not compiled.
 
     Args:
-        tell: is called with a line for each plan tried. busy: with its title, around its compile.
-        only: names of tables, or how they begin; none is all.
+        tell: called with one line per plan tried. busy: context manager around each compilation, called with its title.
+        only: names or prefixes of names of the shardings to try; empty: all.
 
     Raises:
-        UserError: no table of such a name; none that can be laid out over these devices.
+        UserError: no sharding has such a name, or none can be laid out over these devices.
     """
     fitting, seen, every = [], [], list(candidate_shardings(experiment, devices))
     laid_out, refusal = 0, ""
@@ -158,7 +160,7 @@ def search(
 def with_microbatches(
     experiment: Experiment, sharding: Sharding, sizes: dict[str, int], name: str
 ) -> Iterator[tuple[Experiment, str]]:
-    """Experiments with a table, and what each is called, by numbers of microbatches."""
+    """(experiment, title) with the sharding, for each microbatch count to try."""
     e, stages = dataclasses.replace(experiment, sharding=sharding), sizes["stage"]
     if stages == 1:
         counts = list(MICROBATCHES)
@@ -172,7 +174,7 @@ def with_microbatches(
 
 
 def try_plan(experiment: Experiment, devices: Sequence[Any], title: str) -> StepPlan:
-    """The plan; not compiled where states alone are far beyond the memory."""
+    """The plan of a step. It is not compiled if parameters and optimizer state alone exceed the memory limit."""
     guess = estimate_step(build(experiment, devices), title)
     states = sum(size for part, size in guess.memory.items() if part not in ("activations", "gradients"))
     if guess.device_memory_limit is not None and states > guess.device_memory_limit:
@@ -182,7 +184,7 @@ def try_plan(experiment: Experiment, devices: Sequence[Any], title: str) -> Step
 
 
 def describe_plan(one: StepPlan) -> str:
-    """A plan in a line."""
+    """One line about a plan that fits."""
     assert one.compiled is not None
     memory = f"{amount(one.compiled['peak'])} on each device"
     if one.step_seconds is None:

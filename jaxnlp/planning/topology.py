@@ -1,7 +1,7 @@
-"""The devices of a plan: those of a TPU slice that is only named, or those attached.
+"""The devices of a plan: those of a named TPU topology, or the attached devices.
 
-A program compiles for TPUs without one: libtpu, the TPU's compiler, runs on any machine. It has to be the version that
-`jax[tpu]` of the installed JAX pins; another may fail on a program that this one compiles.
+A program can be compiled for TPUs on a machine without one, because libtpu (the TPU compiler) runs anywhere. Its
+version must be the one that `jax[tpu]` of the installed JAX pins; another version may fail to compile the same program.
 """
 
 import importlib.metadata
@@ -21,7 +21,7 @@ THREE_D = ("v4", "v5p", "tpu7x")
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # ask no cloud which TPU this is
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes may plan at the same time
-    # The machine's own TPU, if it had one: libtpu complains where it is told nothing.
+    # A description of the local machine's TPU, which libtpu requires even if there is none.
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
@@ -29,13 +29,13 @@ ENVIRONMENT = {
 
 
 def topology_devices(name: str) -> list[Any]:
-    """The devices of a topology. Before anything has asked JAX for its own, or these cannot be had.
+    """The devices of a topology. Must be called before JAX initialises its own devices.
 
     Args:
-        name: as `EXAMPLES`; "local" is the attached devices, on a machine without any the CPU's.
+        name: see `EXAMPLES`; "local" is the attached accelerators, or the CPU devices if there are none.
 
     Raises:
-        UserError: no such topology; no libtpu, or another version than JAX needs.
+        UserError: unknown topology; libtpu is missing or has another version than JAX requires.
     """
     import jax
 
@@ -70,7 +70,10 @@ def topology_devices(name: str) -> list[Any]:
 
 
 def larger_topology(name: str) -> Callable[[int], tuple[str, list[Any]] | None] | None:
-    """Of a TPU topology, a function from a number of devices to (`--topology=...` of so many chips, its devices)."""
+    """A function from a device count to (`--topology=...`, devices) of the same TPU family; None if not a TPU topology.
+
+    The function returns None for a count without a topology.
+    """
     match = TOPOLOGY_NAME.match(name)
     if not match:
         return None
@@ -83,7 +86,10 @@ def larger_topology(name: str) -> Callable[[int], tuple[str, list[Any]] | None] 
 
 
 def topology_of_size(family: str, count: int) -> str | None:
-    """The name of a TPU topology of so many devices, a power of two of at least four; None if there is none."""
+    """The name of a TPU topology with `count` devices; None if there is none.
+
+    The number of chips must be a power of two, at least 4.
+    """
     chips = count // 2 if family == "tpu7x" else count
     if chips < 4 or chips & (chips - 1):
         return None
@@ -98,12 +104,12 @@ def topology_of_size(family: str, count: int) -> str | None:
 
 
 def find_libtpu() -> str:
-    """Finds libtpu and tells JAX, by TPU_LIBRARY_PATH; its path.
+    """Returns the path of libtpu.so and sets TPU_LIBRARY_PATH to it for JAX.
 
-    Where TPU_LIBRARY_PATH says; or installed; or in the folder `tpu` of the environment, where `make tpu` puts it.
+    Search order: TPU_LIBRARY_PATH, the installed package, the folder `tpu` of the environment (written by `make tpu`).
 
     Raises:
-        UserError: not there, or not of the version that JAX pins.
+        UserError: libtpu is missing or has another version than JAX pins.
     """
     jax_version = importlib.metadata.version("jax")
     remedy = f'get it with `make tpu`, or `pip install "jax[tpu]=={jax_version}"`'
@@ -126,13 +132,13 @@ def find_libtpu() -> str:
 
 
 def libtpu_version(path: pathlib.Path) -> str | None:
-    """Of a libtpu.so, by the metadata that lies beside its package; None if there is none."""
+    """The version of a libtpu.so, from the metadata folder beside its package; None if there is none."""
     names = (folder.name for folder in path.resolve().parent.parent.glob("libtpu-*.dist-info"))
     return next((name.removeprefix("libtpu-").removesuffix(".dist-info") for name in names), None)
 
 
 def required_libtpu() -> str | None:
-    """The version of libtpu that `jax[tpu]` requires, as "0.0.42.*"."""
+    """The version of libtpu that `jax[tpu]` requires, such as "0.0.42.*"; None if it requires none."""
     for requirement in importlib.metadata.requires("jax") or ():
         if match := re.match(r"libtpu\s*==\s*([\d.*]+)", requirement):
             return match[1]
