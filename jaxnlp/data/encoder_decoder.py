@@ -1,4 +1,4 @@
-"""Batches of encoder-decoders: a text to read, and a text to write after it.
+"""Batches for encoder-decoder models: an input text for the encoder and a target text for the decoder.
 
 Shape legend: B batch, S input length, T target length.
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def shapes(S: int, T: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shape (without the batch) and dtype of each array of `batch`."""
+    """Shape (without the batch axis) and dtype of each array of `batch`."""
     found: dict[str, Any] = dict.fromkeys(("inputs", "input_segments"), ((S,), np.int32))
     found |= dict.fromkeys(("tokens", "segment_ids", "targets"), ((T,), np.int32))
     return {**found, "weights": ((T,), np.float32)}
@@ -19,15 +19,15 @@ def shapes(S: int, T: int) -> dict[str, tuple[tuple[int, ...], Any]]:
 def batch(
     pairs: Sequence[tuple[np.ndarray, np.ndarray] | None], S: int, T: int, fill: int, start: int
 ) -> dict[str, np.ndarray]:
-    """The arrays of a batch.
+    """Collates pairs of texts into the arrays of a batch.
 
     Args:
-        pairs: (input, target) of each row, ends included, at most S and T long; None is a row of weight 0.
-        fill: the token that stands where there is none. start: the first token the decoder reads.
+        pairs: (input, target) of each row, including the end tokens, at most S and T long. None is a row of weight 0.
+        fill: the padding token. start: the decoder's start token.
 
     Returns:
-        `inputs`, `input_segments` (B, S); `targets` (B, T), `tokens`, the same one place later, which the decoder
-        reads, `segment_ids` and `weights` (B, T). Segment 0 is padding.
+        `inputs`, `input_segments` (B, S) int32; `targets`, `tokens` (the decoder's input: the targets shifted right by
+        one) and `segment_ids` (B, T) int32; `weights` (B, T) float32. Segment 0 is padding.
     """
     found = {name: np.zeros((len(pairs), *shape), dtype) for name, (shape, dtype) in shapes(S, T).items()}
     for name in ("inputs", "tokens", "targets"):

@@ -1,6 +1,6 @@
-"""The tokenizer of a trained run, or of a model in Hugging Face's layout, with special tokens added at its end.
+"""The tokenizer of a trained run or of a Hugging Face model folder, extended with special tokens.
 
-Every id the pretrained model knows keeps its meaning; the new tokens are the last rows of the vocabulary.
+The ids of the pretrained vocabulary keep their meaning; the new tokens come after them.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ from jaxnlp.errors import FieldError, UserError
 
 @dataclasses.dataclass(kw_only=True)
 class PretrainedTokenizer(TokenizerConfig):
-    """Trains nothing: what is pretrained fixes it.
+    """Loads the tokenizer of a pretrained model. Nothing is trained.
 
-    path: a run's folder, or one in Hugging Face's layout (a hub id's files have to be downloaded first).
-    specials: tokens to add, as "<extract>"; those it has already are left as they are.
-    separator: as `HuggingFace.separator`, for a folder in that layout.
+    path: a run folder, or a folder in Hugging Face's layout (the files of a hub id must be downloaded first).
+    specials: special tokens to add, as "<extract>". Those that the vocabulary already has are unchanged.
+    separator: as `HuggingFace.separator`; used for a folder in Hugging Face's layout only.
     """
 
     path: str = ""
@@ -53,15 +53,15 @@ class PretrainedTokenizer(TokenizerConfig):
 
 
 def extended(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:
-    """The tokenizer with special tokens of these names; new ones come at the end of its vocabulary.
+    """Returns a tokenizer that has the named special tokens; missing ones are added at the end of its vocabulary.
 
     Raises:
-        UserError: a tokenizer that cannot be extended.
+        UserError: the tokenizer cannot be extended.
     """
     new = [name for name in names if not tokenizer.has_special(name)]
     return tokenizer.extended(new) if new else tokenizer
 
 
 def same_ids(old: Tokenizer, new: Tokenizer) -> bool:
-    """Whether every id of `old` means the same to `new`, which may have more special tokens (`extended`)."""
+    """Whether every id of `old` has the same meaning in `new`, which may have more special tokens (`extended`)."""
     return new.extends(old)

@@ -1,6 +1,6 @@
-"""The store of a split of labelled records: what `store.TokenStore` is to text.
+"""The store of a split of labelled records, the counterpart of `text.store.TokenStore`.
 
-Records are few and small, so they are held in memory, tokenized when the split is opened.
+Records are few and small, so they are tokenized when the split is opened and kept in memory.
 """
 
 import dataclasses
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 
 class RecordStore:
-    """records: of the split, in order. path: names the split in messages. newest: a key, and the examples it has."""
+    """The records of a split and their newest encoding.
+
+    path: name of the split, for messages. records: the records, in order. newest: the key of the newest encoding (task,
+    tokenizer, length), and its examples.
+    """
 
     def __init__(self, path: str, records: list[Record], meta: Meta, newest: tuple[Any, list[Any]]):
         self.path, self.records, self.meta, self._newest = path, records, meta, newest
@@ -35,10 +39,10 @@ class RecordStore:
 
     @property
     def bytes_per_token(self) -> None:
-        """Targets of a task are not the text."""
+        """None: the targets of a labelled task are not the text, so bits per byte are undefined."""
 
     def encoded(self, task: "LabelledTask", tokenizer: Tokenizer, length: int) -> list[Any]:
-        """What the task makes of each record; kept, since every evaluation asks again."""
+        """The examples of all records. The newest result is cached, since each evaluation needs it again."""
         key = _key(task, tokenizers.digest(tokenizer), length)
         if self._newest[0] != key:
             self._newest = key, task.encode(self.records, tokenizer, length, lambda text: None)
@@ -52,10 +56,10 @@ def _key(task: "LabelledTask", tokenizer: str, length: int) -> tuple[str, str, i
 def open_records(
     config: "DataConfig", task: "LabelledTask", split: str, tokenizer: Tokenizer, progress: Callable[[str], Any]
 ) -> RecordStore:
-    """The records of a split and, in memory, the examples that a task makes of them.
+    """Reads the records of a split and encodes them with a task, in memory.
 
     Raises:
-        FieldError: a source of plain text, or what the task raises for a record it cannot use.
+        FieldError: the source holds plain text, or the task cannot encode a record.
     """
     if not config.source.has_records:
         source, name = type(config.source).__name__, type(task).__name__
@@ -81,7 +85,7 @@ def open_records(
 
 
 def _content(examples: list[Any]) -> str:
-    """A digest of exactly these examples."""
+    """A digest of the tokens, types and labels of the examples."""
     digest = hashlib.blake2b(digest_size=12)
     for example in examples:
         for array in itertools.chain(*((s.tokens, s.types) for s in example.sequences)):

@@ -14,7 +14,7 @@ from jaxnlp.errors import FieldError, UserError
 
 
 class RecordSource(Source):
-    """A source of records, whose documents are the texts of its records. A subclass defines `records`."""
+    """A source whose documents are the texts of its records. A subclass defines `records`."""
 
     has_records: ClassVar[bool] = True
 
@@ -27,13 +27,15 @@ class RecordSource(Source):
 
 @dataclasses.dataclass(kw_only=True)
 class Records(RecordSource, sources.FileSource):
-    """Files of records. The format goes by the name: .jsonl and .json (one object a line), .csv and .tsv with a
-    header, each also as .gz and .zst; .parquet.
+    """Files of records.
+
+    The format follows from the file name: .jsonl and .json (one object per line), .csv and .tsv (with a header), each
+    also compressed as .gz or .zst; .parquet.
 
     train, validation, test: comma-separated files, globs and folders (read recursively).
-    holdout: share of the train records held out for each of validation and test where those are not given.
-    group: the field whose value says which split a record is held out for, so that records that share it (the
-        questions about one text) stay together; "" is the whole record.
+    holdout: fraction of the train records held out for each of validation and test if no files are given for it.
+    group: the field whose hash decides the split that a record is held out for. Records with the same value, such as
+        the questions about one text, stay together. "" hashes the full record.
     """
 
     train: str = ""
@@ -65,7 +67,7 @@ class Records(RecordSource, sources.FileSource):
 
 
 def texts(records: Iterable[Record]) -> Iterator[str]:
-    """The texts of records, a document each."""
+    """Yields a document for each record: its strings, nested ones included, joined by newlines."""
     for record in records:
         found = "\n".join(_texts(record.fields))
         if found:
@@ -84,14 +86,14 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def field(record: Record, name: str, setting: str) -> Any:
-    """A record's field. Raises FieldError naming the setting that asks for it."""
+    """The value of a record's field. Raises FieldError, naming the config field `setting`, if it is missing."""
     if name not in record.fields:
         raise FieldError(setting, name, f"{record.where} has no such field (it has: {', '.join(record.fields)})")
     return record.fields[name]
 
 
 def text_field(record: Record, name: str, setting: str) -> str:
-    """A record's field that holds a text with something in it."""
+    """The value of a text field. Raises FieldError if it is missing, not a string, or blank."""
     value = field(record, name, setting)
     if not isinstance(value, str):
         raise FieldError(setting, name, f"{record.where} holds {type(value).__name__} there, expected text")
@@ -103,7 +105,7 @@ def text_field(record: Record, name: str, setting: str) -> str:
 
 
 def read_records(path: pathlib.Path) -> Iterator[Record]:
-    """The records of one file. Raises UserError naming the file, and the line where there is one."""
+    """Yields the records of one file. Raises UserError naming the file and, if known, the line."""
     kind = sources.kind_of(path)
     if kind == ".parquet":
         yield from _read_parquet(path)
@@ -116,7 +118,7 @@ def read_records(path: pathlib.Path) -> Iterator[Record]:
 
 
 def parse_json(line: str, where: str) -> Record:
-    """The record that a line of JSON holds."""
+    """Parses a line of JSON into a record. Raises UserError, naming `where`, if it is not an object."""
     found = sources.json_line(line, where)
     if not isinstance(found, dict):
         raise UserError(f"{where}: holds {type(found).__name__}, expected an object with fields")

@@ -1,4 +1,4 @@
-"""Tokens as a person reads them in a figure."""
+"""Readable labels of tokens, for figures and reports."""
 
 from collections.abc import Iterable
 
@@ -9,10 +9,11 @@ SPECIALS = (*SEPARATORS, "[CLS]", "[MASK]", "[PAD]", "[UNK]", "<s>", "<pad>", "<
 
 
 def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
-    """The text of each token, with its white space visible.
+    """The text of each token, with white space made visible.
 
-    A space is ␣, the end of a line ↵ and a tab ⇥. A byte that is part of a character, or one that cannot be shown, is
-    its number, as <E4>; a special token is its name, or <special 7> where that is not one of the usual names.
+    A space is shown as ␣, a line end as ↵ and a tab as ⇥. A byte that is part of a character, or an unprintable
+    character, is shown as its code, as <E4>. A special token is shown by its name, or as <special 7> if it has none of
+    the usual names.
     """
     pieces, names = tokenizer.pieces(), special_names(tokenizer)
     found = []
@@ -23,7 +24,7 @@ def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
 
 
 def special_names(tokenizer: Tokenizer) -> dict[int, str]:
-    """The ids of those special tokens that have one of the usual names, and of the separator."""
+    """Maps the id of the separator, and of each special token with one of the usual names, to its name."""
     names = {tokenizer.separator: SEPARATOR}
     for name in SPECIALS:
         if tokenizer.has_special(name):

@@ -1,12 +1,12 @@
 """Tokenizers: bytes, sentencepiece trained on the source, and Hugging Face files.
 
-A small config object names a tokenizer; its `build` makes the real one, which can be written
-to JSON and read back without the files it came from.
+A config object names a tokenizer and its `build` makes it. The tokenizer can be written to JSON and read back without
+the files that it was built from.
 
-Bytes and SentencePiece are lossless, `decode(encode(text)) == text`; a Hugging Face file is what its
-makers made of it. Each has one separator token that no text can produce (a Hugging Face vocabulary's
-must be a special token); it stands before every document and after the last, so it is both the
-beginning and the end of a document (GPT-2's <|endoftext|>).
+Bytes and SentencePiece are lossless: `decode(encode(text)) == text`. A Hugging Face tokenizer may not be. Each
+tokenizer has one separator token that no text can produce (in a Hugging Face vocabulary it must be a special token). It
+is placed before every document and after the last, so it marks both the beginning and the end of a document, like
+GPT-2's <|endoftext|>.
 """
 
 import abc
@@ -29,10 +29,10 @@ Texts = Callable[[], Iterable[str]]
 
 
 class Tokenizer(abc.ABC):
-    """The base class of tokenizers.
+    """Base class of tokenizers.
 
-    vocab_size: number of ids. separator: the id of the token before every document and after the last.
-    continuation: the prefix of tokens that continue a word, as WordPiece's "##"; None if tokens are plain text.
+    vocab_size: number of ids. separator: id of the token placed before every document and after the last.
+    continuation: prefix of tokens that continue a word, as WordPiece's "##"; None if tokens are plain text.
     """
 
     vocab_size: int
@@ -41,11 +41,11 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def special(self, name: str) -> int:
-        """The id of a special token, as "[MASK]". Raises FieldError if the vocabulary has none of that name."""
+        """The id of a special token, as "[MASK]". Raises FieldError if the vocabulary has no such special token."""
 
     @abc.abstractmethod
     def pieces(self) -> list[bytes | None]:
-        """The text of each token, in UTF-8 (a token may hold part of a character); None for a special token."""
+        """The text of each token as UTF-8 bytes, which may be part of a character; None for a special token."""
 
     @abc.abstractmethod
     def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
@@ -65,29 +65,29 @@ class Tokenizer(abc.ABC):
         return True
 
     def extended(self, names: list[str]) -> "Tokenizer":
-        """The tokenizer with new special tokens at the end of its vocabulary. Raises UserError if it takes none."""
+        """Returns a tokenizer with new special tokens at the end of its vocabulary. Raises UserError if unsupported."""
         added = ", ".join(names)
         raise UserError(f"data.tokenizer: {type(self).__name__} has no method extended(names) to add {added}")
 
     def extends(self, old: "Tokenizer") -> bool:
-        """Whether every id of `old` means the same here, where special tokens may have been added (`extended`)."""
+        """Whether every id of `old` has the same meaning in this tokenizer, which may have more special tokens."""
         return self.to_json() == old.to_json()
 
     def encode_spans(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]] | None:
-        """Ids, and the characters of each token: (first, one after the last); None where only `pieces` tell."""
+        """For each text, its ids and the (start, stop) characters of each token; None if only `pieces` has them."""
         return None
 
 
 class TokenizerConfig(abc.ABC):
-    """A config object that names a tokenizer; `build` makes it."""
+    """Base class of tokenizer configs."""
 
     @abc.abstractmethod
     def build(self, texts: Texts, cache_dir: pathlib.Path) -> Tokenizer:
-        """The tokenizer, trained on `texts()` if it has to be."""
+        """Builds the tokenizer, training it on `texts()` if necessary. Trained models are cached in `cache_dir`."""
 
 
 def from_json(data: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `to_json` wrote. Raises UserError for an unknown kind."""
+    """Restores a tokenizer from the output of `to_json`. Raises UserError for an unknown kind."""
     kinds = {"bytes": ByteTokenizer, "sentencepiece": SentencePieceTokenizer, "huggingface": HuggingFaceTokenizer}
     if data.get("kind") not in kinds:
         raise UserError(f"tokenizer: kind {data.get('kind')!r} is unknown; expected one of {', '.join(kinds)}")
@@ -95,7 +95,7 @@ def from_json(data: dict[str, Any]) -> Tokenizer:
 
 
 def digest(tokenizer: Tokenizer) -> str:
-    """A short name of exactly this tokenizer."""
+    """A short hash that identifies the tokenizer."""
     text = json.dumps(tokenizer.to_json(), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -109,7 +109,7 @@ def _no_special(name: str, known: Iterable[str]) -> FieldError:
 
 @dataclasses.dataclass(kw_only=True)
 class Bytes(TokenizerConfig):
-    """UTF-8 bytes, 256 tokens, the separator and `specials` (as "[MASK]"). Nothing to train, any text."""
+    """UTF-8 bytes: 256 tokens, the separator and `specials` (as "[MASK]"). Needs no training; encodes any text."""
 
     specials: tuple[str, ...] = ()
 
@@ -158,13 +158,13 @@ class ByteTokenizer(Tokenizer):
 class SentencePiece(TokenizerConfig):
     """A sentencepiece model (Kudo and Richardson 2018, arXiv:1808.06226), trained on the train split.
 
-    Trained without normalisation and with byte fallback, so that code and any script survive.
-    The trained model is cached by the content it was trained on.
+    The model is trained without normalisation and with byte fallback, so that code and any script are encoded without
+    loss. The trained model is cached under a hash of its settings and training text.
 
-    vocab_size: tokens, the 256 byte fallbacks and the separator included.
+    vocab_size: number of tokens, including the 256 byte-fallback tokens, the separator and `specials`.
     model_type: "bpe" or "unigram".
-    train_bytes: how much of the train split, from its start, the model is trained on.
-    specials: tokens that no text becomes, as "[MASK]", besides the separator; they count in vocab_size.
+    train_bytes: size of the training text in bytes, taken from the start of the train split.
+    specials: names of special tokens besides the separator, as "[MASK]"; no text is encoded as them.
     """
 
     vocab_size: int = 8192
@@ -250,7 +250,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor.LoadFromSerializedProto(model)
         self.vocab_size = self._processor.vocab_size()
         self.separator = self._processor.piece_to_id(SEPARATOR)
-        # sentencepiece writes a space as U+2581, so a real U+2581 must go in as bytes.
+        # sentencepiece represents a space as U+2581, so a literal U+2581 must be encoded as bytes.
         self._block = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in "\u2581".encode()]
 
     def special(self, name: str) -> int:
@@ -305,8 +305,8 @@ class HuggingFace(TokenizerConfig):
     """A Hugging Face tokenizer from local files.
 
     path: a `tokenizer.json`, or a folder with one or with GPT-2's `vocab.json` and `merges.txt`.
-    separator: the token that separates documents; None takes the first there is of the
-        usual ones (<|endoftext|>, </s>, ...).
+    separator: the token that separates documents; None uses the first of the usual ones (<|endoftext|>, </s>, ...) that
+        the vocabulary has.
     """
 
     path: str = ""
@@ -334,9 +334,12 @@ class HuggingFace(TokenizerConfig):
 
 
 def wrap(model: Any, separator: str | None = None) -> "HuggingFaceTokenizer":
-    """A tokenizer of the `tokenizers` library as one of ours.
+    """Wraps a tokenizer of the `tokenizers` library as a `HuggingFaceTokenizer`.
 
-    separator: the token that separates documents; None takes the first there is of the usual ones.
+    separator: the token that separates documents; None uses the first of `SEPARATORS` that the vocabulary has.
+
+    Raises:
+        FieldError: the vocabulary has no such token, or text can be encoded as it.
     """
     names = SEPARATORS if separator is None else (separator,)
     name = next((name for name in names if model.token_to_id(name) is not None), None)
@@ -357,7 +360,7 @@ def wrap(model: Any, separator: str | None = None) -> "HuggingFaceTokenizer":
 
 
 def byte_level_bpe(folder: pathlib.Path) -> Any:
-    """GPT-2's tokenizer from its vocab.json and merges.txt, as an object of the `tokenizers` library."""
+    """Builds GPT-2's tokenizer, an object of the `tokenizers` library, from its vocab.json and merges.txt."""
     from tokenizers import Tokenizer as Fast
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -402,7 +405,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return [e.ids for e in self._model.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_spans(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Ids, and the characters each stands for: (first, one after the last)."""
+        """Ids and the (start, stop) characters of each token, for each text."""
         return [(e.ids, e.offsets) for e in self._model.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -411,7 +414,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def library(self) -> Any:
-        """The `tokenizers` object itself, with what it adds to texts and pads as its file says."""
+        """The underlying `tokenizers` object, with the post-processing and padding that its file configures."""
         import tokenizers
 
         return tokenizers.Tokenizer.from_str(self._text)
@@ -441,8 +444,10 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def _control_piece(name: str) -> bytes:
-    """A control symbol as bytes to append to a sentencepiece model, a protocol buffer, which adds it to the pieces:
-    field 1 of the model; in it fields 1, the text, and 3, the type (3: control)."""
+    """The bytes that add a control symbol to a sentencepiece model when appended to it.
+
+    The model is a protocol buffer. Its field 1 is a piece, with the fields 1, the text, and 3, the type (3: control).
+    """
     text = name.encode()
     assert len(text) < 100, name  # lengths in one byte
     piece = b"\x0a" + bytes([len(text)]) + text + b"\x18\x03"
@@ -450,14 +455,14 @@ def _control_piece(name: str) -> bytes:
 
 
 def _unescape(name: str) -> bytes:
-    """The bytes of a byte-level BPE's piece, or of a sentencepiece's."""
+    """The bytes of a piece of a byte-level BPE or of a sentencepiece vocabulary."""
     if all(c in _BYTES for c in name):
         return bytes(_BYTES[c] for c in name)
     return name.replace("\u2581", " ").encode()
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letter by which GPT-2's tokenizer writes each byte: itself where it prints, else one from U+0100 on."""
+    """Maps GPT-2's letter for each byte to the byte. Printable bytes map to themselves, others to U+0100 onwards."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
