@@ -1,7 +1,7 @@
 """Beam search over a static cache, in one jitted loop.
 
-Each step extends every live beam by every token and keeps the best. Beams that end compete, by score over length, for
-the row's finished texts. A row stops by the rules of transformers.
+Each step extends every live beam by every token and keeps the best. Beams that end are ranked by length-normalised
+score among the row's finished texts. Stopping criteria follow transformers.
 Shape legend: B batch, P prompt length, T new tokens, N beams, C candidates (2N), V vocabulary.
 """
 
@@ -26,15 +26,16 @@ WORST = -1e9  # the score of an empty place among the beams
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BeamSearch(Processors):
-    """How wide to search and when to stop, besides the options of `Processors`, which change log-probabilities here.
+    """Options of beam search. The options of `Processors` apply to log-probabilities here.
 
-    num_beams: beams a row. num_return: finished texts returned for each prompt, best first.
-    length_penalty: a text's score is its log-probability over length ** length_penalty (its end counts as a token):
-        above 0 favours long texts, 0 compares plain log-probabilities (Wu et al. 2016, arXiv:1609.08144, eq. 14,
-        in the form of transformers).
-    early_stopping: True stops a row at num_beams finished texts, as a single beam always does (greedy search); False
-        when the best live beam, at its present length, cannot beat the worst of them; "never" when it could not even
-        at the full length.
+    num_beams: beams per row.
+    length_penalty: a text's score is its log-probability / length ** length_penalty, where the length includes the
+        separator that ends it. Above 0 favours longer texts; 0 compares plain log-probabilities (Wu et al. 2016,
+        arXiv:1609.08144, eq. 14, in the form used by transformers).
+    early_stopping: when a row stops. True: once num_beams texts are finished (always so for num_beams=1, greedy
+        search). False: when the best live beam, scored at its current length, cannot beat the worst finished text.
+        "never": when it could not do so at the full length either.
+    num_return: finished texts returned per prompt, best first.
     """
 
     num_beams: int = 4
@@ -58,11 +59,13 @@ class BeamSearch(Processors):
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """A finished text: its tokens, forced ones first, without the separator that ends it, and its score.
+    """A finished text and its score.
 
-    score: the sum of its new tokens' log-probabilities, its end's included and forced ones' not, over their number **
-        length_penalty; the log-probabilities are those that penalties have changed.
-    log_probs, end_log_prob: the model's own, as `Generation` has them (exhaustive search leaves them out).
+    ids: tokens, forced ones first, without the separator that ends the text.
+    score: the sum of the new tokens' log-probabilities / (number of new tokens) ** length_penalty. The separator
+        counts as a new token, forced tokens do not. The log-probabilities are those after `Processors`.
+    log_probs, end_log_prob: the model's unmodified log-probabilities, as in `Generation`. Exhaustive search does not
+        set them.
     """
 
     ids: list[int]
@@ -87,7 +90,7 @@ def beam_search(
         prompts, forced_prefix, adapter_ids: as for `Generator.generate`.
 
     Raises:
-        UserError: no prompts, nothing to generate, or more positions than the model has.
+        UserError: no prompts, max_new_tokens below 1, or more positions than the model has.
     """
     forced = forced_prefix or [[]] * len(prompts)
     rows = generator.rows(prompts, max_new_tokens, forced, adapter_ids)
@@ -114,8 +117,11 @@ def beam_search(
 
 @dataclasses.dataclass(frozen=True)
 class _Beams:
-    """N texts a row: tokens and the model's log-probabilities of them (B, N, T), their number (B, N), scores (B, N),
-    and which of the N places hold a text (B, N)."""
+    """N texts per row.
+
+    tokens, log_probs: (B, N, T), the latter the model's unmodified log-probabilities. lengths, scores: (B, N).
+    filled: (B, N), whether the slot holds a text.
+    """
 
     tokens: jax.Array
     log_probs: jax.Array
@@ -124,7 +130,7 @@ class _Beams:
     filled: jax.Array
 
     def best(self, count: int) -> tuple["_Beams", jax.Array]:
-        """The `count` best, and where they stood."""
+        """The `count` best texts of each row, and their indices (B, count)."""
         _, index = jax.lax.top_k(self.scores, count)
         return self.take(index), index
 
@@ -141,7 +147,7 @@ jax.tree_util.register_dataclass(_Beams, ["tokens", "log_probs", "lengths", "sco
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
 def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: BeamSearch, forced: int):
-    """The finished texts, best first, and log-probabilities of the forced tokens (B, K), right-aligned."""
+    """(finished texts, best first; log-probabilities of the forced tokens (B, K), right-aligned)."""
     B, P = rows.tokens.shape
     N, T = beams.num_beams, max_new_tokens
     sizes = cache_lengths(P, P + T)
@@ -181,8 +187,12 @@ def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: Beam
 
 
 def _extend(separator, beams, T, prompt_RV, step, logits_BNV, live: _Beams, finished: _Beams, open_B):
-    """One step: live and finished beams after it, which rows may improve, the live beams' parents, and
-    whether the loop continues."""
+    """One step of the search.
+
+    Returns:
+        (live beams, finished beams, which rows may still improve (B,), parents of the live beams (B, N), whether the
+        loop continues).
+    """
     B, N, V = logits_BNV.shape
     width = min(2 * N, N * V)  # even if N of them end here, N stay live
     raw_BNV = jax.nn.log_softmax(logits_BNV, axis=-1)
@@ -201,7 +211,7 @@ def _extend(separator, beams, T, prompt_RV, step, logits_BNV, live: _Beams, fini
     live, chosen_BN = going.best(N)
     parents_BN = jnp.take_along_axis(parents_BC, chosen_BN, axis=1)
 
-    # A beam that ended counts only among the N best candidates of the step.
+    # A beam that ends is kept only if it is among the N best candidates of the step.
     counts_BC = ended_BC & (jnp.arange(width) < N)
     full_B1 = finished.filled.all(axis=1, keepdims=True) if beams.stops_when_full else jnp.zeros((B, 1), bool)
     barred_BC = ~counts_BC | full_B1 | ~open_B[:, None]
@@ -220,7 +230,7 @@ def _extend(separator, beams, T, prompt_RV, step, logits_BNV, live: _Beams, fini
 
 
 def _processed(separator, beams: BeamSearch, prompt_RV, step, raw_BNV, live: _Beams) -> jax.Array:
-    """(B, N, V): the log-probabilities that beams add up."""
+    """(B, N, V): log-probabilities after `Processors`, which beam scores accumulate."""
     R, seen_RV = raw_BNV.shape[0] * raw_BNV.shape[1], None
     if prompt_RV is not None:
         tokens_RT = live.tokens.reshape(R, -1)

@@ -1,8 +1,8 @@
-"""The key-value cache of generation: it grows with the text, and each beam has its own.
+"""Operations on the key-value cache during generation: growing it, and repeating and reordering it for beams.
 
-Its entries (`nn/stack.py`): "layers", the (k, v) pairs of self-attention, each (B, N, S, K) or with a
-leading axis of layers; "segments" (B, S); "offset"; an encoder-decoder also "cross", such pairs of the encoder's keys
-and values, and "input_segments", which never change.
+Entries of a cache (`nn/stack.py`): "layers", the (k, v) pairs of self-attention, each (B, N, S, K) or with a leading
+layer axis; "segments" (B, S); "offset". For an encoder-decoder also "cross", the (k, v) pairs of the encoder's output,
+and "input_segments"; both stay constant.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ FIRST_CACHE = 64  # positions in the first cache; it doubles from there
 
 
 def cache_lengths(prompt: int, total: int) -> list[int]:
-    """Successive lengths of the cache: doubled from the first that holds the prompt, up to `total`."""
+    """Successive cache lengths: doubled from the first that is longer than `prompt`, up to `total`."""
     length = FIRST_CACHE
     while length <= prompt:
         length *= 2
@@ -26,7 +26,7 @@ def cache_lengths(prompt: int, total: int) -> list[int]:
 
 
 def grow(cache: dict[str, Any], length: int) -> dict[str, Any]:
-    """The cache with room for `length` positions: S is axis -2 of keys and values, axis 1 of segments."""
+    """The cache padded to `length` positions: S is axis -2 of keys and values, axis 1 of segments."""
 
     def pad(x, axis):
         widths = [(0, 0)] * x.ndim
@@ -38,7 +38,7 @@ def grow(cache: dict[str, Any], length: int) -> dict[str, Any]:
 
 
 def repeat(cache: dict[str, Any], times: int) -> dict[str, Any]:
-    """The cache with each row repeated `times` times, once for each beam."""
+    """The cache with each row repeated `times` times, once per beam."""
 
     def pairs(tree):
         return jax.tree.map(lambda x: jnp.repeat(x, times, axis=x.ndim - 4), tree)
@@ -51,7 +51,10 @@ def repeat(cache: dict[str, Any], times: int) -> dict[str, Any]:
 
 
 def reorder(cache: dict[str, Any], parents_BN: jax.Array) -> dict[str, Any]:
-    """The cache with each beam's keys and values those of its parent; beams of a row share all else."""
+    """The cache with each beam's self-attention keys and values replaced by its parent's.
+
+    All other entries are equal for the beams of a row.
+    """
     B, N = parents_BN.shape
     rows_R = (parents_BN + N * jnp.arange(B)[:, None]).reshape(-1)
     return {**cache, "layers": jax.tree.map(lambda x: jnp.take(x, rows_R, axis=x.ndim - 4), cache["layers"])}

@@ -1,8 +1,8 @@
 """Text generation for decoder-only models and encoder-decoders.
 
 A jitted loop (`inference/loop.py`) over a static key-value cache. Prompts of different lengths are padded on the left,
-so that every row writes its next token at the same place; segment 0 keeps the padding out of attention, and positions
-count real tokens only. The cache begins small and doubles as the text grows, since each step reads all of it.
+so that every row writes its next token at the same index. Segment 0 masks the padding in attention, and positions
+count real tokens only. The cache starts small and doubles as the text grows, because each step reads all of it.
 
 Shape legend: B batch, P prompt length, R rows or beams, T new tokens, V vocabulary.
 """
@@ -29,13 +29,15 @@ OnTokens = Callable[[int, list[int]], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """A new text.
+    """A generated text.
 
-    ids: its tokens, forced ones first, without the separator that ends it.
-    log_probs: the model's log-probability of each token given all tokens before it, without temperature, filters and
-        penalties. end_log_prob: of the separator; None if the text did not end with it.
-    finish: "end" (the model ended it), "stop" (`on_tokens` or a stop string did) or "length" (max_new_tokens).
-    text: decoded, up to a stop string; None without a tokenizer (`inference/text.py` decodes).
+    ids: tokens, forced ones first, without the separator that ends the text.
+    log_probs: the model's log-probability of each token given all preceding ones, before temperature, filters and
+        penalties.
+    end_log_prob: log-probability of the separator; None if the text did not end with it.
+    finish: "end" (the model generated the separator), "stop" (`on_tokens` or a stop string) or "length"
+        (max_new_tokens).
+    text: decoded text, up to a stop string; None without a tokenizer (`inference/text.py` decodes).
     """
 
     ids: list[int]
@@ -54,19 +56,20 @@ class Generation:
 class Generator:
     """A model ready to generate.
 
-    apply: (params, tokens, segment_ids=, positions=, cache=, logits_to_keep=) -> (logits, cache); of an encoder-decoder
-        (params, inputs, tokens, input_segments=, ...), inputs None once the cache holds what the encoder made of them.
+    apply: (params, tokens, segment_ids=, positions=, cache=, logits_to_keep=) -> (logits, cache); for an
+        encoder-decoder (params, inputs, tokens, input_segments=, ...), with inputs None once the cache holds the
+        encoder's output.
     init_cache: (batch, length) -> an empty cache.
     length_limit: the longest sequence the model can read; None: no limit.
     separator: the token that ends a text.
     vocab_size: ids at or above it (a padded vocabulary) are never generated.
     context: (batch size) -> the context manager around the model, for its mesh and rules.
-    prepare_params: optional transform of the parameters before decoding, as the output-major layout on a CPU.
-    start: what every text the decoder reads begins with, as every document in training does; None is the separator,
-        () nothing. source_end: what every source an encoder reads ends with; None is the separator, () nothing.
-    encoder_decoder: prompts are sources, for the encoder; the decoder begins with `start` and the forced prefix.
+    prepare_params: optional transform of the parameters before decoding, e.g. the output-major layout on a CPU.
+    start: tokens at the start of every decoder input, as in training; None is the separator, () is none.
+    source_end: tokens at the end of every encoder input; None is the separator, () is none.
+    encoder_decoder: whether prompts are encoder inputs; the decoder then starts with `start` and the forced prefix.
     num_virtual_tokens: soft-prompt positions at the front of the cache.
-    prefill_prefix: (parameters, empty cache) -> the cache with the keys and values of those places.
+    prefill_prefix: (parameters, empty cache) -> the cache with the keys and values of the soft-prompt positions.
     """
 
     apply: Callable
@@ -93,7 +96,7 @@ class Generator:
         forced_prefix: Ids | None = None,
         adapter_ids: Sequence[int] | None = None,
     ) -> list[list[int]]:
-        """The ids of `generate`, which says what the arguments are."""
+        """The ids of `generate`, with the same arguments; log-probabilities are not computed."""
         forced = forced_prefix or [[]] * len(prompts)
         tokens_BT, _ = self._all(params, prompts, max_new_tokens, sampling, seed, forced, adapter_ids, log_probs=False)
         return [[*f, *self.until_separator(row)] for f, row in zip(forced, tokens_BT.tolist(), strict=True)]
@@ -114,16 +117,17 @@ class Generator:
         """Continues each prompt, up to the separator or `max_new_tokens`.
 
         Args:
-            prompts: ids, without what every text begins with (`start`); of an encoder-decoder the sources.
-            forced_prefix: for each prompt, ids that its new text must begin with. They are part of what comes back,
-                and not counted in max_new_tokens.
-            on_tokens: called as (row, its new ids) as they come, forced ones first; where it returns True, that row
-                ends. The loop then runs in chunks of `chunk` steps, with the same results.
-            adapter_ids: for each prompt, the adapter that it uses, if `apply` is a model with several of them
+            prompts: ids, without the start tokens (`start`); for an encoder-decoder, the sources.
+            forced_prefix: for each prompt, ids that its new text must begin with. They are included in the result and
+                not counted in max_new_tokens.
+            on_tokens: called as on_tokens(row, new ids) while tokens are generated, forced ones first. If it returns
+                True, the row ends. The loop then runs in chunks of `chunk` steps; the results are the same.
+            adapter_ids: for each prompt, the index of its adapter, if `apply` is a multi-adapter model
                 (`peft/multi_adapter.py`).
 
         Raises:
-            UserError: no prompts, nothing to generate, or more positions than the model has.
+            UserError: no prompts, max_new_tokens below 1, or more positions than the model has.
+            FieldError: chunk below 1.
         """
         forced = forced_prefix or [[]] * len(prompts)
         args = (params, prompts, max_new_tokens, sampling, seed, forced, adapter_ids)
@@ -144,7 +148,7 @@ class Generator:
         return generations
 
     def _all(self, params, prompts, max_new_tokens, sampling, seed, forced, adapter_ids, *, log_probs: bool):
-        """In one call: tokens_BT and, if wanted, log-probabilities of forced tokens (B, K) and of new ones (B, T)."""
+        """Runs the loop in one call: (tokens_BT, log-probabilities of forced (B, K) and new tokens (B, T), or None)."""
         rows = self.rows(prompts, max_new_tokens, forced, adapter_ids)
         plan = loop.DecodePlan(max_new_tokens, sampling, log_probs, max(map(len, forced)))
         with self.context(len(prompts)):
@@ -152,7 +156,9 @@ class Generator:
         return jax.tree.map(np.asarray, outputs)
 
     def _in_chunks(self, params, prompts, max_new_tokens, sampling, seed, forced, adapter_ids, on_tokens, chunk):
-        """As `_all`, calling `on_tokens` after each chunk; also where it ended each row, or None."""
+        """As `_all`, calling `on_tokens` after each chunk.
+
+        Also returns, for each row, the number of new tokens at which `on_tokens` ended it, or None."""
         if chunk < 1:
             raise FieldError("chunk", chunk, "expected a positive number of steps")
         rows = self.rows(prompts, max_new_tokens, forced, adapter_ids)
@@ -192,12 +198,12 @@ class Generator:
         """Prompts as arrays (`inference/rows.py`).
 
         Raises:
-            UserError: no prompts, nothing to generate, or more positions than the model has.
+            UserError: no prompts, max_new_tokens below 1, or more positions than the model has.
         """
         return make_rows(self, prompts, max_new_tokens, forced_prefix, adapter_ids)
 
     def fit_max_new_tokens(self, prompts: Ids, wanted: int, forced_prefix: Ids | None = None) -> int:
-        """`wanted`, or the number of new tokens that fit after the longest prompt; at least 1."""
+        """`wanted`, reduced to the number of new tokens that fit after the longest prompt; at least 1."""
         if self.length_limit is None:
             return wanted
         forced = forced_prefix or [[]] * len(prompts)
@@ -206,27 +212,27 @@ class Generator:
 
     @property
     def first(self) -> tuple[int, ...]:
-        """What every text the decoder reads begins with."""
+        """Tokens at the start of every decoder input."""
         return (self.separator,) if self.start is None else self.start
 
     @property
     def last(self) -> tuple[int, ...]:
-        """What every source the encoder reads ends with; () of a decoder-only model."""
+        """Tokens at the end of every encoder input; () for a decoder-only model."""
         if not self.encoder_decoder:
             return ()
         return (self.separator,) if self.source_end is None else self.source_end
 
     def until_separator(self, row: list[int]) -> list[int]:
-        """A row of new tokens without the separator that ends it."""
+        """A row of new tokens, up to the first separator."""
         return row[: row.index(self.separator)] if self.separator in row else row
 
     def new_cache(self, held_params: Any, batch: int, length: int) -> Any:
-        """An empty cache for `length` positions of text."""
+        """A cache for `length` positions of text, empty but for the soft prompt."""
         cache = self.init_cache(batch, length + self.num_virtual_tokens)
         return cache if self.prefill_prefix is None else self.prefill_prefix(held_params, cache)
 
     def prefill(self, held_params: Any, rows: Rows, cache: Any, logits_to_keep: int) -> tuple[jax.Array, Any]:
-        """Logits of the last places of `rows.tokens`, and the cache that holds them all."""
+        """(logits at the last `logits_to_keep` positions of `rows.tokens`, the cache filled with `rows.tokens`)."""
         positions_BP = rows.positions_BP + self.num_virtual_tokens
         kwargs = {"segment_ids": rows.segments, "positions": positions_BP, "cache": cache}
         if rows.adapter_ids is not None:
@@ -244,7 +250,7 @@ class Generator:
         cache: Any,
         adapter_ids_R: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
-        """Logits (R, 1, V) of the token after `last_R1`, and the cache that holds it."""
+        """(logits (R, 1, V) of the token after `last_R1`, the cache extended by `last_R1`)."""
         positions_R1 = positions_R1 + self.num_virtual_tokens
         kwargs = {"segment_ids": jnp.ones_like(last_R1), "positions": positions_R1, "cache": cache}
         if adapter_ids_R is not None:
@@ -253,7 +259,7 @@ class Generator:
         return self.apply(held_params, *tokens, **kwargs)
 
     def real(self, logits_V: jax.Array) -> jax.Array:
-        """Logits (..., V), with -inf for a padded vocabulary's ids."""
+        """Logits (..., V), with -inf at the padding ids of the vocabulary."""
         if logits_V.shape[-1] == self.vocab_size:
             return logits_V
         return jnp.where(jnp.arange(logits_V.shape[-1]) < self.vocab_size, logits_V, NEVER)

@@ -1,4 +1,4 @@
-"""Exhaustive search over all texts of a tiny vocabulary and length: the reference of beam search's tests."""
+"""Exhaustive search over all texts of a tiny vocabulary and length: the reference for tests of beam search."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,16 +25,17 @@ def exhaustive_search(
     num_return: int = 1,
     source: Sequence[int] | None = None,
 ) -> list[Hypothesis]:
-    """The continuations with the best scores, best first, scored as beam search does.
+    """The `num_return` continuations with the best scores, best first, scored as in beam search.
 
-    A continuation ends with the separator, or has max_new_tokens.
+    A continuation ends with the separator or has max_new_tokens tokens.
 
     Args:
         apply: (params, tokens_BT) -> logits_BTV, without a cache; with a source (params, inputs_BS, tokens_BT).
-        prompt: ids, the first token included. source: ids that an encoder reads, their end included.
+        prompt: ids, including the start tokens.
+        source: ids of the encoder input, including its end tokens.
 
     Raises:
-        UserError: more than a million continuations.
+        UserError: an empty prompt, max_new_tokens below 1, or more than a million continuations.
     """
     if not prompt or max_new_tokens < 1:
         raise UserError("exhaustive_search: expected a prompt, and max_new_tokens of at least one")

@@ -1,8 +1,8 @@
-"""Output-major weights: on a CPU a step of generation is bound by reading the weights.
+"""Output-major weight layout for generation on a CPU, where a step is bound by reading the weights.
 
-A kernel is stored as a matrix (outputs, inputs), which a product with few rows reads row by row, as
-`Policy(weight_layout="output_major")` expects (measured in docs/design_log/). On other platforms the
-compiler chooses layouts itself.
+Each kernel is stored as a matrix (outputs, inputs), so that a product with few rows reads it contiguously. The model
+needs `Policy(weight_layout="output_major")`. Measurements are in docs/design_log/. On other platforms the compiler
+chooses layouts itself.
 """
 
 from typing import Any
@@ -11,12 +11,12 @@ import jax
 
 
 def output_major(params: Any, shapes: Any, axes: Any) -> Any:
-    """The parameters with each kernel as a matrix (outputs, inputs).
+    """The parameters with each kernel transposed to a matrix (outputs, inputs).
 
     Args:
         params: nested dicts of arrays.
-        shapes, axes: shapes and logical axes of the same model's parameters under the policy above;
-            a kernel to lay out has the axes (..., "outputs", "inputs").
+        shapes, axes: shapes and logical axes of the parameters of the same model built with the policy above. Kernels
+            to transpose have the axes (..., "outputs", "inputs").
     """
 
     def lay_out(x, like, names):

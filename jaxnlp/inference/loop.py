@@ -1,6 +1,6 @@
-"""The loop of generation: choose a token, read it, choose the next.
+"""The decoding loop: choose a token, run the model on it, choose the next.
 
-It runs as one jitted call, or in chunks that return the state in between, for callers that stream tokens. Both give
+It runs as one jitted call, or in chunks that return the state after each, for callers that stream tokens. Both give
 the same tokens.
 
 Shape legend: B batch, P prompt length, T new tokens, K forced tokens, V vocabulary.
@@ -22,7 +22,10 @@ from jaxnlp.inference.sampling import Sampling, sample
 
 @dataclasses.dataclass(frozen=True)
 class DecodePlan:
-    """What a loop is compiled for. forced: the longest forced prefix."""
+    """Static arguments of the loop; each value is compiled once.
+
+    log_probs: whether to return log-probabilities. forced: length of the longest forced prefix.
+    """
 
     max_new_tokens: int
     sampling: Sampling
@@ -32,8 +35,11 @@ class DecodePlan:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """`step` tokens are in tokens_BT, whose other places hold separators; log_probs_BT of them or None; done_B;
-    seen_BV, the tokens that the repetition penalty applies to, or None; the cache."""
+    """State of the loop after `step` tokens.
+
+    tokens: (B, T), filled with separators from `step` on. log_probs: (B, T), or None. done: (B,).
+    seen: (B, V), the tokens that the repetition penalty applies to, or None. cache: the key-value cache.
+    """
 
     step: Any
     tokens: Any
@@ -48,11 +54,14 @@ jax.tree_util.register_dataclass(DecodeState, ["step", "tokens", "log_probs", "d
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def run(model: Any, plan: DecodePlan, params: Any, rows: Rows, key: jax.Array) -> tuple[jax.Array, Any]:
-    """The full loop: tokens_BT, with separators after the end of a row, and if the plan has them log-probabilities: of
-    forced tokens (B, K), right-aligned, and of new tokens (B, T).
+    """The full loop in one call.
 
     Args:
-        model: a `Generator`. params: as its `prepare_params` returns them.
+        model: a `Generator`. params: returned by its `prepare_params`.
+
+    Returns:
+        (tokens_BT, log_probs): tokens are separators after the end of a row. log_probs is None unless
+        `plan.log_probs`, else a pair: of the forced tokens (B, K), right-aligned, and of the new tokens (B, T).
     """
     P, T = rows.tokens.shape[1], plan.max_new_tokens
     state, forced_BK = _begin(model, plan, params, rows, key)
@@ -66,7 +75,7 @@ def run(model: Any, plan: DecodePlan, params: Any, rows: Rows, key: jax.Array) -
 def begin(
     model: Any, plan: DecodePlan, params: Any, rows: Rows, key: jax.Array
 ) -> tuple[DecodeState, jax.Array | None]:
-    """The state with the first token, in a cache of the first of `cache_lengths`, and forced log-probabilities."""
+    """(state after the first token, with a cache of the first of `cache_lengths`; forced log-probabilities (B, K))."""
     state, forced_BK = _begin(model, plan, params, rows, key)
     return _readable(state), forced_BK
 
@@ -75,10 +84,10 @@ def begin(
 def advance(
     model: Any, plan: DecodePlan, params: Any, rows: Rows, key: jax.Array, state: DecodeState, cache: Any, ended_B, stop
 ):
-    """The state when it has `stop` tokens or every row is done, `ended_B` being done from here on.
+    """The state once it has `stop` tokens or every row is done.
 
     Args:
-        state: without its cache. cache: donated.
+        state: without its cache. cache: donated. ended_B: rows to mark as done first.
     """
     state = dataclasses.replace(state, done=state.done | ended_B, cache=cache)
     return _readable(_advance(model, plan, params, rows, key, state, stop))
@@ -119,7 +128,7 @@ def _advance(model, plan, params, rows, key, state, stop) -> DecodeState:
 
 
 def _choose(model, plan, key, state: DecodeState, logits_BTV) -> DecodeState:
-    """The state with one more token, from the last place's logits."""
+    """The state with one more token, chosen from the logits at the last position."""
     step, logits_BV = state.step, model.real(logits_BTV[:, -1])
     scores_BV = process(logits_BV, plan.sampling, model.separator, step, state.seen)
     token_B = sample(scores_BV, jax.random.fold_in(key, step), plan.sampling)
@@ -143,12 +152,12 @@ def log_probs(logits_BTV: jax.Array, tokens_BT: jax.Array) -> jax.Array:
 
 
 def prompt_seen(rows: Rows, repetition_penalty: float, vocab: int) -> jax.Array | None:
-    """(B, V): the tokens of each prompt; None without a repetition penalty."""
+    """(B, V): whether each token occurs in the prompt; None without a repetition penalty."""
     return None if repetition_penalty == 1 else seen_in(rows.tokens, rows.segments != 0, vocab)
 
 
 def _readable(state: DecodeState) -> DecodeState:
-    """The state with what the host reads, replicated so that every process has it."""
+    """The state with the arrays that the host reads replicated, so that every process has them."""
     return dataclasses.replace(
         state,
         step=replicate(state.step),
@@ -159,6 +168,6 @@ def _readable(state: DecodeState) -> DecodeState:
 
 
 def replicate(x: jax.Array) -> jax.Array:
-    """x on every device, and so in every process."""
+    """x replicated on every device, and so readable in every process."""
     several = jax.sharding.get_abstract_mesh().size > 1
     return jax.lax.with_sharding_constraint(x, PartitionSpec()) if several else x

@@ -1,4 +1,4 @@
-"""Changes of a model's scores before a token is chosen, in sampling and in beam search.
+"""Logits processors: change the scores before a token is chosen, in sampling and in beam search.
 
 Shape legend: R rows or beams, T tokens, V vocabulary.
 """
@@ -15,12 +15,12 @@ NEVER = -jnp.inf
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processors:
-    """The options that `Sampling` and `BeamSearch` share.
+    """Options shared by `Sampling` and `BeamSearch`.
 
-    repetition_penalty: scores of tokens in the prompt or the new text are divided by it if positive and multiplied if
-        negative, so that values above 1 make repeated tokens less likely (CTRL: Keskar et al. 2019, arXiv:1909.05858,
-        section 4.1). 1.0 changes nothing. An encoder's source does not count, its decoder's tokens do.
-    min_new_tokens: a text has at least this many new tokens.
+    repetition_penalty: scores of tokens that occur in the prompt or the new text are divided by it if positive and
+        multiplied by it if negative, so that values above 1 make repetition less likely (CTRL: Keskar et al. 2019,
+        arXiv:1909.05858, section 4.1). 1.0 disables it. For an encoder-decoder, only the decoder's tokens count.
+    min_new_tokens: minimum number of new tokens; until then the separator has probability 0.
     """
 
     repetition_penalty: float = 1.0
@@ -36,11 +36,11 @@ class Processors:
 def process(
     scores_RV: jax.Array, options: Processors, separator: int, step: jax.Array | int, seen_RV: jax.Array | None
 ) -> jax.Array:
-    """Scores of the token at place `step` of the new text, changed as the options say.
+    """Scores of the new token number `step` (from 0) with the options applied, (R, V).
 
     Args:
         scores_RV: logits, or in beam search log-probabilities.
-        seen_RV: True for the tokens that each row holds already; None without a repetition penalty.
+        seen_RV: whether each token already occurs in the row; None without a repetition penalty.
     """
     if seen_RV is not None:
         penalty = options.repetition_penalty
@@ -53,7 +53,7 @@ def process(
 
 
 def seen_in(tokens_RT: jax.Array, counts_RT: jax.Array, vocab: int) -> jax.Array:
-    """(R, V), True for the tokens of each row where `counts_RT`."""
+    """(R, V): whether each token occurs in the row, at the positions where `counts_RT` is true."""
     R, _ = tokens_RT.shape
     ids_RT = jnp.where(counts_RT, tokens_RT, vocab)  # out of range, so dropped
     return jnp.zeros((R, vocab), bool).at[jnp.arange(R)[:, None], ids_RT].set(True, mode="drop")

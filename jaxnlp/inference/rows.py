@@ -1,9 +1,9 @@
-"""Ragged prompts, sources and forced prefixes as arrays.
+"""Pads prompts, sources and forced prefixes of different lengths to arrays.
 
-What the decoder reads is padded on the left, so that every row writes its next token at the same place; what the
-encoder reads is padded on the right. Segment 0 is padding.
+Decoder inputs are padded on the left, so that every row writes its next token at the same index; encoder inputs are
+padded on the right. Segment 0 is padding.
 
-Shape legend: B batch, P what the decoder reads at first, S what the encoder reads, K longest forced prefix.
+Shape legend: B batch, P initial decoder input, S encoder input, K longest forced prefix.
 """
 
 import dataclasses
@@ -21,9 +21,10 @@ Ids = Sequence[Sequence[int]]
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """A batch to continue: tokens_BP and segments_BP; for an encoder-decoder also inputs_BS and input_segments_BS.
+    """A batch to continue.
 
-    adapter_ids: (B,) which adapter each row uses (`peft/multi_adapter.py`), or None.
+    tokens, segments: (B, P), the decoder's. inputs, input_segments: (B, S), the encoder's, or None.
+    adapter_ids: (B,), the adapter of each row (`peft/multi_adapter.py`), or None.
     """
 
     tokens: Any
@@ -34,7 +35,7 @@ class Rows:
 
     @property
     def count_B(self) -> Any:
-        """Real tokens of each row, and so the position of the first new one."""
+        """Number of real tokens in each row, which is the position of the first new token."""
         return self.segments.sum(axis=1)
 
     @property
@@ -48,11 +49,14 @@ jax.tree_util.register_dataclass(Rows, ["tokens", "segments", "inputs", "input_s
 def make_rows(
     model: Any, prompts: Ids, max_new_tokens: int, forced: Ids | None, adapter_ids: Sequence[int] | None = None
 ) -> Rows:
-    """Prompts and forced prefixes of a `Generator`'s model. An encoder-decoder's prompts are its sources.
+    """Prompts and forced prefixes as arrays.
+
+    Args:
+        model: a `Generator`. For an encoder-decoder, prompts are its sources.
 
     Raises:
-        UserError: no prompts, nothing to generate, a forced prefix too few, nothing to begin with, or more positions
-            than the model has.
+        UserError: no prompts, max_new_tokens below 1, not one forced prefix or adapter id per prompt, an empty decoder
+            or encoder input, or more positions than the model has.
     """
     if not prompts or max_new_tokens < 1:
         raise UserError(
@@ -101,7 +105,7 @@ def _check_room(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids) -> N
 
 
 def held(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> int:
-    """How many tokens the decoder reads before the first new one."""
+    """Number of tokens in the decoder's input before the first new one."""
     return len(model.first) + len(forced) + (0 if model.encoder_decoder else len(prompt))
 
 

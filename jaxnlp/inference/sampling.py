@@ -1,4 +1,4 @@
-"""Choosing the next token from its logits.
+"""Sampling the next token from its logits.
 
 Shape legend: B batch, V vocabulary.
 """
@@ -14,13 +14,13 @@ from jaxnlp.inference.processors import NEVER, Processors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling(Processors):
-    """How a token is sampled, after the options of `Processors`.
+    """Options of sampling, applied after those of `Processors`.
 
     Filters apply in this order: temperature, top_k, top_p, min_p.
 
-    temperature: 0 takes the most likely token (greedy).
+    temperature: divides the logits; 0 takes the most likely token (greedy decoding).
     top_k: keep the k most likely tokens; 0 keeps all.
-    top_p: keep the fewest most likely tokens whose probability reaches p (nucleus sampling,
+    top_p: keep the smallest set of most likely tokens whose total probability reaches top_p (nucleus sampling,
         Holtzman et al. 2020, arXiv:1904.09751); 1.0 keeps all.
     min_p: keep tokens at least min_p times as likely as the most likely one (Nguyen et al. 2024,
         arXiv:2407.01082); 0.0 keeps all.
@@ -44,14 +44,14 @@ class Sampling(Processors):
 
 
 def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """One token id a row, (B,) int32. Ties of the greedy choice go to the lowest id."""
+    """One token id per row, (B,) int32. Greedy ties go to the lowest id."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     return jax.random.categorical(key, filtered(logits_BV, sampling), axis=-1).astype(jnp.int32)
 
 
 def filtered(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
-    """The logits that `sample` draws from: tempered, and -inf for the tokens filtered out."""
+    """The logits that `sample` draws from: divided by the temperature, and -inf for filtered tokens."""
     logits_BV = logits_BV / sampling.temperature
     if 0 < sampling.top_k < logits_BV.shape[-1]:
         least = jax.lax.top_k(logits_BV, sampling.top_k)[0][..., -1:]

@@ -10,14 +10,17 @@ UNFINISHED = "\ufffd"  # what bytes decode to that are not, or not yet, a charac
 
 
 class TextStream:
-    """The text of one row.
+    """Decodes the tokens of one row incrementally.
 
-    The text it returns is final: bytes of an incomplete character are held back, and so is an ending that may become a
+    Returned text is final: the bytes of an incomplete character are held back, and so is a suffix that may become a
     stop string.
 
     Args:
-        decode: ids to text. before: ids that the new ones follow, whose text is not returned.
-        stop: strings that end the text where they appear; they are not part of it.
+        decode: ids to text. before: ids that precede the new ones; their text is not returned.
+        stop: strings that end the text where they first appear; they are not part of the text.
+
+    Raises:
+        FieldError: `stop` is a string, or contains an empty one.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], before: Sequence[int] = (), stop: Sequence[str] = ()):
@@ -31,14 +34,14 @@ class TextStream:
         self.ended_at: int | None = None  # ids up to the one that completed a stop string
 
     def force(self, ids: Sequence[int]) -> str:
-        """As `push`, but stop strings in the text of these ids do not count."""
+        """As `push`, but stop strings in the text of these ids are ignored."""
         self._ids += ids
         text = self._text(len(self._ids))
         self._from = len(text)
         return self._return(text)
 
     def push(self, ids: Sequence[int]) -> str:
-        """Adds ids and returns the text that they make final; ids after a stop string are ignored."""
+        """Adds ids and returns the newly final text. Ids after a stop string are ignored."""
         if self.ended_at is not None:
             return ""
         known = len(self._ids)
@@ -53,7 +56,7 @@ class TextStream:
         return self._return(text[: len(text) - self._held_back(text)])
 
     def close(self) -> str:
-        """The rest of the text, unless a stop string ended it."""
+        """The text still held back; empty if a stop string ended the text."""
         return "" if self.ended_at is not None else self._return(self._all(len(self._ids)))
 
     @property
@@ -75,7 +78,7 @@ class TextStream:
         return min(places, default=None)
 
     def _held_back(self, text: str) -> int:
-        """Characters at the end with which a stop string may begin."""
+        """Number of characters at the end that may be the start of a stop string."""
         text = text[self._from :]
         max_length = max(map(len, self._stop), default=1) - 1
         sizes = range(min(max_length, len(text)), 0, -1)

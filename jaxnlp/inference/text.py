@@ -1,4 +1,4 @@
-"""Generation from texts to texts: prompts are encoded, stop strings end a text, and text can be streamed."""
+"""Text-to-text generation: encodes prompts, decodes new tokens, handles stop strings and streams text."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -24,18 +24,20 @@ def generate_text(
     on_text: Callable[[int, str], Any] | None = None,
     chunk: int = CHUNK,
 ) -> list[Generation]:
-    """The continuation of each prompt, with its `text`; an encoder-decoder's prompts are its sources.
+    """The continuation of each prompt, with `Generation.text` set. For an encoder-decoder, prompts are its sources.
 
     Args:
-        tokenizer: with `encode_batch` and `decode`, as the run's.
-        stop: strings that end a text where one appears in it after the forced prefix, however it falls into tokens.
-            `text` ends before it; `ids` hold the tokens up to the one that completed it.
-        forced_prefix: what every new text begins with, or one for each prompt.
-        on_text: called as (row, text) with each new, final piece of text; joined, the pieces are the row's `text`.
-        chunk: tokens between two checks of the text for stop strings or `on_text`; the results do not depend on it.
+        tokenizer: the run's tokenizer, or any object with `encode_batch` and `decode`.
+        stop: strings that end a text where they first appear after the forced prefix, wherever token boundaries fall.
+            `text` ends before the stop string; `ids` include all tokens up to the one that completed it.
+        forced_prefix: text that every new text begins with, or one for each prompt.
+        on_text: called as on_text(row, text) with each new, final piece of text; the pieces concatenate to the row's
+            `text`.
+        chunk: tokens between two checks for stop strings and calls of `on_text`; the results do not depend on it.
 
     Raises:
-        UserError: as `Generator.generate`; an empty stop string.
+        UserError: as `Generator.generate`; the number of forced prefixes differs from that of prompts.
+        FieldError: an empty stop string.
     """
     ids = tokenizer.encode_batch(list(prompts))
     forced = [forced_prefix] * len(ids) if isinstance(forced_prefix, str) else list(forced_prefix)
@@ -69,8 +71,9 @@ def generate_text(
 def _listener(
     streams: Sequence[TextStream], prefixes: Sequence[Sequence[int]], emit: Callable[[int, str], Any]
 ) -> Callable[[int, list[int]], bool]:
-    """An `on_tokens` for `Generator.generate`: emits the text of a row's new tokens, returns whether the row ends.
-    The first tokens of a row with a forced prefix are that prefix."""
+    """An `on_tokens` for `Generator.generate`: emits the text of a row's new tokens and returns whether the row ends.
+
+    The first call for a row with a forced prefix passes that prefix."""
     begun = [not prefix for prefix in prefixes]
 
     def on_tokens(row: int, new: list[int]) -> bool:
@@ -85,7 +88,7 @@ def _listener(
 
 
 def _ended(generation: Generation, count: int | None, text: str) -> Generation:
-    """The generation with its text, without the tokens sampled after a stop string."""
+    """The generation with its text, and cut to `count` tokens if a stop string ended it."""
     if count is None:
         return dataclasses.replace(generation, text=text)
     ids, log_probs = generation.ids[:count], generation.log_probs[:count]
@@ -93,6 +96,6 @@ def _ended(generation: Generation, count: int | None, text: str) -> Generation:
 
 
 def continuation(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
-    """The text of ids that follow others."""
+    """The text of `ids` when they follow the ids `before`."""
     stream = TextStream(tokenizer.decode, before)
     return stream.force(ids) + stream.close()
