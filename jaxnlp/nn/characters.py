@@ -1,7 +1,6 @@
-"""Words as characters, and vectors made of them: a character CNN with highway layers (Kim et al. 2016,
-arXiv:1508.06615), as ELMo has it.
+"""Character ids of words, and a character CNN with highway layers (Kim et al. 2016, arXiv:1508.06615), as in ELMo.
 
-A character is a byte of UTF-8, so any word of any script has a vector. The ids are those of AllenNLP's ELMo.
+A character is a UTF-8 byte, so every word in every script has a vector. The ids are those of AllenNLP's ELMo.
 Shape legend: N words, C characters of a word, K width of a filter, E size of a character's vector, F filters, P output.
 """
 
@@ -25,8 +24,8 @@ def spell(words: Iterable[str | bytes | int], max_chars: int) -> np.ndarray:
     """The character ids of words, (N, max_chars) int32: BEGIN_WORD, the bytes, END_WORD, PADDING.
 
     Args:
-        words: text, or its UTF-8 bytes; or BEGIN_SENTENCE or END_SENTENCE, each a word of that one character.
-        max_chars: of a word, its two markers included; what does not fit is cut off. ELMo has 50.
+        words: each a str, its UTF-8 bytes, or BEGIN_SENTENCE or END_SENTENCE, a word of that one character.
+        max_chars: length of a word, its two markers included; longer words are truncated. ELMo's is 50.
     """
     rows = [_spell(word, max_chars) for word in words]
     return np.asarray(rows, np.int32).reshape(-1, max_chars)
@@ -42,10 +41,10 @@ def _spell(word: str | bytes | int, max_chars: int) -> list[int]:
 
 
 class CharacterCNN(nn.Module):
-    """Words to vectors: of each filter its largest value over the word, through a ReLU; highways; a linear map.
+    """Words to vectors: convolutions, max-pooled over the word and passed through a ReLU; highway layers; a linear map.
 
-    filters: (width, how many) of each kind. Parameters: `characters` (262, E); `filter_i`: `kernel` (K, E, F_i) and
-    `bias` (F_i,); `highway_i`; `projection` (F, P).
+    filters: (width, count) of each kind of filter. Parameters: `characters` (262, E); `filter_i`, with `kernel`
+    (K, E, F_i) and `bias` (F_i,); `highway_i`; `projection` (F, P).
     """
 
     char_dim: int
@@ -79,7 +78,7 @@ class CharacterCNN(nn.Module):
 
 
 class _Filter(nn.Module):
-    """A convolution over a word's characters, without padding, and its largest value."""
+    """relu(max_i(W x_i + b)): a convolution over a word's characters, without padding, and max-pooling."""
 
     width: int
     count: int
@@ -99,8 +98,8 @@ class _Filter(nn.Module):
 class Highway(nn.Module):
     """t relu(W x + b) + (1 - t) x, where t = sigmoid(W' x + b') (Srivastava et al. 2015, arXiv:1505.00387).
 
-    b' begins at -2, so that a new layer carries its input. Parameters: `kernel` (F, 2, F) and `bias` (2, F): t, then
-    the other.
+    b' is initialised to -2, so that an untrained layer mostly carries its input through. Parameters: `linear`, with
+    `kernel` (F, 2, F), and `bias` (2, F): W' and b' first, then W and b.
     """
 
     policy: Policy

@@ -1,8 +1,8 @@
-"""Implementations of multi-head attention, chosen in a model's config.
+"""Attention kernels: implementations of multi-head attention, chosen in a model's config.
 
-A kernel is a small config object, called as `kernel(q, k, v, mask, policy=..., ...)`; `scale`
-multiplies the scores (None is 1/sqrt(K)), `bias` (B or 1, H, T, S) is added to them. All give
-the same numbers within rounding (tested); they differ in speed, memory and platform.
+A kernel is a small config object, called as `kernel(q, k, v, mask, policy=..., ...)`. `scale`
+multiplies the scores (None: 1/sqrt(K)); `bias` (B or 1, H, T, S) is added to them. All kernels
+compute the same result to rounding (tested); they differ in speed, memory and platform.
 Shape legend: B batch, T query length, S key length, D model, H query heads, N key and value
 heads, K head size.
 """
@@ -32,9 +32,10 @@ MASKED = -1e30  # finite, so that a row with every key masked gives a mean and n
 class AttentionKernel:
     """Base class of the kernels.
 
-    features: which of "dropout" (of weights), "softcap" and "bias" (of scores) it computes; asking for another is an
-        error of the model's config.
-    platforms: where it runs. interpret: it runs on any platform, interpreted, for tests.
+    features: which of "dropout" (of the attention weights), "softcap" and "bias" (of the scores) the kernel supports.
+        A model config that needs an unsupported feature is rejected.
+    platforms: platforms that the kernel runs on.
+    interpret: True runs the kernel in Pallas interpret mode, on any platform, for tests.
     """
 
     features: ClassVar[tuple[str, ...]] = ()
@@ -56,7 +57,7 @@ class AttentionKernel:
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Einsum(AttentionKernel):
-    """softmax(q k^T / sqrt(K)) v, written out (Vaswani et al. 2017, equation 1). Runs anywhere."""
+    """softmax(q k^T / sqrt(K)) v by two matrix products (Vaswani et al. 2017, equation 1). Runs on every platform."""
 
     features = ("dropout", "softcap", "bias")
 
@@ -67,10 +68,13 @@ class Einsum(AttentionKernel):
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Blocked(AttentionKernel):
-    """`Einsum` over blocks of queries, each against the keys up to its own end.
+    """`Einsum` in blocks of queries; each block attends only to the keys up to its own end.
 
-    Skips the half of the scores a causal mask would throw away: faster than `Einsum` on CPU
-    for sequences of several blocks, and lighter in memory. The loop is unrolled.
+    Skips the half of the scores that a causal mask would discard: faster than `Einsum` on a CPU
+    for sequences of several blocks, and uses less memory. The loop is unrolled. Falls back to
+    `Einsum` for other masks (non-causal, prefix LM), for T != S, and for a single block.
+
+    block: number of queries in a block.
     """
 
     features = ("dropout", "softcap", "bias")
@@ -85,7 +89,7 @@ class Blocked(AttentionKernel):
         full = not mask.causal or mask.prefix_B is not None or k_BSNK.shape[1] != length
         if full or length <= self.block:
             return Einsum()(q_BTHK, k_BSNK, v_BSNK, mask, policy=policy, dropout=dropout, bias=bias, **scores)
-        # Keys in pieces: their gradients are then sums of pieces, not of arrays padded to the full length.
+        # The keys are split once, so that their gradients are sums of pieces and not of arrays padded to full length.
         stops = [*range(self.block, length, self.block), length]
         sizes = [stop - start for start, stop in zip([0, *stops], stops, strict=False)]
         queries, keys, values = (lax.split(x, sizes, axis=1) for x in (q_BTHK, k_BSNK, v_BSNK))
@@ -101,7 +105,7 @@ class Blocked(AttentionKernel):
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class DotProduct(AttentionKernel):
-    """`jax.nn.dot_product_attention`: XLA's own form, or cuDNN's flash attention on a GPU.
+    """`jax.nn.dot_product_attention`: XLA's implementation, or cuDNN's flash attention on a GPU.
 
     implementation: "xla", "cudnn" (GPU with float16 or bfloat16 operands), or None for JAX's choice.
     """
@@ -132,11 +136,12 @@ class DotProduct(AttentionKernel):
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Flash(AttentionKernel):
-    """Pallas splash attention for TPU: scores never leave the chip's fast memory, masked blocks are skipped.
+    """Pallas splash attention for TPU: scores stay in on-chip memory, and fully masked blocks are skipped.
 
-    interpret: run the kernel's program step by step on any platform (slow; for tests).
-    Sequence length must be a multiple of 128. Decoding with a cache falls to `Einsum`'s form,
-    where one query row leaves nothing to fuse.
+    block: the block size is the largest multiple of 128 up to `block` that divides the length.
+    interpret: run in Pallas interpret mode on any platform (slow; for tests).
+    The sequence length must be a multiple of 128. Falls back to `Einsum` for T != S: decoding
+    with a cache has one query row, and nothing to fuse.
     """
 
     features = ("softcap",)
@@ -182,12 +187,13 @@ class Flash(AttentionKernel):
 
 
 def beside_queries(q_BTHK, k_BSNK, v_BSNK) -> tuple[jax.Array, jax.Array, str]:
-    """Keys and values of which each device's share has the heads that its query heads attend to, and that axis's name.
+    """Keys and values sharded so that each device has the heads that its query heads attend to, and their head axis.
 
-    As they come where the rules split both alike; else repeated, a head for each query head ("heads").
+    If the sharding rules split query and key heads alike, the heads are returned as they are, with axis "kv_heads".
+    Otherwise they are repeated, one for each query head, with axis "heads".
 
     Raises:
-        UserError: heads that do not divide over the devices.
+        UserError: the number of heads is not divisible by the number of devices.
     """
     axis, ways = "kv_heads", (num_shards("heads"), num_shards("kv_heads"))
     if mesh_axes(("heads",)) != mesh_axes(("kv_heads",)) and ways != (1, 1):
@@ -217,7 +223,7 @@ def _splash(block, interpret, causal, window, softcap, q_BHTK, k_BNTK, v_BNTK, q
     )
 
     def one_row(q, k, v, s, t):
-        # Made here: it holds arrays of the current trace, and the backward pass calls this in another one.
+        # Created here, since the kernel holds arrays of the current trace and the backward pass is another trace.
         kernel = splash.make_splash_mha(
             mask=splash.MultiHeadMask([head_mask] * heads),
             block_sizes=sizes,
@@ -235,10 +241,10 @@ def _splash(block, interpret, causal, window, softcap, q_BHTK, k_BNTK, v_BNTK, q
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def in_full_lanes(run: Any, *arrays: jax.Array) -> jax.Array:
-    """run(*arrays), with residuals saved in rows of 128 numbers.
+    """run(*arrays), with the residuals saved in rows of 128 numbers.
 
-    A TPU lays arrays out in tiles of 128 lanes: with heads of 64 as their last axis, an attention kernel's residuals
-    would take twice their size.
+    TPU arrays are tiled in 128 lanes, so the residuals of an attention kernel would take twice their size if the last
+    axis were a head size of 64.
     """
     return run(*arrays)
 
@@ -277,7 +283,7 @@ def attend(
 
     Args:
         allowed: boolean, broadcastable to (B, 1, T, S), or None.
-        scale: of the scores; None is 1/sqrt(K).
+        scale: factor of the scores; None: 1/sqrt(K).
         bias: (B or 1, H, T, S), added to the scores.
         softcap: c gives c tanh(scores / c) (Gemma 2, arXiv:2408.00118, section 2).
         dropout: (rate, key) drops attention weights.
@@ -306,7 +312,7 @@ def attention_weights(q_BTHK, k_BSNK, mask: Mask, *, policy: Policy, scale=None,
 
 
 def _grouped(q_BTHK, k_BSNK, v_BSNK, allowed, bias, scale, policy):
-    """Heads before length, and query heads that share a key head as more rows (R) of the same product."""
+    """Moves heads before length, and merges the query heads that share a key head into the rows R of one product."""
     B, T, H, K = q_BTHK.shape
     N = k_BSNK.shape[2]
     scaled = q_BTHK * (K**-0.5 if scale is None else scale)
@@ -324,7 +330,7 @@ def _weights(q_BNRK, k_BNSK, allowed, bias, softcap, policy):
 
 
 def biased_scores(q_BNRK, k_BNSK, bias, softcap, policy: Policy) -> jax.Array:
-    """q k^T, with the bias added and the soft cap on; (B, N, R, S) float32, of queries already scaled."""
+    """q k^T plus the bias, then the soft cap: (B, N, R, S) float32. The queries must already be scaled."""
     scores = policy.dot(q_BNRK, k_BNSK, SCORES)
     if bias is not None:
         scores = scores + bias
@@ -342,7 +348,7 @@ def _drop(x, rate, key):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(q_BNRK, k_BNSK, v_BNSK, allowed, policy):
-    """softmax(q k^T) v; the backward pass takes the row term from the output (R x K), not the weights (R x S)."""
+    """softmax(q k^T) v. The backward pass computes the row term from the output (R x K), not the weights (R x S)."""
     return _attend_fwd(q_BNRK, k_BNSK, v_BNSK, allowed, policy)[0]
 
 

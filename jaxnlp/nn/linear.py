@@ -1,4 +1,4 @@
-"""Linear maps: the matrix product, and the Linen modules made of it.
+"""Linear maps: the matrix product, and the Linen modules built on it.
 
 Shape legend: B batch, T length, D model (input features), V vocabulary, R rows (batch and
 length flattened).
@@ -28,15 +28,16 @@ FEW_ROWS = 64  # up to this many rows a product is bound by reading the weights
 def matmul(
     x: jax.Array, w: jax.Array, policy: Policy, transpose_w: bool = False, dtype: Any = jnp.float32
 ) -> jax.Array:
-    """x @ w, or x @ w.T with `transpose_w`: rounded operands, float32 accumulation, the result in `dtype`.
+    """x @ w, or x @ w.T with `transpose_w`: operands in `policy.operand_dtype`, accumulated in float32.
 
     Args:
         x: (..., D).
-        w: (D, F), or (F, D) with `transpose_w`; or with several axes in place of D or F.
+        w: (D, F), or (F, D) with `transpose_w`. D or F may be several axes.
+        dtype: dtype of the result.
 
     Returns:
-        (..., F), F one axis. The derivative is the ordinary one; only the form in which the
-        weight's gradient is computed follows `policy.weight_gradient`.
+        (..., F), with F as one axis. The derivative is exact; `policy.weight_gradient` only
+        chooses how the weight's gradient is computed.
     """
     return _matmul(x, w, policy, transpose_w, dtype)
 
@@ -45,7 +46,7 @@ def matmul(
 def _matmul(x, w, policy, transpose_w, dtype):
     w = _matrix(w, x.shape[-1], transpose_w)
     if policy.weight_layout == "output_major" and x.size // x.shape[-1] <= FEW_ROWS:
-        # Behind a barrier, or XLA would transpose the product back.
+        # Without the barrier XLA would transpose the product back.
         y_FR = lax.optimization_barrier(
             policy.dot(w, x.reshape(-1, x.shape[-1]), _contract(1 if transpose_w else 0, 1), dtype)
         )
@@ -54,8 +55,8 @@ def _matmul(x, w, policy, transpose_w, dtype):
 
 
 def _matmul_fwd(x, w, policy, transpose_w, dtype):
-    # A weight that is not trained has no gradient: its input is not saved, and no product is made. The weight is saved
-    # in its own shape: a reshaped one would be a copy, of all stacked layers at once.
+    # A frozen weight needs no gradient, so its input is not saved and no product is computed. The weight is saved in
+    # its own shape: a reshaped one would be a copy of all stacked layers at once.
     y = _matmul(x.value, w.value, policy, transpose_w, dtype)
     return y, (x.value if w.perturbed else None, w.value, jnp.zeros((0, x.value.shape[-1]), x.value.dtype))
 
@@ -91,18 +92,18 @@ def _contract(a: int, b: int) -> Any:
 
 
 def _weight_gradient_plain(policy: Policy, dtype, left, right):
-    # Contracts batch and length as two axes: merged into one, a length split over devices would be gathered.
+    # Contracts batch and length as two axes: merging them would all-gather a length that is split over devices.
     rows = tuple(range(left.ndim - 1))
     return policy.dot(left, right, ((rows, rows), ((), ())), dtype)
 
 
 def _weight_gradient_rows(policy: Policy, dtype, left, right):
-    """left.T @ right, over their rows, with the shorter side first.
+    """left.T @ right over their rows, computed with the shorter side first.
 
-    XLA's CPU backend is fast when the result has fewer rows than columns. Where the sides
-    must be swapped, the closing transpose stands behind a barrier, or XLA would fold it back
-    into the product and choose the slow form again. In bfloat16 the left side is transposed
-    before the product whichever it is (`Policy.dot`), so swapping pays only for much longer ones.
+    XLA's CPU backend is fast when the result has fewer rows than columns. If the sides are
+    swapped, the final transpose is behind a barrier: XLA would otherwise fold it back into the
+    product and choose the slow form again. In bfloat16 `Policy.dot` transposes the left side
+    before the product in either order, so swapping pays only if `left` is over 4 times as long.
     """
     left_RA, right_RB = left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1])
     max_rows = right_RB.shape[1] * (4 if policy.operand_dtype == jnp.bfloat16 else 1)
@@ -117,10 +118,10 @@ class Linear(nn.Module):
     Attributes:
         features: shape of the output axes, as (heads, head_size) or (features,).
         axes: logical axis names of the kernel, input axes first.
-        num_in: how many trailing axes of x are contracted.
-        dtype: of the result; None is the compute dtype.
+        num_in: number of trailing axes of x that are contracted.
+        dtype: dtype of the result; None: the compute dtype.
 
-    Parameters: `kernel` of shape (*inputs, *features), or under `weight_layout="output_major"` the matrix
+    Parameters: `kernel` of shape (*inputs, *features), or with `weight_layout="output_major"` the matrix
     (features, inputs); `bias` of shape `features`.
     """
 
@@ -143,8 +144,8 @@ class Linear(nn.Module):
             y = matmul(flat, kernel, self.policy, True, result)
         else:
             kernel = parameter(self, "kernel", self.kernel_init, self.axes, (*inputs, *self.features), dtype)
-            # Devices that hold parts of a sum exchange it rounded. Elsewhere a product that rounds makes XLA's TPU
-            # backend lay out whole stacks of heads anew, a copy of each.
+            # Partial sums are exchanged between devices in the rounded dtype. Maps from `embed` have no partial sums:
+            # there a product that rounds would make XLA's TPU backend copy full stacks of heads to a new layout.
             product = jnp.dtype(jnp.float32) if self.axes[0] == "embed" else result
             y = matmul(flat, kernel, self.policy, dtype=product).astype(result)
         y = checkpoint_name(y, PRODUCT).reshape(*lead, *self.features)
@@ -155,7 +156,7 @@ class Linear(nn.Module):
 
 
 class Embed(nn.Module):
-    """A table of vectors, read by row and, where output and input share it, used as the output map.
+    """An embedding table, looked up by id; with tied embeddings it is also the output map.
 
     Parameter: `embedding` of shape (vocab_size, embed_dim).
     """
@@ -171,7 +172,7 @@ class Embed(nn.Module):
         self.embedding = parameter(self, "embedding", self.embedding_init, self.axes, shape, self.policy.param_dtype)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        """Rows of the table, (B, T, D). An id outside the vocabulary gives NaN, never another row."""
+        """Rows of the table, (B, T, D), in the compute dtype. An id outside [0, V) gives NaN."""
         rows = self.embedding.at[ids_BT].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return rows.astype(self.policy.dtype)
 

@@ -18,14 +18,14 @@ def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array, axis: str | None = N
     Args:
         logits_BTV: float32.
         targets_BT: integers in [0, V).
-        axis: logical axis of the last dimension, as "vocab", where a mesh may split it; None where none does.
+        axis: logical axis name of the last dimension, as "vocab"; None: it is not split over devices.
 
     Returns:
         nll_BT = logsumexp(logits) - logits[target], and log_z_BT = logsumexp(logits).
 
-    Where the vocabulary is split over devices it stays so: what they exchange are three numbers a token, never
+    If the vocabulary is split over devices, the logits stay split: devices exchange three numbers per token, and no
     logits (Shoeybi et al. 2019, section 3).
-    The backward pass keeps only the logits and log_z, where autodiff would keep a second array of the logits' size.
+    Only the logits and log_z are saved for the backward pass; autodiff would save a second array of the logits' size.
     """
     vocab_split = axis is not None and num_shards(axis) > 1
     if vocab_split:
@@ -34,7 +34,7 @@ def token_nll(logits_BTV: jax.Array, targets_BT: jax.Array, axis: str | None = N
 
 
 def weighted_sum(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """The sum of x times its weights. Where the weight is 0, x may be infinite or not a number: padding can be."""
+    """The sum of x times its weights. Where the weight is 0, as at padding, x may be infinite or NaN."""
     return jnp.sum(jnp.where(weights == 0, 0.0, x * weights))
 
 

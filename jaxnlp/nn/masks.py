@@ -17,21 +17,21 @@ import jax.numpy as jnp
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mask:
-    """The conditions that a query-key pair must meet, as data, so that each kernel can use its own form.
+    """An attention mask as a set of conditions, so that each kernel can apply them in its own form.
 
-    A pair must meet all of them. `Mask(causal=False)` allows every pair.
+    A query-key pair is allowed if it meets all conditions. `Mask(causal=False)` allows every pair.
 
-    causal: a key no later than the query, by place in the sequence.
+    causal: the key's position is not after the query's.
     prefix_B: the first prefix_B[i] positions of row i are visible to all queries under a causal mask
         (prefix LM: Raffel et al. 2020, arXiv:1910.10683, section 3.2.1).
-    window: the distance between query and key is below it: sliding-window attention
+    window: the distance between query and key is less than `window`: sliding-window attention
         (Beltagy et al. 2020, arXiv:2004.05150, section 3.1). None: no such condition.
-    query_segments_BT, key_segments_BS: both in the same segment, and that segment not 0
-        (0 is padding). Keys' segments alone: keys that are not padding.
-    offset: place of the first query among the keys: 0 in training, the number of keys
-        already cached when decoding.
-    num_prefix_keys: the first num_prefix_keys keys are visible to all queries, whatever the conditions, and places of
-        the other keys are counted after them: prefixes (Li and Liang 2021, arXiv:2101.00190).
+    query_segments_BT, key_segments_BS: query and key are in the same segment, and the segment is
+        not 0 (padding). With `key_segments_BS` alone: the key is not padding.
+    offset: position of the first query among the keys: 0 in training; in decoding, the number
+        of cached keys.
+    num_prefix_keys: the first num_prefix_keys keys are visible to all queries regardless of the conditions, and the
+        positions of the other keys are counted after them (prefix tuning: Li and Liang 2021, arXiv:2101.00190).
     """
 
     causal: bool = True
@@ -44,13 +44,13 @@ class Mask:
 
     @property
     def conditions(self) -> set[str]:
-        """Names of the conditions in force, for kernels that know only some."""
+        """Names of the active conditions, for kernels that support only some of them."""
         active = {"causal": self.causal, "prefix": self.prefix_B is not None, "window": self.window is not None}
         active |= {"segments": self.key_segments_BS is not None, "num_prefix_keys": self.num_prefix_keys > 0}
         return {name for name, in_force in active.items() if in_force}
 
     def rows(self, start: int, stop: int) -> "Mask":
-        """The mask of queries start..stop against keys 0..stop: one block of rows of a causal mask."""
+        """The mask of queries start..stop against keys 0..stop: one row block of a causal mask."""
         q, k = self.query_segments_BT, self.key_segments_BS
         return dataclasses.replace(
             self,
@@ -60,7 +60,7 @@ class Mask:
         )
 
     def dense(self, query_len: int, key_len: int) -> jax.Array | None:
-        """Boolean (B or 1, 1, T, S), True where attention is allowed; None if every pair is."""
+        """Boolean (B or 1, 1, T, S), True where attention is allowed; None if every pair is allowed."""
         if self.num_prefix_keys:
             P = self.num_prefix_keys
             rest = dataclasses.replace(self, num_prefix_keys=0).dense(query_len, key_len - P)

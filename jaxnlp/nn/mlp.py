@@ -1,6 +1,6 @@
-"""The feed-forward layer: one hidden layer with an activation, or a gated one.
+"""The feed-forward layer: one hidden layer with an activation, plain or gated.
 
-Each is a small config object that builds its module.
+Each form is a small config object that builds its Linen module.
 Shape legend: B batch, T length, D model, F feed-forward.
 """
 
@@ -23,9 +23,9 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 def from_input(value: Activation, slope: Activation) -> Activation:
-    """The activation `value` with the derivative `slope`, both of them functions of the input, which is all that is
-    saved for the backward pass: recomputing the rest is cheaper than writing it to memory and reading it. For GELU's
-    tanh form, autodiff saves five arrays."""
+    """The activation `value` with the derivative `slope`, both functions of the input. Only the input is saved for the
+    backward pass: recomputing the rest is cheaper than writing it to memory and reading it back. For GELU's tanh form,
+    autodiff saves five arrays."""
     activation = jax.custom_vjp(value)
     activation.defvjp(lambda x: (value(x), x), lambda x, dy: (slope(x) * dy,))
     return activation
@@ -34,7 +34,8 @@ def from_input(value: Activation, slope: Activation) -> Activation:
 def _gelu(x: jax.Array) -> jax.Array:
     """x Phi(x), exact (Hendrycks and Gimpel 2016, arXiv:1606.08415).
 
-    By erf as PyTorch has it, not by erfc as `jax.nn.gelu`: twice as fast on CPU, and differs by rounding only.
+    Computed with erf, as in PyTorch, and not with erfc, as in `jax.nn.gelu`: twice as fast on a CPU, and equal to
+    rounding.
     """
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
@@ -45,8 +46,8 @@ def _gelu_slope(x: jax.Array) -> jax.Array:
 
 
 def _gelu_tanh_slope(x: jax.Array) -> jax.Array:
-    """The tanh form is x s, with s = sigmoid(2u) and u = sqrt(2/pi) (x + c x^3); its derivative s + x s (1 - s) 2u'. In
-    terms of tanh(u), as JAX has it, 1 + tanh(u) has lost all of its digits where x < -5."""
+    """The tanh form is x s, with s = sigmoid(2u) and u = sqrt(2/pi) (x + c x^3); its derivative is s + x s (1 - s) 2u'.
+    JAX writes both with 1 + tanh(u), which has lost all its digits where x < -5."""
     twice, c, squared = 2 * (2 / math.pi) ** 0.5, 0.044715, x * x
     s = jax.nn.sigmoid(twice * x * (1 + c * squared))
     return s * (1 + x * (1 - s) * twice * (1 + 3 * c * squared))
@@ -75,7 +76,8 @@ ACTIVATIONS = {
 class FeedForward:
     """Base class of the feed-forward layers.
 
-    activation: a name of `ACTIVATIONS`. gated: two maps into the hidden layer, one of them through the activation.
+    activation: a key of `ACTIVATIONS`.
+    gated: the hidden layer is the product of two maps of the input, one of them through the activation.
     """
 
     activation: str = "gelu_tanh"
@@ -99,7 +101,9 @@ class FeedForward:
         """The Linen module, called as `module(x_BTD)`.
 
         Args:
-            hidden: units of the hidden layer. dim: D. in_init, out_init: of the kernels into it and out of it.
+            hidden: F, units of the hidden layer.
+            dim: D.
+            in_init, out_init: initialisers of the kernels into and out of the hidden layer.
         """
         return _MLP(hidden, dim, self.activation, self.gated, use_bias, in_init, out_init, policy, name=name)
 

@@ -1,6 +1,6 @@
 """Normalisation of the last axis: LayerNorm and RMSNorm.
 
-Each is a small config object (choose one in a model's config) and the Linen module it builds.
+Each norm is a small config object, chosen in a model's config, that builds a Linen module.
 Shape legend: D features.
 """
 
@@ -19,7 +19,7 @@ from jaxnlp.nn.policy import Policy
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Norm:
-    """Base class of the norms. epsilon: added to the mean square, or to the variance, before the root."""
+    """Base class of the norms. epsilon: added to the variance or the mean square, before the square root."""
 
     epsilon: float = 1e-5
 
@@ -53,7 +53,7 @@ class RMSNorm(Norm):
 
 
 class _Norm(nn.Module):
-    """Statistics in float32, result in the compute dtype. Parameters: `scale`, `bias`, shape (D,)."""
+    """Statistics in float32, result in the compute dtype. Parameters: `scale` and, if used, `bias`, each (D,)."""
 
     epsilon: float
     centre: bool
@@ -72,10 +72,11 @@ class _Norm(nn.Module):
 
 
 def normalise(x: jax.Array, scale_D: jax.Array, epsilon: float, centre: bool) -> jax.Array:
-    """x over the root mean square of its last axis, less the mean first if `centre`, times scale; in float32.
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, in float32; with `centre`, of x minus its mean.
 
-    Its backward pass is written out (two means over the row): autodiff of mean and variance takes several more passes
-    over memory for the same values. It saves one array of the size of x, x itself: in bfloat16, half of a float32 copy.
+    The backward pass is written by hand (two means per row): autodiff of mean and variance makes several more passes
+    over memory for the same values. The only array of the size of x that it saves is x, which in bfloat16 is half the
+    size of a float32 copy.
     """
     return _normalise(x, scale_D, epsilon, centre)
 
@@ -102,7 +103,7 @@ def _normalise_bwd(epsilon, centre, residuals, dy):
 
 
 def _centred(x, mean, centre):
-    """(x in float32 less its mean, the mean). mean: None computes it. Without `centre`: (x in float32, None)."""
+    """(x minus its mean, the mean), float32. mean: None computes it. Without `centre`: (x in float32, None)."""
     x = x.astype(jnp.float32)
     if not centre:
         return x, None

@@ -1,4 +1,4 @@
-"""Numerics policy: which dtype holds parameters, activations and the operands of products."""
+"""Numerics policy: the dtypes of parameters, activations and matrix-product operands."""
 
 import dataclasses
 import functools
@@ -17,20 +17,20 @@ WEIGHT_LAYOUTS = ("input_major", "output_major")
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Policy:
-    """Dtypes of a model's numbers. Logits and losses are always float32.
+    """The dtypes of a model. Logits and losses are always float32.
 
-    param_dtype: what `init` makes and the optimizer updates.
-    compute_dtype: activations and, unless `matmul_dtype` says otherwise, matrix products.
-    matmul_dtype: dtype the operands of matrix products are rounded to; products are always
-        accumulated in float32. `compute_dtype="float32",
-        matmul_dtype="bfloat16"` is mixed precision as CPUs with bf16 units run it fastest.
-    weight_gradient: how the gradient of a weight is written. "plain" is what autodiff
-        makes; "rows" contracts both operands over their rows with the shorter side first,
-        which XLA's CPU backend runs up to 1.4x faster a step; "auto" is "rows" where the
-        program is compiled for a CPU and "plain" elsewhere. See `nn/linear.py`.
-    weight_layout: "output_major" computes products with few rows as (W^T x^T)^T, the fastest way a
-        CPU can read weights that lie so in memory. Generation on a CPU sets it, with weights
-        it has laid out (`inference/layout.py`); for training leave it.
+    param_dtype: dtype of the parameters, from `init` and through the optimizer's updates.
+    compute_dtype: dtype of activations and, if `matmul_dtype` is None, of matrix-product operands.
+    matmul_dtype: dtype that the operands of matrix products are rounded to; products are always
+        accumulated in float32. `compute_dtype="float32", matmul_dtype="bfloat16"` is the fastest
+        mixed precision on CPUs with bf16 units.
+    weight_gradient: how the gradient of a weight is computed. "plain" is the form of autodiff.
+        "rows" contracts both operands over their rows with the shorter side first, with which
+        XLA's CPU backend runs a step up to 1.4x faster. "auto" is "rows" in a program compiled
+        for a CPU and "plain" elsewhere. See `nn/linear.py`.
+    weight_layout: "output_major" computes products with few rows as (W^T x^T)^T, the fastest form
+        on a CPU for weights stored output-major. Generation on a CPU sets it and transposes the
+        weights itself (`inference/layout.py`); keep the default for training.
     """
 
     param_dtype: str = "float32"
@@ -40,7 +40,7 @@ class Policy:
     weight_layout: str = "input_major"
 
     def check(self) -> None:
-        """Raises FieldError for an unknown dtype or form."""
+        """Raises FieldError for an unknown dtype or option."""
         checks.one_of(self, "param_dtype", FLOATS)
         checks.one_of(self, "compute_dtype", FLOATS)
         if self.matmul_dtype is not None:
@@ -55,14 +55,14 @@ class Policy:
 
     @property
     def operand_dtype(self) -> Any:
-        """Dtype the operands of a matrix product are rounded to."""
+        """Dtype that the operands of a matrix product are rounded to."""
         return jnp.dtype(self.matmul_dtype or self.compute_dtype)
 
     def dot(self, x: jax.Array, y: jax.Array, dims: Any, dtype: Any = jnp.float32) -> jax.Array:
-        """`lax.dot_general` of the rounded operands; accumulated in float32 and returned in `dtype`.
+        """`lax.dot_general` of the rounded operands, accumulated in float32 and returned in `dtype`.
 
-        Where the operands have that dtype the product itself returns it: if each device has only a part of the sum,
-        the parts are sent in it, and those of products that are added together go as one.
+        If `dtype` is the operand dtype, the product itself returns it. Partial sums on several devices are then
+        exchanged in that dtype, and the partial sums of products that are added together are exchanged once.
         """
         x, y = x.astype(self.operand_dtype), y.astype(self.operand_dtype)
         plain = functools.partial(lax.dot_general, dimension_numbers=dims, preferred_element_type=jnp.float32)
@@ -77,7 +77,7 @@ class Policy:
         )
 
     def operand(self, x: jax.Array) -> jax.Array:
-        """x as `dot` wants it: rounded, and lying by rows where that matters. For what comes out of a transpose."""
+        """x rounded for `dot`, and for bfloat16 on a CPU in row-major order. For the results of a transpose."""
         x = x.astype(self.operand_dtype)
         if self.operand_dtype == jnp.bfloat16:
             return lax.platform_dependent(x, cpu=by_rows, default=lambda x: x)
@@ -85,12 +85,12 @@ class Policy:
 
 
 def by_rows(x: jax.Array) -> jax.Array:
-    """x, but in row-major order in memory.
+    """x in row-major order in memory.
 
-    XLA's CPU backend has fast products of bfloat16 (three times float32 with AMX) only for
-    operands that lie by rows and a left one contracted over its last axis. Any other it converts
-    to float32, without a word. A transpose counts as lying by columns until something is
-    made of it: a reshape makes it so, and the barrier keeps the two from cancelling.
+    XLA's CPU backend has fast bfloat16 products (three times float32 with AMX) only for row-major
+    operands with the left one contracted over its last axis. It silently converts others to
+    float32. A transpose counts as column-major until its result is materialised: the reshape
+    materialises it, and the barrier keeps XLA from cancelling the two reshapes.
     """
     return lax.optimization_barrier(x[..., None]).reshape(x.shape)
 

@@ -1,8 +1,8 @@
-"""Recurrent networks: LSTM and GRU, stacked, in one direction or both, exact under padding.
+"""Recurrent networks: stacks of LSTM or GRU layers, in one direction or both, exact under padding.
 
-A cell is a small config object; `Recurrent` runs it over a sequence, `RecurrentLayer` is one layer of it in one
-direction, to be stacked otherwise. The products with the input are one product
-for all steps; only the recurrence itself is scanned.
+A cell is a small config object. `Recurrent` runs a stack of layers over a sequence; `RecurrentLayer` is one layer in
+one direction, for models that stack layers in another way. The products with the input are one product for all steps;
+only the recurrence is scanned.
 Shape legend: B batch, T length, D input features, G gates, H hidden units, P features of the output
 (H, or an LSTM's projection).
 """
@@ -28,9 +28,9 @@ class LSTM:
     """Long short-term memory with forget gate (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
 
     i, f, o = sigmoid(W x + U h + b), g = tanh(...), c' = f c + i g, h' = o tanh(c').
-    forget_bias: what the forget gate's bias begins at (Jozefowicz et al. 2015, section 5).
+    forget_bias: initial bias of the forget gate (Jozefowicz et al. 2015, section 5).
     projection_dim: size of h' = V (o tanh(c')) (Sak et al. 2014, arXiv:1402.1128); None: no projection.
-    cell_clip, projection_clip: keep c' and the projection within +-clip, as ELMo does; None does not.
+    cell_clip, projection_clip: clip c' and the projection to +-clip, as ELMo does; None: no clipping.
     """
 
     gates = 4
@@ -51,14 +51,14 @@ class LSTM:
         return self.projection_dim or features
 
     def bias_init(self, key, shape, dtype):
-        """Zeros, and `forget_bias` in the forget gate; shape (4, H), the gates in the order i, f, g, o."""
+        """Zeros, with `forget_bias` in the forget gate; shape (4, H), gates in the order i, f, g, o."""
         return jnp.zeros(shape, dtype).at[1].set(self.forget_bias)
 
     def start(self, batch: int, features: int) -> tuple[jax.Array, jax.Array]:
         return jnp.zeros((batch, features)), jnp.zeros((batch, self.outputs(features)))
 
     def step(self, state, x_BGH, hidden, project):
-        """((c, h), W x + b, h -> U h, h -> V h) -> the next (c, h)."""
+        """The next (c, h). x_BGH: W x + b. hidden: h -> U h. project: h -> V h."""
         c, h = state
         i, f, g, o = jnp.moveaxis(x_BGH + hidden(h), 1, 0)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -72,7 +72,7 @@ class LSTM:
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class GRU:
-    """Gated recurrent unit (Cho et al. 2014, arXiv:1406.1078), the reset gate after the product as in cuDNN.
+    """Gated recurrent unit (Cho et al. 2014, arXiv:1406.1078), with the reset gate after the product as in cuDNN.
 
     r, z = sigmoid(W x + U h + b), n = tanh(W x + b + r (U h + b')), h' = (1 - z) n + z h.
     """
@@ -91,7 +91,7 @@ class GRU:
         return (jnp.zeros((batch, features)),)
 
     def step(self, state, x_BGH, hidden, project):
-        """((h,), W x + b, h -> U h + b', _) -> the next (h,)."""
+        """The next (h,). x_BGH: W x + b. hidden: h -> U h + b'. project: unused."""
         (h,) = state
         x_r, x_z, x_n = jnp.moveaxis(x_BGH, 1, 0)
         h_r, h_z, h_n = jnp.moveaxis(hidden(h), 1, 0)
@@ -103,10 +103,10 @@ class GRU:
 class Recurrent(nn.Module):
     """A stack of recurrent layers.
 
-    bidirectional: each layer runs over the sequence both ways, and its output is both, side by side.
-    dropout_rate: between layers, not after the last.
-    Parameters: `layer_i` and, backwards, `layer_i_reverse`: `input` (D, G, H), `bias` (G, H),
-    `hidden` (P, G, H), for a GRU `hidden_bias` (G, H), for a projection `projection` (H, P).
+    bidirectional: each layer runs in both directions, and its output is both outputs concatenated.
+    dropout_rate: of the input of each layer but the first.
+    Parameters: `layer_i` and, if bidirectional, `layer_i_reverse`, each with `input` (D, G, H), `bias` (G, H) and
+    `hidden` (P, G, H); a GRU also has `hidden_bias` (G, H), and a projection `projection` (H, P).
     """
 
     cell: Any
@@ -121,18 +121,18 @@ class Recurrent(nn.Module):
         """Returns (outputs_BTP, states).
 
         Args:
-            mask_BT: true on real tokens, or segments: integers, 0 on padding, and where another number follows
-                a new sequence begins, from the zero state. At padding the state stands still and the output is
-                zero, so a sequence gives what it would alone, wherever the padding is. None: all are real.
-            states: first states as this returns them, one tuple (c, h) or (h,) a layer and direction,
-                forward first; None is zeros.
+            mask_BT: True on real tokens; or integer segment ids, 0 on padding. A new segment id begins a new
+                sequence, from the zero state. At padding the state is unchanged and the output is zero, so the
+                result for a sequence does not depend on where the padding is. None: no padding.
+            states: initial states, in the form of the returned ones: one tuple (c, h) or (h,) for each layer and
+                direction, forward first. None: zeros.
 
         Returns:
-            outputs_BTP: of the last layer (2P wide if bidirectional), in the compute dtype; states after the
-            last real token in each direction, float32.
+            outputs_BTP: outputs of the last layer (2P if bidirectional), in the compute dtype.
+            states: states after the last real token in each direction, float32.
 
         Raises:
-            UserError: `states` has another number of layers.
+            UserError: `states` does not have one entry for each layer and direction.
         """
         ways = ("", "_reverse") if self.bidirectional else ("",)
         if states is not None and len(states) != self.num_layers * len(ways):
@@ -155,9 +155,9 @@ class Recurrent(nn.Module):
 
 
 class RecurrentLayer(nn.Module):
-    """One layer in one direction: (x_BTD, mask_BT, state or None) -> (outputs_BTP, state), as `Recurrent` has them.
+    """One layer in one direction: (x_BTD, mask_BT, state or None) -> (outputs_BTP, state), as in `Recurrent`.
 
-    reverse: from the last token to the first; the outputs stay in their places.
+    reverse: scan from the last token to the first; the outputs keep the order of the tokens.
     """
 
     cell: Any

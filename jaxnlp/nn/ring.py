@@ -1,9 +1,9 @@
 """Ring attention: context parallelism, where each device holds one share of a sequence.
 
-Queries stay in place; keys and values pass around the ring of devices, one share at a time, and each device folds
-the share it holds into a running softmax (Liu et al. 2023, arXiv:2310.01889, section 3). No device ever holds
-the keys of the full sequence, or scores of more than `block` queries by one share of keys. The backward pass sends
-keys and values round once more, with their gradients.
+Queries stay in place. Keys and values are sent around the ring of devices, one share at a time, and each device adds
+the share it holds to a running softmax (Liu et al. 2023, arXiv:2310.01889, section 3). No device ever holds the keys
+of the full sequence, or scores of more than `block` queries by one share of keys. The backward pass sends keys and
+values around the ring once more, together with their gradients.
 Shape legend: B batch, T queries and S keys of one device's share, H query heads, N key and value heads, K head size,
 C pieces of the queries, R rows of one piece: queries times the query heads that share a key head, L full length.
 """
@@ -27,16 +27,16 @@ from jaxnlp.nn.sharded_rng import bits_at, words_and_share
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Ring(AttentionKernel):
-    """`Einsum` over a sequence that is split over devices, as the rule for the activation axis `length` says.
+    """`Einsum` over a sequence that the sharding rules split over devices (activation axis `length`).
 
-    block: queries of a device's share whose scores are in memory at a time (the largest divisor of the share up to it).
+    block: number of queries whose scores are in memory at a time (rounded down to a divisor of a device's share).
 
-    The same numbers as `Einsum`, within rounding, for every mask and for grouped heads; statistics and sums are
-    float32. Dropout draws, share by share, what `Einsum` draws for all scores at once. A bias is (B or 1, H, L, L) and
-    so takes the memory that scores do not. Shares are contiguous: under a causal mask the products of later keys are
-    made and thrown away, half of all, as devices march in step; with a causal window only the shares it reaches travel,
-    and a row of padding gets a mean of some values and not of all. Where the length is not split, or keys are of
-    another length (decoding, most cross-attention), `Einsum` itself.
+    Equals `Einsum` to rounding for every mask and for grouped heads; softmax statistics and sums are float32. Dropout
+    draws the same bits as `Einsum`. A bias has shape (B or 1, H, L, L), so it takes the memory that the scores do not.
+    Shares are contiguous. Under a causal mask all devices work in lockstep, so products with later keys, half of the
+    total, are computed and discarded. With a causal window only the shares within its reach are sent, and a padding
+    row gets the mean of some of the values instead of all. Falls back to `Einsum` if the length is not split, or if
+    the keys have another length (decoding, most cross-attention).
     """
 
     features = ("dropout", "softcap", "bias")
@@ -81,7 +81,7 @@ class Ring(AttentionKernel):
 
 @dataclasses.dataclass(frozen=True)
 class _Dropped:
-    """Dropout of attention weights, of all heads and the full length; these mesh axes split batch and heads."""
+    """Dropout of the attention weights. heads, length: full sizes. *_axes: mesh axes that split batch and heads."""
 
     rate: float
     heads: int
@@ -92,8 +92,8 @@ class _Dropped:
 
 @dataclasses.dataclass(frozen=True)
 class _Circle:
-    """What is known before tracing. axes: of the mesh, whose devices are the ring; steps: shares a device sees;
-    piece: queries (t) of one piece."""
+    """Static values. axes: mesh axes whose devices form the ring. ways: number of these devices. steps: shares that each
+    device receives, its own included. piece: number of queries (t) in one piece."""
 
     axes: Any
     ways: int
@@ -104,7 +104,7 @@ class _Circle:
     dropped: _Dropped | None = None
 
     def shift(self, tree: Any, places: int = 1) -> Any:
-        """Each array, sent `places` devices on."""
+        """Sends each array `places` devices forward on the ring."""
         return lax.ppermute(tree, self.axes, [(i, (i + places) % self.ways) for i in range(self.ways)])
 
     def source(self, step: Any) -> jax.Array:
@@ -113,7 +113,7 @@ class _Circle:
 
 
 def _steps(mask: Mask, share: int, ways: int) -> int:
-    """Shares that any query can see: all of them, or those a causal window reaches back to."""
+    """Number of shares that a query can attend to: all of them, or those within reach of a causal window."""
     aligned = isinstance(mask.offset, int) and mask.offset == 0
     if mask.window is None or not mask.causal or mask.prefix_B is not None or not aligned:
         return ways
@@ -128,7 +128,7 @@ def _bias_spec(bias: jax.Array | None) -> PartitionSpec | None:
 
 
 def _mask_specs(mask: Mask) -> Mask:
-    """A mask of the same fields, with the layout of each in place of its array."""
+    """The mask with a PartitionSpec in place of each array."""
     rows, batch = mesh_axes(("batch", "length")), mesh_axes(("batch",))
     specs: dict[str, Any] = {
         "offset": PartitionSpec(),
@@ -140,10 +140,10 @@ def _mask_specs(mask: Mask) -> Mask:
 
 
 def _share(ring: _Circle, q_BTHK, k_BSNK, v_BSNK, bias_BHTL, mask: Mask, drop):
-    """What one device computes: its queries in C pieces of R rows each, against every share of the keys.
+    """The computation of one device: its queries, in C pieces of R rows each, against every share of the keys.
 
     Args:
-        drop: of dropout the key's words, and the number of the call's first row; or None.
+        drop: (words of the dropout key, index of the call's first row), or None.
     """
     (B, T, H, K), N, t = q_BTHK.shape, k_BSNK.shape[2], ring.piece
     C, G = T // t, H // N
@@ -163,7 +163,8 @@ def _share(ring: _Circle, q_BTHK, k_BSNK, v_BSNK, bias_BHTL, mask: Mask, drop):
 
 
 def _allowed(ring: _Circle, mask: Mask, held_BS, source, piece, rows: int, S: int):
-    """Piece number `piece` of this device's queries against the keys of `source`, by places in the full sequence."""
+    """Mask of piece `piece` of this device's queries against the keys of device `source`, by position in the full
+    sequence: (B or 1, 1, R, S), or None if every pair is allowed."""
     segments_CBt, prefix_B, t = mask.query_segments_BT, mask.prefix_B, ring.piece
     local = dataclasses.replace(
         mask,
@@ -177,9 +178,9 @@ def _allowed(ring: _Circle, mask: Mask, held_BS, source, piece, rows: int, S: in
 
 
 def _dropout_factors(ring: _Circle, drop, source, piece, scores):
-    """Dropout's factors of the weights of these scores (B, N, R, S): 0 or 1 / (1 - rate); None without dropout.
+    """Dropout factors for the weights of these scores (B, N, R, S): 0 or 1 / (1 - rate); None without dropout.
 
-    The numbers are those that `jax.random.bernoulli` draws for the weights (B, H, L, L) of all devices.
+    The bits are those that `jax.random.bernoulli` draws for the weights (B, H, L, L) of all devices.
     """
     if ring.dropped is None:
         return None
@@ -197,7 +198,7 @@ def _dropout_factors(ring: _Circle, drop, source, piece, scores):
 
 
 def _times(number, factor: int, more):
-    """number * factor + more, of numbers that are two words of 32 bits each, the higher first."""
+    """number * factor + more in 64-bit arithmetic. A number is a pair of 32-bit words, the high word first."""
     high, low = number
     (a, b), (c, d) = (low >> 16, low & 0xFFFF), (jnp.uint32(factor >> 16), jnp.uint32(factor & 0xFFFF))
     bottom = b * d
@@ -213,7 +214,7 @@ def _times(number, factor: int, more):
 def _ring(ring: _Circle, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask: Mask, drop):
     """softmax(q k^T + bias) v over all keys of the ring, (C, B, N, R, K) float32.
 
-    Kept for the backward pass: the arguments, the result and the softmax's two statistics a row.
+    Saved for the backward pass: the arguments, the result, and the maximum and sum of each row's softmax.
     """
     return _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, drop)[0]
 
@@ -222,7 +223,7 @@ def _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, drop):
     policy, S = ring.policy, k_BNSK.shape[2]
 
     def fold(step, state, held):
-        """The running softmax of each piece with the keys held now taken in."""
+        """Updates the running softmax of each piece with the keys held now."""
         k, v, segments = held
         source = ring.source(step)
 
@@ -258,7 +259,7 @@ def _ring_bwd(ring, residuals, d_out):
     row = (d_out * out).sum(axis=-1, keepdims=True)
 
     def add(step, grads, held):
-        """Gradients plus those of the keys held now; gradients of keys belong to the device of these keys."""
+        """Adds the gradients from the keys held now. Gradients of keys travel around the ring with their keys."""
         k, v, segments = held
         source = ring.source(step)
 
@@ -307,7 +308,7 @@ def _dropped(x, factors):
 
 
 def _block_scores(ring: _Circle, q_BNRK, k_BNSK, bias_BNRL, source):
-    """Scores (B, N, R, S) before the mask, and the derivative of their soft cap (None without one)."""
+    """Scores (B, N, R, S) before masking, and the derivative of the soft cap (None without a soft cap)."""
     S = k_BNSK.shape[2]
     bias = None if bias_BNRL is None else lax.dynamic_slice_in_dim(bias_BNRL, source * S, S, axis=3)
     scores = biased_scores(q_BNRK, k_BNSK, bias, ring.softcap, ring.policy)
