@@ -92,8 +92,8 @@ class _Dropped:
 
 @dataclasses.dataclass(frozen=True)
 class _Circle:
-    """Static values. axes: mesh axes whose devices form the ring. ways: number of these devices. steps: shares that each
-    device receives, its own included. piece: number of queries (t) in one piece."""
+    """Static values. axes: mesh axes whose devices form the ring. ways: number of these devices. steps: shares that
+    each device receives, its own included. piece: number of queries (t) in one piece."""
 
     axes: Any
     ways: int
