@@ -1,9 +1,9 @@
-"""Adapters: a bottleneck after a sublayer, the only thing that is trained (Houlsby et al. 2019, arXiv:1902.00751).
+"""Adapters: trained bottleneck layers after frozen sublayers (Houlsby et al. 2019, arXiv:1902.00751).
 
     h + W_up act(W_down h + b_down) + b_up
 
-2 m d + d + m parameters each, for a bottleneck of m units in a model d wide. W_up is zero at the start, so that the
-model is the base's; Houlsby et al. draw it near zero.
+An adapter has 2 m d + d + m parameters, for a bottleneck of m units and a model width of d. W_up is initialised with
+zeros, so that the model initially equals the base; Houlsby et al. initialise it near zero.
 """
 
 import dataclasses
@@ -19,17 +19,18 @@ from jaxnlp.peft.method import AdapterParam, PEFTMethod
 from jaxnlp.peft.targets import Target, choose
 
 HOULSBY = ("attention", "mlp")
-"""Two in a layer, after attention and after the feed-forward layer."""
+"""Two adapters per layer: after attention and after the feed-forward layer."""
 
 PFEIFFER = ("mlp",)
-"""One in a layer, after the feed-forward layer (Pfeiffer et al. 2021, arXiv:2005.00247)."""
+"""One adapter per layer, after the feed-forward layer (Pfeiffer et al. 2021, arXiv:2005.00247)."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Adapter(PEFTMethod):
-    """Bottleneck adapters on what sublayers return, before that joins the residual stream.
+    """Bottleneck adapters on the outputs of sublayers, before the residual connection.
 
-    targets: patterns of sublayers, HOULSBY or PFEIFFER or others. bottleneck: m. activation: as of `nn.mlp`.
+    targets: patterns of sublayers: HOULSBY, PFEIFFER or others. bottleneck: m. activation: a name in
+        `nn.mlp.ACTIVATIONS`.
     """
 
     targets: tuple[str, ...] = HOULSBY

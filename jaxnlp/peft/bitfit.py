@@ -11,7 +11,7 @@ from jaxnlp.peft.targets import Parameter
 class BitFit(PEFTMethod):
     """Trains bias terms only.
 
-    terms: patterns of them; the paper's smaller variant is ("*/query/bias", "*/mlp/up/bias").
+    terms: patterns of bias parameters; the paper's smaller variant is ("*/query/bias", "*/mlp/up/bias").
     """
 
     terms: tuple[str, ...] = ("bias",)

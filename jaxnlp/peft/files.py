@@ -1,10 +1,11 @@
-"""Tuned parameters of any method as one small file: what was trained, the method's config, and which base it is for.
+"""Saving and loading the tuned parameters of any PEFT method as one small file.
 
     save("topics.safetensors", tuning, tuned, base)
     tuning, tuned = load("topics.safetensors", base, module, tokens)
 
-A safetensors file: tensors by path, as "block_0/attention/query/lora_a", and in its header the method as JSON with
-fingerprints of the base and of the tensors. Files of Hugging Face PEFT are read and written by `interop/adapters.py`.
+The format is safetensors. Tensors are named by path, e.g. "block_0/attention/query/lora_a". The header contains the
+method's config as JSON and fingerprints of the base and of the tensors. `interop/adapters.py` reads and writes files of
+Hugging Face PEFT.
 """
 
 import contextlib
@@ -29,14 +30,14 @@ FIELDS = ("method", "base", "tuned")  # of the header: every one is needed, and 
 
 
 def save(path: str | pathlib.Path, tuning: TunedModel, tuned: Any, base: Any) -> None:
-    """Writes tuned parameters, whole or not at all: a file that is there stays until the new one is complete.
+    """Writes tuned parameters atomically: an existing file is replaced only when the new one is complete.
 
     Args:
-        tuned: parameters of `tuning`, as whole arrays. base: the base's, or both together; those of the model's own
-            that are tuned do not count.
+        tuned: parameters of `tuning`, as full (unsharded) arrays.
+        base: parameters of the base, or base and tuned joined. Base parameters that are tuned in place are ignored.
 
     Raises:
-        UserError: parameters of another model or method; a file that cannot be written.
+        UserError: the parameters belong to another model or method, or the file cannot be written.
     """
     path = pathlib.Path(path)
     arrays = {name: np.ascontiguousarray(x) for name, x in _flat(tuned).items()}
@@ -65,14 +66,14 @@ def save(path: str | pathlib.Path, tuning: TunedModel, tuned: Any, base: Any) ->
 def load(
     path: str | pathlib.Path, base: Any, module: Any, *inputs: Any, method: PEFTMethod | None = None
 ) -> tuple[TunedModel, Any]:
-    """What `save` wrote, to the bit: (tuning, tuned parameters, on the first device).
+    """Reads a file of `save`, bit-exactly: (tuning, tuned parameters on the first device).
 
     Args:
-        base: the base's parameters. module, inputs: the model, as for `attach`.
-        method: what the file's must be; None takes what is there.
+        base: parameters of the base. module, inputs: the model, as for `attach`.
+        method: the expected method; None accepts the file's.
 
     Raises:
-        UserError: no such file, one that is none of these, or damaged; another method, model or base.
+        UserError: the file is missing, of another kind or damaged, or it is for another method, model or base.
     """
     held, header, arrays = read(path)
     if method is not None and (changed := configs.diff({"method": held}, {"method": method})):
@@ -93,10 +94,10 @@ def load(
 
 
 def read(path: str | pathlib.Path) -> tuple[PEFTMethod, dict[str, str], dict[str, np.ndarray]]:
-    """(method, header, arrays by path) of a file, without a model to compare with.
+    """(method, header, arrays by path) of a file, without checking it against a model.
 
     Raises:
-        UserError: no such file, one that is none of these, or damaged; a field that the method does not have.
+        UserError: the file is missing, of another kind or damaged, or its method has an unknown field.
     """
     path = pathlib.Path(path)
     library = _safetensors()
@@ -124,7 +125,7 @@ def read(path: str | pathlib.Path) -> tuple[PEFTMethod, dict[str, str], dict[str
 
 
 def fingerprint(tree: Any) -> str:
-    """A short name of exactly these numbers, the same on any mesh: a sum of their bits, modulo 2^32."""
+    """Hash of the arrays' bits as 8 hex digits (a sum modulo 2^32); independent of the mesh."""
     return f"{int(_sum_of_bits(tree)):08x}"
 
 
@@ -150,7 +151,11 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 
 def _base_of(tuning: TunedModel, base: Any) -> str:
-    """The fingerprint of what the tuned parameters stand beside; of a run it is the one in its checkpoints."""
+    """Fingerprint of the frozen base parameters; equal to the one in a run's checkpoints.
+
+    Raises:
+        UserError: a parameter of the model is missing from `base`.
+    """
     wanted = jax.eval_shape(tuning.frozen, tuning.shapes)
     told = lambda tree: (jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)])
     try:
@@ -161,7 +166,7 @@ def _base_of(tuning: TunedModel, base: Any) -> str:
 
 
 def _check(told: str, arrays: dict[str, np.ndarray], tuning: TunedModel) -> None:
-    """Raises UserError for the first tensor that is missing, left over, or of another shape or dtype."""
+    """Raises UserError for the first tensor that is missing, unexpected, or of another shape or dtype."""
     wanted = _flat(jax.eval_shape(tuning.init, jax.random.key(0), tuning.shapes))
     kind = type(tuning.method).__name__
     for name in sorted({*wanted, *arrays}):

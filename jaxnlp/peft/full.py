@@ -1,7 +1,7 @@
 """Full fine-tuning, with some parameters frozen.
 
-Continued pretraining, as on texts of a domain (Gururangan et al. 2020, arXiv:2004.10964), is `Full()` or no tuning
-method, with the objective that the model was pretrained with.
+For continued pretraining, e.g. on in-domain texts (Gururangan et al. 2020, arXiv:2004.10964), use `Full()` or no PEFT
+method, with the model's pretraining objective.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ from jaxnlp.peft.targets import Parameter
 
 @dataclasses.dataclass(kw_only=True)
 class Full(PEFTMethod):
-    """Trains all parameters but the frozen ones.
+    """Trains all parameters except frozen ones.
 
-    frozen: patterns of parameters that keep their values, as ("trunk/embed/*", "trunk/block_0/*").
+    frozen: patterns of frozen parameters, e.g. ("trunk/embed/*", "trunk/block_0/*").
     """
 
     frozen: tuple[str, ...] = ()

@@ -16,10 +16,10 @@ IN, OUT = "ia3_in", "ia3_out"
 
 @dataclasses.dataclass(kw_only=True)
 class IA3(PEFTMethod):
-    """Element-wise scales, 1 at the start, of what linear maps return or read.
+    """Element-wise scales, initialised to 1, of the outputs or inputs of linear layers.
 
-    outputs, inputs: patterns of linear maps whose outputs, or inputs, are scaled. The paper's: keys, values, and what
-        the feed-forward layer's last map reads.
+    outputs, inputs: patterns of linear layers whose outputs, or inputs, are scaled. The defaults are the paper's: keys,
+        values, and the input of the feed-forward layer's last projection.
     """
 
     outputs: tuple[str, ...] = ("key", "value")
@@ -59,7 +59,7 @@ class IA3(PEFTMethod):
         return _scaled(target, own, leaves)
 
     def check_unmerged(self, name, leaves):
-        """A scale of 0 has no inverse; under jit, where values are not known yet, that gives infinities."""
+        """Raises UserError for a scale of 0, which has no inverse. Traced values are unchecked: 0 gives infinities."""
         for leaf, x in leaves.items():
             if not isinstance(x, Tracer) and (zeros := int(np.sum(np.asarray(x) == 0))):
                 raise UserError(

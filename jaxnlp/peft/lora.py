@@ -1,12 +1,12 @@
-"""LoRA: low-rank updates beside frozen kernels and tables (Hu et al. 2021, arXiv:2106.09685), and its kin.
+"""LoRA: low-rank updates of frozen kernels and embedding tables (Hu et al. 2021, arXiv:2106.09685), and its variants.
 
     y = x W + b + s (x A) B,   s = alpha / rank
 
-A is random and B zero at the start (of a table A is zero: it is read by row), so that the model is the base's. The
-product x W is the module's own call; its kernel is never added to, so that neither a full-size gradient nor a merged
-copy of it is ever made, except by DoRA, which needs the norms of W + s A B.
+A is initialised randomly and B with zeros, so that the model initially equals the base. For an embedding table A is
+zero instead, since it is read by row. The product x W is the module's own call: the kernel is not modified, so neither
+a full-size gradient nor a merged copy is materialised. DoRA is the exception: it needs the norms of W + s A B.
 
-Shape legend: R rank, E adapters resident at once, B batch.
+Shape legend: R rank, E adapters in memory at once, B batch.
 """
 
 import dataclasses
@@ -31,16 +31,16 @@ INITS = ("kaiming", "gaussian")
 
 @dataclasses.dataclass(kw_only=True)
 class LoRA(PEFTMethod):
-    """Low-rank updates of linear maps and embeddings.
+    """Low-rank updates of linear layers and embedding tables.
 
-    targets: patterns of modules, as ("query", "value") or ("blocks/mlp/*",); any kernel whose call is a product of
-        the last axes of its input, and any table of embeddings.
+    targets: module patterns, e.g. ("query", "value") or ("blocks/mlp/*",). A target is a linear layer that contracts
+        the last axes of its input, or an embedding table.
     rank, alpha: the update is scaled by alpha / rank, or with `use_rslora` by alpha / sqrt(rank)
         (Kalajdzievski 2023, arXiv:2312.03732).
-    dropout_rate: of the update's input.
-    init: of A, "kaiming" (uniform, as PEFT and the paper's code have it) or "gaussian" (of deviation 1 / rank).
-    use_dora: also learns the length of each column of W + s A B (Liu et al. 2024, arXiv:2402.09353); kernels only.
-    tied: where a table of embeddings is the output map too, both ways change; False: only the reading of rows.
+    dropout_rate: dropout on the input of the update.
+    init: of A, "kaiming" (uniform, as in PEFT and the paper's code) or "gaussian" (standard deviation 1 / rank).
+    use_dora: also learns the norm of each column of W + s A B (Liu et al. 2024, arXiv:2402.09353); kernels only.
+    tied: for an embedding table that is also the output projection, update both uses; False: only the lookup.
     lora_plus_ratio: learning rate of B over that of A (LoRA+: Hayou et al. 2024, arXiv:2402.12354, who use 16).
     """
 
@@ -161,25 +161,25 @@ class LoRA(PEFTMethod):
 
 
 def norms(kernel: jax.Array, num_in: int) -> jax.Array:
-    """Length of each output's column of a kernel: over its input axes."""
+    """L2 norm of each output's column of a kernel, over its input axes."""
     return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=tuple(range(num_in))))
 
 
 def _as_planned(kernel: jax.Array, leaves) -> jax.Array:
-    """The kernel with input axes first; weights laid out for generation are matrices with outputs first."""
+    """The kernel with its input axes first. Weights laid out for generation are matrices with outputs first."""
     shape = (*leaves[A].shape[:-1], *leaves[B].shape[1:])
     return kernel if kernel.shape == shape else kernel.T.reshape(shape)
 
 
 def _flat(x: jax.Array, kernel: jax.Array, num_in: int, policy: Policy) -> jax.Array:
-    """x times a kernel over its input axes, float32."""
+    """Product of x and a kernel over the kernel's input axes, float32."""
     lead, out = x.shape[: x.ndim - num_in], kernel.shape[num_in:]
     matrix = kernel.reshape(math.prod(kernel.shape[:num_in]), math.prod(out))
     return matmul(x.reshape(*lead, -1), matrix, policy).reshape(*lead, *out)
 
 
 def _product(leaves, x: jax.Array, num_in: int, policy: Policy) -> jax.Array:
-    """(x A) B, float32; of E adapters each row of the batch takes its own."""
+    """(x A) B, float32. With E adapters, each row of the batch uses its own."""
     a, b = leaves[A], leaves[B]
     if a.ndim == num_in + 1:
         return _flat(_flat(x, a, num_in, policy).astype(x.dtype), b, 1, policy)
@@ -197,7 +197,7 @@ def _matrices(kernels: jax.Array, num_in: int) -> jax.Array:
 
 
 def _rows(leaves, ids: jax.Array, policy: Policy) -> jax.Array:
-    """A[ids] B of a table: an id outside it adds nothing, for its own row is NaN."""
+    """A[ids] B, the update of a lookup. An out-of-range id adds zero, since the base's row is already NaN."""
     a, b = leaves[A], leaves[B]
     if a.ndim == 2:
         return matmul(a.at[ids].get(mode="fill", fill_value=0).astype(policy.dtype), b, policy)
@@ -207,7 +207,7 @@ def _rows(leaves, ids: jax.Array, policy: Policy) -> jax.Array:
 
 
 def _scores(leaves, x: jax.Array, policy: Policy) -> jax.Array:
-    """x (A B)^T of a table that is the output map too."""
+    """x (A B)^T, the update of the logits if the embedding table is also the output projection."""
     a, b = leaves[A], leaves[B]
     if a.ndim == 2:
         return matmul(matmul(x, b, policy, True).astype(x.dtype), a, policy, True)
@@ -217,7 +217,11 @@ def _scores(leaves, x: jax.Array, policy: Policy) -> jax.Array:
 
 
 def _ids(rows: int, count: int) -> tuple[jax.Array, jax.Array]:
-    """(adapter of each row, whether it has one)."""
+    """(B,) adapter of each row, clipped to the valid range, and (B,) float32 mask of the rows that have an adapter.
+
+    Raises:
+        UserError: no ids, or not one for each row.
+    """
     ids_B = trace_context.current().adapter_ids
     if ids_B is None:
         raise UserError(f"adapter_ids: missing, and this model has {count} adapters; expected one id for each row")

@@ -1,6 +1,6 @@
-"""What a tuning method answers: where it acts, which parameters it puts there, and how a call changes by them.
+"""Interface of a PEFT method: target selection, tuned parameters, and the change to the forward pass.
 
-A method of one's own is a subclass of `PEFTMethod` with some of its answers; `tuning.attach` asks them.
+To add a method, subclass `PEFTMethod` and override some of its functions; `tuning.attach` calls them.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ SHARED = "prompt_encoder"
 
 @dataclasses.dataclass(frozen=True)
 class AdapterParam:
-    """A tuned parameter. shape, axes: without those of stacked layers.
+    """A tuned parameter. shape, axes: those of one layer, without the axes of stacked layers.
 
-    init: (key, own) -> the array at the start, of one layer; own: the base's parameters of the module, by name.
+    init: (key, own) -> the initial array of one layer; own: the base's parameters of the module, by name.
     """
 
     shape: tuple[int, ...]
@@ -36,15 +36,16 @@ class AdapterParam:
 
 @dataclasses.dataclass(kw_only=True)
 class PEFTMethod:
-    """What every method has; a method is this and the functions below.
+    """Base class of PEFT methods, with the fields that all of them share.
 
-    modules_to_save: patterns of the model's own parameters that are fully trained too, as ("head/*",). None: those of
-        the head, if the model is a pretrained model with a new head.
-    base_dtype: of the base's parameters that are not trained, as "bfloat16"; None: as the model has them. "int8" and
-        "nf4": of the kernels of linear maps alone (`nn/quantised.py`), all other parameters are as the model has them.
-    base_block: quantised kernels have a scale for each so many numbers, or the largest even divisor below of the axis.
-    skip_modules: patterns of modules whose kernels are not quantised. None: output maps, that is kernels with an axis
-        "vocab", and what is called head or lm_head.
+    modules_to_save: patterns of the model's own parameters that are fully trained as well, e.g. ("head/*",). None: the
+        head's parameters, if the model is a pretrained model with a new head.
+    base_dtype: dtype of the frozen base parameters, e.g. "bfloat16"; None: unchanged. "int8" and "nf4" quantise the
+        kernels of linear layers only (`nn/quantised.py`).
+    base_block: block size of the quantisation scales: each block of this many values of a kernel has one scale. If it
+        does not divide the axis, the largest even divisor of the axis below it is used.
+    skip_modules: patterns of modules whose kernels are not quantised. None: output projections, i.e. kernels with an
+        axis "vocab" and modules named head or lm_head.
     """
 
     modules_to_save: tuple[str, ...] | None = None
@@ -58,81 +59,81 @@ class PEFTMethod:
     one_text: ClassVar[bool] = False  # whether only one of several documents packed in a row would be changed
 
     def check(self) -> None:
-        """Raises FieldError naming the first field that cannot work; this one, of which a type is wrong."""
+        """Raises FieldError for the first invalid field. The base class checks the types of the fields."""
         check_types(self)
 
     def check_pipeline(self, stages: int) -> None:
         """Raises FieldError if the method cannot act on one pipeline stage alone."""
 
     def resolved(self, tokenizer: Any, placeholder: int | None) -> "PEFTMethod":
-        """The method with what depends on a run's data filled in.
+        """The method with the fields that depend on a run's data filled in.
 
         Args:
-            placeholder: the token that stands for a prompt's vectors in its texts, where they have a template.
+            placeholder: id of the token that marks the prompt positions in a template's texts; None without a template.
         """
         return self
 
     def check_batch(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Raises UserError for a batch, as it is on the host, that the method cannot act on as it is meant to."""
+        """Raises UserError if the method cannot be applied to a batch (host arrays) as intended."""
 
     def choose(self, targets: list[Target]) -> list[Target]:
-        """Where it acts, of all modules called. Raises UserError for a pattern that matches nothing it can serve."""
+        """The modules that the method changes, out of all called ones. Raises UserError for a pattern without match."""
         return []
 
     def leaves(self, target: Target) -> dict[str, AdapterParam]:
-        """The parameters that it puts beside a target's own."""
+        """The parameters that the method adds to a target, by name."""
         return {}
 
     def call(
         self, leaves: dict[str, jax.Array], target: Target, call: ModuleCall, fn: Callable, args: tuple, kwargs: dict
     ):
-        """The changed call; fn(*args, **kwargs) is the module's own."""
+        """The changed call of a target; fn(*args, **kwargs) is the module's own call."""
         return fn(*args, **kwargs)
 
     def merged(self, target: Target, own: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The target's own parameters such that without leaves its call is what the changed one was; of one layer."""
+        """Parameters of one layer of the target whose plain call equals the changed call. Raises UserError if none."""
         raise UserError(
             f"{type(self).__name__}(): no parameters of the base do what it does to calls; it is not merged"
         )
 
     def unmerged(self, target: Target, own: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The way back."""
+        """Inverse of `merged`, up to rounding. Raises UserError if there is none."""
         raise UserError(f"{type(self).__name__}(): cannot be merged, so not unmerged")
 
     def check_unmerged(self, name: str, leaves: dict[str, jax.Array]) -> None:
-        """Raises UserError where there is no way back from these leaves of a target, whose path is `name`."""
+        """Raises UserError if these leaves of the target with path `name` cannot be unmerged."""
 
     def shared(self, chosen: list[Target]) -> dict[str, AdapterParam]:
-        """Parameters that are tuned in place of the leaves, which `computed` makes of them; they lie in `SHARED`."""
+        """Parameters tuned in place of the leaves, which `computed` derives from them; stored under key `SHARED`."""
         return {}
 
     def computed(self, shared: dict[str, jax.Array], chosen: list[Target]) -> dict[Path, dict[str, jax.Array]]:
-        """The leaves of each target (with stacked layers in front), made of the shared parameters."""
+        """The leaves of each target (stacked layers leading), computed from the shared parameters."""
         return {}
 
     def outer(self, targets: list[Target], chosen: list[Target]) -> Path | None:
-        """The module around its targets whose call changes too, or None."""
+        """Path of a module around the targets whose call changes as well, or None."""
         return None
 
     def call_outer(self, call: ModuleCall, fn: Callable, args: tuple, kwargs: dict) -> Any:
-        """That module's changed call."""
+        """The changed call of the module of `outer`; fn(*args, **kwargs) is the module's own call."""
         return fn(*args, **kwargs)
 
     def begin_cache(self, run: Callable, params: Any, cache: Any) -> Any:
-        """An empty cache with what a text begins with already in it; see `Tuning.begin_cache`."""
+        """An empty cache with the method's prompt or prefix already in it; see `TunedModel.begin_cache`."""
         return cache
 
     def rate(self, name: str) -> float:
-        """By what a leaf's learning rate is multiplied."""
+        """Learning-rate multiplier of a leaf."""
         return 1.0
 
     def picks(self, own: dict[str, Parameter]) -> list[str]:
-        """Which of the model's own parameters (by path) it trains. Raises UserError for a pattern that has none."""
+        """Paths of the model's own parameters that the method trains. Raises UserError for a pattern without match."""
         return []
 
 
 def picked(own: dict[str, Parameter], patterns: tuple[str, ...], field: str) -> list[str]:
-    """The parameters (paths) that match a pattern. Raises UserError for a pattern that has none, with near ones."""
+    """Paths of the parameters that match a pattern. Raises UserError for a pattern without match, with close names."""
     found: dict[str, None] = {}
     for pattern in patterns:
         hit = [name for name in own if matches(name, pattern)]
@@ -144,7 +145,7 @@ def picked(own: dict[str, Parameter], patterns: tuple[str, ...], field: str) -> 
 
 
 def own_parameters(module: Any, target: Target) -> dict[str, jax.Array]:
-    """A module's own parameters within its call, laid out as they are used."""
+    """A module's own parameters inside its call, resharded for use; quantised ones are dequantised."""
 
     def given(name, p):
         x = module.get_variable("params", name)

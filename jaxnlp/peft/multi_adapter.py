@@ -4,7 +4,7 @@
     run = jax.jit(adapters.tuning.apply(make_apply(module)))
     logits = run(adapters.params(base), tokens, adapter_ids=adapters.ids([0, 1, 1, -1]))
 
-The ids are an argument of the call, like the tokens: a jitted function serves any choice without compiling again.
+The ids are an argument of the call, like the tokens, so a jitted function serves any choice without recompilation.
 `Generator.generate` and `beam_search` take `adapter_ids` too.
 
 Shape legend: E adapters, B batch, R rank.
@@ -37,10 +37,10 @@ class MultiAdapter:
         return merge(base, self.tuned)
 
     def ids(self, adapter_ids: Sequence[int]) -> jax.Array:
-        """(B,) the adapter of each row of a batch, -1 for the base alone; checked here, as a trace sees no values.
+        """(B,) the adapter of each row of a batch; -1 selects the base. Checked here, since traced values cannot be.
 
         Raises:
-            UserError: not a list of whole numbers, or an id that is out of range.
+            UserError: not a list of integers, or an id that is out of range.
         """
         return checked_adapter_ids(adapter_ids, self.num_adapters)
 

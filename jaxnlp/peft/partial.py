@@ -1,7 +1,7 @@
-"""Training some of a model's own parameters: its biases (BitFit), or all but those of some paths.
+"""Training a subset of the model's own parameters: biases only (BitFit), or all except frozen ones.
 
-Continued pretraining, as on texts of a domain (Gururangan et al. 2020, arXiv:2004.10964), is `Full()` or no tuning at
-all, with the objective that the model was pretrained with.
+For continued pretraining, e.g. on in-domain texts (Gururangan et al. 2020, arXiv:2004.10964), use `Full()` or no PEFT
+method, with the model's pretraining objective.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ from jaxnlp.peft.targets import Parameter
 
 @dataclasses.dataclass(kw_only=True)
 class BitFit(PEFTMethod):
-    """Only bias terms are trained (Ben Zaken et al. 2022, arXiv:2106.10199).
+    """Trains bias terms only (Ben Zaken et al. 2022, arXiv:2106.10199).
 
-    terms: patterns of them; the paper's smaller variant is ("*/query/bias", "*/mlp/up/bias").
+    terms: patterns of bias parameters; the paper's smaller variant is ("*/query/bias", "*/mlp/up/bias").
     """
 
     terms: tuple[str, ...] = ("bias",)
@@ -31,9 +31,9 @@ class BitFit(PEFTMethod):
 
 @dataclasses.dataclass(kw_only=True)
 class Full(PEFTMethod):
-    """All parameters are trained, but those of some paths.
+    """Trains all parameters except frozen ones.
 
-    frozen: patterns of parameters that stay as they are, as ("trunk/embed/*", "trunk/block_0/*").
+    frozen: patterns of frozen parameters, e.g. ("trunk/embed/*", "trunk/block_0/*").
     """
 
     frozen: tuple[str, ...] = ()

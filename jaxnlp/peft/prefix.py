@@ -1,8 +1,8 @@
-"""Prefixes: learned keys and values that every layer's attention finds before those of the text.
+"""Prefixes: learned keys and values prepended to those of the text in the attention of every layer.
 
-Prefix tuning (Li and Liang 2021, arXiv:2101.00190) makes them by a small network while it trains; P-tuning v2 (Liu et
-al. 2022, arXiv:2110.07602), deep prompts, learns them as they are. Every query may attend to them, and the places of
-the text are counted from after them.
+Prefix tuning (Li and Liang 2021, arXiv:2101.00190) produces them with a small network during training. P-tuning v2 (Liu
+et al. 2022, arXiv:2110.07602), also called deep prompts, learns them directly. Every query may attend to them. The
+positions of the text start after the prefix, at P.
 
 Shape legend: P prefix length, B batch, S key length, N key and value heads, K head size, L layers, D model, H units.
 """
@@ -26,10 +26,11 @@ KEY, VALUE = "prefix_key", "prefix_value"
 
 @dataclasses.dataclass(kw_only=True)
 class Prefix(PEFTMethod):
-    """Learned keys and values in front of each layer's.
+    """Learned keys and values prepended in each attention layer.
 
-    length: P. targets: patterns of attention layers, `nn.attention.MultiHeadAttention` or what has its `keys_values`.
-    hidden_dim: units of the network that makes them while training; None learns them themselves (P-tuning v2).
+    length: P.
+    targets: patterns of attention layers: `nn.attention.MultiHeadAttention`, or modules with its method `keys_values`.
+    hidden_dim: units of the network that produces them during training; None: they are learned directly (P-tuning v2).
     """
 
     length: int = 16
@@ -128,7 +129,7 @@ class Prefix(PEFTMethod):
         return fn(*args, **{**kwargs, "positions": positions + P})
 
     def begin_cache(self, run, params, cache):
-        """A decoder-only model's, as of `nn.stack.empty_cache`."""
+        """The cache of a decoder-only model (`nn.stack.empty_cache`) with the prefix in its first P positions."""
         P, layers = self.length, cache["layers"]
         if isinstance(layers, list):
             own = [_of(params.get(f"block_{i}", {})) for i in range(len(layers))]
@@ -139,7 +140,7 @@ class Prefix(PEFTMethod):
 
 
 def _of(block: Any) -> tuple[Any, Any]:
-    """(keys, values) of a block's own attention, as (..., P, N, K)."""
+    """(keys, values) of the prefix in a block, (..., P, N, K). Raises UserError unless one attention layer has it."""
     found = [held for held in block.values() if isinstance(held, dict) and KEY in held]
     if len(found) != 1:
         raise UserError("Prefix(): texts are written by models with one attention in a block, as decoders alone have")
@@ -147,7 +148,7 @@ def _of(block: Any) -> tuple[Any, Any]:
 
 
 def _filled(cache: jax.Array, prefix: jax.Array) -> jax.Array:
-    """A cache (..., B, N, S, K) whose first places are a prefix (..., P, N, K)."""
+    """A cache (..., B, N, S, K) with a prefix (..., P, N, K) written to its first P positions."""
     front = jnp.swapaxes(prefix, -3, -2)[..., None, :, :, :].astype(cache.dtype)
     P = prefix.shape[-3]
     return cache.at[..., :P, :].set(jnp.broadcast_to(front, (*cache.shape[:-2], P, cache.shape[-1])))

@@ -1,9 +1,9 @@
-"""Soft prompts: vectors that are learned, read before (or within) a text whose words' vectors are not.
+"""Soft prompts: learned vectors inserted before (or within) the frozen token embeddings of a text.
 
-Prompt tuning (Lester et al. 2021, arXiv:2104.08691) learns the vectors themselves; P-tuning (Liu et al. 2021,
-arXiv:2103.10385) the parameters of a small encoder that makes them, and may put them inside a template. Prefixes at
-every layer are in `peft/prefix.py`. An encoder-decoder finds the vectors in front of what its encoder reads, as Lester
-et al. have it; its decoder attends to their places as to the text's.
+Prompt tuning (Lester et al. 2021, arXiv:2104.08691) learns the vectors directly. P-tuning (Liu et al. 2021,
+arXiv:2103.10385) learns a small encoder that produces them, and may place them inside a template. Prefixes at every
+layer are in `peft/prefix.py`. In an encoder-decoder the vectors precede the encoder's inputs, as in Lester et al.; the
+decoder attends to their positions like to those of the text.
 
 Shape legend: P prompt length, B batch, T length, D model, H encoder units.
 """
@@ -33,16 +33,17 @@ ENCODERS = ("mlp", "lstm")
 
 @dataclasses.dataclass(kw_only=True)
 class Prompt(PEFTMethod):
-    """Prompt tuning: so many vectors in front of every text, or of an encoder-decoder's inputs, at the input alone.
+    """Prompt tuning: `length` learned vectors prepended to the input embeddings (of the encoder, if there is one).
 
-    length: P. targets: the table of the words' vectors; its module reads the tokens, and what it returns for the
-        prompt's places is dropped.
-    init: "random" (of the table's deviation), "vocabulary" (vectors of the words of `text`, else of words drawn at
-        random) or "ids".
-    text: that tells the task, as "Which package is this from?". A run makes `ids` of it with its tokenizer.
-    ids: of the words whose vectors it begins as; fewer than `length` are repeated.
-    placeholder: id of a token: the prompt's vectors stand where that is, in turn, inside the text; None: in front, or
-        where `data.tasks.layout.Template` has places for them, by which a run fills this in.
+    length: P.
+    targets: pattern of the token embedding table. It looks up a token at every position; its outputs at the prompt
+        positions are replaced.
+    init: "random" (normal, with the table's standard deviation), "vocabulary" (embeddings of the tokens of `text`, or
+        of randomly drawn tokens) or "ids".
+    text: description of the task, e.g. "Which package is this from?". A run tokenizes it into `ids`.
+    ids: tokens whose embeddings initialise the prompt; repeated if fewer than `length`.
+    placeholder: id of the token that the vectors replace, in order, inside the text. None: the vectors are prepended.
+        A run whose `data.tasks.layout.Template` has prompt positions sets this field.
     """
 
     length: int = 20
@@ -96,7 +97,7 @@ class Prompt(PEFTMethod):
 
     @property
     def one_text(self) -> bool:
-        """Whether only the last of several texts in a row would find it."""
+        """Whether the prompt would reach only one of several texts packed in a row."""
         return self.placeholder is None
 
     def choose(self, targets: list[Target]) -> list[Target]:
@@ -175,10 +176,10 @@ class Prompt(PEFTMethod):
 
 @dataclasses.dataclass(kw_only=True)
 class PTuning(Prompt):
-    """P-tuning: the prompt's vectors are made of as many inputs by an encoder, and both are learned.
+    """P-tuning: an encoder maps `length` learned inputs to the prompt's vectors; inputs and encoder are trained.
 
     encoder: "mlp" (three layers) or "lstm" (two bidirectional layers, then two linear ones), as in PEFT.
-    hidden_dim: H; None is the model's width. When tuning is done `Tuning.expanded` leaves the vectors alone.
+    hidden_dim: H; None: the model's width. After training, `TunedModel.expanded` keeps only the resulting vectors.
     """
 
     encoder: str = "mlp"
@@ -231,7 +232,7 @@ class PTuning(Prompt):
 
 
 def uniform(shape: tuple[int, ...], fan_in: int) -> AdapterParam:
-    """As torch begins linear maps and LSTMs."""
+    """A replicated parameter with torch's initialisation of linear layers and LSTMs: uniform in +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     draw = lambda key, own: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
     return AdapterParam(shape, (None,) * len(shape), draw)
@@ -253,7 +254,11 @@ def _lstm(shared: dict[str, jax.Array], name: str, x_PD: jax.Array) -> jax.Array
 
 
 def in_front(name: str, x: Any, P: int, T: int) -> Any:
-    """An argument (B, T, ...) with P places in front: counted on for places, as their first one is for the rest."""
+    """An argument (B, T, ...) of the model, extended by P positions in front: (B, P + T, ...).
+
+    Position ids are shifted by P, and so are the positions in `predict`. Segment ids are extended with the row's
+    largest id, other arrays (and any array with T = 0) with zeros. Arguments of another shape are returned unchanged.
+    """
     if name in ("positions", "input_positions", "predict"):
         if x is None or name == "predict":
             return x if x is None else x + P
@@ -269,7 +274,7 @@ def in_front(name: str, x: Any, P: int, T: int) -> Any:
 
 
 def check_room(call: ModuleCall, P: int, T: int, field: str) -> None:
-    """Raises UserError where a model's table of positions has no room for a prompt of P beside a text of T."""
+    """Raises UserError if a prompt of P and a text of T tokens exceed the length of the model's position table."""
     config = call.fields().get("config")  # a single layer, which may be tuned too, has none
     limit = config.length_limit if isinstance(config, ModelConfig) else None
     if limit is not None and limit < P + T:
@@ -277,5 +282,5 @@ def check_room(call: ModuleCall, P: int, T: int, field: str) -> None:
 
 
 def takes(module: Any, name: str) -> bool:
-    """Whether a module's call has an argument of that name."""
+    """Whether the module's `__call__` has an argument `name`."""
     return name in inspect.signature(type(module).__call__).parameters

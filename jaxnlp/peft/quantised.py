@@ -1,4 +1,4 @@
-"""Which kernels of a base are quantised, and along which axis (QLoRA: Dettmers et al. 2023, arXiv:2305.14314)."""
+"""Selection of the base kernels to quantise and of their block axis (QLoRA: Dettmers et al. 2023, arXiv:2305.14314)."""
 
 from collections.abc import Collection
 from typing import Any
@@ -18,17 +18,19 @@ HEADS = ("head", "lm_head")  # names of output maps, where axes have none
 def chosen_blocks(
     method: Any, targets: list[Target], picks: Collection[str], replaced: Collection[Path]
 ) -> dict[Path, Blocks]:
-    """How each kernel of a linear map is quantised, by its path; not those that are trained, nor `method.skip_modules`.
+    """The quantisation of each kernel of a linear layer, by path, except trained kernels and `method.skip_modules`.
 
-    Blocks run along the last of the input axes.
+    Blocks run along the last input axis.
 
     Args:
-        method: a `Method`. targets: all modules that are called. picks: the model's own parameters that the method is
-            there to train. replaced: all of its own that are trained.
+        method: a `PEFTMethod`. targets: all called modules.
+        picks: names of the model's own parameters that the method itself trains (`PEFTMethod.picks`).
+        replaced: paths of all of the model's own parameters that are trained.
 
     Raises:
-        FieldError: a method that trains kernels of linear maps, or an axis that has no blocks of such a size.
-        UserError: a pattern of `skip_modules` that matches no linear map.
+        FieldError: the method trains kernels of linear layers, no block size divides an axis, `base_block` is odd or
+            below 2, or the model has no kernel to quantise.
+        UserError: a pattern of `skip_modules` matches no linear layer.
     """
     kind, most = method.base_dtype, method.base_block
     if most < 2 or most % 2:
@@ -65,7 +67,7 @@ def _blocks(kind: str, most: int, target: Target) -> Blocks:
 
 
 def _computed(target: Target) -> str:
-    """The dtype that a module computes with: of a policy, or of Flax's field `dtype`, or else that of its kernel."""
+    """Compute dtype of a module: from its policy, else Flax's field `dtype`, else the dtype of its kernel."""
     policy, dtype = target.fields.get("policy"), target.fields.get("dtype")
     if isinstance(policy, Policy):
         dtype = policy.operand_dtype

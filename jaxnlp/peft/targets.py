@@ -1,7 +1,7 @@
-"""Where a tuning method can act: the submodules a model calls, with the shapes that go in and out.
+"""Discovery and selection of PEFT targets: the submodules that a model calls, with their input and output shapes.
 
-The model is traced once on shapes. Shapes alone do not say which axes of a kernel (heads, kv, embed) are inputs; the
-call does.
+The model is traced once on abstract inputs. A kernel's shape alone does not determine which of its axes (heads, kv,
+embed) are inputs, so they are inferred from the shapes of the call.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ KERNEL, TABLE = "kernel", "embedding"
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """shape, axes: whole, that is with those of stacked layers in front."""
+    """A parameter of the model. shape, axes: complete, including the leading axes of stacked layers."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -34,13 +34,13 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A submodule that is called.
+    """A submodule that the model calls.
 
-    path: where its parameters are in the model's. kind: name of its class. parameters: its own.
-    stack: shape of the axes of stacked layers that its parameters have in front, () or (L,); stack_axes: their names.
-    inputs, outputs: shapes of the first argument and of the (first) result; None where that is no array.
-    others: its other methods that are called, as "logits" of a table that is the output map too.
-    fields: of the module, as num_heads. calls: how often it is called.
+    path: of its parameters in the model's tree. kind: name of its class. parameters: its own, without submodules.
+    stack: shape of the leading axes of stacked layers, () or (L,); stack_axes: their logical names.
+    inputs, outputs: shapes of the first argument and of the (first) result; None if that is not an array.
+    others: its other called methods, e.g. "logits" of an embedding table that is also the output projection.
+    fields: fields of the module, e.g. num_heads. calls: number of calls of `__call__`.
     """
 
     path: tuple[str, ...]
@@ -64,7 +64,7 @@ class Target:
 
     @property
     def num_in(self) -> int | None:
-        """How many axes of the kernel are inputs; None where its call is no product of the last axes with a kernel."""
+        """Number of input axes of the kernel; None if the call does not contract the input's last axes with it."""
         kernel = self.parameters.get(KERNEL)
         if kernel is None or self.inputs is None or self.outputs is None:
             return None
@@ -77,7 +77,7 @@ class Target:
 
     @property
     def is_table(self) -> bool:
-        """Whether its call reads rows of a table: integers in, a vector for each out."""
+        """Whether the call is a table lookup, by its shapes: one vector of the table's width for each input element."""
         table = self.parameters.get(TABLE)
         if table is None or self.inputs is None or self.outputs is None:
             return False
@@ -89,10 +89,10 @@ class Target:
 
 
 def find_targets(module: nn.Module, *inputs: Any) -> list[Target]:
-    """Every submodule that the model calls, in the order of its calls.
+    """Every submodule that the model calls, in call order.
 
     Args:
-        inputs: abstract or real example inputs, as `ModelConfig.example_inputs` gives.
+        inputs: abstract or real example inputs, e.g. those of `ModelConfig.example_inputs`.
     """
     shapes, axes = abstract_params(module, *inputs)
     found: dict[tuple[str, ...], Target] = {}
@@ -108,7 +108,7 @@ def find_targets(module: nn.Module, *inputs: Any) -> list[Target]:
             others.setdefault(call.path, {})[call.method] = None
         return out
 
-    # A new function, or JAX would not trace again what it has traced without asking.
+    # A new lambda on every call: JAX would not retrace a cached function, and nothing would be intercepted.
     with intercept_calls(see):
         jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args), *inputs)
     return [dataclasses.replace(t, others=tuple(others.get(path, ()))) for path, t in found.items()]
@@ -126,7 +126,7 @@ def _target(call: ModuleCall, args: tuple, out: Any, shapes: Any, axes: Any) -> 
 
 
 def _stacked(whole: Any, names: Any, inner: Any) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
-    """(shape, names) of the axes that parameters have in front of what the call sees of them."""
+    """(shape, names) of the leading axes that parameters have in the model's tree but not inside the call."""
     for name, x in inner.items():
         if isinstance(x, Mapping):
             if jax.tree.leaves(x):
@@ -144,15 +144,16 @@ def _shape(x: Any) -> tuple[int, ...] | None:
 def choose(
     targets: list[Target], patterns: tuple[str, ...], serves: Callable[[Target], bool], what: str, field: str
 ) -> list[Target]:
-    """The targets that match a pattern.
+    """The targets that match one of the patterns, in the order of `targets`.
 
     Args:
-        patterns: of paths, as "*/query" or "blocks/*/out"; a pattern without "/" is a module's own name, anywhere.
-        serves: whether the method can act there. what: it acts on, for messages. field: the patterns', for messages.
+        patterns: patterns of paths, e.g. "*/query" or "blocks/*/out". A pattern without "/" matches the last name.
+        serves: whether the method supports a target. what: description of supported targets, for messages.
+        field: name of the config field of the patterns, for messages.
 
     Raises:
-        UserError: a pattern that matches nothing, or only what the method cannot serve, or a kernel or table that it
-            cannot; with the nearest paths.
+        UserError: a pattern matches nothing, only unsupported modules, or an unsupported kernel or table. The message
+            suggests the closest paths.
     """
     chosen: dict[tuple[str, ...], Target] = {}
     possible = [t for t in targets if serves(t)]
@@ -176,7 +177,7 @@ def choose(
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a path matches a pattern; one without "/" is a last name, anywhere."""
+    """Whether a path matches a glob pattern. A pattern without "/" is matched against the last name of the path."""
     return fnmatch.fnmatchcase(name if "/" in pattern else name.rsplit("/", 1)[-1], pattern)
 
 

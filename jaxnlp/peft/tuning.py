@@ -1,13 +1,13 @@
-"""TunedModel methods as transforms: a few tuned parameters beside a base that stays, on a model that knows of neither.
+"""PEFT as transforms of parameters and module calls: the base is frozen and the model code is unchanged.
 
-Tuned parameters lie in the base's tree: new names beside a module's own (`lora_a` beside `kernel`), or the same name
-in place of it (`bias` under BitFit). So they are stacked, scanned, computed again and sharded as what they stand by,
-and `join(base, tuned)` is a tree of parameters like any other. `TunedModel.apply` runs the model on such a tree:
-where a module has tuned parameters beside its own, the method changes its call.
+Tuned parameters live in the base's tree: under new names next to a module's own (`lora_a` next to `kernel`), or under
+the same name in place of it (`bias` with BitFit). They are therefore stacked, scanned, rematerialised and sharded like
+the module's own, and `merge(base, tuned)` is an ordinary parameter tree (`jaxnlp.trees.merge`). `TunedModel.apply` runs
+the model on such a tree: the method changes the calls of modules that have added parameters.
 
     tuning = attach(LoRA(targets=("query", "value")), module, tokens)
     tuned = tuning.init(key, base)
-    logits = tuning.apply(make_apply(module))(join(base, tuned), tokens)
+    logits = tuning.apply(make_apply(module))(merge(base, tuned), tokens)
 """
 
 import dataclasses
@@ -37,16 +37,17 @@ from jaxnlp.trees import Path, get_at, set_at, without
 
 @dataclasses.dataclass(frozen=True)
 class TunedModel:
-    """A method on a model.
+    """A PEFT method attached to a model.
 
-    leaves: the parameters added beside a module's own, by module and name. They are tuned, or with `shared` parameters
-        computed from those, which are tuned then.
+    targets: the modules that have added parameters, by path.
+    leaves: the added parameters, by module path and name. They are tuned, unless there are `shared` parameters.
+    shared: parameters that are tuned instead of the leaves, which are computed from them.
     replaced: paths of the model's own parameters that are tuned.
-    outer: path of a module around the targets whose call changes too.
-    shapes, base_axes: of all parameters of the base, as from `sharding.functional.abstract_params`.
-    blocks: how each quantised kernel is quantised.
-    num_adapters: how many adapters the tuned parameters hold on an axis of their own (`peft/multi_adapter.py`); None
-        for a single one, without that axis.
+    outer: path of a module around the targets whose call changes as well, or None.
+    shapes, base_axes: of all parameters of the base, from `sharding.functional.abstract_params`.
+    blocks: quantisation of each quantised kernel, by path.
+    num_adapters: number of adapters in the tuned parameters, which then have an adapter axis
+        (`peft/multi_adapter.py`); None for a single adapter without that axis.
     """
 
     method: PEFTMethod
@@ -61,10 +62,10 @@ class TunedModel:
     num_adapters: int | None = None
 
     def init(self, key: jax.Array, base: Any) -> Any:
-        """Tuned parameters at the start, a nested dict; the same on any mesh, and whatever else is tuned.
+        """Initial tuned parameters, a nested dict. Independent of the mesh and of which other parameters are tuned.
 
         Args:
-            base: the base's parameters; those that are tuned themselves begin as they are there.
+            base: parameters of the base. Those that are tuned in place start from their values there, at least float32.
         """
         tuned: Any = {}
         for path, leaf in self._tuned():
@@ -79,13 +80,13 @@ class TunedModel:
         return tuned
 
     def _tuned(self) -> list[tuple[Path, AdapterParam]]:
-        """The tuned parameters that are not the model's own."""
+        """(path, parameter) of the tuned parameters that are not the model's own."""
         if self.shared:
             return [((SHARED, name), leaf) for name, leaf in self.shared.items()]
         return [((*path, name), leaf) for path, leaves in self.leaves.items() for name, leaf in leaves.items()]
 
     def frozen(self, base: Any) -> Any:
-        """The base without what is tuned in its place, in its dtype: with the tuned, all that a run needs of it."""
+        """The frozen part of the base (parameters not tuned in place), cast or quantised to `base_dtype`."""
         for path in self.replaced:
             base = without(base, path)
         for path, how in self.blocks.items():
@@ -95,7 +96,7 @@ class TunedModel:
 
     @property
     def frozen_axes(self) -> Any:
-        """Logical axes of what is frozen, as a tree like it."""
+        """Logical axes of the frozen parameters, a tree of the same structure."""
         axes = self.base_axes
         for path in self.replaced:
             axes = without(axes, path)
@@ -109,7 +110,7 @@ class TunedModel:
 
     @property
     def axes(self) -> Any:
-        """Logical axes of each tuned parameter, as a tree like them."""
+        """Logical axes of the tuned parameters, a tree of the same structure."""
         tree: Any = {}
         for path, leaf in self._tuned():
             target = self.targets.get(path[:-1])
@@ -119,21 +120,20 @@ class TunedModel:
         return tree
 
     def rates(self, tuned: Any) -> Any:
-        """By what each tuned parameter's learning rate is multiplied, as a tree like them; None: all by 1."""
+        """Learning-rate multipliers, a tree of the same structure as `tuned`; None if all are 1."""
         if {self.method.rate(path[-1]) for path, _ in self._tuned()} <= {1.0}:
             return None
         return jax.tree_util.tree_map_with_path(lambda path, _: self.method.rate(str(path[-1].key)), tuned)
 
     def apply(self, apply: Callable, path: Path = ()) -> Callable:
-        """`apply(params, *args, adapter_ids=None, **kwargs)` of the model, where params is `join(base, tuned)`.
+        """The tuned model: `apply(params, *args, adapter_ids=None, **kwargs)`, where params is `merge(base, tuned)`.
 
-        With the parameters of the base alone it computes what the base does.
+        With the parameters of the base alone, it computes the base model. With several adapters
+        (`peft/multi_adapter.py`) it requires `adapter_ids` (B,), an array argument like the tokens, so that one
+        jitted function serves any choice of adapters.
 
         Args:
-            path: of a module of the model, if `apply` is that of the module alone and takes its parameters.
-
-        The function takes `adapter_ids` (B,) if there are several adapters (`peft/multi_adapter.py`): an argument like
-        the tokens, so that a jitted function serves any choice of adapters.
+            path: path of a submodule, if `apply` runs only that submodule on the submodule's parameters.
         """
 
         def tuned_apply(params, *args, adapter_ids=None, **kwargs):
@@ -153,7 +153,7 @@ class TunedModel:
         return checked_adapter_ids(adapter_ids, self.num_adapters)
 
     def expanded(self, params: Any) -> Any:
-        """Parameters with what the shared ones stand for in their place: what is left to keep once tuning is done."""
+        """`params` with the shared parameters replaced by the leaves computed from them, e.g. for export."""
         if SHARED not in params or not self.shared:
             return params
         rest = {name: x for name, x in params.items() if name != SHARED}
@@ -164,10 +164,10 @@ class TunedModel:
         return rest
 
     def begin_cache(self, run: Callable, params: Any, cache: Any) -> Any:
-        """A decoder's empty cache (`init_cache`) with the prompt or prefix in it, whose room it takes.
+        """A decoder's empty cache (`init_cache`) with the prompt or prefix in it, which takes up the first positions.
 
         Args:
-            run: the tuned model. params: base and tuned together.
+            run: the tuned model. params: `merge(base, tuned)`.
         """
         return self.method.begin_cache(run, self.expanded(params), cache)
 
@@ -190,26 +190,28 @@ class TunedModel:
     def _change_outer(self, call: ModuleCall, fn: Callable, args: tuple, kwargs: dict) -> Any:
         path = next(iter(self.leaves))
         beside = get_at(call.module.variables.get("params", {}), path[len(call.path) :])
-        # None: a pipeline has taken the layers out, to run them elsewhere.
+        # None: a pipeline has removed the layers from this module, to run them on their stages.
         if beside is not None and next(iter(self.leaves[path])) not in beside:
             return fn(*args, **kwargs)
         return self.method.call_outer(call, fn, args, kwargs)
 
     def merge(self, base: Any, tuned: Any) -> Any:
-        """The base with what was tuned worked into its own parameters: the same outputs, and no more work.
+        """The base with the tuned parameters merged into its own: same outputs without extra computation.
 
-        Of a quantised base they are floats, of all its parameters.
+        A quantised base is dequantised.
 
         Raises:
-            UserError: a method that cannot.
+            UserError: the method cannot be merged.
         """
         return self._changed(base, tuned, self.method.merged)
 
     def unmerge(self, merged: Any, tuned: Any) -> Any:
-        """The way back, to rounding; parameters trained whole stay as trained, for what they were is not known here.
+        """Inverse of `merge`, up to rounding.
+
+        Fully trained parameters keep their trained values, since the originals are not stored.
 
         Raises:
-            UserError: a method that cannot, or values that it cannot be done with.
+            UserError: the method, or these values of its parameters, cannot be unmerged.
         """
         for path, leaves in self.leaves.items():
             self.method.check_unmerged("/".join(path), {name: get_at(tuned, (*path, name)) for name in leaves})
@@ -230,7 +232,7 @@ class TunedModel:
         return base
 
     def report(self) -> str:
-        """Where the method acts and what it trains, for people."""
+        """Human-readable summary: targets, number of trained parameters, and memory saved."""
         trained, total = self.counts()
         kept = total - sum(math.prod(get_at(self.shapes, path).shape) for path in self.replaced)
         places = _grouped(self.targets)
@@ -249,7 +251,7 @@ class TunedModel:
         return "\n".join(lines)
 
     def _told_blocks(self) -> list[str]:
-        """Of the quantised kernels, how many there are, how large, and what of the base is left as it was."""
+        """Report line on quantised kernels: their number and size, and the size of the rest of the base."""
         frozen = jax.eval_shape(self.frozen, self.shapes)
         held = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
         found = [get_at(self.shapes, path) for path in self.blocks]
@@ -273,14 +275,15 @@ class TunedModel:
 
 
 def attach(method: PEFTMethod, module: Any, *inputs: Any, head: tuple[str, ...] = ()) -> TunedModel:
-    """What a method tunes of a model.
+    """Attaches a PEFT method to a model: finds its targets and the parameters to train.
 
     Args:
         module: a Linen module. inputs: abstract or real example inputs.
-        head: patterns of parameters that are new, which `PEFTMethod.modules_to_save` of None trains.
+        head: patterns of new parameters, which are trained if `method.modules_to_save` is None.
 
     Raises:
-        UserError: a pattern that matches nothing, or what the method cannot serve; nothing to train.
+        UserError: a pattern matches nothing or only unsupported modules, an added parameter's name is already taken,
+            a field of the method is invalid, or there is nothing to train.
     """
     if method.base_dtype not in (None, *FLOATS, *BITS):
         near = did_you_mean(method.base_dtype, [*FLOATS, *BITS])
@@ -319,7 +322,7 @@ def attach(method: PEFTMethod, module: Any, *inputs: Any, head: tuple[str, ...] 
 
 
 def checked_adapter_ids(adapter_ids: Any, num_adapters: int) -> jax.Array:
-    """Adapter ids as an array (B,). Raises UserError for ids of a wrong type, or, outside of a trace, out of range."""
+    """Adapter ids as an array (B,). Raises UserError for ids of another type, or, outside of tracing, out of range."""
     ids = jnp.asarray(adapter_ids)
     if ids.ndim != 1 or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise UserError(f"adapter_ids: {adapter_ids!r}; expected one whole number for each row of the batch")
@@ -333,7 +336,7 @@ def checked_adapter_ids(adapter_ids: Any, num_adapters: int) -> jax.Array:
 
 
 def _over_layers(make: Callable, stack: tuple[int, ...]) -> Callable:
-    """make(key, own) of each layer, with its own key."""
+    """make(key, own), vmapped over stacked layers with one key per layer."""
     for count in stack:
         make = lambda key, own, one=make, n=count: jax.vmap(one)(jax.random.split(key, n), own)
     return make
@@ -346,7 +349,7 @@ def _vmapped(fn: Callable, times: int) -> Callable:
 
 
 def _grouped(paths: Mapping[Path, Any]) -> list[str]:
-    """Paths as text, with those that differ by a block's number as one: "block_*/attention/query (12)"."""
+    """Paths as text; paths that differ only in the block number are grouped: "block_*/attention/query (12)"."""
     counts: dict[str, int] = {}
     for path in paths:
         name = "/".join("block_*" if part.startswith("block_") else part for part in path)
