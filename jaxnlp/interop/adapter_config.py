@@ -1,6 +1,6 @@
-"""adapter_config.json of PEFT: the fields that are read here, those that may say anything, and no others.
+"""Reads PEFT's adapter_config.json: the fields in `READ` are used, those in `SILENT` are ignored.
 
-A field that is not known here could change what an adapter computes, so it may only be empty: null, false, [] or {}.
+Any other field could change what the adapter computes, so it must be empty: null, false, [] or {}.
 """
 
 import math
@@ -29,10 +29,13 @@ INITS = (True, False, "gaussian", "eva", "orthogonal")  # of which nothing is le
 
 
 def read(path: pathlib.Path, kinds: Sequence[str]) -> dict[str, Any]:
-    """The fields, of an adapter of one of the kinds (`peft_type`).
+    """The fields of an adapter_config.json.
+
+    Args:
+        kinds: supported values of `peft_type`.
 
     Raises:
-        UserError: a file that is not there, or no JSON object; another kind; a setting that is not supported.
+        UserError: the file is missing or not a JSON object, or its peft_type or another setting is not supported.
     """
     said = huggingface.read_json(path)
     kind = said.get("peft_type")
@@ -57,7 +60,7 @@ def read(path: pathlib.Path, kinds: Sequence[str]) -> dict[str, Any]:
 
 
 def positive(said: Mapping[str, Any], field: str, path: pathlib.Path, kind: type = int) -> Any:
-    """A field's number, above 0. kind: int, or float for any number. Raises UserError where it is none."""
+    """A field's positive number. kind: int, or float for any number. Raises UserError if it is missing or invalid."""
     value: Any = said.get(field)
     number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if not number or not 0 < value < math.inf:
@@ -68,7 +71,7 @@ def positive(said: Mapping[str, Any], field: str, path: pathlib.Path, kind: type
 
 
 def rate(said: Mapping[str, Any], field: str, path: pathlib.Path) -> float:
-    """A field's probability in [0, 1); of a field that is not there 0. Raises UserError where it is none."""
+    """A field's probability in [0, 1); 0 if the field is missing. Raises UserError for any other value."""
     value = said.get(field) or 0.0
     if not isinstance(value, int | float) or not 0 <= value < 1:
         raise UserError(f"{path}: {field}={value!r}; expected a probability in [0, 1)")
@@ -76,10 +79,14 @@ def rate(said: Mapping[str, Any], field: str, path: pathlib.Path) -> float:
 
 
 def of_module(said: Mapping[str, Any], field: str, module: str, path: pathlib.Path, default: Any) -> Any:
-    """A module's own rank or alpha: of the first pattern that matches the end of its name, as in PEFT, or the default.
+    """A module's rank or alpha: that of the first pattern that matches the end of its name, as in PEFT, or `default`.
 
     Args:
-        field: "rank_pattern" or "alpha_pattern": {regular expression: number}. module: its name in the file.
+        field: "rank_pattern" or "alpha_pattern", which holds {regular expression: number}.
+        module: the module's name in the adapter file.
+
+    Raises:
+        UserError: the field is not an object, a pattern is not a regular expression, or a number is not positive.
     """
     patterns = said.get(field) or {}
     if not isinstance(patterns, dict):

@@ -1,4 +1,4 @@
-"""Adapters in the layout of Hugging Face PEFT, both ways: adapter_config.json and adapter_model.safetensors.
+"""Reads and writes adapters in Hugging Face PEFT's layout: adapter_config.json and adapter_model.safetensors.
 
 method, tuned = load_adapter("path/to/adapter", config)       # LoRA, (IA)^3, prompts and prefixes
 save_adapter("path/to/adapter", config, tuning, tuned)        # peft.PeftModel.from_pretrained reads it
@@ -34,15 +34,16 @@ KINDS = ("LORA", "IA3", *soft_prompts.KINDS)
 
 
 def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> tuple[PEFTMethod, Any]:
-    """An adapter of theirs as (method, tuned parameters), for `attach(method, config.build(), ...)`.
+    """A PEFT adapter as (method, tuned parameters), for `attach(method, config.build(), ...)`.
 
     Args:
-        config: of the model it was trained on, as `huggingface.load` gives it; its layers may be scanned.
-        base: its parameters, to compare with those that PEFT stores beside an adapter of embeddings.
+        config: config of the base model, as returned by `huggingface.load`; its layers may be scanned.
+        base: the base model's parameters. Needed if the file contains copies of them, which PEFT stores with adapters
+            of embeddings; the copies must be equal.
 
     Raises:
-        UserError: a folder without one; a kind or a setting that is not supported; a tensor that is missing, left over
-            or of another shape.
+        UserError: the folder has no adapter; its kind or a setting is not supported; a tensor is missing, left over or
+            of another shape.
     """
     folder = pathlib.Path(folder)
     said = adapter_config.read(folder / CONFIG, KINDS)
@@ -78,7 +79,7 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
 
 
 def _check_layers(folder: pathlib.Path, leaves: Mapping[tuple[str, ...], Any], sizes: Any) -> None:
-    """Raises UserError for the first module of a layer that has no leaf which that of another has."""
+    """Raises UserError if a module is adapted in some layers and not in all, or with different leaves."""
     layers = layers_of(sizes)
     for *path, leaf in leaves:
         module = "/".join(path)
@@ -95,7 +96,7 @@ def _zeros(tuning: TunedModel) -> Any:
 
 
 def _checked_copies(path, tensors: Mapping[str, np.ndarray], known: Mapping[str, Place], base: Any):
-    """The tensors without copies of the base's own. Raises UserError where they are not copies: it is another base."""
+    """The tensors without copies of base parameters. Raises UserError if a copy differs: it is another base."""
     found = {}
     flat = {path_name(at): x for at, x in jax.tree_util.tree_leaves_with_path(huggingface.unstacked(base or {}))}
     for name, array in tensors.items():
@@ -115,10 +116,13 @@ def _checked_copies(path, tensors: Mapping[str, np.ndarray], known: Mapping[str,
 
 
 def _by_module(path, tensors: Mapping[str, np.ndarray], known: Mapping[str, Place], said: Mapping[str, Any]):
-    """{module: (place, {what: array})} of the tensors in a file, named `base_model.model.<module>.<what>`.
+    """The tensors of a file by module: {module: (place, {leaf: array})}.
+
+    Args:
+        tensors: named `base_model.model.<module>.<leaf>`.
 
     Raises:
-        UserError: a module that the model has not, or without what the adapter's kind needs, or with more.
+        UserError: a module is not in the model, or does not have exactly the leaves of the adapter's kind.
     """
     rest = lambda name: name.partition(".")[2]
     count = collections.Counter(map(rest, known))  # an encoder's and a decoder's modules have the same rest
@@ -141,13 +145,13 @@ def _by_module(path, tensors: Mapping[str, np.ndarray], known: Mapping[str, Plac
 
 
 def _split(name: str) -> tuple[str, str]:
-    """(module, what it has there)."""
+    """(module, leaf), as ("h.0.attn.c_attn", "lora_A"); (name, "") if it has no adapter leaf."""
     module, _, what = name.removesuffix(".weight").rpartition(".")
     return (module, what) if what.startswith(("lora_", "ia3_")) else (name, "")
 
 
 def _kinds(said: Mapping[str, Any], place: Place) -> list[str]:
-    """What an adapted module of theirs has."""
+    """Names of the leaves that an adapted module has in a PEFT file."""
     if said["peft_type"] == "IA3":
         return ["ia3_l"]
     if place.tensor.kind == "table":
@@ -163,14 +167,15 @@ def save_adapter(
     base_name: str | None = None,
     task_type: str | None = None,
 ) -> None:
-    """Writes what `load_adapter`, and PEFT's `from_pretrained`, read.
+    """Writes an adapter that `load_adapter` and PEFT's `from_pretrained` can read.
 
     Args:
-        config: of the model. tuned: parameters of `tuning`. base_name: where the base is found, a hub id or a folder.
-        task_type: theirs, as "CAUSAL_LM", if their loader is to choose a class by it.
+        config: config of the model. tuned: parameters of `tuning`.
+        base_name: where the base model is found, a hub id or a folder.
+        task_type: PEFT's task type, as "CAUSAL_LM", by which its auto classes choose a model class.
 
     Raises:
-        UserError: a method or a model that PEFT has no equal of; a folder that cannot be written.
+        UserError: PEFT has no equivalent of the method or the model, or the folder cannot be written.
     """
     method = tuning.method
     if not isinstance(method, LoRA | IA3 | Prompt | Prefix):
@@ -202,10 +207,11 @@ def save_adapter(
 
 
 def trunk_alone(config: Any, tuning: TunedModel, tuned: Any) -> tuple[Any, TunedModel, Any, list[str]]:
-    """A tuned model with a head as its trunk alone, for `save_adapter`: (config, tuning, tuned, what is left out).
+    """Drops the head of a tuned model, for `save_adapter`: (config, tuning, tuned, names of dropped parameters).
 
     Args:
-        config: of a `ModelWithHead` model; any other comes back as it is. tuned: parameters of `tuning`.
+        config: config of a `ModelWithHead` model; for any other, the arguments are returned unchanged.
+        tuned: parameters of `tuning`.
     """
     if config.body is config:
         return config, tuning, tuned, []
@@ -228,17 +234,20 @@ def trunk_alone(config: Any, tuning: TunedModel, tuned: Any) -> tuple[Any, Tuned
 
 
 def task_type(config: Any) -> str | None:
-    """By which PEFT chooses transformers' class for a model; None: it has none for this one."""
+    """PEFT's task type for a model, by which it chooses the transformers class; None if PEFT has none for it."""
     if config.kind == "encoder":
         return "FEATURE_EXTRACTION" if tuple(config.heads) in ((), ("pooler",)) else None
     return {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}.get(config.kind)
 
 
 def stacked(tree: Any, source: str | pathlib.Path = "") -> Any:
-    """The way back of `huggingface.unstacked`, for a model whose layers are scanned.
+    """Stacks per-layer parameters for a model whose layers are scanned; the inverse of `huggingface.unstacked`.
+
+    Args:
+        source: where the parameters come from, for the error message.
 
     Raises:
-        UserError: layers that do not hold the same, named after the source.
+        UserError: the layers do not have the same parameters.
     """
     if not isinstance(tree, Mapping):
         return tree

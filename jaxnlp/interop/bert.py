@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and sentence encoders made of them, in Hugging Face's layout: `bert` and `roberta` of transformers."""
+"""BERT, RoBERTa and sentence encoders based on them, in Hugging Face's layout: `bert` and `roberta` of transformers."""
 
 from collections.abc import Collection
 from typing import Any
@@ -12,7 +12,14 @@ MODEL_TYPES = ("bert", "roberta")
 
 
 def config(hf: dict[str, Any], names: Collection[str]) -> BertConfig:
-    """Our config, from config.json; the tensors' names say which heads it has."""
+    """Our config from config.json.
+
+    Args:
+        hf: the fields of config.json. names: names of the checkpoint's tensors, from which the heads are derived.
+
+    Raises:
+        UserError: a setting that is not supported.
+    """
     demand(hf, {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False})
     roberta = hf["model_type"] == "roberta"
     first = hf.get("pad_token_id", 1) + 1 if roberta else 0  # RoBERTa's positions begin after its padding id
@@ -40,7 +47,7 @@ def config(hf: dict[str, Any], names: Collection[str]) -> BertConfig:
 
 
 def accepts(c: Any) -> bool:
-    """Whether a config of ours is what transformers calls BERT or RoBERTa."""
+    """Whether one of our configs is equivalent to BERT or RoBERTa in transformers."""
     return (
         isinstance(c, BertConfig)
         and isinstance(c.positions, positions.Learned)
@@ -58,7 +65,7 @@ def is_roberta(c: BertConfig) -> bool:
 
 
 def _first(c: BertConfig) -> int:
-    """The row of the position table that position 0 takes."""
+    """The row of the position table that position 0 uses."""
     assert isinstance(c.positions, positions.Learned)  # as `accepts` has checked
     return c.positions.first
 
@@ -90,7 +97,11 @@ def to_json(c: BertConfig) -> dict[str, Any]:
 
 
 def tensors(c: BertConfig, names: Collection[str] | None = None) -> list[Tensor]:
-    """The table. names: of the checkpoint's tensors, which may lack the prefix; None is the layout we write."""
+    """The tensors of a checkpoint and the parameters that they hold.
+
+    Args:
+        names: names of the checkpoint's tensors, which may lack the prefix; None gives the layout that `save` writes.
+    """
     prefix = "roberta." if is_roberta(c) else "bert."
     bare = not any(name.startswith(prefix) for name in names) if names is not None else not _has_head(c)
     at = "" if bare else prefix
@@ -135,11 +146,11 @@ def _has_head(c: BertConfig) -> bool:
 
 
 def ignored(c: BertConfig) -> tuple[str, ...]:
-    """Patterns of tensors that carry nothing of their own."""
+    """Patterns of tensors that hold no parameters and are ignored."""
     return (r".*embeddings\.position_ids",)
 
 
 def copies(c: BertConfig) -> dict[str, str]:
-    """Patterns of tensors that may be present as copies of one of our parameters: the tied output map."""
+    """{pattern of tensors that may be copies of a parameter (the tied output map): path of that parameter}."""
     head = r"(cls\.predictions|lm_head)\.decoder"
     return {rf"{head}\.weight": "embed/embedding", rf"{head}\.bias": "masked_lm/bias"}

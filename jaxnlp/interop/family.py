@@ -1,4 +1,4 @@
-"""Reading fields of a config.json, shared by the families."""
+"""Helpers to read fields of a config.json, shared by the families."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ ACTIVATIONS = {
 
 
 def activation(hf: Mapping[str, Any], field: str, default: str) -> str:
-    """Our name of a transformers activation."""
+    """Our name of a transformers activation. Raises UserError if it is not supported."""
     name = hf.get(field, default)
     if name not in ACTIVATIONS:
         raise UserError(f"config.json: {field}={name!r} is not supported; expected one of {', '.join(ACTIVATIONS)}")
@@ -30,7 +30,7 @@ def activation_name(ours: str) -> str:
 
 
 def demand(hf: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Raises UserError for a field with a value that is not supported. A missing field passes."""
+    """Raises UserError if a field has another value than the one in `values`. A missing field passes."""
     for field, wanted in values.items():
         if hf.get(field, wanted) != wanted:
             raise UserError(f"config.json: {field}={hf[field]!r} is not supported; expected {wanted!r}")

@@ -9,12 +9,19 @@ from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn import mlp, norms, positions
 
 MODEL_TYPES = ("gpt2",)
-# Masks that old checkpoints stored beside the parameters.
+# Attention masks, which old checkpoints stored with the parameters.
 IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",)
 
 
 def config(hf: dict[str, Any], names: Collection[str]) -> GPTConfig:
-    """Our config, from config.json and the names of the tensors."""
+    """Our config from config.json.
+
+    Args:
+        hf: the fields of config.json. names: names of the checkpoint's tensors; not used.
+
+    Raises:
+        UserError: a setting that is not supported.
+    """
     demand(hf, {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False})
     return GPTConfig(
         vocab_size=hf["vocab_size"],
@@ -31,7 +38,7 @@ def config(hf: dict[str, Any], names: Collection[str]) -> GPTConfig:
 
 
 def accepts(c: Any) -> bool:
-    """Whether a config of ours is what transformers calls GPT-2."""
+    """Whether one of our configs is equivalent to GPT-2 in transformers."""
     return (
         isinstance(c, GPTConfig)
         and isinstance(c.positions, positions.Learned)
@@ -65,7 +72,11 @@ def to_json(c: GPTConfig) -> dict[str, Any]:
 
 
 def tensors(c: GPTConfig, names: Collection[str] | None = None) -> list[Tensor]:
-    """The table. names: of the checkpoint's tensors, which may lack the prefix; None is the layout we write."""
+    """The tensors of a checkpoint and the parameters that they hold.
+
+    Args:
+        names: names of the checkpoint's tensors, which may lack the prefix; None gives the layout that `save` writes.
+    """
     bare = names is not None and not any(name.startswith("transformer.") for name in names)
     at = "" if bare else "transformer."
     rows = [
@@ -88,10 +99,10 @@ def tensors(c: GPTConfig, names: Collection[str] | None = None) -> list[Tensor]:
 
 
 def ignored(c: GPTConfig) -> tuple[str, ...]:
-    """Patterns of tensors that carry nothing of their own."""
+    """Patterns of tensors that hold no parameters and are ignored."""
     return IGNORED
 
 
 def copies(c: GPTConfig) -> dict[str, str]:
-    """Patterns of tensors that may be present as copies of one of our parameters."""
+    """{pattern of tensors that may be present as copies of a parameter: path of that parameter}."""
     return {r"lm_head\.weight": "embed/embedding"} if c.tie_embeddings else {}

@@ -1,10 +1,11 @@
-"""Hugging Face checkpoints, read and written: config.json, safetensors (in one file or several), tokenizer.json.
+"""Reads and writes Hugging Face checkpoints: config.json, safetensors (one or several files), tokenizer.json.
 
   config, params, tokenizer = load("path/to/folder")     # or a hub id, as "openai-community/gpt2"
   save("path/to/folder", config, params, tokenizer)      # transformers' from_pretrained reads it
 
-A family (`gpt2.py`, `bert.py`, ...) is a table of tensors and the conversion of its config in both directions. Every
-tensor must be present with its shape, and none may be left over: nothing is filled in or dropped silently.
+A family (`gpt2.py`, `bert.py`, ...) is a module with a table of tensors and the conversion of configs in both
+directions. Every tensor must be present with its shape, and none may be left over: nothing is filled in or dropped
+silently.
 """
 
 import dataclasses
@@ -33,16 +34,17 @@ CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.sa
 def load(
     source: str | pathlib.Path, *, mesh: Any = None, rules: Rules = REPLICATED, ignore: Sequence[str] = ()
 ) -> tuple[Any, Any, Any]:
-    """A checkpoint as (config, params, tokenizer).
+    """Loads a checkpoint as (config, params, tokenizer).
 
     Args:
-        source: a folder, which needs no network; or a hub id, which needs `huggingface_hub`.
-        mesh, rules: where each parameter goes, straight from the file, one tensor at a time. None: the first device.
-        ignore: patterns (`classifier.*`) of tensors to leave out.
+        source: a folder, which needs no network, or a hub id, which needs `huggingface_hub`.
+        mesh, rules: shardings of the parameters. Tensors are read and placed one at a time. mesh=None places all on
+            the first device.
+        ignore: patterns of tensors to leave out, as `classifier.*`.
 
     Returns:
-        config: a model's config, as `GPTConfig`. params: nested dicts, float32. tokenizer: of the `tokenizers`
-        library, or None if the folder has no tokenizer.json and no vocab.json with merges.txt.
+        config: the model's config, e.g. a `GPTConfig`. params: nested dicts, float32. tokenizer: of the `tokenizers`
+        library; None if the folder has neither tokenizer.json nor vocab.json with merges.txt.
 
     Raises:
         UserError: a missing folder, an architecture or setting that is not supported, or a tensor that is missing,
@@ -75,13 +77,13 @@ def load(
 
 
 def read_config(source: str | pathlib.Path) -> tuple[Any, Any]:
-    """A checkpoint's (config, tokenizer) as `load` gives them, without its parameters."""
+    """A checkpoint's (config, tokenizer), as in `load`, without reading the parameters."""
     folder, _, config, _ = _open_folder(source)
     return config, _tokenizer(folder)
 
 
 def _open_folder(source: str | pathlib.Path) -> tuple[pathlib.Path, Any, Any, dict[str, pathlib.Path]]:
-    """A checkpoint's folder, family, config, and the file that holds each of its tensors."""
+    """(folder, family, config, {tensor name: file}) of a checkpoint."""
     folder = _folder(source)
     hf = read_json(folder / CONFIG)
     kind = hf.get("model_type")
@@ -107,17 +109,17 @@ def save(
     special_ids: Mapping[str, int] = MappingProxyType({}),
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes what `load`, and transformers' `from_pretrained`, read.
+    """Writes a checkpoint that `load` and transformers' `from_pretrained` can read.
 
     Args:
         folder: created if missing; a checkpoint in it is replaced.
         tokenizer: of the `tokenizers` library, or None.
-        special_ids: by their names in config.json (`bos_token_id`, `eos_token_id`, `pad_token_id`,
-            `decoder_start_token_id`); transformers' defaults for those left out.
-        max_shard_bytes: files larger than this are split, with an index.
+        special_ids: special token ids by their names in config.json (`bos_token_id`, `eos_token_id`, `pad_token_id`,
+            `decoder_start_token_id`). transformers uses its defaults for those left out.
+        max_shard_bytes: maximum size of a safetensors file; larger checkpoints are split, with an index.
 
     Raises:
-        UserError: a model that transformers has no class for; a folder that cannot be written.
+        UserError: transformers has no class for the model, or the folder cannot be written.
     """
     family = family_of(config)
     if family is None:
@@ -157,12 +159,15 @@ def save(
 
 
 def family_of(config: Any) -> Any:
-    """The family that a config of ours belongs to, or None."""
+    """The family that one of our configs belongs to, or None."""
     return next((f for f in FAMILIES if f.accepts(config)), None)
 
 
 def reason(config: Any) -> str:
-    """Why a config is of no family, as ", for its field=value"; "" where no field's default alone would make it so."""
+    """Why a config belongs to no family, as ", for its field=value".
+
+    Names the first field whose default value would make it one; "" if there is none.
+    """
     for field in dataclasses.fields(config):
         made = field.default_factory() if callable(field.default_factory) else field.default
         if made is not dataclasses.MISSING and family_of(dataclasses.replace(config, **{field.name: made})):
@@ -171,7 +176,7 @@ def reason(config: Any) -> str:
 
 
 def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
-    """A safetensors file. Raises UserError if it cannot be written, and then leaves the old file."""
+    """Writes a safetensors file. Raises UserError if it cannot be written; an existing file is then unchanged."""
     try:
         from safetensors.numpy import save_file
     except ImportError:
@@ -242,14 +247,14 @@ def _read(path: pathlib.Path, name: str) -> np.ndarray:
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file, by name. Raises UserError for a missing file, or another kind of file."""
+    """All tensors of a safetensors file, by name. Raises UserError if it is missing or not a safetensors file."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     return {name: _read(path, name) for name in _names(path)}
 
 
 def _check(folder, tensors, files, by_path, ignored) -> None:
-    """Raises UserError for the first tensor that is missing, left over or of another shape."""
+    """Raises UserError if a tensor is missing, left over or of another shape."""
     wanted = {tensor.name: tensor for tensor in tensors}
     missing = [name for name in wanted if name not in files]
     if missing:
@@ -273,7 +278,7 @@ def _check(folder, tensors, files, by_path, ignored) -> None:
 
 
 def _check_copies(tensors, files, copies: dict[str, str], left_out: Sequence[str]) -> None:
-    """Raises UserError for a tensor that should be a copy of another and is not: the model would be another."""
+    """Raises UserError if a tensor that should be a copy of another differs: tying them would change the model."""
     by_path = {path: tensor.name for tensor in tensors for path in tensor.paths}
     for name in files:
         path = next((path for pattern, path in copies.items() if re.fullmatch(pattern, name)), None)
@@ -299,7 +304,7 @@ def _more(names: Sequence[str]) -> str:
 
 
 def _shards(tensors, flat, limit) -> Iterator[list[Any]]:
-    """Groups of tensors that together stay within `limit` bytes, or hold one."""
+    """Groups of consecutive tensors, each of at most `limit` bytes or with a single tensor."""
     group, size = [], 0
     for tensor in tensors:
         more = sum(flat[path].nbytes for path in tensor.paths)
@@ -312,7 +317,7 @@ def _shards(tensors, flat, limit) -> Iterator[list[Any]]:
 
 
 def unstacked(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters with layers apart, whether or not they were scanned."""
+    """Parameters with one subtree per layer (`block_0`, ...); scanned layers (`blocks`) are split."""
     flat = {}
     for name, held in params.items():
         if name == "blocks":
@@ -336,7 +341,7 @@ def _tokenizer(folder: pathlib.Path) -> Any:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError for a missing file, or one that holds none."""
+    """Reads a JSON object. Raises UserError if the file is missing or does not hold one."""
     try:
         data = json.loads(path.read_text())
     except OSError as e:

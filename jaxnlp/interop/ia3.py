@@ -1,4 +1,4 @@
-"""(IA)^3 in PEFT's layout: scales of what a module of theirs returns (out, 1), or of what it reads (1, in)."""
+"""(IA)^3 in PEFT's layout: scales of a module's outputs (out, 1), or of its inputs (1, in)."""
 
 import math
 import pathlib
@@ -13,7 +13,15 @@ from jaxnlp.peft.ia3 import IA3, IN, OUT
 
 
 def read(said: Mapping[str, Any], modules: Any, sizes: Any, folder: pathlib.Path) -> tuple[IA3, dict[Any, np.ndarray]]:
-    """(method, tuned leaves by path of an unrolled model). sizes: shapes of ours by path."""
+    """(method, tuned leaves by path of an unrolled model).
+
+    Args:
+        said: adapter_config.json. modules: {module: (place, {leaf: array})} from the file.
+        sizes: our parameters' shapes by path. folder: the adapter's, for error messages.
+
+    Raises:
+        UserError: the number of scales does not fit the model.
+    """
     leaves, outs, ins = {}, [], []
     for place, arrays in modules.values():
         scale = arrays["ia3_l"]
@@ -35,7 +43,15 @@ def read(said: Mapping[str, Any], modules: Any, sizes: Any, folder: pathlib.Path
 
 
 def write(flat: Any, known: Mapping[str, Place]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(adapter_config.json, tensors by name). flat: leaves by path, layers apart."""
+    """(adapter_config.json, tensors by name).
+
+    Args:
+        flat: tuned leaves by path of an unrolled model. known: places of PEFT's modules.
+
+    Raises:
+        UserError: PEFT has no equivalent: a module with scales of both inputs and outputs, or scales of the inputs of
+            one of several modules that share a matrix.
+    """
     arrays, targets, into = {}, [], []
     for place in known.values():
         names = ["/".join(path) for path in place.paths]

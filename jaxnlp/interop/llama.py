@@ -13,7 +13,14 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def config(hf: dict[str, Any], names: Collection[str]) -> LlamaConfig:
-    """Our config, from config.json."""
+    """Our config from config.json.
+
+    Args:
+        hf: the fields of config.json. names: names of the checkpoint's tensors; not used.
+
+    Raises:
+        UserError: a setting that is not supported.
+    """
     kind = hf["model_type"]
     demand(hf, {"mlp_bias": False, "attention_dropout": 0.0, "use_sliding_window": False, "pretraining_tp": 1})
     every = hf.get("attention_bias", False)
@@ -38,7 +45,7 @@ def config(hf: dict[str, Any], names: Collection[str]) -> LlamaConfig:
 
 
 def _rotary(hf: dict[str, Any]) -> positions.Rotary:
-    """Rotary positions from `rope_parameters`, or from the older `rope_theta` and `rope_scaling`."""
+    """Rotary positions from `rope_parameters`, or from the older fields `rope_theta` and `rope_scaling`."""
     rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     base = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -73,7 +80,7 @@ def _rotary(hf: dict[str, Any]) -> positions.Rotary:
 
 
 def accepts(c: Any) -> bool:
-    """Whether a config of ours is one of transformers' classes."""
+    """Whether one of our configs is equivalent to Llama, Mistral, Qwen2 or Qwen3 in transformers."""
     return (
         isinstance(c, LlamaConfig)
         and isinstance(c.positions, positions.Rotary)
@@ -86,7 +93,7 @@ def accepts(c: Any) -> bool:
 
 
 def _kind(c: LlamaConfig) -> str | None:
-    """What transformers calls this combination, or None."""
+    """The model_type that transformers uses for this combination of options, or None."""
     has = (c.qk_norm is not None, c.window is not None, c.qkv_bias, c.out_bias)
     return {
         (True, False, False, False): "qwen3",
@@ -145,7 +152,11 @@ def _rope_json(rotary: positions.Rotary) -> tuple[int, dict[str, Any]]:
 
 
 def tensors(c: LlamaConfig, names: Collection[str] | None = None) -> list[Tensor]:
-    """The table. names: of the checkpoint's tensors, which may lack the prefix; None is the layout we write."""
+    """The tensors of a checkpoint and the parameters that they hold.
+
+    Args:
+        names: names of the checkpoint's tensors, which may lack the prefix; None gives the layout that `save` writes.
+    """
     at = "" if names is not None and not any(name.startswith("model.") for name in names) else "model."
     rows = [table(f"{at}embed_tokens.weight", "embed"), *norm(f"{at}norm", "norm", bias=False)]
     for i in range(c.num_layers):
@@ -164,10 +175,10 @@ def tensors(c: LlamaConfig, names: Collection[str] | None = None) -> list[Tensor
 
 
 def ignored(c: LlamaConfig) -> tuple[str, ...]:
-    """Patterns of tensors that carry nothing of their own."""
+    """Patterns of tensors that hold no parameters and are ignored."""
     return (r".*rotary_emb\.inv_freq",)
 
 
 def copies(c: LlamaConfig) -> dict[str, str]:
-    """Patterns of tensors that may be present as copies of one of our parameters."""
+    """{pattern of tensors that may be present as copies of a parameter: path of that parameter}."""
     return {r"lm_head\.weight": "embed/embedding"} if c.tie_embeddings else {}

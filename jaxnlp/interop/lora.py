@@ -1,7 +1,8 @@
 """LoRA in PEFT's layout.
 
-Where one matrix of theirs is several of ours (GPT-2's `c_attn`), they share A in a file of theirs. Ours may differ, and
-then go out as one update of the ranks' sum, with B in blocks.
+One Hugging Face matrix may hold several of ours (GPT-2's `c_attn` holds query, key and value). In a PEFT file these
+share one A. If ours differ in A, they are written as one update whose rank is the sum of theirs, with a block-diagonal
+B.
 """
 
 import math
@@ -19,7 +20,15 @@ from jaxnlp.peft.tuning import TunedModel
 
 
 def read(said: Mapping[str, Any], modules: Any, sizes: Any, folder: pathlib.Path) -> tuple[LoRA, dict[Any, np.ndarray]]:
-    """(method, tuned leaves by path of an unrolled model). sizes: shapes of ours by path."""
+    """(method, tuned leaves by path of an unrolled model).
+
+    Args:
+        said: adapter_config.json. modules: {module: (place, {leaf: array})} from the file.
+        sizes: our parameters' shapes by path. folder: the adapter's, for error messages.
+
+    Raises:
+        UserError: a setting or a shape does not fit the model, or modules have different ranks.
+    """
     path = folder / CONFIG
     rank, alpha = positive(said, "r", path), float(positive(said, "lora_alpha", path, float))
     grown = math.sqrt if said.get("use_rslora") else float
@@ -62,7 +71,11 @@ def read(said: Mapping[str, Any], modules: Any, sizes: Any, folder: pathlib.Path
 
 
 def _block(a, b, i: int, parts: int, rank: int, name: str, folder):
-    """The low-rank matrices of one of ours: all of a rank that is shared, or its block of the ranks' sum."""
+    """(A, B) of part `i` of a matrix that holds `parts` of ours: with a shared A, or its block of a block-diagonal B.
+
+    Raises:
+        UserError: the rank is neither `rank` nor `parts * rank` with a block-diagonal B.
+    """
     if a.shape[0] == rank:
         return a, b
     mine = slice(i * rank, (i + 1) * rank)
@@ -75,7 +88,14 @@ def _block(a, b, i: int, parts: int, rank: int, name: str, folder):
 
 
 def write(tuning: TunedModel, flat: Any, known: Mapping[str, Place]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(adapter_config.json, tensors by name). flat: leaves by path, layers apart."""
+    """(adapter_config.json, tensors by name).
+
+    Args:
+        flat: tuned leaves by path of an unrolled model. known: places of PEFT's modules.
+
+    Raises:
+        UserError: PEFT has no equivalent: an adapted output map tied to the embedding, or DoRA on part of a matrix.
+    """
     method: Any = tuning.method
     for target in tuning.targets.values():
         if method.tied and target.num_in is None and set(target.others) & set(method.methods):
@@ -129,7 +149,7 @@ def _lora_of(flat, path):
 
 
 def _joined(found, sizes: list[int], rank: int):
-    """One update of theirs that is several of ours side by side: A one below the other, B in blocks."""
+    """(A, B) of one update that joins several of ours side by side: the A stacked by rows, B block-diagonal."""
     inputs = next(x[0].reshape(-1, rank).shape[0] for x in found if x)
     a = np.zeros((rank * len(found), inputs), np.float32)
     b = np.zeros((sum(sizes), rank * len(found)), np.float32)

@@ -53,14 +53,20 @@ def outputs_of(place: Place, sizes: Any) -> list[tuple[int, ...]]:
 
 
 def patterns(paths: Sequence[str], sizes: Any) -> tuple[str, ...]:
-    """Patterns of module paths: with block numbers as `*`, which fits a scanned model too, if every layer's path is
-    among them; else the paths themselves. sizes: shapes of an unrolled model by path."""
+    """Patterns that match the given module paths.
+
+    If all layers' paths of a module are given, they become one pattern with `*` as the block number, which also matches
+    a scanned model. Other paths are returned as they are.
+
+    Args:
+        sizes: parameter shapes of an unrolled model by path.
+    """
     layers, known = layers_of(sizes), set(paths)
     return tuple(dict.fromkeys(opened(path) if known.issuperset(layers[opened(path)]) else path for path in paths))
 
 
 def layers_of(sizes: Any) -> dict[str, list[str]]:
-    """Paths of the modules that differ only in their layer, by their common pattern. sizes: as above."""
+    """Module paths grouped by their pattern (`opened`), one per layer. sizes: as in `patterns`."""
     by_pattern: dict[str, list[str]] = {}
     for module in dict.fromkeys(path.rpartition("/")[0] for path in sizes):
         by_pattern.setdefault(opened(module), []).append(module)
@@ -68,5 +74,5 @@ def layers_of(sizes: Any) -> dict[str, list[str]]:
 
 
 def opened(path: str) -> str:
-    """A path with block numbers as `*`."""
+    """A path with block numbers replaced by `*`."""
     return "/".join("block*" if part.startswith("block_") else part for part in path.split("/"))

@@ -1,7 +1,8 @@
-"""Soft prompts and prefixes in PEFT's layout: one table, `prompt_embeddings`, and what it is in adapter_config.json.
+"""Soft prompts and prefixes in PEFT's layout: one table, `prompt_embeddings`, whose kind is in adapter_config.json.
 
-A prompt's is (P, D), of an encoder-decoder by default (2 P, D), of which only the first P are ever read, in front of
-the encoder's inputs. A prefix's is (P, 2 L N K): of each layer its keys, then its values (`past_key_values`).
+A prompt's table is (P, D). For an encoder-decoder it is (2 P, D) by default, and only the first P rows are used, in
+front of the encoder's inputs. A prefix's table is (P, 2 L N K): for each layer its keys, then its values
+(`past_key_values`).
 
 Shape legend: P prompt length, D model, L layers, N key and value heads, K head size.
 """
@@ -25,7 +26,14 @@ KINDS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 
 
 def read(said: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: Any, path: pathlib.Path):
-    """(method, tuned leaves by path of an unrolled model) of a file of theirs."""
+    """(method, tuned leaves by path of an unrolled model) from a PEFT file.
+
+    Args:
+        said: adapter_config.json. tensors: the file's. config: the base model's. path: the file, for error messages.
+
+    Raises:
+        UserError: the file has other tensors or a table of another shape; a prefix for an encoder-decoder.
+    """
     if list(tensors) != [TABLE]:
         raise UserError(f"{path}: has tensors {', '.join(tensors)}; expected {TABLE} alone")
     table, P = tensors[TABLE], positive(said, "num_virtual_tokens", path.with_name(CONFIG))
@@ -54,10 +62,13 @@ def _expect(path: pathlib.Path, table: np.ndarray, shape: tuple[int, ...]) -> No
 def write(
     tuning: TunedModel, flat: Mapping[str, np.ndarray], config: Any
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(adapter_config.json, tensors). flat: leaves by path, layers apart, with no encoder that makes them.
+    """(adapter_config.json, tensors by name).
+
+    Args:
+        flat: prompt or prefix vectors by path of an unrolled model, computed by the prompt encoder if there is one.
 
     Raises:
-        UserError: a prompt or prefix that PEFT has no equal of.
+        UserError: PEFT has no equivalent of the prompt or prefix.
     """
     method: Any = tuning.method
     said = {

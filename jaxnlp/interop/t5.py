@@ -13,7 +13,15 @@ MODEL_TYPES = ("t5", "mt5")
 
 
 def config(hf: dict[str, Any], names: Collection[str]) -> T5Config:
-    """Our config, from config.json; whether the output map is a matrix of its own, the tensors say."""
+    """Our config from config.json.
+
+    Args:
+        hf: the fields of config.json. names: names of the checkpoint's tensors, from which it is derived whether the
+            output map is tied to the embedding.
+
+    Raises:
+        UserError: a setting that is not supported.
+    """
     first = hf["model_type"] == "t5"  # mT5 is version 1.1
     tied = hf.get("tie_word_embeddings", first)
     apart = first and "tie_word_embeddings" in hf and not tied  # then its absence from the file is an error
@@ -44,13 +52,13 @@ def _mlp(name: str) -> Any:
     if gated not in ("", "gated") or kind not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise UserError(f"config.json: feed_forward_proj={name!r} is not supported; expected one of {known}, or gated-")
-    # transformers reads "gated-gelu", and no other name, as the tanh form.
+    # transformers uses the tanh approximation for the name "gated-gelu" only.
     ours = "gelu_tanh" if name == "gated-gelu" else ACTIVATIONS[kind]
     return mlp.GatedMLP(activation=ours) if gated else mlp.MLP(activation=ours)
 
 
 def accepts(c: Any) -> bool:
-    """Whether a config of ours is what transformers calls T5."""
+    """Whether one of our configs is equivalent to T5 in transformers."""
     return (
         isinstance(c, T5Config)
         and isinstance(c.positions, positions.RelativeBuckets)
@@ -92,7 +100,7 @@ def to_json(c: T5Config) -> dict[str, Any]:
 
 
 def tensors(c: T5Config, names: Collection[str] | None = None) -> list[Tensor]:
-    """The table. names: of the checkpoint's tensors; None is the layout we write."""
+    """The tensors of a checkpoint and the parameters that they hold. names: not used."""
     rows = [table("shared.weight", "embed")]
     for side, layers in (("encoder", c.num_layers), ("decoder", c.decoder.num_layers)):
         bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -122,11 +130,11 @@ def _feed_forward(c: T5Config, theirs: str, ours: str) -> list[Tensor]:
 
 
 def ignored(c: T5Config) -> tuple[str, ...]:
-    """Patterns of tensors that carry nothing of their own: a bias that old checkpoints have and no model uses."""
+    """Patterns of tensors that are ignored: a bias that old checkpoints have and no model uses."""
     return (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
 
 
 def copies(c: T5Config) -> dict[str, str]:
-    """Patterns of tensors that may be present as copies of one of our parameters."""
+    """{pattern of tensors that may be present as copies of a parameter: path of that parameter}."""
     tables = {r"(encoder|decoder)\.embed_tokens\.weight": "embed/embedding"}
     return {**tables, r"lm_head\.weight": "embed/embedding"} if c.tie_embeddings else tables

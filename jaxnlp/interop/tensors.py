@@ -1,7 +1,7 @@
-"""One tensor of theirs and the parameters of ours that it holds, both ways.
+"""Converts a Hugging Face tensor to the parameters of ours that it holds, and back.
 
-A family's table is a list of `Tensor`. Ours name inputs and outputs by axes, (D, H, K); theirs are matrices, and
-some hold several of ours side by side.
+A family's table is a list of `Tensor`. Our kernels have several input or output axes, as (D, H, K). Hugging Face
+tensors are matrices, and some hold several of our kernels side by side.
 """
 
 import dataclasses
@@ -15,12 +15,13 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of theirs.
+    """A Hugging Face tensor.
 
-    name: theirs. paths: ours, in the order of the output axis ("block_0/attention/query/kernel").
-    kind: "linear" (outputs, inputs) as torch.nn.Linear has it; "conv1d" (inputs, outputs) as GPT-2 has it; "vector", a
-        bias or a norm's; "table", the same on both sides.
-    num_in: axes of ours that are inputs, in a matrix.
+    name: its name in the checkpoint.
+    paths: our parameters that it holds, in the order of its output axis, as "block_0/attention/query/kernel".
+    kind: "linear", (outputs, inputs) as in torch.nn.Linear; "conv1d", (inputs, outputs) as in GPT-2; "vector", a bias
+        or a norm's scale; "table", an embedding, equal on both sides.
+    num_in: number of input axes of our kernels, for a matrix.
     """
 
     name: str
@@ -29,7 +30,7 @@ class Tensor:
     num_in: int = 1
 
     def shape(self, shapes: Mapping[str, Shape]) -> Shape:
-        """Shape of theirs, from the shapes of ours by path."""
+        """Shape of the Hugging Face tensor. shapes: our shapes by path."""
         if self.kind == "table":
             return shapes[self.paths[0]]
         if self.kind == "vector":
@@ -38,7 +39,7 @@ class Tensor:
         return (sum(outputs), inputs) if self.kind == "linear" else (inputs, sum(outputs))
 
     def to_ours(self, array: np.ndarray, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
-        """Ours by path, from theirs."""
+        """Our parameters by path, from the Hugging Face tensor. shapes: our shapes by path."""
         if self.kind == "table":
             return {self.paths[0]: array}
         if self.kind == "linear":
@@ -50,7 +51,7 @@ class Tensor:
         }
 
     def to_theirs(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Theirs, from ours in the order of `paths`."""
+        """The Hugging Face tensor, from our parameters in the order of `paths`."""
         if self.kind == "table":
             return arrays[0]
         if self.kind == "vector":
@@ -64,7 +65,7 @@ class Tensor:
 
 
 def linear(name: str, *paths: str, kind: str = "linear", num_in: int = 1, bias: bool = True) -> list[Tensor]:
-    """`name.weight` and `name.bias` of a linear map, or of several side by side."""
+    """`name.weight` and `name.bias` of a linear map, or of several of ours side by side."""
     rows = [Tensor(f"{name}.weight", tuple(f"{path}/kernel" for path in paths), kind, num_in)]
     return [*rows, Tensor(f"{name}.bias", tuple(f"{path}/bias" for path in paths), "vector")] if bias else rows
 
