@@ -1,15 +1,16 @@
-"""Words as characters, each to be predicted from those before it and from those after: the examples of ELMo.
+"""ELMo's examples: words as characters, each predicted from the words before it and from the words after it.
 
-The tokens of the corpus are the words, and their characters the bytes of their text. Each document becomes
+The words are the tokens of the corpus, and their characters are the bytes of their text. Each document becomes
 
     begin  word  word  ...  word  end
 
-and these run on one after the other, cut into windows of T places. A window may hold the end of one document and the
-beginning of the next: each is a segment of its own, and no state passes from one to the other. A document that a window
-continues begins there with no state, in either direction; its words across the edge are still predicted. So, in each
-direction, every word and one marker a document is predicted once: as many as the store has targets.
+The documents are concatenated and cut into windows of T positions. A window may hold the end of one document and the
+beginning of the next; each is a segment of its own, and no recurrent state passes between them. A document that
+continues from another window starts without state, in either direction, but its words across the window's edge are
+still predicted. In each direction, every word and one marker per document is predicted once, as often as the store has
+targets.
 
-Shape legend: B batch, T length, C characters of a word, V vocabulary.
+Shape legend: B batch, T length, C characters per word, V vocabulary.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 class Characters(Task):
     """Examples for `objectives.bilm`.
 
-    max_chars: characters of a word, its two markers included; the model's `max_chars`.
+    max_chars: C, characters per word including its two markers; must equal the model's `max_chars`.
     """
 
     max_chars: int = 50
@@ -56,14 +57,18 @@ class Characters(Task):
 
 
 class CharacterReader(Reader):
-    """Batches hold `tokens` (B, T, C), character ids; `segment_ids` (B, T), 1, 2, ... a document and 0 on fill; and for
-    `forward` (the word after) and `backward` (the word before) `_targets` and `_weights` (B, T). The separator is what
-    is predicted where the next place is a marker; a marker itself predicts in one direction only."""
+    """Reads windows of words as character ids.
+
+    Batches hold `tokens` (B, T, C) int32, character ids; `segment_ids` (B, T) int32, numbered from 1 with 0 as padding;
+    `forward_targets` (the next word) and `backward_targets` (the previous word), (B, T) int32; `forward_weights` and
+    `backward_weights` (B, T) float32. If the predicted position is a marker, the target is the separator. A marker has
+    a target in one direction only.
+    """
 
     def __init__(self, config: Characters, store: TokenStore, tokenizer: Tokenizer, length: int, across: bool):
         self._store, self._length, self._across = store, length, across
         self._separator, borders = store.meta.separator, borders_of(store)
-        # With two markers for each separator inside, the k-th document is k places later than in the store.
+        # Each separator between documents becomes two markers, so document k is k positions later than in the store.
         shift = np.arange(len(borders) - 1)
         self._begins, self._ends = borders[:-1] + shift, borders[1:] + shift
         words = [b"" if piece is None else piece for piece in tokenizer.pieces()]
@@ -80,7 +85,7 @@ class CharacterReader(Reader):
         return {**batch, "tokens": self._characters[batch["tokens"]]}
 
     def _row(self, index: int) -> dict[str, np.ndarray]:
-        """A window, and for its targets one place before and after; the tokens are rows of the spelling table."""
+        """The arrays of one window. Its tokens are row indices of the spelling table."""
         first = index * self._length
         place = np.arange(first - 1, first + self._length + 1)
         inside = (place >= 0) & (place <= self._ends[-1])

@@ -1,7 +1,8 @@
-"""Masked words: the examples of BERT and RoBERTa.
+"""Masked language modelling: the examples of BERT and RoBERTa.
 
-Of each input about 15% of the tokens are chosen. Of those, 80% become [MASK], 10% another token and 10% stay as they
-are (Devlin et al. 2019, arXiv:1810.04805, section 3.1 and appendix A.1). The model predicts the chosen ones only.
+About 15% of the tokens of each input are chosen. 80% of the chosen tokens are replaced by [MASK], 10% are replaced by a
+random token, and 10% are unchanged (Devlin et al. 2019, arXiv:1810.04805, section 3.1 and appendix A.1). The model
+predicts the chosen tokens only.
 Shape legend: B batch, T length, M predictions.
 """
 
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(kw_only=True)
 class TokenChoice(abc.ABC):
-    """Which tokens are masked together."""
+    """How tokens are grouped for masking."""
 
     @abc.abstractmethod
     def groups(self, words: Words, tokens: np.ndarray, places: np.ndarray) -> list[np.ndarray]:
-        """Groups of the positions `places`, each masked as a unit."""
+        """Groups of the positions `places`. Each group is masked as a unit."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class SingleTokens(TokenChoice):
-    """Each token is chosen by itself."""
+    """Each token is chosen on its own."""
 
     def groups(self, words: Words, tokens: np.ndarray, places: np.ndarray) -> list[np.ndarray]:
         return list(places[:, None])
@@ -56,10 +57,11 @@ class Masked(Task):
 
     text: SentencePairs() (BERT) or FullSentences() (RoBERTa).
     choose: SingleTokens() or WholeWords().
-    rate: share of the tokens that are chosen, special tokens aside; one at least.
-    mask_share, random_share: of the chosen, how many become [MASK] and how many another token; the rest stay.
-    static_copies: 0 masks anew whenever a text is read (dynamic masking: Liu et al. 2019, section 4.1). k reads each
-        text k times an epoch, each copy with a mask (and a B) of its own that never changes; BERT has 10.
+    rate: fraction of the tokens that are chosen, special tokens not counted; at least one token is chosen.
+    mask_share, random_share: fractions of the chosen tokens that are replaced by [MASK] and by a random token; the rest
+        are unchanged.
+    static_copies: 0 draws a new mask each time a text is read (dynamic masking: Liu et al. 2019, section 4.1). k > 0
+        reads each text k times per epoch, each copy with a fixed mask (and a fixed B) of its own; BERT uses 10.
     cls, sep, mask: names of the tokenizer's special tokens.
     """
 
@@ -85,7 +87,7 @@ class Masked(Task):
             raise FieldError("static_copies", self.static_copies, "expected a positive number, or 0 for dynamic masks")
 
     def num_predictions(self, length: int) -> int:
-        """M: places for predictions in an input of so many tokens."""
+        """M, the number of prediction slots in an input of `length` tokens."""
         return max(1, round(self.rate * length))
 
     def open(self, store: TokenStore, tokenizer: Tokenizer | None, config: "DataConfig") -> "MaskedReader":
@@ -104,9 +106,12 @@ class Masked(Task):
 
 
 class MaskedReader(Reader):
-    """Batches hold `tokens`, `types`, `segment_ids` (B, T); `predict` (B, M), the chosen places, `targets`, what stood
-    there, and `weights`, 0 where a row has fewer; of pairs, `next_sentence` (B,), 0 if B follows A and else 1, and
-    `pair_weights` (B,)."""
+    """Reads masked inputs.
+
+    Batches hold `tokens`, `types`, `segment_ids` (B, T) int32; `predict` (B, M) int32, the chosen positions; `targets`
+    (B, M) int32, the original tokens there; and `weights` (B, M) float32, 0 in unused slots. Batches of pairs also hold
+    `next_sentence` (B,) int32, 0 if B follows A and 1 otherwise, and `pair_weights` (B,) float32.
+    """
 
     def __init__(self, config: Masked, store: TokenStore, tokenizer: Tokenizer, length: int, seed: int):
         self._config, self._length, self._seed, self._separator = config, length, seed, store.meta.separator
@@ -142,7 +147,7 @@ class MaskedReader(Reader):
         return batch
 
     def _chosen(self, tokens: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
-        """Places of the tokens to predict, in order. A word that would be too many is passed over for the next."""
+        """Positions of the tokens to predict, in order. A group that would exceed the number wanted is skipped."""
         ordinary = np.flatnonzero(~self._special_V[tokens])
         wanted = min(limit, max(1, round(self._config.rate * len(ordinary))))
         groups = self._config.choose.groups(self._words, tokens, ordinary)

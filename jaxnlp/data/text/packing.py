@@ -1,8 +1,7 @@
-"""Packing: a row of tokens cut into windows, and windows made into examples.
+"""Packing: cuts the token store into windows and collates windows into next-token examples.
 
-Window i holds tokens i*T to (i+1)*T of the store and the one after, so that every token is
-an input once and, the first aside, a target once: none is lost and none repeated. The last
-window is filled with -1.
+Window i holds tokens i*T to (i+1)*T of the store and the token after them. So each token is an input once and, except
+for the first, a target once: none is lost and none is repeated. The last window is padded with -1.
 
 Shape legend: B batch, T length.
 """
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(kw_only=True)
 class Packed(Task):
-    """Next-token examples: the corpus in windows, documents side by side. The default of `DataConfig.task`."""
+    """Next-token examples: windows of concatenated documents. The default of `DataConfig.task`."""
 
     packs_documents: ClassVar[bool] = True
 
@@ -61,7 +60,7 @@ class PackedReader(Reader):
 
 
 class Windows:
-    """The windows of a store, by index: rows of T + 1 tokens, int32."""
+    """Random access to the windows of a store: (T + 1,) int32 tokens each."""
 
     def __init__(self, store: TokenStore, length: int):
         self.store, self.length = store, length
@@ -78,18 +77,18 @@ class Windows:
 
 
 def pack(windows: np.ndarray, separator: int, attend_across_documents: bool = False) -> dict[str, np.ndarray]:
-    """A batch of examples.
+    """Collates windows into the arrays of a batch.
 
     Args:
-        windows: (B, T + 1) tokens; FILL where there is none.
+        windows: (B, T + 1) tokens, padded with FILL.
         separator: the token that begins a document.
-        attend_across_documents: leave out segments and positions, so that attention reaches
-            over the borders of documents and positions run on.
+        attend_across_documents: whether to omit segments and positions, so that attention crosses document boundaries
+            and positions count from the start of the window.
 
     Returns:
-        `tokens`, `targets` (B, T) int32; `weights` (B, T) float32, 0 where there is no target;
-        `segment_ids` (B, T), 1, 2, ... a document and 0 on fill; `positions` (B, T), from 0 in
-        each document. A document that a window continues also begins at position 0.
+        `tokens`, `targets` (B, T) int32; `weights` (B, T) float32, 0 if there is no target; `segment_ids` (B, T) int32,
+        one id per document from 1, and 0 for padding; `positions` (B, T) int32, counted from 0 in each document. A
+        document that continues from the previous window also starts at position 0.
     """
     inputs, targets = windows[:, :-1], windows[:, 1:]
     batch = {

@@ -1,9 +1,9 @@
-"""The inputs of an encoder: one stretch of text, or a pair that may or may not follow each other.
+"""Inputs of an encoder: one segment of text, or a pair of segments for next-sentence prediction.
 
   FullSentences   [CLS] text [SEP]
   SentencePairs   [CLS] A [SEP] B [SEP], with types 0 and 1
 
-A "sentence" is a stretch of text within a document, usually longer than one (Devlin et al. 2019, section 3.1).
+A "sentence" is a span of contiguous text, usually longer than a linguistic sentence (Devlin et al. 2019, section 3.1).
 Shape legend: T length.
 """
 
@@ -23,7 +23,7 @@ LOOK_BACK = 16  # tokens: no word is longer
 
 @dataclasses.dataclass(frozen=True)
 class SentenceInput:
-    """One input. tokens, types: (T,) or shorter. next_sentence: IS_NEXT or NOT_NEXT; None where there is no pair."""
+    """One input. tokens, types: int32, (T,) or shorter. next_sentence: IS_NEXT or NOT_NEXT; None if not a pair."""
 
     tokens: np.ndarray
     types: np.ndarray
@@ -38,24 +38,30 @@ class SentenceReader(abc.ABC):
 
     @abc.abstractmethod
     def record(self, index: int, random: np.random.Generator) -> SentenceInput:
-        """One input; anything random in it is drawn from `random`."""
+        """Reads one input. All random draws use `random`."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class SentenceInputs(abc.ABC):
-    """How a corpus is cut into the inputs of an encoder. pairs: whether each is a pair for next-sentence prediction."""
+    """How a corpus is cut into inputs of an encoder. pairs: whether inputs are pairs for next-sentence prediction."""
 
     pairs: ClassVar[bool] = False
 
     @abc.abstractmethod
     def open(self, store: TokenStore, words: Words, cls: int, sep: int, length: int) -> SentenceReader:
-        """The inputs of a store, of at most `length` tokens. cls, sep: ids of the special tokens."""
+        """Opens a reader of inputs of at most `length` tokens. cls, sep: ids of the special tokens.
+
+        Raises:
+            FieldError: `length` leaves no room for text.
+        """
 
 
 @dataclasses.dataclass(kw_only=True)
 class FullSentences(SentenceInputs):
-    """Consecutive tokens of the corpus, over the borders of documents, which the separator marks (RoBERTa:
-    Liu et al. 2019, arXiv:1907.11692, section 4.2, FULL-SENTENCES)."""
+    """Consecutive tokens of the corpus, across document boundaries, which the separator marks.
+
+    RoBERTa's FULL-SENTENCES: Liu et al. 2019, arXiv:1907.11692, section 4.2.
+    """
 
     def open(self, store: TokenStore, words: Words, cls: int, sep: int, length: int) -> "FullSentenceReader":
         return FullSentenceReader(store, cls, sep, length)
@@ -78,13 +84,14 @@ class FullSentenceReader(SentenceReader):
 
 @dataclasses.dataclass(kw_only=True)
 class SentencePairs(SentenceInputs):
-    """Pairs for next-sentence prediction: half of the time B is what follows A, else it is from another document.
+    """Pairs for next-sentence prediction: B follows A, or is from another document (NotNext).
 
-    Each document is cut into pieces of about equal length that fit; a piece is cut once more, where a random word of it
-    begins, into A and B. For NotNext, B's place is taken by as many tokens of a document drawn from all the others.
+    Each document is cut into pieces of about equal length that fit. A piece is split into A and B at the start of a
+    random word. For NotNext, B is replaced by as many tokens of another document, drawn uniformly.
 
-    next_rate: how often B follows A (Devlin et al. 2019, section 3.1, task 2).
-    short_rate: how often a piece is cut to a random length, so that the model sees short inputs too (appendix A.2).
+    next_rate: probability that B follows A (Devlin et al. 2019, section 3.1, task 2).
+    short_rate: probability that a piece is cut to a random length, so that the model also sees short inputs (appendix
+        A.2).
     """
 
     pairs: ClassVar[bool] = True
@@ -147,7 +154,7 @@ class SentencePairReader(SentenceReader):
         before = min(begin, LOOK_BACK)  # from there on, where words begin is known
         tokens = self._read(other, begin - before, min(begin + length, size))
         begins = np.flatnonzero(~self._words.continues(tokens))
-        # As long as what follows would be: a shorter B would give the answer away.
+        # As long as the B that follows would be: a shorter B would reveal the label.
         first = before if begin == 0 else int(begins[begins <= before][-1])
         return tokens[first : first + length]
 
@@ -157,7 +164,7 @@ class SentencePairReader(SentenceReader):
 
 
 def borders_of(store: TokenStore) -> np.ndarray:
-    """Places of the separators, in order: before each document, and after the last."""
+    """Positions of the separators in the store, in order: before each document and after the last."""
     found = []
     for start in range(0, len(store), 1 << 22):
         found.append(start + np.flatnonzero(store.read(start, start + (1 << 22)) == store.meta.separator))
@@ -165,7 +172,7 @@ def borders_of(store: TokenStore) -> np.ndarray:
 
 
 def pad(records: list[SentenceInput | None], length: int, fill: int) -> dict[str, Any]:
-    """`tokens`, `types`, `segment_ids` (B, T) int32, where segment 0 is padding; None is a row of it."""
+    """Pads inputs to `tokens`, `types`, `segment_ids` (B, T) int32. Segment 0 is padding. None is a row of padding."""
     batch = {name: np.zeros((len(records), length), np.int32) for name in ("tokens", "types", "segment_ids")}
     batch["tokens"][:] = fill
     for i, record in enumerate(records):

@@ -1,4 +1,4 @@
-"""Sentinels as text: "<extra_id_0>" in a text is the special token, and the token is shown by that name."""
+"""Sentinels as text: "<extra_id_0>" in a text is encoded as the special token and decoded to the same name."""
 
 import itertools
 import re
@@ -10,14 +10,14 @@ from jaxnlp.data.tokenizer import Tokenizer
 
 
 def with_sentinels(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer, to read and write texts of span corruption; the same if its vocabulary has no sentinels."""
+    """Wraps a tokenizer to encode and decode sentinels in text. Unchanged if its vocabulary has no sentinels."""
     known = itertools.takewhile(tokenizer.has_special, map(SENTINEL.format, itertools.count()))
     names = {name: tokenizer.special(name) for name in known}
     return SentinelTokenizer(tokenizer, names) if names else tokenizer
 
 
 class SentinelTokenizer(Tokenizer):
-    """What generation needs of a tokenizer, with sentinels visible."""
+    """The tokenizer interface that generation uses, with sentinels as text."""
 
     def __init__(self, tokenizer: Tokenizer, names: dict[str, int]):
         self._tokenizer, self._ids = tokenizer, names

@@ -24,9 +24,9 @@ SPLITS = ("train", "validation", "test")
 
 
 def split_of(text: str, holdout: float) -> str:
-    """The split a document falls into by the hash of its content: equal documents stay together.
+    """The split of a document, from a hash of its content, so that equal documents share a split.
 
-    holdout: the share of each of validation and test.
+    holdout: the fraction of the documents in each of validation and test.
     """
     place = int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()) / 2**64
     if place < holdout:
@@ -41,11 +41,14 @@ def check_split(split: str) -> None:
 
 @dataclasses.dataclass(kw_only=True)
 class PythonStdlib(Source):
-    """The text of the Python standard library on this machine: real text with nothing to download.
+    """The text of the Python standard library on this machine. It is real text and needs no download.
 
-    A document is a source file, or with `part="docstrings"` the docstrings of one. Files come
-    in the order of their paths and are split by content, so that no file leaks between splits.
-    Tests and installed packages are left out.
+    A document is a source file, or with `part="docstrings"` the docstrings of a file. Files are read in the order of
+    their paths and assigned to splits by content, so that equal files share a split. Tests and installed packages are
+    left out.
+
+    part: "source" or "docstrings".
+    holdout: fraction of the files held out for each of validation and test.
     """
 
     part: str = "source"
@@ -79,7 +82,7 @@ class PythonStdlib(Source):
 
 
 def docstrings(source: str) -> str:
-    """The docstrings of a Python module, in order, with blank lines between; "" if it has none."""
+    """The docstrings of a Python module, separated by blank lines; "" if it has none."""
     import ast
     import warnings
 
@@ -92,12 +95,13 @@ def docstrings(source: str) -> str:
 
 
 class FileSource(Source):
-    """What sources of files share. Not a dataclass: its subclasses declare these fields, in an order that fingerprints
-    (of caches) depend on.
+    """Base class of sources that read files.
+
+    It is not a dataclass: subclasses declare these fields, since cache fingerprints depend on the order of the fields.
 
     train, validation, test: comma-separated files, globs and folders (read recursively).
-    holdout: share of the train documents held out for each of validation and test where those have no files, chosen by
-        the hash of their content.
+    holdout: fraction of the train documents held out for each of validation and test if no files are given for it. The
+        documents are chosen by a hash of their content.
     """
 
     train: str
@@ -106,11 +110,15 @@ class FileSource(Source):
     holdout: float
 
     def own_files(self, split: str) -> str:
-        """The files that are configured for the split."""
+        """The setting that lists the files of the split; "" if it has none of its own."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[split]
 
     def files(self, split: str) -> list[pathlib.Path]:
-        """The files a split is read from, in a fixed order. Files assigned to another split are excluded from train."""
+        """The files a split is read from, in a fixed order. Files assigned to another split are excluded from train.
+
+        Raises:
+            FieldError: a pattern matches no file, or no file is left for train.
+        """
         if split != "train" and self.own_files(split):
             return expand(f"data.source.{split}", self.own_files(split))
         taken: set[pathlib.Path] = set()
@@ -127,7 +135,7 @@ class FileSource(Source):
         return digest([str(self), split, *(f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in stats)])
 
     def belongs(self, text: str, split: str) -> bool:
-        """Whether a document that was read for `split` belongs to it: all do where the split has files of its own."""
+        """Whether a document read for `split` belongs to it. All do if the split has files of its own."""
         if split != "train" and self.own_files(split):
             return True
         place = split_of(text, self.holdout)
@@ -138,15 +146,16 @@ class FileSource(Source):
 
 @dataclasses.dataclass(kw_only=True)
 class Files(FileSource):
-    """Text, JSON lines and Parquet files. The format goes by the name: .jsonl and .json (also .gz
-    and .zst), .parquet; every other file is UTF-8 text (also .gz and .zst).
+    """Text, JSON lines and Parquet files.
+
+    The format follows from the file name: .jsonl and .json, also compressed as .gz or .zst; .parquet. Every other file
+    is UTF-8 text, also compressed as .gz or .zst.
 
     train, validation, test: comma-separated files, globs and folders (read recursively).
     field: the field or column that holds the text, for JSON lines and Parquet.
-    document: of a text file, what one document is: "file", "paragraph" (between blank
-        lines) or "line".
-    holdout: share of the train documents held out for each of validation and test where
-        those are not given, chosen by the hash of their content.
+    document: the unit of a text file that is one document: "file", "paragraph" (separated by blank lines) or "line".
+    holdout: fraction of the train documents held out for each of validation and test if no files are given for it. The
+        documents are chosen by a hash of their content.
     """
 
     train: str = ""
@@ -180,12 +189,12 @@ class Files(FileSource):
 
 @dataclasses.dataclass(kw_only=True)
 class TFDS(Source):
-    """A TensorFlow Datasets name, read from its ArrayRecord files without TensorFlow.
+    """A dataset of TensorFlow Datasets, read from its ArrayRecord files without TensorFlow.
 
     name: as "lm1b" or "wikipedia/20230601.en:1.0.0".
     train, validation, test: TFDS split expressions, as "train[:99%]".
     field: the feature that holds the text.
-    data_dir: where it was prepared; "" is TFDS's own default.
+    data_dir: the folder in which the dataset was prepared; "" is the default of TFDS.
     """
 
     name: str = ""
@@ -237,10 +246,10 @@ class TFDS(Source):
 
 
 def expand(field: str, patterns: str) -> list[pathlib.Path]:
-    """Files named by comma-separated paths, globs and folders, sorted within each.
+    """Lists the files named by comma-separated paths, globs and folders, sorted within each pattern.
 
     Raises:
-        FieldError: a pattern that matches no file, or an empty file.
+        FieldError: a pattern matches no file, a file is empty, or a path cannot be read.
     """
     found: list[pathlib.Path] = []
     for pattern in patterns.split(","):
@@ -263,7 +272,7 @@ def expand(field: str, patterns: str) -> list[pathlib.Path]:
 
 
 def _readable(path: pathlib.Path) -> bool:
-    """False where permissions are in the way; True also for what is not there."""
+    """Whether permissions allow reading `path`. True also for a path that does not exist."""
     try:
         return not path.is_dir() or os.access(path, os.R_OK | os.X_OK)
     except PermissionError:
@@ -271,7 +280,7 @@ def _readable(path: pathlib.Path) -> bool:
 
 
 def read_file(path: pathlib.Path, field: str, document: str) -> Iterator[str]:
-    """The documents of one file. Raises UserError naming the file, and the line where there is one."""
+    """Yields the documents of one file. Raises UserError naming the file and, if known, the line."""
     kind = kind_of(path)
     if kind == ".parquet":
         yield from _read_parquet(path, field)
@@ -284,14 +293,14 @@ def read_file(path: pathlib.Path, field: str, document: str) -> Iterator[str]:
 
 
 def kind_of(path: pathlib.Path) -> str:
-    """What the name says the file is, as ".jsonl", compressed or not."""
+    """The format suffix of a file name without compression suffixes, as ".jsonl"; "" if it has none."""
     suffixes = [s for s in path.suffixes if s not in (".gz", ".zst")]
     return suffixes[-1] if suffixes else ""
 
 
 @contextlib.contextmanager
 def clear_errors(path: pathlib.Path) -> Iterator[None]:
-    """Turns what reading a file of text raises into one clear line."""
+    """Converts exceptions raised while reading a text file into a one-line UserError."""
     try:
         yield
     except UnicodeDecodeError as e:
@@ -310,7 +319,7 @@ def open_text(path: pathlib.Path) -> Any:
 
 
 class _Zstandard(io.RawIOBase):
-    """The decompressed bytes of a file of whole frames. zstandard's own reader takes a cut file for a short one."""
+    """Decompresses a zstandard file. Raises EOFError for a truncated frame, which zstandard's own reader ignores."""
 
     def __init__(self, path: pathlib.Path):
         self._file, self._frame, self._ready = path.open("rb"), None, b""
@@ -383,7 +392,7 @@ def _read_jsonl(path: pathlib.Path, lines: Any, field: str) -> Iterator[str]:
 
 
 def json_line(line: str, where: str) -> Any:
-    """The value of a line of JSON. Raises UserError naming `where` it stands."""
+    """The value of a line of JSON. Raises UserError naming its location `where`."""
     try:
         return json.loads(line)
     except json.JSONDecodeError as e:

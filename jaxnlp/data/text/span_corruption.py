@@ -1,7 +1,7 @@
 """Span corruption: the examples of T5.
 
-Stretches of the text are taken out; a sentinel stands in the input where each was, and the target is the sentinels,
-each followed by what it stands for (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4 and figure 2):
+Spans of the text are dropped. In the input, each is replaced by a sentinel. The target lists the sentinels, each
+followed by the dropped tokens (Raffel et al. 2020, arXiv:1910.10683, section 3.1.4 and figure 2):
 
   input   Thank you <extra_id_0> me to your party <extra_id_1> week.
   target  <extra_id_0> for inviting <extra_id_1> last
@@ -25,7 +25,7 @@ SENTINEL = "<extra_id_{}>"
 
 
 def sentinels(count: int) -> tuple[str, ...]:
-    """Names of so many sentinels, for a tokenizer's `specials`."""
+    """Names of the first `count` sentinels, for a tokenizer's `specials`."""
     return tuple(SENTINEL.format(i) for i in range(count))
 
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(kw_only=True)
 class SpanCorruption(Task):
-    """Examples for `objectives.seq2seq`: inputs of `seq_len` tokens, targets as long as follows from it.
+    """Examples for `objectives.seq2seq`. Inputs have `seq_len` tokens; the target length follows from it (`lengths`).
 
-    noise_density: share of the tokens that are taken out.
-    mean_span_length: tokens in a span, on average.
-    decoder_start_token: name of the special token the decoder begins with; None is the end-of-sequence token. T5's own
-        is "<pad>".
+    noise_density: fraction of the tokens that are dropped.
+    mean_span_length: mean length of a span, in tokens.
+    decoder_start_token: name of the special token that the decoder starts from; None is the end-of-sequence token. T5
+        uses "<pad>".
     Inputs and targets end with the tokenizer's separator.
     """
 
@@ -56,13 +56,17 @@ class SpanCorruption(Task):
             raise FieldError("mean_span_length", self.mean_span_length, "expected 1 or more tokens, as 3.0")
 
     def counts(self, length: int) -> tuple[int, int]:
-        """(tokens taken out, spans) of a text of so many tokens, two at least."""
+        """(number of dropped tokens, number of spans) for a text of `length` tokens, `length` >= 2."""
         noise = min(max(1, round(length * self.noise_density)), length - 1)
         spans = max(1, round(noise / self.mean_span_length))
         return noise, min(spans, noise, length - noise)
 
     def lengths(self, seq_len: int) -> tuple[int, int]:
-        """(tokens of text an example is made of, T): as much text as leaves an input of `seq_len` tokens or fewer."""
+        """(text tokens per example, T): the longest text whose corrupted input has at most `seq_len` tokens.
+
+        Raises:
+            FieldError: `seq_len` is too short.
+        """
 
         def sizes(length: int) -> tuple[int, int]:
             noise, spans = self.counts(length)
@@ -82,12 +86,12 @@ class SpanCorruption(Task):
         return encoder_decoder.shapes(config.seq_len, self.lengths(config.seq_len)[1])
 
     def predicted_fraction(self, config: "DataConfig") -> float:
-        """Targets for each token of input."""
+        """Number of target positions per input position."""
         return self.lengths(config.seq_len)[1] / config.seq_len
 
 
 class SpanCorruptionReader(Reader):
-    """Batches as `data/encoder_decoder.py` makes them."""
+    """Batches hold the arrays of `encoder_decoder.batch`."""
 
     def __init__(self, config: SpanCorruption, store: TokenStore, tokenizer: Tokenizer, seq_len: int, seed: int):
         self._config, self._store, self._seed, self._separator = config, store, seed, store.meta.separator
@@ -100,7 +104,7 @@ class SpanCorruptionReader(Reader):
         self._sentinels = np.asarray([tokenizer.special(name) for name in names], np.int32)
 
     def __len__(self) -> int:
-        # What is left over at the end makes an example of its own if it has a token to take out and one to keep.
+        # The remainder at the end is an example of its own if it has a token to drop and one to keep.
         whole, rest = divmod(len(self._store), self._text)
         return whole + (rest > 1)
 
@@ -122,9 +126,9 @@ class SpanCorruptionReader(Reader):
 def corrupt(
     tokens: np.ndarray, noise: int, spans: int, sentinel_ids: np.ndarray, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(input, target) of a text, without their ends: `noise` of its tokens taken out in `spans` spans.
+    """Drops `noise` tokens of a text in `spans` spans. Returns (input, target) without end tokens, int32.
 
-    Kept and taken stretches alternate, a kept one first; their lengths are drawn evenly from all ways to cut.
+    Kept and dropped spans alternate, starting with a kept one. Their lengths are drawn uniformly from all cuts.
     """
     kept, taken = _cut(len(tokens) - noise, spans, random), _cut(noise, spans, random)
     source, target, place = [], [], 0
@@ -136,6 +140,6 @@ def corrupt(
 
 
 def _cut(items: int, parts: int, random: np.random.Generator) -> np.ndarray:
-    """Sizes of `parts` parts of one or more items each."""
+    """Random sizes of `parts` parts with at least one item each, `items` in total."""
     cuts = 1 + np.sort(random.choice(items - 1, parts - 1, replace=False)) if parts > 1 else np.empty(0, int)
     return np.diff(np.concatenate([[0], cuts, [items]])).astype(int)

@@ -1,10 +1,9 @@
-"""The token store: one split of a corpus as one long row of tokens on disk.
+"""The token store: one split of a corpus as a single sequence of tokens on disk.
 
     separator, document, separator, document, ..., separator
 
-A store is a folder with `meta.json` and the tokens, either as one memory-mapped file
-(`tokens.bin`) or as ArrayRecord files of equal blocks. Any stretch can be read at once,
-which is what makes shuffling, sharding and exact resumption cheap.
+A store is a folder with `meta.json` and the tokens, either in one memory-mapped file (`tokens.bin`) or in ArrayRecord
+files of equal blocks. Any range can be read directly, which makes shuffling, sharding and exact resumption cheap.
 """
 
 import concurrent.futures
@@ -34,7 +33,7 @@ FORMATS = ("memmap", "array_record")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Meta:
-    """What is known of a store: counts, dtype, and where the tokens came from."""
+    """Metadata of a store: counts, dtype and provenance."""
 
     split: str
     format: str
@@ -51,7 +50,7 @@ class Meta:
 
 
 class TokenStore:
-    """Read access to a store's folder. Raises UserError if it is missing, damaged or of another version."""
+    """Read access to a store's folder. Raises UserError if the store is missing, damaged or of another version."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
@@ -77,15 +76,15 @@ class TokenStore:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text a target stands for; a separator is a target of no bytes."""
+        """Mean number of UTF-8 bytes per target, for bits per byte. A separator counts as a target of zero bytes."""
         return self.meta.num_bytes / (self.meta.num_tokens - 1)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start..stop, int32. Stops short at the end of the store."""
+        """Reads the tokens from `start` to `stop` (exclusive), int32. Returns fewer at the end of the store."""
         return self._read(start, min(stop, len(self))).astype(np.int32)
 
     def documents(self) -> Iterator[np.ndarray]:
-        """The tokens of each document, without separators."""
+        """Yields the tokens of each document, without separators."""
         rest = np.empty(0, np.int32)
         for start in range(1, len(self), 1 << 20):
             rest = np.concatenate([rest, self.read(start, start + (1 << 20))])
@@ -133,17 +132,17 @@ def build_store(
     workers: int = 0,
     progress: Callable[[str], Any] = lambda text: None,
 ) -> TokenStore:
-    """Tokenizes documents into a new store. All or nothing: an interrupted build leaves no store.
+    """Tokenizes documents into a new store. The build is atomic: if interrupted, it leaves no store.
 
     Args:
-        documents: texts, in the order they will have.
-        split, source: recorded in the store; `source` is the source's fingerprint.
+        documents: texts, in the order of the store.
+        split, source: recorded in the metadata; `source` is the source's fingerprint.
         format: "memmap", or "array_record" (several files, for object stores and TFDS-like tools).
-        workers: processes to tokenize in; 0 works in this one.
-        progress: told now and then how far the work is.
+        workers: number of tokenizing processes; 0 tokenizes in this process.
+        progress: called with a progress message about twice a second.
 
     Raises:
-        UserError: no documents, or the disk is full.
+        UserError: there are no documents, or the store cannot be written, for example since the disk is full.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -186,7 +185,7 @@ def build_store(
 
 
 def _holds(path: pathlib.Path, meta: Meta) -> bool:
-    """Whether a whole store with exactly this description is there."""
+    """Whether `path` holds a complete store with this metadata."""
     try:
         return TokenStore(path).meta == meta
     except (UserError, OSError):
@@ -196,7 +195,7 @@ def _holds(path: pathlib.Path, meta: Meta) -> bool:
 def _write_all(
     write: Callable[[np.ndarray], Any], separator: Any, parts: Iterable[Any], tell: Callable[[str], Any]
 ) -> dict[str, Any]:
-    """Writes a separator, then parts (ids, number of documents, number of bytes) as they come. Counts and digests."""
+    """Writes a separator and then the parts (ids, number of documents, number of bytes). Returns counts and digest."""
     counts = {"num_tokens": 1, "num_documents": 0, "num_bytes": 0}
     first = np.array([separator])
     content = hashlib.blake2b(first.tobytes(), digest_size=12)
@@ -221,7 +220,7 @@ def _memmap_writer(folder: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], C
 
 
 def _array_record_writer(folder: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], Callable[[], None]]:
-    """Blocks of BLOCK tokens, a new file every 64 MiB."""
+    """Writes blocks of BLOCK tokens, with a new file every 64 MiB. Returns (write, close)."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     rest: list[np.ndarray] = []
@@ -264,7 +263,7 @@ def _tokenize(documents, tokenizer, dtype, workers) -> Iterator[tuple[np.ndarray
     context = multiprocessing.get_context("spawn")
     setup = {"initializer": _start_worker, "initargs": (tokenizer.to_json(), dtype)}
     with concurrent.futures.ProcessPoolExecutor(workers, context, **setup) as pool:
-        # A bounded window of work in flight, read back in order.
+        # A bounded number of batches is in flight; results are read in order.
         waiting = [pool.submit(_work, texts) for texts in itertools.islice(batches, 2 * workers)]
         while waiting:
             yield waiting.pop(0).result()

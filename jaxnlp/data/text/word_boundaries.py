@@ -1,4 +1,4 @@
-"""Which tokens continue a word, for whatever must keep words whole.
+"""Word boundaries in token sequences, for code that must not split words.
 
 Shape legend: T length, V vocabulary.
 """
@@ -9,10 +9,13 @@ from jaxnlp.data.tokenizer import Tokenizer
 
 
 class Words:
-    """Words of a tokenizer's texts: runs of letters, digits and underscores; any other character stands alone.
+    """Splits tokens into words.
 
-    A token continues the word before it if the text goes on with such a character where the token before ended
-    with one. WordPiece's tokens say so themselves (`Tokenizer.continuation`).
+    A word is a run of letters, digits and underscores; any other character is a word of its own. A token continues the
+    previous word if it begins with a word character and the previous token ends with one. WordPiece tokens mark
+    continuation themselves (`Tokenizer.continuation`).
+
+    special_V: whether each id of the vocabulary is a special token.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -25,16 +28,16 @@ class Words:
         self._last_V = np.asarray([piece is not None and last(piece) for piece in pieces])
 
     def continues(self, tokens_T: np.ndarray) -> np.ndarray:
-        """True for each token that belongs to the word of the token before it, (T,)."""
+        """Whether each token continues the word of the previous token, (T,) bool."""
         joined_T = np.zeros(len(tokens_T), bool)
         joined_T[1:] = self._first_V[tokens_T[1:]] & self._last_V[tokens_T[:-1]]
         return joined_T
 
     def spans(self, tokens_T: np.ndarray) -> list[np.ndarray]:
-        """The places of each word's tokens, in order; every place is in one."""
+        """The positions of each word's tokens, in order. The spans partition the sequence."""
         return np.split(np.arange(len(tokens_T)), np.flatnonzero(~self.continues(tokens_T))[1:])
 
 
 def _in_word(text: bytes) -> bool:
-    """Whether the first byte is of a word. One above 127 is of a character outside ASCII, nearly always a letter."""
+    """Whether the first byte belongs to a word. Bytes above 127 do, since non-ASCII characters are mostly letters."""
     return text[:1].isalnum() or text[:1] == b"_" or text[:1] > b"\x7f"
