@@ -1,8 +1,7 @@
-"""Attention layers and the score functions of the literature.
+"""Attention layers and score functions.
 
-`Additive`, `General`, `Dot` and `ScaledDot` are score functions with one interface; `Attention` is the single-head
-layer over any of them. `MultiHeadAttention` is the
-Transformer's, over a kernel of `nn/kernels.py`.
+`Additive`, `General`, `Dot` and `ScaledDot` are score functions with one interface; `Attention` is a single-head layer
+with any of them. `MultiHeadAttention` is the Transformer's layer, with a kernel of `nn/kernels.py`.
 Shape legend: B batch, T query length, S key length, D model, A score units, H query heads, N key
 and value heads, K head size.
 """
@@ -58,7 +57,7 @@ class General:
 class Additive:
     """v . tanh(W q + U k + b) (Bahdanau et al. 2015, arXiv:1409.0473, appendix A.1.2).
 
-    hidden_dim: units of the hidden layer; None is the size of the keys.
+    hidden_dim: A, units of the hidden layer; None: the size of the keys.
     """
 
     hidden_dim: int | None = None
@@ -127,7 +126,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, q_BTD, k_BSD, v_BSD, mask: Mask | None = None) -> tuple[jax.Array, jax.Array]:
-        """Returns (context_BTD, weights_BTS); a row with nothing to attend to gets the mean of all values."""
+        """Returns (context_BTD, weights_BTS). A fully masked row gets the mean of all values."""
         scores_BTS = self.score.module(self.policy, name="score")(q_BTD, k_BSD)
         allowed = None if mask is None else mask.dense(q_BTD.shape[1], k_BSD.shape[1])
         if allowed is not None:
@@ -138,15 +137,15 @@ class Attention(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention over `num_heads` heads, with `num_kv_heads` <= num_heads shared keys and values.
+    """Attention with `num_heads` query heads and `num_kv_heads` <= num_heads heads of keys and values.
 
     Vaswani et al. 2017, section 3.2.2; grouped heads: Ainslie et al. 2023, arXiv:2305.13245.
-    Self-attention, or cross-attention with the keys and values of another sequence, which `keys_values` computes.
+    Computes self-attention, or cross-attention to the keys and values of another sequence (see `keys_values`).
     Parameters: `query` (D, H, K), `key` and `value` (D, N, K), `out` (H, K, D).
 
-    scale: of the scores; None is 1/sqrt(head_dim), T5's is 1.
+    scale: factor of the scores; None: 1/sqrt(head_dim). T5's is 1.
 
-    If the collection "intermediates" is mutable, `attention_weights` (B, H, T, S) are stored there.
+    If the collection "intermediates" is mutable, the weights (B, H, T, S) are stored there as `attention_weights`.
     """
 
     num_heads: int
@@ -180,7 +179,7 @@ class MultiHeadAttention(nn.Module):
             self.key_norm = self.qk_norm.module(self.policy)
 
     def keys_values(self, x_BSD, positions_BS=None) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of a sequence, each (B, S, N, K), rotated by its positions, if given."""
+        """Keys and values of a sequence, each (B, S, N, K); the keys are rotated by its positions, if given."""
         k_BSNK, v_BSNK = shard_heads(self.key(x_BSD), "kv_heads"), shard_heads(self.value(x_BSD), "kv_heads")
         if self.qk_norm is not None:
             k_BSNK = self.key_norm(k_BSNK)
@@ -193,9 +192,9 @@ class MultiHeadAttention(nn.Module):
         """Returns (y_BTD, cache).
 
         Args:
-            positions_BT: for rotary positions; None does not rotate.
-            keys_values: of the sequence to attend to, for cross-attention; None is x itself.
-            cache: a pair (k, v) of shape (B, N, S, K) to write x's keys and values into at `mask.offset`.
+            positions_BT: positions for rotary encodings; None: no rotation.
+            keys_values: keys and values of another sequence, for cross-attention; None: those of x.
+            cache: a pair (k, v) of shape (B, N, S, K) that x's keys and values are written into, at `mask.offset`.
             bias: (B or 1, H, T, S), added to the scores.
         """
         x_BTD = gather_sequence(x_BTD)

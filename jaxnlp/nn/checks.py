@@ -1,4 +1,4 @@
-"""Checks that several configs share. Each raises FieldError for the first field that cannot work."""
+"""Checks shared by several configs. Each raises FieldError for the first invalid field."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -49,7 +49,7 @@ def heads(config: Any) -> None:
 
 
 def components(config: Any) -> None:
-    """The attention kernel can do what dropout, softcap and positions ask of it."""
+    """The attention kernel supports the config's dropout and position encoding."""
     kernel = f"attention={name(config.attention)}"
     if config.dropout_rate and "dropout" not in config.attention.features:
         raise FieldError("dropout_rate", config.dropout_rate, f"{kernel} cannot drop weights; use Einsum(), or 0")
@@ -58,5 +58,5 @@ def components(config: Any) -> None:
 
 
 def name(component: Any) -> str:
-    """As it is written in a config: `Einsum()`."""
+    """A component's name as written in a config: `Einsum()`."""
     return f"{type(component).__name__}()"

@@ -1,6 +1,6 @@
-"""What a decoder makes of its arguments before its layers, with a cache and without one.
+"""Positions, masks and cache entries that a decoder prepares before its layers, with or without a cache.
 
-Shape legend: B batch, T new tokens, S keys: the new tokens, or the places of a cache.
+Shape legend: B batch, T new tokens, S keys (the new tokens, or the positions of a cache).
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from jaxnlp.nn.masks import Mask
 
 @dataclasses.dataclass(frozen=True)
 class DecoderInputs:
-    """Positions and the mask of the new tokens, and the cache's parts.
+    """Positions and mask of the new tokens, and the layers' caches.
 
-    mask: its `offset` is the place of the first new token among the keys. layers: the cache of each layer, or None.
+    mask: its `offset` is the position of the first new token among the keys. layers: the cache of each layer, or None.
     """
 
     positions_BT: jax.Array
@@ -28,9 +28,9 @@ class DecoderInputs:
     layers: Any
 
     def bias(self, module: nn.Module | None) -> jax.Array | None:
-        """Attention bias (1, H, T, S) of a `PositionEncoding.bias` module, by place; None without one.
+        """Attention bias (1, H, T, S) of a `PositionEncoding.bias` module, by place in the row; None without a module.
 
-        Within a segment, distances between places are those between positions.
+        Within a segment, distances between places equal distances between positions.
         """
         if module is None:
             return None
@@ -40,7 +40,7 @@ class DecoderInputs:
         return biased(self.mask.offset + jnp.arange(T), jnp.arange(key_length))
 
     def next_cache(self, layers: Any) -> dict[str, Any]:
-        """The cache after the new tokens, given that of each layer."""
+        """The cache after the new tokens, from the caches of the layers."""
         T = self.positions_BT.shape[1]
         return {"layers": layers, "segments": self.mask.key_segments_BS, "offset": self.mask.offset + T}
 
@@ -48,11 +48,14 @@ class DecoderInputs:
 def decoder_inputs(
     tokens_shape: tuple[int, int], segment_ids: Any, positions: Any, cache: Any, window: int | None = None
 ) -> DecoderInputs:
-    """Positions counted from the cache's offset, the new segments written into the cache's, and the causal mask.
+    """Positions from the cache's offset, and a causal mask whose key segments are the cache's and the new ones.
 
     Args:
-        tokens_shape: (B, T). segment_ids: (B, T) or None: one segment. positions: (B, T) or None: 0, 1, 2, ...
+        tokens_shape: (B, T).
+        segment_ids: (B, T); None: one segment.
+        positions: (B, T); None: offset, offset + 1, ...
         cache: from a config's `init_cache`, or None.
+        window: size of the sliding window; None: no window.
     """
     B, T = tokens_shape
     offset = 0 if cache is None else cache["offset"]
@@ -67,10 +70,10 @@ def decoder_inputs(
 
 
 def encoder_segments(inputs_BS: Any, input_segments: Any, cache: Any) -> Any:
-    """Segments (B, S) of what the decoder reads of the encoder; the cache's, once it holds the encoder's result.
+    """Segments (B, S) of the encoder's inputs; from the cache if `inputs_BS` is None.
 
     Raises:
-        UserError: no inputs, and a cache that holds nothing of them.
+        UserError: neither inputs nor a cache that holds the encoder's keys and values.
     """
     if inputs_BS is None:
         if cache is None or "cross" not in cache:
@@ -82,13 +85,13 @@ def encoder_segments(inputs_BS: Any, input_segments: Any, cache: Any) -> Any:
 
 
 def cross_mask(inputs: DecoderInputs, input_segments: Any) -> Mask:
-    """The mask of cross-attention: tokens attend to inputs of their own segment; without input segments, to all."""
+    """Mask of cross-attention: tokens attend to the inputs of their own segment, or to all if these have none."""
     queries = None if input_segments is None else inputs.mask.query_segments_BT
     return Mask(causal=False, query_segments_BT=queries, key_segments_BS=input_segments)
 
 
 def cross_keys_values(attention: MultiHeadAttention, memory_BSD: Any, cached: Any) -> tuple[Any, Any]:
-    """((k, v) each (B, S, N, K), the same as cached (B, N, S, K)): of the encoder's vectors, or out of the cache."""
+    """((k, v) each (B, S, N, K), the same pair for the cache (B, N, S, K)): of the encoder's states, or cached ones."""
     swap = lambda pair: tuple(jnp.swapaxes(x, 1, 2) for x in pair)
     if cached is not None:
         return swap(cached), cached

@@ -1,8 +1,8 @@
-"""Interceptors: functions that see and change the calls of a model's submodules. PEFT methods are made of them.
+"""Interceptors: functions that read and change the calls of a model's submodules. PEFT methods are built on them.
 
 An interceptor is `interceptor(call, next_fun, args, kwargs) -> output`. Within `intercept_calls` every method call of
 every submodule goes through it. This is Flax's `intercept_methods` with one addition: `call.path` is the module's path
-in the full model, also where a pipeline stage runs only a few layers.
+in the full model, also if a pipeline stage runs only a few layers.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from jaxnlp.nn.policy import Policy
 
 @dataclasses.dataclass(frozen=True)
 class ModuleCall:
-    """A method call of a submodule. path: of its parameters in the model's. method: its name, as "__call__"."""
+    """A method call of a submodule. path: of the module in the model. method: name of the method, as "__call__"."""
 
     module: nn.Module
     path: tuple[str, ...]
     method: str
 
     def fields(self) -> dict[str, Any]:
-        """The module's dataclass fields by name, as {"num_heads": 4}: any Linen module can be tuned."""
+        """The module's dataclass fields by name, as {"num_heads": 4}, for any Linen module."""
         return {f.name: vars(self.module)[f.name] for f in dataclasses.fields(self.module) if f.name != "parent"}
 
     def policy(self, dtype: jnp.dtype) -> Policy:

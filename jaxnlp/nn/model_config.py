@@ -1,7 +1,7 @@
-"""`ModelConfig`: what the rest of jaxnlp asks of a model, with an answer for models that do not have it.
+"""`ModelConfig`: the interface between a model and the rest of jaxnlp, with defaults.
 
 A model's config is a dataclass that inherits this class. It sets `kind`, defines `build` and `flops_per_token`, and
-overrides the other answers that are wrong for it, as a field, an attribute or a property. Nothing else is asked.
+overrides other defaults as needed, by a field, an attribute or a property. jaxnlp uses nothing else of a model.
 """
 
 import dataclasses
@@ -25,26 +25,26 @@ class _Itself:
 
 
 class ModelTraits:
-    """What a model has, for one that has nothing: attributes which a config overrides by fields of its own.
+    """Default attributes of a model. A config overrides them by fields of its own.
 
-    They are no fields here, so that a config holds and saves only what its model has.
+    They are not dataclass fields here, so that a config holds and saves only the fields that its model has.
 
     kind: "decoder": tokens to next-token logits. "encoder": tokens to a dict with "hidden". "encoder-decoder": inputs
         and tokens to next-token logits. "other": whatever its objective reads.
-    body: the config that has the layers: this one, or under a head the pretrained model's.
+    body: the config that has the layers: this one, or for a model with a head the pretrained model's.
     vocab_size: None takes the tokenizer's, before the model is built.
-    embed_dim: size of the states that pass from layer to layer.
-    num_layers: layers of the stack; of an encoder-decoder the encoder's, and num_decoder_layers the decoder's.
+    embed_dim: size of the residual stream.
+    num_layers: number of layers, of the encoder for an encoder-decoder; num_decoder_layers: of its decoder.
     scan_layers: whether `nn/stack.py` scans the layers; None: the model has no such stack.
-    remat: what the backward pass computes again (`nn/remat.py`); None: the model has no such choice.
-    num_heads, num_kv_heads, head_dim: of attention; None: the model has none, or derives it from other sizes.
+    remat: rematerialisation policy (`nn/remat.py`); None: the model does not support it.
+    num_heads, num_kv_heads, head_dim: sizes of attention; None: the model has none, or derives it from other sizes.
     mlp_dim: units of a feed-forward layer; None: the model has none, or derives it. hidden_dim: the derived size.
-    attention: the kernel, a field if it can be exchanged (`nn/kernels.py`); None: the model has no attention.
+    attention: the attention kernel (`nn/kernels.py`), a field if it can be replaced; None: no attention.
     policy: dtypes; None: float32.
-    num_types: kinds of tokens that an encoder embeds (sentence A and B); 1: it takes no `types`.
+    num_types: number of token types that an encoder embeds (sentence A and B); 1: it takes no `types`.
     heads: pretraining heads of an encoder, as ("masked_lm",).
-    dropout_rate: in training; 0.0: the model has none.
-    head: what a task adds to a pretrained model (`models/heads.py`); None: nothing.
+    dropout_rate: dropout in training; 0.0: none.
+    head: the task head on a pretrained model (`models/heads.py`); None: no head.
     """
 
     kind: ClassVar[Kind] = "other"
@@ -80,8 +80,9 @@ class ModelConfig(ModelTraits):
         """Floating-point operations of a training step per token of a sequence: three times the forward pass.
 
         Args:
-            predicted_fraction: share of positions that go through the output map; of an encoder-decoder, tokens of
-                output for each of input.
+            length: length of the sequence, or of an encoder-decoder's inputs.
+            predicted_fraction: share of positions that go through the output map; for an encoder-decoder, number of
+                output tokens per input token.
         """
         raise TypeError(f"{type(self).__name__}: a model's config must define flops_per_token()")
 
@@ -97,7 +98,7 @@ class ModelConfig(ModelTraits):
 
     @property
     def can_generate(self) -> bool:
-        """Whether it writes text: it has `init_cache`, and its module takes `cache`."""
+        """Whether the model can generate text: it has `init_cache`, and its module takes `cache`."""
         return self.kind in ("decoder", "encoder-decoder")
 
     def init_cache(self, batch: int, length: int) -> dict[str, Any]:
@@ -106,7 +107,7 @@ class ModelConfig(ModelTraits):
 
     @property
     def length_limit(self) -> int | None:
-        """The longest sequence that the model can read; None: its positions have no end."""
+        """The longest sequence that the model can read; None: no limit."""
         return None
 
     def check_length(self, length: int) -> None:

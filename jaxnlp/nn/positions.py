@@ -1,8 +1,8 @@
 """Position encodings: vectors added to the embeddings, rotations of queries and keys, or biases of attention scores.
 
-Each is a small config object that does one of the three: `Learned` and `Sinusoidal` build a
-module that maps positions to vectors, `Rotary` turns queries and keys inside attention, `Alibi`
-and `RelativeBuckets` build a module that maps the distance of a pair to what is added to its score.
+Each encoding is a small config object of one of the three kinds. `Learned` and `Sinusoidal` build a
+module that maps positions to vectors; `Rotary` rotates queries and keys inside attention; `Alibi`
+and `RelativeBuckets` build a module that maps the distance of a query-key pair to a score bias.
 Shape legend: B batch, T (query) length, S key length, D model, H heads, K head size.
 """
 
@@ -21,25 +21,25 @@ from jaxnlp.nn.policy import Policy
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class PositionEncoding:
-    """Base class of the position encodings: one overrides `module`, `rotate` or `bias`, and inherits the others.
+    """Base class of the position encodings. A subclass overrides one of `module`, `rotate` and `bias`.
 
-    bounded: positions are rows of a table, so sequences are no longer than the model's `max_length`.
-    biased: `bias` builds a module.
+    bounded: positions are rows of a table, so sequences cannot be longer than the model's `max_length`.
+    biased: `bias` returns a module.
     """
 
     bounded = False
     biased = False
 
     def module(self, max_length: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
-        """positions_BT -> vectors_BTD to add to the embeddings."""
+        """A module positions_BT -> vectors_BTD, which are added to the embeddings; None: nothing is added."""
         return None
 
     def rotate(self, x_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """Queries or keys, rotated by their positions."""
+        """Queries or keys rotated by their positions."""
         return x_BTHK
 
     def bias(self, num_heads: int, policy: Policy, name: str) -> nn.Module | None:
-        """(places_T, places_S) -> bias (1, H, T, S) to add to attention scores."""
+        """A module (places_T, places_S) -> bias (1, H, T, S), which is added to the scores; None: no bias."""
         return None
 
 
@@ -50,9 +50,9 @@ class NoPositions(PositionEncoding):
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Learned(PositionEncoding):
-    """A table with one vector a position, up to the model's `max_length` (GPT-2, BERT).
+    """A learned vector for each position up to the model's `max_length` (GPT-2, BERT).
 
-    first: row of the table for position 0 (RoBERTa's is 2); the table has max_length + first rows.
+    first: row of the table for position 0 (2 in RoBERTa); the table has max_length + first rows.
     """
 
     bounded = True
@@ -68,7 +68,7 @@ class Learned(PositionEncoding):
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Sinusoidal(PositionEncoding):
-    """sin and cos of geometrically spaced wavelengths (Vaswani et al. 2017, section 3.5); any length."""
+    """Sines and cosines of geometrically spaced wavelengths (Vaswani et al. 2017, section 3.5), for any length."""
 
     max_wavelength: float = 10000.0
 
@@ -83,10 +83,10 @@ class Sinusoidal(PositionEncoding):
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class RotaryScaling:
-    """Base class of the changes of rotary frequencies for sequences longer than those trained on."""
+    """Base class of the scalings of rotary frequencies, for sequences longer than those in pretraining."""
 
     def __call__(self, frequency: np.ndarray, base: float) -> tuple[np.ndarray, float]:
-        """(frequencies, factor of queries and keys), from the frequencies of `Rotary(base=base)`."""
+        """(scaled frequencies, factor of queries and keys), from the frequencies of `Rotary(base=base)`."""
         return frequency, 1.0
 
 
@@ -96,8 +96,9 @@ class Rotary(PositionEncoding):
 
     The pairs are (i, i + K/2), as Llama and GPT-NeoX store them.
 
-    scaling: how frequencies change for sequences longer than those trained on: None, `LinearScaling`,
-        `Llama3Scaling` or `Yarn`.
+    base: pair i has the frequency base^(-2i/K).
+    scaling: scaling of the frequencies for sequences longer than those in pretraining: None,
+        `LinearScaling`, `Llama3Scaling` or `Yarn`.
     """
 
     base: float = 10000.0
@@ -121,7 +122,7 @@ class Rotary(PositionEncoding):
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class LinearScaling(RotaryScaling):
-    """Positions divided by `factor` (Chen et al. 2023, arXiv:2306.15595, section 2.3)."""
+    """Divides all positions by `factor` (Chen et al. 2023, arXiv:2306.15595, section 2.3)."""
 
     factor: float = 2.0
 
@@ -134,10 +135,10 @@ class LinearScaling(RotaryScaling):
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Llama3Scaling(RotaryScaling):
-    """Long wavelengths divided by `factor`, short ones kept, a ramp between (Llama 3.1, arXiv:2407.21783).
+    """Divides low frequencies by `factor`, keeps high ones, and interpolates between (Llama 3.1, arXiv:2407.21783).
 
-    original_max_length: length trained on. Wavelengths above original_max_length / low_freq_factor are long, those
-        below original_max_length / high_freq_factor short.
+    original_max_length: sequence length in pretraining. Frequencies are low for wavelengths above
+        original_max_length / low_freq_factor, and high for wavelengths below original_max_length / high_freq_factor.
     """
 
     factor: float = 8.0
@@ -159,13 +160,14 @@ class Llama3Scaling(RotaryScaling):
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Yarn(RotaryScaling):
-    """Frequencies of few turns divided by `factor`, those of many kept, and scores sharpened.
+    """Divides low frequencies by `factor`, keeps high ones, interpolates between, and scales queries and keys.
 
     Peng et al. 2023, arXiv:2309.00071, sections 3.2 and 3.4.
-    beta_fast, beta_slow: turns within original_max_length from which a frequency is kept, and below which it
-        is divided.
-    attention_factor: what queries and keys are multiplied by; None is 0.1 log(factor) + 1.
-    truncate: round the borders of the ramp to whole dimensions.
+    original_max_length: sequence length in pretraining.
+    beta_fast, beta_slow: rotations within original_max_length above which a frequency is kept, and below which it is
+        divided.
+    attention_factor: factor of queries and keys; None: 0.1 log(factor) + 1.
+    truncate: round the ends of the ramp to integer dimensions.
     """
 
     factor: float = 4.0
@@ -200,10 +202,10 @@ def _check_factor(value: float) -> None:
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Alibi(PositionEncoding):
-    """A penalty that grows with distance, at a slope of its own for each head (Press et al. 2021, arXiv:2108.12409).
+    """A penalty proportional to distance, with a slope for each head (Press et al. 2021, arXiv:2108.12409).
 
-    Head h of n has slope 2^(-8h/n); where n is no power of two, the slopes of the next lower power
-    come first, then every other one of the next higher, as in the paper's code.
+    Head h of n has slope 2^(-8h/n). If n is not a power of two, the slopes of the next lower power
+    come first, then every other slope of the next higher one, as in the paper's code.
     """
 
     biased = True
@@ -214,11 +216,11 @@ class Alibi(PositionEncoding):
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class RelativeBuckets(PositionEncoding):
-    """A learned number for each head and bucket of distances (T5: Raffel et al. 2020, section 2.1).
+    """A learned bias for each head and bucket of distances (T5: Raffel et al. 2020, section 2.1).
 
-    num_buckets: half of them for exact small distances, the others growing with their logarithm
-        up to max_distance; beyond it all share the last.
-    bidirectional: keys after the query have half the buckets to themselves; else all are as bucket 0.
+    num_buckets: half of the buckets are single small distances; the others are logarithmically spaced
+        up to max_distance, and all larger distances share the last.
+    bidirectional: half of the buckets are for keys after the query; otherwise these share bucket 0.
     """
 
     biased = True
@@ -243,7 +245,7 @@ def _check_base(field: str, value: float) -> None:
 
 
 class _LearnedPositions(nn.Module):
-    """Parameter: `embedding`, (max_length + first, embed_dim). A position beyond the table gives NaN."""
+    """Parameter: `embedding`, (max_length + first, embed_dim). A position outside the table gives NaN."""
 
     max_length: int
     first: int
@@ -283,7 +285,7 @@ class _AlibiBias(nn.Module):
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """(H,), float32: how fast each head's scores fall with distance."""
+    """The slope of each head, (H,), float32."""
     power = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
     between = [2 ** (-4 * h / power) for h in range(1, 2 * power + 1, 2)]
@@ -309,7 +311,7 @@ class _BucketBias(nn.Module):
 
 
 def relative_bucket(offset: jax.Array, num_buckets: int, max_distance: int, bidirectional: bool) -> jax.Array:
-    """Bucket of each offset (place of the key less that of the query), integers in [0, num_buckets)."""
+    """Bucket of each offset (key position minus query position), integers in [0, num_buckets)."""
     bucket = jnp.zeros_like(offset)
     if bidirectional:
         num_buckets //= 2

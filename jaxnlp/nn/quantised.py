@@ -1,16 +1,16 @@
 """Kernels quantised to 8 or 4 bits in memory, and dequantised in the layer that uses them.
 
-Block-wise quantisation and NormalFloat (Dettmers et al. 2023, arXiv:2305.14314, sections 2 and 3): a block of numbers
-in a row is stored as its largest magnitude c, in float32, and a code for each number x,
+Block-wise quantisation and NormalFloat (Dettmers et al. 2023, arXiv:2305.14314, sections 2 and 3). A block of
+consecutive numbers is stored as its largest magnitude c, in float32, and a code for each number x:
 
     int8:  round(127 x / c)
-    nf4:   which of 16 levels, quantiles of a normal distribution, is nearest to x / c
+    nf4:   index of the level nearest to x / c, of 16 levels that are quantiles of a normal distribution
 
-The paper's double quantisation, of the c, is left out.
+The paper's double quantisation (of the c) is not implemented.
 
-`Quantised` is a Flax AxisMetadata box: a Linen module that reads the parameter gets floats, those of one layer under
-`nn.scan`. Blocks run along one axis and codes are packed within them, so that codes and c are split over a mesh as the
-kernel is, by the same table.
+`Quantised` is a Flax AxisMetadata box: a Linen module that reads the parameter gets floats, under `nn.scan` those of
+one layer. Blocks run along one axis and codes are packed within a block, so that codes and c are sharded over a mesh
+like the kernel, by the same rules.
 
 Shape legend: N blocks along the axis, S numbers in a block.
 """
@@ -38,8 +38,8 @@ SMALLEST = 8  # numbers in a block; the c of fewer would take more than the code
 def _normal_float() -> tuple[float, ...]:
     """The levels of NF4 (section 3 and appendix E).
 
-    Quantiles of N(0, 1), as many for each sign as there are codes, with a zero, over the largest. The outermost
-    probability, where neither 0 nor 1 has a quantile, is the mean of the two half-steps from the end.
+    Quantiles of N(0, 1), 7 negative, zero, and 8 positive, divided by the largest. The outermost probability cannot be
+    1, which has no finite quantile; its distance from 1 is the mean of half a step of either side, 1/32 and 1/30.
     """
     end = 1 - (1 / 32 + 1 / 30) / 2
     side = lambda count: [NormalDist().inv_cdf(p) for p in np.linspace(0.5, end, count)[1:]]
@@ -54,9 +54,12 @@ NF4 = _normal_float()
 class Blocks:
     """How a kernel is quantised.
 
-    kind: "int8" or "nf4". axis: along which blocks run, counted from the last, -1. size: numbers in a block, even.
-    dtype: of the floats before quantisation. used: of the floats that its layer computes with. axes: the kernel's
-    logical axes, without the axis of stacked layers.
+    kind: "int8" or "nf4".
+    axis: axis along which blocks run, counted from the end (-1 is the last).
+    size: numbers in a block, even.
+    dtype: dtype of the kernel before quantisation.
+    used: dtype in which the layer computes with the kernel.
+    axes: logical axis names of the kernel, without the axis of stacked layers.
     """
 
     kind: str
@@ -70,10 +73,11 @@ class Blocks:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["codes", "scales"], meta_fields=["how"])
 @dataclasses.dataclass(frozen=True)
 class Quantised(nn.meta.AxisMetadata):
-    """A kernel as codes and the largest magnitude of each block; `unbox` makes floats of it.
+    """A kernel stored as codes and the largest magnitude of each block; `unbox` dequantises it.
 
-    codes: as the kernel, int8; of nf4 uint8, the axis half as long: a byte has a number of the block's first half in
-    its low bits, and one of the second half. scales: float32, the axis N long.
+    codes: for int8, int8 of the kernel's shape. For nf4, uint8 with the blocks' axis half as long: a byte holds a code
+        of the block's first half in its low 4 bits and one of the second half in its high 4 bits.
+    scales: float32, with N numbers along the blocks' axis.
     """
 
     codes: Any
@@ -81,19 +85,19 @@ class Quantised(nn.meta.AxisMetadata):
     how: Blocks
 
     def unbox(self, dtype: str | None = None) -> jax.Array:
-        """The kernel of a layer in floats, None: as it computes with them. Where parts are gathered, it is of codes."""
+        """The dequantised kernel of one layer. dtype: None: `how.used`. Under ZeRO-3 the codes are all-gathered."""
         codes, scales = gather_for_compute(self.codes, self.how.axes), gather_for_compute(self.scales, self.how.axes)
         return _dequantised(codes, scales, self.how, dtype or self.how.used)
 
     def floats(self) -> jax.Array:
-        """The kernel, or the stack of them, in floats as they were: (..., N S, ...)."""
+        """The dequantised kernel, or stack of kernels, in its original dtype: (..., N S, ...)."""
         return _dequantised(self.codes, self.scales, self.how, self.how.dtype)
 
     def replace_boxed(self, val: Any) -> "Quantised":
         return quantise(val, self.how)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> "Quantised":
-        """As it is: stacked layers stand in front, and axes are counted from behind."""
+        """Returns self: layers are stacked on the leading axis, and axes are counted from the end."""
         return self
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> "Quantised":
@@ -101,13 +105,13 @@ class Quantised(nn.meta.AxisMetadata):
 
 
 def block_size(count: int, most: int) -> int | None:
-    """The largest even size of equal blocks of an axis of `count` numbers, up to `most`; None if it is tiny."""
+    """Largest even size, up to `most`, of equal blocks of an axis of `count` numbers; None if too small."""
     largest = next((size for size in range(min(most, count), 1, -1) if size % 2 == 0 and count % size == 0), 0)
     return largest if largest >= min(SMALLEST, most) else None
 
 
 def quantise(kernel: jax.Array, how: Blocks) -> Quantised:
-    """A kernel, or a stack of them, as codes and scales."""
+    """Quantises a kernel, or a stack of kernels."""
     axis = kernel.ndim + how.axis
     shape = kernel.shape
     blocks = kernel.astype(jnp.float32).reshape(*shape[:axis], -1, how.size, *shape[axis + 1 :])
@@ -115,7 +119,7 @@ def quantise(kernel: jax.Array, how: Blocks) -> Quantised:
     c = jnp.expand_dims(jnp.where(scales == 0, 1.0, scales), axis + 1)
     if how.kind == "int8":
         return Quantised(jnp.round(127 / c * blocks).astype(jnp.int8).reshape(shape), scales, how)
-    # The nearest level's index is the number of midpoints between levels that are below.
+    # The index of the nearest level is the number of midpoints between levels that are below x / c.
     midway = [(low + high) / 2 for low, high in itertools.pairwise(NF4)]
     codes = functools.reduce(jnp.add, ((blocks / c > point).astype(jnp.uint8) for point in midway))
     first, second = jnp.split(codes, 2, axis=axis + 1)
@@ -125,7 +129,7 @@ def quantise(kernel: jax.Array, how: Blocks) -> Quantised:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _dequantised(codes: jax.Array, scales: jax.Array, how: Blocks, dtype: str) -> jax.Array:
-    """One named operation for `jax.checkpoint`, which policies recognise (`nn/remat.py`); it has no derivative."""
+    """Dequantisation as one operation that remat policies recognise by name (`nn/remat.py`). It has no gradient."""
     axis, shape = codes.ndim + how.axis, codes.shape
     blocks = codes.reshape(*shape[:axis], scales.shape[axis], -1, *shape[axis + 1 :])
     if how.kind == "int8":
@@ -157,15 +161,15 @@ def is_quantised(x: Any) -> bool:
 
 
 def dequantised(tree: Any) -> Any:
-    """A tree of parameters with floats, as they were but for rounding, for what is quantised."""
+    """A parameter tree with the quantised kernels dequantised to their original dtype."""
     return jax.tree.map(lambda x: x.floats() if is_quantised(x) else x, tree, is_leaf=is_quantised)
 
 
 def codes_kept(fn: Callable, module: nn.Module, name: str) -> Callable:
-    """fn, a module's own call, such that its derivative keeps the codes of a parameter and makes floats of them again.
+    """fn, a module's own call, with the codes of parameter `name` saved for the backward pass instead of its floats.
 
-    It is fn itself where the parameter is not quantised, and where the call may change variables, as when what passes
-    inside a model is captured: a call that is run again must change nothing.
+    The backward pass dequantises the codes again. Returns fn itself if the parameter is not quantised, or if the call
+    may change variables (as when intermediates are captured): a call that is recomputed must have no side effects.
     """
     if not is_quantised(module.get_variable("params", name)) or module.scope is None or module.scope.mutable:
         return fn

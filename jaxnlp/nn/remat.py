@@ -13,9 +13,9 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.linear import PRODUCT
 
 PLACES = ("query", "key", "value", "context", "attention_out", "mlp_hidden", "mlp_out")
-"""query, key, value (B, T, H, K): what the attention kernel reads. context (B, T, H, K): what it returns.
-attention_out (B, T, D): the attention layer's result. mlp_hidden (B, T, F): what the first map of the feed-forward
-layer returns, before the activation (twice if it is gated). mlp_out (B, T, D): its result."""
+"""query, key, value (B, T, H, K): inputs of the attention kernel. context (B, T, H, K): its output.
+attention_out (B, T, D): output of the attention layer. mlp_hidden (B, T, F): output of the feed-forward layer's first
+map, before the activation (two arrays if gated). mlp_out (B, T, D): output of the feed-forward layer."""
 
 POLICIES = ("none", "full", "dots", "names", "offload")
 INPUT = "block_input"  # the name of the input of a block in a pipeline stage
@@ -51,17 +51,18 @@ OFFLOAD = Remat(offload=("query", "key", "value", "attention_out", "mlp_hidden")
 
 
 def check(config: Any) -> None:
-    """`config.remat` is the name of a policy or a `Remat`."""
+    """Raises FieldError unless `config.remat` is the name of a policy or a `Remat`."""
     known = f"expected one of {', '.join(POLICIES)}, or a Remat(save=..., offload=...) of places"
     if not isinstance(config.remat, Remat) and config.remat not in POLICIES:
         raise FieldError("remat", config.remat, known)
 
 
 def all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
-    """The policy of remat="none" under ZeRO 3: gathered parameters are freed after use and gathered again.
+    """The policy of remat="none" under ZeRO-3: gathered parameters are freed after use and gathered again.
 
-    Saved, the full parameters of all layers would be in memory at once. `partitioning.py` gathers by a constraint in a
-    `custom_vjp`; a reshape of a gathered parameter, and the floats of a quantised kernel (`quantised.py`), count too.
+    If they were saved, the full parameters of all layers would be in memory at once. `partitioning.py` gathers by a
+    sharding constraint in a `custom_vjp`. Reshapes of gathered parameters and dequantised kernels (`quantised.py`) are
+    not saved either.
     """
     body = params.get("call_jaxpr") if primitive.name == "custom_vjp_call" else None
     names = {primitive.name} if body is None else {eqn.primitive.name for eqn in body.eqns}
@@ -76,7 +77,7 @@ def policy(remat: str | Remat, *more: str) -> Any:
         more: names that are saved under every policy.
 
     Raises:
-        UserError: activations are to be offloaded, and this backend has no pinned host memory.
+        UserError: the policy offloads activations, and this backend has no pinned host memory.
     """
     if remat == "full":
         return jax.checkpoint_policies.save_only_these_names(*more) if more else None

@@ -1,10 +1,10 @@
-"""Random keys that draw, for a device's rows of a batch, the numbers that the whole batch would get in those rows.
+"""Random keys that draw on each device the bits that its rows would get in the unsharded batch.
 
-Inside a `shard_map` over the axes that split the batch a model sees its own rows alone, and would draw the same
-dropout masks on every device. A key made here knows which share of the rows is its own: what it draws for an array of
-b rows is rows i b to (i + 1) b of what the plain key draws for all of them, bit for bit, so that a step is the same
-however the batch is split. It holds for Threefry as JAX counts by default (`jax_threefry_partitionable`), where
-each number hangs on its place alone, and for arrays whose leading axis is the batch.
+Inside a `shard_map` over the batch axes a model sees only its device's rows, and a plain key would draw the same
+dropout mask on every device. A key of `local_key` holds the index i of its share of the rows. For an array of b rows it
+draws rows i b to (i + 1) b of what the plain key draws for all rows, bit for bit, so a step is independent of how the
+batch is split. This requires Threefry with JAX's default counters (`jax_threefry_partitionable`), where each number
+depends only on its index, and arrays whose leading axis is the batch.
 """
 
 import math
@@ -17,10 +17,10 @@ from jaxnlp.errors import UserError
 
 
 def local_key(key: jax.Array, share: jax.Array | int) -> jax.Array:
-    """Key(s) of any shape, for share number `share` of the rows.
+    """Key(s) of any shape that draw for share `share` of the rows.
 
     Raises:
-        UserError: keys that are not Threefry's.
+        UserError: `key` is not a Threefry key.
     """
     data = _words(key, 2)
     shares = jnp.broadcast_to(jnp.asarray(share, jnp.uint32), (*data.shape[:-1], 1))
@@ -38,24 +38,24 @@ def _words(key: jax.Array, *counts: int) -> jax.Array:
 
 
 def words_and_share(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """((2,) words for `bits_at`, which share of the rows this key draws: 0 of a plain key).
+    """((2,) words for `bits_at`, index of the share of rows that the key draws for; 0 for a plain key).
 
     Raises:
-        UserError: a key that is not Threefry's.
+        UserError: `key` is not a Threefry key.
     """
     data = _words(key, 2, 3)
     return data[:2], data[2] if data.shape[-1] == 3 else jnp.uint32(0)
 
 
 def bits_at(words: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
-    """What Threefry draws at places of a flat array, of which each is two words of 32 bits: uint32, of their shape."""
+    """Threefry's bits at indices of a flat array, uint32. high, low: the two 32-bit words of each index."""
     counts = jnp.concatenate([high.ravel(), low.ravel()])
     first, second = jnp.split(extend.threefry_2x32((words[0], words[1]), counts), 2)
     return (first ^ second).reshape(low.shape)
 
 
 def plain_key(key: jax.Array) -> jax.Array:
-    """The way back: the key(s) without a share."""
+    """The key(s) without a share: the inverse of `local_key`."""
     data = jax.random.key_data(key)
     return key if data.shape[-1] == 2 else jax.random.wrap_key_data(data[..., :2], impl="threefry2x32")
 
@@ -84,7 +84,7 @@ def _random_bits(key, bit_width, shape):
             f"dropout: {size:,} random numbers in one array on one device, expected fewer than 2^32; "
             "use more microbatches (accum_steps) or devices"
         )
-    # The place of this share's first number, share * size, as two words of 32 bits.
+    # The index of this share's first number, share * size, as two 32-bit words.
     low, middle = key[2] * jnp.uint32(size & 0xFFFF), key[2] * jnp.uint32(size >> 16)
     start = low + (middle << 16)
     high = (middle >> 16) + (start < low).astype(jnp.uint32)

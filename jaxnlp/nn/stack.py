@@ -21,9 +21,10 @@ from jaxnlp.nn.policy import Policy
 class ScannedLayers:
     """The scanned layers of a stack as a callable, so that a pipeline can run a subset of them on each stage.
 
-    path: of their parameters in the model's, as ("blocks",). shared: what each layer gets beside x, the last one
-    static. keys: dropout keys, one for each layer (L,), or None without dropout; Flax folds `names` into them.
-    interceptors: those in force where the stack was called (`nn/interceptors.py`).
+    path: path of the layers' parameters in the model, as ("blocks",).
+    shared: arguments of each layer besides x; the last one is static.
+    keys: dropout keys, one for each layer (L,), or None without dropout. Flax folds `names` into them.
+    interceptors: those active where the stack was called (`nn/interceptors.py`).
     """
 
     block: type[nn.Module]
@@ -36,7 +37,7 @@ class ScannedLayers:
 
     @property
     def remat_policy(self) -> Callable:
-        """The policy of a `jax.checkpoint` around `run`: saves what the layers' own policies save, and their inputs.
+        """The policy for a `jax.checkpoint` around `run`: saves what the layers' own policies save, and their inputs.
 
         It is needed because JAX applies only the outermost policy.
         """
@@ -44,7 +45,7 @@ class ScannedLayers:
         return remat.all_but_gathered if name == "none" else remat.policy(name, remat.INPUT)
 
     def run(self, params: Any, x: jax.Array, shared: tuple[Any, ...], keys: jax.Array | None) -> jax.Array:
-        """x through consecutive layers, those of `params` (leading axis n) and `keys` (n,), as `stack` runs them."""
+        """Runs x through n consecutive layers, as `stack` does. params: leading axis n. keys: (n,)."""
         block = _with_remat(self.block, self.config, len(shared))
         counters: dict[Any, Any] = {"dropout": 0}  # number of draws so far, which Flax folds into each draw's key
 
@@ -58,7 +59,7 @@ class ScannedLayers:
                 return nn.apply(call, block(self.config))({"params": w}, x, rngs=rngs)
 
         first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
-        # `nn.scan` traces its body twice, and the draws of the first trace count.
+        # `nn.scan` traces its body twice, and the draws of the first trace advance the counters.
         jax.eval_shape(lambda: layer(x, first(params), first(keys), counters))
         body = lambda x, pair: (layer(checkpoint_name(x, remat.INPUT), pair[0], pair[1], _copied(counters)), None)
         return jax.lax.scan(body, x, (params, keys))[0]
@@ -99,10 +100,10 @@ def _with_remat(block: type[nn.Module], config: Any, num_shared: int) -> Any:
 
 
 def stack(block: Any, config: Any, x: jax.Array, caches: Any, *shared: Any) -> tuple[jax.Array, Any]:
-    """x through `config.num_layers` blocks, as submodules `block_i` of the calling module.
+    """Runs x through `config.num_layers` blocks, submodules `block_i` of the calling module.
 
     With `config.scan_layers` they are one submodule, `blocks`, whose parameters (and caches) have a leading axis of
-    layers. `config.remat` says what the backward pass saves of a block and what it recomputes: "none" saves all;
+    layers. `config.remat` selects the activations of a block that are saved; the rest are recomputed: "none" saves all;
     "full" recomputes all; "dots" saves the outputs of linear maps; "names" saves the inputs and output of the attention
     kernel; "offload" saves the query, key, value, attention output and feed-forward hidden layer in host memory; or a
     `remat.Remat` that names them.

@@ -1,13 +1,13 @@
-"""The trace context: what the model's code looks up while JAX traces it and that no argument carries.
+"""The trace context: values that a model's code reads while JAX traces it and that are not arguments.
 
-`jax.jit` calls a Python function once, to trace it. During that call the code of a layer has to know, for instance,
-over which mesh axes its activations are sharded, although the model that calls it has no argument for it. All such
-values are fields of one frozen `TraceContext`, held in one `ContextVar`. They are read only while a function is traced;
-a compiled function does not look at them.
+`jax.jit` calls a Python function once, to trace it. During that call a layer needs to know, for instance, over which
+mesh axes its activations are sharded, although no argument of the model holds it. All such values are fields of one
+frozen `TraceContext`, held in one `ContextVar`. They are read only during tracing; a compiled function does not depend
+on them.
 
 `Program.context()` (`training/step/program.py`) enters the mesh and the layout. `Program.apply` of a program over
-several devices raises an error outside of it, where the layout would be lost. A module that is applied on its own, on
-one device, needs no context: the defaults below change nothing.
+several devices raises an error outside of this context, since the layout would be missing. A module that is applied on
+its own, on one device, needs no context: the defaults below have no effect.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Tables logical axis -> mesh axes, or None for a replicated axis.
+    """Sharding rules: tables from logical axes to mesh axes, with None for a replicated axis.
 
-    activations: of the axes named in `partitioning.constrain`.
-    compute_rules: of parameters where a layer uses them; None leaves them as they are stored. Under ZeRO-3 a parameter
-        is stored sharded and all-gathered for use.
-    gradients: of the parameters' gradients as they leave the backward pass; None means `compute_rules`.
+    activations: rules for the axes named in `partitioning.constrain`.
+    compute_rules: rules for parameters where a layer uses them; None keeps their stored sharding. Under ZeRO-3 a
+        parameter is stored sharded and all-gathered for use.
+    gradients: rules for the parameters' gradients at the end of the backward pass; None: `compute_rules`.
     """
 
     activations: Mapping[str, Any]
@@ -43,7 +43,7 @@ class PromptInsertion:
     """Where a soft prompt is inserted during one call of a model.
 
     token_ids: the (lengthened) array of ids whose embeddings begin with the prompt; None for any array of ids.
-    count: how often the prompt was inserted; the only field that changes, so that the caller can check it.
+    count: number of insertions so far, which the caller checks; the only field that changes.
     """
 
     token_ids: jax.Array | None = None
@@ -52,7 +52,7 @@ class PromptInsertion:
 
 @dataclasses.dataclass(frozen=True)
 class TraceContext:
-    """Values in force while a model is traced.
+    """The values of the trace context.
 
     layout: set by `partitioning.axis_rules`, which `Program.context()` enters; read by `nn/partitioning.py`.
     stack_override: runs the layers of a scanned stack in place of `nn.scan`. Set by `stack.override_stack`, which the
@@ -61,7 +61,7 @@ class TraceContext:
         `TunedModel.apply` enters; read by `stack.stack`, for layers that run outside the model.
     module_path: path in the model of a module that is applied on its own. Set by `interceptors.intercept_calls_at`;
         read by interceptors.
-    adapter_ids: (B,) which of several adapters each row of the batch uses, -1 for none. Set by `TunedModel.apply` from
+    adapter_ids: (B,), index of the adapter that each row of the batch uses, -1 for none. Set by `TunedModel.apply` from
         its argument of that name; read by `peft/lora.py`.
     prompt_insertion: set and read by `peft/prompt.py` within one call of the model.
     prefix_is_cached: whether the key-value cache already begins with the prefix. Set and read by `peft/prefix.py`
@@ -82,7 +82,7 @@ _context: contextvars.ContextVar[TraceContext] = contextvars.ContextVar("trace_c
 
 
 def current() -> TraceContext:
-    """The context in force."""
+    """The current context."""
     return _context.get()
 
 
