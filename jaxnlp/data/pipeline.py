@@ -49,7 +49,7 @@ class Tokens(Source):
 
 @dataclasses.dataclass(kw_only=True)
 class DataConfig:
-    """Configuration of the training data.
+    """Configuration of a dataset: the source, the tokenizer, the task and the batches.
 
     source: PythonStdlib(), Files(...), TFDS(...), Tokens(...), Records(...), or another `Source`.
     tokenizer: Bytes(), SentencePiece(...), HuggingFace(...); unused with Tokens, which carries its own.

@@ -118,7 +118,7 @@ def read_records(path: pathlib.Path) -> Iterator[Record]:
 
 
 def parse_json(line: str, where: str) -> Record:
-    """Parses a line of JSON into a record. Raises UserError, naming `where`, if it is not an object."""
+    """Parses a line of JSON into a record. Raises UserError, naming `where`, if it is not a JSON object."""
     found = sources.json_line(line, where)
     if not isinstance(found, dict):
         raise UserError(f"{where}: holds {type(found).__name__}, expected an object with fields")

@@ -118,6 +118,8 @@ class Bytes(TokenizerConfig):
 
 
 class ByteTokenizer(Tokenizer):
+    """Ids 0 to 255 are bytes, 256 is the separator, and the special tokens follow."""
+
     separator = 256
 
     def __init__(self, specials: Iterable[str] = ()):
@@ -242,6 +244,8 @@ class SentencePiece(TokenizerConfig):
 
 
 class SentencePieceTokenizer(Tokenizer):
+    """A trained sentencepiece model. model: its serialized protocol buffer."""
+
     def __init__(self, model: bytes):
         import sentencepiece
 
@@ -375,6 +379,8 @@ def byte_level_bpe(folder: pathlib.Path) -> Any:
 
 
 class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer of the `tokenizers` library. model: its JSON. separator: name of the separator token."""
+
     def __init__(self, model: str, separator: str):
         import tokenizers
 

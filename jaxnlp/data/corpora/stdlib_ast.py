@@ -1,8 +1,8 @@
-"""The Python standard library on this machine, read once: what its files define, and lines of their source.
+"""Parses the Python standard library on this machine: the definitions of its files and lines of their source.
 
-A docstring is one of a function, class or module with its white space made single spaces: as many of its first
-paragraphs as have 300 characters in all. Of equal ones only the first is there. What is drawn is drawn by hash: the
-same library gives the same.
+A docstring belongs to a function, class or module. Its white space is collapsed to single spaces, and it is cut to its
+first paragraphs with at most 300 characters in total. Only the first of equal docstrings is kept. All random choices
+are made by hash, so the same library always gives the same result.
 """
 
 import ast
@@ -29,7 +29,7 @@ OF_FILE = 60  # docstrings, or lines
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """name; default: its text and the character of the signature where it begins, or None."""
+    """A parameter. default: its source text and its start character in the signature, or None."""
 
     name: str
     default: tuple[str, int] | None
@@ -37,8 +37,12 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """Something with a docstring, or a function. where: as "textwrap.py:dedent". again: there is an equal signature
-    before it in the library."""
+    """A function, class or module.
+
+    where: its location, as "textwrap.py:dedent". doc: its docstring, or None if it has none, a very short one or a
+        duplicate. signature, parameters: None and () for anything but a function and for very long signatures.
+    again: whether an equal signature comes before it in the library.
+    """
 
     where: str
     doc: str | None
@@ -49,7 +53,7 @@ class Definition:
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """name: its path in the library. place: a number in [0, 1) drawn from its content."""
+    """A source file. name: its path in the library. place: a number in [0, 1), a hash of its content."""
 
     name: str
     place: float
@@ -61,8 +65,8 @@ class File:
 def library() -> tuple[File, ...]:
     """The files of the standard library, in the order of their paths.
 
-    To parse them takes many seconds, so what is found is kept in the folder for caches ($JAXNLP_CACHE), by what is
-    parsed and by this code.
+    Parsing takes many seconds, so the result is cached in $JAXNLP_CACHE, under a hash of the files' paths, sizes and
+    times and of this module.
     """
     files = sources.PythonStdlib().files()
     stats = (f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
@@ -81,7 +85,7 @@ def library() -> tuple[File, ...]:
 
 
 def _file(found: dict[str, Any]) -> File:
-    """The way back from JSON."""
+    """Restores a File from its JSON values."""
     parameter = lambda name, default: Parameter(name, default and (default[0], default[1]))
     made = (
         Definition(**{**one, "parameters": tuple(parameter(**p) for p in one["parameters"])})
@@ -127,7 +131,7 @@ def _definitions(tree: ast.Module, file: str, seen: set[str], signatures: set[st
 
 
 def _summary(doc: str | None) -> str | None:
-    """The first paragraphs of a docstring, in one line; None where there is no sentence to speak of."""
+    """The first paragraphs of a docstring, on one line; None if the result is too short."""
     kept = ""
     for paragraph in (doc or "").split("\n\n"):
         more = f"{kept} {' '.join(paragraph.split())}".strip()
@@ -138,7 +142,7 @@ def _summary(doc: str | None) -> str | None:
 
 
 def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str | None, tuple[Parameter, ...]]:
-    """ "def name(a, b=1)", and its parameters but for self and cls; (None, ()) for one that is very long."""
+    """The signature, as "def name(a, b=1)", and its parameters without self and cls; (None, ()) if it is too long."""
     a, text, found = node.args, f"def {node.name}(", []
     plain = [*a.posonlyargs, *a.args]
     defaults: list[ast.expr | None] = [None] * (len(plain) - len(a.defaults)) + list(a.defaults)
@@ -159,7 +163,7 @@ def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str | None
 
 
 def _statements(tree: ast.Module, source: str, file: str, seen: set[str]) -> Iterator[str]:
-    """At most OF_FILE statements of one line, such as no other file has before it."""
+    """Yields at most OF_FILE one-line statements, without those seen before in the library."""
     lines, kinds = source.splitlines(), (ast.Assign, ast.AugAssign, ast.Return, ast.Expr, ast.Assert, ast.Raise)
     nodes: Iterable[Any] = (n for n in ast.walk(tree) if isinstance(n, kinds) and n.lineno == n.end_lineno)
     key: Callable[[Any], int] = lambda node: drawn_number(f"{file} {node.lineno}")
@@ -174,5 +178,5 @@ def _statements(tree: ast.Module, source: str, file: str, seen: set[str]) -> Ite
 
 
 def drawn_number(text: str) -> int:
-    """A number of 64 bits that hangs on the text alone."""
+    """A deterministic 64-bit hash of the text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())

@@ -1,15 +1,15 @@
-"""Labelled records made of the Python standard library on this machine: real tasks with nothing to download.
+"""Labelled records from the Python standard library on this machine: real tasks that need no download.
 
   StdlibDocstrings    which topic is this docstring from?                          text -> label, a topic
   StdlibEntailment    does this docstring belong to this signature?                premise, hypothesis -> label
   StdlibSimilarity    are these two docstrings from the same file?                 first, second -> label
   StdlibChoice        which of four docstrings belongs to this signature?          context, options -> label, 0 to 3
   StdlibTags          what is each token of this line of source?                   words -> tags
-  StdlibSpans         where in this signature is the default of NAME, if any is?   question, context -> answers
-  StdlibCalls         which call passes on all that this signature takes?          source -> target
+  StdlibSpans         where in this signature is the default of NAME, if any?      question, context -> answers
+  StdlibCalls         which call passes on all parameters of this signature?       source -> target
 
-Of equal docstrings only the first is there (`library.py`), and of a file at most 60, so none leaks from one split to
-another and no file outweighs the rest. Everything is drawn by hash: the same library gives the same records.
+Only the first of equal docstrings is kept (`stdlib_ast.py`), so none leaks between splits. Each file contributes at
+most 60, so no file dominates. All random choices are made by hash, so the same library gives the same records.
 """
 
 import ast
@@ -52,9 +52,9 @@ TAGS = ("keyword", "name", "number", "operator", "string")
 
 @dataclasses.dataclass(kw_only=True)
 class StdlibTask(RecordSource):
-    """What the sources here share: `records` are `make` of a split's files.
+    """Base class of the sources in this module. `records` calls `make` on the files of a split.
 
-    holdout: share of the files of each of validation and test.
+    holdout: fraction of the files in each of validation and test.
     """
 
     holdout: float = 0.1
@@ -67,7 +67,7 @@ class StdlibTask(RecordSource):
         return self.make([file for file in library() if self._split(file) == split])
 
     def make(self, files: list[File]) -> Iterator[Record]:
-        """The records of one split's files."""
+        """Yields the records of the files of one split."""
         raise AssertionError(f"{type(self).__name__} defines neither records nor make")
 
     def _split(self, file: File) -> str:
@@ -81,13 +81,13 @@ class StdlibTask(RecordSource):
 
 @dataclasses.dataclass(kw_only=True)
 class StdlibDocstrings(StdlibTask):
-    """Fields: `text`, and `label`, one of TOPICS: groups of packages and modules of the library.
+    """Fields: `text`, a docstring; `label`, its topic, one of TOPICS (groups of packages and modules of the library).
 
-    A topic's files are dealt out to the splits in an order drawn by hash, so that each topic is in each split at about
-    its share. Nothing is taken out of a docstring, so that one may name its own module, as some do.
+    The files of a topic are assigned to the splits in an order given by a hash, so that each split has about the same
+    share of each topic. Docstrings are not edited, so some name their own module.
 
     Raises:
-        UserError: a library of which a topic has too few files to be in every split.
+        UserError: a topic has too few files to be in every split.
     """
 
     def records(self, split: str) -> Iterator[Record]:
@@ -120,8 +120,10 @@ class StdlibDocstrings(StdlibTask):
 
 @dataclasses.dataclass(kw_only=True)
 class StdlibEntailment(StdlibTask):
-    """Fields: `premise`, a signature; `hypothesis`, a docstring: its own, or as often one of another file; `label`,
-    "own" or "other"."""
+    """Fields: `premise`, a signature; `hypothesis`, a docstring; `label`, "own" or "other".
+
+    The docstring is the function's own or, equally often, one from another file.
+    """
 
     def make(self, files: list[File]) -> Iterator[Record]:
         others = _Others(files)
@@ -135,7 +137,7 @@ class StdlibEntailment(StdlibTask):
 
 @dataclasses.dataclass(kw_only=True)
 class StdlibSimilarity(StdlibTask):
-    """Fields: `first`, `second`, docstrings; `label`, "same" file or, as often, "other"."""
+    """Fields: `first`, `second`, docstrings; `label`, "same" (file) or "other", equally often."""
 
     def make(self, files: list[File]) -> Iterator[Record]:
         others = _Others(files)
@@ -149,8 +151,8 @@ class StdlibSimilarity(StdlibTask):
 
 @dataclasses.dataclass(kw_only=True)
 class StdlibChoice(StdlibTask):
-    """Fields: `context`, a signature; `options`, four docstrings, three of them of other files; `label`, the place of
-    its own."""
+    """Fields: `context`, a signature; `options`, four docstrings, three of them from other files; `label`, the index of
+    the function's own docstring."""
 
     def make(self, files: list[File]) -> Iterator[Record]:
         others = _Others(files)
@@ -164,7 +166,7 @@ class StdlibChoice(StdlibTask):
 
 @dataclasses.dataclass(kw_only=True)
 class StdlibTags(StdlibTask):
-    """Fields: `words`, the tokens of a line of source, and `tags`, each one of TAGS. Of equal lines one is there."""
+    """Fields: `words`, the tokens of a line of source; `tags`, one of TAGS for each. Duplicate lines are dropped."""
 
     def make(self, files: list[File]) -> Iterator[Record]:
         for file in files:
@@ -177,9 +179,12 @@ class StdlibTags(StdlibTask):
 
 @dataclasses.dataclass(kw_only=True)
 class StdlibSpans(StdlibTask):
-    """Fields: `question`, "default of NAME"; `context`, a signature; `answers`, the default there, or none: of about
-    half of the functions that have a parameter without one, such a parameter is asked for. Of equal signatures one is
-    there."""
+    """Fields: `question`, "default of NAME"; `context`, a signature; `answers`, the default's text and start character.
+
+    `answers` is empty if the parameter has no default. About half of the functions with parameters of both kinds are
+    asked for one without a default. Three quarters of the functions without any defaults are left out. Only the first
+    of equal signatures is kept.
+    """
 
     def make(self, files: list[File]) -> Iterator[Record]:
         for file in files:
@@ -198,8 +203,11 @@ class StdlibSpans(StdlibTask):
 
 @dataclasses.dataclass(kw_only=True)
 class StdlibCalls(StdlibTask):
-    """Fields: `source`, a signature; `target`, the call that passes all of its parameters on: "def f(self, a, b=1, *,
-    c)" is called as "self.f(a, b, c=c)". Of equal signatures one is there."""
+    """Fields: `source`, a signature; `target`, the call that passes on all of its parameters.
+
+    For example, "def f(self, a, b=1, *, c)" is called as "self.f(a, b, c=c)". Only the first of equal signatures is
+    kept.
+    """
 
     def make(self, files: list[File]) -> Iterator[Record]:
         for file in files:
@@ -208,7 +216,7 @@ class StdlibCalls(StdlibTask):
 
 
 class _Others:
-    """Draws docstrings of functions of other files."""
+    """Draws docstrings of functions in other files."""
 
     def __init__(self, files: list[File]):
         self._docs = [(file.name, d.doc) for file in files for d in _functions(file)]
@@ -233,18 +241,18 @@ def _functions(file: File) -> list[Definition]:
 
 
 def _drawn(file: File, found: list[Definition]) -> list[Definition]:
-    """At most OF_FILE of them, in their order."""
+    """At most OF_FILE of the definitions, chosen by hash, in their order."""
     kept = sorted(found, key=lambda d: drawn_number(d.where))[:OF_FILE]
     return [d for d in found if d in kept]
 
 
 def _top(name: str) -> str:
-    """A file's package, or module."""
+    """The top-level package or module of a file."""
     return name.partition("/")[0].removesuffix(".py")
 
 
 def _call(signature: str) -> str:
-    """The call that passes on what a signature takes."""
+    """The call that passes on all parameters of a signature."""
     node = ast.parse(f"{signature}: pass").body[0]
     assert isinstance(node, ast.FunctionDef)
     a = node.args
@@ -255,7 +263,7 @@ def _call(signature: str) -> str:
 
 
 def _tagged(line: str) -> list[tuple[str, str]]:
-    """The tokens of a line and their tags; [] for fewer than four, and for lines that hold anything else."""
+    """The tokens of a line and their tags; [] if there are fewer than four, or if one has no tag in TAGS."""
     found = []
     try:
         for token in tokenize.generate_tokens(io.StringIO(line + "\n").readline):

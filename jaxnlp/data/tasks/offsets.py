@@ -21,7 +21,7 @@ class Pieces:
 
 
 class Offsets:
-    """Tokenizes with offsets. Raises UserError if offsets are unknown since the tokenizer changes the text."""
+    """Tokenizes with offsets. Raises UserError if the tokenizer changes the text, so that offsets are unknown."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer

@@ -40,6 +40,8 @@ class Packed(Task):
 
 
 class PackedReader(Reader):
+    """Batches hold the arrays of `pack`."""
+
     def __init__(self, store: TokenStore, length: int, attend_across_documents: bool):
         self._windows, self._across, self._separator = (
             Windows(store, length),

@@ -142,7 +142,7 @@ def build_store(
         progress: called with a progress message about twice a second.
 
     Raises:
-        UserError: there are no documents, or the store cannot be written, for example since the disk is full.
+        UserError: there are no documents, or the store cannot be written, for example because the disk is full.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
