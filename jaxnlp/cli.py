@@ -1,4 +1,4 @@
-"""The command line of every entry point: flags, configs, and errors of one line."""
+"""The command line of every entry point: flags, configs, and one-line error messages."""
 
 import dataclasses
 import inspect
@@ -37,12 +37,13 @@ def define_config() -> Any:
 
 
 def run(main: Callable[[], int | None], doc: str | None, by: str = distributed.ALL) -> None:
-    """Parses the flags, runs `main` and exits. What a user can cause is one line on stderr and exit status 2.
+    """Parses the flags, runs `main` and exits. A UserError is printed as one line on stderr, with exit status 2.
 
     Args:
-        main: what to run.
-        by: which processes of the job run it, if there are several (`distributed.py`): all; or process 0, while the
-            others wait; or none, as several are refused.
+        main: the entry point; its return value is the exit status.
+        doc: module docstring, printed by --help.
+        by: which processes of a multi-process job run it (`distributed.py`): ALL; FIRST: process 0, while the others
+            wait; ONE: multi-process jobs are rejected.
     """
     argv = list(sys.argv)
     distributed.define_flags()
@@ -67,10 +68,10 @@ def run(main: Callable[[], int | None], doc: str | None, by: str = distributed.A
 
 
 def _quiet() -> None:
-    """Keeps libraries from printing what reaches us as an exception, and is told there in one line.
+    """Silences library messages about failures that also reach us as an exception, reported in one line.
 
-    A failed save is logged by Orbax from each of its threads, and by asyncio for each array whose own failure nobody
-    asked about; TensorStore's late callbacks then find their event loop closed, a traceback for each.
+    After a failed save, Orbax logs from each of its threads, asyncio logs each array whose exception was never
+    retrieved, and TensorStore's late callbacks print a traceback because their event loop is closed.
     """
     std_logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
     std_logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
@@ -95,7 +96,7 @@ def _shared_help() -> str:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """absl's parser, with configs checked first and every error made one line."""
+    """absl's flag parser, with configs checked first. Raises UserError with a one-line message."""
     try:
         argv, cleared = _translate(list(argv))
         rest = flags.FLAGS(argv)
@@ -114,9 +115,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _translate(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Turns --config_json=X into --config, and checks the config file and the paths of overrides.
+    """Translates --config_json=X to --config, and checks the config file and the paths of overrides.
 
-    Returns the arguments for absl, and the paths to set to None, which absl cannot say.
+    Returns (arguments for absl, paths to set to None), because absl has no syntax for None.
     """
     if "config" not in flags.FLAGS:
         return argv, []
@@ -142,12 +143,12 @@ def _translate(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _run_configs(argv: list[str]) -> list[str]:
-    """The config.json of the run's folder, which overrides alone change."""
+    """The config.json of the run in --workdir, which overrides without --config apply to."""
     return [f"{a.split('=', 1)[1]}/config.json" for a in argv if a.startswith("--workdir=")]
 
 
 def _join_values(argv: list[str]) -> list[str]:
-    """--name value as --name=value, for the flags read here."""
+    """Joins `--name value` to `--name=value`, for the flags that this module reads."""
     out: list[str] = []
     for a in argv:
         if re.match(r"-[a-z]", a):  # absl takes one dash for two
@@ -160,7 +161,7 @@ def _join_values(argv: list[str]) -> list[str]:
 
 
 def load(spec: str) -> Any:
-    """The config of "file.py", "file.py:variant" or "file.json". Raises UserError naming the file and what is wrong."""
+    """Loads the config of "file.py", "file.py:variant" or "file.json". Raises UserError if it cannot be loaded."""
     path, _, variant = spec.partition(":")
     if path.endswith(".json"):
         return configs.load_json(path)

@@ -1,7 +1,7 @@
-"""Config objects: checked, written as JSON, read back, and compared.
+"""Checks, saves, loads and compares config objects.
 
-A config is a tree of plain dataclasses. In JSON each carries its class as "module:Name", so a
-config defined in a fork reads back as long as its module can be imported.
+A config is a tree of plain dataclasses. In JSON each object carries its class as "module:Name", so a config that is
+defined in a fork can be loaded as long as its module can be imported.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ CLASS = "class"
 
 @typing.runtime_checkable
 class Checked(typing.Protocol):
-    """A config object with a check of its own: it raises FieldError for the first field that cannot work.
+    """Protocol of a config object with a `check()` that raises FieldError for the first invalid field.
 
-    A config object without constraints beyond its fields' types needs no such method.
+    An object without constraints beyond its fields' types does not need this method.
     """
 
     def check(self) -> None: ...
 
 
 def field_values(config: Any, *names: str) -> dict[str, Any]:
-    """Field name -> value of a dataclass: of all its fields, or of the attributes named."""
+    """Field name -> value of a dataclass, for all fields or for the named attributes."""
     names = names or tuple(f.name for f in dataclasses.fields(config))
     return {name: getattr(config, name) for name in names}  # the names are a dataclass's own, not guesses
 
@@ -55,9 +55,9 @@ def check(config: Any, path: str = "") -> None:
 
 
 def check_types(config: Any, path: str = "") -> None:
-    """Raises FieldError naming the first field (of the object itself) whose value is not of its type.
+    """Raises FieldError for the first field of the object itself whose value does not have the annotated type.
 
-    A field's metadata may describe in the user's terms what is expected: {"expected": "LoRA(rank=8), or None"}.
+    A field's metadata may describe the expected value for the message: {"expected": "LoRA(rank=8), or None"}.
     """
     hints = typing.get_type_hints(type(config))
     values = field_values(config)
@@ -91,7 +91,11 @@ def _type_name(hint: Any) -> str:
 
 
 def to_dict(config: Any) -> Any:
-    """A config as JSON values: dataclasses as dicts with their class, tuples as lists."""
+    """A config as JSON values: dataclasses become dicts with their class, tuples become lists.
+
+    Raises:
+        UserError: a value that JSON cannot represent.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         name = f"{type(config).__module__}:{type(config).__qualname__}"
         fields = {field: to_dict(value) for field, value in field_values(config).items()}
@@ -108,10 +112,10 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(data: Any, path: str = "") -> Any:
-    """The config that `to_dict` wrote. Missing fields take their defaults.
+    """The config from the output of `to_dict`. Missing fields take their defaults, and lists become tuples.
 
     Raises:
-        UserError: a class that cannot be imported, or a field it does not have.
+        UserError: a class cannot be imported, is not a dataclass or lacks a field.
     """
     if isinstance(data, list):
         return tuple(from_dict(v, f"{path}[{i}]") for i, v in enumerate(data))
@@ -147,7 +151,7 @@ def _import(name: str, path: str) -> type:
 
 
 def save_json(config: Any, path: pathlib.Path) -> None:
-    """Writes a config as JSON, whole or not at all. Raises UserError if it cannot be written."""
+    """Writes a config as JSON atomically. Raises UserError if it cannot be written."""
     temporary = path.with_suffix(".tmp")
     try:
         temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
@@ -159,7 +163,7 @@ def save_json(config: Any, path: pathlib.Path) -> None:
 
 
 def load_json(path: str | pathlib.Path) -> Any:
-    """Reads a config from JSON. Raises UserError naming the file and what is wrong with it."""
+    """Reads a config from a JSON file. Raises UserError if the file cannot be read or is not a config."""
     path = pathlib.Path(path)
     try:
         data = json.loads(path.read_text())
@@ -173,7 +177,7 @@ def load_json(path: str | pathlib.Path) -> Any:
 
 
 def flatten(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """('model.num_layers', 4), ... for every leaf; an object's class is the leaf named by its own path."""
+    """Yields (path, value) of every leaf, as ('model.num_layers', 4). An object's class is a leaf at its own path."""
     data = to_dict(config) if dataclasses.is_dataclass(config) else config
     if isinstance(data, dict):
         if path and CLASS in data:
@@ -186,13 +190,13 @@ def flatten(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def diff(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """The leaves in which two configs differ: (path, old value, new value), "-" where there is none."""
+    """The leaves in which two configs differ: (path, old value, new value). A missing leaf is "-"."""
     a, b = dict(flatten(old)), dict(flatten(new))
     return [(path, a.get(path, "-"), b.get(path, "-")) for path in {**a, **b} if a.get(path, "-") != b.get(path, "-")]
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """'; did you mean X?', or a list of what there is."""
+    """The end of an error message: '; did you mean X?', or '; expected one of ...' if no known name is similar."""
     near = difflib.get_close_matches(name, known, 1, 0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
 
@@ -213,7 +217,7 @@ def check_path(config: Any, dotted: str) -> None:
 
 
 def set_path(config: Any, dotted: str, value: Any) -> None:
-    """Sets the field that `dotted` names."""
+    """Sets the field named by `dotted` ("model.num_layers")."""
     *holders, name = dotted.split(".")
     for part in holders:
         config = field_values(config)[part]

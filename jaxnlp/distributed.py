@@ -1,8 +1,8 @@
-"""Several processes as one job: how they find each other, which of them speaks, and how all end where one fails.
+"""Multi-process jobs: start-up, output from process 0, and fail-fast shutdown.
 
-Every entry point runs under it unchanged. All processes run the same program on their share of the devices; process 0
-alone prints, and writes the files that are not checkpoints. What needs no devices process 0 does while the others wait.
-docs/guides/tpu_vm.md has the commands.
+Every entry point supports multi-process jobs. All processes run the same program on their share of the devices. Only
+process 0 prints, and only it writes files other than checkpoints. Work that needs no devices runs on process 0 while
+the others wait. See docs/guides/tpu_vm.md for the commands.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ FLAGS = ("coordinator_address", "num_processes", "process_id")
 SETTINGS = ("distributed", *FLAGS, "join_timeout", "heartbeat_timeout")
 KUBERNETES_INDEX = "JOB_COMPLETION_INDEX"
 ALL, FIRST, ONE = "all", "first", "one"
-"""Who does an entry point's work: every process; process 0, while the others wait; or a process that is alone."""
+"""Which processes run an entry point: every process; process 0, while the others wait; only single-process jobs."""
 LAUNCHERS = {"Slurm": "SLURM_NTASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}  # how many processes each has started
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """The flags of every entry point."""
+    """Defines the multi-process flags of every entry point."""
     if "distributed" in values:
         return
     text = "Join the other processes of this job: a TPU pod's, Slurm's, Open MPI's or Kubernetes'."
@@ -45,14 +45,14 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def first() -> bool:
-    """Whether this process is the one that writes files."""
+    """Whether this is process 0, which writes files."""
     import jax
 
     return jax.process_index() == 0
 
 
 def whole(tree: Any) -> Any:
-    """Arrays that several processes share, in each process's memory; all call it. Of one process, as they are."""
+    """All-gathers sharded arrays to every process (collective call). With one process: returned unchanged."""
     import jax
     from jax.experimental import multihost_utils
 
@@ -61,17 +61,17 @@ def whole(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def joined(argv: Sequence[str], by: str = ALL) -> Iterator[bool]:
-    """Within it this process is one of its job's, if it has others; an exception in one ends all.
+    """Context in which this process is part of a multi-process job, if there is one. An exception ends all processes.
 
-    Gives whether this process has work to do. One that has none leaves with SystemExit, as one does that has done its
-    work; there it waits for the others.
+    Yields whether this process has work to do. Every process leaves the context with SystemExit, whether it had work or
+    not, and then waits for the others.
 
     Args:
-        argv: the command line; its other flags are not looked at.
-        by: who does the work: ALL, FIRST or ONE.
+        argv: the command line; flags of other modules are ignored.
+        by: which processes do the work: ALL, FIRST or ONE.
 
     Raises:
-        UserError: settings that are not whole, a job that cannot be joined, or several processes where by=ONE.
+        UserError: incomplete settings, a job that cannot be joined, or several processes with by=ONE.
     """
     line = join(argv, by)
     if line is None:
@@ -99,10 +99,10 @@ def joined(argv: Sequence[str], by: str = ALL) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def by_first() -> Iterator[bool]:
-    """Within it process 0 works as if it were alone, on its CPU. Gives whether this is process 0.
+    """Context in which process 0 runs as a single-process job on its CPU. Yields whether this is process 0.
 
-    To be entered before JAX has been asked for devices: an accelerator of several hosts starts on all of them or not
-    at all, and what process 0 writes meanwhile must not wait for processes that write nothing.
+    Must be entered before JAX initialises its devices: a multi-host accelerator starts on all hosts or on none. Writes
+    of process 0 in this context do not wait for the other processes.
     """
     import jax
     from jax._src.distributed import global_state as job  # has no public name
@@ -122,7 +122,7 @@ def by_first() -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _voice(speaks: bool) -> Iterator[None]:
-    """Python's output, which others than the first process have none of; what Gloo prints on stdout goes nowhere."""
+    """Context that discards the output of all processes but the first, and what Gloo prints on stdout."""
     with contextlib.ExitStack() as stack:
         nowhere = stack.enter_context(open(os.devnull, "w"))
         out = nowhere
@@ -142,10 +142,10 @@ def _voice(speaks: bool) -> Iterator[None]:
 
 
 def join(argv: Sequence[str], by: str = ALL) -> Lifeline | None:
-    """Joins the job that the flags or the environment describe; None where this process is alone.
+    """Joins the job that the flags or the environment describe; None for a single-process job.
 
     Raises:
-        UserError: as `joined`.
+        UserError: see `joined`.
     """
     values = flags.FlagValues()
     define_flags(values)
@@ -173,10 +173,12 @@ def join(argv: Sequence[str], by: str = ALL) -> Lifeline | None:
 
 
 def explicit(values: flags.FlagValues) -> tuple[str, int, int] | None:
-    """Address of process 0, how many there are, and which this is, of the flags or else the variables.
+    """(address of process 0, number of processes, index of this process) from the flags, or else from `VARIABLES`.
+
+    None if neither is set, so that JAX detects the launcher.
 
     Raises:
-        UserError: some of the three are missing, or are no such numbers.
+        UserError: some of the three are missing or invalid.
     """
     settings = {f"--{name}": values[name].value for name in FLAGS}
     if all(value is None for value in settings.values()):
@@ -208,7 +210,7 @@ def _initialize(place: tuple[str, int, int] | None, values: flags.FlagValues) ->
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPUs alone
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which would then end nothing
     seconds, heartbeat = (int(values[name].value or 1) for name in ("join_timeout", "heartbeat_timeout"))
-    # JAX's own end of waiting is the process's, by a fault; the timer's comes first, with a line.
+    # JAX's own timeout crashes the process. The timer fires first and prints a one-line message.
     wait: dict[str, Any] = {"initialization_timeout": 2 * seconds, "heartbeat_timeout_seconds": heartbeat}
     at = f" at {place[0]}, of which this is {place[2]} of {place[1]}" if place else ""
     timer = threading.Timer(seconds, _too_late, (f"after {seconds} s not all processes have come{at}",))

@@ -1,8 +1,8 @@
-"""The one exception type that a user can cause."""
+"""Exceptions for errors that a user can cause and fix."""
 
 
 class UserError(ValueError):
-    """Something a user can cause and mend: a wrong value, a missing file, a full disk.
+    """An error that a user can cause and fix: an invalid value, a missing file, a full disk.
 
     The message names the field or file, its value, what was expected and what to do.
     Entry points print it as one line and exit with status 2, without a stack trace.
@@ -10,10 +10,10 @@ class UserError(ValueError):
 
 
 class FieldError(UserError):
-    """A configuration field holds a value that cannot work.
+    """A configuration field has an invalid value.
 
-    Raised by a config object's `check()` with the field's own name; `jaxnlp.config.check`
-    puts the path of the object that holds it in front.
+    A config object's `check()` raises it with the field's own name; `jaxnlp.config.check` prepends the path of the
+    object that holds the field.
     """
 
     def __init__(self, field: str, value: object, expected: str):

@@ -1,11 +1,12 @@
-"""How the processes of one job notice that one of them has ended.
+"""Detects that a process of a multi-process job has ended, and ends the others.
 
-A collective waits for every process, and says nothing of one that will never come; JAX's own heartbeats notice it only
-after a time-out, and then abort without a word of why. So each process holds a connection to process 0 all along. The
-operating system closes it when the process ends, however it ends, and a process that fails says so on it first.
-Process 0 passes the news on. A thread listens, whatever the main thread waits for.
+A collective waits for every process, even for one that has died. JAX's own heartbeats notice a dead process only after
+a timeout, and then abort without giving the reason. Therefore each process keeps a TCP connection to process 0. The
+operating system closes the connection when the process ends for any reason, and a process that fails first sends its
+error. Process 0 forwards the message to the others. A background thread listens, so that a blocked main thread does not
+matter.
 
-On the connection go lines of JSON: {"bye": true}, or an Ending.
+Messages are lines of JSON: {"bye": true}, or the fields of an `Ending`.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ AGAIN = "start every process again with the same command: a training run goes on
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
-    """Why the job ends: which process was the first, its error (None: it was killed) and exit status."""
+    """Why the job ends: the first process that ended, its error (None: it was killed) and its exit status."""
 
     process: int
     text: str | None = None
@@ -40,11 +41,11 @@ class Ending:
 
 
 class Lifeline:
-    """One process's end of the connections: of process 0 to each other one, of the others to process 0.
+    """The connections of one process: from process 0 to every other process, from the others to process 0.
 
     Args:
-        index, count: this process, and how many there are.
-        links: sockets, by the process at the other end. store: JAX's client of its coordination service.
+        index, count: index of this process, and number of processes.
+        links: process at the other end -> socket. store: client of JAX's coordination service.
     """
 
     def __init__(self, index: int, count: int, links: dict[int, socket.socket], store: Any):
@@ -59,16 +60,16 @@ class Lifeline:
         threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
 
     def done(self) -> None:
-        """Waits until all processes have done their work; from then on, that one ends is no news."""
+        """Waits until all processes have finished their work. From then on, one that ends does not end the others."""
         self._store.wait_at_barrier(f"{KEY}/done", DONE_MILLISECONDS)
         self._say({"bye": True})
 
     def fail(self, text: str, code: int, show: Callable[[], Any]) -> NoReturn:
-        """Ends this process and all the others.
+        """Ends this process and all others.
 
         Args:
-            text: what went wrong, told by the others. code: exit status.
-            show: prints it here; not called where process 0 said the same.
+            text: the error, reported by the other processes. code: exit status.
+            show: prints the error in this process; not called if process 0 reported the same error.
         """
         self._failing.set()
         time.sleep(GRACE)
@@ -114,7 +115,7 @@ class Lifeline:
             threading.Thread(target=self._follow, args=(ending,), daemon=True).start()
 
     def _follow(self, ending: Ending) -> None:
-        """Ends this process because another has."""
+        """Ends this process because another process has ended."""
         if ending.text is not None:  # perhaps all fail alike, and process 0 says it once
             if self.index == 0:
                 time.sleep(2 * GRACE)
@@ -133,13 +134,13 @@ class Lifeline:
         self._exit(ending.code)
 
     def _say(self, message: dict[str, Any]) -> None:
-        """To process 0; of process 0, to all."""
+        """Sends a message to process 0, or from process 0 to all others."""
         for link in self._links.values():
             with contextlib.suppress(OSError):
                 link.sendall(json.dumps(message).encode() + b"\n")
 
     def _exit(self, code: int) -> NoReturn:
-        """Without leaving JAX's service in order, which waits for the others."""
+        """Exits without shutting down JAX's coordination service, which would wait for the other processes."""
         for stream in (sys.stdout, self._stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
@@ -149,11 +150,12 @@ class Lifeline:
 
 
 def connect(index: int, count: int, store: Any, host: str) -> Lifeline:
-    """Opens the connections. All processes call it; one that cannot be reached is left to JAX's heartbeats.
+    """Opens the connections (collective call). A process without a connection is covered by JAX's heartbeats only.
 
     Args:
-        store: JAX's client of its coordination service.
-        host: where process 0 can be reached.
+        index, count: index of this process, and number of processes.
+        store: client of JAX's coordination service.
+        host: address of process 0.
     """
     if index == 0:
         return Lifeline(0, count, _accept(count, store), store)
@@ -167,7 +169,7 @@ def connect(index: int, count: int, store: Any, host: str) -> Lifeline:
 
 
 def _accept(count: int, store: Any) -> dict[int, socket.socket]:
-    """Process 0's connections to the others."""
+    """Accepts the connections of the other processes at process 0: process -> socket."""
     links: dict[int, socket.socket] = {}
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     dual = family == socket.AF_INET6
@@ -193,7 +195,7 @@ def _accept(count: int, store: Any) -> dict[int, socket.socket]:
 
 
 def _lasting(link: socket.socket) -> socket.socket:
-    """Asks the kernel to notice a machine that is gone without closing its connections."""
+    """Enables TCP keep-alive, so that the kernel notices a machine that disappeared without closing its connections."""
     link.settimeout(None)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", GONE_SECONDS // 3), ("TCP_KEEPINTVL", GONE_SECONDS // 6), ("TCP_KEEPCNT", 4)):

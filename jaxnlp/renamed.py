@@ -1,7 +1,7 @@
-"""Names that saved configs may still use: where each module, class and field has moved to.
+"""Maps old names in saved configs to the current modules, classes and fields.
 
 A config is saved with the class of every object in it, as "module:Class". After a rename the old name is added here, so
-that checkpoints written before it still load. Order of lookup: the module, then the class, then its fields.
+that earlier checkpoints still load. Order of lookup: the module, then the class, then its fields.
 """
 
 from collections.abc import Iterable
@@ -60,7 +60,7 @@ CLASSES: dict[str, str] = {
     "jaxnlp.peft.bitfit:Full": "jaxnlp.peft.full:Full",
     "jaxnlp.peft.method:Method": "PEFTMethod",
 }
-"""New module and old class name -> new class name; as "module:Class" where it is no longer in that module."""
+"""New module and old class name -> new class name, or "module:Class" if the class has moved to another module."""
 
 FIELDS: dict[str, dict[str, str]] = {
     "jaxnlp.data.pipeline:DataConfig": {"examples": "task"},
@@ -84,11 +84,11 @@ FIELDS: dict[str, dict[str, str]] = {
     "jaxnlp.sharding.pipeline:Circular": {"laps": "virtual_stages"},
     "jaxnlp.nn.positions:Yarn": {"original_max_len": "original_max_length"},
 }
-"""New module and new class name -> {old field: new field}, for subclasses too. A new name of "" drops the field."""
+"""New module and new class name -> {old field: new field}, also for subclasses. A new name "" drops the field."""
 
 
 def current_class(name: str) -> str:
-    """The name today of the class that a saved config calls `name`, as "module:Class"."""
+    """The current name of a class in a saved config, as "module:Class"."""
     module, _, cls = name.partition(":")
     moved = f"{MODULES.get(module, module)}:{cls}"
     name = CLASSES.get(moved, cls)
@@ -96,6 +96,6 @@ def current_class(name: str) -> str:
 
 
 def current_fields(names: Iterable[str], fields: dict[str, object]) -> dict[str, object]:
-    """The fields of a saved object under their names today. names: of its class and of the classes it inherits from."""
+    """The fields of a saved object under their current names. names: of its class and of its base classes."""
     renamed = {old: new for name in names for old, new in FIELDS.get(name, {}).items()}
     return {renamed.get(field, field): value for field, value in fields.items() if renamed.get(field, field)}

@@ -1,14 +1,14 @@
-"""What a process needs to be told before JAX makes its first array. Call `configure_jax()` first in an entry point.
+"""Process-level JAX settings. Call `configure_jax()` first in an entry point, before JAX is imported.
 
-On CPU the memory allocator matters more than any flag of the compiler. XLA allocates its
-scratch memory anew at each step; glibc by default hands large blocks back to the kernel, so each
-step faults every page in again: a third of a small model's step. `configure_jax` tells glibc to
-keep them, and asks JAX to run programs on the calling thread, whose heap can grow without bound
-(glibc's heaps of other threads end at 64 MiB and go back to the kernel all the same).
+On CPU the memory allocator matters more than any compiler flag. XLA allocates its scratch memory anew at each step, and
+glibc by default returns large blocks to the kernel, so each step faults in every page again. This takes a third of a
+small model's step time. `configure_jax` makes glibc keep freed blocks. It also makes JAX run programs on the calling
+thread, whose heap can grow without bound (glibc limits the heaps of other threads to 64 MiB and returns them to the
+kernel).
 
-Switches: JAXNLP_ALLOCATOR=system leaves the allocator alone, JAX_CPU_ENABLE_ASYNC_DISPATCH=true
-keeps JAX's own dispatch, JAX_ENABLE_COMPILATION_CACHE=false compiles anew each time. None
-touches a GPU's or TPU's memory or dispatch.
+Switches: JAXNLP_ALLOCATOR=system leaves the allocator unchanged, JAX_CPU_ENABLE_ASYNC_DISPATCH=true keeps JAX's
+asynchronous dispatch, and JAX_ENABLE_COMPILATION_CACHE=false disables the compilation cache. None of them affects GPU
+or TPU memory or dispatch.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 
 
 def configure_jax() -> None:
-    """Sets the allocator, the dispatch and the compile cache; a variable already set is left as it is."""
+    """Configures the allocator, CPU dispatch and compilation cache. Environment variables take precedence."""
     if "jax" in sys.modules and os.environ.get("JAXNLP_ALLOCATOR") != "system":
         print(
             "note: jax was imported before jaxnlp.runtime.configure_jax(); its settings come too late", file=sys.stderr
@@ -39,17 +39,17 @@ def configure_jax() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed blocks of any size. False where that cannot be done, or was declined."""
+    """Makes glibc keep freed blocks of any size. Returns False if unsupported or disabled by JAXNLP_ALLOCATOR."""
     if os.environ.get("JAXNLP_ALLOCATOR", "keep") != "keep" or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # Older glibcs refuse a threshold above 32 MiB; that much still helps small models.
+    # Older glibc versions reject a threshold above 32 MiB; 32 MiB still helps small models.
     threshold = mallopt(M_MMAP_THRESHOLD, 2**31 - 1) == 1 or mallopt(M_MMAP_THRESHOLD, 32 << 20) == 1
     return threshold & (mallopt(M_TRIM_THRESHOLD, 2**31 - 1) == 1) & (mallopt(M_TOP_PAD, 64 << 20) == 1)
 
 
 def python() -> str:
-    """How a person in this folder and shell would call the Python that runs: "python", or ".venv/bin/python"."""
+    """The command that starts the running Python from the current folder: "python", or a path as ".venv/bin/python"."""
     if shutil.which("python") == sys.executable:
         return "python"
     path = pathlib.Path(sys.executable)

@@ -1,4 +1,4 @@
-"""Parameters as nested dicts: parts of them by path, and two put together. Nothing given is changed."""
+"""Functions on parameters as nested dicts: select, set and remove by path, and merge. Inputs are never modified."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,27 +7,27 @@ Path = tuple[str, ...]
 
 
 def merge(base: Any, tuned: Any) -> Any:
-    """One tree of both; where both have a parameter it is the tuned one."""
+    """The union of two trees. A parameter in both is taken from `tuned`."""
     if not isinstance(tuned, Mapping):
         return tuned
     return {**base, **{name: merge(base.get(name, {}), x) for name, x in tuned.items()}}
 
 
 def select(tree: Any, wanted: Any) -> Any:
-    """Of a tree, what is in another too."""
+    """The part of `tree` at the paths of `wanted`."""
     if not isinstance(wanted, Mapping):
         return tree
     return {name: select(tree[name], x) for name, x in wanted.items()}
 
 
 def set_at(tree: Any, path: Path, leaf: Any) -> Any:
-    """The tree with a leaf at a path, as a new tree."""
+    """A new tree with `leaf` at `path`."""
     head, *tail = path
     return {**tree, head: set_at(tree.get(head, {}), tuple(tail), leaf) if tail else leaf}
 
 
 def without(tree: Any, path: Path) -> Any:
-    """The tree without the leaf at a path, and what that leaves empty, as a new tree."""
+    """A new tree without the leaf at `path`, and without dicts that become empty."""
     head, *tail = path
     rest = {name: x for name, x in tree.items() if name != head}
     inner = without(tree[head], tuple(tail)) if tail else {}
@@ -35,7 +35,7 @@ def without(tree: Any, path: Path) -> Any:
 
 
 def get_at(tree: Any, path: Path) -> Any:
-    """What is at a path of nested dicts, or None."""
+    """The leaf or subtree at `path`, or None."""
     for name in path:
         if not isinstance(tree, Mapping) or name not in tree:
             return None

@@ -5,10 +5,10 @@ Variants: "base" (110M parameters), "large" (340M) (Devlin et al. 2019, arXiv:18
 
   python -m experiments.train --config=configs/bert/bert.py:base --workdir=runs/base --dry_run
 
-Point `data` at a corpus tokenized by experiments.tokenize (docs/guides/data.md), with the special tokens [CLS], [SEP]
-and [MASK]. BERT's own run had sequences of 128 tokens for the first 90% of the steps: train those with
---config.data.seq_len=128 --config.num_steps=900000 --config.optim.total_steps=1000000 and go on without. To begin from
-published weights, see docs/guides/huggingface_checkpoints.md.
+Set `data` to a corpus tokenized by experiments.tokenize (docs/guides/data.md), with the special tokens [CLS], [SEP]
+and [MASK]. The original BERT run used sequences of 128 tokens for the first 90% of the steps. To reproduce it, train
+with --config.data.seq_len=128 --config.num_steps=900000 --config.optim.total_steps=1000000 first, then resume without
+these overrides. To start from published weights, see docs/guides/huggingface_checkpoints.md.
 """
 
 from jaxnlp.data.pipeline import DataConfig

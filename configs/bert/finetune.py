@@ -96,7 +96,7 @@ def get_config(variant: str = "") -> Experiment:
     if fresh not in ("", "fresh"):
         raise UserError(f"finetune.py:{variant}: after TASK,RUN expected nothing, or fresh")
     source, examples, head, objective, seq_len, batch_size = TASKS[task or "sequence_classification"]
-    # So small a BERT learns little from next sentences: its pooler, which they train, is better left out.
+    # Next-sentence prediction teaches a BERT this small little, so the pooler that it trains is left out.
     changes = {"heads": (), "dropout_rate": 0.1}
     if run:
         trunk, tokenizer = pretrained.model(run, **changes), PretrainedTokenizer(path=run)

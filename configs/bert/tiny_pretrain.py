@@ -1,8 +1,8 @@
-"""A BERT that two CPU cores train in minutes on the text of the Python standard library.
+"""A tiny BERT for the text of the Python standard library; trains in minutes on two CPU cores.
 
-Masked words and next sentences.
-Variants: "" (BERT: pairs, single tokens), "whole_words" (whole-word masking), "static" (each text ten times an epoch,
-each copy with a mask that never changes), "roberta" (full sentences, no pairs).
+The objectives are masked-language modelling and next-sentence prediction.
+Variants: "" (BERT: pairs, single-token masking), "whole_words" (whole-word masking), "static" (static masking: ten
+copies of each text per epoch, each with a fixed mask), "roberta" (full sentences, no next-sentence prediction).
 
   python -m experiments.train --config=configs/bert/tiny_pretrain.py --workdir=runs/bert
 """

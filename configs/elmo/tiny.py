@@ -1,4 +1,4 @@
-"""An ELMo that two CPU cores train in about three minutes on the text of the Python standard library.
+"""A tiny ELMo for the text of the Python standard library; trains in about three minutes on two CPU cores.
 
 python -m experiments.train --config=configs/elmo/tiny.py --workdir=runs/elmo
 """

@@ -1,10 +1,12 @@
-"""Continued pretraining: a trained GPT goes on, with the same objective, on texts of a domain or of a task.
+"""Continued pretraining of a GPT on texts of a domain or a task, with the same objective.
 
-Gururangan et al. 2020, arXiv:2004.10964 ("domain-adaptive" and "task-adaptive"). The variant is RUN, RUN,FILES or
-RUN,FILES,PARTS, or nothing for a dry run, on a base that is drawn. RUN is a run's folder, or one in Hugging Face's
-layout; FILES a file, folder or glob of texts, or empty: the docstrings of the Python standard library. PARTS is what is
-trained: "all" (or nothing), "upper" (all but the embeddings and the lower half of the layers), or "lora" (a low-rank
-update of every map).
+"Domain-adaptive" and "task-adaptive" pretraining of Gururangan et al. 2020, arXiv:2004.10964. The variant is RUN,
+RUN,FILES or RUN,FILES,PARTS. It may be empty for a dry run on a randomly initialised model.
+
+RUN is the folder of a run, or one in Hugging Face's layout.
+FILES is a file, folder or glob of texts; empty: the docstrings of the Python standard library.
+PARTS selects the trained parameters: "all" (the default), "upper" (all but the embeddings and the lower half of the
+layers), or "lora" (LoRA on every linear layer of the blocks).
 
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
   python -m experiments.train --config=configs/gpt/adapt.py:runs/tiny --workdir=runs/adapted
@@ -57,7 +59,7 @@ def get_config(variant: str = "") -> Experiment:
 
 
 def tuning(parts: str, model: Any) -> object:
-    """The method that trains these parts of a model; None: all are trained."""
+    """The PEFT method that trains these parts of a model; None for full fine-tuning."""
     if parts == "upper":
         tables = ("embed/*", "positions/*") if isinstance(model.positions, Learned) else ("embed/*",)
         return Full(frozen=(*tables, *(f"block_{i}/*" for i in range(model.num_layers // 2))))

@@ -1,4 +1,4 @@
-"""nanoGPT's baby GPT, the shape of its documented CPU setting, here on bytes: the benchmark's small shape."""
+"""nanoGPT's baby GPT on bytes: the size of its documented CPU setting, and the "baby" shape of the benchmarks."""
 
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.text.sources import PythonStdlib

@@ -1,8 +1,8 @@
-"""Fine-tunes GPT as Radford et al. 2018 do, on tasks built from the Python standard library: minutes on two CPU cores.
+"""Fine-tunes GPT on tasks built from the Python standard library, in minutes on two CPU cores (Radford et al. 2018).
 
-An input is laid out between a start, a delimiter and an extract token (section 3.3 and figure 1), which are three new
-rows of the vocabulary. The head reads the hidden state at the extract token. The language-modelling loss is kept as an
-auxiliary objective with weight 0.5 (equation 5). The variant is TASK, TASK,RUN or TASK,RUN,fresh, as in
+The texts of an input are separated by start, delimiter and extract tokens (section 3.3 and figure 1), which are added
+to the vocabulary. The head reads the hidden state at the extract token. The language-modelling loss is an auxiliary
+objective with weight 0.5 (equation 5). The variant is TASK, TASK,RUN or TASK,RUN,fresh, as in
 `configs/bert/finetune.py`:
 
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny

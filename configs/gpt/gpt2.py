@@ -4,8 +4,8 @@ Variants: "small" (124M parameters), "medium" (355M), "large" (774M), "xl" (1.5B
 
   python -m experiments.train --config=configs/gpt/gpt2.py:xl --workdir=runs/xl
 
-Add "-gpu" or "-tpu" to the size for that platform's attention kernel: --config=configs/gpt/gpt2.py:small-tpu.
-Point it at a corpus tokenized by experiments.tokenize (see docs/guides/data.md), or change `data` below.
+Append "-gpu" or "-tpu" to the size for that platform's attention kernel: --config=configs/gpt/gpt2.py:small-tpu.
+Set `data` to a corpus tokenized by experiments.tokenize (see docs/guides/data.md).
 """
 
 from jaxnlp.data.pipeline import DataConfig

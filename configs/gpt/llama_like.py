@@ -1,4 +1,4 @@
-"""The tiny run with a Llama's components: rotary positions, RMSNorm, SwiGLU, grouped-query attention, no biases."""
+"""The tiny GPT with Llama's components: rotary positions, RMSNorm, SwiGLU, grouped-query attention, no biases."""
 
 from configs.gpt import tiny
 from jaxnlp.models.gpt import GPTConfig

@@ -1,9 +1,9 @@
-"""The tiny GPT under a preset of `jaxnlp/sharding/presets.py`: the variant is its name, and sizes of the mesh.
+"""The tiny GPT with a sharding preset of `jaxnlp/sharding/presets.py`. The variant is PRESET or PRESET,AXIS=SIZE,...
 
 JAX_NUM_CPU_DEVICES=8 python -m experiments.train --config=configs/gpt/parallel.py:ZERO3 --workdir=runs/zero3
 JAX_NUM_CPU_DEVICES=8 python -m experiments.train --config=configs/gpt/parallel.py:TP,data=2,tensor=4 --dry_run
 
-Under PP and DP_PP_TP the layers are stacked, to be cut, and a batch is four microbatches.
+With PP and DP_PP_TP the layers are scanned, so that they can be split into stages, and a batch has four microbatches.
 """
 
 from jaxnlp.data.pipeline import DataConfig

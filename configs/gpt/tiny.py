@@ -1,6 +1,6 @@
-"""A GPT that two CPU cores train in about three minutes on the text of the Python standard library.
+"""A tiny GPT for the text of the Python standard library; trains in about three minutes on two CPU cores.
 
-GPT-2's block with rotary positions, which learn far faster in so short a run than a table of positions.
+GPT-2's block with rotary positions, which learn much faster than learned position embeddings in a run this short.
 """
 
 from jaxnlp.data.pipeline import DataConfig

@@ -1,8 +1,10 @@
-"""Tuning a few parameters of a trained GPT, as a language model or on a task of `configs/gpt/finetune.py`.
+"""Parameter-efficient fine-tuning of a GPT, as a language model or on a task of `configs/gpt/finetune.py`.
 
-The variant is METHOD,RUN or METHOD,RUN,TASK, or METHOD alone for a dry run, on a base that is drawn; methods: lora,
-qlora, dora, rslora, lora+, adapter (Houlsby's), pfeiffer, ia3, bitfit, full, prefix, prefix-mlp, prompt, and ptuning,
-whose vectors stand around a task's texts, within a template, and in front of a language model's (docs/guides/peft.md).
+The variant is METHOD,RUN or METHOD,RUN,TASK, or METHOD alone for a dry run on a randomly initialised base.
+
+Methods: lora, qlora, dora, rslora, lora+, adapter (Houlsby), pfeiffer, ia3, bitfit, full, prefix, prefix-mlp, prompt,
+ptuning. P-tuning places its vectors around a task's texts (in a template) and in front of a language model's texts
+(docs/guides/peft.md).
 
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
   python -m experiments.train --config=configs/gpt/tune.py:lora,runs/tiny --workdir=runs/tiny-lora
@@ -69,7 +71,10 @@ def get_config(variant: str = "lora") -> Experiment:
 
 
 def within_template(e: Experiment, method: PTuning) -> Experiment:
-    """The task with the prompt's places around its texts, half on either side, and no loss of the places as words."""
+    """The task in a template with half of the prompt's positions on either side of its texts.
+
+    The language-modelling loss is disabled, because the prompt's positions are not words to predict.
+    """
     half = method.length // 2 * PLACE
     within, tokenizer = e.data.task.layout, e.data.tokenizer
     assert within is not None and isinstance(tokenizer, PretrainedTokenizer)

@@ -1,12 +1,12 @@
-"""Llama at its published sizes, and its relatives.
+"""Llama and Mistral at their published sizes.
 
 Variants: "2-7b", "2-13b" (arXiv:2307.09288); "3-8b", "3.1-8b", "3-70b" (arXiv:2407.21783);
 "mistral-7b" (arXiv:2310.06825).
 
   python -m experiments.train --config=configs/llama/llama.py:3-8b --workdir=runs/llama --dry_run
 
-Set `sharding` to the devices there are (docs/guides/configs.md), and point `data` at a corpus tokenized by
-experiments.tokenize. To begin from published weights, see docs/guides/huggingface_checkpoints.md.
+Set `sharding` for the available devices (docs/guides/configs.md), and `data` to a corpus tokenized by
+experiments.tokenize. To start from published weights, see docs/guides/huggingface_checkpoints.md.
 """
 
 from jaxnlp.data.pipeline import DataConfig

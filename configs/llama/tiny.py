@@ -1,6 +1,7 @@
-"""A Llama that two CPU cores train in about three minutes: the tiny GPT's data and lengths, a Llama's model.
+"""A tiny Llama with the data and lengths of configs/gpt/tiny.py; trains in about three minutes on two CPU cores.
 
-Variants: "" (Llama), "qwen3" (norms of queries and keys), "mistral" (each position sees the 64 up to itself).
+Variants: "" (Llama), "qwen3" (RMSNorm of queries and keys, tied embeddings), "mistral" (sliding window of 64
+positions).
 
   python -m experiments.train --config=configs/llama/tiny.py --workdir=runs/llama
 """

@@ -1,12 +1,13 @@
-"""T5 at its published sizes (Raffel et al. 2020, arXiv:1910.10683, section 3.7), and version 1.1's.
+"""T5 and T5 1.1 at their published sizes (Raffel et al. 2020, arXiv:1910.10683, section 3.7).
 
 Variants: "small" (60M parameters), "base" (220M), "large" (770M), "3b", "11b"; "1.1-small" (77M), "1.1-base" (250M),
 "1.1-large" (780M), "1.1-xl" (3B), "1.1-xxl" (11B).
 
   python -m experiments.train --config=configs/t5/t5.py:base --workdir=runs/t5 --dry_run
 
-Span corruption with Adafactor and the inverse square root, as there. Point `data` at a corpus tokenized by
-experiments.tokenize; to begin from published weights, see docs/guides/huggingface_checkpoints.md.
+As in the paper, the objective is span corruption and the optimizer Adafactor with an inverse-square-root schedule. Set
+`data` to a corpus tokenized by experiments.tokenize. To start from published weights, see
+docs/guides/huggingface_checkpoints.md.
 """
 
 from jaxnlp.data.pipeline import DataConfig

@@ -1,4 +1,4 @@
-"""A T5 that two CPU cores train in minutes: span corruption on the text of the Python standard library.
+"""A tiny T5 with span corruption on the text of the Python standard library; trains in minutes on two CPU cores.
 
 python -m experiments.train --config=configs/t5/tiny.py --workdir=runs/t5
 """

@@ -1,9 +1,9 @@
-"""A Transformer of 2017 that two CPU cores train in minutes: from the signature of a function to a call of it.
+"""A tiny encoder-decoder Transformer that maps a function's signature to a call; trains in minutes on two CPU cores.
 
   def dump(self, obj, fp, *, skipkeys=False)   ->   self.dump(obj, fp, skipkeys=skipkeys)
 
-The signatures are those of the Python standard library. What the decoder must copy it must first find: its attention to
-the encoder shows where (`experiments.attention_map`).
+The signatures are those of the Python standard library. The decoder has to copy names from the source; its
+cross-attention shows which ones (`experiments.attention_map`).
 
   python -m experiments.train --config=configs/transformer/tiny.py --workdir=runs/calls
   python -m experiments.generate --workdir=runs/calls --temperature=0 --prompt="def send(self, data, timeout=None)"

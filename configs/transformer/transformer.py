@@ -1,12 +1,12 @@
-"""The Transformer at the sizes of its paper (Vaswani et al. 2017, arXiv:1706.03762, table 3), trained as there.
+"""The Transformer with the sizes and training settings of Vaswani et al. 2017, arXiv:1706.03762, table 3.
 
-The variant is SIZE,FOLDER: "base" (65M parameters) or "big" (213M), and a folder with train.jsonl and validation.jsonl,
-a line of which is {"source": "...", "target": "..."} (also .csv, .tsv, .parquet, .gz; any number of files train*).
-Without a folder it learns from the standard library (`StdlibCalls`), to see that it works.
+The variant is SIZE or SIZE,FOLDER. SIZE is "base" (65M parameters) or "big" (213M). FOLDER contains train.jsonl and
+validation.jsonl with lines {"source": "...", "target": "..."} (also .csv, .tsv, .parquet, .gz; any number of files
+train*). Without FOLDER it trains on `StdlibCalls`, built from the standard library, as a functional test.
 
   python -m experiments.train --config=configs/transformer/transformer.py:base,data/wmt14 --workdir=runs/translate
 
-A batch of 25,000 tokens a side is 392 pairs of up to 64 tokens.
+The batch of 392 pairs of up to 64 tokens corresponds to 25,000 source and 25,000 target tokens.
 """
 
 from jaxnlp.data.corpora.stdlib_tasks import StdlibCalls
