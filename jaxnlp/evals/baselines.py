@@ -1,4 +1,4 @@
-"""What a split costs without a model: its unigram entropy and what compressors make of it."""
+"""Baselines without a trained model: unigram entropy and general-purpose compressors."""
 
 import gzip
 import lzma
@@ -14,9 +14,9 @@ LIMIT = 8 << 20  # bytes given to a compressor: xz at its best takes about a sec
 
 
 def unigram_bits_per_byte(store: TokenStore) -> float:
-    """Entropy of the split's own token frequencies, in bits a byte of its text.
+    """Entropy of the split's own token frequencies, in bits per byte of its text.
 
-    The best any model that ignores context could do on this split, had it known its frequencies.
+    This is the lowest loss on the split of any model that ignores context.
     """
     counts = np.zeros(store.meta.vocab_size, np.int64)
     for start in range(1, len(store), 1 << 22):
@@ -26,11 +26,12 @@ def unigram_bits_per_byte(store: TokenStore) -> float:
 
 
 def unigram_of_targets(batches: Iterable[dict[str, Any]], vocab_size: int) -> tuple[float, float]:
-    """(entropy in nats, accuracy) of a model that knows the targets' own frequencies and nothing else.
+    """(entropy in nats, accuracy) of a model that knows only the targets' own frequencies.
+
+    The accuracy is that of always predicting the most frequent target.
 
     Args:
-        batches: with `targets` and `weights`, as an objective gets them. The accuracy is that of always naming the
-            most frequent target.
+        batches: with `targets` and `weights`, as for an objective.
     """
     counts = np.zeros(vocab_size, np.int64)
     for batch in batches:
@@ -40,7 +41,7 @@ def unigram_of_targets(batches: Iterable[dict[str, Any]], vocab_size: int) -> tu
 
 
 def compressed_bits_per_byte(store: TokenStore, tokenizer: Tokenizer) -> dict[str, float]:
-    """Bits a byte of the split's text under gzip -9 and xz -9e, over its first 8 MiB."""
+    """Bits per byte of the first 8 MiB of the split's text under gzip -9 and xz -9e."""
     text = bytearray()
     for ids in store.documents():
         text += tokenizer.decode(ids.tolist()).encode()

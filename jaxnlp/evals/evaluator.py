@@ -1,8 +1,8 @@
 """The base class of evaluators, and the four kinds: loss, predictions, generated texts, ranked candidates.
 
-An evaluator is a config object in `Experiment.evaluators`. A run calls it every so many steps and at the end; the
-command `experiments.evaluate` calls it on a trained run. Evaluators run on any mesh, in any number of processes (all
-of which call them), and count every example once.
+An evaluator is a config object in `Experiment.evaluators`. A run calls it every `Evaluator.every` steps and at the end;
+the command `experiments.evaluate` calls it on a trained run. Evaluators run on any mesh and in any number of processes,
+all of which must call them. Every example is counted once.
 """
 
 import abc
@@ -30,9 +30,11 @@ Store = TokenStore | RecordStore
 class EvaluatedModel:
     """A model under evaluation.
 
-    program: its `training.step.program.Program`. generator: makes its generator; raises UserError if it has none.
-    stores: splits that are open already; others are opened and added. between_batches: called between batches, where
-    an evaluation may be interrupted by an exception. log: called with notes.
+    program: its `training.step.program.Program`.
+    generator: returns its generator; raises UserError if the model cannot generate.
+    stores: opened splits by name; other splits are opened when needed and added.
+    between_batches: called between batches; may raise an exception to interrupt the evaluation.
+    log: called with messages.
     """
 
     program: Any
@@ -50,7 +52,10 @@ class EvaluatedModel:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """metrics: by name. rows: for each record, JSON values with its prediction and its reference."""
+    """Result of an evaluation.
+
+    metrics: by name. rows: for each record, its fields, "prediction" and "reference" as JSON values.
+    """
 
     metrics: Scores
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -58,12 +63,12 @@ class Outcome:
 
 @dataclasses.dataclass(kw_only=True)
 class Evaluator(abc.ABC):
-    """Measures a model on a split. A subclass defines `evaluate`.
+    """Evaluates a model on a split. Subclasses define `evaluate`.
 
-    name: names its metrics in the log and in `Experiment.best`, as "squad" in "squad/f1:max".
-    split: the split it reads. source: data of its own; None is the run's.
-    every: steps between evaluations, a multiple of checkpoint_every where `best` names it; None is eval_every.
-    limit: records, or batches for a loss; None is the full split.
+    name: prefix of its metrics in the log and in `Experiment.best`, as "squad" in "squad/f1:max".
+    split: the split to evaluate on. source: its own data source; None is the run's.
+    every: steps between evaluations; None is eval_every. Must be a multiple of checkpoint_every if `best` names it.
+    limit: maximum number of records, or of batches for a loss; None is the full split.
     """
 
     name: str
@@ -83,13 +88,13 @@ class Evaluator(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, model: EvaluatedModel) -> Outcome:
-        """The metrics, and what they were computed from. With several processes all must call it."""
+        """The metrics, and the rows that they were computed from. With several processes, all must call it."""
 
     def run(self, model: EvaluatedModel) -> Scores:
         return self.evaluate(model).metrics
 
     def open(self, model: EvaluatedModel) -> tuple[DataConfig, Store]:
-        """The data config with this evaluator's source, and the opened split."""
+        """(the data config with this evaluator's source, the opened split)."""
         if self.source is None:
             data, key = model.data, self.split
         else:
@@ -101,7 +106,7 @@ class Evaluator(abc.ABC):
 
 @dataclasses.dataclass(kw_only=True)
 class LossEvaluator(Evaluator):
-    """The loss, and the objective's metrics, over a split."""
+    """The loss and the objective's metrics over a split."""
 
     def evaluate(self, model: EvaluatedModel) -> Outcome:
         data, store = self.open(model)
@@ -120,10 +125,10 @@ def _placed(model: EvaluatedModel, batches: Iterator[dict[str, Any]]) -> Iterato
 
 @dataclasses.dataclass(kw_only=True)
 class RecordEvaluator(Evaluator):
-    """What evaluators of records share.
+    """Base class of evaluators that predict labelled records.
 
-    metrics: more metrics beside the task's own, as "my_metrics:bleurt": functions of (predictions, references), called
-        with the first value of each prediction and of each reference.
+    metrics: metrics in addition to the task's own, as "my_metrics:bleurt": functions of (predictions, references),
+        called with the first value of each prediction and of each reference.
     bootstrap_samples: resamples for the 95% intervals `<metric>_low` and `<metric>_high`; 0 reports none.
     """
 
@@ -146,7 +151,7 @@ class RecordEvaluator(Evaluator):
         return data.task, store, store.records[: self.limit]
 
     def score(self, metric: Metric, predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
-        """The metric's scores, with intervals on request."""
+        """The metric's scores, with intervals if `bootstrap_samples` is positive."""
         scores = metric(predictions, references)
         if self.bootstrap_samples:
             intervals = bootstrap_interval(metric, predictions, references, self.bootstrap_samples)
@@ -155,7 +160,7 @@ class RecordEvaluator(Evaluator):
         return scores
 
     def outcome(self, task: LabelledTask, records: list[Record], predictions: list[Prediction]) -> Outcome:
-        """The task's metrics and `metrics` of the predictions."""
+        """Scores of the predictions under the task's metrics and `metrics`, and a row per record."""
         references = [task.reference(record) for record in records]
         scores = self.score(task.metrics, predictions, references)
         first = [[next(iter(values.values())) for values in rows] for rows in (predictions, references)]
@@ -167,7 +172,7 @@ class RecordEvaluator(Evaluator):
 
 @dataclasses.dataclass(kw_only=True)
 class PredictionEvaluator(RecordEvaluator):
-    """The task's metrics of a head's predictions: as exact match and F1 of answers, or F1 of entities."""
+    """The task's metrics of a head's predictions, e.g. exact match and F1 of answers, or F1 of entities."""
 
     def evaluate(self, model: EvaluatedModel) -> Outcome:
         task, store, records = self.records(model)
@@ -184,9 +189,9 @@ class PredictionEvaluator(RecordEvaluator):
 
 @dataclasses.dataclass(kw_only=True)
 class GenerationEvaluator(RecordEvaluator):
-    """The task's metrics of texts that the model generates greedily: as BLEU of translations.
+    """The task's metrics of greedily generated texts, e.g. BLEU of translations.
 
-    max_new_tokens: of a text; None is the length of a target.
+    max_new_tokens: maximum number of tokens per text; None is the length of the task's targets.
     """
 
     max_new_tokens: int | None = None
@@ -211,7 +216,7 @@ class GenerationEvaluator(RecordEvaluator):
 
 @dataclasses.dataclass(kw_only=True)
 class RankingEvaluator(RecordEvaluator):
-    """Accuracy among the k best and mean reciprocal rank of candidates that a multiple-choice head scores."""
+    """Top-k accuracy and mean reciprocal rank of the candidates that a head scores."""
 
     def evaluate(self, model: EvaluatedModel) -> Outcome:
         from jaxnlp.metrics.ranking import ranking
@@ -237,13 +242,13 @@ def _candidates(prediction: Prediction) -> Sequence[float]:
 
 
 def _index(prediction: Prediction, reference: Prediction) -> int:
-    """The index of the right candidate: an option's number, or the place of a class among the probabilities."""
+    """The index of the correct candidate: an option's number, or the index of a class among the probabilities."""
     right, probabilities = next(iter(reference.values())), prediction["probabilities"]
     return list(probabilities).index(right) if isinstance(probabilities, dict) else int(right)
 
 
 def find(evaluators: Sequence[Evaluator], names: Sequence[str]) -> list[Evaluator]:
-    """The evaluators of these names. Raises UserError for a name that none has."""
+    """The evaluators with these names, in that order. Raises UserError for an unknown name."""
     known = {evaluator.name: evaluator for evaluator in evaluators}
     missing = [name for name in names if name not in known]
     if missing:
@@ -252,7 +257,7 @@ def find(evaluators: Sequence[Evaluator], names: Sequence[str]) -> list[Evaluato
 
 
 def default_evaluators(data: DataConfig) -> list[Evaluator]:
-    """The loss, and for a labelled task the metrics of its predictions or generated texts."""
+    """A loss evaluator, and for a labelled task an evaluator of its predictions or generated texts."""
     kinds: dict[str | None, type[Evaluator]] = {"logits": PredictionEvaluator, "text": GenerationEvaluator}
     kind = kinds.get(data.task.output)
     return [LossEvaluator(name="loss"), *([] if kind is None else [kind(name="predictions")])]

@@ -11,7 +11,7 @@ from jaxnlp.objectives.objective import Objective, means
 
 
 def make_eval_step(apply: Callable, objective: Objective) -> Callable:
-    """(params, batch) -> {"loss", "weight", and the objective's metrics}: sums, with dropout off. To be jitted."""
+    """(params, batch) -> sums of {"loss", "weight", the objective's metrics}, without dropout. To be jitted."""
 
     def eval_step(params: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
         loss, weight, extra = objective.loss(apply, params, objective.prepare(batch), None)
@@ -28,17 +28,21 @@ def evaluate(
     bytes_per_token: float | None = None,
     progress: Callable[[int], Any] = lambda done: None,
 ) -> dict[str, float]:
-    """Means over all batches: padding has weight 0, and the sums are divided once.
+    """Weighted means over all batches. Padding has weight 0, and sums are divided once at the end.
 
     Args:
         eval_step: from `make_eval_step`, jitted. batches: device batches.
         objective: the objective of `eval_step`; it finalizes the metrics.
-        bytes_per_token: bytes of the split's text divided by the split's targets; with every batch of the split, bits
-            per byte is exact. None where targets are not the text.
+        bytes_per_token: bytes of the split's text per target of the split; None if the targets are not the text. Bits
+            per byte are exact if the batches cover the split.
+        progress: called with the number of batches done.
 
     Returns:
-        `loss` without regularisers, `perplexity` of a loss in nats, `bits_per_byte` unless `bytes_per_token` is None,
-        `tokens` (the sum of weights), and the objective's other metrics.
+        `loss` without regularisers, `perplexity` if the loss is in nats, `bits_per_byte` unless `bytes_per_token` is
+        None, `tokens` (the sum of weights), and the objective's other metrics.
+
+    Raises:
+        ValueError: the sum of weights is 0.
     """
     sums: Any = None
     for done, batch in enumerate(batches, 1):

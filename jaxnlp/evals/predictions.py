@@ -18,12 +18,12 @@ INPUTS = ("types", "segment_ids", "extract")
 def answers(
     program: Any, params: Any, tokenizer: Tokenizer, records: Sequence[Record], examples: Sequence[Example]
 ) -> Iterator[Prediction]:
-    """The task's prediction for each record, in order; computed a batch at a time.
+    """Yields the task's prediction for each record, in order, computed one batch at a time.
+
+    With several processes, all must call it with the same records and exhaust the iterator.
 
     Args:
-        program: the `Program` of the fine-tuned run. examples: the task's examples of the records, in their order.
-
-    With several processes all must call it, with the same records, and consume all of it.
+        program: the `Program` of the fine-tuned run. examples: the task's examples of the records, in record order.
     """
     data = program.experiment.data
     task, size = data.task, data.batch_size

@@ -1,1 +1,1 @@
-"""Pictures of models: arrays and plain trees in, a matplotlib figure out."""
+"""Figures of models: functions from arrays and plain trees to matplotlib figures."""

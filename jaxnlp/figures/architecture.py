@@ -1,4 +1,4 @@
-"""A model's architecture, drawn from its parameter table: nested boxes, repeated blocks once."""
+"""Draws a model's architecture from its parameter table as nested boxes; repeated blocks are drawn once."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ Table = Sequence[tuple[tuple[str, ...], tuple[int, ...], tuple[str | None, ...]]
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 NUMBERED = re.compile(r"^(.*\D)(\d+)$")
-# What a module's name says of it, most telling first. Colours as in figure 1 of Vaswani et al. 2017.
+# Colour by substring of a module's name; the first match counts. Colours as in figure 1 of Vaswani et al. 2017.
 COLOURS = {
     "norm": "#f6f4c9",
     "attention": "#fde3c0",
@@ -28,7 +28,7 @@ PLAIN = ("#f2f2f2", "#ffffff")  # other boxes: a part of the model, and one with
 
 @dataclasses.dataclass
 class Parameter:
-    """One array. sizes: (size, logical axis) of each dimension."""
+    """A parameter array. sizes: (size, logical axis) of each dimension."""
 
     name: str
     sizes: tuple[tuple[int, str | None], ...]
@@ -46,7 +46,7 @@ class Parameter:
 
 @dataclasses.dataclass
 class Box:
-    """A module: its own parameters, the modules in it, and how many there are like it."""
+    """A module. parameters: its own. boxes: its submodules. times: number of identical modules that it represents."""
 
     name: str
     parameters: list[Parameter]
@@ -55,7 +55,7 @@ class Box:
 
     @property
     def each(self) -> int:
-        """Parameters of one of them."""
+        """Number of parameters in one of the identical modules, submodules included."""
         return sum(p.count for p in self.parameters) + sum(box.count for box in self.boxes)
 
     @property
@@ -64,12 +64,15 @@ class Box:
 
     @property
     def repeats(self) -> bool:
-        """Whether it holds a module that is there more than once."""
+        """Whether it contains a repeated module."""
         return any(box.times > 1 or box.repeats for box in self.boxes)
 
 
 def tree(name: str, table: Table) -> Box:
-    """The modules of a parameter table (`sharding.functional.parameter_table`); alike neighbours are folded."""
+    """The module tree of a parameter table (`sharding.functional.parameter_table`).
+
+    Identical neighbours with consecutive numbers, and scanned layers, are folded into one box.
+    """
     root = Box(name, [], [])
     for path, shape, axes in table:
         box = root
@@ -96,7 +99,7 @@ def _folded(box: Box) -> Box:
 
 
 def _follows(before: Box, box: Box) -> bool:
-    """Whether `box` is `before` once more, with the next number."""
+    """Whether `box` is identical to `before` except for the next number in its name."""
     old, new = NUMBERED.match(before.name.split(" … ")[-1]), NUMBERED.match(box.name)
     if not (old and new and old[1] == new[1] and int(new[2]) == int(old[2]) + 1 and box.times == 1):
         return False
@@ -104,7 +107,7 @@ def _follows(before: Box, box: Box) -> bool:
 
 
 def _unscanned(box: Box) -> Box:
-    """A box of scanned layers, whose parameters all lead with their axis, as one layer many times."""
+    """A box of scanned layers, whose parameters all have the leading axis "layers", as one repeated layer."""
     parameters = list(_all_parameters(box))
     layers = {p.sizes[0] if p.sizes else (0, None) for p in parameters}
     if not box.boxes or len(layers) != 1 or next(iter(layers))[1] != "layers":
@@ -129,7 +132,7 @@ DPI = 100
 
 
 def draw(root: Box, title: str) -> Any:
-    """A matplotlib figure of a model: its parts from top to bottom in the order of the table, and the total."""
+    """A matplotlib figure of a model: its parts from top to bottom in table order, and the parameter count."""
     from matplotlib.figure import Figure
 
     rows = _rows(root)
@@ -153,7 +156,7 @@ def draw(root: Box, title: str) -> Any:
 
 
 def _rows(root: Box) -> list[list[Box]]:
-    """The parts of a model, one below the other; stacks in a row, as an encoder and a decoder, abreast."""
+    """The parts of a model by row. Consecutive stacks, as an encoder and a decoder, share a row."""
     rows: list[list[Box]] = []
     own = [Box("", root.parameters, [])] if root.parameters else []
     for box in [*own, *root.boxes]:
@@ -165,7 +168,7 @@ def _rows(root: Box) -> list[list[Box]]:
 
 
 class _Columns:
-    """Where parameters' names and shapes stand, in inches from a part's left edge, and counts, from its right."""
+    """Column positions in inches: names and shapes from a part's left edge, counts from its right edge."""
 
     def __init__(self, root: Box):
         names, parameters = list(_names(root, 0)), list(_all_parameters(root))
@@ -178,7 +181,7 @@ class _Columns:
 
 
 def _names(box: Box, depth: int) -> Any:
-    """(name, depth) of the boxes whose name stands beside their parameters; depth 0 is a part of the root."""
+    """(name, depth) of every box, with "" if the name is in a header; depth 0 is a part of the root."""
     for inner in box.boxes:
         yield ("" if _headed(inner) else inner.name), depth
         yield from _names(inner, depth + 1)
@@ -199,7 +202,7 @@ def _colour(box: Box, depth: int) -> str:
 
 @dataclasses.dataclass
 class _Part:
-    """A part of the model on the page, from `x` to the right; `paint` draws a box and what it holds."""
+    """A part of the model on the page, with its left edge at `x` and `width` in inches."""
 
     axis: Any
     x: float
@@ -207,7 +210,7 @@ class _Part:
     columns: _Columns
 
     def paint(self, box: Box, y: float, height: float, depth: int = 0) -> None:
-        """Draws a box whose upper edge is at y."""
+        """Draws a box and its contents, with the upper edge at y."""
         from matplotlib.patches import FancyBboxPatch
 
         x, width = self.x + 2 * PAD * depth, self.width - 4 * PAD * depth

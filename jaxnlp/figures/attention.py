@@ -1,4 +1,4 @@
-"""Attention weights as heatmaps: one panel a head, one row of panels a layer.
+"""Attention weights as heatmaps: one panel per head, one row of panels per layer.
 
 Shape legend: L layers, H heads, T query length, S key length.
 """
@@ -26,8 +26,10 @@ LEGEND = "Each row is a token that looks, its squares are what it looks at; grey
 class Map:
     """The weights of one kind of attention.
 
-    name: as "attention", or "decoder/cross_attention". layers, heads: their numbers, or any names for rows and columns.
-    weights_LHTS: each row sums to 1. queries, keys: a label for each.
+    name: as "attention" or "decoder/cross_attention".
+    layers, heads: numbers, or other labels for the rows and columns of panels.
+    weights_LHTS: attention weights; they sum to 1 over S.
+    queries, keys: labels of the T queries and S keys.
     """
 
     name: str
@@ -39,13 +41,16 @@ class Map:
 
 
 def collect(seen: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
-    """The attention weights among what `make_capture` saw of a batch of one text, by the kind of attention.
+    """Attention weights by kind of attention, from the activations that `make_capture` recorded.
 
-    "block_3/attention/attention_weights" (1, H, T, S) is layer 3 of the kind "attention"; where layers are scanned,
+    "block_3/attention/attention_weights" (1, H, T, S) is layer 3 of the kind "attention". For scanned layers,
     "blocks/attention/attention_weights" (L, 1, H, T, S) holds all of them.
 
+    Args:
+        seen: recorded activations by path, for a batch of one text.
+
     Returns:
-        kind -> (numbers of the layers, weights_LHTS in float32).
+        {kind: (layer numbers, weights_LHTS in float32)}.
     """
     by_part: dict[str, dict[int, np.ndarray]] = {}
     for path, weights in seen.items():
@@ -64,7 +69,7 @@ def collect(seen: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.ndar
 
 
 def select(whole: Map, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Map:
-    """Some layers and heads, in the order given; None is all. Raises UserError for one that is not there."""
+    """The given layers and heads, in that order; None selects all. Raises UserError for one that does not exist."""
     rows = _places("--layers", layers, whole.layers)
     columns = _places("--heads", heads, whole.heads)
     return dataclasses.replace(
@@ -93,11 +98,11 @@ PATTERNS = {
 
 
 def habits(attention: Map) -> list[tuple[str, int | str, int | str, float]]:
-    """The head that most keeps to each of a few known habits: (where it looks, layer, head, mean weight there).
+    """For each pattern in `PATTERNS`, the head that follows it most: (pattern, layer, head, mean weight on it).
 
-    The mean is over the queries that have such a key and a choice: of a causal mask the first query has none. A habit
-    is left out where there are fewer than three such queries, or no head looks there. Of attention to another sequence
-    only "the first token" means something. The last pattern is the induction head's (Olsson et al. 2022,
+    The mean is over queries after the first that have a key of the pattern and can attend to more than one key. A
+    pattern is left out if there are fewer than three such queries, or if no head puts weight on it. Only "the first
+    token" is used for cross-attention. The last pattern is that of induction heads (Olsson et al. 2022,
     arXiv:2209.11895).
     """
     own = list(attention.queries) == list(attention.keys)
@@ -125,10 +130,12 @@ def habits(attention: Map) -> list[tuple[str, int | str, int | str, float]]:
 
 
 def draw(maps: Sequence[Map], title: str) -> Any:
-    """A matplotlib figure of the maps, one below the other, with one colour bar. Grey is exactly 0: masked.
+    """A matplotlib figure of the maps, one below the other, with one colour bar.
+
+    Weights of exactly 0, i.e. masked positions, are grey.
 
     Raises:
-        UserError: it would be too large to look at.
+        UserError: the figure would have more than `MAX_PIXELS` on a side.
     """
     from matplotlib import cm, colormaps, colors
     from matplotlib.figure import Figure
@@ -145,7 +152,7 @@ def draw(maps: Sequence[Map], title: str) -> Any:
             f"on a side ({sizes} tokens); shorten the text, or choose some with --layers=0,1 and --heads=0,1"
         )
     figure = Figure(figsize=(width, height), dpi=DPI)
-    # The root of the weight, so that a weight of 0.1 is still seen beside one of 1.
+    # Square root of the weight, so that a weight of 0.1 is still visible beside one of 1.
     scale = cm.ScalarMappable(colors.PowerNorm(0.5, 0.0, 1.0), colormaps["Blues"].with_extremes(bad="0.9"))
     top = height - 0.55
     figure.text(0.12 / width, (height - 0.2) / height, title, fontsize=11, va="center")
@@ -162,7 +169,7 @@ def draw(maps: Sequence[Map], title: str) -> Any:
 
 
 class _Part:
-    """One map's panels, and the room that they take, in inches."""
+    """The panels of one map, and their layout in inches."""
 
     def __init__(self, attention: Map):
         self.map = attention

@@ -1,4 +1,4 @@
-"""Figures as files."""
+"""Saving figures as files."""
 
 import io
 import pathlib
@@ -8,10 +8,12 @@ from jaxnlp.errors import UserError
 
 
 def save_png(figure: Any, out: pathlib.Path) -> None:
-    """Writes a matplotlib figure as a PNG of at most 256 colours, a third of the size, and makes its folder.
+    """Writes a matplotlib figure as a PNG and creates its folder.
+
+    The image is reduced to 256 colours, which makes the file about a third of the size.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     from PIL import Image
 

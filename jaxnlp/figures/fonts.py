@@ -1,4 +1,4 @@
-"""Labels in any script: fonts of this machine that have the characters, and codes for what none has."""
+"""Fonts for labels in any script: chooses installed fonts that have the characters, and escapes the rest."""
 
 import functools
 from collections.abc import Iterable
@@ -9,8 +9,8 @@ FIRST = "DejaVu Sans Mono"  # comes with matplotlib
 def legible(labels: Iterable[str]) -> tuple[list[str], list[str]]:
     """(labels, families): the labels, and the font families to draw them with, for matplotlib's `family`.
 
-    Characters that the first family lacks are looked for in the fonts of the machine; one that none has is written as
-    its code, as <U+4E2D>, so that nothing becomes an empty box unnoticed.
+    Characters that the first family lacks are looked up in the installed fonts. A character that no font has is
+    replaced by its code point, as <U+4E2D>, instead of an empty box.
     """
     labels = list(labels)
     chosen = [FIRST]
@@ -30,7 +30,7 @@ def legible(labels: Iterable[str]) -> tuple[list[str], list[str]]:
 
 @functools.cache
 def _files() -> dict[str, str]:
-    """Upright families of this machine, in order of name, and a file of each."""
+    """{family: font file} of the installed upright fonts; the regular weight is preferred."""
     from matplotlib import font_manager
 
     upright = [entry for entry in font_manager.fontManager.ttflist if entry.style == "normal"]

@@ -1,11 +1,11 @@
-"""Pictures of parallelism from plain numbers: memory and traffic of each device, and how matrices are split."""
+"""Figures of parallelism from plain numbers: memory and traffic of each device, and how matrices are sharded."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 DPI = 100
-# In the order in which they are stacked.
+# In stacking order.
 COLOURS = {
     "parameters": "#7ea6d9",
     "gradients": "#f0a35e",
@@ -20,7 +20,7 @@ Moved = Mapping[str, Sequence[tuple[int, int]]]  # what is moved -> bytes (sent,
 
 
 def amount(count: float) -> str:
-    """Bytes in words, with 1 GB = 1e9: 31.4 GB, 482 kB."""
+    """Bytes with a decimal unit (1 GB = 1e9 bytes), as "31.4 GB" or "482 kB"."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             number = count / size
@@ -29,15 +29,15 @@ def amount(count: float) -> str:
 
 
 def unit_of(count: float) -> tuple[str, float]:
-    """The unit in which to write numbers up to `count` bytes, and its size."""
+    """(unit, its size in bytes) for numbers up to `count` bytes."""
     return next(((unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6)) if count >= size), ("kB", 1e3))
 
 
 def draw_traffic(ways: Mapping[str, Moved], param_bytes: int) -> Any:
-    """Bytes that each device sends (up) and receives (down) in a step; one panel a way, in one scale.
+    """Bytes that each device sends (up) and receives (down) in a step; one panel per entry of `ways`, in one scale.
 
     Args:
-        ways: title -> what is moved. param_bytes: of all parameters, which the scale at the right counts in.
+        ways: {title: bytes moved by kind}. param_bytes: bytes of all parameters, the unit of the scale on the right.
     """
     from matplotlib.figure import Figure
 
@@ -86,9 +86,10 @@ def _count(way: Moved) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device under one table. parts: what holds them, stacked in this order. formula: what theory says.
+    """Bytes on one device under one rule table.
 
-    peak: with all else that the device holds, where that is known.
+    parts: bytes by kind, in stacking order. formula: bytes according to the theoretical formula.
+    peak: peak memory of the device, including everything that `parts` leaves out, if known.
     """
 
     name: str
@@ -102,9 +103,9 @@ class Memory:
 
 
 def draw_memory(panels: Mapping[str, Sequence[Memory]], title: str) -> Any:
-    """Bars of memory, one a table; one panel a model, each in its own scale.
+    """Memory bars, one per rule table; one panel per model, each in its own scale.
 
-    The formula's total is a black tick, and what a peak has beside the parts a hatched bar.
+    A black tick marks the formula's value, and a hatched bar the part of the peak that is not in `parts`.
     """
     from matplotlib.figure import Figure
 
@@ -147,10 +148,10 @@ def draw_memory(panels: Mapping[str, Sequence[Memory]], title: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A matrix, or an activation, of a layer that is split over devices.
+    """A matrix or an activation of a layer that is split over devices.
 
-    name, note: written above it and under it. split: "columns" or "rows" of it lie on different devices, None: all on
-    each. after: what comes between it and the next: a sign, or what is communicated..
+    name, note: written above and below it. split: "columns" or "rows" are sharded over devices; None: replicated.
+    after: drawn between it and the next piece: an operator sign, or the name of a collective.
     """
 
     name: str
@@ -166,7 +167,7 @@ WIDE = 1.5  # the room of a word between two pieces
 
 
 def draw_split(layers: Mapping[str, Sequence[Piece]], ways: int, title: str) -> Any:
-    """How layers are split over `ways` devices: a row a layer, a colour a device, grey what every device has whole."""
+    """How layers are split over `ways` devices: one row per layer, one colour per device, grey if replicated."""
     from matplotlib.figure import Figure
 
     width = max(sum(SIDE + _room(piece) for piece in row) for row in layers.values()) + 2 * MARGIN
@@ -198,7 +199,7 @@ def _room(piece: Piece) -> float:
 
 
 def _paint(axis: Any, piece: Piece, x: float, y: float, ways: int) -> None:
-    """One piece with its lower left corner at (x, y), and what comes after it."""
+    """Draws a piece with its lower left corner at (x, y), and its `after`."""
     if piece.split is None:
         axis.add_patch(_rectangle(x, y, SIDE, SIDE, WHOLE))
     for i in range(ways if piece.split else 0):

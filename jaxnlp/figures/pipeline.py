@@ -1,4 +1,4 @@
-"""A pipeline's schedule as a timeline: a row for each stage, a column for each slot of time."""
+"""A pipeline schedule as a timeline: one row per stage, one column per time slot."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +13,10 @@ Cell = tuple[int, bool, int]  # microbatch, whether forward, lap
 
 
 def draw_schedule(table: Sequence[Sequence[Cell | None]], title: str) -> Any:
-    """A matplotlib figure of what each stage runs in each slot; a cell has the microbatch's number, from 1.
+    """A matplotlib figure of what each stage runs in each slot. Cells show the microbatch's number, from 1.
 
     Args:
-        table: slots of cells, one for each stage; None where a stage waits.
+        table: for each slot, one cell per stage; None if the stage is idle.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle

@@ -1,4 +1,4 @@
-"""A picture of plans: memory of each device against what it has, and the least time of each resource."""
+"""Figures of plans: memory per device against its limit, and the minimum time of each resource."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,11 +10,13 @@ TIMES = ("#5b7fa6", "#8fbf7f", "#f0a35e", "#a678b8", "#c9a6d4", "#b0b0b0", "#d98
 
 
 def draw_plans(plans: Sequence[Mapping[str, Any]], title: str) -> Any:
-    """Two panels, a row a plan: stacked bytes of each part, with the compiler's peak as a tick and the memory there is
-    as a line; and a bar for each resource's time.
+    """Two panels with one row per plan: memory on the left, times on the right.
+
+    The left panel stacks the bytes of each part; a tick marks the compiler's peak and a line the device's memory. The
+    right panel has a bar for the minimum time of each resource.
 
     Args:
-        plans: `Plan.to_dict()` of each: name, parts, host, compiled, limit, seconds.
+        plans: `Plan.to_dict()` of each.
     """
     from matplotlib.figure import Figure
 
@@ -36,7 +38,9 @@ def draw_plans(plans: Sequence[Mapping[str, Any]], title: str) -> Any:
 
 
 def draw_measured(measured: Mapping[str, Any], plan: Mapping[str, Any], title: str) -> Any:
-    """A run's step above the least time of each resource, and where a trace has it, the classes that it is made of.
+    """The measured step time of a run and the minimum time of each resource, as bars.
+
+    If the run was traced, the traced step and its time by class of operation are shown too.
 
     Args:
         measured: `Measured.to_dict()`. plan: `Plan.to_dict()`.

@@ -1,4 +1,4 @@
-"""A picture of tuning methods: the share of a model that each trains."""
+"""A figure of PEFT methods: the share of the parameters that each trains."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,10 @@ from jaxnlp.figures.parallelism import COLOURS, DPI
 
 
 def draw_trained(percent: Mapping[str, float], title: str) -> Any:
-    """A bar for each method, on a scale of tens.
+    """One bar per method, on a logarithmic scale.
 
     Args:
-        percent: by name, trained parameters over all of the base's, above 0.
+        percent: {method: trained parameters in percent of the base model's}, each above 0.
     """
     from matplotlib.figure import Figure
 

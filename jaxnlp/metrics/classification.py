@@ -1,4 +1,4 @@
-"""Scores of predicted classes and numbers: thin over scikit-learn and SciPy."""
+"""Metrics of predicted classes and numbers: thin wrappers over scikit-learn and SciPy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +9,16 @@ from jaxnlp.metrics.metric import Scores
 
 
 def accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
-    """Share of predictions that equal their reference."""
+    """Share of predictions that equal their reference, in [0, 1]."""
     from sklearn.metrics import accuracy_score
 
     return {"accuracy": float(accuracy_score([*references], [*predictions]))}
 
 
 def classification(predictions: Sequence[str], references: Sequence[str]) -> Scores:
-    """Accuracy, F1 averaged over classes (macro) and over decisions (micro), and Matthews correlation.
+    """Accuracy, macro-averaged F1, micro-averaged F1, and Matthews correlation.
 
-    Averages are over the classes that occur among the predictions or references.
+    Averages are over the classes that occur in the predictions or references.
     """
     from sklearn.metrics import f1_score, matthews_corrcoef
 
@@ -30,7 +30,7 @@ def classification(predictions: Sequence[str], references: Sequence[str]) -> Sco
 
 
 def correlation(predictions: Sequence[float], references: Sequence[float]) -> Scores:
-    """Pearson's and Spearman's correlation, 0 where one side is constant, and the mean squared error."""
+    """Pearson and Spearman correlation, 0 if either side is constant, and the mean squared error."""
     from scipy.stats import pearsonr, spearmanr
 
     x, y = np.asarray(predictions, np.float64), np.asarray(references, np.float64)

@@ -1,6 +1,6 @@
-"""Scores of generated texts: BLEU and chrF, thin over sacrebleu, and exact matches.
+"""Metrics of generated texts: BLEU and chrF, thin wrappers over sacrebleu, and exact match.
 
-A reference is a text, or a list of texts that are all right.
+A reference is a text, or a list of alternative texts.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def bleu(predictions: Sequence[str], references: References) -> Scores:
 
 
 def bleu_signature(references: References) -> str:
-    """The settings of `bleu` and sacrebleu's version, to be reported beside the score (Post 2018)."""
+    """sacrebleu's signature of `bleu`: its settings and version, to be reported with the score (Post 2018)."""
     import sacrebleu
 
     metric = sacrebleu.BLEU()
@@ -35,14 +35,14 @@ def chrf(predictions: Sequence[str], references: References) -> Scores:
 
 
 def exact(predictions: Sequence[str], references: References) -> Scores:
-    """Share of predictions that equal one of their references, surrounding white space aside."""
+    """Share of predictions that equal one of their references, ignoring surrounding white space."""
     pairs = zip(predictions, references, strict=True)
     hits = [text.strip() in [right.strip() for right in _listed(reference)] for text, reference in pairs]
     return {"exact_match": sum(hits) / len(hits)}
 
 
 def generation(predictions: Sequence[str], references: References) -> Scores:
-    """BLEU, chrF and exact matches."""
+    """BLEU, chrF and exact match."""
     return {**bleu(predictions, references), **chrf(predictions, references), **exact(predictions, references)}
 
 
@@ -51,6 +51,6 @@ def _listed(reference: str | Sequence[str]) -> list[str]:
 
 
 def _streams(references: References) -> Any:
-    """As sacrebleu has them: the first reference of each text, the second of each, ...; None where there are fewer."""
+    """References in sacrebleu's layout: the k-th reference of each text, for each k; None if a text has fewer."""
     rows = [_listed(reference) for reference in references]
     return [[row[k] if k < len(row) else None for row in rows] for k in range(max(map(len, rows)))]

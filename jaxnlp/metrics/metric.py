@@ -1,7 +1,7 @@
-"""What a metric is, metrics by name, and their bootstrap intervals.
+"""The type of metrics, loading metrics by name, and bootstrap intervals.
 
-A metric is a function `(predictions, references) -> dict of floats` on the host. The libraries behind the metrics of
-this room are imported when a metric is called: seqeval takes seconds to import.
+A metric is a function `(predictions, references) -> dict of floats` on the host. The metrics in this package import
+their libraries when they are called, since some take seconds to import (seqeval).
 """
 
 import importlib
@@ -17,7 +17,7 @@ Metric = Callable[[Sequence[Any], Sequence[Any]], Scores]
 
 
 def metric_named(name: str) -> Metric:
-    """The metric "module:function", as "jaxnlp.metrics.generation:bleu". Raises UserError if there is none."""
+    """Imports a metric "module:function", as "jaxnlp.metrics.generation:bleu". Raises UserError if it cannot."""
     module, _, function = name.partition(":")
     try:
         metric: Any = vars(importlib.import_module(module))[function]
@@ -39,8 +39,11 @@ def bootstrap_interval(
     """Percentile bootstrap intervals of a metric's scores (Efron and Tibshirani 1993, section 13.3).
 
     Args:
-        samples: resamples, each of as many (prediction, reference) pairs as there are, drawn with replacement.
-        confidence: the probability mass of the interval.
+        samples: number of resamples, each of len(predictions) pairs drawn with replacement.
+        confidence: coverage probability of the interval.
+
+    Returns:
+        {score: (low, high)}.
     """
     random, size = np.random.default_rng(seed), len(predictions)
     drawn: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""Scores of ranked candidates."""
+"""Metrics of ranked candidates."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,14 @@ TOP = (1, 3, 10)
 
 
 def ranking(predictions: Sequence[Sequence[float]], references: Sequence[int]) -> Scores:
-    """Accuracy among the k best (accuracy_at_k) and mean reciprocal rank.
+    """Top-k accuracy (accuracy_at_k) and mean reciprocal rank, in [0, 1].
 
-    Ties count against the right candidate, so that a constant score ranks it last.
+    k takes the values of `TOP` that are smaller than the largest number of candidates.
+    Ties count against the correct candidate, so that a constant score ranks it last.
 
     Args:
-        predictions: a score for each candidate, higher is better. references: the index of the right one.
+        predictions: for each example, a score per candidate; higher is better.
+        references: for each example, the index of the correct candidate.
     """
     ranks = [_rank(scores, right) for scores, right in zip(predictions, references, strict=True)]
     longest = max(map(len, predictions))
@@ -24,5 +26,5 @@ def ranking(predictions: Sequence[Sequence[float]], references: Sequence[int]) -
 
 
 def _rank(scores: Sequence[float], right: int) -> int:
-    """From 1: the candidates that score no less than the right one."""
+    """The rank of the correct candidate, from 1: the number of candidates that score no less than it."""
     return int(np.sum(np.asarray(scores) >= scores[right]))

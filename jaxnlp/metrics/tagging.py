@@ -1,4 +1,4 @@
-"""Scores of tagged words: accuracy, and the F1 of entities in IOB tags, thin over seqeval."""
+"""Metrics of tagged words: accuracy, and F1 of entities in IOB tags, a thin wrapper over seqeval."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ OUTSIDE = "O"
 
 
 def marks_entities(tags: Iterable[str]) -> bool:
-    """Whether tags are those of an IOB-like scheme, as "B-PER", "I-PER" and "O"."""
+    """Whether the tags belong to an IOB-like scheme, as "B-PER", "I-PER" and "O"."""
     tags = set(tags)
     return all(tag == OUTSIDE or tag.startswith(PREFIXES) for tag in tags) and tags != {OUTSIDE}
 
@@ -27,7 +27,7 @@ def entities(predictions: Sequence[Sequence[str | None]], references: Sequence[S
 
 
 def tagging(predictions: Sequence[Sequence[str | None]], references: Sequence[Sequence[str]]) -> Scores:
-    """Accuracy over words, and with IOB tags the scores of entities. A tag of None is a wrong one."""
+    """Accuracy over words, and the scores of `entities` for IOB tags. A predicted tag of None counts as wrong."""
     said = [str(tag) for row in predictions for tag in row]
     right = [tag for row in references for tag in row]
     scores = accuracy(said, right)
