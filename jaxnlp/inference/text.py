@@ -36,10 +36,17 @@ def generate_text(
         chunk: tokens between two checks for stop strings and calls of `on_text`; the results do not depend on it.
 
     Raises:
-        UserError: as `Generator.generate`; the number of forced prefixes differs from that of prompts.
+        UserError: as `Generator.generate`; a tokenizer whose `encode_batch` returns no lists of ids; the number of
+            forced prefixes differs from that of prompts.
         FieldError: an empty stop string.
     """
     ids = tokenizer.encode_batch(list(prompts))
+    if ids and not isinstance(ids[0], list):
+        name = f"{type(tokenizer).__module__}.{type(tokenizer).__name__}"
+        raise UserError(
+            f"tokenizer={name}: encode_batch returns {type(ids[0]).__name__}, expected lists of ids; "
+            "wrap it with jaxnlp.data.tokenizer.wrap(), or use jaxnlp.load(folder).generate(texts)"
+        )
     forced = [forced_prefix] * len(ids) if isinstance(forced_prefix, str) else list(forced_prefix)
     if len(forced) != len(ids):
         raise UserError(f"forced_prefix: {len(forced)} of them for {len(ids)} prompts; expected one for each")

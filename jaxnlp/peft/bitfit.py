@@ -22,4 +22,4 @@ class BitFit(PEFTMethod):
             raise FieldError("terms", self.terms, "expected patterns of parameters, as ('bias',)")
 
     def picks(self, own: dict[str, Parameter]) -> list[str]:
-        return picked(own, self.terms, "tuning.terms")
+        return picked(own, self.terms, "peft.terms")

@@ -21,7 +21,7 @@ class Full(PEFTMethod):
     frozen: tuple[str, ...] = ()
 
     def picks(self, own: dict[str, Parameter]) -> list[str]:
-        frozen = picked(own, self.frozen, "tuning.frozen")
+        frozen = picked(own, self.frozen, "peft.frozen")
         if len(frozen) == len(own):
-            raise UserError(f"tuning.frozen={self.frozen}: nothing is left to train")
+            raise UserError(f"peft.frozen={self.frozen}: nothing is left to train")
         return [name for name in own if name not in frozen]

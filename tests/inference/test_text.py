@@ -176,3 +176,12 @@ def probabilities(apply, params, row, V, sampling):
     p /= p.sum()
     p[p < sampling.min_p * p.max()] = 0
     return p / p.sum()
+
+
+def test_a_raw_tokenizer_is_refused_with_the_way_to_wrap_it():
+    import tokenizers
+
+    generator, params, _ = model()
+    raw = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
+    with pytest.raises(UserError, match=r"encode_batch returns Encoding, expected lists of ids; wrap it with"):
+        generate_text(generator, raw, params, ["a"], 3)
