@@ -27,7 +27,7 @@ def generate_text(
     """The continuation of each prompt, with `Generation.text` set. For an encoder-decoder, prompts are its sources.
 
     Args:
-        tokenizer: the run's tokenizer, or any object with `encode_batch` and `decode`.
+        tokenizer: the run's tokenizer, or any object with `encode_batch`, which returns lists of ids, and `decode`.
         stop: strings that end a text where they first appear after the forced prefix, wherever token boundaries fall.
             `text` ends before the stop string; `ids` include all tokens up to the one that completed it.
         forced_prefix: text that every new text begins with, or one for each prompt.
@@ -36,7 +36,7 @@ def generate_text(
         chunk: tokens between two checks for stop strings and calls of `on_text`; the results do not depend on it.
 
     Raises:
-        UserError: as `Generator.generate`; a tokenizer whose `encode_batch` returns no lists of ids; the number of
+        UserError: as `Generator.generate`; `encode_batch` does not return lists of ids; the number of
             forced prefixes differs from that of prompts.
         FieldError: an empty stop string.
     """
