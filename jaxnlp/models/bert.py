@@ -1,7 +1,7 @@
-"""BERT: a bidirectional Transformer encoder with heads for masked words and next sentences.
+"""BERT: a bidirectional Transformer encoder with heads for masked language modelling and next-sentence prediction.
 
 Devlin et al. 2019, arXiv:1810.04805. The defaults are BERT-base. RoBERTa (Liu et al. 2019, arXiv:1907.11692) and
-sentence encoders are the same model by config: see `roberta`.
+sentence encoders are the same model with another config: see `roberta`.
 
 Shape legend: B batch, T length, M predicted positions, D model, H heads, K head size, F feed-forward, V vocabulary.
 """
@@ -32,15 +32,15 @@ INIT = nn.initializers.normal(0.02)
 
 @dataclasses.dataclass(kw_only=True)
 class BertConfig(ModelConfig):
-    """A BERT's shape and components. Sizes are numbers of units, rates are probabilities.
+    """Sizes and components of a BERT. Sizes are numbers of units, rates are probabilities.
 
-    vocab_size: None takes the tokenizer's.
-    num_types: kinds of tokens (sentence A and B).
-    mlp_dim: None is 4 embed_dim.
+    vocab_size: None: the tokenizer's.
+    num_types: number of token types (sentence A and B).
+    mlp_dim: None: 4 embed_dim.
     heads: pretraining heads on the encoder: "masked_lm" (its output map is the embedding), "next_sentence" (includes
         the pooler), "pooler"; (): the encoder alone.
     norm_position: "post" (BERT) or "pre".
-    remat, scan_layers: as GPT's.
+    remat, scan_layers: as in `GPTConfig`.
     """
 
     kind: ClassVar[Kind] = "encoder"
@@ -89,8 +89,8 @@ class BertConfig(ModelConfig):
         return Bert(self)
 
     def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
-        """Floating-point operations of one training step per token, as GPT's. predicted_fraction: share of
-        positions that go through the masked-word head."""
+        """Floating-point operations of one training step per token, counted as in `GPTConfig`. predicted_fraction:
+        share of positions that go through the masked-word head."""
         D, F, P = self.embed_dim, self.hidden_dim, self.num_heads * self.key_dim
         layer = 8 * D * P + 4 * length * P + (6 if self.mlp.gated else 4) * D * F
         assert self.vocab_size is not None
@@ -99,7 +99,7 @@ class BertConfig(ModelConfig):
 
 
 def roberta(**changes: Any) -> BertConfig:
-    """RoBERTa-base: one type, no next-sentence head, another epsilon, and a position table that begins at row 2."""
+    """RoBERTa-base: one token type, no next-sentence head, epsilon 1e-5, and positions from row 2 of the table."""
     fields: dict[str, Any] = {
         "vocab_size": 50265,
         "num_types": 1,
@@ -111,7 +111,7 @@ def roberta(**changes: Any) -> BertConfig:
 
 
 class Bert(nn.Module):
-    """Tokens to vectors, and what the heads make of them.
+    """Computes the states of tokens and the results of the heads.
 
     Parameters: `embed`, `types`, `positions`, `embed_norm`, `block_i`; `pooler` (D, D); `masked_lm` with `dense`,
     `norm` and `bias` (V,); `next_sentence` (D, 2).
@@ -130,19 +130,20 @@ class Bert(nn.Module):
         predict=None,
         deterministic: bool = True,
     ):
-        """A dict of what the config's heads give. Under `jit`, what is not used is not computed.
+        """A dict of the states and the heads' results. Under `jit`, unused results are not computed.
 
         Args:
             tokens_BT: integer ids.
             types: (B, T) integers below num_types; None: all 0.
-            segment_ids: (B, T) integers; attention stays within equal ones, and 0 is padding. None: one segment.
-            positions: (B, T) place of each token; None: 0, 1, 2, ...
-            predict: (B, M) places whose words the masked-word head predicts; None: all T.
-            deterministic: False applies dropout, and needs the "dropout" key.
+            segment_ids: (B, T) integers; attention is restricted to equal ids, and 0 is padding. None: one segment.
+            positions: (B, T), position of each token; None: 0, 1, 2, ...
+            predict: (B, M), positions whose words the masked-word head predicts; None: all T.
+            deterministic: False applies dropout, which needs the "dropout" key.
 
         Returns:
-            hidden (B, T, D); pooled (B, D), of the first token; masked_lm (B, M, V) and next_sentence (B, 2), logits
-            in float32.
+            hidden: last states, (B, T, D).
+            pooled: with the pooler, its output for the first token, (B, D).
+            masked_lm, next_sentence: with these heads, logits (B, M, V) and (B, 2) in float32.
         """
         c = self.config
         B, T = tokens_BT.shape
@@ -188,7 +189,7 @@ class Bert(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and a feed-forward layer, each with a residual connection around it."""
+    """Self-attention and a feed-forward layer, each with a residual connection."""
 
     config: BertConfig
 
@@ -222,7 +223,7 @@ class Block(nn.Module):
 
 
 class MaskedWords(nn.Module):
-    """norm(act(W x + b)) E^T + bias, E the embedding. Parameters: `dense` (D, D), `norm`, `bias` (V,)."""
+    """norm(act(W x + b)) E^T + bias, where E is the embedding. Parameters: `dense` (D, D), `norm`, `bias` (V,)."""
 
     config: BertConfig
 

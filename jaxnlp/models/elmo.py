@@ -1,8 +1,8 @@
-"""ELMo: a forward and a backward LSTM language model over words read as characters.
+"""ELMo: a forward and a backward LSTM language model with words as sequences of characters.
 
 Peters et al. 2018, arXiv:1802.05365, sections 3.1 to 3.4; the sizes and the character CNN are those of the published
-model (Jozefowicz et al. 2016, arXiv:1602.02410; Kim et al. 2016). A word's features are a mix of all layers of both
-directions: `ScalarMix`, and `features` from words to vectors.
+model (Jozefowicz et al. 2016, arXiv:1602.02410; Kim et al. 2016). A word's features are a weighted sum of all layers of
+both directions (`ScalarMix`); `features` computes them from words.
 
 Shape legend: B batch, T words, C characters of a word, L layers, P size of a direction, H units of an LSTM,
 V vocabulary.
@@ -35,16 +35,16 @@ ROUND = 16  # `features` pads sentences to multiples of this many words, so that
 
 @dataclasses.dataclass(kw_only=True)
 class ElmoConfig(ModelConfig):
-    """An ELMo's shape. The defaults are the published model's.
+    """Sizes of an ELMo. The defaults are the published model's.
 
-    vocab_size: of the words it predicts; None takes the tokenizer's. As input it reads any word.
-    max_chars: characters of a word, its two markers included.
-    char_dim: size of a character's vector. filters: (width, count) of each kind.
+    vocab_size: size of the vocabulary of predicted words; None: the tokenizer's. Input words are not limited to it.
+    max_chars: C, characters of a word, its two markers included.
+    char_dim: size of a character's vector. filters: (width, count) of each kind of filter.
     num_highway: highway layers after the filters.
-    embed_dim: P, of the word vectors and of each direction of each layer. hidden_dim: H, units of an LSTM.
-    num_layers: LSTMs in each direction. All but the first add their input to their output.
-    cell_clip, projection_clip: bounds of an LSTM's cell and of its output; None: none.
-    dropout_rate: of the input of each LSTM and of the output map.
+    embed_dim: P, size of the word vectors and of each direction of each layer. hidden_dim: H, units of an LSTM.
+    num_layers: L, LSTMs in each direction. All but the first have a residual connection.
+    cell_clip, projection_clip: bounds of an LSTM's cell and of its output; None: no clipping.
+    dropout_rate: dropout on the input of each LSTM and of the output map.
     """
 
     kind: ClassVar[Kind] = "other"
@@ -85,11 +85,11 @@ class ElmoConfig(ModelConfig):
         return Elmo(self)
 
     def example_inputs(self, batch: int, length: int) -> tuple[jax.ShapeDtypeStruct]:
-        """What the module is called with: character ids (B, T, C)."""
+        """Shape and dtype of the module's positional argument: character ids (B, T, C)."""
         return (jax.ShapeDtypeStruct((batch, length, self.max_chars), jnp.int32),)
 
     def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
-        """Floating-point operations of one training step per word: three times the forward pass. Products only."""
+        """Floating-point operations of one training step per word: three times the products of the forward pass."""
         C, E, F, P, H = self.max_chars, self.char_dim, sum(n for _, n in self.filters), self.embed_dim, self.hidden_dim
         characters = sum(2 * (C - width + 1) * width * E * count for width, count in self.filters)
         characters += self.num_highway * 4 * F * F + 2 * F * P
@@ -99,10 +99,10 @@ class ElmoConfig(ModelConfig):
 
 
 class Elmo(nn.Module):
-    """Words to the layers of both directions, and to what each predicts.
+    """Computes the layers of both directions, and their predictions, from words.
 
-    Parameters: `words`, the character CNN; `forward_i` and `backward_i`, the LSTMs; `softmax`, which both
-    directions share: `embed` (V, P) and `bias` (V,).
+    Parameters: `words`, the character CNN; `forward_i` and `backward_i`, the LSTMs; `softmax`, shared by both
+    directions, with `embed` (V, P) and `bias` (V,).
     """
 
     config: ElmoConfig
@@ -112,18 +112,18 @@ class Elmo(nn.Module):
         """A dict of layers and logits. Under `jit`, unused results are not computed.
 
         Args:
-            tokens_BTC: character ids, as `nn.characters.spell` makes them.
-            segment_ids: (B, T) integers; a new number begins a new sentence, which does not see the one
-                before; 0 is padding. None: one sentence a row, and its padding is where every character is 0.
-            deterministic: False applies dropout, and needs the "dropout" key.
+            tokens_BTC: character ids, as returned by `nn.characters.spell`.
+            segment_ids: (B, T) integers; a new id begins a new sentence, from the zero state, and 0 is padding.
+                None: one sentence per row, with padding where all characters of a word are 0.
+            deterministic: False applies dropout, which needs the "dropout" key.
 
         Returns:
-            layers (L + 1, B, T, 2P), float32: the word vectors twice side by side, then each layer's forward and
-                backward output; 0 at padding.
-            forward, backward (B, T, V), float32: logits of the word after and of the word before.
+            layers: (L + 1, B, T, 2P), float32: the word vectors, concatenated with themselves, then the forward and
+                backward outputs of each layer; 0 at padding.
+            forward, backward: (B, T, V), float32: logits of the next and of the previous word.
 
         Raises:
-            UserError: words of a length other than `max_chars`.
+            UserError: the words are not padded to `max_chars` characters.
         """
         c = self.config
         if tokens_BTC.ndim != 3 or tokens_BTC.shape[-1] != c.max_chars:
@@ -151,7 +151,7 @@ class Elmo(nn.Module):
 
 
 class Softmax(nn.Module):
-    """W h + b, over the vocabulary. Parameters: `embed` (V, P), `bias` (V,)."""
+    """The logits W h + b of the vocabulary. Parameters: `embed` (V, P), `bias` (V,)."""
 
     config: ElmoConfig
 
@@ -166,10 +166,10 @@ class Softmax(nn.Module):
 
 
 class ScalarMix(nn.Module):
-    """gamma sum_j s_j h_j, s = softmax of weights a task learns (equation 1): one vector a word out of all layers.
+    """gamma sum_j s_j h_j, with s the softmax of learned weights (equation 1): one vector per word from all layers.
 
-    norm: each vector is first brought to mean 0 and variance 1 (Ba et al. 2016), without gain and bias of its own.
-    Parameters: `weights` (L + 1,), zeros, so that it begins as the mean; `gamma` (), 1.
+    norm: normalise each vector to mean 0 and variance 1 first (Ba et al. 2016), without gain and bias.
+    Parameters: `weights` (L + 1,), initially 0, which gives the mean of the layers; `gamma` (), initially 1.
     """
 
     norm: bool = False
@@ -194,17 +194,19 @@ def features(
     norm: bool = False,
     batch_size: int = 32,
 ) -> list[np.ndarray]:
-    """Contextual vectors of words; any word has one.
+    """Contextual vectors of words, which need not be in the vocabulary.
 
     Args:
-        config, params: of a trained `Elmo`.
-        sentences: the words of each, spelled as in training (where its tokens carry the space before a word, so do
-            these). Each sentence stands between the two sentence markers, which get no vector.
-        mix: parameters of a trained `ScalarMix` with this `norm`; None gives every layer.
-        batch_size: sentences in a batch; sentences of similar length share one.
+        config, params: config and parameters of a trained `Elmo`.
+        sentences: the words of each sentence, spelled as in training (with the leading space, if the tokenizer's
+            tokens include it). The sentence markers are added to each sentence and get no vector.
+        mix: parameters of a trained `ScalarMix` with this `norm`; None: return all layers.
+        norm: as in `ScalarMix`.
+        batch_size: sentences in a batch; sentences are batched by length.
 
     Returns:
-        For each sentence, in order, its words' vectors: (words, 2P), or without a mix (L + 1, words, 2P). float32.
+        For each sentence, in order, the vectors of its words, float32: (words, 2P), or without a mix (L + 1, words,
+        2P).
     """
     shape, by_number = _Shape(copy.deepcopy(config)), {}
     for numbers, tokens_BTC in batches(config, sentences, batch_size):
@@ -215,7 +217,8 @@ def features(
 
 
 class _Shape:
-    """A hashable copy of a config, as a static argument of `jit`; equal for equal configs. The copy must not change."""
+    """A hashable wrapper of a config, for a static argument of `jit`. Wrappers of equal configs are equal. The config
+    must not change."""
 
     def __init__(self, config: ElmoConfig):
         self.config = config
@@ -230,7 +233,7 @@ class _Shape:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _vectors(shape: _Shape, norm: bool, params: Any, mix: Any, tokens_BTC: jax.Array) -> Any:
-    """The result of `features` for one batch; a function of its own, so that equal calls compile once."""
+    """The vectors of `features` for one batch, jitted at module level so that equal calls compile once."""
     out: Any = shape.config.build().apply({"params": params}, tokens_BTC)
     return out["layers"] if mix is None else ScalarMix(norm).apply({"params": mix}, out["layers"])
 
@@ -238,7 +241,7 @@ def _vectors(shape: _Shape, norm: bool, params: Any, mix: Any, tokens_BTC: jax.A
 def batches(
     config: ElmoConfig, sentences: Sequence[Sequence[str]], batch_size: int
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """(numbers of the sentences, their character ids (B, T, C)), shortest first; unused rows are padding."""
+    """Yields (indices of the sentences, their character ids (B, T, C)), shortest first; unused rows are padding."""
     order = sorted(range(len(sentences)), key=lambda number: len(sentences[number]))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]

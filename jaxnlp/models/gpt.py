@@ -30,23 +30,23 @@ from jaxnlp.nn.stack import empty_cache, stack
 
 @dataclasses.dataclass(kw_only=True)
 class GPTConfig(ModelConfig):
-    """A GPT's shape and components. Sizes are numbers of units, rates are probabilities.
+    """Sizes and components of a GPT. Sizes are numbers of units, rates are probabilities.
 
-    vocab_size: None takes the tokenizer's.
-    max_length: length of the table of learned positions; other positions do not use it.
-    num_kv_heads: None is num_heads; fewer share keys and values among groups of heads.
-    head_dim: None is embed_dim // num_heads.
-    mlp_dim: None is 4 embed_dim, or for a gated MLP 8/3 embed_dim rounded up to a multiple of 8.
+    vocab_size: None: the tokenizer's.
+    max_length: length of the table of learned positions; unused with other positions.
+    num_kv_heads: None: num_heads. With fewer, groups of query heads share keys and values.
+    head_dim: None: embed_dim // num_heads.
+    mlp_dim: None: 4 embed_dim, or for a gated MLP 8/3 embed_dim rounded up to a multiple of 8.
     norm_position: "pre" (GPT-2) or "post" (the 2017 Transformer, GPT-1).
     qk_norm: a norm for queries and keys (Henry et al. 2020, arXiv:2010.04245), or None.
     window: number of positions that each position attends to, itself and those before it; None: all.
     attention_softcap, logit_softcap: c maps scores or logits x to c tanh(x / c); None: no cap.
-    remat: what the backward pass recomputes: "none", everything but linear maps ("dots"), full blocks ("full"), or
-        all but named activations: "names" (attention's inputs and output are saved), "offload" (saved in the host's
-        memory), or a choice, as `Remat(save=("query",), offload=("mlp_hidden",))` (`nn/remat.py`).
-        XLA's CPU backend undoes it unless the layers are scanned.
-    scan_layers: stack the layers' parameters and scan over them. Compiles in the time of one layer, for deep models;
-        unrolled layers run faster on a CPU.
+    remat: what the backward pass recomputes: nothing ("none"), everything except linear maps ("dots"), full blocks
+        ("full"), or everything except named activations: "names" saves the attention kernel's inputs and output,
+        "offload" saves activations in host memory, and `Remat(save=("query",), offload=("mlp_hidden",))` selects them
+        (`nn/remat.py`). XLA's CPU backend undoes rematerialisation unless the layers are scanned.
+    scan_layers: stack the layers' parameters and scan over the layers. Deep models then compile in the time of one
+        layer; unrolled layers run faster on a CPU.
     """
 
     kind: ClassVar[Kind] = "decoder"
@@ -114,8 +114,9 @@ class GPTConfig(ModelConfig):
     def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
         """Floating-point operations of one training step per token: three times the forward pass.
 
-        Counts matrix products only, attention in full though it is causal (the convention of
-        Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+        Counts only matrix products, and attention in full although it is causal (the convention of
+        Chowdhery et al. 2022, arXiv:2204.02311, appendix B). predicted_fraction: share of positions
+        that go through the output map.
         """
         D, F, H, N, K = self.embed_dim, self.hidden_dim, self.num_heads, self.kv_heads, self.key_dim
         projections = 2 * D * K * (H + 2 * N) + 2 * H * K * D
@@ -131,7 +132,7 @@ class GPTConfig(ModelConfig):
 
 
 class GPT(nn.Module):
-    """Tokens to next-token logits."""
+    """Computes next-token logits from tokens."""
 
     config: GPTConfig
 
@@ -151,17 +152,17 @@ class GPT(nn.Module):
 
         Args:
             tokens_BT: integer ids.
-            segment_ids: (B, T) integers; attention stays within equal ones, and 0 is padding.
+            segment_ids: (B, T) integers; attention is restricted to equal ids, and 0 is padding.
                 None: one segment.
-            positions: (B, T) place of each token in its document; None: 0, 1, 2, ...
-            cache: from `GPTConfig.init_cache`, to continue a sequence; segment ids say which
-                of the new tokens are real.
-            logits_to_keep: only the logits of this many last positions; None is all.
-            with_hidden: also the states that the logits are read from, after the last norm.
-            deterministic: False applies dropout, and needs the "dropout" key.
+            positions: (B, T), position of each token in its document; None: 0, 1, 2, ...
+            cache: from `GPTConfig.init_cache`, to continue a sequence; `segment_ids` then mark which
+                of the new tokens are padding.
+            logits_to_keep: return only the logits of the last `logits_to_keep` positions; None: all.
+            with_hidden: also return the states that the logits are computed from, after the last norm.
+            deterministic: False applies dropout, which needs the "dropout" key.
 
         Returns:
-            logits_BTV in float32, or with `with_hidden` (logits_BTV, hidden_BTD); with a cache, (that, cache).
+            out: logits_BTV in float32, or (logits_BTV, hidden_BTD) with `with_hidden`; with a cache, (out, cache).
         """
         c = self.config
         c.check_length(tokens_BT.shape[1])
@@ -184,7 +185,7 @@ class GPT(nn.Module):
         return out if cache is None else (out, inputs.next_cache(layers))
 
     def logits(self, x_BTD, embed: Embed):
-        """The output map: the embedding again, or a matrix of its own."""
+        """The output map: the embedding if `tie_embeddings`, else a separate matrix."""
         c = self.config
         if c.tie_embeddings:
             logits_BTV = embed.logits(x_BTD)
@@ -198,7 +199,7 @@ class GPT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each with a residual connection around it."""
+    """Attention and a feed-forward layer, each with a residual connection."""
 
     config: GPTConfig
 

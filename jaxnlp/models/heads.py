@@ -1,7 +1,7 @@
-"""Fine-tuning: a pretrained model and one linear map that the task adds to it.
+"""Fine-tuning heads: a pretrained model with one linear map for the task.
 
 The heads of BERT (Devlin et al. 2019, arXiv:1810.04805, section 4) and of GPT (Radford et al. 2018, sections 3.2 and
-3.3), each on any encoder or decoder. `data/tasks/` builds the input sequence; `objectives/` defines the loss.
+3.3), each for any encoder or decoder. `data/tasks/` builds the input sequence; `objectives/` defines the loss.
 
 Shape legend: B batch, C sequences of an example, T length, D model, N classes, V vocabulary, R = B C rows.
 """
@@ -24,9 +24,9 @@ from jaxnlp.nn.policy import Policy
 class Head:
     """Base class of the heads: one linear map of the body's states.
 
-    of_tokens: the head reads the state of every token; False: one state of each sequence.
-    use_bias: of the linear map. features: size of its output.
-    num_classes: number of the task's classes; None: the task has none.
+    of_tokens: the head reads the state of every token; False: one state for each sequence.
+    use_bias: whether the linear map has a bias. features: size of its output.
+    num_classes: number of classes of the task; None: the task has no classes.
     """
 
     of_tokens: ClassVar[bool] = False
@@ -38,13 +38,13 @@ class Head:
         return self.num_classes or 1
 
     def logits(self, states: jax.Array, linear: Linear) -> jax.Array:
-        """What the objective reads, from `linear` of the states, (B, T, D) of tokens or (B, C, D) of sequences."""
+        """The head's logits from the states: (B, T, D) of tokens, or (B, C, D) of sequences."""
         return linear(states)
 
 
 @dataclasses.dataclass(kw_only=True)
 class SequenceClassificationHead(Head):
-    """One class for an example. The states of its sequences are added before the map (similarity in both orders)."""
+    """One class for each example. The states of its sequences are summed before the map (similarity in both orders)."""
 
     num_classes: int = 2
 
@@ -58,7 +58,7 @@ class SequenceClassificationHead(Head):
 
 @dataclasses.dataclass(kw_only=True)
 class RegressionHead(Head):
-    """One number for an example; the states of its sequences are added before the map."""
+    """One number for each example. The states of its sequences are summed before the map."""
 
     def logits(self, states_BCD: jax.Array, linear: Linear) -> jax.Array:
         """(B,)."""
@@ -67,7 +67,7 @@ class RegressionHead(Head):
 
 @dataclasses.dataclass(kw_only=True)
 class MultipleChoiceHead(Head):
-    """A score for each sequence, one vector times its state. The objective takes the softmax over them."""
+    """A score for each sequence: its state times one vector. The objective applies the softmax over the sequences."""
 
     use_bias = False  # the softmax over the options would cancel it
 
@@ -107,11 +107,11 @@ class ModelWithHead(ModelConfig):
     """A pretrained model with a head.
 
     body: the pretrained model's config: an encoder, as `BertConfig(heads=("pooler",))`, or a decoder, as `GPTConfig()`.
-        An encoder may have no pretraining head but the pooler, and that only under a head of sequences, which then
+        An encoder may keep only the pooler of its pretraining heads, and only for a head of sequences. The head then
         reads the pooler's output, tanh(W x + b) of the first token.
     head: SequenceClassificationHead(), RegressionHead(), MultipleChoiceHead(), TokenClassificationHead(),
         SpanExtractionHead(), or another subclass of `Head`.
-    dropout_rate: of the states that the head reads.
+    dropout_rate: dropout on the states that the head reads.
     """
 
     body: ModelConfig = dataclasses.field()
@@ -159,18 +159,19 @@ class ModelWithHead(ModelConfig):
         return (jax.ShapeDtypeStruct(shape, jnp.int32),)
 
     def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
-        """Floating-point operations of one training step per token, counted as GPT's are.
+        """Floating-point operations of one training step per token, counted as in `GPTConfig`.
 
-        predicted_fraction: share of positions that go through a decoder's output map, 0 without an auxiliary loss.
+        predicted_fraction: share of positions that go through a decoder's output map; 0 without an auxiliary loss.
         """
         head = 3.0 * 2 * self.body.embed_dim * self.head.features / (1 if self.head.of_tokens else length)
         return self.body.flops_per_token(length, predicted_fraction) + head
 
 
 class ModelWithHeadModule(nn.Module):
-    """Tokens to the head's logits.
+    """Computes the head's logits from tokens.
 
-    Parameters: `trunk`, the body's own tree; `head`, with `kernel` (D, features) and, if used, `bias` (features,).
+    Parameters: `trunk`, the parameters of the body; `head`, with `kernel` (D, features) and, if used, `bias`
+    (features,).
     """
 
     config: ModelWithHead
@@ -184,22 +185,22 @@ class ModelWithHeadModule(nn.Module):
         )
 
     def __call__(self, tokens, *, types=None, segment_ids=None, extract=None, deterministic: bool = True):
-        """A dict of the head's results. Under `jit`, unused results are not computed.
+        """A dict of logits. Under `jit`, unused results are not computed.
 
         Args:
             tokens: integer ids: (B, T) for heads of tokens, (B, C, T) for heads of sequences.
-            types: of the same shape, kinds of tokens; None: all 0. Only encoders with several kinds read them.
-            segment_ids: of the same shape; attention stays within equal ones, and 0 is padding. None: no padding.
-            extract: (B, C) place whose state stands for each sequence; None: an encoder's first, a decoder's last that
-                is not padding. An encoder with a pooler always has the first.
-            deterministic: False applies dropout, and needs the "dropout" key.
+            types: token types, of the same shape; None: all 0. Ignored by models without several types.
+            segment_ids: of the same shape; attention is restricted to equal ids, and 0 is padding. None: no padding.
+            extract: (B, C), position whose state represents each sequence. None: the first one of an encoder, the
+                last one of a decoder that is not padding. An encoder with a pooler always uses the first one.
+            deterministic: False applies dropout, which needs the "dropout" key.
 
         Returns:
-            logits, in float32, of the head's shape; for a decoder also lm, the logits of the token after
-            each position: (B, T, V) or (B, C, T, V).
+            logits: the head's logits, in float32; see `Head.logits`.
+            lm: for a decoder, the logits of the token after each position: (B, T, V) or (B, C, T, V).
 
         Raises:
-            UserError: tokens of a shape that the head does not read.
+            UserError: the tokens do not have the shape that the head needs.
         """
         head, (*lead, T) = self.config.head, tokens.shape
         if len(lead) != (1 if head.of_tokens else 2):
@@ -219,8 +220,8 @@ class ModelWithHeadModule(nn.Module):
         return out if lm is None else {**out, "lm": lm.reshape(*lead, T, -1)}
 
     def states(self, tokens_RT, types_RT, segments_RT, deterministic) -> tuple[Any, Any, Any]:
-        """The body's last states (R, T, D), an encoder's pooled states (R, D) or None, a decoder's logits (R, T, V) or
-        None."""
+        """The body's last states (R, T, D), an encoder's pooled states (R, D) or None, and a decoder's logits (R, T, V)
+        or None."""
         c = self.config
         if c.body.kind == "decoder":
             lm, hidden = self.trunk(tokens_RT, segment_ids=segments_RT, with_hidden=True, deterministic=deterministic)

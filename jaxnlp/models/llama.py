@@ -1,8 +1,8 @@
 """Llama: a decoder-only Transformer with RMSNorm, SwiGLU, rotary positions and grouped-query attention.
 
 Touvron et al. 2023 (arXiv:2302.13971, arXiv:2307.09288), Grattafiori et al. 2024 (arXiv:2407.21783). The
-defaults are Llama-2 7B's. Mistral, Qwen2 and Qwen3 are the same model by config: a sliding window, biases of queries,
-keys and values, norms of queries and keys.
+defaults are Llama-2 7B's. Mistral, Qwen2 and Qwen3 are the same model with another config: a sliding window, biases of
+queries, keys and values, and norms of queries and keys.
 
 Shape legend: B batch, T length, S cache length, D model, H query heads, N key and value
 heads, K head size, V vocabulary.
@@ -31,14 +31,14 @@ INIT = nn.initializers.normal(0.02)
 
 @dataclasses.dataclass(kw_only=True)
 class LlamaConfig(ModelConfig):
-    """A Llama's shape and components. Sizes are numbers of units.
+    """Sizes and components of a Llama. Sizes are numbers of units.
 
-    vocab_size: None takes the tokenizer's.
-    num_kv_heads: None is num_heads; fewer share keys and values among groups of heads.
-    head_dim: None is embed_dim // num_heads.
+    vocab_size: None: the tokenizer's.
+    num_kv_heads: None: num_heads. With fewer, groups of query heads share keys and values.
+    head_dim: None: embed_dim // num_heads.
     qk_norm: a norm for queries and keys (Qwen3), or None.
     window: number of positions that each position attends to, itself and those before it (Mistral); None: all.
-    qkv_bias, out_bias: biases of the attention's linear maps (Qwen2 has the first).
+    qkv_bias, out_bias: whether the linear maps of attention have biases (Qwen2: qkv_bias).
     remat, scan_layers: see `nn/stack.py`.
     """
 
@@ -84,7 +84,7 @@ class LlamaConfig(ModelConfig):
         return Llama(self)
 
     def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
-        """Floating-point operations of one training step per token, counted as GPT's are."""
+        """Floating-point operations of one training step per token, counted as in `GPTConfig`."""
         D, H, N, K = self.embed_dim, self.num_heads, self.kv_heads, self.key_dim
         attend = 2 * D * K * (H + 2 * N) + 2 * H * K * D + 4 * length * H * K
         feed_forward = (6 if self.mlp.gated else 4) * D * self.mlp_dim
@@ -97,7 +97,7 @@ class LlamaConfig(ModelConfig):
 
 
 class Llama(nn.Module):
-    """Tokens to next-token logits. Parameters: `embed`, `block_i`, `norm`, and `head` unless tied."""
+    """Computes next-token logits from tokens. Parameters: `embed`, `block_i`, `norm`, and `head` unless tied."""
 
     config: LlamaConfig
 
@@ -117,15 +117,16 @@ class Llama(nn.Module):
 
         Args:
             tokens_BT: integer ids.
-            segment_ids: (B, T) integers; attention stays within equal ones, and 0 is padding. None: one segment.
-            positions: (B, T) place of each token in its document; None: 0, 1, 2, ...
-            cache: from `LlamaConfig.init_cache`, to continue a sequence.
-            with_hidden: also the states that the logits are read from, after the last norm.
-            logits_to_keep: only the logits of this many last positions; None is all.
+            segment_ids: (B, T) integers; attention is restricted to equal ids, and 0 is padding. None: one segment.
+            positions: (B, T), position of each token in its document; None: 0, 1, 2, ...
+            cache: from `LlamaConfig.init_cache`, to continue a sequence; `segment_ids` then mark which of the new
+                tokens are padding.
+            logits_to_keep: return only the logits of the last `logits_to_keep` positions; None: all.
+            with_hidden: also return the states that the logits are computed from, after the last norm.
             deterministic: ignored, since there is no dropout; models share one signature.
 
         Returns:
-            logits_BTV in float32, or with `with_hidden` (logits_BTV, hidden_BTD); with a cache, (that, cache).
+            out: logits_BTV in float32, or (logits_BTV, hidden_BTD) with `with_hidden`; with a cache, (out, cache).
         """
         c = self.config
         inputs = decoder_inputs(tokens_BT.shape, segment_ids, positions, cache, c.window)

@@ -1,7 +1,7 @@
 """T5: an encoder-decoder with relative positions, RMSNorm before each sublayer, and no biases.
 
-Raffel et al. 2020, arXiv:1910.10683. The defaults are the small model of version 1.1, whose feed-forward layer is gated
-and whose output map is a matrix of its own; `t5_v1_0` makes the paper's.
+Raffel et al. 2020, arXiv:1910.10683. The defaults are the small model of version 1.1, with a gated feed-forward layer
+and a separate output matrix; `t5_v1_0` returns the config of the paper's model.
 
 Shape legend: B batch, S input length, T output length, D model, H heads, N key and value heads, K head size,
 F feed-forward, V vocabulary.
@@ -31,12 +31,12 @@ from jaxnlp.nn.stack import attach_cross_cache, detach_cross_cache, empty_cache,
 
 @dataclasses.dataclass(kw_only=True)
 class T5Config(ModelConfig):
-    """A T5's shape and components. Sizes are numbers of units, rates are probabilities.
+    """Sizes and components of a T5. Sizes are numbers of units, rates are probabilities.
 
-    vocab_size: of inputs and outputs together; None takes the tokenizer's.
-    num_layers: of the encoder. num_decoder_layers: None is num_layers.
-    head_dim: num_heads * head_dim need not be embed_dim.
-    positions: of the encoder; the decoder has the same, unidirectional.
+    vocab_size: size of the vocabulary, which inputs and outputs share; None: the tokenizer's.
+    num_layers: layers of the encoder. num_decoder_layers: None: num_layers.
+    head_dim: num_heads * head_dim need not equal embed_dim.
+    positions: positions of the encoder; the decoder has the same, unidirectional.
     tie_embeddings: the output map is the embedding (version 1.0).
     scale_logits: multiply the input of the output map by embed_dim^-0.5 (version 1.0).
     remat, scan_layers: see `nn/stack.py`.
@@ -75,7 +75,7 @@ class T5Config(ModelConfig):
 
     @property
     def decoder(self) -> "T5Config":
-        """The decoder's config: its number of layers as `num_layers`, unidirectional positions."""
+        """The decoder's config: `num_layers` is its number of layers, and its positions are unidirectional."""
         where = self.positions
         if isinstance(where, RelativeBuckets):
             where = dataclasses.replace(where, bidirectional=False)
@@ -89,10 +89,10 @@ class T5Config(ModelConfig):
         return (jax.ShapeDtypeStruct((batch, length), jnp.int32),) * 2
 
     def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
-        """Floating-point operations of one training step per input token, counted as GPT's are.
+        """Floating-point operations of one training step per input token, counted as in `GPTConfig`.
 
         Args:
-            length: of the inputs. predicted_fraction: tokens of output for each of input.
+            length: length of the inputs. predicted_fraction: number of output tokens per input token.
         """
         D, P = self.embed_dim, self.num_heads * self.head_dim
         feed = (6 if self.mlp.gated else 4) * D * self.mlp_dim
@@ -105,20 +105,20 @@ class T5Config(ModelConfig):
     def init_cache(self, batch: int, length: int) -> dict[str, Any]:
         """An empty key-value cache for `length` positions of the decoder (`nn/stack.py`).
 
-        The first call with it also gives the inputs. After that it holds what the decoder reads of them:
-        `cross`, a (k, v) pair a layer, each (B, N, S, K), and `input_segments` (B, S).
+        The first call with the cache must also pass the inputs. The returned cache then holds their keys and
+        values: `cross`, a (k, v) pair for each layer, each (B, N, S, K), and `input_segments` (B, S).
         """
         return empty_cache(self.decoder, self.num_heads, self.head_dim, self.policy, batch, length)
 
 
 def t5_v1_0(**changes: Any) -> T5Config:
-    """The paper's T5: ReLU, 4 embed_dim hidden units, one matrix for embeddings and output. Default: the small size."""
+    """The paper's T5: ReLU, 4 embed_dim hidden units, one matrix for embeddings and output. Default: T5-small."""
     fields: dict[str, Any] = {"num_layers": 6, "num_heads": 8, "mlp_dim": 2048, "mlp": mlp.MLP(activation="relu")}
     return T5Config(**{**fields, "tie_embeddings": True, "scale_logits": True, **changes})
 
 
 class T5(nn.Module):
-    """Input and output tokens to logits of the next output token.
+    """Computes the logits of the next output token from input and output tokens.
 
     Parameters: `embed`, `encoder` and `decoder` (each `block_i`, `position_bias`, `norm`), and `head` unless tied.
     """
@@ -149,14 +149,14 @@ class T5(nn.Module):
         """Logits of the output token after each position.
 
         Args:
-            inputs_BS: integer ids of the text to read; None if the cache already holds the encoder's result.
-            tokens_BT: integer ids of the text written so far.
-            input_segments: (B, S) integers, 0 is padding; attention stays within equal ones. None: one segment.
-            segment_ids: (B, T) likewise; a token of output attends to the inputs of its own segment.
-            positions: (B, T) place of each token of output, for positions that turn; None: 0, 1, 2, ...
-            cache: from `init_cache`, to continue an output.
-            logits_to_keep: only the logits of this many last positions; None is all.
-            deterministic: False applies dropout, and needs the "dropout" key.
+            inputs_BS: integer ids of the input; None if the cache already holds the encoder's keys and values.
+            tokens_BT: integer ids of the output so far.
+            input_segments: (B, S) integers; attention is restricted to equal ids, and 0 is padding. None: one segment.
+            segment_ids: (B, T) likewise; an output token attends to the inputs of its own segment.
+            positions: (B, T), position of each output token, for rotary positions; None: 0, 1, 2, ...
+            cache: from `T5Config.init_cache`, to continue an output.
+            logits_to_keep: return only the logits of the last `logits_to_keep` positions; None: all.
+            deterministic: False applies dropout, which needs the "dropout" key.
 
         Returns:
             logits_BTV in float32; with a cache, (logits_BTV, cache).
@@ -178,12 +178,12 @@ class T5(nn.Module):
         return logits_BTV if cache is None else (logits_BTV, cache)
 
     def encode(self, inputs_BS, *, input_segments=None, deterministic: bool = True) -> jax.Array:
-        """The encoder's states of the inputs, (B, S, D)."""
+        """The encoder's states for the inputs, (B, S, D)."""
         return self.encoder(self.embed(inputs_BS), input_segments, deterministic)
 
 
 class Encoder(nn.Module):
-    """Embedded inputs to encoder states."""
+    """Computes the encoder's states from embedded inputs."""
 
     config: T5Config
 
@@ -201,7 +201,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedded outputs, and the encoder's states or their keys and values in a cache, to states for the output map."""
+    """Computes the states for the output map from embedded outputs and the encoder's states, or a cache of their keys
+    and values."""
 
     config: T5Config
 
@@ -244,7 +245,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """As `EncoderBlock`, with attention to the encoder, without positions, between the two."""
+    """`EncoderBlock` with cross-attention, without positions, between self-attention and the feed-forward layer."""
 
     config: T5Config
 
@@ -266,7 +267,7 @@ class DecoderBlock(nn.Module):
 
 
 def heads(c: T5Config, name: str) -> attention.MultiHeadAttention:
-    """T5's attention: scores are not scaled; the initial queries are small instead."""
+    """T5's attention: the scores are not scaled, and the query kernel is initialised smaller instead."""
     normal = nn.initializers.normal
     return attention.MultiHeadAttention(
         c.num_heads,

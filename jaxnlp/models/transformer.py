@@ -1,7 +1,7 @@
-"""The Transformer of 2017: an encoder that reads a text and a decoder that writes another.
+"""The original Transformer: an encoder-decoder for sequence-to-sequence tasks.
 
 Vaswani et al. 2017, arXiv:1706.03762. The defaults are the paper's base model: a norm after each sublayer,
-sinusoidal positions, ReLU, and one matrix, times sqrt(D), for both embeddings and for the output.
+sinusoidal positions, ReLU, and one matrix for both embeddings, which are scaled by sqrt(D), and for the output.
 
 Shape legend: B batch, S input length, T output length, D model, H heads, N key and value heads, K head size,
 F feed-forward, V vocabulary.
@@ -32,12 +32,12 @@ from jaxnlp.nn.stack import attach_cross_cache, detach_cross_cache, empty_cache,
 
 @dataclasses.dataclass(kw_only=True)
 class TransformerConfig(ModelConfig):
-    """A Transformer's shape and components. Sizes are numbers of units, rates are probabilities.
+    """Sizes and components of a Transformer. Sizes are numbers of units, rates are probabilities.
 
-    vocab_size: of inputs and outputs together; None takes the tokenizer's.
-    max_length: length of the table of learned positions; other positions do not use it.
-    num_layers: of the encoder. num_decoder_layers: None is num_layers.
-    head_dim: None is embed_dim // num_heads. mlp_dim: None is 4 embed_dim.
+    vocab_size: size of the vocabulary, which inputs and outputs share; None: the tokenizer's.
+    max_length: length of the table of learned positions; unused with other positions.
+    num_layers: layers of the encoder. num_decoder_layers: None: num_layers.
+    head_dim: None: embed_dim // num_heads. mlp_dim: None: 4 embed_dim.
     norm_position: "post" (the paper) or "pre" (trains without warmup: Xiong et al. 2020, arXiv:2002.04745).
     tie_embeddings: the output map is the embedding.
     remat, scan_layers: see `nn/stack.py`.
@@ -82,12 +82,12 @@ class TransformerConfig(ModelConfig):
 
     @property
     def length_limit(self) -> int | None:
-        """The longest text that the model can read or write; None: no limit."""
+        """The longest input or output sequence of the model; None: no limit."""
         return self.max_length if self.positions.bounded else None
 
     @property
     def decoder(self) -> "TransformerConfig":
-        """The decoder's config: its number of layers as `num_layers`."""
+        """The decoder's config: `num_layers` is its number of layers."""
         return dataclasses.replace(self, num_layers=self.num_decoder_layers or self.num_layers)
 
     def build(self) -> "Transformer":
@@ -98,16 +98,16 @@ class TransformerConfig(ModelConfig):
         return (jax.ShapeDtypeStruct((batch, length), jnp.int32),) * 2
 
     def flops_per_token(self, length: int, predicted_fraction: float = 1.0) -> float:
-        """Floating-point operations of one training step per input token, counted as GPT's are.
+        """Floating-point operations of one training step per input token, counted as in `GPTConfig`.
 
         Args:
-            length: of the inputs. predicted_fraction: tokens of output for each of input.
+            length: length of the inputs. predicted_fraction: number of output tokens per input token.
         """
         D, P = self.embed_dim, self.num_heads * self.key_dim
         attend = lambda keys: 8 * D * P + 4 * keys * P
         feed = (6 if self.mlp.gated else 4) * D * self.hidden_dim
         encoder = self.num_layers * (attend(length) + feed)
-        # Keys and values of the encoder are computed once for each input, queries and mixing once for each output.
+        # The encoder's keys and values are computed once per input token; queries and mixing once per output token.
         own = self.decoder.num_layers * (attend(predicted_fraction * length) + feed + 4 * D * P + 4 * length * P)
         assert self.vocab_size is not None
         shared = self.decoder.num_layers * 4 * D * P
@@ -116,14 +116,14 @@ class TransformerConfig(ModelConfig):
     def init_cache(self, batch: int, length: int) -> dict[str, Any]:
         """An empty key-value cache for `length` positions of the decoder (`nn/stack.py`).
 
-        The first call with it also gives the inputs. After that it holds what the decoder reads of them:
-        `cross`, a (k, v) pair a layer, each (B, N, S, K), and `input_segments` (B, S).
+        The first call with the cache must also pass the inputs. The returned cache then holds their keys and
+        values: `cross`, a (k, v) pair for each layer, each (B, N, S, K), and `input_segments` (B, S).
         """
         return empty_cache(self.decoder, self.num_heads, self.key_dim, self.policy, batch, length)
 
 
 class Transformer(nn.Module):
-    """Input and output tokens to logits of the next output token.
+    """Computes the logits of the next output token from input and output tokens.
 
     Parameters: `embed`, `encoder` and `decoder` (each `block_i`, and `norm` if pre-norm), `head` unless tied; with
     learned positions `encoder/positions` and `decoder/positions`.
@@ -134,7 +134,7 @@ class Transformer(nn.Module):
     def setup(self):
         c = self.config
         assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
-        # Times sqrt(D), the entries have variance 1; so do the first logits of the tied output map, nearly.
+        # Scaled by sqrt(D), the embeddings have variance 1. The variance of a tied output map's first logits is near 1.
         init = nn.initializers.normal(c.embed_dim**-0.5)
         self.embed = Embed(c.vocab_size, c.embed_dim, c.policy, embedding_init=init)
         self.encoder, self.decoder = Encoder(c), Decoder(c.decoder)
@@ -157,14 +157,14 @@ class Transformer(nn.Module):
         """Logits of the output token after each position.
 
         Args:
-            inputs_BS: integer ids of the text to read; None if the cache already holds the encoder's result.
-            tokens_BT: integer ids of the text written so far.
-            input_segments: (B, S) integers, 0 is padding; attention stays within equal ones. None: one segment.
-            segment_ids: (B, T) likewise; a token of output attends to the inputs of its own segment.
-            input_positions, positions: (B, S), (B, T) place of each token; None: 0, 1, 2, ...
-            cache: from `init_cache`, to continue an output.
-            logits_to_keep: only the logits of this many last positions; None is all.
-            deterministic: False applies dropout, and needs the "dropout" key.
+            inputs_BS: integer ids of the input; None if the cache already holds the encoder's keys and values.
+            tokens_BT: integer ids of the output so far.
+            input_segments: (B, S) integers; attention is restricted to equal ids, and 0 is padding. None: one segment.
+            segment_ids: (B, T) likewise; an output token attends to the inputs of its own segment.
+            input_positions, positions: (B, S), (B, T), position of each token; None: 0, 1, 2, ...
+            cache: from `TransformerConfig.init_cache`, to continue an output.
+            logits_to_keep: return only the logits of the last `logits_to_keep` positions; None: all.
+            deterministic: False applies dropout, which needs the "dropout" key.
 
         Returns:
             logits_BTV in float32; with a cache, (logits_BTV, cache).
@@ -184,13 +184,13 @@ class Transformer(nn.Module):
         return logits_BTV if cache is None else (logits_BTV, cache)
 
     def encode(self, inputs_BS, *, input_segments=None, positions=None, deterministic: bool = True) -> jax.Array:
-        """The encoder's states of the inputs, (B, S, D)."""
+        """The encoder's states for the inputs, (B, S, D)."""
         x_BSD = self.embed(inputs_BS) * math.sqrt(self.config.embed_dim)
         return self.encoder(x_BSD, input_segments, positions, deterministic)
 
 
 class Encoder(nn.Module):
-    """Embedded inputs to encoder states."""
+    """Computes the encoder's states from embedded inputs."""
 
     config: TransformerConfig
 
@@ -209,7 +209,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedded outputs, and the encoder's states or their keys and values in a cache, to states for the output map."""
+    """Computes the states for the output map from embedded outputs and the encoder's states, or a cache of their keys
+    and values."""
 
     config: TransformerConfig
 
@@ -259,7 +260,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Masked self-attention, attention to the encoder, and a feed-forward layer."""
+    """Causal self-attention, cross-attention to the encoder, and a feed-forward layer."""
 
     config: TransformerConfig
 
@@ -285,7 +286,7 @@ class DecoderBlock(nn.Module):
 
 
 def residual(c: TransformerConfig, norm: str, sublayer, x_BTD, deterministic) -> jax.Array:
-    """norm(x + sublayer(x)), or x + sublayer(norm(x)), with dropout of the sublayer's result."""
+    """norm(x + sublayer(x)), or with pre-norm x + sublayer(norm(x)), with dropout on the sublayer's output."""
     normed = c.norm.module(c.policy, name=norm)
     drop = lambda x: nn.Dropout(c.dropout_rate)(x, deterministic)
     if c.norm_position == "pre":
@@ -329,5 +330,5 @@ def xavier(key, shape, dtype, num_in: int = 1) -> jax.Array:
 
 
 def xavier_out(key, shape, dtype) -> jax.Array:
-    """The same for a kernel whose first two axes, heads and head size, are inputs."""
+    """`xavier` for a kernel whose last axis is the output: (heads, head size, D)."""
     return xavier(key, shape, dtype, num_in=len(shape) - 1)
