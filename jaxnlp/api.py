@@ -48,14 +48,14 @@ BATCH = 16  # texts in one call of the model
 
 
 def load(source: str | pathlib.Path, checkpoint: str = "latest") -> "Model":
-    """A trained model, on this machine's devices.
+    """Loads a trained model onto this machine's devices.
 
     Args:
         source: a run's folder, a folder in Hugging Face's layout, or a hub id, which needs `huggingface_hub`.
-        checkpoint: of a run: "latest", "best" or a step.
+        checkpoint: the checkpoint of a run: "latest", "best" or a step.
 
     Raises:
-        UserError: nothing to load there, or a damaged checkpoint.
+        UserError: nothing to load at `source`, or a damaged checkpoint.
     """
     if Reader(source).steps():
         return Model(load_run(source, checkpoint), str(source))
@@ -63,7 +63,7 @@ def load(source: str | pathlib.Path, checkpoint: str = "latest") -> "Model":
 
 
 def train(experiment: Experiment | None, workdir: str | pathlib.Path, *, hooks: Sequence[Hook] = ()) -> "Model":
-    """Runs an experiment in a folder, or resumes the run there, and returns the trained model.
+    """Runs an experiment in a folder, or resumes the run in that folder, and returns the trained model.
 
     Args:
         experiment: None takes the one of the folder's newest checkpoint. hooks: as `loops.supervised.train` takes them.
@@ -92,8 +92,8 @@ class Model:
     """A model with its parameters and tokenizer.
 
     Attributes:
-        experiment: the config of the run, or the default one of a model from elsewhere. step: of the checkpoint.
-        program: the experiment over this machine's devices. result: of `train`, else None.
+        experiment: the config of the run; for an imported model, a default one. step: the checkpoint's step.
+        program: the experiment over this machine's devices. result: the result of `train`; None for a loaded model.
     """
 
     def __init__(self, loaded: Loaded, source: str, result: supervised.Result | None = None):
@@ -128,9 +128,9 @@ class Model:
 
         Args:
             texts: prompts. A single string gives a single string.
-            max_new_tokens: at most so many, and as many as the model has positions for.
-            options: temperature (0.0: the most likely token each time), top_k, top_p, min_p, repetition_penalty,
-                min_new_tokens, as `Sampling`; seed, stop, forced_prefix and on_text, as `generate_text`.
+            max_new_tokens: upper limit of new tokens per text, lowered to the positions that the model has left.
+            options: temperature (0.0: greedy), top_k, top_p, min_p, repetition_penalty and min_new_tokens, as in
+                `Sampling`; seed, stop, forced_prefix and on_text, as in `generate_text`.
 
         Returns:
             the new text of each prompt, without the prompt.
@@ -143,7 +143,7 @@ class Model:
         return new[0] if isinstance(texts, str) else new
 
     def generations(self, texts: Sequence[str], max_new_tokens: int = 64, **options: Any) -> list[Generation]:
-        """As `generate`, with the tokens, their log-probabilities and why each text ended."""
+        """As `generate`, but returns each text with its tokens, their log-probabilities and the reason why it ended."""
         text_options = {name: options.pop(name) for name in TEXT_OPTIONS if name in options}
         generator, tokenizer = self._generator, self._generation_tokenizer
         room = generator.fit_max_new_tokens(tokenizer.encode_batch(list(texts)), max_new_tokens)
@@ -153,10 +153,10 @@ class Model:
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[float]:
         """The log-probability of each continuation given its prompt, in nats, summed over its tokens.
 
-        The two texts are tokenized one by one, as for generation. The end of the text is not scored.
+        Prompt and continuation are tokenized separately, as in generation. The end of the text is not scored.
 
         Raises:
-            UserError: the model cannot generate; other numbers of prompts and continuations; a text too long.
+            UserError: the model cannot generate; different numbers of prompts and continuations; a text too long.
         """
         if len(prompts) != len(continuations):
             raise UserError(
@@ -176,7 +176,7 @@ class Model:
         """A fine-tuned model's answers: labels with probabilities, tags, spans, options or numbers.
 
         Args:
-            records: the fields that the run's task reads; or texts, for a task that reads one.
+            records: dicts of the fields that the run's task reads; or texts, for a task that reads a single text.
 
         Raises:
             UserError: the model was not fine-tuned on labelled records.
@@ -190,14 +190,14 @@ class Model:
         return list(answers(self.program, self.params, self.tokenizer, made, examples))
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[Guess]]:
-        """The most likely tokens at each mask of a text, for an encoder with a masked-word head."""
+        """The `top` most likely tokens at each mask of a text, for an encoder with a masked-word head."""
         return fill_mask(self.loaded, text, top)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, D) float32: the mean of the last layer's states over each text's tokens.
+        """(N, D) float32 embeddings of N texts: the mean of the last layer's states over each text's tokens.
 
         Raises:
-            UserError: an encoder-decoder or a model without states; a text longer than the model's positions.
+            UserError: a model that is not a decoder or an encoder, or is fine-tuned; a text that is too long.
         """
         body = self.config.body
         if body.kind not in ("decoder", "encoder"):
@@ -216,7 +216,10 @@ class Model:
         """The loss and the objective's metrics over a split of the run's data.
 
         Args:
-            limit: at most this many batches; None is the full split.
+            limit: maximum number of batches; None is the full split.
+
+        Raises:
+            UserError: an imported model, which has no data.
         """
         e, program = self.experiment, self.program
         if self.step == 0 and self.result is None and not Reader(self.source).steps():
@@ -227,7 +230,7 @@ class Model:
         return evaluate_loss(program.eval_step, self.params, placed, e.objective, bytes_per_token(e, store))
 
     def attention(self, text: str, target: str | None = None) -> list[Map]:
-        """The weights of every attention layer as the model reads a text; `figures.attention.draw` draws them.
+        """The weights of every attention layer for a text, which `figures.attention.draw` plots.
 
         Args:
             target: the decoder's text of an encoder-decoder, or the second text of an encoder's pair.
@@ -235,7 +238,7 @@ class Model:
         return attention_maps(self.loaded, text, target)
 
     def report(self) -> str:
-        """The closing report of a run that `train` has just ended. Draws its curves."""
+        """The report of a run that `train` has just ended. Also plots its curves. Raises UserError for other models."""
         if self.result is None or self.result.validation is None:
             raise self._cannot("report", "expected the result of train(), of a run that ended")
         return report(self.result, pathlib.Path(self.source))
@@ -247,7 +250,7 @@ class Model:
             format: "huggingface", with tuned parameters merged.
 
         Raises:
-            UserError: another format, or a model that has no form there.
+            UserError: an unknown format, or a model that the layout does not support.
         """
         if format != "huggingface":
             raise UserError(f"save: format={format!r}; expected 'huggingface'")
@@ -259,7 +262,7 @@ class Model:
 
     @property
     def _generation_tokenizer(self) -> Tokenizer:
-        """An encoder-decoder's texts may name sentinels."""
+        """The tokenizer for generation, in which an encoder-decoder's texts may name sentinels."""
         return with_sentinels(self.tokenizer) if self.config.kind == "encoder-decoder" else self.tokenizer
 
     def _row(self, text: str) -> list[int]:

@@ -14,7 +14,7 @@ from jaxnlp.errors import FieldError
 
 OPTIMIZERS = ("adamw", "lion", "adafactor", "sgd", "muon")
 LAYERWISE = ("adamw", "lion", "sgd", "muon")
-"""Optimizers whose update of stacked layers is that of each layer alone. Adafactor scales a whole array at once."""
+"""Optimizers that update stacked layers as they would each layer alone. Adafactor scales by the full array instead."""
 SCHEDULES = ("cosine", "linear", "wsd", "inverse_sqrt", "constant")
 
 Schedule = Callable[[Any], Any]
@@ -26,19 +26,19 @@ class OptimConfig:
 
     name: adamw (Loshchilov and Hutter 2019), lion (Chen et al. 2023), adafactor (Shazeer and
         Stern 2018), sgd with momentum, or muon (Jordan 2024) for the hidden matrices with
-        AdamW for the rest, scaled so that AdamW's learning rates fit (arXiv:2502.16982).
+        AdamW for the rest, scaled so that AdamW's learning rates can be kept (arXiv:2502.16982).
     learning_rate: the schedule's peak.
     schedule: after `warmup_steps` of linear warm-up: cosine or linear decay to the end of the
         run; wsd, constant until the last `decay_fraction` of the run and then linear; inverse_sqrt,
         peak * sqrt(warmup / step), the Transformer's schedule with `noam_peak`; or constant.
-    final_fraction: what is left of the peak at the end, for cosine, linear and wsd.
-    total_steps: length the schedule is drawn for; None is the run's own `steps`.
+    final_fraction: the final learning rate over the peak, for cosine, linear and wsd.
+    total_steps: length of the schedule; None: the run's `num_steps`.
     weight_decay: decoupled, multiplied by the learning rate as PyTorch does.
-    no_decay: regular expressions of parameter paths that are not decayed.
-    b1, b2, epsilon: of Adam and its kin; b2 None is 0.99 for lion and 0.95 for others. b1 is the
-        momentum of sgd and muon. Adafactor keeps none.
+    no_decay: regular expressions; parameters whose path matches one are not decayed.
+    b1, b2, epsilon: of Adam and similar optimizers; b2 None is 0.99 for lion and 0.95 for others. b1 is the
+        momentum of sgd and muon. Adafactor has no momentum.
     clip_norm: largest global norm of the gradient; None does not clip.
-    master_dtype: "float32" keeps a float32 copy of the parameters in the optimizer's state and updates that: for
+    master_dtype: "float32" keeps a float32 copy of the parameters in the optimizer's state and updates that copy, for
         models with param_dtype "bfloat16", whose parameters lose small updates. None updates the parameters.
     """
 
@@ -91,13 +91,17 @@ class OptimConfig:
 
 
 def noam_peak(embed_dim: int, warmup_steps: int, factor: float = 1.0) -> float:
-    """The learning rate at the end of the warm-up with which "inverse_sqrt" is the schedule of the 2017 Transformer:
+    """The peak learning rate that makes schedule "inverse_sqrt" that of the 2017 Transformer:
     embed_dim^-0.5 * min(step^-0.5, step * warmup_steps^-1.5) (Vaswani et al. 2017, equation 3)."""
     return factor * (embed_dim * warmup_steps) ** -0.5
 
 
 def make_schedule(config: OptimConfig, steps: int) -> Schedule:
-    """Step (from 0) to learning rate, over a run of `steps`."""
+    """A function from the step (from 0) to the learning rate, for a run of `steps` steps.
+
+    Raises:
+        FieldError: a warm-up that is not shorter than the schedule.
+    """
     peak, warmup, total = config.learning_rate, config.warmup_steps, config.total_steps or steps
     if warmup and warmup >= total and config.schedule != "constant":
         raise FieldError("optim.warmup_steps", warmup, f"expected fewer than the run's {total} steps; lower it too")
@@ -117,7 +121,7 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
         after = optax.constant_schedule(peak)
     if not warmup:
         return after
-    # The first step already moves: warm-up reaches peak * 1/warmup at step 0.
+    # Warm-up starts at peak / warmup rather than 0, so that step 0 already updates.
     ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
     return optax.join_schedules([ramp, after], [warmup])
 
@@ -127,15 +131,15 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformationExtraArgs, Schedule]:
     """The optimizer and its schedule.
 
-    Its `update` takes some of the parameters alone too, with `optax.MaskedNode()` in the place of the others and the
-    norm of all gradients as `gradient_norm`.
+    Its `update` also accepts a subset of the parameters, with `optax.MaskedNode()` in place of the others and the norm
+    of all gradients as `gradient_norm`.
 
     Args:
-        config: what to make.
+        config: name and hyperparameters of the optimizer, and its schedule.
         steps: length of the run.
         axes: tree like the parameters, of tuples of logical axis names; muon reads from it
             which axes of a matrix are inputs.
-        rates: tree like the parameters, of numbers by which their learning rates are multiplied; None: one for all.
+        rates: tree like the parameters, of factors on their learning rates; None: one learning rate for all.
     """
     schedule = make_schedule(config, steps)
     decay = {"weight_decay": config.weight_decay, "mask": lambda params: decay_mask(params, config.no_decay)}
@@ -168,12 +172,12 @@ def make_optimizer(
             consistent_rms=0.2,
             muon_weight_dimension_numbers=matrices,
         )
-        # muon's own AdamW for the rest knows no decay mask.
+        # The AdamW that muon itself uses for the rest takes no decay mask.
         rest = optax.adamw(schedule, b1=config.b1, b2=b2, eps=config.epsilon, **decay)
         is_leaf = lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
         labels = jax.tree.map(lambda x: "rest" if x is None else "muon", matrices, is_leaf=is_leaf)
         optimizer = optax.partition({"muon": muon, "rest": rest}, labels)
-    # Not clipping has a state like clipping's, so that a run can resume with it changed.
+    # The state is the same with and without clipping, so that a run can resume with clip_norm changed.
     clip = optax.identity() if config.clip_norm is None else clip_by_global_norm(config.clip_norm)
     scaled = () if rates is None else (scale_by(rates),)
     optimizer = optax.chain(clip, optimizer, *scaled)
@@ -181,7 +185,7 @@ def make_optimizer(
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformationExtraArgs:
-    """As optax's, or by `gradient_norm` where `update` is given that, with a part of the gradients."""
+    """As `optax.clip_by_global_norm`; `update` also accepts a subset of the gradients and the norm of all."""
 
     def update(updates, state, params=None, *, gradient_norm=None, **_):
         norm = optax.tree.norm(updates) if gradient_norm is None else gradient_norm
@@ -192,7 +196,7 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformationExtraArgs:
 
 
 def scale_by(rates: Any) -> optax.GradientTransformation:
-    """Updates times a number each; also of some of the parameters alone."""
+    """Multiplies each update by its factor in `rates`; `update` also accepts a subset of the parameters."""
     masked = lambda x: isinstance(x, optax.MaskedNode)
 
     def update(updates, state, params=None):
@@ -202,10 +206,10 @@ def scale_by(rates: Any) -> optax.GradientTransformation:
 
 
 def with_master(optimizer: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    """`optimizer` over a float32 copy of the parameters, which are the copy rounded to their own dtype.
+    """`optimizer` over a float32 copy of the parameters. The parameters are that copy rounded to their own dtype.
 
-    Micikevicius et al. 2018, arXiv:1710.03740, section 3.1. With 16-bit parameters and Adam the state has 12 bytes a
-    parameter: the copy and two moments. State: `master`, like the parameters, and `inner`.
+    Micikevicius et al. 2018, arXiv:1710.03740, section 3.1. With 16-bit parameters and Adam the state has 12 bytes per
+    parameter: the copy and two moments. State: `master`, like the parameters, and `inner`, the optimizer's own state.
     """
     wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
@@ -217,7 +221,7 @@ def with_master(optimizer: optax.GradientTransformationExtraArgs) -> optax.Gradi
         assert params is not None
         changes, inner = optimizer.update(wide(updates), state["inner"], state["master"], **extra)
         master = optax.apply_updates(state["master"], changes)
-        # What turns the parameters into the rounded copy, whatever they were.
+        # Updates that make the parameters equal the rounded copy, whatever their values were.
         moves = jax.tree.map(lambda m, p: m.astype(p.dtype).astype(jnp.float32) - p.astype(jnp.float32), master, params)
         return moves, {"master": master, "inner": inner}
 
@@ -237,8 +241,8 @@ def decay_mask(params: Any, no_decay: tuple[str, ...]) -> Any:
 def matrix_axes(axes: Any) -> Any:
     """Muon's input and output axes of each hidden matrix; None for the parameters it leaves to AdamW.
 
-    A hidden matrix has one "embed" axis, its input if it comes first and its output if last,
-    and no "vocab" or "length" axis. A "layers" axis is a batch of matrices.
+    A hidden matrix has no "vocab" or "length" axis and exactly one "embed" axis, which is its input if it comes first
+    and else its output. A "layers" axis is a batch of matrices.
     """
 
     def one(names):

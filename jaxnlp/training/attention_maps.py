@@ -15,17 +15,17 @@ from jaxnlp.training.load import Loaded
 
 
 def attention_maps(run: Loaded, text: str, target: str | None = None) -> list[Map]:
-    """The weights of every attention layer of the run's model as it reads a text.
+    """The weights of every attention layer of the run's model for a text.
 
-    A decoder reads the separator and the text, as in training; an encoder [CLS] text [SEP]; the encoder of an
-    encoder-decoder the text and the separator, its decoder the separator, or what it began with, and `target`; names of
-    sentinels stand for them. A fine-tuned model shows its trunk.
+    A decoder reads the separator and the text, as in training. An encoder reads [CLS] text [SEP]. The encoder of an
+    encoder-decoder reads the text and the separator, and its decoder reads its start token (by default the separator)
+    and `target`; both texts may name sentinels. For a fine-tuned model, the maps are those of its body.
 
     Args:
         target: the decoder's text, or the second text of an encoder's pair.
 
     Raises:
-        UserError: a model without attention, a text too long for it, or a target missing or out of place.
+        UserError: a model without attention, a text that is too long, or a target that is missing or not supported.
     """
     model, params, tokenizer = run.saved.experiment.model, run.params, run.saved.tokenizer
     if model.body is not model:
@@ -64,7 +64,7 @@ def attention_maps(run: Loaded, text: str, target: str | None = None) -> list[Ma
 
 
 def weights_of(run: Loaded, model: Any, params: Any, arguments: list[np.ndarray], given: Any) -> dict[str, np.ndarray]:
-    """By path, the attention weights of one call of the model. Raises UserError where it has none."""
+    """The attention weights of one call of the model, by path. Raises UserError if there are none."""
     capture, tuning = make_capture(model.build()), run.program.tuning
     if tuning is not None:
         if tuning.method.front:
@@ -88,7 +88,7 @@ def _without_attention(model: Any) -> UserError:
 
 
 def _labelled(kind: str, layers: tuple[int, ...], weights_LHTS: np.ndarray, labels: dict[str, list[str]]) -> Map:
-    """A map with its tokens' labels: queries and keys are the inputs' in an encoder, and keys across."""
+    """A map with its tokens' labels. Inputs label an encoder's queries and keys, and the keys of cross-attention."""
     inputs, tokens = labels.get("inputs", labels["tokens"]), labels["tokens"]
     queries = inputs if kind.startswith("encoder") else tokens
     keys = inputs if kind.startswith("encoder") or "cross" in kind else tokens

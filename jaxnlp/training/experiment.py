@@ -1,4 +1,4 @@
-"""The experiment: everything a run is made of, in one config object."""
+"""The experiment: the full configuration of a run in one object."""
 
 import dataclasses
 import math
@@ -30,30 +30,31 @@ INIT_EXPECTED = "Pretrained(path='runs/bert'), or None"
 
 @dataclasses.dataclass(kw_only=True)
 class Experiment:
-    """A run: model, data, objective, optimizer and layout, and the run's lengths and intervals (in steps).
+    """A run: model, data, objective, optimizer and sharding, and the run's lengths and intervals (in steps).
 
     model: a model's config, as `gpt.GPTConfig(...)`. objective: as `CausalLM()`.
-    peft: which parameters are trained, as `peft.lora.LoRA(rank=8)`; None: all.
-    init_peft_from: a PEFT run's folder, or a file of `peft/files.py`, whose tuned parameters are the initial ones here,
-        as a prompt of another task (`training/init/transfer.py`); None draws them.
-    init_from: where the initial parameters come from, as `pretrained.Pretrained(path="runs/bert")`; None draws them.
+    peft: the PEFT method, as `peft.lora.LoRA(rank=8)`; None trains all parameters.
+    init_peft_from: a PEFT run's folder, or a file of `peft/files.py`, whose tuned parameters initialise those of this
+        run, as a prompt of another task (`training/init/transfer.py`); None: the method initialises them.
+    init_from: the source of the initial parameters, as `pretrained.Pretrained(path="runs/bert")`; None: random.
     num_steps: length of the run.
-    accum_steps: microbatches a batch is cut into; lowers memory, not the result.
-    steps_per_call: steps in one device call, for models so small that the call itself costs.
+    accum_steps: number of microbatches in a batch. More of them need less memory; the result is the same.
+    steps_per_call: steps in one device call, for models so small that the overhead of a call matters.
         All intervals must be multiples of it.
     log_every, eval_every, checkpoint_every: intervals; 0 is never (the end always evaluates and saves).
     eval_batches: validation batches in an evaluation during the run; None is the full split.
         The evaluation at the end always takes the full split.
     keep_last, keep_best: checkpoints kept: the newest, and those with the best value of `best`.
-    hooks: what else happens between steps (`training/hooks.py`).
-    evaluators: what else is measured (`jaxnlp/evals`).
+    hooks: additional actions between steps (`training/hooks.py`).
+    evaluators: additional evaluations (`jaxnlp/evals`).
     best: the metric that ranks checkpoints, as "validation/loss:min" or "squad/f1:max".
     early_stopping: `hooks.EarlyStopping(patience=3)` ends the run when `best` no longer improves; None: never.
     on_nonfinite: "stop" the run, or "skip" the update, when a loss or gradient is not finite.
     loss_scale: initial scale of the loss under float16.
-    sample_prompt, sample_tokens: a text the run completes at the end; 0 tokens is none.
-    peak_flops: operations a second of one device, for the utilisation; None takes the
-        maker's figure for the chip, or on a CPU measures its matrix product.
+    sample_prompt, sample_tokens: a text that the model continues at the end of the run, and the number of new tokens;
+        0 tokens prints no sample.
+    peak_flops: FLOP/s of one device, for the utilisation; None takes the maker's figure for the chip, or on a CPU
+        measures its matrix product.
     """
 
     model: ModelConfig
@@ -89,7 +90,7 @@ class Experiment:
     peak_flops: float | None = None
 
     def check(self) -> None:
-        """Raises FieldError naming the first field that cannot work, alone or with another."""
+        """Raises FieldError naming the first field that is invalid, alone or in combination with another."""
         for field, value in field_values(self, "num_steps", "accum_steps", "steps_per_call", "keep_last").items():
             if value < 1:
                 raise FieldError(field, value, "expected a positive number")
@@ -173,14 +174,14 @@ class Experiment:
 
 
 def flops_per_token(experiment: Experiment) -> float:
-    """Floating-point operations of a training step for each of its batch_size * seq_len tokens."""
+    """FLOPs of a training step per token, of which it has batch_size * seq_len."""
     data = experiment.data
     fraction = data.task.predicted_fraction(data)
     return data.task.num_sequences * experiment.model.flops_per_token(data.seq_len, fraction)
 
 
 def abstract_batch(experiment: Experiment, rows: int, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a training step reads, so many rows of it, as shapes and dtypes."""
+    """An abstract training batch with `rows` rows, by name."""
     shapes = experiment.data.task.shapes(experiment.data)
     return {
         name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
@@ -209,7 +210,7 @@ def check_batch(experiment: Experiment, num_devices: int) -> None:
 
 
 def check_classes(experiment: Experiment) -> None:
-    """Raises FieldError where the head has another number of classes than the task."""
+    """Raises FieldError if the head's number of classes is not the task's."""
     names = experiment.data.task.classes
     count = None if experiment.model.head is None else experiment.model.head.num_classes
     if names and count is not None and count != len(names):
@@ -218,10 +219,10 @@ def check_classes(experiment: Experiment) -> None:
 
 
 def resolve(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
-    """The experiment with what depends on the tokenizer, and on labelled data, filled in.
+    """Fills in the fields that depend on the tokenizer and on labelled data.
 
     Raises:
-        FieldError: a vocabulary smaller than the tokenizer's; as many classes as the data does not have.
+        FieldError: a vocabulary smaller than the tokenizer's, or another number of classes than the data has.
     """
     experiment = dataclasses.replace(experiment, data=resolved(experiment.data))
     check_classes(experiment)

@@ -1,4 +1,4 @@
-"""Writing a trained run in Hugging Face's layout."""
+"""Exports a trained run in Hugging Face's layout."""
 
 import pathlib
 
@@ -12,16 +12,18 @@ MAX_SHARD_BYTES = int(5e9)
 
 
 def save(run: Loaded, folder: pathlib.Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> bool:
-    """Writes config.json, safetensors and, if it has that form, tokenizer.json. All processes must call it.
+    """Writes config.json, safetensors files and, if the tokenizer has that form, tokenizer.json.
+
+    Tuned parameters are merged into their base. All processes must call it.
 
     Args:
-        max_shard_bytes: of one safetensors file. Tuned parameters are merged into their base.
+        max_shard_bytes: maximum size of one safetensors file.
 
     Returns:
-        whether the tokenizer was written too.
+        whether the tokenizer was written too (False on every process but the first).
 
     Raises:
-        UserError: a model that has no form there.
+        UserError: a model that the layout does not support.
     """
     params, tuning, tokenizer = distributed.whole(run.params), run.program.tuning, run.saved.tokenizer
     if not distributed.first():
@@ -41,7 +43,7 @@ def save(run: Loaded, folder: pathlib.Path, max_shard_bytes: int = MAX_SHARD_BYT
 
 
 def special_ids(run: Loaded) -> dict[str, int]:
-    """The tokens with which texts begin and end; empty for a model that generates none."""
+    """Ids of the tokens with which texts start and end; empty for a model that cannot generate."""
     model, tokenizer = run.saved.experiment.model, run.saved.tokenizer
     end = tokenizer.separator
     if not model.can_generate:

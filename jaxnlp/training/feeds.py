@@ -1,4 +1,4 @@
-"""Where a loop's batches come from."""
+"""Feeds: the sources of a loop's batches."""
 
 import abc
 import dataclasses
@@ -15,34 +15,34 @@ from jaxnlp.training.step.program import Program
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One call's input. arrays: what `Program.step` reads."""
+    """The input of one call. arrays: the argument `batch` of `Program.step`."""
 
     arrays: dict[str, Any]
 
     def describe(self, index: int) -> str:
-        """Names the batch `index` of the call's `steps_per_call`, for an error message."""
+        """Describes batch `index` of the call's `steps_per_call` batches, for an error message."""
         return ""
 
 
 class Feed(abc.ABC):
-    """The source of a loop's batches. Its position is saved with every checkpoint, so that a resumed run reads on."""
+    """The source of a loop's batches. Every checkpoint stores its state, from which a resumed run continues."""
 
     @abc.abstractmethod
     def next(self, state: Any) -> Batch:
-        """The next batch. state: the loop's, for feeds that depend on the current parameters, as rollouts do."""
+        """The next batch. state: the loop's, for feeds that use the current parameters, such as rollouts."""
 
     def state(self) -> dict[str, Any]:
         """JSON values from which `restore` continues after the newest batch."""
         return {}
 
     def restore(self, saved: dict[str, Any], step: int) -> None:
-        """Continues from `state()` as the checkpoint of `step` holds it."""
+        """Continues from `state()`, as saved in the checkpoint of `step`."""
         return None
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusBatch(Batch):
-    """Batches of a corpus: the index of their first example, and what this process read of each."""
+    """Batches of a corpus. begins: index of their first example. host: this process's rows of each batch."""
 
     begins: int
     batch_size: int
@@ -55,7 +55,7 @@ class CorpusBatch(Batch):
 
 
 class BatchFeed(Feed):
-    """The train split's examples, in the order of `data/pipeline.py`, as batches on the program's mesh."""
+    """Batches of the train split on the program's mesh, in the order of `data/pipeline.py`."""
 
     def __init__(self, program: Program, store: Any, tokenizer: Tokenizer):
         self._program, self._store, self._tokenizer = program, store, tokenizer
@@ -72,7 +72,7 @@ class BatchFeed(Feed):
         return self._batches.state
 
     def restore(self, saved: dict[str, Any], step: int) -> None:
-        """Raises UserError where the corpus is not the one that the position was saved for."""
+        """Raises UserError if the corpus is not the one for which the position was saved."""
         corpus = corpus_name(self._store, self._data)
         saved_corpus = saved["corpus"].partition(" examples=")[0]  # earlier versions named the examples here too
         if saved_corpus != corpus:

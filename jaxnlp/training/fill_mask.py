@@ -1,4 +1,4 @@
-"""A person's text as a trained encoder reads it: between its special tokens, with its masks."""
+"""Fill-mask predictions of a trained encoder, and the encoding of texts with special tokens and masks."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ NAMES = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "mask": ("[MASK]", "
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """[CLS] text [SEP], or [CLS] a [SEP] b [SEP]. tokens, types: (T,). masks: places of the masks."""
+    """[CLS] text [SEP], or [CLS] a [SEP] b [SEP]. tokens, types: (T,). masks: positions of the masks."""
 
     tokens: np.ndarray
     types: np.ndarray
@@ -24,7 +24,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Guess:
-    """What may stand at a mask. piece: its text, None for a special token. probability: over the whole vocabulary."""
+    """A candidate token at a mask. piece: its text; None for a special token. probability: over the vocabulary."""
 
     token: int
     piece: str | None
@@ -32,10 +32,10 @@ class Guess:
 
 
 def special(run: Loaded, role: str) -> tuple[str, int]:
-    """(name, id) of the run's token for "cls", "sep" or "mask": what its examples say, or a usual name.
+    """(name, id) of the run's token for "cls", "sep" or "mask": the name that its task configures, or a usual one.
 
     Raises:
-        UserError: the vocabulary has none.
+        UserError: the vocabulary has no such token.
     """
     tokenizer, task = run.saved.tokenizer, run.saved.experiment.data.task
     configured = {"cls": task.cls, "sep": task.sep, "mask": task.mask}[role]
@@ -47,10 +47,10 @@ def special(run: Loaded, role: str) -> tuple[str, int]:
 
 
 def encoder_row(run: Loaded, text: str, second: str | None = None) -> Row:
-    """A text, or a pair, as the run's encoder was trained to read it. The mask's name in a text stands for the mask.
+    """Encodes a text, or a pair, as the run's encoder read them in training. The mask's name becomes the mask token.
 
     Raises:
-        UserError: more tokens than the model has positions, or than types for a pair.
+        UserError: more tokens than the model has positions.
     """
     model = run.saved.experiment.model.body
     (_, cls), (_, sep) = special(run, "cls"), special(run, "sep")
@@ -66,9 +66,9 @@ def encoder_row(run: Loaded, text: str, second: str | None = None) -> Row:
 
 
 def encode_masked(run: Loaded, text: str) -> list[int]:
-    """The tokens of a text in which the mask's name, as "[MASK]", stands for the mask.
+    """The tokens of a text, with the mask token in place of the mask's name, such as "[MASK]".
 
-    Where tokens carry the space before a word, so does the mask: "the [MASK]" is two tokens.
+    If tokens include the space before a word, so does the mask: "the [MASK]" is two tokens.
     """
     tokenizer, mask = run.saved.tokenizer, _mask(run)
     if mask is None:
@@ -93,7 +93,7 @@ def _spaces_in_tokens(tokenizer: Tokenizer) -> bool:
 
 
 def fill_mask(run: Loaded, text: str, top: int = 5) -> list[list[Guess]]:
-    """The likeliest tokens at each mask of a text, each mask guessed by itself.
+    """The `top` most likely tokens at each mask of a text. Each mask is predicted independently.
 
     Raises:
         UserError: a model without a masked-word head, or a text without a mask.

@@ -1,7 +1,7 @@
-"""What happens between the steps of a loop: logging, evaluation, checkpoints, profiling, samples, early stopping.
+"""Actions between the steps of a loop: logging, evaluation, checkpoints, profiling, samples, early stopping.
 
 A hook is added with `Experiment.hooks` (then it is a dataclass of config fields, saved with the config) or with
-`train(..., hooks=(...))`. Hooks act in order, after the house's evaluations and before its checkpoint.
+`train(..., hooks=(...))`. Hooks act in order, after the built-in evaluations and before the built-in checkpoint.
 """
 
 import dataclasses
@@ -48,18 +48,18 @@ class Hook:
     def on_metrics(
         self, loop: "SupervisedLoop", step: int, metrics: dict[str, np.ndarray], ended: float | None
     ) -> None:
-        """Called for every call of the step when its metrics have been read, which is one call later.
+        """Called once for each call of the step, when its metrics have been read, which is one call later.
 
         Args:
             step: the last step of the call. metrics: by name, one value for each step of the call.
-            ended: on `loop.run.meter`'s clock, when the call ended; None: now.
+            ended: when the call ended, on the clock of `loop.run.meter`; None: now.
         """
 
     def act(self, loop: "SupervisedLoop") -> None:
-        """Called where it is due. `loop.run.step` is the step, `loop.state` the state after it."""
+        """Called when the hook is due. `loop.run.step` is the step, `loop.state` the state after it."""
 
     def end(self, loop: "SupervisedLoop") -> None:
-        """Called in place of `act` after the last step."""
+        """Called instead of `act` after the last step."""
         self.act(loop)
 
     def state(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Hook:
         return {}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Continues from `state()`. Called before `begin`, where a run resumes."""
+        """Continues from `state()`. Called before `begin` when a run resumes."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -88,7 +88,7 @@ class Log(Hook):
 
 @dataclasses.dataclass(kw_only=True)
 class Checkpoint(Hook):
-    """Saves the state, the feed's and the hooks' positions, the config and the tokenizer."""
+    """Saves the training state, the states of the feed and the hooks, the config and the tokenizer."""
 
     at_end: bool = True
     at_stop = True
@@ -103,7 +103,7 @@ class Checkpoint(Hook):
 
 @dataclasses.dataclass(kw_only=True)
 class Profile(Hook):
-    """Writes a JAX trace of the calls that hold the steps `first` to `last` to `workdir/profile`."""
+    """Writes a JAX trace of the calls that contain the steps `first` to `last` to `workdir/profile`."""
 
     first: int
     last: int
@@ -149,7 +149,7 @@ class Profile(Hook):
 class EarlyStopping(Hook):
     """Ends the run when `Experiment.best` has not improved for `patience` evaluations; see `Experiment.early_stopping`.
 
-    min_delta: the least change that counts as an improvement.
+    min_delta: the smallest change that counts as an improvement.
     """
 
     patience: int = 3
@@ -193,7 +193,7 @@ class EarlyStopping(Hook):
 class Evaluate(Hook):
     """The loss and the objective's metrics over the validation split.
 
-    name: of the rows in the log, and in `Experiment.best`. limit: batches; None is the full split.
+    name: names the rows of the log, and is used in `Experiment.best`. limit: number of batches; None: the full split.
     """
 
     name: str = "validation"
@@ -215,8 +215,8 @@ class Evaluate(Hook):
         loop.add_evaluation(self.name, metrics)
 
     def _on_mesh(self, loop: "SupervisedLoop", batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, Any]]:
-        """The batches as `eval_step` reads them. A signal ends the evaluation of a single process; several processes
-        must end it together, and so stop only after it."""
+        """The batches as `eval_step` reads them. With one process a signal ends the evaluation. Several processes
+        must stop together, so they finish the evaluation first."""
         for batch in batches:
             if loop.run.interrupted:
                 raise StoppedBySignal
@@ -224,7 +224,7 @@ class Evaluate(Hook):
 
 
 def bytes_per_token(experiment: "Experiment", store: TokenStore | RecordStore) -> float | None:
-    """Bytes of text for each target; None where the objective does not predict each token of the text once."""
+    """Bytes of text per target; None if the objective does not predict each token of the text once."""
     return store.bytes_per_token if experiment.objective.reports_bits_per_byte else None
 
 
@@ -254,7 +254,7 @@ class RunEvaluator(Hook):
 
 @dataclasses.dataclass(kw_only=True)
 class Samples(Hook):
-    """Prints a sample of the model's text, or of its predictions, as a finished run does."""
+    """Prints a sample of the model's text or predictions, as the report of a finished run does."""
 
     def act(self, loop: "SupervisedLoop") -> None:
         from jaxnlp.training.samples.samples import sample

@@ -1,4 +1,4 @@
-"""A trained run, from its folder alone."""
+"""Loads a trained run from its folder."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ from jaxnlp.trees import merge, select
 class Loaded:
     """A checkpoint's config, tokenizer and parameters, and the program over this machine's devices.
 
-    start, source_end: of a model from elsewhere, the tokens that texts begin and sources end with; None: as the task's.
+    start, source_end: the tokens with which texts start and sources end, for an imported model; None: as in the task.
     """
 
     saved: Saved
@@ -39,7 +39,7 @@ class Loaded:
     source_end: tuple[int, ...] | None = None
 
     def generator(self) -> Generator:
-        """The model ready to generate. Raises UserError where it cannot."""
+        """The generator of the model. Raises UserError if the model cannot generate."""
         generator = make_generator(self.program, self.saved.tokenizer)
         start = generator.start if self.start is None else self.start
         return dataclasses.replace(generator, start=start, source_end=self.source_end)
@@ -49,11 +49,11 @@ def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:
     """Reads a run's parameters.
 
     Args:
-        workdir: the run's folder. checkpoint: "latest" (the newest that is whole), "best" (lowest
-            validation loss) or a step.
+        workdir: the run's folder. checkpoint: "latest" (the newest intact one), "best" (by
+            `Experiment.best`) or a step.
 
-    The devices need not be those of the training: a mesh that does not fit them gives way to
-    one with all of them on its data axis.
+    The devices need not be those of the training. A mesh that does not fit them is replaced by one with all of them on
+    its data axis.
 
     Raises:
         UserError: there is no such checkpoint, or it is damaged.
@@ -72,7 +72,7 @@ def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:
 
 
 def _runnable(experiment: Experiment) -> Experiment:
-    """The experiment with an attention kernel that runs on these devices: all kernels give the same numbers."""
+    """The experiment with an attention kernel that runs on these devices. All kernels compute the same values."""
     kernel, platform = experiment.model.attention, jax.devices()[0].platform
     if kernel is None or kernel.runs_on(platform):
         return experiment
@@ -81,7 +81,7 @@ def _runnable(experiment: Experiment) -> Experiment:
 
 
 def _fitting(experiment: Experiment) -> Experiment:
-    """The experiment on a mesh of these devices: its own, or all of them on the data axis."""
+    """The experiment on a mesh of these devices: its own if it fits, else all of them on the data axis."""
     devices = jax.devices()
     count, slices = len(devices), tpu_slices(devices)
     try:
@@ -125,10 +125,10 @@ def _choose(reader: Reader, workdir: str | pathlib.Path, checkpoint: str) -> int
 
 
 def make_generator(program: Program, tokenizer: Any) -> Generator:
-    """A generator for a program's model. Rows are split over the devices if they divide, else each does them all.
+    """A generator for a program's model. Rows are split over the devices if they divide, else replicated.
 
     Raises:
-        UserError: the model has no decoding cache, as encoders have none.
+        UserError: the model has no decoding cache, such as an encoder.
     """
     model, sharding = program.experiment.model, program.experiment.sharding
     if not model.can_generate:
@@ -163,7 +163,7 @@ def make_generator(program: Program, tokenizer: Any) -> Generator:
 
 
 def _output_major(generator: Generator, program: Program) -> Generator:
-    """The generator with its weights laid out as one CPU reads them fastest; quantised ones as floats."""
+    """The generator with its weights in the layout that one CPU reads fastest. Quantised weights become floats."""
     model = program.experiment.model
     assert model.policy is not None
     policy = dataclasses.replace(model.policy, weight_layout="output_major")

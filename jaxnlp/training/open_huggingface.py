@@ -1,4 +1,4 @@
-"""A model in Hugging Face's layout as a loaded run, ready to generate."""
+"""Opens a model in Hugging Face's layout as a loaded run."""
 
 import pathlib
 from typing import Any
@@ -19,7 +19,7 @@ from jaxnlp.training.step.program import build
 
 
 def open_huggingface(source: str | pathlib.Path) -> Loaded:
-    """Reads a folder, or a hub id, onto this machine's devices. Its texts begin and end as its tokenizer's file says.
+    """Loads a folder, or a hub id, onto this machine's devices. Its tokenizer's file sets how texts start and end.
 
     Raises:
         UserError: no such folder, an architecture that is not supported, or no tokenizer.
@@ -48,10 +48,10 @@ def open_huggingface(source: str | pathlib.Path) -> Loaded:
 
 
 def default_experiment(model: Any, library: Any) -> Experiment:
-    """The experiment of an imported model where nothing else is configured.
+    """The default experiment of an imported model.
 
     Args:
-        model: its config. library: its tokenizer, of the `tokenizers` library.
+        model: the model's config. library: its tokenizer, an object of the `tokenizers` library.
     """
     experiment = Experiment(model=model)
     experiment.data.seq_len = min(512, model.length_limit or 512)

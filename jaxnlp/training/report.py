@@ -1,4 +1,4 @@
-"""What a finished run prints: how good it is beside two baselines, a sample, and what to do next."""
+"""The report of a finished run: its metrics beside baselines, a sample, and commands for the next steps."""
 
 import math
 import pathlib
@@ -17,9 +17,9 @@ from jaxnlp.training.samples.tasks import task_table
 
 
 def report(result: Result, workdir: pathlib.Path) -> str:
-    """The closing text of a run that ended. Draws the curves on the way.
+    """The report of a run that ended. Also plots its curves.
 
-    With several processes all must call it: the sample is drawn on the whole mesh.
+    With several processes all must call it: the sample is generated on the full mesh.
     """
     assert result.validation is not None
     e, step, store = result.experiment, int(result.state.step), result.stores["validation"]
@@ -61,7 +61,7 @@ def report(result: Result, workdir: pathlib.Path) -> str:
 
 
 def text_table(result: Result) -> tuple[dict[str, float], list[str]]:
-    """Baselines in nats a token, and the table of a model of text beside them."""
+    """(baselines in nats per token, lines of a table) for a model that predicts every token of a text."""
     assert result.validation is not None
     store, found = result.stores["validation"], result.validation
     assert isinstance(store, TokenStore)
@@ -86,7 +86,7 @@ def text_table(result: Result) -> tuple[dict[str, float], list[str]]:
 
 
 def target_table(result: Result) -> tuple[dict[str, float], list[str]]:
-    """The same for a model of chosen targets: its accuracy beside that of always naming the most frequent one."""
+    """As `text_table`, for a model that predicts some targets. The baseline always predicts the most frequent one."""
     assert result.validation is not None
     found, store = result.validation, result.stores["validation"]
     batches = eval_batches(store, result.experiment.data, tokenizer=result.tokenizer)
@@ -101,7 +101,7 @@ def target_table(result: Result) -> tuple[dict[str, float], list[str]]:
 
 
 def speed_line(workdir: pathlib.Path, peak: str) -> str:
-    """The median speed of the logged steps, and the share of the stated peak it is."""
+    """The median speed of the logged steps, and its share of the peak."""
     rows = [row for row in read_log(workdir / LOG) if "tokens_per_second" in row]
     if not rows:
         return "speed: too few steps to tell"

@@ -1,4 +1,4 @@
-"""From a config and a run folder to what a loop holds: program, tokenizer, data and state."""
+"""Sets up a loop from a config and a run folder: program, tokenizer, data and state."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ from jaxnlp.training.step.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A resolved experiment, ready to train. stores: of the splits train and validation. state: where it begins."""
+    """A resolved experiment, ready to train. stores: by split, train and validation. state: the initial state."""
 
     experiment: Experiment
     tokenizer: Tokenizer
@@ -39,7 +39,7 @@ def set_up(experiment: Experiment | None, run: RunFolder) -> Setup:
     """Builds the program, opens the data, and initialises the state or restores it from the folder's newest checkpoint.
 
     Args:
-        experiment: None takes the config of that checkpoint.
+        experiment: the config; None takes that of the checkpoint.
 
     Raises:
         UserError: a config that cannot run, or cannot resume.
@@ -60,7 +60,7 @@ def set_up(experiment: Experiment | None, run: RunFolder) -> Setup:
 
 
 def _initial(program: Program, tokenizer: Tokenizer, run: RunFolder) -> TrainState:
-    """A new state; where parameters come from elsewhere, the report of what was loaded is printed and saved."""
+    """A new state. If parameters are loaded, prints and saves the report of what was loaded."""
     state, report = first_state(program, tokenizer, run.info)
     if report is not None:
         run.info("\n".join(report.lines()))

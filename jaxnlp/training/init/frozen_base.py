@@ -1,4 +1,4 @@
-"""Frozen base weights of a PEFT run: checkpoints store only trained parameters, `init_from` gives the base again."""
+"""Frozen base of a PEFT run. Checkpoints store only trained parameters; the base is reloaded from `init_from`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,10 +16,10 @@ def with_base(program: Program, state: TrainState, tokenizer: Any, data: Any, te
     """A state read from a checkpoint, with its frozen parameters. Full fine-tuning: returned unchanged.
 
     Args:
-        data: the checkpoint's, which holds the base's fingerprint.
+        data: the checkpoint's record of that name, which holds the base's fingerprint.
 
     Raises:
-        UserError: the base is not there, or not the one that the run was tuned on.
+        UserError: the base is missing, or is not the one that the run was tuned on.
     """
     if program.tuning is None:
         return state
@@ -35,6 +35,6 @@ def with_base(program: Program, state: TrainState, tokenizer: Any, data: Any, te
 
 
 def first_state(program: Program, tokenizer: Any, tell: Callable[[str], Any]) -> tuple[TrainState, Any]:
-    """(the state at step 0, the report of what was loaded, or None without `init_from`)."""
+    """(the state at step 0, the report of what was loaded); the report is None without `init_from`."""
     state, init_from = program.init(), program.experiment.init_from
     return (state, None) if init_from is None else init_from.begin(program, state, tokenizer, tell)

@@ -27,17 +27,17 @@ def seed_run(
     """Writes the checkpoint. With several processes all must call it.
 
     Args:
-        experiment: data, optimizer and lengths of the run; None takes the defaults, with windows as long as the
-            model can read, 512 tokens at most, and a learning rate for fine-tuning; an encoder-decoder's examples
-            are those of T5.
-        model, params, tokenizer: as `interop.huggingface.load` gives them.
-        separator: the token that separates documents; None takes the first there is of the usual ones.
+        experiment: data, optimizer and lengths of the run. None takes the defaults: windows of the model's maximum
+            length, or 512 tokens if that is less, a learning rate for fine-tuning, and for an encoder-decoder the span
+            corruption of T5.
+        model, params, tokenizer: as `interop.huggingface.load` returns them.
+        separator: the token that separates documents; None takes the first of the usual ones in the vocabulary.
 
     Returns:
         the number of parameters.
 
     Raises:
-        UserError: the model is no language model, the folder holds a run already, or the config does not fit.
+        UserError: the model is not a language model, the folder already holds a run, or the config does not fit.
     """
     if not model.can_generate:
         raise UserError(

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclasses.dataclass(kw_only=True)
 class InitFrom:
-    """Where a run's initial parameters come from. path: for messages."""
+    """The source of a run's initial parameters. path: shown in messages."""
 
     path: str = ""
 
@@ -15,7 +15,7 @@ class InitFrom:
         """(the state with these parameters, a report with `lines()` and `save(workdir)`).
 
         Args:
-            program: of the run that begins. state: its state at step 0, whose parameters are used up.
+            program: the new run's. state: its state at step 0, which must not be used afterwards.
             tokenizer: the run's. info: prints a line.
         """
         raise TypeError(f"{type(self).__name__}: defines no begin(), which initialises a run's parameters")

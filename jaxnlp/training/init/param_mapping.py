@@ -1,6 +1,7 @@
-"""Which parameters of a pretrained model go where in another: by path, with layers scanned or not.
+"""Maps the parameters of a pretrained model to those of another model by path, with layers scanned or not.
 
-Scanned layers are one parameter `blocks/x` with a leading axis, others `block_0/x`, `block_1/x`, ... (`nn/stack.py`).
+Scanned layers are one parameter `blocks/x` with a leading layer axis. Others are `block_0/x`, `block_1/x`, ...
+See `nn/stack.py`.
 """
 
 import dataclasses
@@ -12,13 +13,17 @@ from jaxnlp.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
 HEADS = ("masked_lm", "next_sentence", "pooler", "head")
-"""What stands on a trunk, by the first name in a path below it: these may be missing or unexpected."""
+"""Names of heads, as the first name of a path below the trunk. Their parameters may be missing or unexpected."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Where a parameter comes from. sources: paths. stacked: each is a layer. layer: of the one, only that.
-    axis: along which it is shorter than wanted (the vocabulary), if `extended`."""
+    """The source of a parameter.
+
+    sources: paths in the pretrained model. stacked: each source is one layer, and they are stacked. layer: the layer to
+    take from a single source with stacked layers; None takes all of it. extended: the source is shorter than the
+    parameter along `axis` (the vocabulary).
+    """
 
     sources: tuple[str, ...]
     stacked: bool = False
@@ -29,8 +34,8 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """pieces: of each parameter that is loaded. unexpected: paths of the source that no parameter takes.
-    rows: of each extended one, how many there are in the source."""
+    """pieces: the source of each loaded parameter. unexpected: paths of the source that no parameter uses.
+    rows: for each extended parameter, its number of rows in the source."""
 
     pieces: dict[str, Piece]
     unexpected: list[str]
@@ -48,16 +53,17 @@ def match(
     dropped: Callable[[str], bool],
     name: str,
 ) -> Match:
-    """Finds each parameter of the target in the source.
+    """Finds the source of each parameter of the target.
 
     Args:
-        source, target: shapes by path. axes: logical axes of the target's.
-        prefixes: where the trunk is, in the source and in the target.
-        same_head: whether what stands beside the trunks is the same too.
-        allowed, dropped: paths, besides heads, that may be missing or unexpected. name: of the source, for messages.
+        source, target: shapes by path. axes: logical axes of the target's parameters.
+        prefixes: path prefixes of the trunk in the source and in the target.
+        same_head: whether the parameters beside the trunks have the same meaning, so that they are loaded too.
+        allowed, dropped: whether a path, besides those of heads, may be missing or unexpected.
+        name: the source's, for messages.
 
     Raises:
-        UserError: naming the first parameter of another shape, or of a body and missing or unexpected.
+        UserError: naming the first parameter of another shape, or the first missing or unexpected one of a body.
     """
     old, new = prefixes
     pieces: dict[str, Piece] = {}
@@ -114,7 +120,7 @@ def _extended(piece: Piece, path: str, found: tuple, wanted: tuple, axes: tuple,
 
 
 def _taken(path: str, shape: tuple[int, ...], taken: list[tuple[str, int | None]]) -> bool:
-    """Whether a parameter of the source is used, all of its layers where it is taken layer by layer."""
+    """Whether a parameter of the source is used: with all of its layers, if it is taken layer by layer."""
     layers = {layer for other, layer in taken if other == path}
     return None in layers or (bool(layers) and layers == set(range(shape[0])))
 

@@ -1,11 +1,11 @@
-"""A run that begins from another's parameters: fine-tuning, and training on.
+"""Initialises a run from a pretrained model, for fine-tuning or continued training.
 
   Experiment(model=ModelWithHead(body=pretrained.model("runs/bert", heads=("pooler",)), head=...),
              data=DataConfig(tokenizer=PretrainedTokenizer(path="runs/bert"), ...),
              init_from=Pretrained(path="runs/bert"))
 
 Parameters are matched by path. The run reports which were loaded, missing or unexpected. Only heads may be missing or
-unexpected, so that a body is never partly loaded. This happens at step 0 alone: a run that resumes reads its own
+unexpected, so that a body is never partly loaded. This happens only at step 0: a run that resumes reads its own
 checkpoint.
 """
 
@@ -42,13 +42,13 @@ SHOWN = 8  # paths in a line of the report; the file has all
 
 @dataclasses.dataclass(kw_only=True)
 class Pretrained(InitFrom):
-    """Where a run's first parameters come from, as `Experiment.init_from`.
+    """Initial parameters from a pretrained model, as `Experiment.init_from`.
 
-    path: a run's folder (of a tuned run, the parameters as merged); or one in Hugging Face's layout, or a hub id.
-    checkpoint: of a run: "latest" (the newest that is whole), "best" (lowest validation loss) or a step.
+    path: a run's folder (a PEFT run is merged into its base), a folder in Hugging Face's layout, or a hub id.
+    checkpoint: of a run: "latest" (the newest intact one), "best" (by that run's `Experiment.best`) or a step.
     missing_ok, unexpected_ok: patterns of parameters, as "trunk/adapter*", that besides heads may be missing in the
-        pretrained model (they are initialised) or unexpected by this one (they are dropped).
-    ignore: of Hugging Face's layout, patterns of tensors to leave out, as "classifier.*".
+        pretrained model (they are initialised) or unexpected in this model (they are dropped).
+    ignore: patterns of tensors to leave out of a model in Hugging Face's layout, as "classifier.*".
     """
 
     checkpoint: str = "latest"
@@ -61,15 +61,15 @@ class Pretrained(InitFrom):
             raise FieldError("path", self.path, "expected the folder of a trained run, as runs/bert")
 
     def begin(self, program: Any, state: Any, tokenizer: Any, tell: Callable[[str], Any]) -> tuple[Any, "Report"]:
-        """The state with pretrained parameters where there are any, laid out as it was, and what became of each.
+        """(the state with the pretrained parameters, the report of what was loaded). Shardings stay the same.
 
         Args:
-            program: of the run that begins. state: its state at step 0, whose parameters are used up.
+            program: the new run's. state: its state at step 0. tell: prints a line.
             tokenizer: the run's, whose ids must be those of the pretrained model.
 
         Raises:
-            UserError: nothing to load there; other ids; a parameter of another shape; part of a trunk that is fresh or
-                left over.
+            UserError: nothing to load at `path`; a tokenizer with other ids; a parameter of another shape; a missing or
+                unexpected parameter of the trunk; a missing parameter that the PEFT method would not train.
         """
         source = open_source(self.path, self.checkpoint, tell)
         check_ids(source, tokenizer)
@@ -110,8 +110,8 @@ def trained_patterns(paths: Iterable[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A pretrained model. read(mesh, rules, ignore): its parameters, laid out over a mesh. tokenizer: None: unknown.
-    head: as `head_of`."""
+    """A pretrained model. read(mesh, rules, ignore): its parameters, laid out over a mesh. tokenizer: None if
+    unknown. head: as `head_of` returns it."""
 
     name: str
     model: Any
@@ -121,13 +121,16 @@ class Source:
 
 
 def model(path: str, **changes: Any) -> Any:
-    """The config of a pretrained model, to fine-tune or to train on, with fields changed.
+    """The config of a pretrained model with some fields changed, for fine-tuning or continued training.
 
     Args:
-        path: as `Pretrained.path`. changes: as heads=("pooler",), dropout_rate=0.1.
+        path: as `Pretrained.path`. changes: fields, as heads=("pooler",), dropout_rate=0.1.
 
-    The vocabulary's size is left to the tokenizer, which may have special tokens more, unless the model has more rows
-    than its own tokenizer has tokens. Of a fine-tuned model it is the trunk.
+    `vocab_size` becomes None, so that the run's tokenizer sets it and may add special tokens, unless the model has more
+    rows than its own tokenizer has tokens. For a fine-tuned model, the result is the config of its body.
+
+    Raises:
+        UserError: nothing to load at `path`, or a field that the config does not have.
     """
     source = open_source(path, "latest", lambda text: None)
     found = source.model.body
@@ -143,7 +146,7 @@ def model(path: str, **changes: Any) -> Any:
 
 
 def open_source(path: str, checkpoint: str, tell: Callable[[str], Any]) -> Source:
-    """A run, or a model in Hugging Face's layout, without its parameters as yet."""
+    """Opens a run, or a model in Hugging Face's layout. Its parameters are read later, by `Source.read`."""
     reader = Reader(path)
     if reader.steps():
         return _open_run(path, reader, checkpoint, tell)
@@ -187,7 +190,7 @@ def _open_run(path: str, reader: Reader, checkpoint: str, tell: Callable[[str], 
     config = saved.experiment.model
 
     def read(mesh: Any, rules: Any, ignore: Iterable[str]) -> Any:
-        # Which kernel computes attention does not change the parameters, and not every one runs here.
+        # The attention kernel does not change the parameters, and the run's may not support this platform.
         plain = config if config.attention is None else config.with_body(attention=Einsum())
         shapes, axes = abstract_params(plain.build(), *plain.example_inputs(1, 1))
         try:
@@ -204,7 +207,7 @@ def _open_run(path: str, reader: Reader, checkpoint: str, tell: Callable[[str], 
 
 
 def _merged(path: str, step: int) -> Any:
-    """The parameters of a run that tuned a few, with these worked into its base's."""
+    """The parameters of a PEFT run, merged into its base."""
     run = load(path, str(step))
     tuning = run.program.tuning
     assert tuning is not None
@@ -216,14 +219,14 @@ def _merged(path: str, step: int) -> Any:
 
 
 def _demand_indivisible(path: str, error: UserError, tell: Callable[[str], Any]) -> None:
-    """Raises the error again unless it is of a size that does not divide: the new model may have another one there."""
+    """Raises the error again unless a size does not divide over the mesh: the new model may have another size there."""
     if "does not divide" not in str(error):
         raise error
     tell(f"note: {path} is read whole onto every device and split afterwards ({error})")
 
 
 def check_ids(source: Source, tokenizer: Any) -> None:
-    """Raises UserError where an id of the pretrained model means something else to the run's tokenizer."""
+    """Raises UserError if an id means another token in the run's tokenizer than in the pretrained model's."""
     theirs = source.tokenizer
     if isinstance(theirs, HuggingFaceTokenizer) and isinstance(tokenizer, HuggingFaceTokenizer):
         theirs = wrap(theirs.library, tokenizer.to_json()["separator"])
@@ -236,12 +239,12 @@ def check_ids(source: Source, tokenizer: Any) -> None:
 
 
 def head_of(experiment: Any) -> Any:
-    """What a fine-tuned model adds to its trunk, and the classes it stands for: equal ones mean the same."""
+    """(head config, class names) of a fine-tuned model. Heads that compare equal have the same meaning."""
     return experiment.model.head, experiment.data.task.classes or None
 
 
 def prefix(model: Any) -> str:
-    """Where a model's trunk is among its parameters."""
+    """The path prefix of a model's trunk among its parameters."""
     return "" if model.body is model else "trunk/"
 
 
@@ -250,7 +253,7 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 
 def assemble(found: Match, fresh: Any, given: dict[str, jax.Array]) -> Any:
-    """The parameters: what is given where the match says so, else the fresh ones."""
+    """The parameters: from `given` if the match has a source for them, else from `fresh`."""
 
     def one(path: Any, leaf: jax.Array) -> jax.Array:
         piece = found.pieces.get(path_name(path))
@@ -269,10 +272,10 @@ def assemble(found: Match, fresh: Any, given: dict[str, jax.Array]) -> Any:
 class Report:
     """How each parameter was initialised: sorted paths.
 
-    loaded: of the run, from the source. missing: of the run and not in the source, so initialised anew.
-    unexpected: of the source and not in the run, so dropped.
-    more_rows: of a larger vocabulary, path -> (rows that were loaded, all rows); they count as loaded too.
-    numbers: scalars loaded, and in all.
+    loaded: parameters of the run that are in the source. missing: those that are not, and so were initialised.
+    unexpected: parameters of the source that are not in the run, and so were dropped.
+    more_rows: for a larger vocabulary, path -> (rows loaded, all rows); these parameters count as loaded too.
+    numbers: (scalars loaded, all scalars).
     """
 
     source: str
@@ -295,7 +298,7 @@ class Report:
         return cls(source, sorted(found.pieces), more, missing, sorted(found.unexpected), (loaded, sum(size.values())))
 
     def lines(self) -> list[str]:
-        """For a person: loaded parameters by module, the others by name."""
+        """The report as text: loaded parameters by module, the others by path."""
         out = [f"begins from {self.source}:"]
         count, (numbers, total) = len(self.loaded), self.numbers
         out.append(
@@ -317,7 +320,7 @@ class Report:
 
 
 def modules(paths: Iterable[str]) -> list[str]:
-    """Paths by their first module below the trunk, numbered ones in one: "trunk/block_0 to block_3"."""
+    """The first module below the trunk of each path. Numbered modules become a range: "trunk/block_0 to block_3"."""
     names = dict.fromkeys(re.match(r"(trunk/)?[^/]+", path)[0] for path in sorted(paths))  # pyright: ignore
     numbered: dict[str, list[int]] = {}
     for name in names:

@@ -1,9 +1,9 @@
-"""A run whose tuned parameters begin as those of another run, or of a file: `Experiment.init_peft_from`.
+"""Initialises the tuned parameters of a PEFT run from another run or a file: `Experiment.init_peft_from`.
 
-Soft prompt transfer (SPoT: Vu et al. 2022, arXiv:2110.07904) begins the prompt of a task with one tuned on another;
-adapters and low-rank updates are carried on the same way. What a network makes in the source (`PTuning`, `Prefix` with
-`hidden_dim`) is given to a method that tunes it itself. It happens at step 0 alone: a run that resumes has its own
-checkpoint, and needs no source.
+Soft prompt transfer (SPoT: Vu et al. 2022, arXiv:2110.07904) initialises the prompt of a task with one tuned on another
+task; adapters and low-rank updates are transferred in the same way. Prompts that a network produces in the source
+(`PTuning`, `Prefix` with `hidden_dim`) become plain vectors, unless the target has such a network too. This happens
+only at step 0: a run that resumes reads its own checkpoint and needs no source.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ TRUNK = "trunk/"  # a fine-tuned model's layers have this in front, a language m
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What was tuned elsewhere. name: for people. arrays: by path. base: fingerprint of what it was tuned on."""
+    """Tuned parameters from elsewhere. name: for messages. arrays: by path. base: fingerprint of their base."""
 
     name: str
     tuning: TunedModel
@@ -44,10 +44,10 @@ class Source:
 
 
 def transferred(program: Program, state: TrainState, tell: Callable[[str], Any]) -> TrainState:
-    """A state at step 0 with the tuned parameters that the experiment says to begin with; heads stay fresh.
+    """The state at step 0 with the tuned parameters of `init_peft_from`, if it is set. Heads stay freshly initialised.
 
     Raises:
-        UserError: nothing to begin with there, or parameters of another method, model or shape.
+        UserError: nothing to load there, or parameters of another method, model or shape.
     """
     path, tuning = program.experiment.init_peft_from, program.tuning
     if path is None:
@@ -109,13 +109,13 @@ def _of_run(path: str, program: Program, tell: Callable[[str], Any]) -> Source:
 
 
 def _module(model: Any) -> tuple[Any, ...]:
-    """(module, example inputs); with attention that runs anywhere, which changes no parameter."""
+    """(module, *example inputs), with attention that runs on every platform, which changes no parameter."""
     plain = model if model.attention is None else model.with_body(attention=Einsum())
     return plain.build(), *plain.example_inputs(1, 2)
 
 
 def _without_heads(tuning: TunedModel, arrays: dict[str, Any]) -> dict[str, Any]:
-    """Tuned parameters by their path within the trunk, without those of a head."""
+    """Tuned parameters by their path below the trunk, without those of heads."""
     tops = tuple(pattern.removesuffix("*") for pattern in heads(tuning.shapes))
     return {name.removeprefix(TRUNK): x for name, x in arrays.items() if not name.startswith(tops)}
 

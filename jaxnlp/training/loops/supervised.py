@@ -35,7 +35,8 @@ from jaxnlp.training.step.state import TrainState, saved_trees
 class Result:
     """A run that has ended, or that a signal has stopped.
 
-    state: at the end. signal: what stopped it, or None. validation: over the full split, if it ended.
+    state: the final state. signal: the signal that stopped the run, or None.
+    validation: metrics over the full validation split, or None if a signal stopped the run.
     peak: a description of the FLOP/s that the utilisation is relative to.
     """
 
@@ -72,7 +73,7 @@ def train(
         workdir: checkpoints, logs and figures are written here.
         profile: first and last step of a JAX trace written to `workdir/profile`.
         hooks: more hooks, besides those of the experiment.
-        make_feed: where the batches come from; None reads the train split.
+        make_feed: returns the source of the batches; None reads the train split.
 
     Raises:
         UserError: a config that cannot run or resume, a folder in use, a full disk, a loss that
@@ -92,7 +93,7 @@ def train(
 
 
 def house_hooks(experiment: Experiment, hooks: Sequence[Hook] = ()) -> list[Hook]:
-    """The hooks of a run in the order in which they act: a checkpoint is saved with the score just measured."""
+    """The hooks of a run in order. Evaluations come before the checkpoint, which is saved with their score."""
     e = experiment
     before: list[Hook] = [Log(), Evaluate(every=e.eval_every, limit=e.eval_batches)]
     for evaluator in e.evaluators:
@@ -109,10 +110,10 @@ def house_hooks(experiment: Experiment, hooks: Sequence[Hook] = ()) -> list[Hook
 
 
 class SupervisedLoop:
-    """Gradient steps, with what is due after each of them.
+    """Gradient steps, and the hooks that are due after each of them.
 
     Attributes:
-        stride: steps of one call. state: after the newest call. best: the metric that ranks checkpoints.
+        stride: steps in one call. state: the state after the newest call. best: the metric that ranks checkpoints.
         evaluations: the newest metrics of each evaluation, by its name.
     """
 
@@ -136,7 +137,7 @@ class SupervisedLoop:
             configs.save_json(e, run.path / "config.json")
 
     def train(self) -> None:
-        """Steps until the end or a signal, and what is due then."""
+        """Runs the steps until the end or a signal, and then the hooks that are due at the end."""
         for hook in self.hooks:
             hook.begin(self)
         for _ in self.run.steps(self.stride):
@@ -152,7 +153,7 @@ class SupervisedLoop:
         batch = self.feed.next(self.state)
         with jax.profiler.StepTraceAnnotation("train", step_num=self.run.step - self.stride + 1):
             self.state, metrics = self.setup.program.step(self.state, batch.arrays)
-        # Where dispatch is synchronous (CPU) the step has ended here; else when its metrics can be read.
+        # With synchronous dispatch (CPU) the step has ended here; otherwise it has when its metrics can be read.
         loss: Any = metrics["loss"]
         ended = self.run.meter.now() if loss.is_ready() else None
         self.read_metrics()
@@ -165,7 +166,11 @@ class SupervisedLoop:
                 self._act(hook, hook.act)
 
     def read_metrics(self) -> None:
-        """Reads the metrics of the newest call, if they were not read yet."""
+        """Reads the metrics of the newest call, if that has not been done, and passes them to the hooks.
+
+        Raises:
+            UserError: a loss or gradient that is not finite, with `on_nonfinite` "stop".
+        """
         if self._pending is None:
             return
         (step, batch, metrics, ended), self._pending = self._pending, None
@@ -193,7 +198,7 @@ class SupervisedLoop:
         return evaluation.metrics[self.best.metric]
 
     def save(self) -> None:
-        """Begins to save a checkpoint."""
+        """Begins to save a checkpoint of the current step."""
         hooks = {type(hook).__name__: hook.state() for hook in self.hooks if hook.state()}
         records = {
             "data": {**self.feed.state(), **self._base, **({"hooks": hooks} if hooks else {})},
@@ -203,7 +208,7 @@ class SupervisedLoop:
         self.run.save(saved_trees(self.state), records, self.score())
 
     def result(self) -> Result:
-        """How the run ended."""
+        """The result of the run."""
         s, step = self.setup, self.run.step
         last = self.evaluations.get("validation" if s.experiment.eval_batches is None else "whole_validation")
         validation = last.metrics if last is not None and last.step == step and self.run.signal is None else None

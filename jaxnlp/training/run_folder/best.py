@@ -29,7 +29,7 @@ class Best:
         return f"{self.evaluator}/{self.metric}:{self.mode}"
 
     def cost(self, score: float) -> float:
-        """The score as a number of which less is better."""
+        """The score as a cost: lower is better."""
         return score if self.mode == "min" else -score
 
 

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `checkpoints/<step>`. It holds named trees of arrays and named JSON records, and MANIFEST.json
 with the size of every file and the CRC-32 of all but the largest. The supervised loop saves
-    params, rest        trees: the parameters, apart so that evaluation need not read the optimizer, and the other state
+    params, rest        trees: the parameters, and all other state; apart, so that evaluation reads only the parameters
     data                record: the state of the feed, as the position in the corpus
     config, tokenizer   records
     versions            record, in every checkpoint
@@ -44,7 +44,7 @@ LATE = ("commit_success.txt", "_CHECKPOINT_METADATA")  # written after the manif
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A checkpoint's small items."""
+    """The decoded records of a checkpoint."""
 
     step: int
     experiment: Experiment
@@ -60,13 +60,13 @@ class Reader:
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
 
     def steps(self) -> list[int]:
-        """Steps there is a checkpoint of, oldest first."""
+        """The steps that have a checkpoint, oldest first."""
         if not self.folder.is_dir():
             return []
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and p.is_dir())
 
     def newest(self, damaged: Callable[[int, UserError], Any]) -> int | None:
-        """The newest step whose files are whole; each damaged one after it is told to `damaged`.
+        """The newest step whose checkpoint is intact. `damaged` is called with each damaged one after it and its error.
 
         Raises:
             UserError: there are checkpoints and every one is damaged.
@@ -87,7 +87,7 @@ class Reader:
         return None
 
     def best(self) -> int | None:
-        """The step with the best score, among those saved with a score of the newest one's metric."""
+        """The step with the best score, among those scored with the newest one's metric; None if none has a score."""
         scores = {step: self._score(step) for step in self.steps()}
         scored = {step: entry for step, entry in scores.items() if entry is not None}
         if not scored:
@@ -123,7 +123,7 @@ class Reader:
                 raise UserError(f"{path}: its content has changed since it was written")
 
     def read(self, step: int) -> Saved:
-        """A checkpoint's config, tokenizer and place in the corpus."""
+        """A checkpoint's config, tokenizer, feed state and versions."""
         items = {name: self.record(step, name) for name in ("config", "tokenizer", "data", "versions")}
         tokenizer = tokenizers.from_json(items["tokenizer"])
         return Saved(step, configs.from_dict(items["config"]), tokenizer, items["data"], items["versions"])
@@ -137,12 +137,12 @@ class Reader:
             raise UserError(f"{path}: damaged ({e})") from None
 
     def restore(self, step: int, target: TrainState) -> TrainState:
-        """The training state of a step, without frozen parameters, laid out as `target`'s abstract leaves say: on any
-        mesh, in any number of processes."""
+        """The training state of a step, without frozen parameters, with the shardings of `target`'s abstract leaves.
+        The mesh and the number of processes may differ from those that saved it."""
         return from_saved_trees({name: self.restore_item(step, name, x) for name, x in saved_trees(target).items()})
 
     def restore_item(self, step: int, item: str, target: Any) -> Any:
-        """One tree of arrays, as "params" alone."""
+        """One tree of arrays, as "params"."""
         import orbax.checkpoint as ocp
 
         path = self.folder / str(step) / item
@@ -257,15 +257,15 @@ def read_score(metrics: dict[str, Any]) -> tuple[Best, float]:
 
 
 def _unless_failed(barrier: Callable[..., None]) -> Callable[..., None]:
-    """The barrier of a save, without which a process whose part has failed goes on to say so.
+    """The barrier of a save, skipped by a process whose part has failed, so that it raises its error at once.
 
-    Orbax waits for the others in that case too, and they wait for that part: all would until its time is out.
+    Orbax would make it wait for the other processes, which wait for its part: all would wait until the timeout.
     """
     return lambda **given: barrier(**given) if sys.exc_info()[1] is None else None
 
 
 def set_aside(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """Moves a damaged checkpoint out of the way, so that the run can save that step again; nothing is deleted."""
+    """Moves a damaged checkpoint to `damaged/`, so that the run can save that step again. Nothing is deleted."""
     target = workdir / "damaged" / f"{step}-{time.time_ns():x}"
     target.parent.mkdir(exist_ok=True)
     (workdir / "checkpoints" / str(step)).rename(target)
@@ -283,7 +283,7 @@ def _intact(reader: Reader) -> str:
 
 @contextlib.contextmanager
 def _clear_errors(reader: Reader, step: int) -> Iterator[None]:
-    """Turns what a failed save raises into one clear line."""
+    """Turns the error of a failed save into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -304,7 +304,7 @@ def _crc(path: pathlib.Path) -> int | None:
 
 
 def versions() -> dict[str, str]:
-    """What the run was made with."""
+    """Versions of Python, the platform and `PACKAGES`, and the JAX backend."""
     found = {"python": sys.version.split()[0], "platform": platform.platform(), "backend": jax.default_backend()}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""One writer a run: an operating-system lock on the run's folder, freed when the process ends, however it ends."""
+"""One writer per run: an operating-system lock on its folder, released when the process ends for any reason."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ from jaxnlp.errors import UserError
 
 
 def lock(workdir: pathlib.Path) -> IO[str]:
-    """Takes the lock; hold on to the file it returns. Raises UserError naming the process that has it."""
+    """Takes the lock. Keep the returned file open to hold it. Raises UserError naming the process that holds it."""
     file = (workdir / ".lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -29,7 +29,7 @@ def lock(workdir: pathlib.Path) -> IO[str]:
 
 
 def open_workdir(workdir: pathlib.Path) -> IO[str]:
-    """Makes the folder and takes its lock. Raises UserError where that cannot be done."""
+    """Creates the folder and takes its lock. Raises UserError if either fails."""
     if "://" in str(workdir) or ":/" in str(workdir):
         raise UserError(
             f"--workdir={workdir}: expected a local path; mount the bucket (as with gcsfuse) and give its folder"

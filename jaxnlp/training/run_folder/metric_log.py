@@ -1,4 +1,4 @@
-"""Where a run's numbers go: a JSON-lines file, TensorBoard, and a picture."""
+"""The metric log of a run: a JSON-lines file, TensorBoard events, and a figure."""
 
 import contextlib
 import json
@@ -14,10 +14,10 @@ CURVES = "curves.png"
 
 
 class MetricLog:
-    """Writes metrics to `metrics.jsonl` and, beside it, TensorBoard event files.
+    """Writes metrics to `metrics.jsonl` and to TensorBoard event files beside it.
 
     Args:
-        workdir: the run's folder. step: where the run (re)starts; rows of later steps, left by
+        workdir: the run's folder. step: the step at which the run starts or resumes. Rows of later steps, left by
             a run that died after its last checkpoint, are dropped.
     """
 
@@ -44,7 +44,7 @@ class MetricLog:
             ) from None
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """One row: `kind` is "train", "validation", ..."""
+        """Writes one row. kind: "train", "validation", ..."""
         with self._clear_errors():
             self._file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **values}) + "\n")
             for name, value in values.items():
@@ -58,7 +58,7 @@ class MetricLog:
 
 
 def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line cut short by a crash is left out."""
+    """The rows of a metrics file. A line cut short by a crash is skipped."""
     rows = []
     if path.exists():
         for line in path.read_text().splitlines():
@@ -70,18 +70,18 @@ def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def smooth(values: list[float], window: int = 10) -> list[float]:
-    """The mean of each value and up to `window - 1` before it."""
+    """The moving average: the mean of each value and up to `window - 1` values before it."""
     return [sum(part) / len(part) for part in (values[max(0, i - window + 1) : i + 1] for i in range(len(values)))]
 
 
 def plot(workdir: pathlib.Path, baselines: dict[str, float] | None = None) -> pathlib.Path | None:
-    """Draws loss, learning rate, gradient norm and tokens a second to `curves.png`.
+    """Plots loss, learning rate, gradient norm and tokens per second to `curves.png`.
 
     Args:
-        baselines: name -> loss in nats a token, drawn as level lines.
+        baselines: name -> loss in nats per token, drawn as horizontal lines.
 
     Returns:
-        The picture's path, or None if nothing has been logged.
+        The figure's path, or None if nothing has been logged.
     """
     import matplotlib
 

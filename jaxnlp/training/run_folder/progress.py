@@ -8,11 +8,11 @@ from typing import Any
 
 
 class Progress:
-    """A live bar with step, metrics, speed and time left; on a pipe or in a log, a line every ten seconds.
+    """A live bar with step, metrics, speed and time left; without a terminal, one line every ten seconds.
 
     Args:
-        total: steps of the run. start: steps done before.
-        show: False is silent (every process but the first). status: shown until the first update.
+        total: number of steps of the run. start: number of steps already done.
+        show: False prints nothing (every process but the first). status: shown until the first update.
     """
 
     def __init__(self, total: int, start: int, show: bool = True, status: str = "compiling ..."):
@@ -40,7 +40,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, step: int, text: str, seconds_left: float | None) -> None:
-        """Shows the position of the run. text: metrics and speed, as "loss 2.1234  1,234 tok/s"."""
+        """Shows the step and the time left. text: metrics and speed, as "loss 2.1234  1,234 tok/s"."""
         left = clock(seconds_left) if seconds_left is not None else "-"
         text = f"{text}  {left} left"
         if self._bar is not None:
@@ -50,7 +50,7 @@ class Progress:
             print(f"step {step:,}/{self._total:,}  {text}", file=sys.stderr, flush=True)
 
     def status(self, text: str) -> None:
-        """Shows what is being done when it is not a step, as "evaluating"."""
+        """Shows an activity between steps, as "evaluating"."""
         if self._bar is not None:
             self._bar.update(self._task, description=text)
 
@@ -63,7 +63,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """A duration as 1:02:03 or 2:03."""
     seconds = max(0, round(seconds))
     hours, rest = divmod(seconds, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
@@ -71,7 +71,7 @@ def clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """While the block runs, a terminal shows what is waited for, and for how long; elsewhere it is a line."""
+    """Shows `text` and the elapsed time while the block runs; without a terminal, prints one line."""
     if not sys.stderr.isatty():
         print(f"{text} ...", file=sys.stderr, flush=True)
         yield

@@ -5,7 +5,7 @@ from typing import Any
 from jaxnlp import config as configs
 from jaxnlp.errors import UserError
 
-# Fields that a run carries in its state or its place in the corpus.
+# Fields on which a run's state or its position in the corpus depends.
 FIXED = (
     "model",
     "objective",
@@ -22,7 +22,7 @@ FIXED = (
     "data.attend_across_documents",
     "data.task",
 )
-# Fields under those that only change how the same numbers are computed, or cost nothing to change.
+# Exceptions among those: fields that only change how the same values are computed, or are safe to change.
 FREE = (
     "model.attention",
     "model.remat",
@@ -34,7 +34,7 @@ FREE = (
 
 
 def changes(stored: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
-    """The fields in which `wanted` differs from the stored config, all of them harmless.
+    """(path, stored value, wanted value) of each field in which the configs differ. A resumed run may change them.
 
     Raises:
         UserError: naming the first field that a resumed run cannot change.

@@ -1,4 +1,4 @@
-"""A run's folder, for any loop: lock, checkpoints, metric log, progress, signals, and what is due at a step.
+"""A run's folder, for any loop: lock, checkpoints, metric log, progress, signals and intervals.
 
   with RunFolder("runs/kmeans") as run:
       centers = run.restore({"centers": first_centers(points)})["centers"]
@@ -10,8 +10,8 @@
               run.save({"centers": centers})
       run.save({"centers": centers})
 
-Killed at any moment and started again, such a loop resumes from its newest checkpoint. SIGTERM and Ctrl-C end `steps()`
-after the current step. The loop needs no gradients and no mesh.
+Such a loop may be killed at any moment; started again, it resumes from its newest checkpoint. SIGTERM and Ctrl-C end
+`steps()` after the current step. The loop needs no gradients and no mesh.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from jaxnlp.training.run_folder.throughput import ThroughputMeter
 
 
 class RunFolder:
-    """The folder of a run, held by one job at a time. With several processes all must hold it.
+    """The folder of a run, locked by one job at a time. With several processes all must enter it.
 
     Attributes:
         path: the folder. saved_step: step of the newest intact checkpoint when the folder was opened, or None.
@@ -42,7 +42,7 @@ class RunFolder:
         signal: the signal that ended `steps()`, or None. meter: the speed of the steps.
 
     Raises:
-        UserError: on entry, a folder in use or not writable, or with nothing but damaged checkpoints.
+        UserError: on entry, if the folder is in use or not writable, or every checkpoint is damaged.
     """
 
     def __init__(self, workdir: str | pathlib.Path):
@@ -78,7 +78,7 @@ class RunFolder:
         return default if self.saved_step is None else self.reader.record(self.saved_step, name)
 
     def restore(self, trees: Mapping[str, Any]) -> dict[str, Any]:
-        """The trees of the newest checkpoint by item name, laid out as those given; for a new run, those given."""
+        """The newest checkpoint's trees by item name, with the shardings of `trees`; for a new run, `trees` itself."""
         if self.saved_step is None:
             return dict(trees)
         return {name: self.reader.restore_item(self.saved_step, name, tree) for name, tree in trees.items()}
@@ -98,9 +98,9 @@ class RunFolder:
 
         Args:
             num_steps: length of the run, counting the steps already done.
-            log_every: interval of the rows of `metrics.jsonl`; 0 logs the last step alone.
+            log_every: interval of the rows of `metrics.jsonl`; 0 logs only the last step.
             keep_last, keep_best, best: checkpoints kept, as `Writer` describes.
-            meter: None counts steps a second.
+            meter: measures the speed; None measures steps per second.
             status: shown until the first step has ended.
         """
         self.num_steps, self.log_every = num_steps, log_every
@@ -116,15 +116,15 @@ class RunFolder:
         self._progress = self._stack.enter_context(Progress(num_steps, self.step, self.is_first, status))
 
     def steps(self, stride: int = 1) -> Iterator[int]:
-        """The number of each step that remains, counted from 1, until the end, a signal or `stop`.
+        """Yields the number of each remaining step, counted from 1, until the end, a signal or `stop`.
 
         Args:
-            stride: steps in one iteration; the numbers are those of its last step.
+            stride: steps in one iteration; the number yielded is that of its last step.
         """
         while self.step < self.num_steps and self.signal is None and not self._stop:
             self.step += stride
             yield self.step
-            # Several processes agree on it at log steps only, since it costs them a message.
+            # Several processes agree on a signal only at log steps, since that takes communication.
             if jax.process_count() == 1 or self.due(self.log_every or 1):
                 self.signal = self._signals.agreed(jax.process_count())
 
@@ -134,26 +134,26 @@ class RunFolder:
         self.info(reason)
 
     def due(self, every: int) -> bool:
-        """Whether the current step is a multiple of an interval, where 0 is never."""
+        """Whether the current step is a multiple of `every`; 0 is never due."""
         return every > 0 and self.step % every == 0
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal has arrived. Of several processes none may act on it alone: then always False."""
+        """Whether a signal has arrived. Always False with several processes, since none may act on it alone."""
         return self._signals.received is not None and jax.process_count() == 1
 
     def interrupt(self) -> None:
-        """Ends the run for the signal that has arrived, as in the middle of an evaluation."""
+        """Ends the run because of the signal that has arrived, as in the middle of an evaluation."""
         self.signal = self._signals.received
 
     def log(
         self, metrics: Mapping[str, Any], step: int | None = None, ended: float | None = None, note: str = ""
     ) -> None:
-        """Counts a step, and where `log_every` is due writes its metrics and shows them.
+        """Counts a step. If `log_every` is due, writes its metrics and shows them.
 
         Args:
-            metrics: scalars; the device is waited for only where they are due. step: by default the current one.
-            ended: on `meter.now()`'s clock, when the step ended; None is now. note: shown after the speed.
+            metrics: scalars, read from the device only if they are due. step: by default the current one.
+            ended: when the step ended, on the clock of `meter.now()`; None: now. note: shown after the speed.
         """
         step = self.step if step is None else step
         self.meter.add(step, ended)
@@ -181,7 +181,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def pause(self, status: str) -> Iterator[None]:
-        """While the block runs the clock of the speed stands still, and the bar shows what is done, as "evaluating"."""
+        """Excludes the block from the measured speed. status: shown by the bar meanwhile, as "evaluating"."""
         if self._progress is not None:
             self._progress.status(status)
         with self.meter.pause():
@@ -207,7 +207,7 @@ class RunFolder:
         self._writer.wait()
 
     def last_saved(self) -> int | None:
-        """The step of the newest checkpoint that is on disk."""
+        """The step of the newest checkpoint on disk; None if there is none."""
         return max(self.reader.steps(), default=None)
 
     def _close_writer(self) -> None:

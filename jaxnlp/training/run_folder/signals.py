@@ -32,7 +32,7 @@ class StopSignals:
         print(f"\n{name}: finishing the step, then saving (Ctrl-C again quits at once)", file=sys.stderr, flush=True)
 
     def agreed(self, num_processes: int) -> int | None:
-        """The signal any process received: all of them stop at the same step."""
+        """The signal that any process received, or None. All processes call it, and so stop at the same step."""
         if num_processes == 1:
             return self.received
         from jax.experimental import multihost_utils

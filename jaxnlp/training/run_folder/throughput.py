@@ -1,4 +1,4 @@
-"""Throughput of a run: tokens a second, and the share of the devices' peak FLOP/s."""
+"""Throughput of a run: tokens per second, and the share of the devices' peak FLOP/s (MFU)."""
 
 import time
 from typing import Any
@@ -10,12 +10,12 @@ from jaxnlp.training.step.program import Program
 
 
 class ThroughputMeter:
-    """Speed, utilisation and time left, counted over steps alone: pauses (evaluation, saving) are excluded.
+    """Speed, utilisation and time left, measured over steps only: pauses (evaluation, saving) are excluded.
 
     Args:
-        num_steps: length of the run. window: the newest calls over which the speed is taken.
-        tokens_per_step: None counts steps instead.
-        flops_per_token, peak: operations of the step for each token, and of all devices a second, for the utilisation.
+        num_steps: length of the run. window: number of newest calls over which the speed is measured.
+        tokens_per_step: None measures steps per second instead.
+        flops_per_token, peak: FLOPs of a step per token, and FLOP/s of all devices, for the utilisation.
         peak_source: a description of `peak`.
     """
 
@@ -35,7 +35,7 @@ class ThroughputMeter:
 
     @classmethod
     def of_program(cls, program: Program) -> "ThroughputMeter":
-        """Tokens a second of an experiment's step, and the share of the devices' peak."""
+        """A meter of an experiment's tokens per second and share of the devices' peak."""
         e, count = program.experiment, program.mesh.size
         dtype = (e.model.policy or Policy()).operand_dtype
         if e.peak_flops is None:
@@ -53,11 +53,11 @@ class ThroughputMeter:
         )
 
     def now(self) -> float:
-        """Seconds on a clock that stops in pauses."""
+        """Seconds on a clock that stops during pauses."""
         return time.perf_counter() - self._paused
 
     def add(self, step: int, ended: float | None = None) -> None:
-        """A step has ended, now or at `ended`. The first, which includes the compilation, only starts the clock."""
+        """Records the end of a step, now or at `ended`. The first, with the compilation, only starts the clock."""
         self._recent.append((step, self.now() if ended is None else ended))
         del self._recent[: -self._window]
 

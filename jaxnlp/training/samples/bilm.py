@@ -1,4 +1,4 @@
-"""What a finished run of a forward and a backward language model shows: each word as either side alone guesses it."""
+"""Samples of a finished run of a forward and a backward language model: each direction's prediction of a word."""
 
 import itertools
 from typing import Any
@@ -15,9 +15,9 @@ WIDTH = 20  # characters of one
 
 
 def bilm_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> list[str]:
-    """Words of the first window of the validation split that both directions predict, with their guesses.
+    """Words of the first window of the validation split that both directions predict, with the predictions.
 
-    With several processes all must call it: the model runs on the whole mesh.
+    With several processes all must call it: the model runs on the full mesh.
     """
     batch = next(itertools.islice(eval_batches(store, program.experiment.data, 1, tokenizer=tokenizer), 1))
 
@@ -28,7 +28,7 @@ def bilm_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> list[
     local = {name: x[program.local_row_indices] for name, x in batch.items()}
     with program.context(any_length=True):
         found = jax.tree.map(np.asarray, jax.jit(guess)(params, program.shard_batch(local)))
-    # The word at t is what is predicted forward at t - 1 and backward at t + 1.
+    # The word at t is predicted forward at t - 1 and backward at t + 1.
     words = batch["forward_targets"][0, :-2]
     both = (batch["forward_weights"][0, :-2] > 0) & (batch["backward_weights"][0, 2:] > 0)
     guesses = np.stack([words, found["forward"][0, :-2], found["backward"][0, 2:]], 1)[both]
@@ -45,7 +45,7 @@ def bilm_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> list[
 
 
 def _show(piece: bytes | None) -> str:
-    """A token: without the space before it, and whitespace by name."""
+    """A token's text without surrounding spaces; for whitespace, its repr."""
     if piece is None:
         return "(end)"
     text = piece.decode(errors="replace")

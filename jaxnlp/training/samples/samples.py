@@ -1,4 +1,4 @@
-"""What a finished run shows of its model: a text it goes on with, answers, or words it fills in."""
+"""Samples of a finished run's model: a continued text, answers, or filled-in masks."""
 
 import itertools
 from typing import Any
@@ -20,9 +20,9 @@ MASKED_SHOWN = 600  # characters
 
 
 def sample(program: Any, params: Any, tokenizer: Any, store: Any) -> list[str]:
-    """Lines to print: of a language model, or of one that predicts chosen tokens of the validation split; or none.
+    """Lines to print: text that the model generates, or predictions on the validation split; empty for other models.
 
-    With several processes all must call it: it is drawn on the whole mesh.
+    With several processes all must call it: the model runs on the full mesh.
     """
     e = program.experiment
     if not e.sample_tokens:
@@ -54,7 +54,7 @@ def _continuation(program: Any, params: Any, tokenizer: Any) -> list[str]:
 
 
 def _filled_in(program: Any, params: Any, tokenizer: Any, store: Any) -> list[str]:
-    """The first full row of the validation split, its masked words as [what stood there > the model's guess]."""
+    """The longest row of the first validation batch, with masked words as [original > prediction]."""
     e = program.experiment
     batch = next(itertools.islice(eval_batches(store, e.data, 1, tokenizer=tokenizer), 1))
 
@@ -87,6 +87,6 @@ def _show(pieces: list[bytes | None], token: int) -> str:
 
 
 def _word(pieces: list[bytes | None], token: int) -> str:
-    """A token in brackets: without the space before it, and whitespace by name."""
+    """A token's text without surrounding spaces; for whitespace, its repr."""
     text = _show(pieces, token)
     return text.strip() or repr(text)

@@ -1,4 +1,4 @@
-"""What a finished run of an encoder-decoder shows: texts of the validation split, their targets and the model's."""
+"""Samples of a finished encoder-decoder run: validation texts with their targets and the model's outputs."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ WIDTH = 400  # characters of a text
 
 
 def seq2seq_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> list[str]:
-    """Lines to print: a few rows of the split, with what the model says as greedy search finds it.
+    """Lines to print: a few rows of the split, with the model's outputs by greedy search.
 
-    With several processes all must call it: the model runs on the whole mesh.
+    With several processes all must call it: the model runs on the full mesh.
     """
     e = program.experiment
     batch = next(iter(eval_batches(store, e.data, 1, tokenizer=tokenizer)))

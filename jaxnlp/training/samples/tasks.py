@@ -1,4 +1,4 @@
-"""What a finished run shows of a labelled task: its metrics beside a baseline, and some examples with their answers."""
+"""Report of a finished run on a labelled task: its metrics beside a baseline, and examples with predictions."""
 
 import collections
 import itertools
@@ -14,10 +14,10 @@ WIDTH = 100  # characters of a text
 
 
 def task_table(found: dict[str, float], store: Any, tokenizer: Any, data: Any) -> tuple[dict[str, float], list[str]]:
-    """A baseline's loss by name, and a table of the model beside it.
+    """(a baseline's loss by name, lines of a table that compares the model with it).
 
-    The baseline knows how often each answer is right on this very split and nothing else: it always gives the most
-    frequent, or of numbers their mean.
+    The baseline knows only the frequency of each answer in this split. Its loss is their entropy, and its accuracy that
+    of the most frequent answer. For numbers it predicts their mean, and its loss is their variance.
     """
     task = data.task
     targets = task.label_keys(store.encoded(task, tokenizer, data.seq_len))
@@ -39,9 +39,9 @@ def task_table(found: dict[str, float], store: Any, tokenizer: Any, data: Any) -
 
 
 def task_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> list[str]:
-    """Some records of the split, evenly spaced, with what is right and what the model says.
+    """Lines to print: evenly spaced records of the split, with the reference and the model's prediction.
 
-    With several processes all must call it: the model runs on the whole mesh.
+    With several processes all must call it: the model runs on the full mesh.
     """
     data = program.experiment.data
     task = data.task
@@ -60,7 +60,7 @@ def task_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> list[
 
 
 def verdict(gold: dict[str, Any], answer: dict[str, Any]) -> str:
-    """The two in one line: what is right, and what the model says where that is something else."""
+    """One line with the reference, and the model's answer where it differs."""
     (key, right), said = next(iter(gold.items())), answer[next(iter(gold))]
     if isinstance(right, list):
         wrong = [f"{i + 1}: {a} > {b}" for i, (a, b) in enumerate(zip(right, said, strict=True)) if a != b]
