@@ -1,11 +1,11 @@
-"""Draw what each attention head of a trained run looks at in a text.
+"""Draw the attention maps of a trained run for a text.
 
   python -m experiments.attention_map --workdir=runs/tiny --text="def main(argv):"
   python -m experiments.attention_map --workdir=runs/bert --text="the list" --target="is empty" --layers=0,3
   python -m experiments.attention_map --workdir=runs/translate --text="ein Hund" --target="a dog"
 
---target is what the decoder of an encoder-decoder reads, or the second text of an encoder's pair. The picture of an
-encoder-decoder has three parts: the encoder, the decoder, and what the decoder looks at in the source.
+--target is the decoder input of an encoder-decoder, or the second text of an encoder's pair. The figure of an
+encoder-decoder has three parts: encoder self-attention, decoder self-attention and cross-attention.
 """
 
 from absl import flags
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def numbers(flag: str, values: list[str] | None) -> list[int] | None:
-    """The numbers of a list flag; None where it is not given."""
+    """Parses the numbers of a list flag; None if the flag is not given. Raises UserError for other values."""
     if values is None:
         return None
     if not values or not all(value.strip().isdigit() for value in values):

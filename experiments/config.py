@@ -1,4 +1,4 @@
-"""Print a config as it resolves, or what sets it apart from another.
+"""Print a resolved config, or its differences from another config.
 
 python -m experiments.config --config=configs/gpt/tiny.py --config.model.num_layers=8
 python -m experiments.config --config=configs/gpt/tiny.py --against=runs/tiny/config.json

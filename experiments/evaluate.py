@@ -1,4 +1,4 @@
-"""Evaluate a trained run: its evaluators, or the loss and the task's metrics, on any split or file.
+"""Evaluate a trained run with its evaluators, or by the loss and the task's metrics, on any split or file.
 
 python -m experiments.evaluate --workdir=runs/tiny --split=validation
 python -m experiments.evaluate --workdir=runs/bert-spans --split=test --out=spans.json --predictions=spans.jsonl

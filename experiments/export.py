@@ -1,10 +1,10 @@
-"""Write a trained run in Hugging Face's layout, for transformers' from_pretrained and everything that reads it.
+"""Export a trained run in Hugging Face's layout, for transformers' from_pretrained and compatible tools.
 
 python -m experiments.export --workdir=runs/gpt2 --out=exported/gpt2
 python -m experiments.export --workdir=runs/lora --out=exported/lora --adapter   # for PEFT, beside its base
 python -m experiments.export --workdir=runs/lora --out=lora.safetensors --adapter   # any method, for peft.files.load
 
-A run that tuned a few parameters is written with them merged into the others, where its method can be.
+Without --adapter, a PEFT run is exported with its adapter merged into the base, if its method supports merging.
 """
 
 from typing import Any
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def write_adapter(out: Any, run: Any, params: Any) -> None:
-    """What a run tuned, as PEFT's folder or as one file. params: the run's, as whole arrays."""
+    """Writes a run's adapter as a PEFT folder, or as one file if `out` ends in .safetensors. params: not sharded."""
     from jaxnlp.interop.adapters import save_adapter, task_type, trunk_alone
     from jaxnlp.peft import files
     from jaxnlp.trees import select

@@ -5,7 +5,7 @@ python -m experiments.generate --workdir=runs/tiny --prompt="class " --temperatu
 python -m experiments.generate --workdir=runs/tiny --prompt="import " --num_beams=4 --num_samples=2 --log_probs
 python -m experiments.generate --workdir=runs/tiny --prompt="def f(" --stream --stop="def " --repetition_penalty=1.2
 
-Of an encoder-decoder, as configs/t5/tiny.py and configs/transformer/tiny.py, the prompt is the text it reads.
+For an encoder-decoder (configs/t5/tiny.py, configs/transformer/tiny.py) the prompt is the encoder's input.
 """
 
 import dataclasses
@@ -93,21 +93,21 @@ def main() -> None:
 
 
 class _Printer:
-    """Prints texts one after the other; of the first also its pieces, as they come."""
+    """Prints texts one after the other. The first text can be streamed piece by piece."""
 
     def __init__(self, shown: list[str], tokenizer: Any):
         self.shown, self._tokenizer = shown, tokenizer
         self._now, self._printed = -1, ""
 
     def piece(self, row: int, text: str) -> None:
-        """The next part of a row: of the first, as the others wait until it is whole."""
+        """Prints the next piece of the first row. The other rows are printed when they are complete."""
         if row == 0:
             self._begin(0, "")
             print(text, end="", flush=True)
             self._printed += text
 
     def whole(self, row: int, text: str | None, result: Any, told: str = "") -> None:
-        """All of a row, less what was printed of it."""
+        """Prints the part of a complete row that has not been printed yet."""
         assert text is not None
         self._begin(row, told)
         print(text[len(self._printed) :])
@@ -124,7 +124,7 @@ class _Printer:
 
 
 def _print_log_probs(result: Any, tokenizer: Any) -> None:
-    """A line for each token: its log-probability, its probability and its text."""
+    """Prints a table with the log-probability, probability and text of each token, and their sum."""
     pieces, lines = tokenizer.pieces(), []
     for token, log_prob in zip(result.ids, result.log_probs, strict=True):
         piece = pieces[token]
@@ -163,7 +163,7 @@ def _check() -> None:
 
 
 def _options() -> Any:
-    """A BeamSearch or a Sampling."""
+    """The decoding options from the flags: a BeamSearch or a Sampling."""
     from jaxnlp.inference.beam import BeamSearch
     from jaxnlp.inference.sampling import Sampling
 

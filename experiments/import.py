@@ -1,10 +1,10 @@
-"""Make a run of a language model in Hugging Face's layout: a checkpoint at step 0, to generate from or train on.
+"""Import a language model in Hugging Face's layout as a run with a checkpoint at step 0, for generation or training.
 
 python -m experiments.import --source=path/to/gpt2 --workdir=runs/gpt2
 python -m experiments.generate --workdir=runs/gpt2 --prompt="The"
 python -m experiments.train --workdir=runs/gpt2 --config.num_steps=1000 --config.optim.learning_rate=1e-5
 
-The run takes its data, optimizer and lengths from --config=FILE, if given; the model is the one read.
+The model comes from --source. Data, optimizer and lengths come from --config=FILE, if given.
 """
 
 from absl import flags

@@ -1,17 +1,18 @@
-"""Plan a run before renting a chip: what it takes of memory, communication and time, and which table is best.
+"""Plan a run without its devices: memory, communication and step time, and a search for the best sharding.
 
   python -m experiments.plan --config=configs/gpt/tpu.py:7b --topology=v5e:16x16
   python -m experiments.plan --config=configs/gpt/tpu.py:7b --topology=v5p:4x4x4 --config.accum_steps=2 --out=plans
   python -m experiments.plan --config=configs/gpt/tpu.py:1b --topology=v5e:4x4 --search --tables=ZERO
   JAX_NUM_CPU_DEVICES=8 python -m experiments.plan --config=configs/gpt/parallel.py:ZERO3 --topology=local
-  python -m experiments.plan --workdir=runs/tiny               a run's measured step beside its plan
+  python -m experiments.plan --workdir=runs/tiny               compare a run's measured step with its plan
 
-The training step is compiled for the topology, on this machine, by libtpu (`make tpu`); "local" is the devices that are
-attached. Topologies: v5e:4x4, v6e:16x16, v4:4x4x4, v5p:8x8x8, tpu7x:4x4x4; v5e:1 is one chip, 2*v5e:16x16 two slices,
-with --config.sharding.mesh.dcn="{'data': 2}". Exit status 1: it does not fit.
+libtpu (`make tpu`) compiles the training step for the topology on this machine; "local" selects the attached devices.
+Topologies: v5e:4x4, v6e:16x16, v4:4x4x4, v5p:8x8x8, tpu7x:4x4x4. v5e:1 is one chip. 2*v5e:16x16 is two slices and needs
+--config.sharding.mesh.dcn="{'data': 2}". The exit status is 1 if the step does not fit in memory.
 
-With --workdir: what the run's log says of its speed, and its newest trace (`train --profile_steps=10:15`) of what a
-step is made of, beside the plan for the devices at hand, or for --topology if it ran elsewhere. Written to its folder.
+With --workdir, the speed in the run's log and the operation times in its newest trace (`train --profile_steps=10:15`)
+are compared with the plan for the attached devices, or for --topology if it ran elsewhere. The comparison is written to
+the run's folder.
 """
 
 import contextlib
@@ -39,13 +40,13 @@ def main() -> int:
         raise UserError("--config: not given; expected a config file, or --config_json=FILE, or a run's --workdir")
     if SEARCH.value and WORKDIR.value is not None:
         raise UserError("--search, --workdir: give one of them")
-    # Of a job's own devices every process plans, as each compiles for all; for named ones process 0.
+    # For the job's own devices every process plans, because each compiles for all. For a topology, only process 0 does.
     with contextlib.nullcontext(True) if TOPOLOGY.value == "local" else distributed.by_first() as works:
         return 0 if not works else planned() if WORKDIR.value is None else compared()
 
 
 def compared() -> int:
-    """Plans a run that is over, or under way, and puts beside it what it measured; the exit status."""
+    """Plans a finished or running run and compares the plan with its measurements. Returns the exit status."""
     from jaxnlp import config as configs
     from jaxnlp.figures.files import save_png
     from jaxnlp.figures.plan import draw_measured
@@ -83,7 +84,7 @@ def compared() -> int:
 
 
 def planned() -> int:
-    """Plans, tells and writes; the exit status."""
+    """Plans a config or searches for a sharding; prints and saves the result. Returns the exit status."""
     from jaxnlp.figures.files import save_png
     from jaxnlp.figures.plan import draw_plans
     from jaxnlp.planning import topology
@@ -119,7 +120,7 @@ def planned() -> int:
 
 
 def resolved(experiment: Any) -> Any:
-    """The experiment with its vocabulary filled in; a tokenizer is opened only where the config leaves that to it."""
+    """The experiment with its vocabulary size filled in. The tokenizer is opened only if the config depends on it."""
     from jaxnlp import config as configs
     from jaxnlp.data import pipeline
     from jaxnlp.training.setup import prepare
@@ -132,7 +133,7 @@ def resolved(experiment: Any) -> Any:
 
 
 def experiment_name() -> str:
-    """The config as the command line gives it, without its folder."""
+    """The name of the config on the command line with its variant, without folder and extension."""
     specs = [a.split("=", 1)[1] for a in sys.argv if a.startswith(("--config=", "--config_json="))]
     return pathlib.Path(specs[-1].partition(":")[0]).stem + specs[-1].partition(":")[2] if specs else "plan"
 

@@ -1,9 +1,9 @@
-"""What a fine-tuned run says of new records: labels with their probabilities, tags, spans or options, as JSON lines.
+"""Predict labels with probabilities, tags, spans or options for new records with a fine-tuned run, as JSON lines.
 
   python -m experiments.predict --workdir=runs/bert-topics --text="Return a new decoder object."
   python -m experiments.predict --workdir=runs/bert-topics --input=new.jsonl --out=predicted.jsonl
 
-The input's records have the fields that the run's task reads, its label aside; each comes back with a field more,
+Input records have the fields that the run's task reads, except the label. Each output record has an additional field
 `prediction`.
 """
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def given(task: "LabelledTask") -> "list[Record]":
-    """The records to predict."""
+    """The records to predict, from --text or --input."""
     from jaxnlp.data.records import read_records
     from jaxnlp.data.source import Record
     from jaxnlp.data.text.sources import expand

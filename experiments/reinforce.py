@@ -1,10 +1,10 @@
-"""REINFORCE on a toy reward: a small GPT learns to write vowels. An example of a training loop of your own.
+"""REINFORCE on a toy reward: a small GPT learns to write vowels. An example of a custom training loop.
 
   python -m experiments.reinforce --workdir=runs/reinforce
   python -m experiments.generate --workdir=runs/reinforce --temperature=1
 
-Each step samples texts with the current weights, scores them, and raises the log-probability of those that score above
-the mean of the batch (Williams 1992). Stopped at any moment, the same command resumes to the last bit.
+Each step samples texts with the current weights, scores them, and increases the log-probability of those that score
+above the mean of the batch (Williams 1992). After an interruption, the same command resumes with bit-identical results.
 
 Shape legend: B batch, T length, V vocabulary.
 """
@@ -48,7 +48,7 @@ CHECKPOINT = flags.DEFINE_integer("checkpoint_every", 50, "Steps between checkpo
 
 @dataclasses.dataclass(kw_only=True)
 class PolicyGradient(Objective):
-    """The negative log-likelihood of each sampled token, weighted with the advantage of its text."""
+    """The negative log-likelihood of each sampled token, weighted by the advantage of its text."""
 
     def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
         logits_BTV = apply(params, batch["tokens"], key=key)
@@ -58,12 +58,12 @@ class PolicyGradient(Objective):
 
 
 def reward(text: bytes) -> float:
-    """The share of vowels in a text."""
+    """The fraction of vowels in a text."""
     return sum(byte in b"aeiou" for byte in text) / max(1, len(text))
 
 
 class Rollouts(Feed):
-    """Texts that the current policy writes. Their seed is the step, so the feed has no state to save."""
+    """Texts sampled from the current policy. The seed is the step, so the feed has no state to save."""
 
     def __init__(self, program: Program, generator: Generator):
         self._program, self._generator, self._data = program, generator, program.experiment.data

@@ -1,9 +1,9 @@
-"""Tokenize a corpus once, into a folder that any run can train from with `data.source=Tokens(path=...)`.
+"""Tokenize a corpus once into a folder from which any run can train with `data.source=Tokens(path=...)`.
 
   python -m experiments.tokenize --config=configs/gpt/tiny.py --out=data/stdlib
   python -m experiments.tokenize --config=configs/gpt/gpt2.py --out=data/web --workers=16 --format=array_record
 
-The source and the tokenizer are the config's; change them with --config.data....
+The config defines the source and the tokenizer; override them with --config.data....
 """
 
 import json

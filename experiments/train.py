@@ -1,12 +1,12 @@
-"""Train a model from one config file, or go on with a run.
+"""Train a model from one config file, or resume a run.
 
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/deep --config.model.num_layers=8
-  python -m experiments.train --workdir=runs/tiny                        go on from its newest checkpoint
+  python -m experiments.train --workdir=runs/tiny                        resume from its newest checkpoint
   python -m experiments.train --workdir=runs/tiny --config.num_steps=2000    the same, with a field changed
   python -m experiments.train --config=configs/gpt/gpt2.py:xl --dry_run        parameters, FLOPs, memory
 
-Ctrl-C or SIGTERM finishes the step, saves, and prints the command that goes on.
+Ctrl-C or SIGTERM finishes the step, saves a checkpoint, and prints the command that resumes the run.
 """
 
 import pathlib

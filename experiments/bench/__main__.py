@@ -1,13 +1,14 @@
-"""Speed beside nanoGPT, nanodo and Hugging Face, in one interleaved run on the same cores.
+"""Benchmark the speed against nanoGPT, nanodo and Hugging Face, in one interleaved run on the same cores.
 
   python -m experiments.bench                          every suite: about ten minutes on two cores
   python -m experiments.bench --suites=train-baby,decode-baby
   NANOGPT=../nanoGPT NANODO=../nanodo python -m experiments.bench      with checkouts of your own
 
-Suites: train-baby, train-baby-one (the same on one core, by CPU time), train-mid, bf16-baby, bf16-mid,
-decode-baby, decode-gpt2, bert-forward, bert-forward-bf16, bert-mlm, bert-mlm-bf16, beam-gpt2, beam-baby, loop,
-start. Peers are installed in .bench/. Results go to docs/measurements/performance.json and to the
-tables of docs/measurements/performance_tables.md.
+Suites: train-baby, train-baby-one (the same on one core, by CPU time), train-mid, bf16-baby, bf16-mid, decode-baby,
+decode-gpt2, bert-forward, bert-forward-bf16, bert-mlm, bert-mlm-bf16, beam-gpt2, beam-baby, loop, start.
+
+Peers are installed in .bench/. Results are written to docs/measurements/performance.json and to the tables of
+docs/measurements/performance_tables.md.
 """
 
 import os
@@ -66,7 +67,7 @@ def say(text: str) -> None:
 
 
 def ours(name: str, *args: str, env: dict[str, str] | None = None, **fields: Any) -> Contender:
-    """jaxnlp as `make train` starts it."""
+    """A contender that runs jaxnlp with the environment of `make train`."""
     command = [sys.executable, "-m", "experiments.bench.ours", *args]
     return Contender(name, command, env={"GLIBC_TUNABLES": TUNABLES, **(env or {})}, **fields)
 
@@ -76,12 +77,12 @@ def torch_peer(name: str, *args: str, **fields: Any) -> Contender:
 
 
 def peer(name: str, command: list[str], **fields: Any) -> Contender:
-    """Another library as it comes, or with `--keep` under the allocator settings that jaxnlp has."""
+    """A contender that runs another library with its defaults, or with jaxnlp's allocator settings (`--keep`)."""
     return Contender(name, command, env={"GLIBC_TUNABLES": TUNABLES if "--keep" in command else ""}, **fields)
 
 
 def gemm_limit(dtype: str = "float32") -> float:
-    """Operations a second of XLA's own matrix product here, in a process like the contenders'."""
+    """FLOP/s of XLA's matrix product on this machine, measured in a process like the contenders'."""
     program = (
         "from jaxnlp import runtime; runtime.configure_jax()\n"
         "from jaxnlp.hardware import measure_matmul_flops\n"
@@ -111,7 +112,7 @@ def run(
     note: str,
     one_core: bool = False,
 ) -> dict[str, Any]:
-    """Measures contenders side by side; on one core by the CPU time they take."""
+    """Measures contenders in interleaved rounds. With `one_core` they share one core and are compared by CPU time."""
     if one_core:
         for c in contenders:
             c.command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), *c.command]
@@ -129,7 +130,7 @@ def run(
 
 
 def train(shape: str, one_core: bool = False) -> dict[str, Any]:
-    """The float32 training step, as shipped and under one allocator."""
+    """The float32 training step, with default and with equal allocator settings."""
     s = SHAPES[shape]
     size: dict[str, Any] = {"units": s["batch"] * s["length"], "flops": train_flops(s)}
     source, args = peers.checkout("nanogpt"), [f"--shape={shape}"]
@@ -173,7 +174,7 @@ def train(shape: str, one_core: bool = False) -> dict[str, Any]:
 
 
 def bf16(shape: str) -> dict[str, Any]:
-    """bfloat16 products under float32 parameters, beside autocast."""
+    """The training step with bfloat16 matrix products and float32 parameters, against `torch.autocast`."""
     s = SHAPES[shape]
     size: dict[str, Any] = {"units": s["batch"] * s["length"], "flops": train_flops(s)}
     args = [f"--shape={shape}", "--bf16"]
@@ -192,10 +193,10 @@ def bf16(shape: str) -> dict[str, Any]:
 
 
 def bert(what: str, bf16: bool) -> dict[str, Any]:
-    """BERT-base: its forward pass, or a training step of masked words, beside transformers.
+    """BERT-base: the forward pass, or a training step of masked-language modelling, against transformers.
 
-    Every row has the same tokens, types and (whole) attention mask, and no dropout. transformers puts every position
-    through the output map; the row "all positions" does the same work here.
+    All contenders have the same tokens, token types and full attention mask, and no dropout. transformers applies the
+    output layer to every position; the row "all positions" does the same work here.
     """
     s, forward = SHAPES["bert"], what == "forward"
     flops = trunk_flops(s) if forward else masked_lm_flops(s, s["length"])
@@ -231,7 +232,7 @@ def bert(what: str, bf16: bool) -> dict[str, Any]:
 
 
 def decode(shape: str, cases: list[tuple[int, int, int]], beams: int = 1) -> dict[str, Any]:
-    """Generation with a cache, prefill included, beside `generate` of transformers: greedy, or by beam search."""
+    """Generation with a KV cache, including prefill, against transformers' `generate`: greedy or beam search."""
     rows: list[dict[str, Any]] = []
     note = ""
     for batch, prompt, new in cases:
@@ -253,11 +254,11 @@ def decode(shape: str, cases: list[tuple[int, int, int]], beams: int = 1) -> dic
 
 
 def loop() -> dict[str, Any]:
-    """What the loop costs over the bare step, and how far the input pipeline outruns it."""
+    """The overhead of the training loop over the bare step, and the speed of the input pipeline alone."""
     size = {"units": SHAPES["baby"]["batch"] * SHAPES["baby"]["length"]}
     with tempfile.TemporaryDirectory() as cache:
         env = {"JAXNLP_CACHE": cache}
-        # The loop's vocabulary is bytes, so the bare step it is held against has the same.
+        # The loop's vocabulary is bytes, so the bare step uses the same vocabulary.
         contenders = [
             ours("bare step", "loop-step", "--shape=baby", env=env, **size),
             ours("experiments.train loop", "loop", "--shape=baby", env=env, **size),
@@ -268,7 +269,7 @@ def loop() -> dict[str, Any]:
 
 
 def start() -> dict[str, Any]:
-    """Seconds from the command to the first step, with empty caches and with full ones."""
+    """Seconds from the command to the first step, with empty and with filled caches."""
     cache = tempfile.mkdtemp()
     times = []
     for _ in range(3):

@@ -1,13 +1,14 @@
-"""What a GPT-2 of 1.5 billion parameters keeps for its backward pass under each policy of remat, compiled for a TPU.
+"""Activation memory of GPT-2 1.5B under each remat policy, from programs compiled for a TPU.
 
   python -m experiments.bench.activations        writes activations.json (docs/measurements) and activations.png
 
-The example of the ZeRO paper (Rajbhandari et al. 2020, arXiv:1910.02054, section 3): sequence 1,024 and batch 32, in
-bfloat16 with flash attention, on one v5p chip. A row is the temporaries of the compiled gradient function; where batch
-32 does not fit, it is compiled at 2 and 4 and what a sequence adds is taken 32 times. Beside them the paper's rule of
-thumb, 60 GB, and the formulas of Korthikanti et al. 2022 (arXiv:2205.05198), none of which has logits: those are 4
-bytes a token and word of the vocabulary more. Needs libtpu (`make tpu`) and no TPU; seven compiles, of about a minute
-each on two cores.
+The setting is the example of the ZeRO paper (Rajbhandari et al. 2020, arXiv:1910.02054, section 3): sequence 1,024 and
+batch 32, here in bfloat16 with flash attention on one v5p chip. A row is the temporaries of the compiled gradient
+function. If batch 32 does not fit, the function is compiled at batches 2 and 4, and the difference per sequence is
+multiplied by 32. For comparison the table has the paper's rule of thumb, 60 GB, and the formulas of Korthikanti et al.
+2022 (arXiv:2205.05198). None of them includes the logits, which take another 4 bytes per token and vocabulary entry.
+
+Needs libtpu (`make tpu`) but no TPU. The seven compilations take about a minute each on two cores.
 """
 
 import dataclasses
@@ -46,7 +47,7 @@ def main() -> None:
 
 
 def experiment(policy: str, batch: int) -> Any:
-    """configs/gpt/gpt2.py:xl-tpu in bfloat16, with a float32 copy of the parameters in the optimizer's state."""
+    """configs/gpt/gpt2.py:xl-tpu in bfloat16, with float32 master parameters in the optimizer state."""
     from jaxnlp.nn.policy import Policy
 
     e = cli.load("configs/gpt/gpt2.py:xl-tpu")
@@ -58,7 +59,7 @@ def experiment(policy: str, batch: int) -> Any:
 
 
 def formulas(model: Any) -> dict[str, float]:
-    """Bytes at the full batch by the papers, without logits; and those of the logits."""
+    """Activation bytes at the full batch by the papers' formulas, without logits, and the bytes of the logits."""
     from jaxnlp.planning.memory_formulas import activation_bytes, rule_of_thumb_bytes
 
     sizes = (model.num_layers, LENGTH, BATCH, model.embed_dim)
@@ -72,7 +73,11 @@ def formulas(model: Any) -> dict[str, float]:
 
 
 def measured(policy: str) -> dict[str, Any]:
-    """What is kept on the device and on the host at the full batch, and at which batches it was compiled."""
+    """Activation bytes on the device and on the host at the full batch, and the batch sizes that were compiled.
+
+    Raises:
+        UserError: the smaller batches do not fit either.
+    """
     tries: tuple[tuple[int, ...], ...] = ((BATCH,), SIZES)
     for sizes in tries:
         results = [compiled(policy, batch) for batch in sizes]  # None: out of memory
@@ -97,7 +102,7 @@ def compiled(policy: str, batch: int) -> dict[str, int] | None:
 
 
 def states() -> tuple[int, int]:
-    """Parameters, and the bytes of them, their gradients and the optimizer's state."""
+    """(number of parameters, bytes of parameters, gradients and optimizer state)."""
     import jax
 
     from jaxnlp.planning.dry_run import abstract_gradients, device_bytes
@@ -111,7 +116,7 @@ def states() -> tuple[int, int]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """All figures as text, and the policy that comes nearest to the rule of thumb."""
+    """All results as text, and the policy closest to the rule of thumb."""
     from jaxnlp.figures.parallelism import amount
 
     lines = [
@@ -130,7 +135,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def picture(results: dict[str, Any]) -> Any:
-    """Bars of the rows, the formulas as lines across them."""
+    """A bar chart of the rows with the formulas as vertical lines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.6, 4.2), dpi=100)

@@ -1,11 +1,11 @@
 """Interleaved measurement: each contender is a process that waits for its turn.
 
-The machine may be shared and its speed drifts, so contenders are timed in turn (A B C, C B A, ...)
-and compared round by round: a ratio is the median over rounds of paired ratios. A contender that
-is not being timed is stopped (SIGSTOP), so that its idle threads take nothing from the others.
+The machine may be shared and its speed drifts, so contenders are timed in alternating order (A B C, C B A, ...) and
+compared within each round: a ratio is the median over rounds of paired ratios. A contender that is not being timed is
+stopped (SIGSTOP), so that its idle threads use no CPU time.
 
-A contender is a script that calls `serve(step, sync)`; it may be of another library and run in
-another environment, so this file needs nothing but the standard library.
+A contender is a script that calls `serve`. It may use another library and run in another environment, so this file
+depends only on the standard library.
 """
 
 import ctypes
@@ -25,14 +25,14 @@ from typing import Any
 
 
 def protocol() -> Any:
-    """The real stdout, for the driver; every other print goes to stderr. Call it before other imports."""
+    """Returns stdout for messages to the driver and redirects other prints to stderr. Call it before other imports."""
     real = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     return real
 
 
 def keep_freed_memory() -> None:
-    """The settings of `jaxnlp.runtime`, for a contender that cannot import it."""
+    """The allocator settings of `jaxnlp.runtime`, for a contender that cannot import it."""
     mallopt = ctypes.CDLL(None).mallopt
     assert all(mallopt(*s) for s in ((-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 64 << 20)))
 
@@ -40,7 +40,7 @@ def keep_freed_memory() -> None:
 def serve(
     out: Any, step: Callable[[], Any], sync: Callable[[], Any], warmup: int = 3, info: dict | None = None
 ) -> None:
-    """Answers the driver: `step()` does one unit of work, `sync()` waits until it is done."""
+    """Serves timing requests of the driver. `step()` does one unit of work, `sync()` waits until it is done."""
     for _ in range(warmup):
         step()
     sync()
@@ -63,7 +63,8 @@ def serve(
 class Contender:
     """One row of a table.
 
-    command: the process to run. units: work in a step, as tokens. flops: of a step, 0 if not counted.
+    command: the process to run. units: work per step, such as tokens. flops: per step, 0 if not counted.
+    walls, cpus: wall-clock and CPU seconds per step, one value per round. count: steps per turn.
     """
 
     name: str
@@ -118,10 +119,10 @@ class Contender:
 def measure(
     contenders: list[Contender], rounds: int, seconds: float, logs: pathlib.Path, say: Callable[[str], Any]
 ) -> None:
-    """Fills in `walls` and `cpus` (seconds a step), one of each a round.
+    """Appends one value per round to `walls` and `cpus` (seconds per step) of each contender.
 
     Args:
-        seconds: length of one contender's turn.
+        seconds: duration of one contender's turn.
     """
     try:
         for c in contenders:
@@ -146,10 +147,10 @@ def measure(
 
 
 def row(c: Contender, bases: dict[str, Contender], limit: float | None = None) -> dict[str, Any]:
-    """A contender's figures, with its speed over each base: median of paired ratios, and quartiles.
+    """A contender's results, with its speed relative to each base: median of paired ratios, and quartiles.
 
     Args:
-        limit: operations a second of the machine's own matrix product.
+        limit: FLOP/s of a matrix product on this machine.
     """
     if c.error or not c.walls:
         return {"name": c.name, "error": c.error or "not measured"}

@@ -1,14 +1,16 @@
-"""Memory and arithmetic of a LoRA step beside full fine-tuning's, from programs compiled for a TPU. Nothing runs.
+"""Memory and FLOPs of a LoRA step against full fine-tuning, from programs compiled for a TPU. Nothing is executed.
 
   python -m experiments.bench.lora_compiled      writes docs/measurements/lora_compiled.json
 
-GPT-2 of 1.5 billion parameters in bfloat16, sequence 1,024, LoRA of rank 8 on queries and values, nothing computed
-again. Memory: temporaries of the compiled step beside what the compiled forward pass returns for the derivative. The
-compiler counts the body of a loop once, so operations are those of one layer and of three, unrolled, taken on to 48.
-Gradients of whole weights: results of the compiled program that have the shape of a stack of kernels.
+The model is GPT-2 1.5B in bfloat16, with sequence 1,024, LoRA of rank 8 on queries and values, and no remat.
 
-Needs libtpu (`make tpu`) and no TPU; seven compiles, of about a minute each on two cores. What is compiled is kept in
-the JSON, from which a run that was interrupted goes on.
+Memory: the temporaries of the compiled step, and the residuals that the compiled forward pass returns.
+FLOPs: the compiler counts the body of a loop once, so models with one and with three unrolled layers are compiled and
+extrapolated linearly to 48.
+Weight gradients: results in the compiled program that have the shape of a stack of kernels.
+
+Needs libtpu (`make tpu`) but no TPU. The seven compilations take about a minute each on two cores. Each result is saved
+in the JSON, so an interrupted run resumes.
 """
 
 import dataclasses
@@ -61,7 +63,7 @@ def settings() -> dict[str, Any]:
 
 
 def stored() -> dict[str, Any]:
-    """What an earlier run of these settings compiled; it goes on from there."""
+    """Results of an earlier run with the same settings, or the settings alone. Raises UserError if unreadable."""
     try:
         results = json.loads(pathlib.Path(JSON.value).read_text())
     except FileNotFoundError:
@@ -79,7 +81,7 @@ def store(results: dict[str, Any]) -> None:
 
 
 def program(tuned: bool, num_layers: int | None = None) -> Any:
-    """The step's; of so many layers, unrolled."""
+    """The program of LoRA (`tuned`) or full fine-tuning. With `num_layers`, that many unrolled layers."""
     from jaxnlp.nn.policy import Policy
     from jaxnlp.peft.lora import LoRA
     from jaxnlp.planning.topology import topology_devices
@@ -104,7 +106,7 @@ def compiled(of: Any, label: str) -> Any:
 
 
 def forward(of: Any) -> int:
-    """Bytes that the compiled forward pass returns for the derivative, parameters aside."""
+    """Bytes of the residuals that the compiled forward pass returns, without parameters."""
     import jax
 
     from jaxnlp.planning.planner import step_batch
@@ -124,7 +126,7 @@ def forward(of: Any) -> int:
 
 
 def step(of: Any, name: str) -> dict[str, int]:
-    """The compiler's account of a step, bytes that are trained, and results as large as a stack of kernels."""
+    """The compiler's memory analysis of a step, bytes of trained parameters, and number of weight gradients."""
     import jax
 
     from jaxnlp.planning.planner import compiled_memory
@@ -137,12 +139,12 @@ def step(of: Any, name: str) -> dict[str, int]:
 
 
 def operations(tuned: bool, name: str, layers: int) -> float:
-    """Of a step with so many layers, by the compiler's count."""
+    """FLOPs of a step with `layers` unrolled layers, as counted by the compiler."""
     return compiled(program(tuned, layers), f"{layers} layers of {name}, for operations").cost_analysis()["flops"]
 
 
 def taken_on(fewer: float, more: float) -> float:
-    """From two numbers of layers to the model's."""
+    """Extrapolates linearly from the counts at `LAYERS` to the model's number of layers."""
     depth = cli.load(f"configs/gpt/gpt2.py:{VARIANT.value}").model.num_layers
     return fewer + (depth - LAYERS[0]) * (more - fewer) / (LAYERS[1] - LAYERS[0])
 

@@ -1,4 +1,4 @@
-"""What `lora_compiled.py` reads out of a compiled program, and how it shows what it found; a module without flags."""
+"""Helpers of `lora_compiled.py` to read a compiled program and format the results; a module without flags."""
 
 import collections
 import re
@@ -10,7 +10,7 @@ MADE = ("fusion", "dot", "convolution", "dynamic-update-slice", "add", "scatter"
 
 
 def compiled_table(results: dict[str, Any]) -> str:
-    """What was found, as a table in Markdown."""
+    """The results as a Markdown table."""
     lines = ["| step | temporaries | peak | results as large as a stack of kernels | operations |", f"|{'---|' * 5}"]
     for name in ("LoRA", "full"):
         one = results[name]
@@ -20,7 +20,7 @@ def compiled_table(results: dict[str, Any]) -> str:
 
 
 def weight_gradients(text: str, shapes: Iterable[tuple[int, ...]]) -> int:
-    """Results of a compiled program's arithmetic that have one of these shapes."""
+    """Number of arithmetic results in the HLO text of a compiled program that have one of these shapes."""
     wanted = {",".join(map(str, shape)) for shape in shapes}
     made = collections.Counter(shape for shape, kind in RESULT.findall(text) if kind in MADE)
     return sum(count for shape, count in made.items() if shape in wanted)

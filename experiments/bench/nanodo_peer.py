@@ -1,4 +1,4 @@
-"""nanodo as a contender: its model and loss, under AdamW with clipping. Runs in an environment of its own.
+"""nanodo as a contender: its model and loss, with AdamW and gradient clipping. Runs in its own environment.
 
 python nanodo_peer.py --shape=baby --nanodo=CHECKOUT [--keep]
 """

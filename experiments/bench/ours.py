@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def experiment(a):
-    """nanoGPT's model (no biases, exact GELU) under AdamW with clipping, on the shape asked for."""
+    """nanoGPT's model (no biases, exact GELU) with AdamW and gradient clipping, in the selected shape."""
     from jaxnlp.data.pipeline import DataConfig
     from jaxnlp.data.tokenizer import Bytes
     from jaxnlp.models.gpt import GPTConfig
@@ -63,7 +63,7 @@ def experiment(a):
 
 
 def bert_experiment(a):
-    """BERT-base on masked words alone, under the same optimizer."""
+    """BERT-base with masked-language modelling only, and the same optimizer."""
     from jaxnlp.models.bert import BertConfig
     from jaxnlp.nn.policy import Policy
     from jaxnlp.objectives.masked_lm import MaskedLM
@@ -84,7 +84,7 @@ def bert_experiment(a):
 
 
 def train(out, a) -> None:
-    """The bare step on batches that are there already."""
+    """The bare training step on batches that are already on the device."""
     import jax
 
     from jaxnlp.training.step.program import build
@@ -104,7 +104,7 @@ def train(out, a) -> None:
 
 
 def examples(e, predict: int) -> list[dict[str, Any]]:
-    """16 batches of random tokens, as the experiment's objective reads them."""
+    """16 batches of random tokens in the format of the experiment's objective."""
     import numpy as np
 
     random, B, T = np.random.default_rng(0), e.data.batch_size, e.data.seq_len
@@ -120,7 +120,7 @@ def examples(e, predict: int) -> list[dict[str, Any]]:
 
 
 def forward(out, a) -> None:
-    """The encoder and its pooler, on whole rows with their segments."""
+    """The encoder and its pooler, on full rows with segment ids."""
     import jax
 
     from jaxnlp.training.step.program import build
@@ -140,7 +140,7 @@ def forward(out, a) -> None:
 
 
 def loop(out, a) -> None:
-    """Everything `experiments.train` does between two steps: reading, logging, progress, checks."""
+    """The full training loop of `experiments.train`: steps, reading, logging, progress and checks."""
     from jaxnlp.training.feeds import BatchFeed
     from jaxnlp.training.loops.supervised import SupervisedLoop, house_hooks
     from jaxnlp.training.run_folder.run_folder import RunFolder
@@ -162,7 +162,7 @@ def loop(out, a) -> None:
 
 
 def read(out, a) -> None:
-    """The input pipeline alone: packed, shuffled batches of the embedded corpus."""
+    """The input pipeline alone: packed, shuffled batches of the standard-library corpus."""
     from jaxnlp.data.pipeline import TrainBatches, open_split, open_tokenizer
 
     e = experiment(a)
@@ -173,7 +173,7 @@ def read(out, a) -> None:
 
 
 def decode(out, a) -> None:
-    """Greedy generation or beam search with a cache: one step is `new` tokens after a prompt, for the whole batch."""
+    """Greedy generation or beam search with a KV cache. One step generates `new` tokens for each prompt of a batch."""
     import types
 
     import jax
@@ -192,7 +192,7 @@ def decode(out, a) -> None:
     )
     program = build(e, jax.devices()[:1])
     params = program.init().params
-    # The separator is the last id and never generated, so that every row is as long as the others'.
+    # The separator is the last id and is never generated, so all rows have the same length.
     generator = make_generator(program, types.SimpleNamespace(separator=s["vocab"] - 1, vocab_size=s["vocab"] - 1))
     prompts = np.random.default_rng(0).integers(0, s["vocab"] - 1, (a.batch, a.prompt - 1)).tolist()
 

@@ -11,7 +11,7 @@ BEGIN, END = "<!-- tables: written by `make bench` from performance.json -->", "
 
 
 def save(results: dict[str, Any]) -> None:
-    """Merges suites into the JSON file, and writes the page's tables anew."""
+    """Merges suites into the JSON file and rewrites the tables of the page."""
     stored = json.loads(JSON.read_text()) if JSON.exists() else {}
     stored.update(results)
     JSON.write_text(json.dumps(stored, indent=1) + "\n")
@@ -44,7 +44,7 @@ def header(suite: dict[str, Any]) -> list[str]:
 
 
 def markdown(suite: dict[str, Any]) -> str:
-    """A suite as a section with a table."""
+    """A suite as a Markdown section with a table."""
     lines = [f"## {suite['title']}", "", textwrap.fill(suite["note"], 120, break_on_hyphens=False), ""]
     if "rows" in suite:
         head = header(suite)

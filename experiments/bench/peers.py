@@ -1,4 +1,4 @@
-"""The peers, each in an environment of its own under .bench/, made on first use."""
+"""Installs the peers, each in its own virtual environment under .bench/, on first use."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ SOURCES = {  # what is measured, by commit
 
 
 def environment(name: str, packages: list[str]) -> str:
-    """The Python of a virtual environment with these packages."""
+    """The Python executable of a virtual environment with these packages, which is created if missing."""
     folder = FOLDER / name
     python = (folder / "bin" / "python").absolute()
     done = folder / "installed"
@@ -30,7 +30,11 @@ def environment(name: str, packages: list[str]) -> str:
 
 
 def checkout(name: str) -> str:
-    """A peer's source: the folder that $NANOGPT or $NANODO names, or a clone at the measured commit."""
+    """The folder of a peer's source: $NANOGPT or $NANODO if set, or a clone at the measured commit.
+
+    Raises:
+        UserError: the folder does not exist, or the repository cannot be cloned.
+    """
     configured = os.environ.get(name.upper())
     if configured:
         if not pathlib.Path(configured).is_dir():

@@ -1,12 +1,13 @@
-"""What a tuning method costs when text is written: greedy decoding at batch 1, as ratios to the base model.
+"""Inference latency of PEFT methods: greedy decoding at batch 1, as ratios to the base model.
 
   python -m experiments.bench.peft_latency       writes peft_latency.json and the tables of peft.md (docs/measurements)
   taskset -c 0 python -m experiments.bench.peft_latency       on one core, where CPU time is the time on an idle machine
 
-Random models of the shapes of GPT-2 small and of nanoGPT's "baby", with the methods of configs/gpt/tune.py and adapters
-of 64 units. Each contender writes the same number of tokens through `generate`, prompt included; rounds run A B C, then
-C B A, in one process. A ratio is the median over rounds of paired ratios, with quartiles: above 1.00 it is slower than
-the base. Merged LoRA and (IA)^3 are the base's program on other numbers; a second base model shows the noise.
+The models have random parameters and the shapes of GPT-2 small and nanoGPT's "baby". The methods are those of
+configs/gpt/tune.py and adapters of 64 units. Each contender generates the same number of tokens, including prefill.
+Rounds alternate their order (A B C, then C B A) in one process. A ratio is the median over rounds of paired ratios,
+with quartiles; above 1.00 the method is slower than the base. Merged LoRA and (IA)^3 run the base's program with other
+parameters. A second base model shows the noise.
 """
 
 import json
@@ -59,7 +60,7 @@ def say(text: str) -> None:
 
 
 def contenders(shape: dict[str, int]) -> dict[str, Callable[[], Any]]:
-    """Calls that write text: the base, each method live, and those that merge also merged."""
+    """Name -> generation call: the base twice, each method unmerged, and LoRA and (IA)^3 merged."""
     import jax
 
     from configs.gpt.tune import METHODS
@@ -108,7 +109,7 @@ def experiment(shape: dict[str, int], tuning: Any) -> Any:
 
 
 def moved(tuned: Any) -> Any:
-    """Tuned parameters a little away from their start, where the model is the base's."""
+    """Adds noise to adapter parameters, since at their initial values the model equals the base."""
     import jax
 
     leaves, tree = jax.tree.flatten(tuned)
@@ -117,12 +118,12 @@ def moved(tuned: Any) -> Any:
 
 
 def writer(program: Any, params: Any) -> Callable[[], list[int]]:
-    """A call that writes NEW tokens after a prompt, and returns them."""
+    """A function that generates NEW tokens after a prompt and returns them."""
     import numpy as np
 
     from jaxnlp.training.load import make_generator
 
-    # The separator is the last id and never generated, so that every text is as long as the others'.
+    # The separator is the last id and is never generated, so all texts have the same length.
     last = program.experiment.model.vocab_size - 1
     generator = make_generator(program, types.SimpleNamespace(separator=last, vocab_size=last))
     prompt = np.random.default_rng(0).integers(0, last, PROMPT.value - 1).tolist()  # after the separator
@@ -138,7 +139,7 @@ def writer(program: Any, params: Any) -> Callable[[], list[int]]:
 def measured(
     calls: dict[str, Callable[[], Any]], rounds: int, seconds: float, report: Callable[[str], Any]
 ) -> dict[str, Any]:
-    """Seconds of a call of each contender, by the clock and of all cores, one of each a round."""
+    """Wall-clock and CPU seconds (over all cores) per call of each contender, one value per round."""
     counts: dict[str, int] = {}
     for name, call in calls.items():
         report(f"compiling {name}")

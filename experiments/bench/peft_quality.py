@@ -1,16 +1,17 @@
-"""What each tuning method reaches on a real task, and what it costs: configs/bert/tune_docstrings.py, three seeds each.
+"""Accuracy and cost of each PEFT method on a real task: configs/bert/tune_docstrings.py with three seeds.
 
   python -m experiments.bench.peft_quality            writes peft_quality.json and peft.md's table (docs/measurements)
   python -m experiments.bench.peft_quality --search   before: learning rates, on validation
 
-Runs that are in the JSON already are not run again, so that an interrupted bench goes on where it was; steps are timed
-again where more rounds are asked for. At a seed all methods begin from the same parameters and read the same batches.
-Accuracy is the test split's. The time of a step is a median over rounds in which each method has its turn; memory is
-what the compiler says that the step takes at its peak, of parameters, optimizer state, a batch and temporaries
-(`scaling.planner.account`).
+Runs that are already in the JSON are skipped, so an interrupted benchmark resumes. Steps are timed again if --rounds
+is larger than before. With the same seed, all methods start from the same parameters and read the same batches.
 
-The search trains each rate of RATES at seed 0 for the first part of the run's schedule (--search_steps) and takes the
-best accuracy on validation; the rates in the config are those that it found.
+Accuracy is measured on the test split. Step time is the median over rounds in which every method has a turn. Memory is
+the peak of the step by the compiler's analysis: parameters, optimizer state, a batch and temporaries
+(`planning.planner.compiled_memory`).
+
+The search trains with each rate in RATES at seed 0 for the first part of the run's schedule (--search_steps) and
+selects the rate with the best validation accuracy. The config has the selected rates.
 """
 
 import contextlib
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 class Bench:
-    """The methods' programs, and the data and first parameters that they share."""
+    """The programs of the methods, and the data and initial parameters that they share."""
 
     def __init__(self, methods: list[str]):
         from jaxnlp.data.pipeline import open_split
@@ -90,7 +91,7 @@ class Bench:
         return e if STEPS.value is None else dataclasses.replace(e, num_steps=STEPS.value)
 
     def experiment(self, method: str, rate: float | None = None, seed: int = 0) -> Any:
-        """The config's, at a learning rate and a seed, resolved."""
+        """The resolved experiment of a method, with a learning rate (None: the config's) and a seed."""
         from jaxnlp.training.experiment import resolve
 
         e = resolve(self._config(method), self.tokenizer)
@@ -98,7 +99,7 @@ class Bench:
         return dataclasses.replace(e, optim=optim, seed=seed, data=dataclasses.replace(e.data, seed=seed))
 
     def program(self, method: str, rate: float | None = None) -> Any:
-        """Compiled once for all seeds, which change the first state and the order of examples alone."""
+        """The program of a method, built once for all seeds: they only change the initial state and the data order."""
         from jaxnlp.training.step.program import build
 
         if (method, rate) not in self._programs:
@@ -106,7 +107,7 @@ class Bench:
         return self._programs[method, rate]
 
     def state(self, method: str, rate: float | None, seed: int) -> Any:
-        """A method's state at step 0: the pretrained trunk with the head of that seed, the same for all methods."""
+        """A method's state at step 0: the pretrained body and a head initialised by the seed, equal for all methods."""
         from jaxnlp.training.init.frozen_base import first_state
         from jaxnlp.training.step.program import build
 
@@ -116,7 +117,7 @@ class Bench:
         return build(e).init_from_params(self._bases[seed])
 
     def run(self, method: str, rate: float | None, seed: int, steps: int, report: Callable[[int, float], Any]) -> Any:
-        """The state after so many steps of the run."""
+        """The state after `steps` training steps. report: called with (step, loss) after each step."""
         from jaxnlp.data.pipeline import TrainBatches
 
         program, state = self.program(method, rate), self.state(method, rate, seed)
@@ -127,7 +128,7 @@ class Bench:
         return state
 
     def scores(self, method: str, rate: float | None, state: Any, split: str, every: int = 1) -> dict[str, float]:
-        """Accuracy and so on, over every so-manieth example of a split."""
+        """The task's metrics over every `every`-th example of a split."""
         from jaxnlp.evals.loss import evaluate
 
         program = self.program(method, rate)
@@ -140,7 +141,7 @@ class Bench:
         return evaluate(program.eval_step, state.model, batches, e.objective)
 
     def search(self, results: dict[str, Any]) -> None:
-        """Accuracy on validation of each rate, at seed 0 and after the first part of the run."""
+        """Adds the validation accuracy of each learning rate, at seed 0 after the first part of the run."""
         results["searched"] = f"the first {SEARCH_STEPS.value} of {self.experiment(self.methods[0]).num_steps} steps"
         todo = [(m, r) for m in self.methods for r in RATES[m] if str(r) not in results["search"].get(m, {})]
         with work(len(todo) * SEARCH_STEPS.value) as progress:
@@ -157,7 +158,7 @@ class Bench:
         store(results)
 
     def train(self, results: dict[str, Any]) -> None:
-        """The runs that are not there yet, one seed of all methods after the other."""
+        """Trains the runs that are missing in the results, seed by seed for all methods."""
         rate = {m: self.experiment(m).optim.learning_rate for m in self.methods}
         steps = self.experiment(self.methods[0]).num_steps
         same = lambda row, m: (row.get("rate"), row.get("steps")) == (rate[m], steps)
@@ -174,7 +175,7 @@ class Bench:
                 store(results)
 
     def time(self, results: dict[str, Any]) -> None:
-        """Counts, memory and, in rounds, the seconds of a step of each method that has runs."""
+        """Adds parameter counts, memory and step times of each method that has runs. Times are measured in rounds."""
         from jaxnlp.data.pipeline import TrainBatches
         from jaxnlp.planning.planner import compiled_memory, step_batch
 
@@ -208,7 +209,7 @@ class Bench:
         store(results)
 
     def stored(self) -> dict[str, Any]:
-        """What an earlier call wrote, or nothing yet."""
+        """Results of an earlier call, or empty results. Raises UserError if unreadable or of other settings."""
         path = pathlib.Path(JSON.value)
         if not path.exists():
             return {"settings": self.settings, "search": {}, "runs": {}, "costs": {}}
@@ -241,7 +242,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def work(total: int) -> Iterator[Callable[[int, float, str], None]]:
-    """A progress bar over so many steps: call it with how many are done, the loss and what is being done."""
+    """A progress bar over `total` steps. Yields a function of (steps done, loss, current task)."""
     from jaxnlp.training.run_folder.progress import Progress
 
     begun = time.monotonic()
@@ -251,7 +252,7 @@ def work(total: int) -> Iterator[Callable[[int, float, str], None]]:
 
 
 def most_frequent(store: Any) -> float:
-    """The accuracy of always saying the most frequent label."""
+    """The accuracy of the majority-class baseline."""
     labels = [record.fields["label"] for record in store.records]
     return max(map(labels.count, set(labels))) / len(labels)
 

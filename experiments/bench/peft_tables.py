@@ -1,4 +1,4 @@
-"""Tables and a picture of the PEFT benches; the tables are written into docs/measurements/peft.md."""
+"""Tables and a figure of the PEFT benchmarks. The tables are written into docs/measurements/peft.md."""
 
 import pathlib
 import statistics
@@ -32,7 +32,7 @@ NAMES = {
 
 
 def searched(results: dict[str, Any]) -> str:
-    """The search's accuracies as text, the best of each method marked."""
+    """The accuracies of the search as text, with the best of each method marked."""
     lines = []
     for method, rates in results["search"].items():
         best = max(rates, key=rates.__getitem__)
@@ -42,8 +42,10 @@ def searched(results: dict[str, Any]) -> str:
 
 
 def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each method with runs: counts, accuracies over the seeds, seconds of a step, and their ratios to those
-    of full fine-tuning by the clock and by CPU time (None without that)."""
+    """One row per method with runs: parameter counts, accuracies over the seeds and seconds per step.
+
+    Rows also have the ratios of wall-clock and CPU time to full fine-tuning, or None if it was not measured.
+    """
     made = []
     for method in (m for m in RATES if m in results["runs"] and m in results["costs"]):
         cost, full, runs = results["costs"][method], results["costs"].get("full"), results["runs"][method]
@@ -58,12 +60,12 @@ def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def median_ratio(seconds: list[float], base: list[float]) -> float:
-    """Over rounds, of paired ratios."""
+    """The median over rounds of paired ratios."""
     return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
 
 
 def quality_table(results: dict[str, Any]) -> str:
-    """The rows as a table in Markdown."""
+    """The rows as a Markdown table."""
     names = ["method", "trained", "of the model", "runs", "test accuracy (lowest to highest)"]
     names += ["step", "over full", "CPU time over full", "peak memory", "learning rate"]
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
@@ -79,7 +81,7 @@ def quality_table(results: dict[str, Any]) -> str:
 
 
 def picture(results: dict[str, Any]) -> Any:
-    """A row for each method, by trained parameters: a ring for each seed's accuracy, a dot for their mean."""
+    """A chart with one row per method, sorted by trained parameters: a ring per seed's accuracy, a dot for the mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.6, 3.9), dpi=100)
@@ -107,7 +109,7 @@ def picture(results: dict[str, Any]) -> Any:
 
 
 def latency_table(results: dict[str, Any]) -> str:
-    """Milliseconds a token and ratios to the base, by the clock and by CPU time, as a table in Markdown."""
+    """Milliseconds per token, and ratios to the base by wall-clock and CPU time, as a Markdown table."""
     lines = ["| | ms a token | over the base | CPU time over the base |", "|---|---|---|---|"]
     for name, walls in results["seconds"].items():
         each = 1e3 * statistics.median(walls) / results["new"]
@@ -125,7 +127,7 @@ def over(seconds: dict[str, list[float]], name: str) -> str:
 
 
 def into_page(path: str, name: str, text: str) -> None:
-    """Puts a text between the marks of that name in a page. Raises UserError for a page without them."""
+    """Inserts text between the markers `name` of a page. Raises UserError if the page has no such markers."""
     page, begin, end = pathlib.Path(path), f"<!-- {name} -->", f"<!-- end of {name} -->"
     try:
         before, rest = page.read_text().split(begin)

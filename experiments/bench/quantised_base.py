@@ -1,9 +1,9 @@
-"""Memory of a LoRA step on one TPU chip by the base's dtype, from programs compiled for it. Nothing runs.
+"""Memory of a LoRA step on one TPU chip by dtype of the base, from compiled programs. Nothing is executed.
 
   python -m experiments.bench.quantised_base
 
-GPT-2 of 1.5 billion parameters, LoRA of rank 8 on queries and values, 8 rows of 1,024 tokens, each layer computed again
-in the backward pass. Needs libtpu (`make tpu`) and no TPU; a compile takes a minute or two on two cores.
+The model is GPT-2 1.5B with LoRA of rank 8 on queries and values, 8 rows of 1,024 tokens, and full remat by default.
+Needs libtpu (`make tpu`) but no TPU. A compilation takes one to two minutes on two cores.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def measured(dtype: str) -> tuple[int, dict[str, int]]:
-    """(bytes of parameters as the plan tells them, the compiler's account of a step)."""
+    """(bytes of parameters by our estimate, the compiler's memory analysis of a step)."""
     from configs.gpt.gpt2 import get_config
     from jaxnlp.peft.lora import LoRA
     from jaxnlp.planning.dry_run import device_bytes

@@ -1,4 +1,4 @@
-"""Shapes that the contenders share, and what a training step of them costs. Standard library only."""
+"""Model shapes that the contenders share, and their FLOPs. Standard library only."""
 
 SHAPES = {
     "baby": {"layers": 4, "heads": 4, "dim": 128, "length": 64, "batch": 12, "vocab": 65},
@@ -10,17 +10,17 @@ PREDICTED = 20  # masked words of each 128 tokens of "bert", as BERT's own examp
 
 
 def train_flops(shape: dict[str, int]) -> float:
-    """Matrix-product operations of a training step, attention counted in full."""
+    """FLOPs of the matrix products of a training step. Attention is counted in full, not halved for the causal mask."""
     return 3.0 * (trunk_flops(shape) + shape["batch"] * shape["length"] * 2 * shape["dim"] * shape["vocab"])
 
 
 def trunk_flops(shape: dict[str, int]) -> float:
-    """Matrix-product operations of a forward pass, without the output map."""
+    """FLOPs of the matrix products of a forward pass, without the output layer."""
     per_token = shape["layers"] * (24 * shape["dim"] ** 2 + 4 * shape["length"] * shape["dim"])
     return float(shape["batch"] * shape["length"] * per_token)
 
 
 def masked_lm_flops(shape: dict[str, int], predicted: int) -> float:
-    """Those of a training step that predicts so many words of each sequence."""
+    """FLOPs of the matrix products of a training step that predicts `predicted` positions of each sequence."""
     head = 2 * shape["dim"] * (shape["dim"] + shape["vocab"])
     return 3.0 * (trunk_flops(shape) + shape["batch"] * predicted * head)

@@ -1,4 +1,4 @@
-"""nanoGPT and Hugging Face transformers as contenders. Runs in the environment of the peers.
+"""nanoGPT and Hugging Face transformers as contenders. Runs in the peers' virtual environment.
 
 python torch_peer.py train   --impl=nanogpt|hf|bert --shape=baby [--compile] [--bf16] [--keep]
 python torch_peer.py forward --impl=bert --shape=bert --attention=eager [--bf16] [--keep]
@@ -100,7 +100,7 @@ def bert_config(a, transformers, positions: int) -> Any:
 
 
 def examples(a, torch) -> list[Any]:
-    """16 pairs (x, y): the next token of each, or for BERT the masked words and -100 elsewhere."""
+    """16 pairs (x, y) of inputs and labels: next tokens, or for BERT the masked tokens and -100 elsewhere."""
     import numpy as np
 
     s, random = SHAPES[a.shape], np.random.default_rng(0)
@@ -143,7 +143,7 @@ def train(out, a, torch) -> None:
 
 
 def forward(out, a, torch) -> None:
-    """The encoder and its pooler, on whole rows with their attention mask."""
+    """The encoder and its pooler, on full rows with an attention mask."""
     transformers: Any = importlib.import_module("transformers")
     model = transformers.BertModel(bert_config(a, transformers, SHAPES[a.shape]["length"])).eval()
     tokens = [x for x, _ in examples(a, torch)]

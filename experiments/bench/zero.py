@@ -1,4 +1,4 @@
-"""A GPT of 7.5 billion parameters under DDP and the three stages of ZeRO: what each device holds by its shardings."""
+"""A GPT of 7.5 billion parameters under DDP and the three stages of ZeRO: bytes per device, from the shardings."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ MANY = 64
 
 
 def large() -> Any:
-    """A GPT-2 of 7.46 billion parameters: 36 layers of width 4096, a vocabulary of 50,304; a sequence a device."""
+    """A GPT-2 of 7.46 billion parameters: 36 layers of width 4096, a vocabulary of 50,304; one sequence per device."""
     from jaxnlp.data.pipeline import DataConfig
     from jaxnlp.models.gpt import GPTConfig
     from jaxnlp.nn.policy import Policy
@@ -26,13 +26,13 @@ def large() -> Any:
 
 
 def formula(count: int, devices: int, bytes_: tuple[int, int, int]) -> dict[str, float]:
-    """Bytes on a device, by stage: what is split is divided by the number of devices."""
+    """Stage -> bytes per device by ZeRO's formula. bytes_: per parameter, of each of `PARTS`."""
     split = {"DDP": (1, 1, 1), "ZERO1": (1, 1, devices), "ZERO2": (1, devices, devices), "ZERO3": (devices,) * 3}
     return {stage: count * sum(b / by for b, by in zip(bytes_, ways, strict=True)) for stage, ways in split.items()}
 
 
 def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
-    """Each part's share of a device, from the state's shapes and the tables alone."""
+    """Bytes per device of each part, computed from the state's shapes and the sharding tables without any array."""
     import jax
     from jax.sharding import AbstractMesh
 
@@ -69,7 +69,7 @@ def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:
 
 
 def shares(shapes: Any, layout: Any) -> int:
-    """Bytes of one device's share of a tree of shapes."""
+    """Bytes per device of a tree of shapes with a tree of shardings."""
     import jax
 
     leaves = zip(jax.tree.leaves(shapes), jax.tree.leaves(layout), strict=True)

@@ -1,13 +1,14 @@
-"""The ZeRO paper's table of memory from programs compiled for TPUs, and which stage fits which chip. Nothing runs.
+"""The ZeRO paper's memory table from programs compiled for TPUs, and which stage fits which chip. Nothing is executed.
 
   python -m experiments.bench.zero_compiled      writes docs/measurements/zero_compiled.json
 
-A GPT of 7.5 billion parameters over 64 devices, in mixed precision (`zero.large`), a sequence of 1,024 tokens on
-each. Model states are the arguments of the compiled step and what the compiled gradient function returns; beside them
-stand the formula (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1) and the real peak, with activations and all that
-the compiler adds. DDP compiles for none of these chips: its states are the bytes of its shardings.
+The model is a GPT of 7.5 billion parameters over 64 devices, in mixed precision (`zero.large`), with one sequence of
+1,024 tokens per device. Model states are the arguments of the compiled step and the outputs of the compiled gradient
+function. They are compared with the formula (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1) and with the actual
+peak, which includes activations and the compiler's temporaries. DDP compiles for none of these chips, so its states are
+computed from its shardings.
 
-Needs libtpu (`make tpu`) and no TPU. All of it takes ten compiles, of one to four minutes each on two cores.
+Needs libtpu (`make tpu`) but no TPU. The ten compilations take one to four minutes each on two cores.
 """
 
 import dataclasses
@@ -64,7 +65,11 @@ def main() -> None:
 
 
 def stored(path: str) -> dict[str, Any]:
-    """What an earlier run wrote, or nothing: rows that are not compiled again stay as they are."""
+    """Results of an earlier run, or empty results. Rows that are not compiled again are kept.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
         return json.loads(pathlib.Path(path).read_text())
     except FileNotFoundError:
@@ -91,7 +96,7 @@ def program(stage: str, topology: str) -> Any:
 
 
 def step(stage: str, topology: str) -> dict[str, Any]:
-    """Whether the training step fits, and of one device the memory there is, the step's arguments and its peak."""
+    """Whether the training step fits, with the memory limit, the step's arguments and its peak in bytes per device."""
     from jaxnlp.planning.gradients import compiled_bytes
     from jaxnlp.planning.planner import device_memory_limit, step_batch
 
@@ -106,7 +111,7 @@ def step(stage: str, topology: str) -> dict[str, Any]:
 
 
 def gradients(stage: str, topology: str) -> int:
-    """Bytes of a device that the gradient function returns."""
+    """Bytes per device of the gradients that the compiled gradient function returns."""
     from jaxnlp.planning.gradients import compiled_bytes, lowered_gradients
 
     print(f"compiling the gradients of {stage} for {topology}", file=sys.stderr, flush=True)

@@ -1,12 +1,12 @@
-"""Bytes of parameters, gradients and optimizer state on each device, under DDP and the three stages of ZeRO.
+"""Bytes of parameters, gradients and optimizer state per device, under DDP and the three stages of ZeRO.
 
   python -m experiments.bench.zero_memory        writes zero_memory.json (docs/measurements) and zero_memory.png
 
-Two models: configs/gpt/tiny.py over 8 virtual CPU devices, whose arrays are made and measured where they lie; and a GPT
-of 7.5 billion parameters over 64 devices, whose shares are those of its shardings, for no array of it is made. The
-first has float32 parameters and gradients and Adam's two moments: 4 + 4 + 8 bytes a parameter. The second is in mixed
-precision as in the ZeRO paper (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1), bfloat16 parameters and
-gradients, and with the moments a float32 copy of the parameters: 2 + 2 + 12.
+There are two models. The first is configs/gpt/tiny.py over 8 virtual CPU devices; its arrays are created and measured.
+It has float32 parameters and gradients and Adam's two moments: 4 + 4 + 8 bytes per parameter. The second is a GPT of
+7.5 billion parameters over 64 devices; its bytes are computed from its shardings without creating arrays. It uses mixed
+precision as in the ZeRO paper (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1): bfloat16 parameters and gradients,
+and an optimizer state of float32 moments and master parameters, 2 + 2 + 12 bytes per parameter.
 """
 
 import dataclasses
@@ -53,14 +53,14 @@ def main() -> None:
 
 
 def tiny() -> Any:
-    """configs/gpt/tiny.py; the batch divides over the devices."""
+    """configs/gpt/tiny.py with a batch size that is divisible by the number of devices."""
     e = cli.load("configs/gpt/tiny.py")
     model = dataclasses.replace(e.model, vocab_size=2048)
     return dataclasses.replace(e, model=model, data=dataclasses.replace(e.data, batch_size=DEVICES))
 
 
 def of_arrays(experiment: Any, devices: list[Any]) -> dict[str, Any]:
-    """Parameters and optimizer state made, each device's arrays measured; gradients, made within a step, by shares."""
+    """Bytes per device: measured for parameters and optimizer state; computed for gradients, which a step creates."""
     import jax
 
     from jaxnlp.planning.dry_run import abstract_gradients, device_bytes
@@ -102,7 +102,7 @@ def lying(tree: Any, devices: list[Any]) -> list[int]:
 
 
 def peaks(path: str) -> dict[str, float]:
-    """The compiled step's peak by stage, from the file of `zero_compiled`."""
+    """Stage -> peak bytes of the compiled step, from the file of `zero_compiled`. Raises UserError if unreadable."""
     try:
         table = json.loads(pathlib.Path(path).read_text())["table"]
     except (OSError, ValueError, KeyError) as e:
@@ -111,7 +111,7 @@ def peaks(path: str) -> dict[str, float]:
 
 
 def picture(results: dict[str, Any], peak: dict[str, float]) -> Any:
-    """The bars of every model; of each part the fullest device's. The large model's have a peak."""
+    """A bar chart of every model, with the fullest device of each part. The bars of the large model show the peak."""
     from jaxnlp.figures.parallelism import Memory, draw_memory
 
     bars = {}

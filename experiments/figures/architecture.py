@@ -1,4 +1,4 @@
-"""Draw a model's architecture from its parameter table: boxes by path, shapes by logical axis, counts.
+"""Draw a model's architecture from its parameter table: one box per module, with shapes, logical axes and counts.
 
 python -m experiments.figures.architecture --config=configs/gpt/gpt2.py:small --out=gpt2.png
 python -m experiments.figures.architecture --config=configs/gpt/tiny.py --config.model.num_layers=8 --out=deep.png
@@ -33,7 +33,7 @@ def main() -> None:
         experiment, _ = prepare(experiment)
     configs.check(experiment)
     model, name = experiment.model, type(experiment.model).__name__.removesuffix("Config")
-    # Neither changes the parameters, and without them the table has the order in which they are used.
+    # Scanning and remat do not change the parameters. Without them the table lists modules in call order.
     if model.scan_layers is not None:
         model = model.with_body(scan_layers=False, remat="none")
     root = tree(name, parameter_table(model.build(), *model.example_inputs(1, experiment.data.seq_len)))
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def config_name() -> str:
-    """The config as the command line gives it, without its folder."""
+    """The name of the config on the command line with its variant, without its folder."""
     matches = re.findall(r"^--config(?:_json)?=([^:\n]*)(.*)$", "\n".join(sys.argv), re.M)
     path, variant = matches[-1] if matches else ("", "")
     return pathlib.Path(path).name + variant

@@ -1,11 +1,11 @@
-"""Naive data parallelism beside DDP: what each device sends and receives in a step, and that both train alike.
+"""Compare naive data parallelism with DDP: bytes that each device sends and receives per step, and equal results.
 
   python -m experiments.figures.data_parallel --out=data_parallel.png
   python -m experiments.figures.data_parallel --devices=4 --config=configs/gpt/tiny.py --config.data.batch_size=8
 
-Runs anywhere, on virtual CPU devices. Naive, as torch.nn.DataParallel: one device scatters the batch and the
-parameters, gathers outputs and gradients, and updates; every move of an array is counted. DDP: gradients are
-all-reduced; counted are the all-reduces of the compiled program, each as a ring moves it. Without --config:
+Runs on virtual CPU devices. The naive form works as torch.nn.DataParallel: one device scatters the batch and the
+parameters, gathers outputs and gradients, and updates. Every array transfer is counted. DDP all-reduces the gradients;
+the all-reduces of the compiled program are counted with the traffic of a ring algorithm. The default config is
 configs/gpt/tiny.py with two layers of width 64, untied embeddings, 32 tokens a sequence, a batch of 8 and no warm-up.
 """
 
@@ -47,9 +47,9 @@ def main() -> None:
 
 
 def default() -> Any:
-    """The tiny GPT, smaller still."""
+    """A smaller version of the tiny GPT."""
     tiny = cli.load("configs/gpt/tiny.py")
-    # XLA's CPU backend all-reduces the two gradients of a tied embedding before it adds them: more than Psi.
+    # With tied embeddings, XLA's CPU backend all-reduces both gradients before it adds them, which is more than Psi.
     return dataclasses.replace(
         tiny,
         model=dataclasses.replace(tiny.model, num_layers=2, embed_dim=64, tie_embeddings=False),
@@ -60,12 +60,12 @@ def default() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a step moves, and where the steps led.
+    """Traffic and results of the compared methods.
 
-    param_bytes: of all parameters (Psi). naive, ddp: what is moved -> (sent, received) bytes of each device, a step.
-    apart: how far the parameters ended from one device's, as the norm of the difference over the norm; and how far
-        those are from where they began.
-    losses: of each step, by way.
+    param_bytes: bytes of all parameters (Psi). naive, ddp: category -> (sent, received) bytes of each device per step.
+    apart: relative distance (`distance`) of the final parameters of "naive" and "DDP", and of the initial parameters
+        ("start"), from the final parameters of one device.
+    losses: method -> loss of each step.
     """
 
     param_bytes: int
@@ -76,7 +76,11 @@ class Found:
 
 
 def compare(experiment: Any, devices: list[Any], steps: int) -> Found:
-    """Trains one device, the naive form and DDP on the same batches from the same parameters."""
+    """Trains on one device, with the naive form and with DDP, on the same batches from the same parameters.
+
+    Raises:
+        UserError: the model has dropout, whose masks would differ.
+    """
     import jax
 
     from jaxnlp.data.pipeline import TrainBatches, open_split
@@ -112,7 +116,7 @@ def compare(experiment: Any, devices: list[Any], steps: int) -> Found:
 
 
 def train(program: Any, batches: list[Any]) -> tuple[Any, list[float]]:
-    """(parameters, losses) after a step on each batch."""
+    """(parameters, losses) after one step per batch."""
     state, losses = program.init(), []
     for batch in batches:
         state, metrics = program.step(state, batch)
@@ -121,7 +125,7 @@ def train(program: Any, batches: list[Any]) -> tuple[Any, list[float]]:
 
 
 def train_centrally(program: Any, batches: list[Any], devices: list[Any]) -> tuple[Any, list[float], Moved]:
-    """(parameters, losses, what a step moved) of the naive form; it begins as `program`, which is on one device."""
+    """(parameters, losses, traffic per step) of the naive form, from the initial parameters of one-device `program`."""
     import jax
 
     from jaxnlp.optim import make_optimizer
@@ -147,7 +151,7 @@ def train_centrally(program: Any, batches: list[Any], devices: list[Any]) -> tup
 
 
 def all_reduced(hlo: str, num_devices: int) -> Moved:
-    """What DDP's program moves: gradients, and beside them scalars (the loss and the like)."""
+    """Traffic of DDP's program: all-reduced gradients, and scalars such as the loss."""
     from jaxnlp.planning.hlo import collectives
     from jaxnlp.sharding.data_parallel import ring_bytes
 
@@ -157,7 +161,7 @@ def all_reduced(hlo: str, num_devices: int) -> Moved:
 
 
 def distance(params: Any, others: Any) -> float:
-    """The norm of the difference of two trees, over the norm of the second."""
+    """The norm of the difference of two trees divided by the norm of the second."""
     import jax
     import numpy as np
 

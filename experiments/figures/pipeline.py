@@ -1,10 +1,10 @@
-"""Draw a pipeline schedule: which stage runs which microbatch when, and its bubble beside the formula.
+"""Draw a pipeline schedule (which microbatch each stage runs at each tick) and compare its bubble with the formula.
 
   python -m experiments.figures.pipeline --schedule=gpipe --stages=4 --microbatches=8 --out=gpipe.png
   python -m experiments.figures.pipeline --schedule=circular --virtual_stages=2 --stages=4 --microbatches=8
 
-Schedules: naive, gpipe, 1f1b, circular (`jaxnlp/sharding/pipeline.py`). The bubble is the share of all stages' time in
-which they do nothing of use; forward and backward passes are drawn as if they took as long.
+Schedules: naive, gpipe, 1f1b, circular (`jaxnlp/sharding/pipeline.py`). The bubble is the fraction of all stages' time
+without useful work. Forward and backward passes are drawn with equal duration.
 """
 
 import pathlib

@@ -1,8 +1,8 @@
-"""Draw how a table splits the matrices of a model's block over the tensor axis, and what is communicated where.
+"""Draw how a sharding table splits the matrices of a model's block over the tensor axis, and the communication.
 
 python -m experiments.figures.split --config=configs/gpt/gpt2.py:small --preset=TP --ways=4 --out=split.png
 
-Without --preset it is the config's own table. Reads the first block that has attention and a feed-forward layer.
+Without --preset it draws the config's own table. It uses the first block with attention and a feed-forward layer.
 """
 
 import dataclasses
@@ -56,10 +56,10 @@ def main() -> None:
 
 
 def split_layers(model: Any, sharding: Any, ways: int) -> dict[str, list[Any]]:
-    """The rows of the picture: attention and feed-forward of a model's first block.
+    """The rows of the figure: attention and feed-forward layer of the model's first block.
 
     Raises:
-        UserError: it has no such block; a size that does not divide.
+        UserError: the model has no such block, or a size is not divisible by `ways`.
     """
     from jaxnlp.sharding.functional import parameter_table
     from jaxnlp.sharding.rules import as_tuple
@@ -80,7 +80,7 @@ def split_layers(model: Any, sharding: Any, ways: int) -> dict[str, list[Any]]:
     return layers
 
 
-# Of each layer: the matrices that read, the one that writes and how many dimensions that reads, and what is between.
+# For each layer: its name, input matrices, output matrix, input dimensions of the latter, and the operation between.
 BLOCKS = (
     ("attention", [("attention", n) for n in ("query", "key", "value")], ("attention", "out"), 2, "softmax"),
     ("feed-forward", [("mlp", n) for n in ("gate", "up")], ("mlp", "down"), 1, "activation"),
@@ -88,7 +88,7 @@ BLOCKS = (
 
 
 def matrix(kernel: Any, inputs: int, sharding: Any, ways: int) -> Any:
-    """A kernel as the picture has it: its first `inputs` dimensions are its rows."""
+    """A kernel as a matrix of the figure. Its first `inputs` dimensions are the rows."""
     from jaxnlp.figures.parallelism import Piece
     from jaxnlp.sharding.mesh import AXES
     from jaxnlp.sharding.rules import as_tuple, resolve
@@ -102,7 +102,7 @@ def matrix(kernel: Any, inputs: int, sharding: Any, ways: int) -> Any:
 
 
 def layer(first: list[Any], between: str, last: Any, sequence: bool) -> list[Any]:
-    """x, the matrices that read it, what is between, the matrix that writes, and y, with what is communicated."""
+    """The pieces of a row of the figure: x, input matrices, hidden, output matrix and y, with the communication."""
     from jaxnlp.figures.parallelism import Piece
 
     arrow = lambda forward, backward: f"forward: {forward}\nbackward: {backward}"
