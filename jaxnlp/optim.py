@@ -242,7 +242,7 @@ def matrix_axes(axes: Any) -> Any:
     """Muon's input and output axes of each hidden matrix; None for the parameters it leaves to AdamW.
 
     A hidden matrix has no "vocab" or "length" axis and exactly one "embed" axis, which is its input if it comes first
-    and else its output. A "layers" axis is a batch of matrices.
+    and its output if it comes last. A "layers" axis is a batch of matrices.
     """
 
     def one(names):

@@ -1,4 +1,7 @@
-"""Frozen base of a PEFT run. Checkpoints store only trained parameters; the base is reloaded from `init_from`."""
+"""Frozen base of a PEFT run.
+
+Checkpoints store only trained parameters. The base is reloaded from `init_from`, or without it drawn again by the seed.
+"""
 
 import dataclasses
 from collections.abc import Callable

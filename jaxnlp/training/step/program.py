@@ -70,7 +70,7 @@ class Program:
 
     @property
     def base_params_spec(self) -> tuple[Any, Any]:
-        """(shapes and shardings, logical axes) of the model's own parameters; quantised ones as they were before."""
+        """(shapes and shardings, logical axes) of the model's own parameters; quantised ones as before quantisation."""
         if self.tuning is None:
             return self.abstract.model, self.axes
         own, rules = select(self.abstract.model, self.tuning.shapes), self.experiment.sharding.params
