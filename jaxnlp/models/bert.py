@@ -34,9 +34,9 @@ INIT = nn.initializers.normal(0.02)
 class BertConfig(ModelConfig):
     """Sizes and components of a BERT. Sizes are numbers of units, rates are probabilities.
 
-    vocab_size: None: the tokenizer's.
+    vocab_size: None means the tokenizer's.
     num_types: number of token types (sentence A and B).
-    mlp_dim: None: 4 embed_dim.
+    mlp_dim: None means 4 embed_dim.
     heads: pretraining heads on the encoder: "masked_lm" (its output map is the embedding), "next_sentence" (includes
         the pooler), "pooler"; (): the encoder alone.
     norm_position: "post" (BERT) or "pre".

@@ -32,11 +32,11 @@ from jaxnlp.nn.stack import empty_cache, stack
 class GPTConfig(ModelConfig):
     """Sizes and components of a GPT. Sizes are numbers of units, rates are probabilities.
 
-    vocab_size: None: the tokenizer's.
+    vocab_size: None means the tokenizer's.
     max_length: length of the table of learned positions; unused with other positions.
-    num_kv_heads: None: num_heads. With fewer, groups of query heads share keys and values.
-    head_dim: None: embed_dim // num_heads.
-    mlp_dim: None: 4 embed_dim, or for a gated MLP 8/3 embed_dim rounded up to a multiple of 8.
+    num_kv_heads: None means num_heads. With fewer, groups of query heads share keys and values.
+    head_dim: None means embed_dim // num_heads.
+    mlp_dim: None means 4 embed_dim, or for a gated MLP 8/3 embed_dim rounded up to a multiple of 8.
     norm_position: "pre" (GPT-2) or "post" (the 2017 Transformer, GPT-1).
     qk_norm: a norm for queries and keys (Henry et al. 2020, arXiv:2010.04245), or None.
     window: number of positions that each position attends to, itself and those before it; None: all.

@@ -33,9 +33,9 @@ INIT = nn.initializers.normal(0.02)
 class LlamaConfig(ModelConfig):
     """Sizes and components of a Llama. Sizes are numbers of units.
 
-    vocab_size: None: the tokenizer's.
-    num_kv_heads: None: num_heads. With fewer, groups of query heads share keys and values.
-    head_dim: None: embed_dim // num_heads.
+    vocab_size: None means the tokenizer's.
+    num_kv_heads: None means num_heads. With fewer, groups of query heads share keys and values.
+    head_dim: None means embed_dim // num_heads.
     qk_norm: a norm for queries and keys (Qwen3), or None.
     window: number of positions that each position attends to, itself and those before it (Mistral); None: all.
     qkv_bias, out_bias: whether the linear maps of attention have biases (Qwen2: qkv_bias).

@@ -34,7 +34,7 @@ class T5Config(ModelConfig):
     """Sizes and components of a T5. Sizes are numbers of units, rates are probabilities.
 
     vocab_size: size of the vocabulary, which inputs and outputs share; None: the tokenizer's.
-    num_layers: layers of the encoder. num_decoder_layers: None: num_layers.
+    num_layers: layers of the encoder. num_decoder_layers: None means num_layers.
     head_dim: num_heads * head_dim need not equal embed_dim.
     positions: positions of the encoder; the decoder has the same, unidirectional.
     tie_embeddings: the output map is the embedding (version 1.0).

@@ -36,8 +36,8 @@ class TransformerConfig(ModelConfig):
 
     vocab_size: size of the vocabulary, which inputs and outputs share; None: the tokenizer's.
     max_length: length of the table of learned positions; unused with other positions.
-    num_layers: layers of the encoder. num_decoder_layers: None: num_layers.
-    head_dim: None: embed_dim // num_heads. mlp_dim: None: 4 embed_dim.
+    num_layers: layers of the encoder. num_decoder_layers: None means num_layers.
+    head_dim: None means embed_dim // num_heads. mlp_dim: None means 4 embed_dim.
     norm_position: "post" (the paper) or "pre" (trains without warmup: Xiong et al. 2020, arXiv:2002.04745).
     tie_embeddings: the output map is the embedding.
     remat, scan_layers: see `nn/stack.py`.

@@ -18,7 +18,7 @@ Kind = Literal["decoder", "encoder", "encoder-decoder", "other"]
 
 
 class _Itself:
-    """An attribute that reads as the config it is read from. A subclass may have a field of the same name instead."""
+    """An attribute whose value is the config itself. A subclass may replace it by a field of the same name."""
 
     def __get__(self, config: Any, owner: type | None = None) -> "ModelConfig":
         return config
@@ -32,7 +32,7 @@ class ModelTraits:
     kind: "decoder": tokens to next-token logits. "encoder": tokens to a dict with "hidden". "encoder-decoder": inputs
         and tokens to next-token logits. "other": whatever its objective reads.
     body: the config that has the layers: this one, or for a model with a head the pretrained model's.
-    vocab_size: None takes the tokenizer's, before the model is built.
+    vocab_size: None means the tokenizer's, which replaces it before the model is built.
     embed_dim: size of the residual stream.
     num_layers: number of layers, of the encoder for an encoder-decoder; num_decoder_layers: of its decoder.
     scan_layers: whether `nn/stack.py` scans the layers; None: the model has no such stack.

@@ -85,7 +85,7 @@ class Quantised(nn.meta.AxisMetadata):
     how: Blocks
 
     def unbox(self, dtype: str | None = None) -> jax.Array:
-        """The dequantised kernel of one layer. dtype: None: `how.used`. Under ZeRO-3 the codes are all-gathered."""
+        """The dequantised kernel of one layer. dtype: default `how.used`. Under ZeRO-3 the codes are all-gathered."""
         codes, scales = gather_for_compute(self.codes, self.how.axes), gather_for_compute(self.scales, self.how.axes)
         return _dequantised(codes, scales, self.how, dtype or self.how.used)
 

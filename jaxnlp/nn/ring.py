@@ -214,7 +214,7 @@ def _times(number, factor: int, more):
 def _ring(ring: _Circle, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask: Mask, drop):
     """softmax(q k^T + bias) v over all keys of the ring, (C, B, N, R, K) float32.
 
-    Saved for the backward pass: the arguments, the result, and the maximum and sum of each row's softmax.
+    Saved for the backward pass: the arguments, the result, and the maximum and sum of exponentials of each row.
     """
     return _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, drop)[0]
 
