@@ -175,7 +175,7 @@ def join(argv: Sequence[str], by: str = ALL) -> Lifeline | None:
 def explicit(values: flags.FlagValues) -> tuple[str, int, int] | None:
     """(address of process 0, number of processes, index of this process) from the flags, or else from `VARIABLES`.
 
-    None if neither is set, so that JAX detects the launcher.
+    None if neither gives the last two; with --distributed, JAX then detects the launcher.
 
     Raises:
         UserError: some of the three are missing or invalid.

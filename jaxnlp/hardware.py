@@ -109,7 +109,7 @@ PEAKS_ALONE = {
     "H100 NVL": 835e12,
     "B200": 2250e12,
 }
-"""Chips of which only the peak is known here: 16-bit FLOP/s as the vendor states it."""
+"""Chips without memory and link figures: name -> peak 16-bit FLOP/s according to the vendor."""
 
 # Links: a TPU page states a chip's bandwidth in both directions together, which is divided by two and by its links.
 CHIPS = (

@@ -73,7 +73,7 @@ def measure_run(workdir: pathlib.Path, plan: StepPlan, classes: Mapping[str, str
 
     Args:
         plan: of the run. classes: of the program's instructions (`hlo.instruction_classes`), to classify the trace.
-        steps_per_call: of its config, for a trace has marks of calls.
+        steps_per_call: of its config; the trace has one annotation per call.
 
     Raises:
         UserError: the folder has no log, or its log has no speed.
