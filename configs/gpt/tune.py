@@ -18,6 +18,7 @@ from configs.gpt import finetune
 from configs.gpt.tiny import get_config as pretraining
 from jaxnlp.data.pretrained_tokenizer import PretrainedTokenizer
 from jaxnlp.data.tasks.layout import PLACE, Template
+from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.errors import UserError
 from jaxnlp.optim import OptimConfig
 from jaxnlp.peft.adapter import PFEIFFER, Adapter
@@ -77,7 +78,7 @@ def within_template(e: Experiment, method: PTuning) -> Experiment:
     """
     half = method.length // 2 * PLACE
     within, tokenizer = e.data.task.layout, e.data.tokenizer
-    assert within is not None and isinstance(tokenizer, PretrainedTokenizer)
+    assert within is not None and isinstance(tokenizer, PretrainedTokenizer | SentencePiece)
     layout = Template(text=f"{half}{{text}}{half}", layout=within)
     tokenizer = dataclasses.replace(tokenizer, specials=(*tokenizer.specials, PLACE))
     data = dataclasses.replace(e.data, tokenizer=tokenizer, task=dataclasses.replace(e.data.task, layout=layout))

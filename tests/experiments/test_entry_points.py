@@ -316,7 +316,7 @@ def test_config_prints_and_compares(tmp_path):
         f"--against={tmp_path / 'a.json'}",
     )
     done = run("experiments.config", *args)
-    assert re.search(r"^steps +\d+ -> 300$", done.out, re.M) and re.search(
+    assert re.search(r"^num_steps +\d+ -> 300$", done.out, re.M) and re.search(
         r"^eval_batches +\d+ -> None$", done.out, re.M
     )
     assert (

@@ -92,7 +92,7 @@ def test_a_run_begins_from_another_and_says_what_it_took(tuned, pretrained):
     workdir, done = tuned
     assert f"begins from {pretrained}, step 4:" in done.err
     assert "missing    2: head/bias, head/kernel" in done.err
-    assert "left over  7: masked_lm/bias" in done.err and "next_sentence/kernel" in done.err
+    assert "unexpected 7: masked_lm/bias" in done.err and "next_sentence/kernel" in done.err
     report = json.loads((workdir / "init.json").read_text())
     assert report["missing"] == ["head/bias", "head/kernel"] and "trunk/embed/embedding" in report["loaded"]
     assert len(report["unexpected"]) == 7 and report["numbers"][0] < report["numbers"][1]

@@ -196,7 +196,7 @@ def test_bad_fields_are_named(config, message):
 
 def test_what_cannot_be_computed_is_refused():
     config, params, apply = built("pre-norm, learned, untied")
-    with pytest.raises(UserError, match=r"max_length=20: the text has 21"):
+    with pytest.raises(UserError, match=r"max_length=20: the sequence has 21"):
         apply(params, jnp.zeros((1, 21), jnp.int32), TOKENS[:1])
     for name in ("transformer", "t5"):
         config, params, apply = built(name)

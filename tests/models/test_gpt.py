@@ -67,7 +67,7 @@ def test_a_future_token_has_no_gradient(name):
 
 def test_under_post_norm_each_block_returns_normed_states():
     config, params, _ = built("post-norm, sinusoidal")
-    _, seen = make_capture(config.module())(params, tokens())
+    _, seen = make_capture(config.build())(params, tokens())
     for i in range(config.num_layers):
         hidden = np.asarray(seen[f"block_{i}/hidden"])
         np.testing.assert_allclose(hidden.mean(-1), 0.0, atol=1e-5)

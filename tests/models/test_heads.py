@@ -14,6 +14,7 @@ from jaxnlp.models.bert import BertConfig, roberta
 from jaxnlp.models.elmo import ElmoConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.heads import (
+    Head,
     ModelWithHead,
     MultipleChoiceHead,
     RegressionHead,
@@ -213,7 +214,7 @@ def test_flops_leave_out_a_language_model_that_is_not_trained():
 
 
 @dataclasses.dataclass(kw_only=True)
-class SquaredDistance:
+class SquaredDistance(Head):
     """The head that docs/guides/finetuning_heads.md adds."""
 
     of_tokens, use_bias, features = False, False, 16

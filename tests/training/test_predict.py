@@ -24,8 +24,8 @@ def program(data, apply):
     """As much of a program as the functions here need: `apply` gives the logits of a batch."""
     return types.SimpleNamespace(
         experiment=types.SimpleNamespace(data=data),
-        rows=slice(None),
-        put=lambda batch: batch,
+        local_row_indices=slice(None),
+        shard_batch=lambda batch: batch,
         context=lambda **_: contextlib.nullcontext(),
         apply=lambda params, tokens, **given: {"logits": apply(tokens, **given)},
     )
