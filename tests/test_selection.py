@@ -6,6 +6,7 @@ from tests import selection
 from tests.durations import PIECE, SPREAD, estimates, groups, ordered
 from tests.import_graph import ROOT, distances, uses
 from tests.selection import choose
+from tests.tiers import FAST
 
 
 def test_a_file_uses_what_it_imports_and_what_it_names():
@@ -65,3 +66,9 @@ def test_the_longest_group_comes_first_and_groups_do_not_depend_on_the_order():
     assert len({group_of[test] for test in tests[4:8]}) > 1
     assert ordered(first, known) == (first, group_of)
     assert groups(tests, estimates(tests, {})).keys() == {*tests}
+
+
+def test_every_test_whose_cases_are_divided_is_there():
+    for name in FAST:
+        file, _, function = name.partition("::")
+        assert f"def {function}(" in (ROOT / file).read_text(), name

@@ -82,9 +82,16 @@ def logits(out):
 
 
 # Kinds and models are independent but for how a model's matrices are stored: each kind and each model at least once.
-FAST = {("lora", "llama"), ("rslora", "gpt2"), ("dora", "bert-masked"), ("ia3", "t5")}
+FAST = {("lora", "llama"), ("rslora", "gpt2"), ("ia3", "gpt2")}
 COVERING = {*(("lora", name) for name in TARGETS), *((kind, "gpt2") for kind in KINDS), ("dora", "llama")}
-COVERING |= {("ia3", "bert-masked"), ("ia3", "llama"), ("ia3", "t5-1.1"), ("dora", "t5")}
+COVERING |= {
+    ("ia3", "bert-masked"),
+    ("ia3", "llama"),
+    ("ia3", "t5-1.1"),
+    ("ia3", "t5"),
+    ("dora", "t5"),
+    ("dora", "bert-masked"),
+}
 
 
 def marks(kind, name):

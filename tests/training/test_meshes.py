@@ -91,8 +91,6 @@ FAST = {
     ("gpt", "ZERO1 data 2 fsdp 2 sequence 2"),
     ("gpt", "ZERO3 and TP_SP, 2 2 2"),
     ("gpt", "PP data 4 stage 2, circular"),
-    ("bert", "ZERO2 fsdp 2 sequence 4"),
-    ("t5", "DP_PP_TP data 2 stage 2 tensor 2"),
     ("gpt of a ring", "ZERO2 fsdp 2 sequence 4"),
 }
 COVERING = {

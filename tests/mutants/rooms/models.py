@@ -100,6 +100,7 @@ MUTANTS = (
         new="vectors[..., row, 0 : len(sentences[number]), :]",
         fault="ELMo's features begin at the sentence marker",
         tests=("tests/models/test_elmo.py::test_features_of_any_words_are_those_of_the_sentence_alone",),
+        tier="slow",
     ),
     Mutant(
         id="models/head-reads-padding",

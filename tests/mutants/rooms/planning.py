@@ -75,5 +75,6 @@ MUTANTS = (
         new="(2 * e.accum_steps + 1) * between",
         fault="1F1B's memory grows with the microbatches",
         tests=("tests/planning/test_activation_memory.py::test_a_stage_keeps_what_its_schedule_has_under_way",),
+        tier="slow",
     ),
 )

@@ -102,5 +102,6 @@ MUTANTS = (
         new="return size * (num_devices - 1) // num_devices",
         fault="the formula of a ring's all-reduce counts one of its two passes",
         tests=("tests/experiments/test_data_parallel.py::test_the_bytes_moved_are_the_formulas",),
+        tier="slow",
     ),
 )
