@@ -81,6 +81,7 @@ class Selection:
 
     def __init__(self, config: pytest.Config):
         self.ran: set[str] = set()
+        self.header = ""
         worker = getattr(config, "workerinput", None)
         if worker:
             self.commit, self.near = worker["ci"]
