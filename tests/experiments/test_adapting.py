@@ -45,7 +45,14 @@ def shortened(variant: str, corpus, **changes):
     e, own = cli.load(f"{FILE}:{variant}"), small.get_config(str(corpus))
     source = dataclasses.replace(e.data.source, document="paragraph")
     data = dataclasses.replace(own.data, source=source, tokenizer=e.data.tokenizer, attend_across_documents=True)
-    short = {"optim": own.optim, "num_steps": 3, "eval_batches": 1, "eval_every": 0, "sample_tokens": 0, "peak_flops": 1e12}
+    short = {
+        "optim": own.optim,
+        "num_steps": 3,
+        "eval_batches": 1,
+        "eval_every": 0,
+        "sample_tokens": 0,
+        "peak_flops": 1e12,
+    }
     return dataclasses.replace(e, data=data, sharding=Sharding(), **{**short, **changes})
 
 
