@@ -26,9 +26,9 @@ OUT = flags.DEFINE_string("out", None, "PNG to write; by default WORKDIR/attenti
 def main() -> None:
     import pathlib
 
-    from jaxnlp.figures.attention import draw, habits, select
+    from jaxnlp.figures.attention import draw
     from jaxnlp.figures.files import save_png
-    from jaxnlp.training.attention_maps import attention_maps
+    from jaxnlp.inference.attention_maps import attention_maps, habits, select
     from jaxnlp.training.load import load
 
     if WORKDIR.value is None:
@@ -40,7 +40,7 @@ def main() -> None:
     if out.suffix != ".png":
         raise UserError(f"--out={out}: expected a name that ends in .png")
     run = load(WORKDIR.value, CHECKPOINT.value)
-    whole = {found.name: found for found in attention_maps(run, TEXT.value, TARGET.value)}
+    whole = {found.name: found for found in attention_maps(run.bound, run.params, TEXT.value, TARGET.value)}
     for name in PARTS.value or ():
         if name not in whole:
             raise UserError(f"--parts={name}: the model has {', '.join(whole)}")

@@ -17,7 +17,7 @@ TOP = flags.DEFINE_integer("top", 5, "Guesses to show for each mask.")
 
 
 def main() -> None:
-    from jaxnlp.training.fill_mask import fill_mask
+    from jaxnlp.inference.fill_mask import fill_mask
     from jaxnlp.training.load import load
 
     if WORKDIR.value is None:
@@ -28,7 +28,7 @@ def main() -> None:
         raise UserError(f"--top={TOP.value}: expected a positive number")
     run = load(WORKDIR.value, CHECKPOINT.value)
     for text in TEXT.value:
-        found = fill_mask(run, text, TOP.value)
+        found = fill_mask(run.bound, run.params, text, TOP.value)
         print(text)
         for k, guesses in enumerate(found):
             print(f"  mask {k + 1}")

@@ -26,6 +26,7 @@ from jaxnlp import config as configs
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.tokenizer import Bytes
 from jaxnlp.errors import UserError
+from jaxnlp.inference.bound_model import make_generator
 from jaxnlp.inference.decode import Generator
 from jaxnlp.inference.sampling import Sampling
 from jaxnlp.models.gpt import GPTConfig
@@ -35,7 +36,6 @@ from jaxnlp.objectives.objective import Objective
 from jaxnlp.optim import OptimConfig
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.feeds import Batch, Feed
-from jaxnlp.training.load import make_generator
 from jaxnlp.training.run_folder.run_folder import RunFolder
 from jaxnlp.training.setup import prepare
 from jaxnlp.training.step.program import Program, build
@@ -102,7 +102,7 @@ def main() -> None:
     e, tokenizer = prepare(get_experiment())
     with RunFolder(WORKDIR.value) as run:
         program = build(e)
-        feed = Rollouts(program, make_generator(program, tokenizer))
+        feed = Rollouts(program, make_generator(program.bind(tokenizer)))
         policy = dataclasses.replace(e, objective=CausalLM())  # as experiments.generate and others load it
         records = {"config": configs.to_dict(policy), "tokenizer": tokenizer.to_json(), "data": feed.state()}
         state = from_saved_trees(run.restore(saved_trees(program.init())))

@@ -26,16 +26,15 @@ from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
 from jaxnlp.evals.loss import evaluate as evaluate_loss
 from jaxnlp.evals.predictions import answers
-from jaxnlp.figures.attention import Map
+from jaxnlp.inference.attention_maps import Map, attention_maps
 from jaxnlp.inference.decode import Generation
+from jaxnlp.inference.fill_mask import Guess, encoder_row, fill_mask
 from jaxnlp.inference.loop import replicate
 from jaxnlp.inference.sampling import Sampling
 from jaxnlp.inference.text import generate_text
 from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.training import export
-from jaxnlp.training.attention_maps import attention_maps
 from jaxnlp.training.experiment import Experiment
-from jaxnlp.training.fill_mask import Guess, encoder_row, fill_mask
 from jaxnlp.training.hooks import Hook, bytes_per_token
 from jaxnlp.training.load import Loaded
 from jaxnlp.training.load import load as load_run
@@ -191,7 +190,7 @@ class Model:
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[Guess]]:
         """The `top` most likely tokens at each mask of a text, for an encoder with a masked-word head."""
-        return fill_mask(self.loaded, text, top)
+        return fill_mask(self.loaded.bound, self.params, text, top)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """(N, D) float32 embeddings of N texts: the mean of the last layer's states over each text's tokens.
@@ -235,7 +234,7 @@ class Model:
         Args:
             target: the decoder's text of an encoder-decoder, or the second text of an encoder's pair.
         """
-        return attention_maps(self.loaded, text, target)
+        return attention_maps(self.loaded.bound, self.params, text, target)
 
     def report(self) -> str:
         """The report of a run that `train` has just ended. Also plots its curves. Raises UserError for other models."""
@@ -268,7 +267,7 @@ class Model:
     def _row(self, text: str) -> list[int]:
         """The tokens that the model reads for a text, as in training."""
         if self.config.body.kind == "encoder":
-            return encoder_row(self.loaded, text).tokens.tolist()
+            return encoder_row(self.loaded.bound, text).tokens.tolist()
         return [*self._body_start, *self.tokenizer.encode_batch([text])[0]]
 
     @property

@@ -24,9 +24,10 @@ ALLOWED = {
     "sharding": LAYERS,
     "objectives": LAYERS,
     "optim": LAYERS,
-    "figures": BASE,
+    "figures": BASE | {"inference"},  # draws attention maps
     "evals": LAYERS | {"models", "data", "objectives", "metrics", "inference"},
-    "inference": LAYERS | {"models"},
+    # data: the tokenizer, and the task's special tokens.
+    "inference": LAYERS | {"models", "data", "sharding", "peft"},
     "interop": LAYERS | {"models", "data", "sharding", "peft"},
     "peft": LAYERS | {"models", "sharding"},
     # interop: a run may begin from a checkpoint of others (`training/init/pretrained.py`).

@@ -121,11 +121,11 @@ def writer(program: Any, params: Any) -> Callable[[], list[int]]:
     """A function that generates NEW tokens after a prompt and returns them."""
     import numpy as np
 
-    from jaxnlp.training.load import make_generator
+    from jaxnlp.inference.bound_model import make_generator
 
     # The separator is the last id and is never generated, so all texts have the same length.
     last = program.experiment.model.vocab_size - 1
-    generator = make_generator(program, types.SimpleNamespace(separator=last, vocab_size=last))
+    generator = make_generator(program.bind(types.SimpleNamespace(separator=last, vocab_size=last)))
     prompt = np.random.default_rng(0).integers(0, last, PROMPT.value - 1).tolist()  # after the separator
 
     def write() -> list[int]:

@@ -1,132 +1,19 @@
-"""Attention weights as heatmaps: one panel per head, one row of panels per layer.
+"""Attention weights as heatmaps: one panel per head, one row of panels per layer."""
 
-Shape legend: L layers, H heads, T query length, S key length.
-"""
-
-import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxnlp.errors import UserError
 from jaxnlp.figures.fonts import legible
+from jaxnlp.inference.attention_maps import Map
 
-WEIGHTS = "attention_weights"
-LAYER = re.compile(r"^(?:block_(\d+)|blocks)$")
 DPI = 100
 MAX_PIXELS = 12_000  # a side of the picture; more is not opened by common viewers
 CHARACTER, LINE = 0.06, 0.13  # inches, of a label in 7 point
 GAP, HEADING = 0.08, 0.42  # inches
 LEGEND = "Each row is a token that looks, its squares are what it looks at; grey is masked."
-
-
-@dataclasses.dataclass(frozen=True)
-class Map:
-    """The weights of one kind of attention.
-
-    name: as "attention" or "decoder/cross_attention".
-    layers, heads: numbers, or other labels for the rows and columns of panels.
-    weights_LHTS: attention weights; they sum to 1 over S.
-    queries, keys: labels of the T queries and S keys.
-    """
-
-    name: str
-    layers: tuple[int | str, ...]
-    heads: tuple[int | str, ...]
-    weights_LHTS: np.ndarray
-    queries: Sequence[str]
-    keys: Sequence[str]
-
-
-def collect(seen: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
-    """Attention weights by kind of attention, from the activations that `make_capture` recorded.
-
-    "block_3/attention/attention_weights" (1, H, T, S) is layer 3 of the kind "attention". For scanned layers,
-    "blocks/attention/attention_weights" (L, 1, H, T, S) holds all of them.
-
-    Args:
-        seen: recorded activations by path, for a batch of one text.
-
-    Returns:
-        {kind: (layer numbers, weights_LHTS in float32)}.
-    """
-    by_part: dict[str, dict[int, np.ndarray]] = {}
-    for path, weights in seen.items():
-        *parts, last = path.split("/")
-        if last != WEIGHTS:
-            continue
-        layers = by_part.setdefault("/".join(part for part in parts if not LAYER.match(part)), {})
-        if weights.ndim == 5:
-            layers |= {i: np.asarray(w[0], np.float32) for i, w in enumerate(weights)}
-        else:
-            numbers = [int(m[1]) for part in parts if (m := LAYER.match(part)) and m[1]]
-            layers[numbers[-1] if numbers else 0] = np.asarray(weights[0], np.float32)
-    return {
-        kind: (tuple(sorted(layers)), np.stack([layers[i] for i in sorted(layers)])) for kind, layers in by_part.items()
-    }
-
-
-def select(whole: Map, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Map:
-    """The given layers and heads, in that order; None selects all. Raises UserError for one that does not exist."""
-    rows = _places("--layers", layers, whole.layers)
-    columns = _places("--heads", heads, whole.heads)
-    return dataclasses.replace(
-        whole,
-        layers=tuple(whole.layers[i] for i in rows),
-        heads=tuple(whole.heads[i] for i in columns),
-        weights_LHTS=whole.weights_LHTS[rows][:, columns],
-    )
-
-
-def _places(flag: str, wanted: Sequence[int] | None, there: tuple[int | str, ...]) -> list[int]:
-    for number in wanted or ():
-        if number not in there:
-            raise UserError(f"{flag}={number}: the model has {there[0]} to {there[-1]}")
-    return [there.index(number) for number in (there if wanted is None else wanted)]
-
-
-FEWEST = 3  # queries, to call it a habit
-PATTERNS = {
-    "its own token": lambda t, s, queries, keys: s == t,
-    "the token before": lambda t, s, queries, keys: s == t - 1,
-    "the token after": lambda t, s, queries, keys: s == t + 1,
-    "the first token": lambda t, s, queries, keys: s == 0,
-    "what came after the same token before": lambda t, s, queries, keys: 0 < s <= t and keys[s - 1] == queries[t],
-}
-
-
-def habits(attention: Map) -> list[tuple[str, int | str, int | str, float]]:
-    """For each pattern in `PATTERNS`, the head that follows it most: (pattern, layer, head, mean weight on it).
-
-    The mean is over queries after the first that have a key of the pattern and can attend to more than one key. A
-    pattern is left out if there are fewer than three such queries, or if no head puts weight on it. Only "the first
-    token" is used for cross-attention. The last pattern is that of induction heads (Olsson et al. 2022,
-    arXiv:2209.11895).
-    """
-    own = list(attention.queries) == list(attention.keys)
-    choice_T = (attention.weights_LHTS > 0).sum(-1).max((0, 1)) > 1
-    rows = []
-    for name, fits in PATTERNS.items():
-        if not own and name != "the first token":
-            continue
-        at_TS = np.asarray(
-            [
-                [fits(t, s, attention.queries, attention.keys) for s in range(len(attention.keys))]
-                for t in range(len(attention.queries))
-            ]
-        )
-        rows_T = at_TS.any(-1) & choice_T & (np.arange(len(attention.queries)) > 0)
-        mean_LH = (
-            (attention.weights_LHTS * at_TS).sum(-1)[..., rows_T].mean(-1)
-            if rows_T.sum() >= FEWEST
-            else np.zeros((1, 1))
-        )
-        if mean_LH.any():
-            layer, head = np.unravel_index(mean_LH.argmax(), mean_LH.shape)
-            rows.append((name, attention.layers[layer], attention.heads[head], float(mean_LH[layer, head])))
-    return rows
 
 
 def draw(maps: Sequence[Map], title: str) -> Any:

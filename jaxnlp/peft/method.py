@@ -119,6 +119,10 @@ class PEFTMethod:
         """The changed call of the module of `outer`; fn(*args, **kwargs) is the module's own call."""
         return fn(*args, **kwargs)
 
+    def cache_front(self, encoder_decoder: bool) -> int:
+        """Number of positions that the method takes at the front of a decoder's cache."""
+        return self.front
+
     def begin_cache(self, run: Callable, params: Any, cache: Any) -> Any:
         """An empty cache with the method's prompt or prefix already in it; see `TunedModel.begin_cache`."""
         return cache

@@ -95,6 +95,9 @@ class Prompt(PEFTMethod):
     def front(self) -> int:
         return self.length if self.placeholder is None else 0
 
+    def cache_front(self, encoder_decoder: bool) -> int:
+        return 0 if encoder_decoder else self.front  # an encoder-decoder's prompt is in front of the encoder's input
+
     @property
     def one_text(self) -> bool:
         """Whether the prompt would reach only one of several texts packed in a row."""

@@ -236,14 +236,14 @@ class RunEvaluator(Hook):
     at_end: bool = True
 
     def act(self, loop: "SupervisedLoop") -> None:
-        from jaxnlp.training.load import make_generator
+        from jaxnlp.inference.bound_model import make_generator
 
         def between_batches() -> None:
             if loop.run.interrupted:
                 raise StoppedBySignal
 
         setup = loop.setup
-        generator = lambda: make_generator(setup.program, setup.tokenizer)
+        generator = lambda: make_generator(setup.program.bind(setup.tokenizer))
         model = EvaluatedModel(
             setup.program, loop.state.model, setup.tokenizer, generator, setup.stores, between_batches, loop.run.info
         )

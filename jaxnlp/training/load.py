@@ -1,8 +1,6 @@
 """Loads a trained run from its folder."""
 
 import dataclasses
-import functools
-import math
 import pathlib
 import sys
 from typing import Any
@@ -10,19 +8,14 @@ from typing import Any
 import jax
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.inference import layout
+from jaxnlp.inference.bound_model import BoundModel, make_generator
 from jaxnlp.inference.decode import Generator
 from jaxnlp.nn.kernels import Einsum
-from jaxnlp.nn.quantised import dequantised
-from jaxnlp.peft.prompt import Prompt
-from jaxnlp.sharding.functional import abstract_params, make_apply
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh, tpu_slices
-from jaxnlp.sharding.rules import as_tuple
 from jaxnlp.training.experiment import Experiment, check_batch
 from jaxnlp.training.init.frozen_base import with_base
 from jaxnlp.training.run_folder.checkpoint import Reader, Saved
 from jaxnlp.training.step.program import Program, build
-from jaxnlp.trees import merge, select
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +31,14 @@ class Loaded:
     start: tuple[int, ...] | None = None
     source_end: tuple[int, ...] | None = None
 
+    @property
+    def bound(self) -> BoundModel:
+        """The model's forward pass and tokenizer, without its parameters."""
+        return self.program.bind(self.saved.tokenizer)
+
     def generator(self) -> Generator:
         """The generator of the model. Raises UserError if the model cannot generate."""
-        generator = make_generator(self.program, self.saved.tokenizer)
+        generator = make_generator(self.bound)
         start = generator.start if self.start is None else self.start
         return dataclasses.replace(generator, start=start, source_end=self.source_end)
 
@@ -122,66 +120,3 @@ def _choose(reader: Reader, workdir: str | pathlib.Path, checkpoint: str) -> int
         )
     reader.verify(int(checkpoint))
     return int(checkpoint)
-
-
-def make_generator(program: Program, tokenizer: Any) -> Generator:
-    """A generator for a program's model. Rows are split over the devices if they divide, else replicated.
-
-    Raises:
-        UserError: the model has no decoding cache, such as an encoder.
-    """
-    model, sharding = program.experiment.model, program.experiment.sharding
-    if not model.can_generate:
-        tuned = "it answers with experiments.predict; generate from the run it began from"
-        why = "it has no init_cache(); expected a decoder's run" if model.body is model else tuned
-        raise UserError(f"{type(model).__name__}: cannot generate, {why}")
-
-    def context(rows: int) -> Any:
-        ways = math.prod(program.mesh.shape[axis] for axis in as_tuple(sharding.activations.get("batch")))
-        return program.context(any_length=True) if rows % ways == 0 else program.context(any_length=True, batch=None)
-
-    start = program.experiment.data.task.decoder_start_token  # what the decoder began with in training
-    tuning = program.tuning
-    encoder_decoder = model.kind == "encoder-decoder"
-    front = 0 if tuning is None else tuning.method.front
-    if encoder_decoder and tuning is not None and isinstance(tuning.method, Prompt):
-        front = 0  # it is in front of what the encoder reads
-    generator = Generator(
-        program.apply,
-        model.init_cache,
-        None if model.length_limit is None else model.length_limit - front,
-        tokenizer.separator,
-        tokenizer.vocab_size,
-        context,
-        start=None if start is None else (tokenizer.special(start),),
-        encoder_decoder=encoder_decoder,
-        num_virtual_tokens=front,
-        prefill_prefix=functools.partial(tuning.begin_cache, program.apply) if tuning is not None and front else None,
-    )
-    one_cpu = program.mesh.size == 1 and program.mesh.devices.flat[0].platform == "cpu"
-    return _output_major(generator, program) if one_cpu and model.policy is not None else generator
-
-
-def _output_major(generator: Generator, program: Program) -> Generator:
-    """The generator with its weights in the layout that one CPU reads fastest. Quantised weights become floats."""
-    model = program.experiment.model
-    assert model.policy is not None
-    policy = dataclasses.replace(model.policy, weight_layout="output_major")
-    module = dataclasses.replace(model, policy=policy).build()
-    shapes, axes = abstract_params(module, *model.example_inputs(1, 1))
-    floats = lambda params: dequantised(select(params, shapes))
-    lay_out = jax.jit(lambda params: merge(params, layout.output_major(floats(params), shapes, axes)))
-    apply, tuning = make_apply(module), program.tuning
-    if tuning is not None:
-        apply = tuning.apply(apply)
-    prefill = (
-        None if tuning is None or not generator.num_virtual_tokens else functools.partial(tuning.begin_cache, apply)
-    )
-    newest: list[Any] = [None, None]
-
-    def prepare_params(params: Any) -> Any:
-        if newest[0] is not params:
-            newest[:] = params, lay_out(params)
-        return newest[1]
-
-    return dataclasses.replace(generator, apply=apply, prepare_params=prepare_params, prefill_prefix=prefill)

@@ -21,6 +21,7 @@ from jaxnlp.evals.evaluator import (
     RankingEvaluator,
     find,
 )
+from jaxnlp.inference.bound_model import make_generator
 from jaxnlp.metrics.generation import bleu
 from jaxnlp.metrics.question_answering import squad
 from jaxnlp.models.bert import BertConfig
@@ -31,7 +32,7 @@ from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.objectives.span_extraction import SpanExtraction
 from jaxnlp.objectives.token_classification import TokenClassification
 from jaxnlp.training.experiment import Experiment
-from jaxnlp.training.load import load, make_generator
+from jaxnlp.training.load import load
 from jaxnlp.training.loops.supervised import train
 from jaxnlp.training.run_folder.checkpoint import Reader
 from tests.entry import run
@@ -79,7 +80,7 @@ def experiment(folder, name, **fields):
 
 
 def evaluated(loaded):
-    make = lambda: make_generator(loaded.program, loaded.saved.tokenizer)
+    make = lambda: make_generator(loaded.program.bind(loaded.saved.tokenizer))
     return EvaluatedModel(loaded.program, loaded.params, loaded.saved.tokenizer, make)
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from jaxnlp.errors import UserError
-from jaxnlp.figures.attention import Map, collect, draw, habits, select
+from jaxnlp.figures.attention import draw
 from jaxnlp.figures.fonts import legible
+from jaxnlp.inference.attention_maps import Map, collect, habits, select
 
 
 def causal(layers=3, heads=2, length=6, seed=0):

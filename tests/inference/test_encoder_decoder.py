@@ -12,6 +12,7 @@ from jaxnlp.data.text.span_corruption import SpanCorruption
 from jaxnlp.data.tokenizer import ByteTokenizer
 from jaxnlp.errors import UserError
 from jaxnlp.inference.beam import BeamSearch, beam_search
+from jaxnlp.inference.bound_model import make_generator
 from jaxnlp.inference.decode import Generator
 from jaxnlp.inference.exhaustive import exhaustive_search
 from jaxnlp.inference.sampling import Sampling
@@ -21,7 +22,6 @@ from jaxnlp.nn import mlp
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.sharding.functional import init_params, make_apply
 from jaxnlp.training.experiment import Experiment
-from jaxnlp.training.load import make_generator
 from jaxnlp.training.step.program import build
 
 SIZES = {"vocab_size": 5, "num_layers": 1, "num_heads": 2, "embed_dim": 8}
@@ -112,5 +112,5 @@ def test_the_decoder_begins_as_it_did_in_training():
         data = DataConfig(seq_len=16, batch_size=8, task=SpanCorruption(decoder_start_token=start))
         model = dataclasses.replace(KINDS["t5"], vocab_size=258)
         program = build(Experiment(model=model, data=data, objective=Seq2Seq()), jax.devices()[:1])
-        generator = make_generator(program, tokenizer)
+        generator = make_generator(program.bind(tokenizer))
         assert generator.first == wanted and generator.last == (256,) and generator.encoder_decoder

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.inference.bound_model import make_generator
 from jaxnlp.inference.layout import output_major
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.mlp import GatedMLP
 from jaxnlp.nn.policy import Policy
 from jaxnlp.sharding.functional import abstract_params, make_apply
 from jaxnlp.training.experiment import Experiment
-from jaxnlp.training.load import make_generator
 from jaxnlp.training.step.program import build
 
 SEP = 30
@@ -54,7 +54,7 @@ def test_logits_are_the_same(name, rows):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_generator_takes_parameters_as_they_are_and_new_ones_when_they_change(name):
     p = program(name)
-    generator = make_generator(p, types.SimpleNamespace(separator=SEP, vocab_size=31))
+    generator = make_generator(p.bind(types.SimpleNamespace(separator=SEP, vocab_size=31)))
     plain = dataclasses.replace(generator, apply=p.apply, prepare_params=lambda params: params)
     first = jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, p.init().params)
     second = jax.tree.map(lambda x: jnp.roll(x, 1, -1) if x.ndim > 1 else x, first)

@@ -9,13 +9,13 @@ import pytest
 
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.inference.beam import BeamSearch, beam_search
+from jaxnlp.inference.bound_model import make_generator
 from jaxnlp.inference.sampling import Sampling
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import TENSOR, Sharding
 from jaxnlp.training.experiment import Experiment
-from jaxnlp.training.load import make_generator
 from jaxnlp.training.step.program import build
 
 SIZES = {"vocab_size": 32, "num_layers": 1, "num_heads": 4, "embed_dim": 16}
@@ -35,7 +35,7 @@ def outputs(model, sharding, devices, prompts):
     e = Experiment(model=MODELS[model], data=DataConfig(seq_len=16, batch_size=8), sharding=sharding)
     program = build(e, jax.devices()[:devices])
     params = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, program.init().params)
-    generator = make_generator(program, TOKENIZER)
+    generator = make_generator(program.bind(TOKENIZER))
     sampling = Sampling(temperature=1.0, min_p=0.01, repetition_penalty=1.2)
     on_tokens = (lambda row, ids: None) if devices > 1 else None  # in chunks there, as a whole here
     forced = [[3]] * len(prompts)

@@ -14,6 +14,7 @@ from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.tasks.text_pairs import TextPairs
 from jaxnlp.data.tokenizer import ByteTokenizer
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.inference.bound_model import make_generator
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.heads import ModelWithHead, SequenceClassificationHead
 from jaxnlp.models.transformer import TransformerConfig
@@ -31,7 +32,7 @@ from jaxnlp.sharding.presets import DP_PP_TP, TP_SP, ZERO3
 from jaxnlp.sharding.rules import TENSOR, Sharding
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.init.pretrained import Pretrained
-from jaxnlp.training.load import load, make_generator
+from jaxnlp.training.load import load
 from jaxnlp.training.loops.supervised import train
 from jaxnlp.training.run_folder import resume
 from jaxnlp.training.step.program import build
@@ -187,7 +188,7 @@ def test_an_encoder_decoder_writes_after_a_prompt_that_its_encoder_read():
     )
     program = build(e, jax.devices()[:1])
     params = program.init().model
-    generator = make_generator(program, ByteTokenizer())
+    generator = make_generator(program.bind(ByteTokenizer()))
     assert generator.num_virtual_tokens == 0 and generator.prefill_prefix is None
     with program.context(any_length=True, batch=None):
         apply = jax.jit(program.apply)

@@ -9,9 +9,9 @@ import numpy as np
 
 from jaxnlp.data.pipeline import eval_batches
 from jaxnlp.errors import UserError
+from jaxnlp.inference.bound_model import make_generator
 from jaxnlp.inference.loop import replicate
 from jaxnlp.inference.sampling import Sampling
-from jaxnlp.training.load import make_generator
 from jaxnlp.training.samples.bilm import bilm_samples
 from jaxnlp.training.samples.seq2seq import seq2seq_samples
 from jaxnlp.training.samples.tasks import task_samples
@@ -42,7 +42,7 @@ def sample(program: Any, params: Any, tokenizer: Any, store: Any) -> list[str]:
 
 def _continuation(program: Any, params: Any, tokenizer: Any) -> list[str]:
     e = program.experiment
-    generator = make_generator(program, tokenizer)
+    generator = make_generator(program.bind(tokenizer))
     prompt = tokenizer.encode_batch([e.sample_prompt])[0]
     try:
         room = generator.fit_max_new_tokens([prompt], e.sample_tokens)

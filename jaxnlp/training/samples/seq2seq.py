@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxnlp.data.pipeline import eval_batches
 from jaxnlp.data.text.sentinels import with_sentinels
-from jaxnlp.training.load import make_generator
+from jaxnlp.inference.bound_model import make_generator
 
 NUM_SHOWN = 4
 WIDTH = 400  # characters of a text
@@ -24,7 +24,7 @@ def seq2seq_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> li
     cut = lambda ids, there: _without_end(ids[np.flatnonzero(there)].tolist(), tokenizer.separator)
     sources = [cut(batch["inputs"][i], batch["input_segments"][i]) for i in rows]
     targets = [cut(batch["targets"][i], batch["weights"][i]) for i in rows]
-    generator = make_generator(program, tokenizer)
+    generator = make_generator(program.bind(tokenizer))
     room = generator.fit_max_new_tokens(sources, min(e.sample_tokens, batch["targets"].shape[1]))
     found = generator(params, sources, room)
     shown = with_sentinels(tokenizer)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
 from jaxnlp.evals.loss import make_eval_step
+from jaxnlp.inference.bound_model import BoundModel
 from jaxnlp.nn import trace_context
 from jaxnlp.nn.partitioning import axis_rules
 from jaxnlp.optim import LAYERWISE, make_optimizer
@@ -89,6 +92,13 @@ class Program:
         """
         free: dict[str, Any] = {"length": None, "residual": None} if any_length else {}
         return _context(self.mesh, self.experiment.sharding, {**free, **rules})
+
+    def bind(self, tokenizer: Tokenizer) -> BoundModel:
+        """The model as `jaxnlp.inference` uses it."""
+        e = self.experiment
+        ways = math.prod(self.mesh.shape[axis] for axis in as_tuple(e.sharding.activations.get("batch")))
+        context = functools.partial(self.context, any_length=True)
+        return BoundModel(e.model, self.apply, tokenizer, e.data.task, self.mesh, context, ways, self.tuning)
 
     @property
     def local_row_indices(self) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
-from jaxnlp.training.load import Loaded
+from jaxnlp.inference.bound_model import BoundModel
 
 NAMES = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "mask": ("[MASK]", "<mask>")}
 
@@ -31,13 +31,13 @@ class Guess:
     probability: float
 
 
-def special(run: Loaded, role: str) -> tuple[str, int]:
-    """(name, id) of the run's token for "cls", "sep" or "mask": the name that its task configures, or a usual one.
+def special(model: BoundModel, role: str) -> tuple[str, int]:
+    """(name, id) of the token for "cls", "sep" or "mask": the name that the run's task configures, or a usual one.
 
     Raises:
         UserError: the vocabulary has no such token.
     """
-    tokenizer, task = run.saved.tokenizer, run.saved.experiment.data.task
+    tokenizer, task = model.tokenizer, model.task
     configured = {"cls": task.cls, "sep": task.sep, "mask": task.mask}[role]
     names = NAMES[role] if configured is None else (configured,)
     for name in names:
@@ -46,31 +46,31 @@ def special(run: Loaded, role: str) -> tuple[str, int]:
     raise UserError(f"--workdir: its tokenizer has no {' or '.join(names)}, which an encoder's text needs")
 
 
-def encoder_row(run: Loaded, text: str, second: str | None = None) -> Row:
-    """Encodes a text, or a pair, as the run's encoder read them in training. The mask's name becomes the mask token.
+def encoder_row(model: BoundModel, text: str, second: str | None = None) -> Row:
+    """Encodes a text, or a pair, as the encoder read them in training. The mask's name becomes the mask token.
 
     Raises:
         UserError: more tokens than the model has positions.
     """
-    model = run.saved.experiment.model.body
-    (_, cls), (_, sep) = special(run, "cls"), special(run, "sep")
-    parts = [np.asarray([*encode_masked(run, part), sep], np.int32) for part in (text, second) if part is not None]
+    config = model.config.body
+    (_, cls), (_, sep) = special(model, "cls"), special(model, "sep")
+    parts = [np.asarray([*encode_masked(model, part), sep], np.int32) for part in (text, second) if part is not None]
     tokens = np.concatenate([[cls], *parts]).astype(np.int32)
     types = np.zeros_like(tokens)
-    if second is not None and model.num_types > 1:
+    if second is not None and config.num_types > 1:
         types[1 + len(parts[0]) :] = 1
-    if model.length_limit is not None and len(tokens) > model.length_limit:
-        raise UserError(f"--text: has {len(tokens)} tokens and the model {model.length_limit} positions; shorten it")
-    mask = _mask(run)
+    if config.length_limit is not None and len(tokens) > config.length_limit:
+        raise UserError(f"--text: has {len(tokens)} tokens and the model {config.length_limit} positions; shorten it")
+    mask = _mask(model)
     return Row(tokens, types, [] if mask is None else np.flatnonzero(tokens == mask[1]).tolist())
 
 
-def encode_masked(run: Loaded, text: str) -> list[int]:
+def encode_masked(model: BoundModel, text: str) -> list[int]:
     """The tokens of a text, with the mask token in place of the mask's name, such as "[MASK]".
 
     If tokens include the space before a word, so does the mask: "the [MASK]" is two tokens.
     """
-    tokenizer, mask = run.saved.tokenizer, _mask(run)
+    tokenizer, mask = model.tokenizer, _mask(model)
     if mask is None:
         return tokenizer.encode_batch([text])[0]
     name, token = mask
@@ -81,9 +81,9 @@ def encode_masked(run: Loaded, text: str) -> list[int]:
     return [*first, *(i for part in rest for i in (token, *part))]
 
 
-def _mask(run: Loaded) -> tuple[str, int] | None:
+def _mask(model: BoundModel) -> tuple[str, int] | None:
     try:
-        return special(run, "mask")
+        return special(model, "mask")
     except UserError:
         return None
 
@@ -92,32 +92,31 @@ def _spaces_in_tokens(tokenizer: Tokenizer) -> bool:
     return any(piece is not None and len(piece) > 1 and piece[:1] == b" " for piece in tokenizer.pieces())
 
 
-def fill_mask(run: Loaded, text: str, top: int = 5) -> list[list[Guess]]:
+def fill_mask(model: BoundModel, params: Any, text: str, top: int = 5) -> list[list[Guess]]:
     """The `top` most likely tokens at each mask of a text. Each mask is predicted independently.
 
     Raises:
         UserError: a model without a masked-word head, or a text without a mask.
     """
-    model = run.saved.experiment.model
-    if "masked_lm" not in model.heads:
-        kind = type(model).__name__
+    if "masked_lm" not in model.config.heads:
+        kind = type(model.config).__name__
         raise UserError(
             f"--workdir: its model, {kind}, has no masked-word head; train one as configs/bert/tiny_pretrain.py"
         )
-    name, _ = special(run, "mask")
-    row = encoder_row(run, text)
+    name, _ = special(model, "mask")
+    row = encoder_row(model, text)
     if not row.masks:
         raise UserError(f"--text={text!r}: has no {name}; put it where a word is to be guessed")
     predict = np.asarray([row.masks], np.int32)
 
     def probabilities(params: Any) -> jax.Array:
-        given = {"types": row.types[None], "predict": predict}
-        logits_MV = run.program.apply(params, row.tokens[None], **given)["masked_lm"][0]
-        return jax.nn.softmax(logits_MV[:, : run.saved.tokenizer.vocab_size])  # not of ids that round the size up
+        output = model.apply(params, row.tokens[None], types=row.types[None], predict=predict)
+        logits_MV = output["masked_lm"][0]
+        return jax.nn.softmax(logits_MV[:, : model.tokenizer.vocab_size])  # not of ids that round the size up
 
-    with run.program.context(any_length=True, batch=None):
-        found_MV = np.asarray(jax.jit(probabilities)(run.params))
-    pieces = run.saved.tokenizer.pieces()
+    with model.context(batch=None):
+        probabilities_MV = np.asarray(jax.jit(probabilities)(params))
+    pieces = model.tokenizer.pieces()
     show = lambda i: None if pieces[i] is None else pieces[i].decode(errors="replace")
-    best = np.argsort(-found_MV, axis=-1)[:, :top]
-    return [[Guess(int(i), show(i), float(p[i])) for i in ids] for ids, p in zip(best, found_MV, strict=True)]
+    best = np.argsort(-probabilities_MV, axis=-1)[:, :top]
+    return [[Guess(int(i), show(i), float(p[i])) for i in ids] for ids, p in zip(best, probabilities_MV, strict=True)]

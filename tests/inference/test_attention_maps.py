@@ -12,6 +12,8 @@ from jaxnlp.data.text.sources import Files
 from jaxnlp.data.text.span_corruption import SpanCorruption
 from jaxnlp.data.tokenizer import ByteTokenizer
 from jaxnlp.errors import UserError
+from jaxnlp.inference.attention_maps import attention_maps
+from jaxnlp.inference.fill_mask import encoder_row, fill_mask
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.heads import ModelWithHead, TokenClassificationHead
@@ -21,9 +23,7 @@ from jaxnlp.nn import kernels
 from jaxnlp.objectives.masked_lm import MaskedLM
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import Sharding
-from jaxnlp.training.attention_maps import attention_maps
 from jaxnlp.training.experiment import Experiment, resolve
-from jaxnlp.training.fill_mask import encoder_row, fill_mask
 from jaxnlp.training.load import Loaded
 from jaxnlp.training.run_folder.checkpoint import Saved
 from jaxnlp.training.step.program import build
@@ -48,6 +48,11 @@ def made(model, **changes):
     return Loaded(Saved(0, experiment, tokenizer, {}, {}), program, params)
 
 
+def bound(run):
+    """(model, parameters), with the task of the run's config."""
+    return dataclasses.replace(run.bound, task=run.saved.experiment.data.task), run.params
+
+
 DECODERS = {
     "gpt": GPTConfig(**SIZES),
     "scanned": GPTConfig(**SIZES, scan_layers=True, attention=kernels.Blocked(block=4)),
@@ -58,7 +63,7 @@ DECODERS = {
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_decoder_sees_the_separator_and_what_came_before(name):
-    (found,) = attention_maps(made(DECODERS[name]), "a b\n")
+    (found,) = attention_maps(*bound(made(DECODERS[name])), "a b\n")
     layers = 3 if name == "llama" else 2
     assert found.name == "attention" and found.layers == tuple(range(layers)) and found.heads == (0, 1, 2, 3)
     assert found.queries == found.keys == ["<|endoftext|>", "a", "␣", "b", "↵"]
@@ -72,24 +77,24 @@ def test_a_decoder_sees_the_separator_and_what_came_before(name):
 
 def test_an_encoder_reads_its_special_tokens_and_a_pair_with_types():
     run = made(BertConfig(**SIZES), objective=MaskedLM())
-    (found,) = attention_maps(run, "ab", "c")
+    (found,) = attention_maps(*bound(run), "ab", "c")
     assert found.keys == ["[CLS]", "a", "b", "[SEP]", "c", "[SEP]"]
     np.testing.assert_allclose(found.weights_LHTS.sum(-1), 1, atol=1e-6)
     assert (found.weights_LHTS > 0).all()
-    row = encoder_row(run, "ab", "c")
+    row = encoder_row(bound(run)[0], "ab", "c")
     assert row.types.tolist() == [0, 0, 0, 0, 1, 1]
     kinds = run.params["types"]["embedding"]
     moved = dataclasses.replace(run, params={**run.params, "types": {"embedding": kinds.at[1].multiply(-9.0)}})
-    assert not np.allclose(attention_maps(moved, "ab", "c")[0].weights_LHTS, found.weights_LHTS, atol=1e-3)
+    assert not np.allclose(attention_maps(*bound(moved), "ab", "c")[0].weights_LHTS, found.weights_LHTS, atol=1e-3)
     np.testing.assert_array_equal(
-        attention_maps(moved, "ab")[0].weights_LHTS, attention_maps(run, "ab")[0].weights_LHTS
+        attention_maps(*bound(moved), "ab")[0].weights_LHTS, attention_maps(*bound(run), "ab")[0].weights_LHTS
     )
 
 
 @pytest.mark.parametrize("scanned", [False, True])
 def test_an_encoder_decoder_has_three_parts(scanned):
     run = made(TransformerConfig(**SIZES, num_decoder_layers=3, scan_layers=scanned))
-    found = {m.name: m for m in attention_maps(run, "abcd", "xy")}
+    found = {m.name: m for m in attention_maps(*bound(run), "abcd", "xy")}
     assert list(found) == ["encoder/attention", "decoder/attention", "decoder/cross_attention"]
     source, target = ["a", "b", "c", "d", "<|endoftext|>"], ["<|endoftext|>", "x", "y"]
     labels = {name: (m.queries, m.keys, len(m.layers)) for name, m in found.items()}
@@ -107,42 +112,44 @@ def test_a_decoder_begins_as_in_training_and_sentinels_have_their_names():
     data = dataclasses.replace(run.saved.experiment.data, task=SpanCorruption(decoder_start_token="<pad>"))
     saved = dataclasses.replace(run.saved, experiment=dataclasses.replace(run.saved.experiment, data=data))
     run = dataclasses.replace(run, saved=dataclasses.replace(saved, tokenizer=tokenizer))
-    _, _, cross = attention_maps(run, "a<extra_id_0>", "<extra_id_0>b")
+    _, _, cross = attention_maps(*bound(run), "a<extra_id_0>", "<extra_id_0>b")
     assert cross.keys == ["a", "<extra_id_0>", "<|endoftext|>"] and cross.queries == ["<pad>", "<extra_id_0>", "b"]
 
 
 def test_a_fine_tuned_model_shows_its_trunk():
     bert = BertConfig(**SIZES, heads=())
     run = made(ModelWithHead(body=bert, head=TokenClassificationHead(num_classes=3)))
-    (found,) = attention_maps(run, "ab")
+    (found,) = attention_maps(*bound(run), "ab")
     assert found.name == "attention" and found.keys == ["[CLS]", "a", "b", "[SEP]"]
-    (alone,) = attention_maps(dataclasses.replace(made(bert), params=run.params["trunk"]), "ab")
+    (alone,) = attention_maps(*bound(dataclasses.replace(made(bert), params=run.params["trunk"])), "ab")
     np.testing.assert_array_equal(found.weights_LHTS, alone.weights_LHTS)
 
 
 def test_masks_in_a_text_are_filled_in():
     run = made(BertConfig(**SIZES, heads=("masked_lm",)), objective=MaskedLM())
-    row = encoder_row(run, "a[MASK]c[MASK]")
+    row = encoder_row(bound(run)[0], "a[MASK]c[MASK]")
     assert row.masks == [2, 4] and row.tokens[2] == run.saved.tokenizer.special("[MASK]")
-    found = fill_mask(run, "a[MASK]c[MASK]", top=3)
+    found = fill_mask(*bound(run), "a[MASK]c[MASK]", top=3)
     logits = run.program.apply(run.params, row.tokens[None])["masked_lm"][0]
     for guesses, place in zip(found, row.masks, strict=True):
         best = np.argsort(-logits[place])[:3]
         assert [g.token for g in guesses] == best.tolist()
         np.testing.assert_allclose([g.probability for g in guesses], jax.nn.softmax(logits[place])[best], rtol=1e-4)
-    assert len(fill_mask(run, "a[MASK]", top=260)[0]) == 260
+    assert len(fill_mask(*bound(run), "a[MASK]", top=260)[0]) == 260
 
 
 def test_the_space_before_a_mask_belongs_to_it_where_tokens_carry_spaces(tmp_path):
     from jaxnlp.data.tokenizer import SentencePiece
 
     run = made(BertConfig(**SIZES))
-    assert run.saved.tokenizer.decode(encoder_row(run, "a [MASK] b").tokens) == "a  b"  # bytes are their own tokens
+    assert (
+        run.saved.tokenizer.decode(encoder_row(bound(run)[0], "a [MASK] b").tokens) == "a  b"
+    )  # bytes are their own tokens
     config = SentencePiece(vocab_size=300, specials=SPECIALS)
     tokenizer = config.build(lambda: iter([f"the cat and the dog {i}\n" for i in range(200)]), tmp_path)
     run = dataclasses.replace(run, saved=dataclasses.replace(run.saved, tokenizer=tokenizer))
     mask = tokenizer.special("[MASK]")
-    tokens = encoder_row(run, "the [MASK] dog").tokens.tolist()
+    tokens = encoder_row(bound(run)[0], "the [MASK] dog").tokens.tolist()
     assert tokens[1:-1] == [*tokenizer.encode_batch(["the"])[0], mask, *tokenizer.encode_batch([" dog"])[0]]
 
 
@@ -161,16 +168,16 @@ def errors():
 @pytest.mark.parametrize(("model", "texts", "message"), list(errors()))
 def test_what_cannot_be_shown_is_refused(model, texts, message):
     with pytest.raises(UserError, match=message):
-        attention_maps(made(model), *texts)
+        attention_maps(*bound(made(model)), *texts)
 
 
 def test_what_cannot_be_filled_in_is_refused():
     with pytest.raises(UserError, match="its model, GPTConfig, has no masked-word head"):
-        fill_mask(made(GPTConfig(**SIZES)), "a[MASK]")
+        fill_mask(*bound(made(GPTConfig(**SIZES))), "a[MASK]")
     run = made(BertConfig(**SIZES))
     with pytest.raises(UserError, match=r"has no \[MASK\]; put it where"):
-        fill_mask(run, "a")
+        fill_mask(*bound(run), "a")
     data = dataclasses.replace(run.saved.experiment.data, task=Masked(cls="<cls>"))
     saved = dataclasses.replace(run.saved, experiment=dataclasses.replace(run.saved.experiment, data=data))
     with pytest.raises(UserError, match="its tokenizer has no <cls>"):
-        fill_mask(dataclasses.replace(run, saved=saved), "a[MASK]")
+        fill_mask(*bound(dataclasses.replace(run, saved=saved)), "a[MASK]")
