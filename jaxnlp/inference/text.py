@@ -40,17 +40,8 @@ def generate_text(
             forced prefixes differs from that of prompts.
         FieldError: an empty stop string.
     """
-    ids = tokenizer.encode_batch(list(prompts))
-    if ids and not isinstance(ids[0], list):
-        name = f"{type(tokenizer).__module__}.{type(tokenizer).__name__}"
-        raise UserError(
-            f"tokenizer={name}: encode_batch returns {type(ids[0]).__name__}, expected lists of ids; "
-            "wrap it with jaxnlp.data.tokenizer.wrap(), or use jaxnlp.load(folder).generate(texts)"
-        )
-    forced = [forced_prefix] * len(ids) if isinstance(forced_prefix, str) else list(forced_prefix)
-    if len(forced) != len(ids):
-        raise UserError(f"forced_prefix: {len(forced)} of them for {len(ids)} prompts; expected one for each")
-    prefixes = tokenizer.encode_batch(forced)
+    ids = _encode_prompts(tokenizer, prompts)
+    prefixes = _encode_prefixes(tokenizer, forced_prefix, len(ids))
     before = [[]] * len(ids) if generator.encoder_decoder else ids
     streams = [TextStream(tokenizer.decode, row, stop) for row in before]
     emit = on_text or (lambda row, text: None)
@@ -73,6 +64,26 @@ def generate_text(
         if rest:
             emit(row, rest)
     return [_ended(g, stream.ended_at, stream.text) for stream, g in zip(streams, generations, strict=True)]
+
+
+def _encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """The prompts' ids. Raises UserError if `encode_batch` does not return lists of ids."""
+    ids = tokenizer.encode_batch(list(prompts))
+    if ids and not isinstance(ids[0], list):
+        name = f"{type(tokenizer).__module__}.{type(tokenizer).__name__}"
+        raise UserError(
+            f"tokenizer={name}: encode_batch returns {type(ids[0]).__name__}, expected lists of ids; "
+            "wrap it with jaxnlp.data.tokenizer.wrap(), or use jaxnlp.load(folder).generate(texts)"
+        )
+    return ids
+
+
+def _encode_prefixes(tokenizer: Any, forced_prefix: str | Sequence[str], count: int) -> list[list[int]]:
+    """The ids of each prompt's forced prefix. Raises UserError if there is not one for each of `count` prompts."""
+    prefixes = [forced_prefix] * count if isinstance(forced_prefix, str) else list(forced_prefix)
+    if len(prefixes) != count:
+        raise UserError(f"forced_prefix: {len(prefixes)} of them for {count} prompts; expected one for each")
+    return tokenizer.encode_batch(prefixes)
 
 
 def _listener(

@@ -179,7 +179,7 @@ def through_stages(
     by_row: Any,
     keys: Any,
     batch: tuple[str, ...],
-    kept: Callable = lambda *_, **__: True,
+    policy: Callable = lambda *_, **__: True,
 ) -> jax.Array:
     """Runs every microbatch through every stage; differentiable, with the reversed schedule as the backward pass.
 
@@ -191,56 +191,64 @@ def through_stages(
         weights: leaves (L, ...), split over stages. x_MB: input of the first layer.
         shared: leaves (M, ...), read by every layer of a microbatch; by_row: for each, whether its next axis is B.
         keys: raw PRNG keys (M, L, words), or None. batch: mesh axes that split B.
-        kept: a `jax.checkpoint` policy for `run`: which values of each tick are saved for the backward pass.
+        policy: a `jax.checkpoint` policy for `run`: which values of each tick are saved for the backward pass.
 
     Returns:
         Output of the last layer, like x_MB, on every stage.
     """
-    p, v, m = _stages(), schedule.virtual_stages, x_MB.shape[0]
-    count = v * m + p - 1
-    ring = [(i, (i + 1) % p) for i in range(p)]
+    p, v = _stages(), schedule.virtual_stages
     rows = PartitionSpec(None, batch or None)
     shared_specs = jax.tree.map(lambda by: rows if by else PartitionSpec(), by_row)
-    lapped = lambda leaf: _by_stage(leaf, p, v)
-    entering = [item(min(t, v * m - 1), p, v)[1] for t in range(count)]
-    leaving = sorted((i, t + p - 1) for t in range(v * m) for lap, i in [item(t, p, v)] if lap == v - 1)
-
-    def stage(weights, x_MB, shared, keys):
-        s = jax.lax.axis_index(STAGE)
-        weights, keys = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (weights, keys))
-        x_MB = narrow_x(x_MB)
-
-        @functools.partial(jax.checkpoint, policy=functools.partial(_all_but_slices, kept), prevent_cse=False)
-        def work(weights, shared, keys, x, lap, i):
-            key = None if keys is None else _at(_at(keys, lap), i)
-            return run(narrow(_at(weights, lap)), x, narrow_shared(_at(shared, i)), key)
-
-        def tick(x, now):
-            t, fresh = now
-            k = jnp.clip(t - s, 0, v * m - 1)
-            lap, i = item(k, p, v)
-            # A stage outside its schedule reruns some microbatch; the result is discarded.
-            x = jnp.where((t < s) | (t - s >= v * m) | ((s == 0) & (lap == 0)), fresh, x)
-            y = work(weights, shared, keys, x, lap, i)
-            return jax.lax.ppermute(y, STAGE, ring), y
-
-        fresh = x_MB[jnp.asarray(entering)]
-        _, y = jax.lax.scan(tick, jnp.zeros_like(x_MB[0]), (jnp.arange(count), fresh))
-        return y[jnp.asarray([t for _, t in leaving])][None]
-
+    by_stage = lambda leaf: _by_stage(leaf, p, v)
     weights, narrow = in_float32(weights)
     x_MB, narrow_x = in_float32(x_MB)
     shared, narrow_shared = in_float32(shared)
     if keys is not None:  # as (stages, virtual_stages, M, layers of a lap, words)
-        keys = jnp.moveaxis(lapped(jnp.moveaxis(keys, 1, 0)), 3, 2)
+        keys = jnp.moveaxis(by_stage(jnp.moveaxis(keys, 1, 0)), 3, 2)
+
+    @functools.partial(jax.checkpoint, policy=functools.partial(_all_but_slices, policy), prevent_cse=False)
+    def work(weights, shared, keys, x, lap, i):
+        key = None if keys is None else _at(_at(keys, lap), i)
+        return run(narrow(_at(weights, lap)), x, narrow_shared(_at(shared, i)), key)
+
+    def stage(weights, x_MB, shared, keys):
+        weights, keys = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (weights, keys))
+        return _forward_ticks(functools.partial(work, weights, shared, keys), narrow_x(x_MB), p, v)[None]
+
     out = jax.shard_map(
         stage,
         in_specs=(PartitionSpec(STAGE), rows, shared_specs, PartitionSpec(STAGE)),
         out_specs=PartitionSpec(STAGE, *rows),
         axis_names={STAGE, *batch},
         check_vma=False,
-    )(jax.tree.map(lapped, weights), x_MB, shared, keys)
+    )(jax.tree.map(by_stage, weights), x_MB, shared, keys)
     return out[-1]
+
+
+def _forward_ticks(work: Callable, x_MB: jax.Array, stages: int, virtual_stages: int) -> jax.Array:
+    """All ticks of this stage: calls work(x, lap, microbatch) and sends the result to the next stage.
+
+    Returns:
+        What leaves this stage in the last lap, like x_MB: on the last stage, the output of the last layer.
+    """
+    p, v, m = stages, virtual_stages, x_MB.shape[0]
+    s, count = jax.lax.axis_index(STAGE), v * m + p - 1
+    next_stage = [(i, (i + 1) % p) for i in range(p)]
+    entering = [item(min(t, v * m - 1), p, v)[1] for t in range(count)]
+    leaving = sorted((i, t + p - 1) for t in range(v * m) for lap, i in [item(t, p, v)] if lap == v - 1)
+
+    def tick(x, now):
+        t, fresh = now
+        k = jnp.clip(t - s, 0, v * m - 1)
+        lap, i = item(k, p, v)
+        # A stage outside its schedule reruns some microbatch; the result is discarded.
+        x = jnp.where((t < s) | (t - s >= v * m) | ((s == 0) & (lap == 0)), fresh, x)
+        y = work(x, lap, i)
+        return jax.lax.ppermute(y, STAGE, next_stage), y
+
+    fresh = x_MB[jnp.asarray(entering)]
+    _, y = jax.lax.scan(tick, jnp.zeros_like(x_MB[0]), (jnp.arange(count), fresh))
+    return y[jnp.asarray([t for _, t in leaving])]
 
 
 def one_f_one_b(first: Callable, run: Run, last: Callable, weights: Any, params: Any, inputs: Any, batch: Any):
@@ -261,37 +269,20 @@ def one_f_one_b(first: Callable, run: Run, last: Callable, weights: Any, params:
     p, m = _stages(), jax.tree.leaves(inputs)[0].shape[0]
     count, held = m + 2 * (p - 1), 2 * p - 1
     down, up = [(i, i + 1) for i in range(p - 1)], [(i + 1, i) for i in range(p - 1)]
+    forward = functools.partial(_stage_forward, first, run)
+    backward = functools.partial(_stage_backward, forward, last)
 
     def stage(weights, params, inputs):
         s = jax.lax.axis_index(STAGE)
-        n = jax.tree.leaves(weights)[0].shape[0]
-
-        def layers(weights, params, given, x):
-            x_first, shared, keys = first(params, given)
-            own = None if keys is None else jax.lax.dynamic_slice_in_dim(keys, s * n, n)
-            return run(weights, jnp.where(s == 0, x_first, x), shared, own)
-
-        def whole(weights, params, given, x):
-            y = layers(weights, params, given, x)
-            value, sums = last(params, given, y)
-            return (y, value), sums
 
         def tick(carry, t):
             x, g, ring, total = carry
             i, j = t - s, t - (2 * (p - 1) - s)  # the microbatches that go forward, and back
-            now, back = _at(inputs, jnp.clip(i, 0, m - 1)), _at(inputs, jnp.clip(j, 0, m - 1))
             # Outside its schedule a stage writes only ring slots that are not read any more.
             ring = jax.lax.dynamic_update_index_in_dim(ring, x, jnp.mod(i, held), 0)
-            y = layers(weights, params, now, x)
-            kept = _at(ring, jnp.mod(j, held))
-            pulled = lambda w, params, x: whole(w, params, back, x)
-            (y_back, value), pull, sums = jax.vjp(pulled, weights, params, kept, has_aux=True)
-            valid, is_last = (j >= 0) & (j < m), s == p - 1
-            g = jnp.where(valid & ~is_last, g, 0).astype(y_back.dtype)
-            one = (valid & is_last).astype(value.dtype)
-            dw, dparams, dx = pull((g, one))
-            keep = lambda ok, tree: jax.tree.map(lambda leaf: jnp.where(ok, leaf, 0), tree)
-            new = (keep(valid & is_last, sums), keep(valid, dw), keep(valid, dparams))
+            y = forward(weights, params, _at(inputs, jnp.clip(i, 0, m - 1)), x)
+            inputs_j, x_j = _at(inputs, jnp.clip(j, 0, m - 1)), _at(ring, jnp.mod(j, held))
+            dx, new = backward(weights, params, inputs_j, x_j, g, (j >= 0) & (j < m))
             total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, new)
             return (jax.lax.ppermute(y, STAGE, down), jax.lax.ppermute(dx, STAGE, up), ring, total), None
 
@@ -315,6 +306,40 @@ def one_f_one_b(first: Callable, run: Run, last: Callable, weights: Any, params:
     return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), total)
 
 
+def _stage_forward(first: Callable, run: Run, weights: Any, params: Any, inputs: Any, x: jax.Array) -> jax.Array:
+    """This stage's layers for one microbatch; the first stage computes their input itself, the others use x."""
+    s, count = jax.lax.axis_index(STAGE), jax.tree.leaves(weights)[0].shape[0]
+    x_first, shared, keys = first(params, inputs)
+    layer_keys = None if keys is None else jax.lax.dynamic_slice_in_dim(keys, s * count, count)
+    return run(weights, jnp.where(s == 0, x_first, x), shared, layer_keys)
+
+
+def _stage_backward(
+    forward: Callable, last: Callable, weights: Any, params: Any, inputs: Any, x: jax.Array, g: jax.Array, valid: Any
+) -> tuple[jax.Array, tuple[Any, Any, Any]]:
+    """The backward pass of one microbatch, which recomputes the stage's forward pass from its input x.
+
+    Args:
+        g: gradient of the stage's output; the last stage computes it itself, from `last`.
+        valid: whether there is such a microbatch. If not, the sums and the gradients of parameters are 0.
+
+    Returns:
+        (gradient of x, (sums, gradient of weights, gradient of params)).
+    """
+    is_last = jax.lax.axis_index(STAGE) == _stages() - 1
+
+    def outputs(weights, params, x):
+        y = forward(weights, params, inputs, x)
+        value, sums = last(params, inputs, y)
+        return (y, value), sums
+
+    (y, value), pull, sums = jax.vjp(outputs, weights, params, x, has_aux=True)
+    dy = jnp.where(valid & ~is_last, g, 0).astype(y.dtype)
+    dw, dparams, dx = pull((dy, (valid & is_last).astype(value.dtype)))
+    keep = lambda ok, tree: jax.tree.map(lambda leaf: jnp.where(ok, leaf, 0), tree)
+    return dx, (keep(valid & is_last, sums), keep(valid, dw), keep(valid, dparams))
+
+
 def in_float32(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
     """(tree with low-precision float leaves cast to float32, function that casts back), for inputs of a `shard_map`.
 
@@ -327,9 +352,9 @@ def in_float32(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
     return wide, lambda leaves: jax.tree.map(lambda leaf, kind: leaf.astype(kind), leaves, kinds)
 
 
-def _all_but_slices(kept: Callable, primitive: Any, *args: Any, **params: Any) -> Any:
-    """The policy `kept`, except that slices are never saved: each tick would save a copy of its lap's weights."""
-    return primitive not in _SLICES and kept(primitive, *args, **params)
+def _all_but_slices(policy: Callable, primitive: Any, *args: Any, **params: Any) -> Any:
+    """`policy`, except that slices are never saved: each tick would save a copy of its lap's weights."""
+    return primitive not in _SLICES and policy(primitive, *args, **params)
 
 
 _SLICES = (jax.lax.dynamic_slice_p, jax.lax.squeeze_p, jax.lax.convert_element_type_p)

@@ -51,54 +51,60 @@ def make_step(
     Metrics (scalars): `loss` per token, the objective's metrics, `grad_norm` before clipping, `learning_rate`, `weight`
     (tokens with a target), `finite` (1 or 0), `skipped` (so far) and, under float16, `loss_scale`.
     """
-
-    def whole(grads, state, finite):
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = (layouts or optax).apply_updates(state.params, updates)
-        if finite is not None:
-            params, opt_state = _select(finite, (params, opt_state), (state.params, state.opt_state))
-        return params if layouts is None else layouts.gather(params, state.params), opt_state
+    update = update or functools.partial(_update, optimizer, layouts)
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         scale = None if state.scaling is None else state.scaling["scale"]
         batch = objective.prepare(batch)
         if sums is None:
-            own = apply if state.frozen is None else functools.partial(_on_frozen, apply, state.frozen)
-            found = sum_gradients(own, objective, state.params, batch, key, accum_steps, scale, gradients)
+            forward = apply if state.frozen is None else functools.partial(_on_frozen, apply, state.frozen)
+            totals, grads = sum_gradients(forward, objective, state.params, batch, key, accum_steps, scale, gradients)
         else:
-            found = sums(
-                apply,
-                objective,
-                state.model,
-                batch,
-                key,
-                accum_steps,
-                scale,
-                gradients if state.frozen is None else None,
-            )
-        (total, weight, extra), grads = found
-        grads = select(grads, state.params)
+            layout = gradients if state.frozen is None else None
+            totals, grads = sums(apply, objective, state.model, batch, key, accum_steps, scale, layout)
+        total, weight, extra = totals
         weight = jnp.maximum(weight, 1e-9)  # a batch of nothing but padding has loss 0
         divisor = weight if scale is None else weight * scale
+        grads = select(grads, state.params)
         grads = jax.tree.map(lambda g, p: (g / divisor).astype(p.dtype), grads, state.params)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         guarded = skip_nonfinite or scale is not None
-        skipped = state.skipped + (1 - finite) if guarded else state.skipped
-        params, opt_state = (update or whole)(grads, state, finite if guarded else None)
-        metrics = {**means(extra, weight), "loss": total / weight, "grad_norm": norm}
-        metrics |= {"learning_rate": schedule(state.step - state.skipped), "weight": weight}
-        metrics |= {"finite": finite if scale is None else jnp.isfinite(total), "skipped": skipped}
-        scaling = state.scaling
-        if scaling is not None:
-            metrics["loss_scale"] = scaling["scale"]
-            scaling = next_scaling(scaling, finite)
-        metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items() if not jnp.ndim(x)}
-        new = TrainState(state.step + 1, params, opt_state, state.key, skipped, scaling, state.frozen)
-        return new, metrics
+        params, opt_state = update(grads, state, finite if guarded else None)
+        new = _advance(state, params, opt_state, finite, guarded)
+        metrics = {**means(extra, weight), "loss": total / weight, "weight": weight, "grad_norm": norm}
+        metrics["finite"] = finite if scale is None else jnp.isfinite(total)
+        return new, _scalars({**metrics, **_progress(state, new, schedule)})
 
     return step
+
+
+def _update(optimizer, layouts, grads, state, finite):
+    """The new parameters and optimizer state; the old ones where `finite` is false (None: always the new ones)."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = (layouts or optax).apply_updates(state.params, updates)
+    if finite is not None:
+        params, opt_state = _select(finite, (params, opt_state), (state.params, state.opt_state))
+    return params if layouts is None else layouts.gather(params, state.params), opt_state
+
+
+def _advance(state: TrainState, params: Any, opt_state: Any, finite: jax.Array, guarded: bool) -> TrainState:
+    """The state after an update. guarded: whether an update that is not finite was skipped."""
+    skipped = state.skipped + (1 - finite) if guarded else state.skipped
+    scaling = None if state.scaling is None else next_scaling(state.scaling, finite)
+    return TrainState(state.step + 1, params, opt_state, state.key, skipped, scaling, state.frozen)
+
+
+def _progress(state: TrainState, new: TrainState, schedule: Callable[[Any], Any]) -> dict[str, Any]:
+    """Metrics of the step from state `state` to `new`: learning rate, skipped updates and loss scale."""
+    metrics = {"learning_rate": schedule(state.step - state.skipped), "skipped": new.skipped}
+    return metrics if state.scaling is None else {**metrics, "loss_scale": state.scaling["scale"]}
+
+
+def _scalars(metrics: dict[str, Any]) -> dict[str, jax.Array]:
+    """The scalar metrics, as float32."""
+    return {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items() if not jnp.ndim(x)}
 
 
 def _on_frozen(apply, frozen, params, *args, **kwargs):
