@@ -98,7 +98,8 @@ def program(stage: str, topology: str) -> Any:
 def step(stage: str, topology: str) -> dict[str, Any]:
     """Whether the training step fits, with the memory limit, the step's arguments and its peak in bytes per device."""
     from jaxnlp.planning.gradients import compiled_bytes
-    from jaxnlp.planning.planner import device_memory_limit, step_batch
+    from jaxnlp.planning.memory_limits import device_memory_limit
+    from jaxnlp.planning.planner import step_batch
 
     print(f"compiling the step of {stage} for {topology}", file=sys.stderr, flush=True)
     of = program(stage, topology)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from jaxnlp.data.source import Record, Source
-from jaxnlp.data.text import sources
+from jaxnlp.data.text import sources, text_files
 from jaxnlp.errors import FieldError, UserError
 
 
@@ -106,24 +106,24 @@ def text_field(record: Record, name: str, setting: str) -> str:
 
 def read_records(path: pathlib.Path) -> Iterator[Record]:
     """Yields the records of one file. Raises UserError naming the file and, if known, the line."""
-    kind = sources.kind_of(path)
+    kind = text_files.kind_of(path)
     if kind == ".parquet":
         yield from _read_parquet(path)
         return
     readers = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".csv": _read_table, ".tsv": _read_table}
     if kind not in readers:
         raise UserError(f"{path}: not a file of records; expected a name in {', '.join(readers)}, .parquet")
-    with sources.clear_errors(path), sources.open_text(path) as lines:
+    with text_files.clear_errors(path), text_files.open_text(path) as lines:
         yield from readers[kind](path, lines)
 
 
 def parse_json(line: str, where: str) -> Record:
     """Parses a line of JSON into a record. Raises UserError, naming `where`, if it is not a JSON object."""
-    found = sources.json_line(line, where)
+    found = text_files.json_line(line, where)
     if not isinstance(found, dict):
         raise UserError(f"{where}: holds {type(found).__name__}, expected an object with fields")
     if "\\u" in line:
-        sources.check_surrogates(json.dumps(found, ensure_ascii=False), where)
+        text_files.check_surrogates(json.dumps(found, ensure_ascii=False), where)
     return Record(where, found)
 
 
@@ -134,7 +134,7 @@ def _read_jsonl(path: pathlib.Path, lines: Any) -> Iterator[Record]:
 
 
 def _read_table(path: pathlib.Path, lines: Any) -> Iterator[Record]:
-    if sources.kind_of(path) == ".tsv":  # where a quotation mark is a character as any other
+    if text_files.kind_of(path) == ".tsv":  # where a quotation mark is a character as any other
         rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         rows = csv.reader(lines, strict=True)
@@ -153,8 +153,8 @@ def _read_table(path: pathlib.Path, lines: Any) -> Iterator[Record]:
 
 
 def _read_parquet(path: pathlib.Path) -> Iterator[Record]:
-    file, number = sources.open_parquet(path), 0
-    for batch in sources.parquet_batches(path, file, None):
+    file, number = text_files.open_parquet(path), 0
+    for batch in text_files.parquet_batches(path, file, None):
         for fields in batch.to_pylist():
             number += 1
             yield Record(f"{path}, row {number}", fields)

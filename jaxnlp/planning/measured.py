@@ -12,7 +12,7 @@ import jax
 
 from jaxnlp.errors import UserError
 from jaxnlp.planning.hlo import COLLECTIVE, KINDS, LOOP, MATMUL, OTHER
-from jaxnlp.planning.planner import StepPlan
+from jaxnlp.planning.step_plan import StepPlan
 from jaxnlp.training.experiment import Experiment, abstract_batch
 from jaxnlp.training.run_folder.metric_log import LOG, read_log
 from jaxnlp.training.step.program import build

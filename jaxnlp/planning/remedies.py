@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxnlp.figures.parallelism import amount
-from jaxnlp.planning.planner import PLAN_ERRORS, StepPlan, estimate_step, num_shards, plan_step
+from jaxnlp.planning.planner import PLAN_ERRORS, estimate_step, num_shards, plan_step
+from jaxnlp.planning.step_plan import StepPlan
 from jaxnlp.sharding.presets import ZERO1, ZERO2, ZERO3
 from jaxnlp.sharding.rules import Sharding, as_tuple
 from jaxnlp.training.experiment import Experiment

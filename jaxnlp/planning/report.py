@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from jaxnlp.figures.parallelism import amount
 from jaxnlp.planning.hlo import COLLECTIVE, MATMUL, OTHER
 from jaxnlp.planning.measured import Measured, Trace
-from jaxnlp.planning.planner import COMPUTE, MEMORY, StepPlan
+from jaxnlp.planning.step_plan import StepPlan
+from jaxnlp.planning.step_time import COMPUTE, MEMORY
 
 
 def format_plan(plan: StepPlan) -> str:

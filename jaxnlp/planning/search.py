@@ -10,7 +10,8 @@ from jaxnlp.errors import UserError
 from jaxnlp.figures.parallelism import amount
 from jaxnlp.nn.ring import Ring
 from jaxnlp.planning.network import link_group
-from jaxnlp.planning.planner import PLAN_ERRORS, StepPlan, estimate_step, plan_step
+from jaxnlp.planning.planner import PLAN_ERRORS, estimate_step, plan_step
+from jaxnlp.planning.step_plan import StepPlan
 from jaxnlp.sharding.mesh import MeshConfig, tpu_slices
 from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB
 from jaxnlp.sharding.presets import DDP, DP_PP_TP, PP, TP, TP_SP, ZERO1, ZERO2, ZERO3

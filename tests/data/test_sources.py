@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from jaxnlp.data.text import sources
+from jaxnlp.data.text import sources, text_files
 from jaxnlp.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -87,13 +87,13 @@ def test_zstandard_frames_one_after_another_and_byte_order_marks(tmp_path):
     text = "".join(f"line {i} {i * i}\n" for i in range(20_000))
     frames = [zstandard.compress(part.encode()) for part in (text[:70_000], text[70_000:])]
     (tmp_path / "a.txt.zst").write_bytes(b"".join(frames))
-    assert list(sources.read_file(tmp_path / "a.txt.zst", "text", "file")) == [text]
+    assert list(text_files.read_file(tmp_path / "a.txt.zst", "text", "file")) == [text]
     for cut in (10, len(frames[0]) - 1, len(frames[0]) + 100):
         (tmp_path / "a.txt.zst").write_bytes(b"".join(frames)[:cut])
         with pytest.raises(UserError, match="ends in the middle of a zstandard frame"):
-            list(sources.read_file(tmp_path / "a.txt.zst", "text", "file"))
+            list(text_files.read_file(tmp_path / "a.txt.zst", "text", "file"))
     (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "marked"}\n')
-    assert list(sources.read_file(tmp_path / "b.jsonl", "text", "file")) == ["marked"]
+    assert list(text_files.read_file(tmp_path / "b.jsonl", "text", "file")) == ["marked"]
 
 
 def test_a_damaged_parquet_page(tmp_path):
@@ -110,7 +110,7 @@ def test_a_damaged_parquet_page(tmp_path):
 def test_text_in_another_encoding_is_refused_however_it_is_cut(tmp_path, document):
     (tmp_path / "a.txt").write_bytes("two lines\n\nof text\n".encode("utf-16-le"))
     with pytest.raises(UserError, match="NUL byte"):
-        list(sources.read_file(tmp_path / "a.txt", "text", document))
+        list(text_files.read_file(tmp_path / "a.txt", "text", document))
 
 
 def test_a_path_behind_a_locked_folder(tmp_path, monkeypatch):
@@ -119,7 +119,7 @@ def test_a_path_behind_a_locked_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "is_dir", refuse)
     with pytest.raises(UserError, match="check the permissions of it and of its folder"):
-        sources.expand("data.source.train", str(tmp_path / "a.txt"))
+        text_files.expand("data.source.train", str(tmp_path / "a.txt"))
 
 
 def test_the_fingerprint_follows_the_files(tmp_path):

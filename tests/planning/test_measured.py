@@ -18,8 +18,8 @@ from jaxnlp.planning.measured import (
     operation_class,
     step_operations,
 )
-from jaxnlp.planning.planner import StepPlan
 from jaxnlp.planning.report import format_comparison
+from jaxnlp.planning.step_plan import StepPlan
 from tests.entry import ROOT, run
 
 PLAN = StepPlan(

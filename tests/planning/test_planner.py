@@ -16,11 +16,12 @@ from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.ring import Ring
 from jaxnlp.optim import OptimConfig
-from jaxnlp.planning import planner, remedies
+from jaxnlp.planning import memory_limits, planner, remedies, step_plan
 from jaxnlp.planning import search as searching
-from jaxnlp.planning.planner import StepPlan, plan_step
+from jaxnlp.planning.planner import plan_step
 from jaxnlp.planning.remedies import config_changes, with_remedies
 from jaxnlp.planning.report import format_plan, format_ranking
+from jaxnlp.planning.step_plan import StepPlan
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.presets import DDP, PP, TP, ZERO1, ZERO2, ZERO3
 from jaxnlp.training.experiment import Experiment
@@ -152,7 +153,7 @@ def test_where_nothing_fits_more_devices_are_looked_for(monkeypatch):
 )
 def test_the_compilers_own_figure_is_told(plans, error, needs):
     size = planner.required_bytes(f"RESOURCE_EXHAUSTED: {error}")
-    assert f"the step needs {needs} on each cpu" in planner.exceeds_device_memory(plans["DDP"], size).problem
+    assert f"the step needs {needs} on each cpu" in step_plan.exceeds_device_memory(plans["DDP"], size).problem
 
 
 def test_mixed_precision_counts_two_two_twelve():
@@ -273,28 +274,28 @@ def test_over_slices_each_has_a_copy_of_what_is_tried_and_of_what_is_advised():
 def test_an_attached_device_is_asked_for_its_memory_and_one_that_is_named_is_not(monkeypatch):
     here, there = gpus(2, 1)
     here = dataclasses.replace(here, stats={"bytes_limit": 60e9})
-    assert planner.device_memory_limit(here) == 80e9  # no such device is attached
-    monkeypatch.setattr(planner.jax, "local_devices", lambda: [here])
-    assert planner.device_memory_limit(here) == planner.device_memory_limit(there) == 60e9
-    assert planner.device_memory_limit(Fake((0, 0, 0))) == 15.75 * 2**30
+    assert memory_limits.device_memory_limit(here) == 80e9  # no such device is attached
+    monkeypatch.setattr(memory_limits.jax, "local_devices", lambda: [here])
+    assert memory_limits.device_memory_limit(here) == memory_limits.device_memory_limit(there) == 60e9
+    assert memory_limits.device_memory_limit(Fake((0, 0, 0))) == 15.75 * 2**30
     silent = dataclasses.replace(here, stats=None)
-    monkeypatch.setattr(planner.jax, "local_devices", lambda: [silent])
-    assert planner.device_memory_limit(silent) == 80e9
+    monkeypatch.setattr(memory_limits.jax, "local_devices", lambda: [silent])
+    assert memory_limits.device_memory_limit(silent) == 80e9
     unknown = dataclasses.replace(silent, device_kind="NVIDIA GB999")
-    monkeypatch.setattr(planner.jax, "local_devices", lambda: [unknown])
-    assert planner.device_memory_limit(unknown) is None
+    monkeypatch.setattr(memory_limits.jax, "local_devices", lambda: [unknown])
+    assert memory_limits.device_memory_limit(unknown) is None
 
 
 def test_the_hosts_memory_is_shared_by_its_devices(monkeypatch):
-    assert planner.host_memory_limit(Fake((0, 0, 0))) == 512 * 2**30 / 8
-    assert planner.host_memory_limit(gpus(1, 1)[0]) == 2e12 / 8
-    assert planner.host_memory_limit(Fake((0, 0, 0), device_kind="TPU v4")) is None
+    assert memory_limits.host_memory_limit(Fake((0, 0, 0))) == 512 * 2**30 / 8
+    assert memory_limits.host_memory_limit(gpus(1, 1)[0]) == 2e12 / 8
+    assert memory_limits.host_memory_limit(Fake((0, 0, 0), device_kind="TPU v4")) is None
     # Attached ones: of this machine's, by the GPUs of the host, though each has a process of its own.
     attached = gpus(2, 4)
-    monkeypatch.setattr(planner, "host_ram", lambda: 400)
-    monkeypatch.setattr(planner.jax, "devices", lambda: attached)
-    monkeypatch.setattr(planner.jax, "local_devices", lambda: attached[1:2])
-    assert planner.host_memory_limit(attached[0]) == 100
+    monkeypatch.setattr(memory_limits, "host_ram", lambda: 400)
+    monkeypatch.setattr(memory_limits.jax, "devices", lambda: attached)
+    monkeypatch.setattr(memory_limits.jax, "local_devices", lambda: attached[1:2])
+    assert memory_limits.host_memory_limit(attached[0]) == 100
 
 
 def instead(e: Experiment, devices) -> StepPlan:
@@ -325,7 +326,7 @@ def test_a_step_that_takes_more_of_the_hosts_memory_than_there_is_does_not_fit(m
 def test_what_the_compiler_puts_in_the_hosts_memory_counts(plans):
     found = dataclasses.replace(plans["DDP"], compiled={**plans["DDP"].compiled, "host": 200}, host_memory_limit=100.0)
     assert plans["DDP"].host_fits and not found.host_fits
-    problem = planner.exceeds_host_memory(found).problem
+    problem = step_plan.exceeds_host_memory(found).problem
     assert problem == "does not fit: the step needs 200 B of host memory for each cpu and 100 B are there"
 
 

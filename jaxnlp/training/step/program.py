@@ -21,6 +21,7 @@ from jaxnlp.optim import LAYERWISE, make_optimizer
 from jaxnlp.peft.tuning import TunedModel, attach
 from jaxnlp.sharding.functional import abstract_params, init_params, make_apply
 from jaxnlp.sharding.mesh import make_mesh
+from jaxnlp.sharding.pipeline import named_schedule
 from jaxnlp.sharding.rules import as_tuple, resolve
 from jaxnlp.training.experiment import Experiment, check_batch
 from jaxnlp.training.step.offload import Offload
@@ -82,6 +83,11 @@ class Program:
             spec = resolve("/".join(path), names, x.shape, rules, self.mesh.shape)
             own = set_at(own, path, jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec)))
         return own, self.tuning.base_axes
+
+    @property
+    def pipeline_schedule(self) -> Any:
+        """The schedule of `sharding/pipeline.py`; None without pipeline parallelism."""
+        return named_schedule(self.experiment.sharding.pipeline) if self.mesh.shape["stage"] > 1 else None
 
     def context(self, *, any_length: bool = False, **rules: Any) -> contextlib.ExitStack:
         """A context with the mesh and the rule tables, for code that traces the model.
