@@ -59,7 +59,7 @@ class BertConfig(ModelConfig):
     attention: AttentionKernel = dataclasses.field(default_factory=kernels.Einsum)
     heads: tuple[str, ...] = ("masked_lm", "next_sentence")
     dropout_rate: float = 0.1
-    remat: object = "none"  # a name or a Remat; of a type that flags can set
+    remat: object = "none"  # a policy's name or a Remat; typed so that flags can set it
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
 
@@ -74,7 +74,7 @@ class BertConfig(ModelConfig):
         checks.components(self)
         for head in self.heads:
             if head not in HEADS:
-                raise FieldError("heads", head, f"expected some of {', '.join(HEADS)}")
+                raise FieldError("heads", head, f"expected one of {', '.join(HEADS)}")
 
     @property
     def hidden_dim(self) -> int:
@@ -211,12 +211,12 @@ class Block(nn.Module):
         )
         norm_1, norm_2 = (c.norm.module(c.policy, name=name) for name in ("attention_norm", "mlp_norm"))
         drop = lambda x: nn.Dropout(c.dropout_rate)(x, deterministic)
-        see = lambda x: attend(x, mask, positions, bias=bias, deterministic=deterministic)[0]
+        self_attend = lambda x: attend(x, mask, positions, bias=bias, deterministic=deterministic)[0]
         if c.norm_position == "pre":
-            x_BTD = x_BTD + drop(see(norm_1(x_BTD)))
+            x_BTD = x_BTD + drop(self_attend(norm_1(x_BTD)))
             x_BTD = x_BTD + drop(feed(norm_2(x_BTD)))
         else:
-            x_BTD = norm_1(x_BTD + drop(see(x_BTD)))
+            x_BTD = norm_1(x_BTD + drop(self_attend(x_BTD)))
             x_BTD = norm_2(x_BTD + drop(feed(x_BTD)))
         self.sow("intermediates", "hidden", x_BTD)
         return constrain(x_BTD, "batch", "residual", "activation"), cache

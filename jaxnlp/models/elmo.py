@@ -68,13 +68,15 @@ class ElmoConfig(ModelConfig):
         if self.num_highway < 0:
             raise FieldError("num_highway", self.num_highway, "expected zero or more")
         if not self.filters:
-            raise FieldError("filters", self.filters, "expected one kind or more, as ((1, 32), (2, 64))")
+            raise FieldError("filters", self.filters, "expected at least one (width, count), as ((1, 32), (2, 64))")
         for kind in self.filters:
             if len(kind) != 2 or min(kind) < 1:
-                raise FieldError("filters", kind, "expected (width, how many), both positive, as (3, 64)")
+                raise FieldError("filters", kind, "expected (width, count), both positive, as (3, 64)")
         widest = max(width for width, _ in self.filters)
         if self.max_chars < max(3, widest):
-            raise FieldError("max_chars", self.max_chars, f"expected 3 or more, and the widest filter has {widest}")
+            raise FieldError(
+                "max_chars", self.max_chars, f"expected at least 3 and the width of the widest filter, {widest}"
+            )
         self.cell.check()
 
     @property
@@ -129,7 +131,7 @@ class Elmo(nn.Module):
         if tokens_BTC.ndim != 3 or tokens_BTC.shape[-1] != c.max_chars:
             raise UserError(
                 f"model.max_chars={c.max_chars}: the tokens have shape {tokens_BTC.shape}, expected (batch, words, "
-                f"{c.max_chars}); give data.task.max_chars and model.max_chars the same number"
+                f"{c.max_chars}); set data.task.max_chars and model.max_chars to the same number"
             )
         segments_BT = (tokens_BTC != NO_WORD).any(-1) if segment_ids is None else segment_ids
         drop = nn.Dropout(c.dropout_rate, deterministic=deterministic)
@@ -144,10 +146,10 @@ class Elmo(nn.Module):
                 y_BTP, _ = layer(x_BTP, segments_BT, None)
                 y_BTP = y_BTP if i == 0 else x_BTP + y_BTP
                 outputs.append(constrain(y_BTP, "batch", "length", "activation"))
-        both = [jnp.concatenate(pair, axis=-1) for pair in zip(*ways.values(), strict=True)]
+        layers = [jnp.concatenate(pair, axis=-1) for pair in zip(*ways.values(), strict=True)]
         softmax = Softmax(c, name="softmax")
         logits = {way: softmax(drop(outputs[-1])) for way, outputs in ways.items()}
-        return {"layers": jnp.stack(both).astype(jnp.float32), **logits}
+        return {"layers": jnp.stack(layers).astype(jnp.float32), **logits}
 
 
 class Softmax(nn.Module):

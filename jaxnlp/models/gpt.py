@@ -70,7 +70,7 @@ class GPTConfig(ModelConfig):
     use_bias: bool = True
     tie_embeddings: bool = True
     dropout_rate: float = 0.0
-    remat: object = "none"  # a name or a Remat; of a type that flags can set
+    remat: object = "none"  # a policy's name or a Remat; typed so that flags can set it
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
 
@@ -93,7 +93,7 @@ class GPTConfig(ModelConfig):
             raise FieldError(
                 "attention_softcap",
                 self.attention_softcap,
-                f"attention={checks.name(self.attention)} has none; use Einsum()",
+                f"attention={checks.name(self.attention)} does not support a soft cap; use Einsum()",
             )
         checks.above_zero(self, "30.0", "attention_softcap", "logit_softcap")
 

@@ -126,17 +126,19 @@ class ModelWithHead(ModelConfig):
             raise FieldError(
                 "body",
                 body,
-                "is an encoder-decoder, which takes no head; use an encoder, as BertConfig(), or a decoder, as "
-                "GPTConfig(), or write the labels as text and train with objective=Seq2Seq()",
+                "is an encoder-decoder, which does not support heads; use an encoder, as BertConfig(), or a decoder, "
+                "as GPTConfig(), or write the labels as text and train with objective=Seq2Seq()",
             )
         if self.body.kind == "decoder":
             return
         if self.body.kind != "encoder":
-            raise FieldError("body", body, "gives no states to read; use BertConfig(), GPTConfig() or LlamaConfig()")
+            raise FieldError(
+                "body", body, "has no hidden states for a head; use BertConfig(), GPTConfig() or LlamaConfig()"
+            )
         allowed = ((),) if self.head.of_tokens else ((), ("pooler",))
         if tuple(self.body.heads) not in allowed:
             expected = " or ".join(map(str, allowed))
-            raise FieldError("body.heads", self.body.heads, f"{head} would leave them untrained; use {expected}")
+            raise FieldError("body.heads", self.body.heads, f"{head} does not train these heads; use {expected}")
 
     @property
     def length_limit(self) -> int | None:
@@ -206,8 +208,8 @@ class ModelWithHeadModule(nn.Module):
         if len(lead) != (1 if head.of_tokens else 2):
             expected = "(batch, length)" if head.of_tokens else "(batch, sequences, length)"
             raise UserError(
-                f"model.head={checks.name(head)}: reads tokens of shape {expected}, this batch has {tokens.shape}; "
-                "use the data.task of such a task"
+                f"model.head={checks.name(head)}: expected tokens of shape {expected}, got {tokens.shape}; "
+                "set data.task to a task for this head"
             )
         flat = lambda x: None if x is None else x.reshape(-1, T)
         states, pooled, lm = self.states(flat(tokens), flat(types), flat(segment_ids), deterministic)

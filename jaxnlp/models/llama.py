@@ -59,10 +59,10 @@ class LlamaConfig(ModelConfig):
     qkv_bias: bool = False
     out_bias: bool = False
     tie_embeddings: bool = False
-    remat: object = "none"  # a name or a Remat; of a type that flags can set
+    remat: object = "none"  # a policy's name or a Remat; typed so that flags can set it
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
-    dropout_rate = 0.0  # has none
+    dropout_rate = 0.0  # Llama has no dropout
 
     def check(self) -> None:
         """Raises FieldError naming the first field whose value cannot work."""
@@ -76,9 +76,7 @@ class LlamaConfig(ModelConfig):
         if isinstance(self.positions, positions.Rotary) and self.key_dim % 2:
             raise FieldError("head_dim", self.key_dim, "expected an even number with Rotary() positions")
         if self.positions.bounded:
-            raise FieldError(
-                "positions", checks.name(self.positions), "a Llama has no table of positions; use Rotary()"
-            )
+            raise FieldError("positions", checks.name(self.positions), "Llama has no position table; use Rotary()")
 
     def build(self) -> "Llama":
         return Llama(self)

@@ -57,7 +57,7 @@ class T5Config(ModelConfig):
     tie_embeddings: bool = False
     scale_logits: bool = False
     dropout_rate: float = 0.1
-    remat: object = "none"  # a name or a Remat; of a type that flags can set
+    remat: object = "none"  # a policy's name or a Remat; typed so that flags can set it
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
 
@@ -70,16 +70,18 @@ class T5Config(ModelConfig):
         checks.components(self)
         if self.positions.bounded:
             raise FieldError(
-                "positions", checks.name(self.positions), "a T5 has no table of positions; use RelativeBuckets()"
+                "positions", checks.name(self.positions), "T5 has no position table; use RelativeBuckets()"
             )
 
     @property
     def decoder(self) -> "T5Config":
         """The decoder's config: `num_layers` is its number of layers, and its positions are unidirectional."""
-        where = self.positions
-        if isinstance(where, RelativeBuckets):
-            where = dataclasses.replace(where, bidirectional=False)
-        return dataclasses.replace(self, num_layers=self.num_decoder_layers or self.num_layers, positions=where)
+        unidirectional = self.positions
+        if isinstance(unidirectional, RelativeBuckets):
+            unidirectional = dataclasses.replace(unidirectional, bidirectional=False)
+        return dataclasses.replace(
+            self, num_layers=self.num_decoder_layers or self.num_layers, positions=unidirectional
+        )
 
     def build(self) -> "T5":
         return T5(self)
@@ -97,10 +99,10 @@ class T5Config(ModelConfig):
         D, P = self.embed_dim, self.num_heads * self.head_dim
         feed = (6 if self.mlp.gated else 4) * D * self.mlp_dim
         encoder = self.num_layers * (8 * D * P + 4 * length * P + feed)
-        own = self.decoder.num_layers * (12 * D * P + 4 * (predicted_fraction + 1) * length * P + feed)
-        shared = self.decoder.num_layers * 4 * D * P  # the encoder's keys and values, once for each layer
+        decoder = self.decoder.num_layers * (12 * D * P + 4 * (predicted_fraction + 1) * length * P + feed)
+        cross = self.decoder.num_layers * 4 * D * P  # the encoder's keys and values, once for each layer
         assert self.vocab_size is not None
-        return 3.0 * (encoder + shared + predicted_fraction * (own + 2 * D * self.vocab_size))
+        return 3.0 * (encoder + cross + predicted_fraction * (decoder + 2 * D * self.vocab_size))
 
     def init_cache(self, batch: int, length: int) -> dict[str, Any]:
         """An empty key-value cache for `length` positions of the decoder (`nn/stack.py`).
@@ -252,18 +254,18 @@ class DecoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, cache, memory_BSD, mask, across, positions, bias, deterministic):
         c = self.config
-        own, cross = (None, None) if cache is None else cache
-        attend, read, feed = heads(c, "attention"), heads(c, "cross_attention"), feed_forward(c)
+        self_cache, cross = (None, None) if cache is None else cache
+        attend, cross_attend, feed = heads(c, "attention"), heads(c, "cross_attention"), feed_forward(c)
         normed = c.norm.module(c.policy, name="attention_norm")(x_BTD)
-        y_BTD, own = attend(normed, mask, positions, cache=own, bias=bias, deterministic=deterministic)
+        y_BTD, self_cache = attend(normed, mask, positions, cache=self_cache, bias=bias, deterministic=deterministic)
         x_BTD = x_BTD + dropped(c, y_BTD, deterministic)
-        pair, cross = cross_keys_values(read, memory_BSD, cross)
+        pair, cross = cross_keys_values(cross_attend, memory_BSD, cross)
         normed = c.norm.module(c.policy, name="cross_attention_norm")(x_BTD)
-        y_BTD, _ = read(normed, across, keys_values=pair, deterministic=deterministic)
+        y_BTD, _ = cross_attend(normed, across, keys_values=pair, deterministic=deterministic)
         x_BTD = x_BTD + dropped(c, y_BTD, deterministic)
         x_BTD = x_BTD + dropped(c, feed(c.norm.module(c.policy, name="mlp_norm")(x_BTD)), deterministic)
         self.sow("intermediates", "hidden", x_BTD)
-        return x_BTD, None if cache is None else (own, cross)
+        return x_BTD, None if cache is None else (self_cache, cross)
 
 
 def heads(c: T5Config, name: str) -> attention.MultiHeadAttention:

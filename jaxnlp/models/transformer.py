@@ -60,7 +60,7 @@ class TransformerConfig(ModelConfig):
     use_bias: bool = True
     tie_embeddings: bool = True
     dropout_rate: float = 0.1
-    remat: object = "none"  # a name or a Remat; of a type that flags can set
+    remat: object = "none"  # a policy's name or a Remat; typed so that flags can set it
     scan_layers: bool = False
     policy: Policy = dataclasses.field(default_factory=Policy)
 
@@ -108,10 +108,10 @@ class TransformerConfig(ModelConfig):
         feed = (6 if self.mlp.gated else 4) * D * self.hidden_dim
         encoder = self.num_layers * (attend(length) + feed)
         # The encoder's keys and values are computed once per input token; queries and mixing once per output token.
-        own = self.decoder.num_layers * (attend(predicted_fraction * length) + feed + 4 * D * P + 4 * length * P)
+        decoder = self.decoder.num_layers * (attend(predicted_fraction * length) + feed + 4 * D * P + 4 * length * P)
         assert self.vocab_size is not None
-        shared = self.decoder.num_layers * 4 * D * P
-        return 3.0 * (encoder + shared + predicted_fraction * (own + 2 * D * self.vocab_size))
+        cross = self.decoder.num_layers * 4 * D * P
+        return 3.0 * (encoder + cross + predicted_fraction * (decoder + 2 * D * self.vocab_size))
 
     def init_cache(self, batch: int, length: int) -> dict[str, Any]:
         """An empty key-value cache for `length` positions of the decoder (`nn/stack.py`).
@@ -252,8 +252,8 @@ class EncoderBlock(nn.Module):
     def __call__(self, x_BSD, cache, mask, positions, bias, deterministic):
         c = self.config
         attend, feed = heads(c, "attention"), feed_forward(c)
-        see = lambda x: attend(x, mask, positions, bias=bias, deterministic=deterministic)[0]
-        x_BSD = residual(c, "attention_norm", see, x_BSD, deterministic)
+        self_attend = lambda x: attend(x, mask, positions, bias=bias, deterministic=deterministic)[0]
+        x_BSD = residual(c, "attention_norm", self_attend, x_BSD, deterministic)
         x_BSD = residual(c, "mlp_norm", feed, x_BSD, deterministic)
         self.sow("intermediates", "hidden", x_BSD)
         return constrain(x_BSD, "batch", "residual", "activation"), cache
@@ -267,22 +267,22 @@ class DecoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, cache, memory_BSD, mask, across, positions, bias, deterministic):
         c = self.config
-        own, cross = (None, None) if cache is None else cache
-        attend, read, feed = heads(c, "attention"), heads(c, "cross_attention"), feed_forward(c)
+        self_cache, cross = (None, None) if cache is None else cache
+        attend, cross_attend, feed = heads(c, "attention"), heads(c, "cross_attention"), feed_forward(c)
 
-        def see(x):
-            nonlocal own
-            y, own = attend(x, mask, positions, cache=own, bias=bias, deterministic=deterministic)
+        def self_attend(x):
+            nonlocal self_cache
+            y, self_cache = attend(x, mask, positions, cache=self_cache, bias=bias, deterministic=deterministic)
             return y
 
-        x_BTD = residual(c, "attention_norm", see, x_BTD, deterministic)
-        pair, cross = cross_keys_values(read, memory_BSD, cross)
-        look = lambda x: read(x, across, keys_values=pair, deterministic=deterministic)[0]
-        x_BTD = residual(c, "cross_attention_norm", look, x_BTD, deterministic)
+        x_BTD = residual(c, "attention_norm", self_attend, x_BTD, deterministic)
+        pair, cross = cross_keys_values(cross_attend, memory_BSD, cross)
+        attend_inputs = lambda x: cross_attend(x, across, keys_values=pair, deterministic=deterministic)[0]
+        x_BTD = residual(c, "cross_attention_norm", attend_inputs, x_BTD, deterministic)
         x_BTD = residual(c, "mlp_norm", feed, x_BTD, deterministic)
         self.sow("intermediates", "hidden", x_BTD)
         x_BTD = constrain(x_BTD, "batch", "residual", "activation")
-        return x_BTD, None if cache is None else (own, cross)
+        return x_BTD, None if cache is None else (self_cache, cross)
 
 
 def residual(c: TransformerConfig, norm: str, sublayer, x_BTD, deterministic) -> jax.Array:

@@ -79,7 +79,7 @@ class _DotScore(nn.Module):
         if q_BTD.shape[-1] != k_BSD.shape[-1]:
             raise UserError(
                 f"attention score: queries have {q_BTD.shape[-1]} features and keys {k_BSD.shape[-1]}; "
-                "a dot product needs as many of each: use General() or Additive()"
+                "a dot product needs equal sizes; use General() or Additive()"
             )
         scores_BTS = self.policy.dot(self.policy.operand(q_BTD), self.policy.operand(k_BSD), ROWS)
         return scores_BTS * q_BTD.shape[-1] ** -0.5 if self.scaled else scores_BTS
@@ -94,10 +94,10 @@ class _GeneralScore(nn.Module):
     def __call__(self, q_BTD: jax.Array, k_BSD: jax.Array) -> jax.Array:
         """scores_BTS, float32."""
         init = nn.initializers.glorot_uniform()
-        turned = Linear(
+        project = Linear(
             (k_BSD.shape[-1],), ("embed", "kv"), self.policy, use_bias=False, kernel_init=init, name="query"
         )
-        return _DotScore(False, self.policy)(turned(q_BTD), k_BSD)
+        return _DotScore(False, self.policy)(project(q_BTD), k_BSD)
 
 
 class _AdditiveScore(nn.Module):

@@ -33,11 +33,11 @@ def spell(words: Iterable[str | bytes | int], max_chars: int) -> np.ndarray:
 
 def _spell(word: str | bytes | int, max_chars: int) -> list[int]:
     if isinstance(word, int):
-        inner = [word]
+        characters = [word]
     else:
         text = word.encode(errors="replace") if isinstance(word, str) else word
-        inner = [byte + 1 for byte in text[: max_chars - 2]]
-    return [BEGIN_WORD, *inner, END_WORD, *[PADDING] * (max_chars - 2 - len(inner))]
+        characters = [byte + 1 for byte in text[: max_chars - 2]]
+    return [BEGIN_WORD, *characters, END_WORD, *[PADDING] * (max_chars - 2 - len(characters))]
 
 
 class CharacterCNN(nn.Module):

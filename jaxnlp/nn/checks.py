@@ -52,9 +52,11 @@ def components(config: Any) -> None:
     """The attention kernel supports the config's dropout and position encoding."""
     kernel = f"attention={name(config.attention)}"
     if config.dropout_rate and "dropout" not in config.attention.features:
-        raise FieldError("dropout_rate", config.dropout_rate, f"{kernel} cannot drop weights; use Einsum(), or 0")
+        raise FieldError(
+            "dropout_rate", config.dropout_rate, f"{kernel} does not support dropout of the weights; use Einsum(), or 0"
+        )
     if config.positions.biased and "bias" not in config.attention.features:
-        raise FieldError("positions", name(config.positions), f"{kernel} adds no bias; use Einsum()")
+        raise FieldError("positions", name(config.positions), f"{kernel} does not support a bias; use Einsum()")
 
 
 def name(component: Any) -> str:

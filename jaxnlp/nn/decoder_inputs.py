@@ -77,7 +77,9 @@ def encoder_segments(inputs_BS: Any, input_segments: Any, cache: Any) -> Any:
     """
     if inputs_BS is None:
         if cache is None or "cross" not in cache:
-            raise UserError("inputs: None, and the cache holds nothing of them; the first call gives the inputs")
+            raise UserError(
+                "inputs: got None, and the cache has no encoder keys and values; pass the inputs in the first call"
+            )
         return cache["input_segments"]
     if cache is not None and input_segments is None:
         return jnp.ones(inputs_BS.shape, jnp.int32)

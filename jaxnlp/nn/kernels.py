@@ -126,7 +126,7 @@ class DotProduct(AttentionKernel):
     ):
         aligned = mask.conditions == {"causal"} and q_BTHK.shape[1] == k_BSNK.shape[1]
         dense = None if aligned else mask.dense(q_BTHK.shape[1], k_BSNK.shape[1])
-        if self.implementation == "cudnn":  # which refuses keys that are split otherwise than queries
+        if self.implementation == "cudnn":  # cuDNN needs keys that are sharded like the queries
             k_BSNK, v_BSNK, _ = beside_queries(q_BTHK, k_BSNK, v_BSNK)
         q, k, v = (x.astype(policy.operand_dtype) for x in (q_BTHK, k_BSNK, v_BSNK))
         kernel: Any = self.implementation
@@ -167,9 +167,9 @@ class Flash(AttentionKernel):
                 f"attention Flash(): sequence length {length} is not a multiple of 128; change data.seq_len"
             )
         if num_shards("length") > 1:
-            raise UserError("attention Flash(): cannot see other devices' keys; use Ring() where mesh.sequence > 1")
+            raise UserError("attention Flash(): does not support a sharded sequence (mesh.sequence > 1); use Ring()")
         if mask.prefix_B is not None:
-            raise UserError("attention Flash(): has no prefix mask; use Einsum()")
+            raise UserError("attention Flash(): does not support a prefix mask; use Einsum()")
         k_BSNK, v_BSNK, axis = beside_queries(q_BTHK, k_BSNK, v_BSNK)
         q, k, v = (jnp.swapaxes(x.astype(policy.operand_dtype), 1, 2) for x in (q_BTHK, k_BSNK, v_BSNK))
         q = (q.astype(jnp.float32) * (q.shape[-1] ** -0.5 if scale is None else scale)).astype(q.dtype)

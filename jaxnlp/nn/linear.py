@@ -21,7 +21,7 @@ from jaxnlp.nn.policy import Policy
 
 Initializer = Callable[..., jax.Array]
 
-PRODUCT = "product"  # what remat policies know the output of a linear map by
+PRODUCT = "product"  # the name of a linear map's output in remat policies
 FEW_ROWS = 64  # up to this many rows a product is bound by reading the weights
 
 

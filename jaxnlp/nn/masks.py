@@ -63,8 +63,8 @@ class Mask:
         """Boolean (B or 1, 1, T, S), True where attention is allowed; None if every pair is allowed."""
         if self.num_prefix_keys:
             P = self.num_prefix_keys
-            rest = dataclasses.replace(self, num_prefix_keys=0).dense(query_len, key_len - P)
-            return None if rest is None else jnp.pad(rest, ((0, 0),) * 3 + ((P, 0),), constant_values=True)
+            dense = dataclasses.replace(self, num_prefix_keys=0).dense(query_len, key_len - P)
+            return None if dense is None else jnp.pad(dense, ((0, 0),) * 3 + ((P, 0),), constant_values=True)
         parts = []
         query, key = self.offset + jnp.arange(query_len)[:, None], jnp.arange(key_len)[None, :]
         if self.causal:

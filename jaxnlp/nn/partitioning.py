@@ -165,9 +165,9 @@ def _tuple(axes: Any) -> tuple[str, ...]:
 
 def _spec(names: tuple[str | None, ...], table: Mapping[str, Any]) -> PartitionSpec | None:
     """Mesh axes by a table, without the manual axes of a surrounding `shard_map`; None if the table lacks a name."""
-    known = [name for name in names if name is not None and name in table]
-    if len(known) < len(names):
+    ruled = [name for name in names if name is not None and name in table]
+    if len(ruled) < len(names):
         return None
     manual = set(jax.sharding.get_abstract_mesh().manual_axes)
-    auto = [tuple(axis for axis in _tuple(table[name]) if axis not in manual) for name in known]
+    auto = [tuple(axis for axis in _tuple(table[name]) if axis not in manual) for name in ruled]
     return PartitionSpec(*(axes[0] if len(axes) == 1 else (axes or None) for axes in auto))

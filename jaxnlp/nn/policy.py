@@ -71,9 +71,9 @@ class Policy:
         if not by_rows and not narrow:
             return plain(x, y).astype(dtype)
         on_cpu = functools.partial(_dot_by_rows, dims) if by_rows else plain
-        other = functools.partial(plain, preferred_element_type=dtype) if narrow else plain
+        off_cpu = functools.partial(plain, preferred_element_type=dtype) if narrow else plain
         return lax.platform_dependent(
-            x, y, cpu=lambda x, y: on_cpu(x, y).astype(dtype), default=lambda x, y: other(x, y).astype(dtype)
+            x, y, cpu=lambda x, y: on_cpu(x, y).astype(dtype), default=lambda x, y: off_cpu(x, y).astype(dtype)
         )
 
     def operand(self, x: jax.Array) -> jax.Array:

@@ -153,9 +153,9 @@ class Llama3Scaling(RotaryScaling):
 
     def __call__(self, frequency: np.ndarray, base: float) -> tuple[np.ndarray, float]:
         turns = self.original_max_length * frequency / (2 * np.pi)
-        keep = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        keep = np.clip(keep, 0.0, 1.0)
-        return frequency * (keep + (1 - keep) / self.factor), 1.0
+        smooth = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        smooth = np.clip(smooth, 0.0, 1.0)
+        return frequency * (smooth + (1 - smooth) / self.factor), 1.0
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)

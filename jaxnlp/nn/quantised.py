@@ -104,10 +104,10 @@ class Quantised(nn.meta.AxisMetadata):
         return self
 
 
-def block_size(count: int, most: int) -> int | None:
-    """Largest even size, up to `most`, of equal blocks of an axis of `count` numbers; None if too small."""
-    largest = next((size for size in range(min(most, count), 1, -1) if size % 2 == 0 and count % size == 0), 0)
-    return largest if largest >= min(SMALLEST, most) else None
+def block_size(count: int, max_size: int) -> int | None:
+    """Largest even size, up to `max_size`, of equal blocks of an axis of `count` numbers; None if too small."""
+    largest = next((size for size in range(min(max_size, count), 1, -1) if size % 2 == 0 and count % size == 0), 0)
+    return largest if largest >= min(SMALLEST, max_size) else None
 
 
 def quantise(kernel: jax.Array, how: Blocks) -> Quantised:

@@ -45,7 +45,9 @@ class LSTM:
             raise FieldError("projection_dim", self.projection_dim, "expected a positive number of features, or None")
         checks.above_zero(self, "3.0", "cell_clip", "projection_clip")
         if self.projection_clip is not None and self.projection_dim is None:
-            raise FieldError("projection_clip", self.projection_clip, "there is no projection; set projection_dim")
+            raise FieldError(
+                "projection_clip", self.projection_clip, "expected None without a projection; set projection_dim"
+            )
 
     def outputs(self, features: int) -> int:
         return self.projection_dim or features
@@ -169,7 +171,7 @@ class RecurrentLayer(nn.Module):
     def __call__(self, x_BTD, mask_BT, state):
         cell, policy, H = self.cell, self.policy, self.features
         B, P, shape = x_BTD.shape[0], cell.outputs(H), (cell.gates, H)
-        make = lambda name, init, axes, shape: parameter(self, name, init, axes, shape, policy.param_dtype)
+        param = lambda name, init, axes, shape: parameter(self, name, init, axes, shape, policy.param_dtype)
         x_BTGH = Linear(
             shape,
             AXES,
@@ -179,16 +181,16 @@ class RecurrentLayer(nn.Module):
             dtype="float32",
             name="input",
         )(x_BTD)
-        x_BTGH = x_BTGH + make("bias", cell.bias_init, AXES[1:], shape).astype(jnp.float32)
-        U = make("hidden", nn.initializers.orthogonal(), AXES, (P, *shape)).reshape(P, -1)
-        b = make("hidden_bias", nn.initializers.zeros, AXES[1:], shape).reshape(-1) if cell.hidden_bias else 0.0
+        x_BTGH = x_BTGH + param("bias", cell.bias_init, AXES[1:], shape).astype(jnp.float32)
+        U = param("hidden", nn.initializers.orthogonal(), AXES, (P, *shape)).reshape(P, -1)
+        b = param("hidden_bias", nn.initializers.zeros, AXES[1:], shape).reshape(-1) if cell.hidden_bias else 0.0
         V = None
         if cell.projection_dim is not None:
-            V = make("projection", nn.initializers.glorot_uniform(), ("mlp", "embed"), (H, P))
+            V = param("projection", nn.initializers.glorot_uniform(), ("mlp", "embed"), (H, P))
         hidden = lambda h_BP: (matmul(h_BP, U, policy) + b).reshape(B, *shape)
         project = lambda h_BH: h_BH if V is None else matmul(h_BH, V, policy)
 
-        def one(carry, inputs):
+        def step(carry, inputs):
             (state, segment_B), (x_BGH, mask_B) = carry, inputs
             if mask_B is None:
                 new = cell.step(state, x_BGH, hidden, project)
@@ -197,12 +199,12 @@ class RecurrentLayer(nn.Module):
             begins_B = real_B & (segment_B != 0) & (segment_B != mask_B)
             state = tuple(jnp.where(begins_B[:, None], 0.0, x) for x in state)
             new = cell.step(state, x_BGH, hidden, project)
-            stay = tuple(jnp.where(real_B[:, None], a, b) for a, b in zip(new, state, strict=True))
-            return (stay, jnp.where(real_B, mask_B, segment_B)), jnp.where(real_B[:, None], new[-1], 0.0)
+            next_state = tuple(jnp.where(real_B[:, None], a, b) for a, b in zip(new, state, strict=True))
+            return (next_state, jnp.where(real_B, mask_B, segment_B)), jnp.where(real_B[:, None], new[-1], 0.0)
 
         mask_TB = None if mask_BT is None else jnp.moveaxis(jnp.asarray(mask_BT, jnp.int32), 1, 0)
         start = cell.start(B, H) if state is None else jax.tree.map(lambda x: x.astype(jnp.float32), tuple(state))
         # The carry holds the segment of the last real token.
         inputs, carry = (jnp.moveaxis(x_BTGH, 1, 0), mask_TB), (start, jnp.zeros(B, jnp.int32))
-        (state, _), y_TBP = jax.lax.scan(one, carry, inputs, reverse=self.reverse)
+        (state, _), y_TBP = jax.lax.scan(step, carry, inputs, reverse=self.reverse)
         return jnp.moveaxis(y_TBP, 0, 1).astype(policy.dtype), state

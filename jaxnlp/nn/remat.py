@@ -40,10 +40,14 @@ class Remat:
         for field, places in (("save", self.save), ("offload", self.offload)):
             for place in places:
                 if place not in PLACES:
-                    raise FieldError(field, place, f"no such place; expected some of {', '.join(PLACES)}")
+                    raise FieldError(field, place, f"unknown activation; expected one of {', '.join(PLACES)}")
         for place in self.offload:
             if place in self.save:
-                raise FieldError("offload", place, "is in save too; an activation is kept in one memory")
+                raise FieldError(
+                    "offload",
+                    place,
+                    "is also in save; an activation is either saved or offloaded, so remove it from one of them",
+                )
 
 
 NAMES = Remat(save=("query", "key", "value", "context"))
@@ -52,9 +56,9 @@ OFFLOAD = Remat(offload=("query", "key", "value", "attention_out", "mlp_hidden")
 
 def check(config: Any) -> None:
     """Raises FieldError unless `config.remat` is the name of a policy or a `Remat`."""
-    known = f"expected one of {', '.join(POLICIES)}, or a Remat(save=..., offload=...) of places"
+    expected = f"expected one of {', '.join(POLICIES)}, or a Remat(save=..., offload=...)"
     if not isinstance(config.remat, Remat) and config.remat not in POLICIES:
-        raise FieldError("remat", config.remat, known)
+        raise FieldError("remat", config.remat, expected)
 
 
 def all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
@@ -70,32 +74,32 @@ def all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
     return not (floats or names <= {"sharding_constraint", "reshape"})
 
 
-def policy(remat: str | Remat, *more: str) -> Any:
+def policy(remat: str | Remat, *names: str) -> Any:
     """The policy for `jax.checkpoint` of a block; None saves nothing within it. Not for "none".
 
     Args:
-        more: names that are saved under every policy.
+        names: names that are saved under every policy.
 
     Raises:
         UserError: the policy offloads activations, and this backend has no pinned host memory.
     """
     if remat == "full":
-        return jax.checkpoint_policies.save_only_these_names(*more) if more else None
+        return jax.checkpoint_policies.save_only_these_names(*names) if names else None
     if remat == "dots":
-        return jax.checkpoint_policies.save_only_these_names(PRODUCT, *more)
+        return jax.checkpoint_policies.save_only_these_names(PRODUCT, *names)
     chosen = {"names": NAMES, "offload": OFFLOAD}.get(remat, remat) if isinstance(remat, str) else remat
     assert isinstance(chosen, Remat)
     if not chosen.offload:
-        return jax.checkpoint_policies.save_only_these_names(*chosen.save, *more)
+        return jax.checkpoint_policies.save_only_these_names(*chosen.save, *names)
     device = jax.local_devices()[0]
     kinds = [memory.kind for memory in device.addressable_memories()]
     if HOST not in kinds:
         raise UserError(
-            f"remat={remat!r}: {device.platform} devices have no memory {HOST!r} (they have {', '.join(kinds)}); "
+            f"remat={remat!r}: {device.platform} devices have no memory {HOST!r} (only {', '.join(kinds)}); "
             "use remat='names', or 'full'"
         )
     return jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[*chosen.save, *more],
+        names_which_can_be_saved=[*chosen.save, *names],
         names_which_can_be_offloaded=list(chosen.offload),
         offload_src="device",
         offload_dst=HOST,

@@ -162,14 +162,14 @@ def _share(ring: _Circle, q_BTHK, k_BSNK, v_BSNK, bias_BHTL, mask: Mask, drop):
     return out_CBNRK.reshape(C, B, N, G, t, K).transpose(1, 0, 4, 2, 3, 5).reshape(B, T, H, K)
 
 
-def _allowed(ring: _Circle, mask: Mask, held_BS, source, piece, rows: int, S: int):
+def _allowed(ring: _Circle, mask: Mask, key_segments_BS, source, piece, rows: int, S: int):
     """Mask of piece `piece` of this device's queries against the keys of device `source`, by position in the full
     sequence: (B or 1, 1, R, S), or None if every pair is allowed."""
     segments_CBt, prefix_B, t = mask.query_segments_BT, mask.prefix_B, ring.piece
     local = dataclasses.replace(
         mask,
         query_segments_BT=None if segments_CBt is None else segments_CBt[piece],
-        key_segments_BS=held_BS,
+        key_segments_BS=key_segments_BS,
         prefix_B=None if prefix_B is None else prefix_B - source * S,
         offset=mask.offset + (ring.source(0) - source) * S + piece * t,
     )
@@ -197,16 +197,16 @@ def _dropout_factors(ring: _Circle, drop, source, piece, scores):
     return jnp.where(uniform < 1 - ring.dropped.rate, 1 / (1 - ring.dropped.rate), 0.0)
 
 
-def _times(number, factor: int, more):
-    """number * factor + more in 64-bit arithmetic. A number is a pair of 32-bit words, the high word first."""
+def _times(number, factor: int, addend):
+    """number * factor + addend in 64-bit arithmetic. A number is a pair of 32-bit words, the high word first."""
     high, low = number
     (a, b), (c, d) = (low >> 16, low & 0xFFFF), (jnp.uint32(factor >> 16), jnp.uint32(factor & 0xFFFF))
     bottom = b * d
     middle = a * d + (bottom >> 16)
-    other = b * c + (middle & 0xFFFF)
-    high = high * jnp.uint32(factor) + a * c + (middle >> 16) + (other >> 16)
-    low = (other << 16) | (bottom & 0xFFFF)
-    total = low + more
+    carried = b * c + (middle & 0xFFFF)
+    high = high * jnp.uint32(factor) + a * c + (middle >> 16) + (carried >> 16)
+    low = (carried << 16) | (bottom & 0xFFFF)
+    total = low + addend
     return high + (total < low).astype(jnp.uint32), total
 
 
@@ -222,9 +222,9 @@ def _ring(ring: _Circle, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask: Mask, drop):
 def _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, drop):
     policy, S = ring.policy, k_BNSK.shape[2]
 
-    def fold(step, state, held):
-        """Updates the running softmax of each piece with the keys held now."""
-        k, v, segments = held
+    def fold(step, state, keys_values):
+        """Updates the running softmax of each piece with the keys that this device now holds."""
+        k, v, segments = keys_values
         source = ring.source(step)
 
         def piece(x):
@@ -240,15 +240,15 @@ def _ring_fwd(ring, q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, drop):
         return lax.map(piece, (jnp.arange(len(q_CBNRK)), q_CBNRK, bias_CBNRL, state))
 
     def one_step(carry, step):
-        state, held = carry
-        onward = ring.shift(held)  # does not wait for the products, so both run at once
-        return (fold(step, state, held), onward), None
+        state, keys_values = carry
+        onward = ring.shift(keys_values)  # does not wait for the products, so both run at once
+        return (fold(step, state, keys_values), onward), None
 
     zeros = jnp.zeros(q_CBNRK.shape, jnp.float32)
     state = (zeros, zeros[..., :1] - jnp.inf, zeros[..., :1])
-    held, last = (k_BNSK, v_BNSK, mask.key_segments_BS), ring.steps - 1
-    (state, held), _ = lax.scan(one_step, (state, held), jnp.arange(last))
-    out, top, total = fold(last, state, held)
+    keys_values, last_step = (k_BNSK, v_BNSK, mask.key_segments_BS), ring.steps - 1
+    (state, keys_values), _ = lax.scan(one_step, (state, keys_values), jnp.arange(last_step))
+    out, top, total = fold(last_step, state, keys_values)
     out = out / total
     return out, (q_CBNRK, k_BNSK, v_BNSK, bias_CBNRL, mask, drop, out, top, total)
 
@@ -258,9 +258,9 @@ def _ring_bwd(ring, residuals, d_out):
     policy, S = ring.policy, k_BNSK.shape[2]
     row = (d_out * out).sum(axis=-1, keepdims=True)
 
-    def add(step, grads, held):
-        """Adds the gradients from the keys held now. Gradients of keys travel around the ring with their keys."""
-        k, v, segments = held
+    def add(step, grads, keys_values):
+        """Adds the gradients from the keys that this device now holds. Their gradients travel with them."""
+        k, v, segments = keys_values
         source = ring.source(step)
 
         def piece(d_keys, x):
@@ -279,23 +279,23 @@ def _ring_bwd(ring, residuals, d_out):
                 d_bias = lax.dynamic_update_slice_in_dim(d_bias, d_share, source * S, axis=3)
             return d_keys, (d_q + policy.dot(d_scores, k, MIX), d_bias)
 
-        own, d_keys = grads
-        pieces = (jnp.arange(len(q_CBNRK)), q_CBNRK, bias_CBNRL, top, total, row, d_out, own)
-        d_keys, own = lax.scan(piece, d_keys, pieces)
-        return own, d_keys
+        d_queries, d_keys = grads
+        pieces = (jnp.arange(len(q_CBNRK)), q_CBNRK, bias_CBNRL, top, total, row, d_out, d_queries)
+        d_keys, d_queries = lax.scan(piece, d_keys, pieces)
+        return d_queries, d_keys
 
     def one_step(carry, step):
-        grads, held = carry
-        onward = ring.shift(held)
-        own, d_keys = add(step, grads, held)
-        return ((own, ring.shift(d_keys)), onward), None
+        grads, keys_values = carry
+        onward = ring.shift(keys_values)
+        d_queries, d_keys = add(step, grads, keys_values)
+        return ((d_queries, ring.shift(d_keys)), onward), None
 
     zeros = lambda x: None if x is None else jnp.zeros(x.shape, jnp.float32)
     grads = ((zeros(q_CBNRK), zeros(bias_CBNRL)), (zeros(k_BNSK), zeros(v_BNSK)))
-    held, last = (k_BNSK, v_BNSK, mask.key_segments_BS), ring.steps - 1
-    (grads, held), _ = lax.scan(one_step, (grads, held), jnp.arange(last))
-    (d_q, d_bias), d_keys = add(last, grads, held)
-    d_k, d_v = ring.shift(d_keys, -last)  # home
+    keys_values, last_step = (k_BNSK, v_BNSK, mask.key_segments_BS), ring.steps - 1
+    (grads, keys_values), _ = lax.scan(one_step, (grads, keys_values), jnp.arange(last_step))
+    (d_q, d_bias), d_keys = add(last_step, grads, keys_values)
+    d_k, d_v = ring.shift(d_keys, -last_step)  # back to the device that owns the keys
     d_bias = None if d_bias is None else d_bias.astype(bias_CBNRL.dtype)
     return d_q.astype(q_CBNRK.dtype), d_k.astype(k_BNSK.dtype), d_v.astype(v_BNSK.dtype), d_bias, None, None
 

@@ -50,8 +50,8 @@ def words_and_share(key: jax.Array) -> tuple[jax.Array, jax.Array]:
 def bits_at(words: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
     """Threefry's bits at indices of a flat array, uint32. high, low: the two 32-bit words of each index."""
     counts = jnp.concatenate([high.ravel(), low.ravel()])
-    first, second = jnp.split(extend.threefry_2x32((words[0], words[1]), counts), 2)
-    return (first ^ second).reshape(low.shape)
+    word_0, word_1 = jnp.split(extend.threefry_2x32((words[0], words[1]), counts), 2)
+    return (word_0 ^ word_1).reshape(low.shape)
 
 
 def plain_key(key: jax.Array) -> jax.Array:
@@ -88,13 +88,13 @@ def _random_bits(key, bit_width, shape):
     low, middle = key[2] * jnp.uint32(size & 0xFFFF), key[2] * jnp.uint32(size >> 16)
     start = low + (middle << 16)
     high = (middle >> 16) + (start < low).astype(jnp.uint32)
-    place = jax.lax.iota(jnp.uint32, size) + start
-    high = high + (place < start).astype(jnp.uint32)
-    first, second = jnp.split(extend.threefry_2x32((key[0], key[1]), jnp.concatenate([high, place])), 2)
+    index = jax.lax.iota(jnp.uint32, size) + start
+    high = high + (index < start).astype(jnp.uint32)
+    word_0, word_1 = jnp.split(extend.threefry_2x32((key[0], key[1]), jnp.concatenate([high, index])), 2)
     if bit_width == 64:
-        bits = (first.astype(jnp.uint64) << 32) | second.astype(jnp.uint64)
+        bits = (word_0.astype(jnp.uint64) << 32) | word_1.astype(jnp.uint64)
     else:
-        bits = (first ^ second).astype(jnp.dtype(f"uint{bit_width}"))
+        bits = (word_0 ^ word_1).astype(jnp.dtype(f"uint{bit_width}"))
     return bits.reshape(shape)
 
 

@@ -58,9 +58,9 @@ class ScannedLayers:
             with intercept_calls_at(self.path, self.interceptors):
                 return nn.apply(call, block(self.config))({"params": w}, x, rngs=rngs)
 
-        first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
+        first_layer = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
         # `nn.scan` traces its body twice, and the draws of the first trace advance the counters.
-        jax.eval_shape(lambda: layer(x, first(params), first(keys), counters))
+        jax.eval_shape(lambda: layer(x, first_layer(params), first_layer(keys), counters))
         body = lambda x, pair: (layer(checkpoint_name(x, remat.INPUT), pair[0], pair[1], _copied(counters)), None)
         return jax.lax.scan(body, x, (params, keys))[0]
 
@@ -157,11 +157,11 @@ def attach_cross_cache(layers: Any, cross: Any, config: Any) -> Any:
     """Caches of a decoder's layers: (self-attention cache, cross-attention cache) for each; cross may be None."""
     if config.scan_layers:
         return layers, cross
-    return [(own, None if cross is None else cross[i]) for i, own in enumerate(layers)]
+    return [(self_cache, None if cross is None else cross[i]) for i, self_cache in enumerate(layers)]
 
 
 def detach_cross_cache(caches: Any, config: Any) -> tuple[Any, Any]:
     """(layers, cross): the inverse of `attach_cross_cache`."""
     if config.scan_layers:
         return caches
-    return [own for own, _ in caches], [cross for _, cross in caches]
+    return [self_cache for self_cache, _ in caches], [cross for _, cross in caches]

@@ -3,7 +3,7 @@
 `jax.jit` calls a Python function once, to trace it. During that call a layer needs to know, for instance, over which
 mesh axes its activations are sharded, although no argument of the model holds it. All such values are fields of one
 frozen `TraceContext`, held in one `ContextVar`. They are read only during tracing; a compiled function does not read
-on them.
+them.
 
 `Program.context()` (`training/step/program.py`) enters the mesh and the layout. `Program.apply` of a program over
 several devices raises an error outside of this context, since the layout would be missing. A module that is applied on

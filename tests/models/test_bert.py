@@ -144,7 +144,7 @@ def test_hidden_states_and_weights_can_be_seen():
         ({"heads": ("masked",)}, "heads='masked'.*masked_lm, next_sentence, pooler"),
         ({"norm_position": "both"}, "norm_position='both'"),
         ({"num_types": 0}, "num_types=0"),
-        ({"positions": positions.Alibi(), "attention": kernels.Flash()}, "attention=Flash.. adds no bias"),
+        ({"positions": positions.Alibi(), "attention": kernels.Flash()}, "attention=Flash.. does not support a bias"),
     ],
 )
 def test_bad_fields_are_named(changes, message):

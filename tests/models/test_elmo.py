@@ -319,7 +319,7 @@ def test_the_mix_is_equation_1(rng):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"filters": ((10, 4),)}, "max_chars=9.*widest filter has 10"),
+        ({"filters": ((10, 4),)}, "max_chars=9.*expected at least 3 and the width of the widest filter, 10"),
         ({"filters": ()}, "filters"),
         ({"filters": ((3, 0),)}, "filters"),
         ({"num_highway": -1}, "num_highway=-1"),

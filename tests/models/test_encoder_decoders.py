@@ -184,7 +184,7 @@ def test_initial_logits_and_scores_are_of_moderate_size():
         (TransformerConfig(**{**SIZES, "num_heads": 3}), "num_heads=3"),
         (TransformerConfig(**{**SIZES, "embed_dim": 15, "num_heads": 3}), r"embed_dim=15: expected an even number"),
         (TransformerConfig(**SIZES, norm_position="middle"), "norm_position='middle'"),
-        (T5Config(**SIZES, positions=positions.Learned()), r"positions='Learned\(\)': a T5 has no table"),
+        (T5Config(**SIZES, positions=positions.Learned()), r"positions='Learned\(\)': T5 has no position table"),
         (T5Config(**{**SIZES, "num_decoder_layers": 0}), "num_decoder_layers=0"),
         (T5Config(**SIZES, attention=kernels.DotProduct()), r"dropout_rate=0\.1: attention=DotProduct\(\)"),
     ],
@@ -200,7 +200,7 @@ def test_what_cannot_be_computed_is_refused():
         apply(params, jnp.zeros((1, 21), jnp.int32), TOKENS[:1])
     for name in ("transformer", "t5"):
         config, params, apply = built(name)
-        with pytest.raises(UserError, match="the first call gives the inputs"):
+        with pytest.raises(UserError, match="pass the inputs in the first call"):
             apply(params, None, TOKENS, cache=config.init_cache(2, 10))
-        with pytest.raises(UserError, match="the first call gives the inputs"):
+        with pytest.raises(UserError, match="pass the inputs in the first call"):
             apply(params, None, TOKENS)

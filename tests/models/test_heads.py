@@ -180,10 +180,10 @@ def test_dropout_is_on_with_a_key(rng):
         ({"body": BertConfig(**SIZES)}, r"body.heads=\('masked_lm', 'next_sentence'\).*use \(\) or \('pooler',\)"),
         (
             {"body": TRUNKS["bert with pooler"], "head": SpanExtractionHead()},
-            r"body.heads=\('pooler',\).*SpanExtractionHead\(\) would leave them untrained; use \(\)$",
+            r"body.heads=\('pooler',\).*SpanExtractionHead\(\) does not train these heads; use \(\)$",
         ),
         ({"body": T5Config()}, r"body='T5Config\(\)': is an encoder-decoder.*Seq2Seq\(\)"),
-        ({"body": ElmoConfig()}, r"body='ElmoConfig\(\)': gives no states.*BertConfig"),
+        ({"body": ElmoConfig()}, r"body='ElmoConfig\(\)': has no hidden states.*BertConfig"),
         ({"body": RegressionHead()}, r"body=RegressionHead\(\): expected ModelConfig, got RegressionHead"),
         ({"head": TRUNKS["gpt"]}, r"head=GPTConfig\(.*\): expected Head, got GPTConfig"),
         ({"head": SequenceClassificationHead(num_classes=0)}, "head.num_classes=0"),

@@ -68,8 +68,8 @@ def test_every_place_that_a_gradient_reads_is_kept_when_asked(place):
     ("choice", "message"),
     [
         ("some", "remat='some': expected one of none, full, dots, names, offload"),
-        (Remat(save=("querry",)), "save='querry': no such place; expected some of query, key"),
-        (Remat(save=("key",), offload=("key",)), "offload='key': is in save too"),
+        (Remat(save=("querry",)), "save='querry': unknown activation; expected one of query, key"),
+        (Remat(save=("key",), offload=("key",)), "offload='key': is also in save"),
     ],
 )
 def test_a_wrong_choice_is_told(choice, message):

@@ -32,8 +32,8 @@ MUTANTS = (
     Mutant(
         id="models/t5-decoder-buckets",
         file="models/t5.py",
-        old="dataclasses.replace(where, bidirectional=False)",
-        new="dataclasses.replace(where, bidirectional=True)",
+        old="dataclasses.replace(unidirectional, bidirectional=False)",
+        new="dataclasses.replace(unidirectional, bidirectional=True)",
         fault="T5's decoder has the encoder's relative buckets",
         tests=(f"{PARITY}[t5-1.1]",),
     ),
