@@ -198,7 +198,7 @@ def test_bad_fields_are_named(fields, message):
 def test_a_batch_of_another_task_is_refused(rng):
     config, params, apply = built("gpt", "classes")
     with pytest.raises(
-        UserError, match=r"model.head=SequenceClassificationHead\(\): reads .*\(batch, sequences, length\)"
+        UserError, match=r"model.head=SequenceClassificationHead\(\): expected tokens .*\(batch, sequences, length\)"
     ):
         apply(params, jnp.zeros((B, T), jnp.int32))
 
