@@ -55,8 +55,8 @@ class Adapter(PEFTMethod):
     def leaves(self, target: Target) -> dict[str, AdapterParam]:
         assert target.outputs is not None
         D, M = target.outputs[-1], self.bottleneck
-        zeros = lambda *shape: lambda key, own: jnp.zeros(shape)
-        draw = lambda key, own: jax.random.normal(key, (D, M)) / math.sqrt(D)
+        zeros = lambda *shape: lambda key, weights: jnp.zeros(shape)
+        draw = lambda key, weights: jax.random.normal(key, (D, M)) / math.sqrt(D)
         return {
             "adapter_down": AdapterParam((D, M), ("embed", "rank"), draw),
             "adapter_down_bias": AdapterParam((M,), ("rank",), zeros(M)),

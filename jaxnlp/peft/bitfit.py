@@ -21,5 +21,5 @@ class BitFit(PEFTMethod):
         if not self.terms:
             raise FieldError("terms", self.terms, "expected patterns of parameters, as ('bias',)")
 
-    def picks(self, own: dict[str, Parameter]) -> list[str]:
-        return picked(own, self.terms, "peft.terms")
+    def picks(self, params: dict[str, Parameter]) -> list[str]:
+        return picked(params, self.terms, "peft.terms")

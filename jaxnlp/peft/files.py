@@ -26,7 +26,7 @@ from jaxnlp.peft.tuning import TunedModel, attach
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.trees import select, set_at
 
-FIELDS = ("method", "base", "tuned")  # of the header: every one is needed, and no other is known
+FIELDS = ("method", "base", "tuned")  # of the header: all are required, and no other is allowed
 
 
 def save(path: str | pathlib.Path, tuning: TunedModel, tuned: Any, base: Any) -> None:
@@ -57,7 +57,7 @@ def save(path: str | pathlib.Path, tuning: TunedModel, tuned: Any, base: Any) ->
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror or e}); what was there is as it was") from None
+        raise UserError(f"{path}: cannot be written ({e.strerror or e}); an existing file is unchanged") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -75,19 +75,19 @@ def load(
     Raises:
         UserError: the file is missing, of another kind or damaged, or it is for another method, model or base.
     """
-    held, header, arrays = read(path)
-    if method is not None and (changed := configs.diff({"method": held}, {"method": method})):
-        field, was, wanted = changed[0]
-        raise UserError(f"{path}: another method: {field} is {was!r} there, and {wanted!r} is asked for")
-    own = tuple(name for name in _flat(base) if name in arrays)  # of the model itself, and trained
+    saved_method, header, arrays = read(path)
+    if method is not None and (changed := configs.diff({"method": saved_method}, {"method": method})):
+        field, saved_value, expected_value = changed[0]
+        raise UserError(f"{path}: saved with another method: {field} is {saved_value!r}, expected {expected_value!r}")
+    trained = tuple(name for name in _flat(base) if name in arrays)  # the model's own parameters that are trained
     try:
-        tuning = attach(held, module, *inputs, head=own)
+        tuning = attach(saved_method, module, *inputs, head=trained)
     except UserError as e:
-        raise UserError(f"{path}: of another model: {e}") from None
+        raise UserError(f"{path}: saved for another model: {e}") from None
     _check(str(path), arrays, tuning)
-    if (found := _base_of(tuning, base)) != header["base"]:
+    if (base_hash := _base_of(tuning, base)) != header["base"]:
         raise UserError(
-            f"{path}: tuned on another base (fingerprint {header['base']}, and this one's is {found}); give the "
+            f"{path}: tuned on another base (fingerprint {header['base']}, got {base_hash}); pass the "
             "parameters that it was tuned on"
         )
     return tuning, jax.tree.map(jnp.asarray, nested(arrays))
@@ -104,17 +104,19 @@ def read(path: str | pathlib.Path) -> tuple[PEFTMethod, dict[str, str], dict[str
     try:
         data = path.read_bytes()
     except OSError as e:
-        raise UserError(f"{path}: cannot be read ({e.strerror or e}); expected what peft.files.save wrote") from None
+        raise UserError(
+            f"{path}: cannot be read ({e.strerror or e}); expected a file written by peft.files.save"
+        ) from None
     try:
         arrays = library.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-    except Exception as e:  # its own error type is not public
+    except Exception as e:  # the library's error type is not public
         raise UserError(f"{path}: not a safetensors file, or cut short ({e})") from None
     if odd := sorted(set(header) ^ set(FIELDS)):
-        told = f"has an unknown field {odd[0]!r}" if odd[0] in header else f"lacks {odd[0]!r}"
-        raise UserError(f"{path}: not a file of tuned parameters, or of a later version: its header {told}")
+        reason = f"has an unknown field {odd[0]!r}" if odd[0] in header else f"lacks {odd[0]!r}"
+        raise UserError(f"{path}: not a file of tuned parameters, or of a later version: its header {reason}")
     if fingerprint(arrays) != header["tuned"]:
-        raise UserError(f"{path}: damaged, its tensors are not those that were written")
+        raise UserError(f"{path}: damaged: its tensors do not match the fingerprint in its header")
     try:
         method = configs.from_dict(json.loads(header["method"]), "method")
     except (UserError, ValueError) as e:
@@ -156,27 +158,29 @@ def _base_of(tuning: TunedModel, base: Any) -> str:
     Raises:
         UserError: a parameter of the model is missing from `base`.
     """
-    wanted = jax.eval_shape(tuning.frozen, tuning.shapes)
-    told = lambda tree: (jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)])
+    expected = jax.eval_shape(tuning.frozen, tuning.shapes)
+    signature = lambda tree: (jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)])
     try:
-        held = select(base, wanted)  # as a run has it: in the method's `base_dtype`
-        return fingerprint(held if told(held) == told(wanted) else tuning.frozen(select(base, tuning.shapes)))
+        params = select(base, expected)  # in a run they already have the method's `base_dtype`
+        return fingerprint(
+            params if signature(params) == signature(expected) else tuning.frozen(select(base, tuning.shapes))
+        )
     except KeyError as e:
-        raise UserError(f"base: has no {e}; expected the parameters of the model that is tuned") from None
+        raise UserError(f"base: has no {e}; expected the parameters of the tuned model") from None
 
 
-def _check(told: str, arrays: dict[str, np.ndarray], tuning: TunedModel) -> None:
+def _check(source: str, arrays: dict[str, np.ndarray], tuning: TunedModel) -> None:
     """Raises UserError for the first tensor that is missing, unexpected, or of another shape or dtype."""
-    wanted = _flat(jax.eval_shape(tuning.init, jax.random.key(0), tuning.shapes))
+    specs = _flat(jax.eval_shape(tuning.init, jax.random.key(0), tuning.shapes))
     kind = type(tuning.method).__name__
-    for name in sorted({*wanted, *arrays}):
-        if name not in wanted:
-            raise UserError(f"{told}: {name} is nothing that {kind}() tunes in this model")
+    for name in sorted({*specs, *arrays}):
+        if name not in specs:
+            raise UserError(f"{source}: unexpected tensor {name}, which {kind}() does not tune in this model")
         if name not in arrays:
-            raise UserError(f"{told}: has no {name}, which {kind}() tunes in this model")
-        found, expected = (f"{x.dtype}{list(x.shape)}" for x in (arrays[name], wanted[name]))
-        if found != expected:
-            raise UserError(f"{told}: {name} is {found}; {kind}() in this model asks for {expected}")
+            raise UserError(f"{source}: missing tensor {name}, which {kind}() tunes in this model")
+        actual, expected = (f"{x.dtype}{list(x.shape)}" for x in (arrays[name], specs[name]))
+        if actual != expected:
+            raise UserError(f"{source}: {name} is {actual}; expected {expected} for {kind}() in this model")
 
 
 def _safetensors() -> Any:

@@ -20,8 +20,10 @@ class Full(PEFTMethod):
 
     frozen: tuple[str, ...] = ()
 
-    def picks(self, own: dict[str, Parameter]) -> list[str]:
-        frozen = picked(own, self.frozen, "peft.frozen")
-        if len(frozen) == len(own):
-            raise UserError(f"peft.frozen={self.frozen}: nothing is left to train")
-        return [name for name in own if name not in frozen]
+    def picks(self, params: dict[str, Parameter]) -> list[str]:
+        frozen = picked(params, self.frozen, "peft.frozen")
+        if len(frozen) == len(params):
+            raise UserError(
+                f"peft.frozen={self.frozen}: freezes every parameter; expected patterns that leave some to train"
+            )
+        return [name for name in params if name not in frozen]

@@ -91,25 +91,25 @@ class LoRA(PEFTMethod):
             wide = f"{math.prod(shape[:n])} x {math.prod(shape[n:])}"
             raise FieldError("peft.rank", self.rank, f"{target.name} is {wide}; expected no more than its shorter side")
         a, b = (*shape[:n], self.rank), (self.rank, *shape[n:])
-        zeros = lambda shape: lambda key, own: jnp.zeros(shape)
+        zeros = lambda shape: lambda key, weights: jnp.zeros(shape)
         table = target.num_in is None
-        found = {
+        params = {
             A: AdapterParam(a, (*axes[:n], "rank"), zeros(a) if table else self._random(a, math.prod(shape[:n]))),
             B: AdapterParam(b, ("rank", *axes[n:]), self._normal(b) if table else zeros(b)),
         }
         if self.use_dora:
-            length = lambda key, own: norms(own[KERNEL].astype(jnp.float32), n)
-            found[MAGNITUDE] = AdapterParam(shape[n:], axes[n:], length)
-        return found
+            length = lambda key, weights: norms(weights[KERNEL].astype(jnp.float32), n)
+            params[MAGNITUDE] = AdapterParam(shape[n:], axes[n:], length)
+        return params
 
     def _random(self, shape: tuple[int, ...], fan_in: int) -> Callable:
         bound = 1 / math.sqrt(fan_in)
         if self.init == "kaiming":
-            return lambda key, own: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-        return lambda key, own: jax.random.normal(key, shape) / self.rank
+            return lambda key, weights: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        return lambda key, weights: jax.random.normal(key, shape) / self.rank
 
     def _normal(self, shape: tuple[int, ...]) -> Callable:
-        return lambda key, own: jax.random.normal(key, shape)
+        return lambda key, weights: jax.random.normal(key, shape)
 
     def call(self, leaves, target, call: ModuleCall, fn, args, kwargs):
         y, x = fn(*args, **kwargs), args[0]
@@ -117,19 +117,19 @@ class LoRA(PEFTMethod):
             return y
         policy = call.policy(y.dtype)
         if target.num_in is None:
-            back = call.method != "__call__"
-            return y + self.scale * (_scores if back else _rows)(leaves, x, policy).astype(y.dtype)
+            is_output_map = call.method != "__call__"
+            return y + self.scale * (_scores if is_output_map else _rows)(leaves, x, policy).astype(y.dtype)
         dropped = self.dropout_rate > 0 and call.module.has_rng("dropout")
         if dropped:
-            keep = jax.random.bernoulli(call.module.make_rng("dropout"), 1 - self.dropout_rate, x.shape)
-            x = jnp.where(keep, x / (1 - self.dropout_rate), 0)
+            keep_mask = jax.random.bernoulli(call.module.make_rng("dropout"), 1 - self.dropout_rate, x.shape)
+            x = jnp.where(keep_mask, x / (1 - self.dropout_rate), 0)
         update = self.scale * _product(leaves, x, target.num_in, policy)
         if not self.use_dora:
             return y + update.astype(y.dtype)
-        own = own_parameters(call.module, target)
-        kernel = _as_planned(own[KERNEL], leaves)
-        plain = y - own["bias"].astype(y.dtype) if "bias" in own else y
-        if dropped:  # the paper's code has the base's product of what is dropped out too
+        weights = own_parameters(call.module, target)
+        kernel = _as_planned(weights[KERNEL], leaves)
+        plain = y - weights["bias"].astype(y.dtype) if "bias" in weights else y
+        if dropped:  # as in the paper's code, the base's product is of the input after dropout
             plain = _flat(x, kernel, target.num_in, policy).astype(y.dtype)
         length = leaves[MAGNITUDE] / jax.lax.stop_gradient(norms(self._sum(kernel, leaves), target.num_in))
         return y + ((length - 1) * plain + length * update).astype(y.dtype)
@@ -138,23 +138,23 @@ class LoRA(PEFTMethod):
         """W + s A B, float32."""
         return kernel.astype(jnp.float32) + self.scale * jnp.tensordot(leaves[A], leaves[B], axes=1)
 
-    def merged(self, target, own, leaves):
-        return self._with(target, own, leaves, 1)
+    def merged(self, target, weights, leaves):
+        return self._with(target, weights, leaves, 1)
 
-    def unmerged(self, target, own, leaves):
-        return self._with(target, own, leaves, -1)
+    def unmerged(self, target, weights, leaves):
+        return self._with(target, weights, leaves, -1)
 
-    def _with(self, target: Target, own, leaves, sign: int):
+    def _with(self, target: Target, weights, leaves, sign: int):
         if not self.tied and set(self.methods) & set(target.others):
-            raise UserError(f"LoRA(tied=False): {target.name} is the output map too, which is not tuned; not merged")
+            raise UserError(f"LoRA(tied=False): {target.name} cannot be merged, since it is also the output map")
         name = TABLE if target.num_in is None else KERNEL
-        kernel, update = own[name].astype(jnp.float32), self.scale * jnp.tensordot(leaves[A], leaves[B], axes=1)
+        kernel, update = weights[name].astype(jnp.float32), self.scale * jnp.tensordot(leaves[A], leaves[B], axes=1)
         if not self.use_dora:
             return {name: kernel + sign * update}
         assert target.num_in is not None
         if sign > 0:
             return {name: leaves[MAGNITUDE] / norms(kernel + update, target.num_in) * (kernel + update)}
-        raise UserError("LoRA(use_dora=True): what it was merged into is not found back from the sum; keep the base")
+        raise UserError("LoRA(use_dora=True): cannot be unmerged, since the base cannot be recovered; keep the base")
 
     def rate(self, name: str) -> float:
         return self.lora_plus_ratio if name == B else 1.0

@@ -25,7 +25,7 @@ SHARED = "prompt_encoder"
 class AdapterParam:
     """A tuned parameter. shape, axes: those of one layer, without the axes of stacked layers.
 
-    init: (key, own) -> the initial array of one layer; own: the base's parameters of the module, by name.
+    init: (key, weights) -> the initial array of one layer; weights: the base's parameters of the module, by name.
     """
 
     shape: tuple[int, ...]
@@ -53,10 +53,10 @@ class PEFTMethod:
     base_block: int = 64
     skip_modules: tuple[str, ...] | None = None
 
-    methods = ("__call__",)  # of a module, which a tuning method changes
-    computes: ClassVar[tuple[str, ...]] = ()  # fields by which the same parameters mean something else
+    methods = ("__call__",)  # methods of a module whose calls the PEFT method changes
+    computes: ClassVar[tuple[str, ...]] = ()  # fields that change what the same parameters compute
     front: ClassVar[int] = 0  # number of positions before the text's in a decoder's cache
-    one_text: ClassVar[bool] = False  # whether only one of several documents packed in a row would be changed
+    one_text: ClassVar[bool] = False  # whether it changes only one of several texts in a row
 
     def check(self) -> None:
         """Raises FieldError for the first invalid field. The base class checks the types of the fields."""
@@ -90,15 +90,19 @@ class PEFTMethod:
         """The changed call of a target; fn(*args, **kwargs) is the module's own call."""
         return fn(*args, **kwargs)
 
-    def merged(self, target: Target, own: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def merged(
+        self, target: Target, weights: dict[str, jax.Array], leaves: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
         """Parameters of one layer of the target whose plain call equals the changed call. Raises UserError if none."""
         raise UserError(
-            f"{type(self).__name__}(): no parameters of the base do what it does to calls; it is not merged"
+            f"{type(self).__name__}(): cannot be merged, since no parameters of the base have the same effect"
         )
 
-    def unmerged(self, target: Target, own: dict[str, jax.Array], leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def unmerged(
+        self, target: Target, weights: dict[str, jax.Array], leaves: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
         """Inverse of `merged`, up to rounding. Raises UserError if there is none."""
-        raise UserError(f"{type(self).__name__}(): cannot be merged, so not unmerged")
+        raise UserError(f"{type(self).__name__}(): cannot be unmerged, since it cannot be merged")
 
     def check_unmerged(self, name: str, leaves: dict[str, jax.Array]) -> None:
         """Raises UserError if these leaves of the target with path `name` cannot be unmerged."""
@@ -131,28 +135,28 @@ class PEFTMethod:
         """Learning-rate multiplier of a leaf."""
         return 1.0
 
-    def picks(self, own: dict[str, Parameter]) -> list[str]:
+    def picks(self, params: dict[str, Parameter]) -> list[str]:
         """Paths of the model's own parameters that the method trains. Raises UserError for a pattern without match."""
         return []
 
 
-def picked(own: dict[str, Parameter], patterns: tuple[str, ...], field: str) -> list[str]:
+def picked(params: dict[str, Parameter], patterns: tuple[str, ...], field: str) -> list[str]:
     """Paths of the parameters that match a pattern. Raises UserError for a pattern without match, with close names."""
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     for pattern in patterns:
-        hit = [name for name in own if matches(name, pattern)]
-        if not hit:
-            near = did_you_mean(pattern, list(own))
+        matched = [name for name in params if matches(name, pattern)]
+        if not matched:
+            near = did_you_mean(pattern, list(params))
             raise UserError(f"{field}={pattern!r}: the model has no such parameter{near}")
-        found |= dict.fromkeys(hit)
-    return list(found)
+        paths |= dict.fromkeys(matched)
+    return list(paths)
 
 
 def own_parameters(module: Any, target: Target) -> dict[str, jax.Array]:
     """A module's own parameters inside its call, resharded for use; quantised ones are dequantised."""
 
-    def given(name, p):
+    def read(name, p):
         x = module.get_variable("params", name)
         return x.unbox(x.how.dtype) if is_quantised(x) else gather_for_compute(x, p.axes[target.layers :])
 
-    return {name: given(name, p) for name, p in target.parameters.items()}
+    return {name: read(name, p) for name, p in target.parameters.items()}

@@ -57,7 +57,7 @@ def stack_adapters(adapters: Sequence[tuple[TunedModel, Any]]) -> MultiAdapter:
         UserError: no adapters, a method that cannot be selected by row, or adapters of different modules.
     """
     if not adapters:
-        raise UserError("stack_adapters: no adapters given; expected pairs (tuning, tuned)")
+        raise UserError("stack_adapters: got no adapters; expected pairs (tuning, tuned)")
     methods = _methods(adapters)
     ranks = [method.rank for method in methods]
     widest = adapters[int(np.argmax(ranks))][0]
@@ -79,25 +79,25 @@ def _methods(adapters: Sequence[tuple[TunedModel, Any]]) -> list[LoRA]:
         method = tuning.method
         if not isinstance(method, LoRA) or method.use_dora or tuning.replaced:
             raise UserError(
-                f"stack_adapters: {type(method).__name__}() cannot be selected by row; expected LoRA() without dora "
-                "and with no fully trained parameters"
+                f"stack_adapters: {type(method).__name__}() cannot be selected by row; expected LoRA() without DoRA "
+                "and without fully trained parameters"
             )
         methods.append(method)
-    first = adapters[0][0]
+    reference = adapters[0][0]
     for i, (tuning, _) in enumerate(adapters):
-        different = sorted("/".join(path) for path in tuning.leaves.keys() ^ first.leaves.keys())
+        different = sorted("/".join(path) for path in tuning.leaves.keys() ^ reference.leaves.keys())
         if different:
             raise UserError(
-                f"stack_adapters: adapters 0 and {i} are of different modules: only one of them has {different[0]}"
+                f"stack_adapters: adapters 0 and {i} have different targets: only one of them has {different[0]}"
             )
         if methods[i].tied != methods[0].tied:
-            raise UserError(f"stack_adapters: adapters 0 and {i} differ in LoRA(tied=...), what becomes of output maps")
+            raise UserError(f"stack_adapters: adapters 0 and {i} differ in LoRA(tied=...); use one value for all")
     return methods
 
 
 def _padded(tuned: Any, path: Path, layers: int, rank: int) -> dict[str, jax.Array]:
     """A and B of a module at rank R: A is padded on its last axis, B on the first after those of stacked layers."""
     a, b = get_at(tuned, (*path, A)), get_at(tuned, (*path, B))
-    more = rank - a.shape[-1]
-    pad = lambda x, axis: jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)])
+    padding = rank - a.shape[-1]
+    pad = lambda x, axis: jnp.pad(x, [(0, padding if i == axis else 0) for i in range(x.ndim)])
     return {A: pad(a, a.ndim - 1), B: pad(b, layers)}

@@ -52,20 +52,21 @@ class Prefix(PEFTMethod):
 
     def check_pipeline(self, stages: int) -> None:
         if self.hidden_dim is not None:
-            told = f"is for whole models, and mesh.stage={stages} cuts this one; use None"
-            raise FieldError("peft.hidden_dim", self.hidden_dim, told)
+            message = f"the network does not support pipeline stages (mesh.stage={stages}); use None"
+            raise FieldError("peft.hidden_dim", self.hidden_dim, message)
 
     def choose(self, targets: list[Target]) -> list[Target]:
         serves = lambda t: "keys_values" in t.others and {"num_kv_heads", "head_dim"} <= set(t.fields)
         chosen = choose(targets, self.targets, serves, "attention with a `keys_values` method", "peft.targets")
         sizes = {(t.fields["num_kv_heads"], t.fields["head_dim"]) for t in chosen}
         if self.hidden_dim is not None and len(sizes) > 1:
-            raise UserError("peft.hidden_dim: one network makes keys of one shape; these layers' differ; use None")
+            message = "the network produces keys of one shape, and these layers need several; use None"
+            raise FieldError("peft.hidden_dim", self.hidden_dim, message)
         return chosen
 
     def leaves(self, target: Target) -> dict[str, AdapterParam]:
         shape = (self.length, target.fields["num_kv_heads"], target.fields["head_dim"])
-        draw = lambda key, own: 0.02 * jax.random.normal(key, shape)
+        draw = lambda key, weights: 0.02 * jax.random.normal(key, shape)
         return {name: AdapterParam(shape, ("length", "kv_heads", "kv"), draw) for name in (KEY, VALUE)}
 
     def shared(self, chosen: list[Target]) -> dict[str, AdapterParam]:
@@ -77,7 +78,7 @@ class Prefix(PEFTMethod):
         out = (H, L, 2, N, K)
         return {
             "inputs": AdapterParam(
-                (self.length, D), ("length", None), lambda key, own: jax.random.normal(key, (self.length, D))
+                (self.length, D), ("length", None), lambda key, weights: jax.random.normal(key, (self.length, D))
             ),
             "dense_0_kernel": uniform((D, H), D),
             "dense_0_bias": uniform((H,), D),
@@ -87,16 +88,16 @@ class Prefix(PEFTMethod):
 
     def computed(self, shared, chosen):
         h_PH = jnp.tanh(shared["inputs"] @ shared["dense_0_kernel"] + shared["dense_0_bias"])
-        made_PLcNK = jnp.tensordot(h_PH, shared["dense_1_kernel"], axes=1) + shared["dense_1_bias"]
-        found: dict[Path, dict[str, jax.Array]] = {}
+        out_PLcNK = jnp.tensordot(h_PH, shared["dense_1_kernel"], axes=1) + shared["dense_1_bias"]
+        leaves: dict[Path, dict[str, jax.Array]] = {}
         start = 0
         for target in chosen:
             count = target.stack[0] if target.stack else 1
-            mine = jnp.moveaxis(made_PLcNK[:, start : start + count], 0, 2)  # (layers, 2, P, N, K)
-            mine = mine if target.stack else mine[0]
-            found[target.path] = {KEY: mine[..., 0, :, :, :], VALUE: mine[..., 1, :, :, :]}
+            pairs = jnp.moveaxis(out_PLcNK[:, start : start + count], 0, 2)  # (layers, 2, P, N, K)
+            pairs = pairs if target.stack else pairs[0]
+            leaves[target.path] = {KEY: pairs[..., 0, :, :, :], VALUE: pairs[..., 1, :, :, :]}
             start += count
-        return found
+        return leaves
 
     def outer(self, targets: list[Target], chosen: list[Target]) -> Path | None:
         tables = [t for t in targets if t.is_table and len(t.inputs or ()) == 2]
@@ -132,8 +133,8 @@ class Prefix(PEFTMethod):
         """The cache of a decoder-only model (`nn.stack.empty_cache`) with the prefix in its first P positions."""
         P, layers = self.length, cache["layers"]
         if isinstance(layers, list):
-            own = [_of(params.get(f"block_{i}", {})) for i in range(len(layers))]
-            layers = [tuple(map(_filled, pair, given)) for pair, given in zip(layers, own, strict=True)]
+            prefixes = [_of(params.get(f"block_{i}", {})) for i in range(len(layers))]
+            layers = [tuple(map(_filled, pair, prefix)) for pair, prefix in zip(layers, prefixes, strict=True)]
         else:
             layers = tuple(map(_filled, layers, _of(params.get("blocks", {}))))
         return {"layers": layers, "segments": cache["segments"].at[:, :P].set(1), "offset": cache["offset"] + P}
@@ -141,10 +142,10 @@ class Prefix(PEFTMethod):
 
 def _of(block: Any) -> tuple[Any, Any]:
     """(keys, values) of the prefix in a block, (..., P, N, K). Raises UserError unless one attention layer has it."""
-    found = [held for held in block.values() if isinstance(held, dict) and KEY in held]
-    if len(found) != 1:
-        raise UserError("Prefix(): texts are written by models with one attention in a block, as decoders alone have")
-    return found[0][KEY], found[0][VALUE]
+    prefixed = [params for params in block.values() if isinstance(params, dict) and KEY in params]
+    if len(prefixed) != 1:
+        raise UserError("Prefix(): generation needs one attention layer in each block, as in a decoder-only model")
+    return prefixed[0][KEY], prefixed[0][VALUE]
 
 
 def _filled(cache: jax.Array, prefix: jax.Array) -> jax.Array:

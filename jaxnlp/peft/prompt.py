@@ -63,32 +63,34 @@ class Prompt(PEFTMethod):
             if not self.text or self.init != "vocabulary":
                 raise FieldError("text", self.text, "expected a text with init='vocabulary', or None")
         elif (self.init == "ids") != bool(self.ids):
-            raise FieldError("ids", self.ids, "expected ids of tokens with init='ids', and none without")
+            raise FieldError("ids", self.ids, "expected token ids with init='ids', and () otherwise")
         elif len(self.ids) > self.length:
-            raise FieldError("length", self.length, f"ids has {len(self.ids)}; use length={len(self.ids)}, or fewer")
+            raise FieldError(
+                "length", self.length, f"ids has {len(self.ids)} tokens; use length={len(self.ids)}, or fewer ids"
+            )
 
     def resolved(self, tokenizer, placeholder):
         ids = self.ids
         if self.text is not None:
             ids = tuple(map(int, tokenizer.encode_batch([self.text])[0]))
             if not 0 < len(ids) <= self.length:
-                told = f"is {len(ids)} tokens, for peft.length={self.length} vectors"
-                told += f"; use peft.length={len(ids)}, or a shorter text" if ids else "; expected a longer text"
-                raise FieldError("peft.text", self.text, told)
+                message = f"has {len(ids)} tokens, and peft.length={self.length}"
+                message += f"; use peft.length={len(ids)}, or a shorter text" if ids else "; expected a longer text"
+                raise FieldError("peft.text", self.text, message)
         return dataclasses.replace(self, ids=ids, placeholder=self.placeholder if placeholder is None else placeholder)
 
     def check_batch(self, batch):
         if self.placeholder is None:
             return
         tokens, segments = ("inputs", "input_segments") if "inputs" in batch else ("tokens", "segment_ids")
-        places = np.sum(batch[tokens] == self.placeholder, axis=-1)
-        wrong = (places != self.length) & (np.max(batch[segments], axis=-1) > 0)  # rows that fill up a batch have none
+        counts = np.sum(batch[tokens] == self.placeholder, axis=-1)
+        wrong = (counts != self.length) & (np.max(batch[segments], axis=-1) > 0)  # padding rows have none
         if wrong.any():
-            row, count = int(np.argwhere(wrong)[0][0]), int(places[wrong][0])
+            row, count = int(np.argwhere(wrong)[0][0]), int(counts[wrong][0])
             raise UserError(
                 f"peft.placeholder={self.placeholder}: row {row} of a batch has this token {count} times; expected "
-                f"peft.length={self.length} of them, a place for each vector; write them with "
-                "data.task.layout=Template(...), or use placeholder=None for vectors in front"
+                f"peft.length={self.length} of them, one for each vector; insert them with "
+                "data.task.layout=Template(...), or use placeholder=None to prepend the vectors"
             )
 
     @property
@@ -105,10 +107,10 @@ class Prompt(PEFTMethod):
 
     def choose(self, targets: list[Target]) -> list[Target]:
         serves = lambda t: t.is_table and len(t.inputs or ()) == 2
-        chosen = choose(targets, self.targets, serves, "a table of words' vectors", "peft.targets")
+        chosen = choose(targets, self.targets, serves, "an embedding table", "peft.targets")
         if len(chosen) > 1:
             names = ", ".join(t.name for t in chosen)
-            raise UserError(f"peft.targets={self.targets}: a prompt has one table; this model has {names}")
+            raise UserError(f"peft.targets={self.targets}: expected one embedding table, got {names}")
         return chosen
 
     def leaves(self, target: Target) -> dict[str, AdapterParam]:
@@ -118,10 +120,12 @@ class Prompt(PEFTMethod):
         if wrong:
             raise FieldError("peft.ids", wrong[0], f"expected ids of the vocabulary, 0 to {rows - 1}")
 
-        def begin(key, own):
-            words = own[TABLE]
+        def begin(key, weights):
+            words = weights[TABLE]
             if self.text is not None and not self.ids:
-                raise FieldError("peft.text", self.text, "a run makes ids of it; here use .resolved(tokenizer, None)")
+                raise FieldError(
+                    "peft.text", self.text, "not tokenized; call .resolved(tokenizer, None) first, as a run does"
+                )
             if self.init == "random":
                 return jnp.std(words) * jax.random.normal(key, (self.length, width))
             if self.ids:
@@ -138,10 +142,11 @@ class Prompt(PEFTMethod):
         words_BTD = fn(ids_BT, *rest, **kwargs)
         prompt_PD = prompt_PD.astype(words_BTD.dtype)
         if self.placeholder is not None:
-            here_BT = ids_BT == self.placeholder
-            turn_BT = jnp.cumsum(here_BT, axis=1) - 1
-            vectors_BTD = prompt_PD.at[turn_BT].get(mode="fill", fill_value=jnp.nan)  # more places than vectors: NaN
-            return jnp.where(here_BT[..., None], vectors_BTD, words_BTD)
+            is_placeholder_BT = ids_BT == self.placeholder
+            index_BT = jnp.cumsum(is_placeholder_BT, axis=1) - 1
+            # NaN if there are more placeholders than vectors.
+            vectors_BTD = prompt_PD.at[index_BT].get(mode="fill", fill_value=jnp.nan)
+            return jnp.where(is_placeholder_BT[..., None], vectors_BTD, words_BTD)
         insertion = trace_context.current().prompt_insertion
         if insertion is None or (insertion.token_ids is not None and ids_BT is not insertion.token_ids):
             return words_BTD
@@ -150,22 +155,21 @@ class Prompt(PEFTMethod):
         return jnp.concatenate([front_BPD, words_BTD[:, self.length :]], axis=1)
 
     def call_outer(self, call: ModuleCall, fn, args, kwargs):
-        encoder, (read_BT, *rest) = takes(call.module, "input_segments"), args
-        if read_BT is None or (not encoder and kwargs.get("cache") is not None and read_BT.shape[1]):
-            return fn(*args, **kwargs)  # the cache began with the prompt, or has what an encoder made of it
-        P, T = self.length, read_BT.shape[1]
+        encoder, (ids_BT, *rest) = takes(call.module, "input_segments"), args
+        if ids_BT is None or (not encoder and kwargs.get("cache") is not None and ids_BT.shape[1]):
+            return fn(*args, **kwargs)  # the cache already holds the prompt, or the encoder's states of it
+        P, T = self.length, ids_BT.shape[1]
         check_room(call, P, T, "peft.length")
-        longer_BT = in_front("", read_BT, P, T)
-        goes_along = lambda name: name.startswith("input_") or not encoder
-        named = {name: in_front(name, x, P, T) if goes_along(name) else x for name, x in kwargs.items()}
+        longer_BT = in_front("", ids_BT, P, T)
+        is_extended = lambda name: name.startswith("input_") or not encoder
+        extended_kwargs = {name: in_front(name, x, P, T) if is_extended(name) else x for name, x in kwargs.items()}
         insertion = PromptInsertion(longer_BT if encoder else None)
         with trace_context.replaced(prompt_insertion=insertion):
-            out = fn(longer_BT, *(rest if encoder else [in_front("", x, P, T) for x in rest]), **named)
+            out = fn(longer_BT, *(rest if encoder else [in_front("", x, P, T) for x in rest]), **extended_kwargs)
         if insertion.count != 1:
             raise UserError(
-                f"{type(self).__name__}(): {type(call.module).__name__} reads words {insertion.count} times where a "
-                "prompt belongs once; a model of two sequences must take `input_segments`, and embed its inputs as "
-                "they come"
+                f"{type(self).__name__}(): {type(call.module).__name__} looks up embeddings {insertion.count} times, "
+                "expected once; an encoder-decoder must take `input_segments`, and embed its inputs unchanged"
             )
         if encoder or kwargs.get("cache") is not None:
             return out
@@ -191,21 +195,21 @@ class PTuning(Prompt):
 
     def check(self) -> None:
         if self.text is not None:
-            raise FieldError("text", self.text, "the encoder makes the vectors; expected None, or Prompt(text=...)")
+            raise FieldError("text", self.text, "the encoder computes the vectors; use None, or Prompt(text=...)")
         super().check()
         if self.encoder not in ENCODERS:
             raise FieldError("encoder", self.encoder, f"expected one of {', '.join(ENCODERS)}")
         if self.hidden_dim is not None and self.hidden_dim < 1:
             raise FieldError("hidden_dim", self.hidden_dim, "expected a positive number of units, or None")
         if self.init != "random":
-            raise FieldError("init", self.init, "the encoder makes the vectors; expected 'random'")
+            raise FieldError("init", self.init, "the encoder computes the vectors; expected 'random'")
 
     def shared(self, chosen: list[Target]) -> dict[str, AdapterParam]:
         D = chosen[0].parameters[TABLE].shape[-1]
         H = self.hidden_dim or D
-        found = {
+        params = {
             "inputs": AdapterParam(
-                (self.length, D), ("length", None), lambda key, own: jax.random.normal(key, (self.length, D))
+                (self.length, D), ("length", None), lambda key, weights: jax.random.normal(key, (self.length, D))
             )
         }
         if self.encoder == "mlp":
@@ -215,18 +219,20 @@ class PTuning(Prompt):
             for layer, width in enumerate((D, 2 * H)):
                 for way in ("forward", "backward"):
                     name = f"lstm_{layer}_{way}"
-                    found |= {f"{name}_inputs": uniform((width, 4 * H), H), f"{name}_hidden": uniform((H, 4 * H), H)}
-                    found[f"{name}_bias"] = uniform((4 * H,), H)
+                    params |= {f"{name}_inputs": uniform((width, 4 * H), H), f"{name}_hidden": uniform((H, 4 * H), H)}
+                    params[f"{name}_bias"] = uniform((4 * H,), H)
         for name, shape in sizes.items():
-            found |= {f"{name}_kernel": uniform(shape, shape[0]), f"{name}_bias": uniform(shape[1:], shape[0])}
-        return found
+            params |= {f"{name}_kernel": uniform(shape, shape[0]), f"{name}_bias": uniform(shape[1:], shape[0])}
+        return params
 
     def computed(self, shared, chosen):
         x_PD = shared["inputs"]
         if self.encoder == "lstm":
             for layer in range(2):
-                one, other = (_lstm(shared, f"lstm_{layer}_{way}", x_PD) for way in ("forward", "backward"))
-                x_PD = jnp.concatenate([one, other], axis=-1)
+                forward_PH, backward_PH = (
+                    _lstm(shared, f"lstm_{layer}_{way}", x_PD) for way in ("forward", "backward")
+                )
+                x_PD = jnp.concatenate([forward_PH, backward_PH], axis=-1)
         count = 3 if self.encoder == "mlp" else 2
         for i in range(count):
             x_PD = x_PD @ shared[f"dense_{i}_kernel"] + shared[f"dense_{i}_bias"]
@@ -237,7 +243,7 @@ class PTuning(Prompt):
 def uniform(shape: tuple[int, ...], fan_in: int) -> AdapterParam:
     """A replicated parameter with torch's initialisation of linear layers and LSTMs: uniform in +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
-    draw = lambda key, own: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    draw = lambda key, weights: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
     return AdapterParam(shape, (None,) * len(shape), draw)
 
 
@@ -265,23 +271,25 @@ def in_front(name: str, x: Any, P: int, T: int) -> Any:
     if name in ("positions", "input_positions", "predict"):
         if x is None or name == "predict":
             return x if x is None else x + P
-        first = jnp.broadcast_to(jnp.arange(P, dtype=x.dtype), (x.shape[0], P))
-        return jnp.concatenate([first, x + P], axis=1)
+        front = jnp.broadcast_to(jnp.arange(P, dtype=x.dtype), (x.shape[0], P))
+        return jnp.concatenate([front, x + P], axis=1)
     if not isinstance(x, (jax.Array, np.ndarray)) or x.ndim < 2 or x.shape[1] != T:
         return x
     if T == 0:
         return jnp.zeros((x.shape[0], P, *x.shape[2:]), x.dtype)
     segments = name in ("segment_ids", "input_segments")
-    first = jnp.max(x, axis=1, keepdims=True) if segments else jnp.zeros_like(x[:, :1])
-    return jnp.concatenate([jnp.repeat(first, P, axis=1), x], axis=1)
+    front = jnp.max(x, axis=1, keepdims=True) if segments else jnp.zeros_like(x[:, :1])
+    return jnp.concatenate([jnp.repeat(front, P, axis=1), x], axis=1)
 
 
 def check_room(call: ModuleCall, P: int, T: int, field: str) -> None:
     """Raises UserError if a prompt of P and a text of T tokens exceed the length of the model's position table."""
-    config = call.fields().get("config")  # a single layer, which may be tuned too, has none
+    config = call.fields().get("config")  # a single layer has none
     limit = config.length_limit if isinstance(config, ModelConfig) else None
     if limit is not None and limit < P + T:
-        raise UserError(f"{field}={P}: and a text of {T} are more than model.max_length={limit}; shorten one of them")
+        raise UserError(
+            f"{field}={P}: with a text of {T} tokens it exceeds model.max_length={limit}; shorten one of them"
+        )
 
 
 def takes(module: Any, name: str) -> bool:

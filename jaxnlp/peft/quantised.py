@@ -11,8 +11,8 @@ from jaxnlp.nn.quantised import SMALLEST, Blocks, block_size
 from jaxnlp.peft.targets import KERNEL, Target, choose
 from jaxnlp.trees import Path
 
-VOCAB = "vocab"  # the axis of output maps
-HEADS = ("head", "lm_head")  # names of output maps, where axes have none
+VOCAB = "vocab"  # the axis of output projections
+HEADS = ("head", "lm_head")  # names of output projections, for kernels without axis names
 
 
 def chosen_blocks(
@@ -32,20 +32,20 @@ def chosen_blocks(
             below 2, or the model has no kernel to quantise.
         UserError: a pattern of `skip_modules` matches no linear layer.
     """
-    kind, most = method.base_dtype, method.base_block
-    if most < 2 or most % 2:
-        raise FieldError("peft.base_block", most, "expected an even number, as 64")
+    kind, block = method.base_dtype, method.base_block
+    if block < 2 or block % 2:
+        raise FieldError("peft.base_block", block, "expected an even number, as 64")
     maps = [t for t in targets if t.num_in is not None and not _is_output(method, t)]
     if method.skip_modules:
-        kept = choose(maps, method.skip_modules, lambda t: True, "a linear map", "peft.skip_modules")
-        maps = [t for t in maps if t not in kept]
+        skipped = choose(maps, method.skip_modules, lambda t: True, "a linear map", "peft.skip_modules")
+        maps = [t for t in maps if t not in skipped]
     if trained := [t.name for t in maps if f"{t.name}/{KERNEL}" in picks]:
-        told = f"{type(method).__name__}() trains {trained[0]}/{KERNEL} itself, and what is trained is in floats"
-        raise FieldError("peft.base_dtype", kind, f"{told}; use None, or a method that trains beside it, as LoRA()")
-    found = {(*t.path, KERNEL): _blocks(kind, most, t) for t in maps if (*t.path, KERNEL) not in replaced}
-    if not found:
+        message = f"{type(method).__name__}() trains {trained[0]}/{KERNEL} itself, which then cannot be quantised"
+        raise FieldError("peft.base_dtype", kind, f"{message}; use None, or a method that adds parameters, as LoRA()")
+    blocks = {(*t.path, KERNEL): _blocks(kind, block, t) for t in maps if (*t.path, KERNEL) not in replaced}
+    if not blocks:
         raise FieldError("peft.base_dtype", kind, "this model has no linear map to quantise; use 'bfloat16' or None")
-    return found
+    return blocks
 
 
 def _is_output(method: Any, target: Target) -> bool:
@@ -54,15 +54,15 @@ def _is_output(method: Any, target: Target) -> bool:
     return VOCAB in target.parameters[KERNEL].axes or target.path[-1] in HEADS
 
 
-def _blocks(kind: str, most: int, target: Target) -> Blocks:
+def _blocks(kind: str, block: int, target: Target) -> Blocks:
     assert target.num_in is not None
     kernel, axis = target.parameters[KERNEL], target.num_in - 1
     shape, axes = kernel.shape[target.layers :], kernel.axes[target.layers :]
-    size = block_size(shape[axis], most)
+    size = block_size(shape[axis], block)
     if size is None:
-        told = f"{target.name}/{KERNEL} has {shape[axis]} {axes[axis] or 'inputs'} in a row, which no even number from"
-        told = f"{told} {min(SMALLEST, most)} to {most} divides; leave it as it is, with peft.skip_modules"
-        raise FieldError("peft.base_block", most, told)
+        message = f"{target.name}/{KERNEL} has {shape[axis]} {axes[axis] or 'inputs'}, which no even block size from"
+        message = f"{message} {min(SMALLEST, block)} to {block} divides; exclude it with peft.skip_modules"
+        raise FieldError("peft.base_block", block, message)
     return Blocks(kind, axis - len(shape), size, str(kernel.dtype), _computed(target), axes)
 
 

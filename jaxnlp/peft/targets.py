@@ -95,45 +95,49 @@ def find_targets(module: nn.Module, *inputs: Any) -> list[Target]:
         inputs: abstract or real example inputs, e.g. those of `ModelConfig.example_inputs`.
     """
     shapes, axes = abstract_params(module, *inputs)
-    found: dict[tuple[str, ...], Target] = {}
+    by_path: dict[tuple[str, ...], Target] = {}
     others: dict[tuple[str, ...], dict[str, None]] = {}
 
-    def see(call: ModuleCall, next_fun: Callable, args: tuple, kwargs: dict) -> Any:
+    def record(call: ModuleCall, next_fun: Callable, args: tuple, kwargs: dict) -> Any:
         out = next_fun(*args, **kwargs)
-        if call.method == "__call__" and call.path in found:
-            found[call.path] = dataclasses.replace(found[call.path], calls=found[call.path].calls + 1)
+        if call.method == "__call__" and call.path in by_path:
+            by_path[call.path] = dataclasses.replace(by_path[call.path], calls=by_path[call.path].calls + 1)
         elif call.method == "__call__" and call.path:
-            found[call.path] = _target(call, args, out, shapes, axes)
+            by_path[call.path] = _target(call, args, out, shapes, axes)
         elif call.method != "__call__":
             others.setdefault(call.path, {})[call.method] = None
         return out
 
     # A new lambda on every call: JAX would not retrace a cached function, and nothing would be intercepted.
-    with intercept_calls(see):
+    with intercept_calls(record):
         jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args), *inputs)
-    return [dataclasses.replace(t, others=tuple(others.get(path, ()))) for path, t in found.items()]
+    return [dataclasses.replace(t, others=tuple(others.get(path, ()))) for path, t in by_path.items()]
 
 
 def _target(call: ModuleCall, args: tuple, out: Any, shapes: Any, axes: Any) -> Target:
-    first = out[0] if isinstance(out, tuple) else out
-    whole, names = get_at(shapes, call.path) or {}, get_at(axes, call.path) or {}
-    own = {name: Parameter(x.shape, names[name], x.dtype) for name, x in whole.items() if not isinstance(x, Mapping)}
-    stack, stack_axes = _stacked(whole, names, nn.meta.unbox(call.module.variables.get("params", {})))
+    result = out[0] if isinstance(out, tuple) else out
+    module_shapes, names = get_at(shapes, call.path) or {}, get_at(axes, call.path) or {}
+    parameters = {
+        name: Parameter(x.shape, names[name], x.dtype)
+        for name, x in module_shapes.items()
+        if not isinstance(x, Mapping)
+    }
+    stack, stack_axes = _stacked(module_shapes, names, nn.meta.unbox(call.module.variables.get("params", {})))
     shape = _shape(args[0] if args else None)
     fields = call.fields()
     kind = type(call.module).__name__
-    return Target(call.path, kind, own, stack, stack_axes, shape, _shape(first), fields=fields)
+    return Target(call.path, kind, parameters, stack, stack_axes, shape, _shape(result), fields=fields)
 
 
-def _stacked(whole: Any, names: Any, inner: Any) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
+def _stacked(full: Any, names: Any, called: Any) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
     """(shape, names) of the leading axes that parameters have in the model's tree but not inside the call."""
-    for name, x in inner.items():
+    for name, x in called.items():
         if isinstance(x, Mapping):
             if jax.tree.leaves(x):
-                return _stacked(whole[name], names[name], x)
+                return _stacked(full[name], names[name], x)
         else:
-            count = len(whole[name].shape) - len(x.shape)
-            return whole[name].shape[:count], names[name][:count]
+            count = len(full[name].shape) - len(x.shape)
+            return full[name].shape[:count], names[name][:count]
     return (), ()
 
 
@@ -142,13 +146,14 @@ def _shape(x: Any) -> tuple[int, ...] | None:
 
 
 def choose(
-    targets: list[Target], patterns: tuple[str, ...], serves: Callable[[Target], bool], what: str, field: str
+    targets: list[Target], patterns: tuple[str, ...], serves: Callable[[Target], bool], expected: str, field: str
 ) -> list[Target]:
     """The targets that match one of the patterns, in the order of `targets`.
 
     Args:
         patterns: patterns of paths, e.g. "*/query" or "blocks/*/out". A pattern without "/" matches the last name.
-        serves: whether the method supports a target. what: description of supported targets, for messages.
+        serves: whether the method supports a target. expected: description of supported targets, for
+            messages.
         field: name of the config field of the patterns, for messages.
 
     Raises:
@@ -158,21 +163,25 @@ def choose(
     chosen: dict[tuple[str, ...], Target] = {}
     possible = [t for t in targets if serves(t)]
     for pattern in patterns:
-        hit = [t for t in targets if matches(t.name, pattern)]
-        able = [t for t in hit if serves(t)]
+        matched = [t for t in targets if matches(t.name, pattern)]
+        supported = [t for t in matched if serves(t)]
         names = sorted({t.name for t in possible})
-        if not hit:
-            near = difflib.get_close_matches(pattern, [*sorted({t.path[-1] for t in possible}), *names], 1, 0.5)
-            mean = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"{field}={pattern!r}: no module of the model is called so{mean} ({_listed(names, what)})")
-        odd = [t for t in hit if t not in able and set(t.parameters) & {KERNEL, TABLE}] if able else hit
-        if odd:
-            one = odd[0]
+        if not matched:
+            close = difflib.get_close_matches(pattern, [*sorted({t.path[-1] for t in possible}), *names], 1, 0.5)
+            suggestion = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(
-                f"{field}={pattern!r}: {one.name} ({one.kind}) is not {what}, which this method needs; "
-                f"{_listed(names, what)}"
+                f"{field}={pattern!r}: no module of the model has this name{suggestion} ({_listed(names, expected)})"
             )
-        chosen |= {t.path: t for t in able}
+        unsupported = (
+            [t for t in matched if t not in supported and set(t.parameters) & {KERNEL, TABLE}] if supported else matched
+        )
+        if unsupported:
+            target = unsupported[0]
+            raise UserError(
+                f"{field}={pattern!r}: {target.name} ({target.kind}) is not {expected}, which this method needs; "
+                f"{_listed(names, expected)}"
+            )
+        chosen |= {t.path: t for t in supported}
     return [t for t in targets if t.path in chosen]
 
 
@@ -181,8 +190,8 @@ def matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name if "/" in pattern else name.rsplit("/", 1)[-1], pattern)
 
 
-def _listed(names: list[str], what: str) -> str:
+def _listed(names: list[str], expected: str) -> str:
     if not names:
-        return f"this model has nothing that is {what}"
-    some = ", ".join(names[:12]) + (f", and {len(names) - 12} more" if len(names) > 12 else "")
-    return f"there are {some}"
+        return f"this model has no module that is {expected}"
+    listed = ", ".join(names[:12]) + (f", and {len(names) - 12} more" if len(names) > 12 else "")
+    return f"available: {listed}"

@@ -70,10 +70,10 @@ class TunedModel:
         tuned: Any = {}
         for path, leaf in self._tuned():
             target = self.targets.get(path[:-1])
-            own, stack = ({}, ()) if target is None else (self._own(base, path[:-1]), target.stack)
+            weights, stack = ({}, ()) if target is None else (self._own(base, path[:-1]), target.stack)
             k = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
-            make = lambda k, own, leaf=leaf: jnp.asarray(leaf.init(k, own), jnp.dtype(leaf.dtype))
-            tuned = set_at(tuned, path, _over_layers(make, stack)(k, own))
+            initialise = lambda k, weights, leaf=leaf: jnp.asarray(leaf.init(k, weights), jnp.dtype(leaf.dtype))
+            tuned = set_at(tuned, path, _over_layers(initialise, stack)(k, weights))
         for path in self.replaced:
             x = get_at(base, path)
             tuned = set_at(tuned, path, jnp.array(x, jnp.promote_types(x.dtype, jnp.float32), copy=True))
@@ -105,8 +105,8 @@ class TunedModel:
         return axes
 
     def _own(self, tree: Any, path: Path) -> dict[str, jax.Array]:
-        found = get_at(tree, path) or {}
-        return {name: x for name, x in found.items() if not isinstance(x, Mapping)}
+        params = get_at(tree, path) or {}
+        return {name: x for name, x in params.items() if not isinstance(x, Mapping)}
 
     @property
     def axes(self) -> Any:
@@ -148,7 +148,7 @@ class TunedModel:
             return None
         if self.num_adapters is None:
             raise UserError(
-                "adapter_ids: given to a model with one adapter; expected None, or a model of stack_adapters"
+                "adapter_ids: a model with one adapter has none to choose from; expected None, or use stack_adapters"
             )
         return checked_adapter_ids(adapter_ids, self.num_adapters)
 
@@ -156,12 +156,12 @@ class TunedModel:
         """`params` with the shared parameters replaced by the leaves computed from them, e.g. for export."""
         if SHARED not in params or not self.shared:
             return params
-        rest = {name: x for name, x in params.items() if name != SHARED}
+        result = {name: x for name, x in params.items() if name != SHARED}
         shared = {name: gather_for_compute(params[SHARED][name], leaf.axes) for name, leaf in self.shared.items()}
         for path, leaves in self.method.computed(shared, list(self.targets.values())).items():
             for name, x in leaves.items():
-                rest = set_at(rest, (*path, name), x)
-        return rest
+                result = set_at(result, (*path, name), x)
+        return result
 
     def begin_cache(self, run: Callable, params: Any, cache: Any) -> Any:
         """A decoder's empty cache (`init_cache`) with the prompt or prefix in it, which takes up the first positions.
@@ -181,17 +181,17 @@ class TunedModel:
             return fn(*args, **kwargs)
         if not call.module.has_variable("params", next(iter(leaves))):
             return fn(*args, **kwargs)
-        given = {
+        values = {
             name: gather_for_compute(call.module.get_variable("params", name), leaf.axes)
             for name, leaf in leaves.items()
         }
-        return self.method.call(given, self.targets[call.path], call, fn, args, kwargs)
+        return self.method.call(values, self.targets[call.path], call, fn, args, kwargs)
 
     def _change_outer(self, call: ModuleCall, fn: Callable, args: tuple, kwargs: dict) -> Any:
         path = next(iter(self.leaves))
-        beside = get_at(call.module.variables.get("params", {}), path[len(call.path) :])
+        params = get_at(call.module.variables.get("params", {}), path[len(call.path) :])
         # None: a pipeline has removed the layers from this module, to run them on their stages.
-        if beside is not None and next(iter(self.leaves[path])) not in beside:
+        if params is not None and next(iter(self.leaves[path])) not in params:
             return fn(*args, **kwargs)
         return self.method.call_outer(call, fn, args, kwargs)
 
@@ -223,55 +223,55 @@ class TunedModel:
             x = get_at(tuned, path)
             base = set_at(base, path, x.astype(get_at(self.shapes, path).dtype))
         for path in self.leaves:
-            target, own = self.targets[path], self._own(base, path)
+            target, weights = self.targets[path], self._own(base, path)
             leaves = {name: get_at(tuned, (*path, name)) for name in self.leaves[path]}
-            one = lambda own, leaves, target=target: fn(target, own, leaves)
-            new = _vmapped(one, target.layers)(own, leaves)
+            change = lambda weights, leaves, target=target: fn(target, weights, leaves)
+            new = _vmapped(change, target.layers)(weights, leaves)
             for name, x in new.items():
-                base = set_at(base, (*path, name), x.astype(own[name].dtype))
+                base = set_at(base, (*path, name), x.astype(weights[name].dtype))
         return base
 
     def report(self) -> str:
         """Human-readable summary: targets, number of trained parameters, and memory saved."""
         trained, total = self.counts()
-        kept = total - sum(math.prod(get_at(self.shapes, path).shape) for path in self.replaced)
-        places = _grouped(self.targets)
-        lines = [f"tuning: {type(self.method).__name__}() on {len(self.leaves)} modules: {', '.join(places)}"]
+        num_frozen = total - sum(math.prod(get_at(self.shapes, path).shape) for path in self.replaced)
+        modules = _grouped(self.targets)
+        lines = [f"tuning: {type(self.method).__name__}() on {len(self.leaves)} modules: {', '.join(modules)}"]
         if not self.leaves:
             lines = [f"tuning: {type(self.method).__name__}()"]
         if self.replaced:
-            lines.append(f"  trained themselves: {', '.join(_grouped(dict.fromkeys(self.replaced)))}")
+            lines.append(f"  fully trained: {', '.join(_grouped(dict.fromkeys(self.replaced)))}")
         lines.append(f"  trained parameters: {trained:,}, {100 * trained / total:.3f}% of the model's {total:,}")
         if self.blocks:
-            lines += self._told_blocks()
+            lines += self._block_lines()
         lines.append(
-            f"  of the {kept:,} that are not: no gradients and no optimizer state, {12 * kept / 1e6:,.1f} MB less "
-            "(Adam in float32)"
+            f"  frozen parameters: {num_frozen:,}, without gradients and optimizer state: "
+            f"{12 * num_frozen / 1e6:,.1f} MB less (Adam in float32)"
         )
         return "\n".join(lines)
 
-    def _told_blocks(self) -> list[str]:
+    def _block_lines(self) -> list[str]:
         """Report line on quantised kernels: their number and size, and the size of the rest of the base."""
         frozen = jax.eval_shape(self.frozen, self.shapes)
-        held = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-        found = [get_at(self.shapes, path) for path in self.blocks]
-        before, after = held(found), held([get_at(frozen, path) for path in self.blocks])
+        num_bytes = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        kernels = [get_at(self.shapes, path) for path in self.blocks]
+        float_bytes, quantised_bytes = num_bytes(kernels), num_bytes([get_at(frozen, path) for path in self.blocks])
         sizes = "/".join(str(size) for size in sorted({how.size for how in self.blocks.values()}))
-        rest = held(frozen) - after
+        other_bytes = num_bytes(frozen) - quantised_bytes
         return [
-            f"  {self.method.base_dtype} in blocks of {sizes}: {len(found)} kernels, {sum(x.size for x in found):,} "
-            f"parameters in {after / 1e6:,.1f} MB instead of {before / 1e6:,.1f}; the rest of the base has "
-            f"{rest / 1e6:,.1f} MB"
+            f"  {self.method.base_dtype} in blocks of {sizes}: {len(kernels)} kernels, "
+            f"{sum(x.size for x in kernels):,} parameters in {quantised_bytes / 1e6:,.1f} MB "
+            f"instead of {float_bytes / 1e6:,.1f}; the rest of the base: {other_bytes / 1e6:,.1f} MB"
         ]
 
     def counts(self) -> tuple[int, int]:
         """(trained parameters, parameters of the base)."""
-        own = sum(math.prod(get_at(self.shapes, path).shape) for path in self.replaced)
-        new = 0
+        replaced = sum(math.prod(get_at(self.shapes, path).shape) for path in self.replaced)
+        added = 0
         for path, leaf in self._tuned():
             target = self.targets.get(path[:-1])
-            new += math.prod((*(target.stack if target else ()), *leaf.shape))
-        return own + new, sum(math.prod(x.shape) for x in jax.tree.leaves(self.shapes))
+            added += math.prod((*(target.stack if target else ()), *leaf.shape))
+        return replaced + added, sum(math.prod(x.shape) for x in jax.tree.leaves(self.shapes))
 
 
 def attach(method: PEFTMethod, module: Any, *inputs: Any, head: tuple[str, ...] = ()) -> TunedModel:
@@ -287,27 +287,27 @@ def attach(method: PEFTMethod, module: Any, *inputs: Any, head: tuple[str, ...] 
     """
     if method.base_dtype not in (None, *FLOATS, *BITS):
         near = did_you_mean(method.base_dtype, [*FLOATS, *BITS])
-        known = f"expected one of {', '.join((*FLOATS, *BITS))}, or None{near}"
-        raise FieldError("peft.base_dtype", method.base_dtype, known)
+        expected = f"expected one of {', '.join((*FLOATS, *BITS))}, or None{near}"
+        raise FieldError("peft.base_dtype", method.base_dtype, expected)
     method.check()
     targets = {t.path: t for t in find_targets(module, *inputs)}
     shapes, axes = abstract_params(module, *inputs)
     chosen = method.choose(list(targets.values()))
     leaves = {t.path: method.leaves(t) for t in chosen}
-    for path, named in leaves.items():
-        clash = set(named) & set(targets[path].parameters)
+    for path, added in leaves.items():
+        clash = set(added) & set(targets[path].parameters)
         if clash:
-            raise UserError(f"{'/'.join(path)}: has a parameter {sorted(clash)[0]!r} of its own; rename the model's")
-    own = {}
+            raise UserError(f"{'/'.join(path)}: already has a parameter {sorted(clash)[0]!r}; rename it in the model")
+    parameters = {}
     for path, x in jax.tree_util.tree_leaves_with_path(shapes):
         names = tuple(str(k.key) for k in path)
-        own["/".join(names)] = Parameter(x.shape, get_at(axes, names), x.dtype)
+        parameters["/".join(names)] = Parameter(x.shape, get_at(axes, names), x.dtype)
     fully_trained = method.modules_to_save if method.modules_to_save is not None else head
-    whole = picked(own, fully_trained, "peft.modules_to_save")
-    picks = method.picks(own)
-    replaced = sorted(tuple(name.split("/")) for name in {*picks, *whole})
+    saved_modules = picked(parameters, fully_trained, "peft.modules_to_save")
+    picks = method.picks(parameters)
+    replaced = sorted(tuple(name.split("/")) for name in {*picks, *saved_modules})
     if not leaves and not replaced:
-        raise FieldError("peft", f"{type(method).__name__}()", "nothing of this model would be trained")
+        raise FieldError("peft", f"{type(method).__name__}()", "trains no parameter of this model")
     return TunedModel(
         method,
         {path: targets[path] for path in leaves},
@@ -325,7 +325,7 @@ def checked_adapter_ids(adapter_ids: Any, num_adapters: int) -> jax.Array:
     """Adapter ids as an array (B,). Raises UserError for ids of another type, or, outside of tracing, out of range."""
     ids = jnp.asarray(adapter_ids)
     if ids.ndim != 1 or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise UserError(f"adapter_ids: {adapter_ids!r}; expected one whole number for each row of the batch")
+        raise UserError(f"adapter_ids: {adapter_ids!r}; expected one integer for each row of the batch")
     if not isinstance(ids, Tracer):
         wrong = [i for i in np.asarray(ids).tolist() if not -1 <= i < num_adapters]
         if wrong:
@@ -335,11 +335,11 @@ def checked_adapter_ids(adapter_ids: Any, num_adapters: int) -> jax.Array:
     return ids
 
 
-def _over_layers(make: Callable, stack: tuple[int, ...]) -> Callable:
-    """make(key, own), vmapped over stacked layers with one key per layer."""
+def _over_layers(initialise: Callable, stack: tuple[int, ...]) -> Callable:
+    """initialise(key, weights), vmapped over stacked layers with one key per layer."""
     for count in stack:
-        make = lambda key, own, one=make, n=count: jax.vmap(one)(jax.random.split(key, n), own)
-    return make
+        initialise = lambda key, weights, inner=initialise, n=count: jax.vmap(inner)(jax.random.split(key, n), weights)
+    return initialise
 
 
 def _vmapped(fn: Callable, times: int) -> Callable:

@@ -85,7 +85,7 @@ def test_the_prompts_of_p_tuning_stand_around_a_tasks_texts():
 def test_a_text_by_flag_is_what_the_prompt_begins_as_and_the_run_goes_on(corpus, tmp_path):
     given = (f"--config={PROMPTED}:{corpus}", f"--workdir={tmp_path}", "--config.peft.text=What follows?")
     done = run("experiments.train", *given)
-    assert done.code == 2 and "peft.text='What follows?': is 13 tokens, for peft.length=4 vectors" in done.err
+    assert done.code == 2 and "peft.text='What follows?': has 13 tokens, and peft.length=4;" in done.err
     for steps in (4, 8):
         done = run("experiments.train", *given, "--config.peft.length=14", f"--config.num_steps={steps}")
         assert done.code == 0, done.err

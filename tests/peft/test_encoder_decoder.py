@@ -146,12 +146,14 @@ def test_models_in_which_a_prompt_would_stand_in_the_wrong_place_are_told():
         base = module.init(jax.random.key(0), inputs, tokens)["params"]
         tuning = attach(Prompt(length=P), module, inputs, tokens)
         run = tuning.apply(make_apply(module))
-        with pytest.raises(UserError, match=f"{kind.__name__} reads words {times} times where a prompt belongs once"):
+        with pytest.raises(UserError, match=f"{kind.__name__} looks up embeddings {times} times, expected once"):
             run(merge(base, tuning.init(jax.random.key(0), base)), inputs, tokens)
     config = MODELS["t5"]
     prefix = attach(Prefix(length=P), config.build(), *config.example_inputs(B, S))
-    with pytest.raises(UserError, match="texts are written by models with one attention in a block"):
+    with pytest.raises(UserError, match="generation needs one attention layer in each block"):
         prefix.begin_cache(make_apply(config.build()), begun("t5")[2], config.init_cache(B, P + T))
     tuning, apply, base, tuned = begun("learned")
-    with pytest.raises(UserError, match=f"peft.length={P}: and a text of {S + 1} are more than model.max_length=9"):
+    with pytest.raises(
+        UserError, match=f"peft.length={P}: with a text of {S + 1} tokens it exceeds model.max_length=9"
+    ):
         tuning.apply(apply)(merge(base, tuned), jnp.ones((B, S + 1), jnp.int32), tokens)

@@ -210,9 +210,9 @@ def test_a_text_is_the_ids_that_a_tokenizer_makes_of_it():
     (_, base, tuned, _, _), (_, _, wanted, _, _) = (begun(MODELS["gpt"], method) for method in (found, ids))
     np.testing.assert_array_equal(tuned["embed"][PROMPT], wanted["embed"][PROMPT])
     np.testing.assert_array_equal(wanted["embed"][PROMPT], base["embed"]["embedding"][jnp.array([4, 9, 2, 4, 9])])
-    with pytest.raises(FieldError, match=r"^peft.text='abcdef': is 6 tokens, for peft.length=5 vectors; use"):
+    with pytest.raises(FieldError, match=r"^peft.text='abcdef': has 6 tokens, and peft.length=5; use"):
         Prompt(length=5, text="abcdef").resolved(ByteTokenizer(), None)
-    with pytest.raises(FieldError, match="peft.text=.*a run makes ids of it"):
+    with pytest.raises(FieldError, match="peft.text=.*not tokenized; call .resolved"):
         begun(MODELS["gpt"], text)
 
 
@@ -234,16 +234,16 @@ def test_each_row_has_a_place_for_each_vector():
 def test_what_cannot_work_is_told():
     config = MODELS["gpt"]
     tuning, base, tuned, apply, _ = begun(config, Prompt(length=12, init="random"))
-    with pytest.raises(UserError, match="peft.length=12: and a text of 6 are more than model.max_length=16"):
+    with pytest.raises(UserError, match="peft.length=12: with a text of 6 tokens it exceeds model.max_length=16"):
         tuning.apply(apply)(merge(base, tuned), jnp.ones((B, T), jnp.int32))
     for method, message in (
         (Prompt(length=0), "^length=0"),
         (Prompt(init="text"), "^init='text'"),
         (Prompt(init="ids"), "^ids="),
-        (Prompt(length=2, init="ids", ids=(1, 2, 3)), "^length=2: ids has 3; use length=3"),
+        (Prompt(length=2, init="ids", ids=(1, 2, 3)), "^length=2: ids has 3 tokens; use length=3"),
         (Prompt(text=""), "^text=''"),
         (Prompt(text="a", init="random"), "^text='a': expected a text with init='vocabulary'"),
-        (PTuning(text="a"), "^text='a': the encoder makes the vectors"),
+        (PTuning(text="a"), "^text='a': the encoder computes the vectors"),
         (Prompt(ids=(1,)), "^ids="),
         (PTuning(encoder="gru"), "^encoder='gru'"),
         (PTuning(init="vocabulary"), "^init="),
@@ -256,5 +256,5 @@ def test_what_cannot_work_is_told():
         begun(config, Prompt(init="ids", ids=(99,)))
     with pytest.raises(UserError, match="is not attention with a `keys_values` method"):
         begun(config, Prefix(targets=("mlp",)))
-    with pytest.raises(UserError, match="is not a table of words. vectors"):
+    with pytest.raises(UserError, match="is not an embedding table"):
         begun(config, dataclasses.replace(Prompt(), targets=("attention",)))

@@ -157,7 +157,7 @@ class Noisy(nn.Module):
 def test_axes_without_blocks_are_told_and_can_be_kept():
     tokens = jnp.ones((B, T), jnp.int32)
     lora = LoRA(targets=("shared",), rank=2, base_dtype="nf4")
-    with pytest.raises(FieldError, match="peft.base_block=64: first/kernel has 17 inputs in a row, which no even"):
+    with pytest.raises(FieldError, match="peft.base_block=64: first/kernel has 17 inputs, which no even"):
         attach(lora, Odd(17), tokens)
     left = attach(dataclasses.replace(lora, skip_modules=("first", "lm_head")), Odd(17), tokens)
     assert set(left.blocks) == {("shared", "kernel"), ("noisy", "kernel")}

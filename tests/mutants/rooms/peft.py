@@ -49,8 +49,8 @@ MUTANTS = (
     Mutant(
         id="peft/ia3-bias-not-scaled",
         file="peft/ia3.py",
-        old='new["bias"] = own["bias"].astype(jnp.float32) * leaves[OUT]',
-        new='new["bias"] = own["bias"].astype(jnp.float32)',
+        old='new["bias"] = weights["bias"].astype(jnp.float32) * leaves[OUT]',
+        new='new["bias"] = weights["bias"].astype(jnp.float32)',
         fault="a merged (IA)^3 leaves the bias unscaled",
         tests=(f"{PARITY}[ia3-gpt2]",),
     ),
@@ -81,8 +81,8 @@ MUTANTS = (
     Mutant(
         id="peft/prompt-segments",
         file="peft/prompt.py",
-        old="first = jnp.max(x, axis=1, keepdims=True) if segments else jnp.zeros_like(x[:, :1])",
-        new="first = jnp.zeros_like(x[:, :1])",
+        old="front = jnp.max(x, axis=1, keepdims=True) if segments else jnp.zeros_like(x[:, :1])",
+        new="front = jnp.zeros_like(x[:, :1])",
         fault="a prompt's places are padding",
         tests=("tests/peft/test_prompts.py::test_padding_places_and_types_go_along",),
     ),
