@@ -30,31 +30,31 @@ def saved_activation_bytes(program: Program) -> tuple[int, int]:
     that shard the batch, the length and the axes of tensor parallelism. Residuals that remat offloads are reported
     separately; they return to the device for the one block being recomputed.
     """
-    (layers, rest), there = _kept(program)
+    (layers, outside), host = _residual_bytes(program)
     model = program.experiment.model
     block = 0
     if model.body.remat not in (None, "none"):
         plain = dataclasses.replace(program.experiment, model=model.with_body(remat="none"))
-        whole, _ = _kept(dataclasses.replace(program, experiment=plain))
-        block = (sum(whole) - layers - rest) // model.body.num_layers
-    return _staged(program, layers, rest) + block, sum(there)
+        plain_bytes, _ = _residual_bytes(dataclasses.replace(program, experiment=plain))
+        block = (sum(plain_bytes) - layers - outside) // model.body.num_layers
+    return _staged(program, layers, outside) + block, sum(host)
 
 
-def _staged(program: Program, layers: int, rest: int) -> int:
+def _staged(program: Program, layers: int, outside: int) -> int:
     """Bytes on one pipeline stage, from one microbatch's bytes in all layers and outside the layers."""
     e, stages = program.experiment, program.mesh.shape["stage"]
     schedule = named_schedule(e.sharding.pipeline) if stages > 1 else None
-    if schedule is None or isinstance(schedule, Naive):  # whose idle ticks are kept like the others
-        return layers + rest
+    if schedule is None or isinstance(schedule, Naive):  # idle ticks save residuals like the others
+        return layers + outside
     m = e.accum_steps
     policy = e.model.body.policy or Policy()
     size = e.model.body.embed_dim * policy.dtype.itemsize
     between = e.data.batch_size // m * e.data.seq_len * size // _ways(program, ("batch", "residual"))
     if isinstance(schedule, OneFOneB):
-        return layers // stages + rest + (2 * stages + 1) * between
+        return layers // stages + outside + (2 * stages + 1) * between
     count = ticks(schedule, stages, m)
     # Input and output of the stages in each tick, and input and output of the layer stack for every microbatch.
-    return layers * count // (stages * schedule.virtual_stages) + rest + 2 * (count + m) * between
+    return layers * count // (stages * schedule.virtual_stages) + outside + 2 * (count + m) * between
 
 
 def _ways(program: Program, names: tuple[str, ...]) -> int:
@@ -63,7 +63,7 @@ def _ways(program: Program, names: tuple[str, ...]) -> int:
     return math.prod(sizes[axis] for axis in {axis for name in names for axis in as_tuple(table.get(name))})
 
 
-def _kept(program: Program) -> tuple[tuple[int, int], tuple[int, int]]:
+def _residual_bytes(program: Program) -> tuple[tuple[int, int], tuple[int, int]]:
     """Residual bytes per device of one microbatch, without parameters.
 
     Returns ((stacked layers, elsewhere) in device memory, (stacked layers, elsewhere) in host memory). Under tensor
@@ -77,41 +77,43 @@ def _kept(program: Program) -> tuple[tuple[int, int], tuple[int, int]]:
         shares = arrays
     within, between = _ways(program, ("batch", "length")), _ways(program, ("batch", "residual"))
     sizes_by_memory = {False: [0, 0], True: [0, 0]}
-    for whole, share in zip(arrays, shares, strict=True):
+    for full, share in zip(arrays, shares, strict=True):
         stacked = share.ndim > 1 and share.shape[0] == e.model.body.num_layers
         size = math.prod(share.shape) * share.dtype.itemsize
-        ways = between if whole.shape == share.shape else within
+        ways = between if full.shape == share.shape else within
         sizes_by_memory[share.memory_space == jax.memory.Space.Host][not stacked] += size // ways
-    (layers, rest), there = sizes_by_memory[False], sizes_by_memory[True]
-    return (layers, rest), (there[0], there[1])
+    (layers, outside), host = sizes_by_memory[False], sizes_by_memory[True]
+    return (layers, outside), (host[0], host[1])
 
 
 def _residuals(program: Program, ways: dict[str, int]) -> list[Any]:
     """Abstract residuals of the loss for one microbatch with all rows. `ways` divides the sizes of the model."""
     e = program.experiment
     model = e.model.body
-    own, ways = {field.name for field in dataclasses.fields(model)}, {**ways, "head_dim": 1}
+    fields, ways = {field.name for field in dataclasses.fields(model)}, {**ways, "head_dim": 1}
     sizes = {"num_heads": model.num_heads, "num_kv_heads": model.num_kv_heads, "head_dim": model.key_dim}
     sizes |= {"mlp_dim": model.mlp_dim or model.hidden_dim, "hidden_dim": model.hidden_dim}
     sizes |= {"vocab_size": model.vocab_size}
     if set(ways.values()) != {1}:
-        changes = {field: size // ways[field] for field, size in sizes.items() if field in own and size is not None}
+        changes = {field: size // ways[field] for field, size in sizes.items() if field in fields and size is not None}
         e = dataclasses.replace(e, model=e.model.with_body(**changes))
     # The mesh keeps only the axes that shard the batch and the length.
     devices = program.mesh.devices[tuple(slice(1) if a in ("stage", "tensor") else slice(None) for a in AXES)]
     mesh = Mesh(devices, AXES, axis_types=program.mesh.axis_types)
-    alone = build(dataclasses.replace(e, sharding=Sharding().over()), list(mesh.devices.flat)[:1], only_traced=True)
+    single = build(dataclasses.replace(e, sharding=Sharding().over()), list(mesh.devices.flat)[:1], only_traced=True)
     batch = abstract_batch(e, e.data.batch_size // e.accum_steps)
     key = jax.eval_shape(lambda: jax.random.key(0))
     bare = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-    state = dataclasses.replace(alone.abstract, params=bare(alone.abstract.params), frozen=bare(alone.abstract.frozen))
+    state = dataclasses.replace(
+        single.abstract, params=bare(single.abstract.params), frozen=bare(single.abstract.frozen)
+    )
 
     def residuals(params, frozen, batch, key):
-        whole = lambda p: dataclasses.replace(state, params=p, frozen=frozen).model
-        loss = lambda p: e.objective.loss(alone.apply, whole(p), e.objective.prepare(batch), key)[0]
+        model_of = lambda p: dataclasses.replace(state, params=p, frozen=frozen).model
+        loss = lambda p: e.objective.loss(single.apply, model_of(p), e.objective.prepare(batch), key)[0]
         return jax.tree.leaves(jax.vjp(loss, params)[1])
 
     with dataclasses.replace(program, mesh=mesh).context():
-        kept = jax.make_jaxpr(residuals)(state.params, state.frozen, batch, key).out_avals
-    known = {(x.shape, x.dtype) for x in jax.tree.leaves(state.model)}
-    return [x for x in kept if (x.shape, x.dtype) not in known]
+        residual_avals = jax.make_jaxpr(residuals)(state.params, state.frozen, batch, key).out_avals
+    param_types = {(x.shape, x.dtype) for x in jax.tree.leaves(state.model)}
+    return [x for x in residual_avals if (x.shape, x.dtype) not in param_types]

@@ -21,9 +21,9 @@ def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
     axes = jax.tree.leaves(program.all_axes, is_leaf=lambda x: isinstance(x, tuple))
     for (path, leaf), names in zip(leaves, axes, strict=True):
         spec = tuple(leaf.sharding.spec) + (None,) * (leaf.ndim - len(leaf.sharding.spec))
-        shown = ", ".join("+".join(a) if isinstance(a, tuple) else str(a or "-") for a in spec)
+        mesh_axes = ", ".join("+".join(a) if isinstance(a, tuple) else str(a or "-") for a in spec)
         rows.append(
-            (path_name(path), "x".join(map(str, leaf.shape)), ", ".join(map(str, names)), shown, device_bytes(leaf))
+            (path_name(path), "x".join(map(str, leaf.shape)), ", ".join(map(str, names)), mesh_axes, device_bytes(leaf))
         )
     return rows
 
@@ -74,16 +74,16 @@ def estimate_memory(program: Program) -> dict[str, int]:
     total = lambda tree: sum(device_bytes(x) for x in jax.tree.leaves(tree))
     state = program.abstract
     device, host = optimizer_bytes(program)
-    kept, offloaded = saved_activation_bytes(program)
+    saved, offloaded = saved_activation_bytes(program)
     sizes = {
         "parameters": total(state.model),
         "optimizer state": device,
         "gradients": gradient_bytes(program),
-        "activations": kept,
+        "activations": saved,
     }
     sizes = {**sizes, "total": sum(sizes.values())}
-    there = {"optimizer state": host, "activations": offloaded}
-    return {**sizes, **{f"{part} in host memory": size for part, size in there.items() if size}}
+    in_host = {"optimizer state": host, "activations": offloaded}
+    return {**sizes, **{f"{part} in host memory": size for part, size in in_host.items() if size}}
 
 
 def dry_run_report(program: Program) -> str:

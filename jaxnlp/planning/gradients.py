@@ -15,8 +15,8 @@ from jaxnlp.training.step.step import sum_gradients
 
 def lowered_gradients(program: Program) -> Any:
     """The lowered function (params, batch) -> gradients, in the parameters' dtypes and with the step's shardings."""
-    e, wanted = program.experiment, abstract_gradients(program)
-    layout = jax.tree.map(lambda x: x.sharding, wanted)
+    e, specs = program.experiment, abstract_gradients(program)
+    layout = jax.tree.map(lambda x: x.sharding, specs)
 
     def gradients(params, batch):
         rows = e.objective.prepare(batch)
@@ -24,7 +24,7 @@ def lowered_gradients(program: Program) -> Any:
         _, grads = sum_gradients(
             program.apply, e.objective, params, rows, jax.random.key(0), e.accum_steps, layout=place
         )
-        return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, wanted)
+        return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, specs)
 
     with program.context():
         return jax.jit(gradients, out_shardings=layout).lower(program.abstract.params, step_batch(program))

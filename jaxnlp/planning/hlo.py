@@ -27,7 +27,7 @@ KINDS = (
 )
 CALLS = ("fusion", "call", "call-start", "async-start", "custom-call")
 SCATTER = "all-reduce-scatter"  # the name of the fusions that are reduce-scatters
-SLICE_ID = 100_000  # a device's id is its number in its slice, and so much for each slice, counted from one
+SLICE_ID = 100_000  # a device's id is its number in its slice plus this for each slice, counted from one
 
 HEADER = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s.*->.*\{\s*$")
 INSTRUCTION = re.compile(r"^\s+(ROOT\s+)?%?([\w.\-]+) = (.*)$")
@@ -78,11 +78,11 @@ def spanned_axes(members: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> 
     if not members:
         return tuple(axis for axis, size in sizes.items() if size > 1)
     shape = tuple(sizes.values())
-    apart = np.zeros(len(shape), bool)
+    varies = np.zeros(len(shape), bool)
     for group in members:
         places = np.stack(np.unravel_index(np.asarray(group), shape))
-        apart |= (places != places[:, :1]).any(axis=1)
-    return tuple(axis for axis, differs in zip(sizes, apart, strict=True) if differs)
+        varies |= (places != places[:, :1]).any(axis=1)
+    return tuple(axis for axis, differs in zip(sizes, varies, strict=True) if differs)
 
 
 def collectives(hlo: str) -> list[Collective]:
@@ -110,22 +110,22 @@ def instruction_classes(hlo: str) -> dict[str, str]:
 
     @functools.cache
     def inside(name: str) -> frozenset[str]:
-        return frozenset().union(*(of(one) for one in computations.get(name, ())))
+        return frozenset().union(*(kinds_of(op) for op in computations.get(name, ())))
 
-    def of(one: Instruction) -> frozenset[str]:
-        if one.opcode in ("dot", "convolution") or PRODUCTS.search(one.rest):
+    def kinds_of(op: Instruction) -> frozenset[str]:
+        if op.opcode in ("dot", "convolution") or PRODUCTS.search(op.rest):
             return frozenset({MATMUL})
-        if one.opcode.removesuffix("-start").removesuffix("-done") in (*KINDS, "send", "recv"):
+        if op.opcode.removesuffix("-start").removesuffix("-done") in (*KINDS, "send", "recv"):
             return frozenset({COLLECTIVE})
-        return frozenset().union(*map(inside, CALLED.findall(one.rest))) if one.opcode in CALLS else frozenset()
+        return frozenset().union(*map(inside, CALLED.findall(op.rest))) if op.opcode in CALLS else frozenset()
 
-    def named(one: Instruction) -> str:
-        if one.opcode in ("while", "conditional", "call"):
+    def classify(op: Instruction) -> str:
+        if op.opcode in ("while", "conditional", "call"):
             return LOOP
-        kinds = of(one)
+        kinds = kinds_of(op)
         return MATMUL if MATMUL in kinds else COLLECTIVE if COLLECTIVE in kinds else OTHER
 
-    return {one.name: named(one) for body in computations.values() for one in body}
+    return {op.name: classify(op) for body in computations.values() for op in body}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str | None]:
             inside = computations.setdefault(header[2], [])
             if header[1]:
                 entry = header[2]
-        elif line == "}":  # anything else at the left margin goes on from the line before it
+        elif line == "}":  # any other line at the left margin continues the line before it
             inside = None
         elif inside is not None and (instruction := INSTRUCTION.match(line)):
             kind, rest = _type(instruction[3])
@@ -169,52 +169,57 @@ class _Walk:
     def __init__(self, computations: dict[str, list[Instruction]]):
         self.computations = computations
 
-    def visit(self, name: str, count: int, fused: bool = False, seen: set[Any] | None = None) -> Iterator[Collective]:
-        """Collectives of a computation that runs `count` times. seen: keys already counted in fusions of one loop."""
-        seen = set() if seen is None else seen
+    def visit(
+        self, name: str, count: int, fused: bool = False, counted: set[Any] | None = None
+    ) -> Iterator[Collective]:
+        """Collectives of a computation that runs `count` times.
+
+        counted: keys of the collectives already counted in fusions of one loop.
+        """
+        counted = set() if counted is None else counted
         scatter = fused and SCATTER in name
-        for one in self.computations.get(name, ()):
-            kind = one.opcode.removesuffix("-start")
+        for op in self.computations.get(name, ()):
+            kind = op.opcode.removesuffix("-start")
             if kind in KINDS:
-                collective = _collective(one, kind, count, scatter)
+                collective = _collective(op, kind, count, scatter)
                 # Fusions that overlap a collective with compute repeat it. Outside fusions, equal ids are not copies.
-                key = (one.attribute(r"channel_id=(\d+)"), collective.kind, collective.bytes, collective.members)
+                key = (op.attribute(r"channel_id=(\d+)"), collective.kind, collective.bytes, collective.members)
                 if fused and not scatter:
-                    if key in seen:
+                    if key in counted:
                         continue
-                    seen.add(key)
+                    counted.add(key)
                 yield collective
-            elif one.opcode == "send" and "xla_megascale_runtime" in one.rest:
-                yield _between_slices(one, count)
-            elif one.opcode == "while":
-                body = one.attribute(r"body=%?([\w.\-]+)")
+            elif op.opcode == "send" and "xla_megascale_runtime" in op.rest:
+                yield _between_slices(op, count)
+            elif op.opcode == "while":
+                body = op.attribute(r"body=%?([\w.\-]+)")
                 assert body is not None
-                turns = self.turns(one)
-                inner = list(self.visit(body, count * (1 if turns is None else turns)))
-                if inner and turns is None:
-                    raise ValueError(f"{one.name}: a loop with collectives, whose turns the text does not tell")
-                yield from inner
-            elif one.opcode == "conditional":
-                yield from self.branch(one, count)
-            elif one.opcode in CALLS:
-                scattering = one.opcode == "fusion" and SCATTER in one.name
-                for called in CALLED.findall(one.rest):
-                    inner = self.visit(called, count, one.opcode == "fusion", seen)
+                trip_count = self.trip_count(op)
+                nested = list(self.visit(body, count * (1 if trip_count is None else trip_count)))
+                if nested and trip_count is None:
+                    raise ValueError(f"{op.name}: a loop with collectives and an unknown trip count")
+                yield from nested
+            elif op.opcode == "conditional":
+                yield from self.branch(op, count)
+            elif op.opcode in CALLS:
+                scattering = op.opcode == "fusion" and SCATTER in op.name
+                for callee in CALLED.findall(op.rest):
+                    nested = self.visit(callee, count, op.opcode == "fusion", counted)
                     yield from (
-                        (dataclasses.replace(c, kind="reduce-scatter") if c.kind == "all-reduce" else c for c in inner)
+                        (dataclasses.replace(c, kind="reduce-scatter") if c.kind == "all-reduce" else c for c in nested)
                         if scattering
-                        else inner
+                        else nested
                     )
 
-    def branch(self, one: Instruction, count: int) -> list[Collective]:
+    def branch(self, op: Instruction, count: int) -> list[Collective]:
         """Collectives of the branch of a conditional that moves the most bytes."""
-        names = re.findall(r"(?:true_computation|false_computation)=%?([\w.\-]+)", one.rest)
-        if listed := one.attribute(r"branch_computations=\{([^}]*)\}"):
+        names = re.findall(r"(?:true_computation|false_computation)=%?([\w.\-]+)", op.rest)
+        if listed := op.attribute(r"branch_computations=\{([^}]*)\}"):
             names += [name.strip().lstrip("%") for name in listed.split(",")]
         branches = [list(self.visit(name, count)) for name in names]
         return max(branches, key=lambda branch: sum(c.bytes * c.count for c in branch), default=[])
 
-    def turns(self, loop: Instruction) -> int | None:
+    def trip_count(self, loop: Instruction) -> int | None:
         """Trip count of a loop, or None if unknown.
 
         It is the compiler's `known_trip_count`, or else the constant in the loop condition divided by the counter's
@@ -228,50 +233,50 @@ class _Walk:
 
     def stride(self, condition: str, body: str) -> int:
         """Increment of the loop counter per iteration; 1 if it cannot be determined."""
-        names = {one.name: one for one in self.computations.get(condition, ())}
-        root = next((one for one in names.values() if one.root), None)
+        names = {op.name: op for op in self.computations.get(condition, ())}
+        root = next((op for op in names.values() if op.root), None)
         counter = names.get(root.operands[0]) if root is not None and root.operands else None
         place = counter and counter.attribute(r"index=(\d+)")
-        inside = {one.name: one for one in self.computations.get(body, ())}
-        last = next((one for one in inside.values() if one.root and one.opcode == "tuple"), None)
-        if place is None or last is None:
+        inside = {op.name: op for op in self.computations.get(body, ())}
+        result = next((op for op in inside.values() if op.root and op.opcode == "tuple"), None)
+        if place is None or result is None:
             return 1
-        one = inside.get(last.operands[int(place)])
-        while one is not None and one.opcode == "copy":
-            one = inside.get(one.operands[0])
-        if one is None or one.opcode != "add":
+        op = inside.get(result.operands[int(place)])
+        while op is not None and op.opcode == "copy":
+            op = inside.get(op.operands[0])
+        if op is None or op.opcode != "add":
             return 1
-        added = [inside[name] for name in one.operands if name in inside and inside[name].opcode == "constant"]
+        added = [inside[name] for name in op.operands if name in inside and inside[name].opcode == "constant"]
         return max([1, *(_constant(x) for x in added)])
 
     def constants(self, name: str) -> Iterator[int]:
         """Integer constants in a computation and in the computations it calls."""
-        for one in self.computations.get(name, ()):
-            if one.opcode == "constant" and re.match(r"[su](32|64)\[\]", one.type):
-                yield _constant(one)
-            elif one.opcode in CALLS:
-                for called in CALLED.findall(one.rest):
-                    yield from self.constants(called)
+        for op in self.computations.get(name, ()):
+            if op.opcode == "constant" and re.match(r"[su](32|64)\[\]", op.type):
+                yield _constant(op)
+            elif op.opcode in CALLS:
+                for callee in CALLED.findall(op.rest):
+                    yield from self.constants(callee)
 
 
-def _constant(one: Instruction) -> int:
-    number = re.match(r"-?\d+", one.rest)
+def _constant(op: Instruction) -> int:
+    number = re.match(r"-?\d+", op.rest)
     return int(number[0]) if number else 0
 
 
-def _collective(one: Instruction, kind: str, count: int, scatter: bool) -> Collective:
-    parts, members = _parts(one.type), replica_groups(one.rest)
-    if one.opcode in ("all-gather-start", "collective-permute-start") and len(parts) > 1:
-        size = num_bytes(parts[1])  # (what goes in, what comes out, ...)
+def _collective(op: Instruction, kind: str, count: int, scatter: bool) -> Collective:
+    parts, members = _parts(op.type), replica_groups(op.rest)
+    if op.opcode in ("all-gather-start", "collective-permute-start") and len(parts) > 1:
+        size = num_bytes(parts[1])  # (inputs, outputs, ...)
     else:
-        size = num_bytes(one.type)
+        size = num_bytes(op.type)
     if kind == "reduce-scatter":
         size *= len(members[0]) if members else 1
     kind = "reduce-scatter" if scatter and kind == "all-reduce" else kind
-    return Collective(kind, members, size, count, one.attribute(r'op_name="([^"]*)"') or "")
+    return Collective(kind, members, size, count, op.attribute(r'op_name="([^"]*)"') or "")
 
 
-def _between_slices(one: Instruction, count: int) -> Collective:
+def _between_slices(op: Instruction, count: int) -> Collective:
     """The collective that a Megascale `send` requests from the hosts.
 
     Its target is `"{1,2}x{0:3}"` (each device with the same device in each slice), groups of ids, or pairs of ids for
@@ -280,11 +285,11 @@ def _between_slices(one: Instruction, count: int) -> Collective:
     Raises:
         ValueError: an unknown transfer type.
     """
-    kind = (one.attribute(r'_xla_megascale_transfer_type="(\w+)"') or "").lower().replace("_", "-")
+    kind = (op.attribute(r'_xla_megascale_transfer_type="(\w+)"') or "").lower().replace("_", "-")
     kind = "collective-permute" if kind == "one-to-one" else kind
     if kind not in KINDS:
-        raise ValueError(f"{one.name}: a transfer between slices of an unknown kind, {kind!r}")
-    target = one.attribute(r'_xla_megascale_target="?([^"_]*?)"?,_xla') or ""
+        raise ValueError(f"{op.name}: unknown transfer type {kind!r} between slices")
+    target = op.attribute(r'_xla_megascale_target="?([^"_]*?)"?,_xla') or ""
     if match := re.match(r"\{([\d,]+)\}x\{(\d+)(?::(\d+))?\}", target):
         slices, (first, last) = map(int, match[1].split(",")), (int(match[2]), int(match[3] or match[2]))
         ids = [SLICE_ID * s for s in slices]
@@ -293,9 +298,9 @@ def _between_slices(one: Instruction, count: int) -> Collective:
         listed = re.findall(r"\{?([\d,]+)\}", target) if kind != "collective-permute" else []
         members = tuple(tuple(map(int, group.split(","))) for group in listed)
         members = members or tuple((int(a), int(b)) for a, b in re.findall(r"(\d{6,})\D+(\d{6,})", target))
-    size = num_bytes(_parts(one.type)[0])  # (what is sent, context, token)
+    size = num_bytes(_parts(op.type)[0])  # (data, context, token)
     size *= len(members[0]) if kind == "all-gather" and members else 1
-    source = one.attribute(r'op_name="([^"]*)"') or ""
+    source = op.attribute(r'op_name="([^"]*)"') or ""
     return Collective(kind, members, size, count, source, between_slices=True)
 
 
@@ -335,12 +340,12 @@ def _mesh_groups(mesh: str, ids: str | None, over: str) -> tuple[tuple[int, ...]
         numbers = iota(ids).ravel() if ids.startswith("[") else np.asarray([int(n) for n in re.findall(r"\d+", ids)])
     # A mesh axis may be split: 'a':(2)4 is the sub-axis of size 4 after a sub-axis of size 2.
     parts = {name: [(size, False)] for name, size in sizes.items()}
-    for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over):
-        whole, first, own = sizes[name], int(before or 1), int(size or sizes[name])
-        parts[name] = [(first, False), (own, True), (whole // first // own, False)]
+    for name, outer_size, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over):
+        total, outer, inner = sizes[name], int(outer_size or 1), int(size or sizes[name])
+        parts[name] = [(outer, False), (inner, True), (total // outer // inner, False)]
     flat = [part for name in sizes for part in parts[name]]
     places = numbers.reshape([size for size, _ in flat])
-    inside = [i for i, (_, taken) in enumerate(flat) if taken]
+    inside = [i for i, (_, selected) in enumerate(flat) if selected]
     outside = [i for i in range(len(flat)) if i not in inside]
     width = math.prod(flat[i][0] for i in inside)
     return tuple(map(tuple, places.transpose(outside + inside).reshape(-1, width).tolist()))

@@ -81,7 +81,7 @@ def measure_run(workdir: pathlib.Path, plan: StepPlan, classes: Mapping[str, str
     rows = [row for row in read_log(workdir / LOG) if row["kind"] == "train" and "tokens_per_second" in row]
     if not rows:
         raise UserError(
-            f"--workdir={workdir}: no speed in {LOG}; expected the folder of a run of a few log steps or more"
+            f"--workdir={workdir}: no speed in {LOG}; expected the folder of a run with several logged steps"
         )
     rate = statistics.median(row["tokens_per_second"] for row in rows)
     shares = [row["mfu"] for row in rows if "mfu" in row]
@@ -106,22 +106,25 @@ def newest_trace(workdir: pathlib.Path, classes: Mapping[str, str], steps_per_ca
     newest = min(path for path in files if path.parent == files[-1].parent)
     data: Any = jax.profiler.ProfileData.from_file(str(newest))
     steps = steps_per_call * len({stats["step_num"] for stats in _annotated(data)})
-    seen = list(step_operations(data))
-    if not steps or not seen:
+    operations = list(step_operations(data))
+    if not steps or not operations:
         return None
-    devices = len({device for device, *_ in seen})
-    begun, ended = min(start for _, _, start, _, _ in seen), max(start + took for _, _, start, took, _ in seen)
-    each, names, per = defaultdict[str, float](float), defaultdict[str, float](float), 1e-9 / steps / devices
-    for _, name, _, took, category in seen:
+    devices = len({device for device, *_ in operations})
+    start_ns, end_ns = (
+        min(start for _, _, start, _, _ in operations),
+        max(start + duration for _, _, start, duration, _ in operations),
+    )
+    by_class, names, scale = defaultdict[str, float](float), defaultdict[str, float](float), 1e-9 / steps / devices
+    for _, name, _, duration, category in operations:
         kind = operation_class(name, category, classes)
         if kind != LOOP:
-            each[kind] += took * per
-            names[name] += took * per
+            by_class[kind] += duration * scale
+            names[name] += duration * scale
     return Trace(
         path=str(newest.parent),
         steps=steps,
-        step_seconds=(ended - begun) * 1e-9 / steps,
-        by_class={kind: each[kind] for kind in CLASSES},
+        step_seconds=(end_ns - start_ns) * 1e-9 / steps,
+        by_class={kind: by_class[kind] for kind in CLASSES},
         longest=dict(sorted(names.items(), key=lambda item: -item[1])[:5]),
     )
 

@@ -30,8 +30,8 @@ def zero_state_bytes(
         raise UserError(f"stage={stage!r}: expected one of {', '.join(map(str, STAGES))}")
     if devices < 1:
         raise UserError(f"devices={devices!r}: expected a positive number")
-    split = lambda size, first: size / devices if stage >= first else size
-    return parameters * (split(weight, 3) + split(gradient, 2) + split(optimizer, 1))
+    shard = lambda size, min_stage: size / devices if stage >= min_stage else size
+    return parameters * (shard(weight, 3) + shard(gradient, 2) + shard(optimizer, 1))
 
 
 def layer_activation_bytes(

@@ -34,9 +34,11 @@ def traffic_of(ops: Sequence[Collective], mesh: Any, chip: Chip | None) -> tuple
     """The collectives of a program grouped by kind, axes and network, in descending order of bytes."""
     groups: dict[tuple[str, tuple[str, ...], str], list[tuple[int, float, float | None]]] = {}
     for op in (with_mesh_positions(op, mesh) for op in ops):
-        network, sent, one = transfer(op, mesh, chip)
+        network, num_bytes, seconds = transfer(op, mesh, chip)
         key = (op.kind, op.axes(mesh.shape), network)
-        groups.setdefault(key, []).append((op.count, op.count * sent, None if one is None else op.count * one))
+        groups.setdefault(key, []).append(
+            (op.count, op.count * num_bytes, None if seconds is None else op.count * seconds)
+        )
     rows = [Traffic(*key, *(sum_known(column) for column in zip(*group, strict=True))) for key, group in groups.items()]
     return tuple(sorted(rows, key=lambda row: -row.bytes))
 
@@ -72,8 +74,8 @@ def transfer(op: Collective, mesh: Any, chip: Chip | None) -> tuple[str, float, 
     slices = max(len(set(map(link_group, group))) for group in groups)
     if slices > 1:
         # The result of the reduction within a slice crosses once; each device sends its share.
-        each = 1 if op.kind in ("collective-permute", "all-to-all") else slices / len(groups[0])
-        across = dataclasses.replace(op, members=(tuple(range(slices)),), bytes=int(op.bytes * each))
+        share = 1 if op.kind in ("collective-permute", "all-to-all") else slices / len(groups[0])
+        across = dataclasses.replace(op, members=(tuple(range(slices)),), bytes=int(op.bytes * share))
         crossed = across.sent(slices)
         return "DCN", crossed, None if chip is None or chip.dcn_bandwidth is None else crossed / chip.dcn_bandwidth
     if op.kind == "collective-permute":
@@ -82,8 +84,8 @@ def transfer(op: Collective, mesh: Any, chip: Chip | None) -> tuple[str, float, 
         linked = None if chip is None else group_bandwidth(chip, groups[0], devices)
     switched = chip is not None and chip.switched
     name = {"tpu": "ICI", "cpu": "memory"}.get(devices[0].platform, "NVLink" if switched else "links")
-    sent = op.sent(mesh.size)
-    return name, sent, None if linked is None else sent / linked
+    num_bytes = op.sent(mesh.size)
+    return name, num_bytes, None if linked is None else num_bytes / linked
 
 
 def link_group(device: Any) -> int:
@@ -103,7 +105,7 @@ def group_bandwidth(chip: Chip, group: Sequence[Any], devices: Sequence[Any]) ->
     """
     if chip.link_bandwidth is None or chip.switched:
         return total_link_bandwidth(chip)
-    coordinates, everywhere = (np.array([d.coords for d in ones]) for ones in (group, devices))
+    coordinates, everywhere = (np.array([d.coords for d in members]) for members in (group, devices))
     lengths = [len(set(column)) for column in coordinates.T]
     sides = [(length, len(set(column))) for length, column in zip(lengths, everywhere.T, strict=True) if length > 1]
     if not sides:  # the two halves of one chip

@@ -14,61 +14,63 @@ def format_plan(plan: StepPlan) -> str:
     lines = [*_head(plan), "", *_memory(plan)]
     if not plan.fits:
         lines += ["", str(plan.problem)]
-        lines += ["what would change that, in the config:"] if plan.remedies else []
-        return "\n".join([*lines, *(f"  {one}" for one in plan.remedies)])
+        lines += ["config changes that would help:"] if plan.remedies else []
+        return "\n".join([*lines, *(f"  {remedy}" for remedy in plan.remedies)])
     return "\n".join([*lines, "", *_traffic(plan), "", *_time(plan)])
 
 
 def format_ranking(plans: Sequence[StepPlan]) -> str:
     """A table of plans that fit, in the given order."""
     rows = [("", "tables", "memory", "step at best", "bound by", "communication", "MFU at most")]
-    for place, one in enumerate(plans, 1):
-        assert one.compiled is not None
-        step = "?" if one.step_seconds is None else f"{one.step_seconds * 1e3:,.1f} ms"
-        mfu = "?" if one.mfu_ceiling is None else f"{one.mfu_ceiling:.0%}"
-        links = sum(seconds for name, seconds in one.seconds.items() if name not in (COMPUTE, MEMORY))
-        talk = "?" if any(row.seconds is None for row in one.traffic) else f"{links * 1e3:,.1f} ms"
-        rows.append((str(place), one.name, amount(one.compiled["peak"]), step, one.bottleneck or "?", talk, mfu))
+    for place, plan in enumerate(plans, 1):
+        assert plan.compiled is not None
+        step = "?" if plan.step_seconds is None else f"{plan.step_seconds * 1e3:,.1f} ms"
+        mfu = "?" if plan.mfu_ceiling is None else f"{plan.mfu_ceiling:.0%}"
+        links = sum(seconds for name, seconds in plan.seconds.items() if name not in (COMPUTE, MEMORY))
+        communication = "?" if any(row.seconds is None for row in plan.traffic) else f"{links * 1e3:,.1f} ms"
+        rows.append(
+            (str(place), plan.name, amount(plan.compiled["peak"]), step, plan.bottleneck or "?", communication, mfu)
+        )
     return "\n".join(align_columns(rows))
 
 
 def format_comparison(run: Measured, plan: StepPlan) -> str:
     """A table of a run's measured speed beside the bounds of its plan, and one of its trace by class of operation."""
-    known = lambda value, text: "unknown" if value is None else text(value)
+    or_unknown = lambda value, text: "unknown" if value is None else text(value)
     ms, rate = (lambda s: f"{s * 1e3:,.2f} ms"), (lambda x: f"{x:,.0f}")
     flops = lambda x: f"{x / 1e12:,.3g} TFLOP/s" if x >= 1e11 else f"{x / 1e9:,.3g} GFLOP/s"
     best = plan.step_seconds
-    tokens, each = (None, None) if best is None else (plan.tokens / best, plan.flops / plan.num_devices / best)
+    tokens, device_flops = (None, None) if best is None else (plan.tokens / best, plan.flops / plan.num_devices / best)
     rows = [
         (f"median of {run.rows} rows of the log", "measured", "at best, by plan"),
-        ("  a step", ms(run.step_seconds), known(best, ms)),
-        ("  tokens a second", rate(run.tokens_per_second), known(tokens, rate)),
-        ("  arithmetic of a device", flops(run.flops), known(each, flops)),
-        ("  MFU", known(run.mfu, "{:.1%}".format), known(plan.mfu_ceiling, "{:.1%}".format)),
+        ("  a step", ms(run.step_seconds), or_unknown(best, ms)),
+        ("  tokens a second", rate(run.tokens_per_second), or_unknown(tokens, rate)),
+        ("  arithmetic of a device", flops(run.flops), or_unknown(device_flops, flops)),
+        ("  MFU", or_unknown(run.mfu, "{:.1%}".format), or_unknown(plan.mfu_ceiling, "{:.1%}".format)),
     ]
     lines = align_columns(rows)
     if best is not None:
-        lines.append(f"the step takes {run.step_seconds / best:.2f} times its least, which {plan.bottleneck} bounds")
+        lines.append(f"the step takes {run.step_seconds / best:.2f} times its lower bound, set by {plan.bottleneck}")
     return "\n".join([*lines, "", *_traced(run.trace, plan)])
 
 
 def _traced(trace: Trace | None, plan: StepPlan) -> list[str]:
     if trace is None:
-        return ["no trace: train with --profile_steps=10:15 to see what a step is made of"]
+        return ["no trace: train with --profile_steps=10:15 to see the time of each class of operation"]
     links = sum(seconds for name, seconds in plan.seconds.items() if name not in (COMPUTE, MEMORY))
-    known = plan.traffic and all(row.seconds is not None for row in plan.traffic)
-    least = {MATMUL: plan.seconds.get(COMPUTE), COLLECTIVE: links if known or not plan.traffic else None}
-    least[OTHER] = plan.seconds.get(MEMORY)
-    whole = sum(trace.by_class.values())
+    links_known = plan.traffic and all(row.seconds is not None for row in plan.traffic)
+    bounds = {MATMUL: plan.seconds.get(COMPUTE), COLLECTIVE: links if links_known or not plan.traffic else None}
+    bounds[OTHER] = plan.seconds.get(MEMORY)
+    total = sum(trace.by_class.values())
     label = f"trace of {trace.steps} steps, of {trace.step_seconds * 1e3:,.2f} ms"
-    rows = [(label, "of a device's work", "share", "at best, by plan")]
+    rows = [(label, "device time", "share", "at best, by plan")]
     for kind, seconds in trace.by_class.items():
-        best = least[kind]
-        planned = "unknown" if best is None else f"{best * 1e3:,.2f} ms"
-        rows.append((f"  {kind}", f"{seconds * 1e3:,.2f} ms", f"{seconds / whole:.1%}", planned))
+        bound = bounds[kind]
+        planned = "unknown" if bound is None else f"{bound * 1e3:,.2f} ms"
+        rows.append((f"  {kind}", f"{seconds * 1e3:,.2f} ms", f"{seconds / total:.1%}", planned))
     lines = align_columns(rows)
-    lines.append("beside matrix products the plan's compute, beside other operations all its memory traffic")
-    longest = ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in trace.longest.items())
+    lines.append("bounds from the plan: compute for matrix products, all memory traffic for other operations")
+    longest = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in trace.longest.items())
     return [*lines, f"longest: {longest}"]
 
 
@@ -98,14 +100,14 @@ def _memory(plan: StepPlan) -> list[str]:
     count = plan.parameters
     rows = [("memory on each device", "bytes", "a parameter")]
     rows += [(f"  {part}", amount(size), f"{size / count:.3f}") for part, size in plan.memory.items()]
-    there = [(f"  in the host's memory: {part}", size) for part, size in plan.host_memory.items()]
-    rows += [(name, amount(size), f"{size / count:.3f}") for name, size in there]
+    host_rows = [(f"  host memory: {part}", size) for part, size in plan.host_memory.items()]
+    rows += [(name, amount(size), f"{size / count:.3f}") for name, size in host_rows]
     if plan.host_bytes and plan.host_memory_limit is not None:
-        rows.append(("  in the host's memory there is", amount(plan.host_memory_limit), "-"))
+        rows.append(("  host memory available", amount(plan.host_memory_limit), "-"))
     states = sum(size for part, size in plan.memory.items() if part != "activations")
-    per = "+".join(f"{plan.zero_formula[f'{name} bytes']:g}" for name in ("weight", "gradient", "optimizer"))
-    formula = f"  ZeRO's formula, stage {plan.zero_formula['stage']:g}, {per}"
-    rows.append(("  states, all but activations", amount(states), f"{states / count:.3f}"))
+    bytes_each = "+".join(f"{plan.zero_formula[f'{name} bytes']:g}" for name in ("weight", "gradient", "optimizer"))
+    formula = f"  ZeRO's formula, stage {plan.zero_formula['stage']:g}, {bytes_each}"
+    rows.append(("  states (all except activations)", amount(states), f"{states / count:.3f}"))
     rows.append((formula, amount(plan.zero_formula["bytes"]), f"{plan.zero_formula['bytes'] / count:.3f}"))
     if plan.compiled is not None:
         rows += [
@@ -114,10 +116,10 @@ def _memory(plan: StepPlan) -> list[str]:
             if size or part == "peak"
         ]
     if plan.device_memory_limit is not None:
-        rows.append(("  there is", amount(plan.device_memory_limit), "-"))
+        rows.append(("  available", amount(plan.device_memory_limit), "-"))
     lines = align_columns(rows)
     if plan.compiled is not None and plan.device_memory_limit is not None:
-        lines.append(f"  {plan.compiled['peak'] / plan.device_memory_limit:.0%} of it is taken")
+        lines.append(f"  the peak takes {plan.compiled['peak'] / plan.device_memory_limit:.0%} of it")
     return lines
 
 
@@ -125,9 +127,9 @@ def _traffic(plan: StepPlan) -> list[str]:
     if not plan.traffic:
         return ["no collectives"]
     rows = [("collective", "axes", "over", "times", "sent by each device", "at best")]
-    for one in plan.traffic:
-        seconds = "?" if one.seconds is None else f"{one.seconds * 1e3:,.2f} ms"
-        rows.append((one.kind, "+".join(one.axes) or "-", one.network, f"{one.count:,}", amount(one.bytes), seconds))
+    for row in plan.traffic:
+        seconds = "?" if row.seconds is None else f"{row.seconds * 1e3:,.2f} ms"
+        rows.append((row.kind, "+".join(row.axes) or "-", row.network, f"{row.count:,}", amount(row.bytes), seconds))
     return [*align_columns(rows), *plan.notes]
 
 
@@ -139,9 +141,9 @@ def _time(plan: StepPlan) -> list[str]:
         rows.append((f"  {name}", f"{seconds * 1e3:,.2f} ms", "bounds" if name == plan.bottleneck else ""))
     lines = [*align_columns(rows), f"peak: {plan.peak_source}"]
     if plan.executed_flops:
-        idle = f", and a pipeline's idle ticks ({plan.bubble:.1%})" if plan.bubble else ""
-        ratio = f"compute is {plan.executed_flops / plan.flops:.2f}x the model's operations, as traced"
-        lines.append(f"{ratio}: what the backward pass computes again{idle} included")
+        idle = f" and the pipeline's idle ticks ({plan.bubble:.1%})" if plan.bubble else ""
+        ratio = f"compute is {plan.executed_flops / plan.flops:.2f}x the model's FLOPs, as traced"
+        lines.append(f"{ratio}, including recomputation{idle}")
     if plan.mfu_ceiling is not None:
         rate = plan.tokens / plan.step_seconds
         lines.append(f"MFU at most {plan.mfu_ceiling:.0%}: {rate:,.0f} tokens a second, if all else overlaps")

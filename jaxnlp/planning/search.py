@@ -24,7 +24,7 @@ STAGES = (2, 4, 8, 16)
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 SPLIT = {**TENSOR, "embed": "fsdp"}
 ZERO3_TP = Sharding(params=SPLIT, gradients=SPLIT, optimizer=SPLIT)
-TURNS = (8, 4, 2, 1)  # microbatches of a pipeline, for each stage: the more, the smaller the bubble
+TURNS = (8, 4, 2, 1)  # microbatches per stage of a pipeline; more of them make the bubble smaller
 
 
 def candidate_shardings(experiment: Experiment, devices: Sequence[Any]) -> Iterator[tuple[str, Sharding]]:
@@ -99,7 +99,7 @@ Busy = Callable[[str], contextlib.AbstractContextManager[Any]]
 def search(
     experiment: Experiment,
     devices: Sequence[Any],
-    tell: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     busy: Busy = contextlib.nullcontext,
     only: Sequence[str] = (),
 ) -> list[StepPlan]:
@@ -110,50 +110,50 @@ def search(
     optimizer state alone exceed the memory limit is not compiled.
 
     Args:
-        tell: called with one line per plan tried. busy: context manager around each compilation, called with its title.
+        log: called with one line per plan tried. busy: context manager around each compilation, called with its title.
         only: names or prefixes of names of the shardings to try; empty: all.
 
     Raises:
         UserError: no sharding has such a name, or none can be laid out over these devices.
     """
-    fitting, seen, every = [], [], list(candidate_shardings(experiment, devices))
+    fitting, tried, candidates = [], [], list(candidate_shardings(experiment, devices))
     laid_out, refusal = 0, ""
-    wanted = [(name, table) for name, table in every if not only or name.startswith(tuple(only))]
-    if not wanted:
-        names = ", ".join(name for name, _ in every)
-        raise UserError(f"--tables={','.join(only)}: none of these begins so; here there are {names}")
-    for name, sharding in wanted:
+    selected = [(name, table) for name, table in candidates if not only or name.startswith(tuple(only))]
+    if not selected:
+        names = ", ".join(name for name, _ in candidates)
+        raise UserError(f"--tables={','.join(only)}: no name of a sharding starts with it; available: {names}")
+    for name, sharding in selected:
         try:
             sizes: dict[str, Any] = sharding.mesh.sizes(len(devices))
         except UserError as error:
             refusal = refusal or f"{name}: {error}"
-            tell(f"{name}: {error}")
+            log(f"{name}: {error}")
             continue
         if sizes["stage"] == 1:
             sharding = dataclasses.replace(sharding, optimizer_memory=experiment.sharding.optimizer_memory)
-        same = dataclasses.replace(sharding, mesh=MeshConfig(**sizes, dcn=sharding.mesh.dcn))
-        if same in seen:
+        on_mesh = dataclasses.replace(sharding, mesh=MeshConfig(**sizes, dcn=sharding.mesh.dcn))
+        if on_mesh in tried:
             continue
-        seen.append(same)
+        tried.append(on_mesh)
         for e, title in with_microbatches(experiment, sharding, sizes, name):
             try:
                 e.check()
                 with busy(title):
-                    one = try_plan(e, devices, title)
+                    plan = try_plan(e, devices, title)
             except PLAN_ERRORS as error:
                 message = f"{title}: {str(error).splitlines()[0][:300]}"
                 refusal = refusal or message
-                tell(message)
+                log(message)
                 break
             laid_out += 1
-            tell(f"{title}: {one.problem or describe_plan(one)}")
-            if one.fits:
-                fitting.append(one)
-            if one.fits or not one.required_bytes:  # its states alone
+            log(f"{title}: {plan.problem or describe_plan(plan)}")
+            if plan.fits:
+                fitting.append(plan)
+            if plan.fits or not plan.required_bytes:  # parameters and optimizer state alone do not fit
                 break
     if not laid_out:
         raise UserError(
-            f"--search: none of {len(wanted)} tables can be laid out over {len(devices)} devices; {refusal}"
+            f"--search: none of {len(selected)} tables can be laid out over {len(devices)} devices; {refusal}"
         )
     return sorted(fitting, key=lambda p: (p.step_seconds or 0.0, sum(p.seconds.values())))
 
@@ -179,15 +179,15 @@ def try_plan(experiment: Experiment, devices: Sequence[Any], title: str) -> Step
     guess = estimate_step(build(experiment, devices), title)
     states = sum(size for part, size in guess.memory.items() if part not in ("activations", "gradients"))
     if guess.device_memory_limit is not None and states > guess.device_memory_limit:
-        problem = f"does not fit: parameters and optimizer state alone are {amount(states)}"
+        problem = f"does not fit: parameters and optimizer state alone take {amount(states)}"
         return dataclasses.replace(guess, problem=problem)
     return plan_step(experiment, devices, title)
 
 
-def describe_plan(one: StepPlan) -> str:
+def describe_plan(plan: StepPlan) -> str:
     """One line about a plan that fits."""
-    assert one.compiled is not None
-    memory = f"{amount(one.compiled['peak'])} on each device"
-    if one.step_seconds is None:
+    assert plan.compiled is not None
+    memory = f"{amount(plan.compiled['peak'])} on each device"
+    if plan.step_seconds is None:
         return f"fits, {memory}"
-    return f"fits, {memory}; {one.step_seconds * 1e3:,.1f} ms a step at best, bound by {one.bottleneck}"
+    return f"fits, {memory}; {plan.step_seconds * 1e3:,.1f} ms a step at best, bound by {plan.bottleneck}"

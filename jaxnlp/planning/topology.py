@@ -19,7 +19,7 @@ TOPOLOGY_NAME = re.compile(r"(?:(\d+)\*)?(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+)*)$"
 EXAMPLES = "v5e:4x4, v6e:16x16, v4:4x4x4, v5p:8x8x8, tpu7x:4x4x4, 2*v5e:16x16 (two slices), v5e:1 (one chip) or local"
 THREE_D = ("v4", "v5p", "tpu7x")
 ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",  # ask no cloud which TPU this is
+    "TPU_SKIP_MDS_QUERY": "1",  # do not query a cloud for the TPU type
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes may plan at the same time
     # A description of the local machine's TPU, which libtpu requires even if there is none.
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -45,28 +45,30 @@ def topology_devices(name: str) -> list[Any]:
     if not match:
         raise UserError(f"--topology={name}: no such topology; expected one as {EXAMPLES}")
     slices, family, shape = int(match[1] or 1), match[2], match[3]
-    one = set(shape.split("x")) == {"1"}  # libtpu has no topology of one chip
-    asked = ("2x2x1" if family in THREE_D else "2x2") if one else shape
-    if (asked.count("x") == 2) != (family in THREE_D) or (one and slices > 1):
-        raise UserError(f"--topology={name}: {family} has {3 if family in THREE_D else 2} dimensions; as {EXAMPLES}")
+    single_chip = set(shape.split("x")) == {"1"}  # libtpu has no topology of one chip
+    libtpu_shape = ("2x2x1" if family in THREE_D else "2x2") if single_chip else shape
+    if (libtpu_shape.count("x") == 2) != (family in THREE_D) or (single_chip and slices > 1):
+        raise UserError(
+            f"--topology={name}: expected {3 if family in THREE_D else 2} dimensions for {family}; as {EXAMPLES}"
+        )
     find_libtpu()
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)  # without a TPU a stored program cannot be read back
+    jax.config.update("jax_enable_compilation_cache", False)  # without a TPU a cached program cannot be loaded
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if family in THREE_D:
-        options["wrap"] = tuple(size != "1" for size in asked.split("x"))
+        options["wrap"] = tuple(size != "1" for size in libtpu_shape.split("x"))
     from jax.experimental import topologies
 
     try:
-        of = list(topologies.get_topology_desc(f"{family}:{asked}", platform="tpu", **options).devices)
-    except Exception as e:  # whatever the compiler's plugin makes of it
+        devices = list(topologies.get_topology_desc(f"{family}:{libtpu_shape}", platform="tpu", **options).devices)
+    except Exception as e:  # the plugin documents no error type
         reason = str(e).splitlines()[0][:200]
         raise UserError(
             f"--topology={name}: libtpu has no such topology ({reason}); expected one as {EXAMPLES}"
         ) from None
-    return of[: 2 if family == "tpu7x" else 1] if one else of
+    return devices[: 2 if family == "tpu7x" else 1] if single_chip else devices
 
 
 def larger_topology(name: str) -> Callable[[int], tuple[str, list[Any]] | None] | None:
@@ -79,8 +81,8 @@ def larger_topology(name: str) -> Callable[[int], tuple[str, list[Any]] | None] 
         return None
 
     def of(count: int) -> tuple[str, list[Any]] | None:
-        named = topology_of_size(match[2], count)
-        return None if named is None else (f"--topology={named}", topology_devices(named))
+        topology = topology_of_size(match[2], count)
+        return None if topology is None else (f"--topology={topology}", topology_devices(topology))
 
     return of
 
@@ -123,10 +125,10 @@ def find_libtpu() -> str:
         folders.append(pathlib.Path(sys.prefix) / "tpu" / "libtpu")
         path = next((f / "libtpu.so" for f in folders if (f / "libtpu.so").is_file()), None)
         if path is None:
-            raise UserError(f"libtpu, the TPU's compiler, is not installed; {remedy}")
-    have, need = libtpu_version(path), required_libtpu()
-    if have and need and not re.fullmatch(re.escape(need).replace(r"\*", ".*"), have):
-        raise UserError(f"libtpu {have} ({path}) is not what jax {jax_version} needs, {need}; {remedy}")
+            raise UserError(f"libtpu, the TPU compiler, is not installed; {remedy}")
+    installed, required = libtpu_version(path), required_libtpu()
+    if installed and required and not re.fullmatch(re.escape(required).replace(r"\*", ".*"), installed):
+        raise UserError(f"libtpu {installed} ({path}): jax {jax_version} requires {required}; {remedy}")
     os.environ["TPU_LIBRARY_PATH"] = str(path)
     return str(path)
 

@@ -178,7 +178,7 @@ def test_a_loops_turns_from_its_condition_and_its_stride():
     # A windowed einsum's ring of eight is a loop to 4, unrolled once: by 2.
     assert [c.count for c in collectives(loop(1))] == [4, 4]
     assert [c.count for c in collectives(loop(2))] == [2, 2]
-    with pytest.raises(ValueError, match="whose turns the text does not tell"):
+    with pytest.raises(ValueError, match="a loop with collectives and an unknown trip count"):
         collectives(loop(1, "parameter(1)"))
 
 

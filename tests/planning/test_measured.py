@@ -59,7 +59,7 @@ def test_the_log_gives_the_step_and_its_arithmetic(tmp_path):
     assert found.flops == 4e12 / 2 / 0.05
     text = format_comparison(found, PLAN)
     assert "50.00 ms" in text and "20.00 ms" in text and "no trace: train with --profile_steps" in text
-    assert "takes 2.50 times its least, which ICI data bounds" in text
+    assert "takes 2.50 times its lower bound, set by ICI data" in text
     unknown = format_comparison(
         dataclasses.replace(found, mfu=None), dataclasses.replace(PLAN, seconds={}, peak_flops=None)
     )

@@ -26,7 +26,7 @@ def test_the_entry_point_plans_for_the_attached_devices(tmp_path):
     ("flags", "message"),
     [
         (["--topology=v9:2x2"], "--topology=v9:2x2: no such topology; expected one as v5e:4x4"),
-        (["--topology=v5p:4x4"], "--topology=v5p:4x4: v5p has 3 dimensions"),
+        (["--topology=v5p:4x4"], "--topology=v5p:4x4: expected 3 dimensions for v5p"),
         (
             ["--topology=v5e:4x4"],
             "TPU_LIBRARY_PATH=/nowhere/libtpu.so: no such file; unset it, or get it with `make tpu`",

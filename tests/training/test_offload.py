@@ -191,7 +191,7 @@ def test_the_account_tells_the_hosts_bytes_from_the_devices():
     assert told.zero_formula["optimizer bytes"] == 0 and told.zero_formula["bytes"] == pytest.approx(
         found_states(told), rel=0.05
     )
-    assert "  in the host's memory: optimizer state" in plan_report(told)
+    assert "  host memory: optimizer state" in plan_report(told)
 
 
 def found_states(told):

@@ -6,8 +6,8 @@ MUTANTS = (
     Mutant(
         id="planning/zero-stage-of-gradients",
         file="planning/memory_formulas.py",
-        old="split(gradient, 2)",
-        new="split(gradient, 3)",
+        old="shard(gradient, 2)",
+        new="shard(gradient, 3)",
         fault="ZeRO 2 keeps whole gradients in the formula",
         tests=("tests/planning/test_memory_formulas.py::test_states_of_7_5_billion_parameters_over_64_devices",),
     ),
