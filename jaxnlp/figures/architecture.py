@@ -23,7 +23,7 @@ COLOURS = {
     "next_sentence": "#dfe3f5",
     "pooler": "#dfe3f5",
 }
-PLAIN = ("#f2f2f2", "#ffffff")  # other boxes: a part of the model, and one within another
+PLAIN = ("#f2f2f2", "#ffffff")  # other boxes: at the top level, and nested
 
 
 @dataclasses.dataclass
@@ -77,33 +77,33 @@ def tree(name: str, table: Table) -> Box:
     for path, shape, axes in table:
         box = root
         for part in path[:-1]:
-            inner = next((b for b in box.boxes if b.name == part), None)
-            if inner is None:
-                inner = Box(part, [], [])
-                box.boxes.append(inner)
-            box = inner
+            submodule = next((b for b in box.boxes if b.name == part), None)
+            if submodule is None:
+                submodule = Box(part, [], [])
+                box.boxes.append(submodule)
+            box = submodule
         box.parameters.append(Parameter(path[-1], tuple(zip(shape, axes, strict=True))))
     return _folded(root)
 
 
 def _folded(box: Box) -> Box:
     boxes: list[Box] = []
-    for inner in (_folded(_unscanned(b)) for b in box.boxes):  # the outermost scan first
-        last = boxes[-1] if boxes else None
-        if last is not None and _follows(last, inner):
-            first = last.name.split(" … ")[0]
-            boxes[-1] = dataclasses.replace(last, name=f"{first} … {inner.name}", times=last.times + 1)
+    for submodule in (_folded(_unscanned(b)) for b in box.boxes):  # the outermost scan first
+        previous = boxes[-1] if boxes else None
+        if previous is not None and _follows(previous, submodule):
+            first_name = previous.name.split(" … ")[0]
+            boxes[-1] = dataclasses.replace(previous, name=f"{first_name} … {submodule.name}", times=previous.times + 1)
         else:
-            boxes.append(inner)
+            boxes.append(submodule)
     return dataclasses.replace(box, boxes=boxes)
 
 
-def _follows(before: Box, box: Box) -> bool:
-    """Whether `box` is identical to `before` except for the next number in its name."""
-    old, new = NUMBERED.match(before.name.split(" … ")[-1]), NUMBERED.match(box.name)
+def _follows(previous: Box, box: Box) -> bool:
+    """Whether `box` is identical to `previous` except for the next number in its name."""
+    old, new = NUMBERED.match(previous.name.split(" … ")[-1]), NUMBERED.match(box.name)
     if not (old and new and old[1] == new[1] and int(new[2]) == int(old[2]) + 1 and box.times == 1):
         return False
-    return (before.parameters, before.boxes) == (box.parameters, box.boxes)
+    return (previous.parameters, previous.boxes) == (box.parameters, box.boxes)
 
 
 def _unscanned(box: Box) -> Box:
@@ -117,8 +117,8 @@ def _unscanned(box: Box) -> Box:
 
 def _all_parameters(box: Box) -> Any:
     yield from box.parameters
-    for inner in box.boxes:
-        yield from _all_parameters(inner)
+    for submodule in box.boxes:
+        yield from _all_parameters(submodule)
 
 
 def _without_first(box: Box) -> Box:
@@ -127,7 +127,7 @@ def _without_first(box: Box) -> Box:
 
 
 ROW, PAD, GAP, HEADER = 0.17, 0.06, 0.05, 0.25  # inches
-LETTER = 0.066  # inches, of a letter in 8 point
+LETTER = 0.066  # width of a letter in 8 point, in inches
 DPI = 100
 
 
@@ -158,8 +158,8 @@ def draw(root: Box, title: str) -> Any:
 def _rows(root: Box) -> list[list[Box]]:
     """The parts of a model by row. Consecutive stacks, as an encoder and a decoder, share a row."""
     rows: list[list[Box]] = []
-    own = [Box("", root.parameters, [])] if root.parameters else []
-    for box in [*own, *root.boxes]:
+    own_parameters = [Box("", root.parameters, [])] if root.parameters else []
+    for box in [*own_parameters, *root.boxes]:
         if rows and box.repeats and box.times == 1 and rows[-1][-1].repeats:
             rows[-1].append(box)
         else:
@@ -182,9 +182,9 @@ class _Columns:
 
 def _names(box: Box, depth: int) -> Any:
     """(name, depth) of every box, with "" if the name is in a header; depth 0 is a part of the root."""
-    for inner in box.boxes:
-        yield ("" if _headed(inner) else inner.name), depth
-        yield from _names(inner, depth + 1)
+    for submodule in box.boxes:
+        yield ("" if _headed(submodule) else submodule.name), depth
+        yield from _names(submodule, depth + 1)
 
 
 def _headed(box: Box) -> bool:
@@ -192,8 +192,8 @@ def _headed(box: Box) -> bool:
 
 
 def _height(box: Box) -> float:
-    inner = sum(_height(b) + GAP for b in box.boxes)
-    return (HEADER if _headed(box) else 0) + 2 * PAD + ROW * len(box.parameters) + inner
+    content = sum(_height(b) + GAP for b in box.boxes)
+    return (HEADER if _headed(box) else 0) + 2 * PAD + ROW * len(box.parameters) + content
 
 
 def _colour(box: Box, depth: int) -> str:
@@ -233,9 +233,9 @@ class _Part:
             self.write(self.x + self.columns.shape, middle, parameter.shape)
             self.write(self.x + self.width - self.columns.count, middle, f"{parameter.count:,}", ha="right")
             y -= ROW
-        for inner in box.boxes:
-            self.paint(inner, y, _height(inner), depth + 1)
-            y -= _height(inner) + GAP
+        for submodule in box.boxes:
+            self.paint(submodule, y, _height(submodule), depth + 1)
+            y -= _height(submodule) + GAP
 
     def write(self, x: float, y: float, text: str, **how: Any) -> None:
         self.axis.text(x, y, text, fontsize=8, va="center", **how)

@@ -10,10 +10,10 @@ from jaxnlp.figures.fonts import legible
 from jaxnlp.inference.attention_maps import Map
 
 DPI = 100
-MAX_PIXELS = 12_000  # a side of the picture; more is not opened by common viewers
-CHARACTER, LINE = 0.06, 0.13  # inches, of a label in 7 point
+MAX_PIXELS = 12_000  # limit of width and height; common viewers open no larger image
+CHARACTER, LINE = 0.06, 0.13  # size of a label's letter in 7 point, in inches
 GAP, HEADING = 0.08, 0.42  # inches
-LEGEND = "Each row is a token that looks, its squares are what it looks at; grey is masked."
+LEGEND = "Each row is a query and each column a key; masked pairs are grey."
 
 
 def draw(maps: Sequence[Map], title: str) -> Any:
@@ -35,8 +35,8 @@ def draw(maps: Sequence[Map], title: str) -> Any:
             f"{m.name}: {len(m.layers)} layers, {len(m.heads)} heads, {len(m.queries)} x {len(m.keys)}" for m in maps
         )
         raise UserError(
-            f"--text: the picture would have {width * DPI:,.0f} x {height * DPI:,.0f} pixels, more than {MAX_PIXELS:,} "
-            f"on a side ({sizes} tokens); shorten the text, or choose some with --layers=0,1 and --heads=0,1"
+            f"--text: the figure would have {width * DPI:,.0f} x {height * DPI:,.0f} pixels, more than {MAX_PIXELS:,} "
+            f"on a side ({sizes} tokens); shorten the text, or select some with --layers=0,1 and --heads=0,1"
         )
     figure = Figure(figsize=(width, height), dpi=DPI)
     # Square root of the weight, so that a weight of 0.1 is still visible beside one of 1.
@@ -79,8 +79,8 @@ class _Part:
                 x = self.left + j * (self.panel[0] + GAP)
                 axis = figure.add_axes((x / width, y / height, self.panel[0] / width, self.panel[1] / height))
                 weights_TS = self.map.weights_LHTS[i, j]
-                shown = np.ma.masked_where(weights_TS == 0, weights_TS)
-                axis.imshow(shown, cmap=scale.cmap, norm=scale.norm, aspect="auto", interpolation="nearest")
+                visible_TS = np.ma.masked_where(weights_TS == 0, weights_TS)
+                axis.imshow(visible_TS, cmap=scale.cmap, norm=scale.norm, aspect="auto", interpolation="nearest")
                 axis.set(label=f"{self.map.name}, layer {layer}, head {head}", xticks=[], yticks=[])
                 axis.tick_params(length=1.5, labelsize=7, pad=2)
                 axis.spines[:].set_linewidth(0.4)

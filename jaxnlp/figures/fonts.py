@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterable
 
-FIRST = "DejaVu Sans Mono"  # comes with matplotlib
+FIRST = "DejaVu Sans Mono"  # included in matplotlib
 
 
 def legible(labels: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -16,12 +16,12 @@ def legible(labels: Iterable[str]) -> tuple[list[str], list[str]]:
     chosen = [FIRST]
     missing = {c for label in labels for c in label if ord(c) not in _characters(FIRST)}
     for family in sorted(_files()) if missing else ():
-        if family.startswith("Last Resort"):  # has a box for every character
+        if family.startswith("Last Resort"):  # its glyphs are placeholders
             continue
-        has = {c for c in missing if ord(c) in _characters(family)}
-        if has:
+        covered = {c for c in missing if ord(c) in _characters(family)}
+        if covered:
             chosen.append(family)
-            missing -= has
+            missing -= covered
         if not missing:
             break
     codes = str.maketrans({c: f"<U+{ord(c):04X}>" for c in missing})

@@ -47,14 +47,14 @@ def draw_traffic(ways: Mapping[str, Moved], param_bytes: int) -> Any:
         sum(moved[i][s] for moved in way.values()) for way in ways.values() for i in range(_count(way)) for s in (0, 1)
     ]
     unit, size = unit_of(max(totals))
-    shown: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for axis, (title, way) in zip(axes, ways.items(), strict=True):
         for side, sign in ((0, 1), (1, -1)):
             base = [0.0] * _count(way)
-            for what, moved in sorted(way.items(), key=lambda item: KINDS.index(item[0])):
+            for kind, moved in sorted(way.items(), key=lambda item: KINDS.index(item[0])):
                 heights = [sign * pair[side] / size for pair in moved]
-                bars = axis.bar(range(len(heights)), heights, bottom=base, color=COLOURS[what], width=0.8)
-                shown.setdefault(what, bars)
+                bars = axis.bar(range(len(heights)), heights, bottom=base, color=COLOURS[kind], width=0.8)
+                handles.setdefault(kind, bars)
                 base = [b + h for b, h in zip(base, heights, strict=True)]
         axis.axhline(0, color="0.2", lw=0.8)
         axis.set_title(title, fontsize=10)
@@ -75,7 +75,7 @@ def draw_traffic(ways: Mapping[str, Moved], param_bytes: int) -> Any:
     scale.set_ylabel("times the parameters", fontsize=9)
     scale.tick_params(labelsize=8)
     figure.suptitle("Bytes of each device in a training step", x=0.02, ha="left", fontsize=11, weight="bold")
-    figure.legend(shown.values(), shown, loc="lower center", ncols=len(shown), fontsize=8, frameon=False)
+    figure.legend(handles.values(), handles, loc="lower center", ncols=len(handles), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     return figure
 
@@ -112,24 +112,24 @@ def draw_memory(panels: Mapping[str, Sequence[Memory]], title: str) -> Any:
     rows = max(len(bars) for bars in panels.values())
     figure = Figure(figsize=(5.0 * len(panels), 1.3 + 0.45 * rows), dpi=DPI)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    shown: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for axis, (name, bars) in zip(axes, panels.items(), strict=True):
         largest = max(bar.peak or bar.total for bar in bars)
         unit, size = unit_of(largest)
         for y, bar in enumerate(bars):
             left = 0.0
-            for what, count in bar.parts.items():
-                drawn = axis.barh(y, count / size, left=left, height=0.62, color=COLOURS[what])
-                shown.setdefault(what, drawn)
+            for kind, count in bar.parts.items():
+                patches = axis.barh(y, count / size, left=left, height=0.62, color=COLOURS[kind])
+                handles.setdefault(kind, patches)
                 left += count / size
-            beside = "" if bar.formula is None else f"  (formula {amount(bar.formula)})"
+            label = "" if bar.formula is None else f"  (formula {amount(bar.formula)})"
             if bar.peak is not None:
-                more = max(0.0, bar.peak - bar.total) / size
-                drawn = axis.barh(y, more, left=left, height=0.62, color="white", ec="0.55", hatch="////", lw=0.6)
-                shown.setdefault("peak, compiled", drawn)
-                left += more
-                beside += f"\npeak {amount(bar.peak)}"
-            axis.text(left + largest / size * 0.015, y, amount(bar.total) + beside, va="center", fontsize=8)
+                excess = max(0.0, bar.peak - bar.total) / size
+                patches = axis.barh(y, excess, left=left, height=0.62, color="white", ec="0.55", hatch="////", lw=0.6)
+                handles.setdefault("peak, compiled", patches)
+                left += excess
+                label += f"\npeak {amount(bar.peak)}"
+            axis.text(left + largest / size * 0.015, y, amount(bar.total) + label, va="center", fontsize=8)
             if bar.formula is not None:
                 axis.plot([bar.formula / size] * 2, [y - 0.38, y + 0.38], color="black", lw=1.2)
         axis.set_yticks(range(len(bars)), [bar.name for bar in bars])
@@ -141,7 +141,7 @@ def draw_memory(panels: Mapping[str, Sequence[Memory]], title: str) -> Any:
         axis.tick_params(axis="y", length=0, labelsize=9)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11, weight="bold")
-    figure.legend(shown.values(), shown, loc="lower center", ncols=len(shown), fontsize=8, frameon=False)
+    figure.legend(handles.values(), handles, loc="lower center", ncols=len(handles), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.09, 1, 1))
     return figure
 
@@ -163,7 +163,7 @@ class Piece:
 DEVICE_COLOURS = ("#a9c8e8", "#f6c493", "#b5d8a9", "#e3b5d3", "#f3e19b", "#b9e0de", "#d3c6e6", "#e8b9ad")
 WHOLE = "#ededed"
 SIDE, BETWEEN, ROW, MARGIN = 1.0, 0.34, 1.95, 0.35  # inches
-WIDE = 1.5  # the room of a word between two pieces
+WIDE = 1.5  # space for a word between two pieces
 
 
 def draw_split(layers: Mapping[str, Sequence[Piece]], ways: int, title: str) -> Any:
@@ -188,7 +188,7 @@ def draw_split(layers: Mapping[str, Sequence[Piece]], ways: int, title: str) -> 
     for device in [*range(ways), None]:
         colour = WHOLE if device is None else DEVICE_COLOURS[device % len(DEVICE_COLOURS)]
         axis.add_patch(_rectangle(x, 0.12, 0.16, 0.16, colour))
-        label = "whole on each" if device is None else f"device {device}"
+        label = "replicated" if device is None else f"device {device}"
         axis.text(x + 0.22, 0.2, label, fontsize=8, va="center")
         x += 0.95
     return figure

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 DPI = 100
-FORWARD = ("#7ea6d9", "#a9c9ec", "#cfe2f7")  # of each lap, and from the first again
+FORWARD = ("#7ea6d9", "#a9c9ec", "#cfe2f7")  # a shade for each lap, repeated if there are more laps
 BACKWARD = ("#8fbf7f", "#b3d8a6", "#d6ecce")
 IDLE = "#f2f2f2"
-SIDE, WIDEST = 0.3, 60.0  # inches: of a cell, and of the picture
+SIDE, WIDEST = 0.3, 60.0  # inches: side of a cell, width of the figure
 
 Cell = tuple[int, bool, int]  # microbatch, whether forward, lap
 
@@ -41,9 +41,9 @@ def draw_schedule(table: Sequence[Sequence[Cell | None]], title: str) -> Any:
         spine.set_visible(False)
     figure.suptitle(title, fontsize=11, weight="bold", x=0.1 / width, y=1 - 0.15 / height, ha="left", va="top")
     lap = lambda i: f", lap {i + 1}" if laps > 1 else ""
-    shown = {f"forward{lap(i)}": _colour((0, True, i)) for i in range(laps)}
-    shown |= {f"backward{lap(i)}": _colour((0, False, i)) for i in range(laps)} | {"waits": IDLE}
-    handles = [Rectangle((0, 0), 1, 1, facecolor=colour, label=name) for name, colour in shown.items()]
+    colours = {f"forward{lap(i)}": _colour((0, True, i)) for i in range(laps)}
+    colours |= {f"backward{lap(i)}": _colour((0, False, i)) for i in range(laps)} | {"idle": IDLE}
+    handles = [Rectangle((0, 0), 1, 1, facecolor=colour, label=name) for name, colour in colours.items()]
     figure.legend(handles=handles, loc="lower right", ncols=len(handles), fontsize=8, frameon=False)
     return figure
 

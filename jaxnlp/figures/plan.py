@@ -22,14 +22,14 @@ def draw_plans(plans: Sequence[Mapping[str, Any]], title: str) -> Any:
 
     figure = Figure(figsize=(11, 1.9 + 0.62 * len(plans)), dpi=DPI)
     left, right = figure.subplots(1, 2, sharey=True)
-    shown = [_memory(left, plans), _times(right, plans)]
+    legends = [_memory(left, plans), _times(right, plans)]
     left.set_yticks(range(len(plans)), [plan["name"] for plan in plans])
     left.set_ylim(len(plans) - 0.5, -0.5)
     for axis in (left, right):
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11, weight="bold")
-    for handles, x in zip(shown, (0.27, 0.77), strict=True):
+    for handles, x in zip(legends, (0.27, 0.77), strict=True):
         if handles:
             at = {"loc": "lower center", "bbox_to_anchor": (x, 0)}
             figure.legend(handles.values(), handles, ncols=3, fontsize=8, frameon=False, **at)
@@ -65,58 +65,58 @@ def draw_measured(measured: Mapping[str, Any], plan: Mapping[str, Any], title: s
     axis.set_yticks(range(len(bars)), [name for name, _, _ in bars], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(0, 1.12 * longest / size)
-    axis.set_xlabel(f"{unit} of a step, of one device", fontsize=9)
+    axis.set_xlabel(f"{unit} per step and device", fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
-    mfu, most = measured["mfu"], plan["mfu_ceiling"]
-    share = "" if mfu is None else f", MFU {mfu:.1%}" + ("" if most is None else f" of at most {most:.1%}")
+    mfu, ceiling = measured["mfu"], plan["mfu_ceiling"]
+    share = "" if mfu is None else f", MFU {mfu:.1%}" + ("" if ceiling is None else f" of at most {ceiling:.1%}")
     axis.set_title(f"{title}: {measured['tokens_per_second']:,.0f} tokens a second{share}", fontsize=10, loc="left")
     figure.tight_layout()
     return figure
 
 
 def _memory(axis: Any, plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    taken = lambda plan: (sum(plan["memory"].values()), (plan["compiled"] or {}).get("peak", 0))
-    largest = max(max(*taken(plan), sum(plan["host_memory"].values())) for plan in plans)
+    bytes_of = lambda plan: (sum(plan["memory"].values()), (plan["compiled"] or {}).get("peak", 0))
+    largest = max(max(*bytes_of(plan), sum(plan["host_memory"].values())) for plan in plans)
     unit, size = unit_of(largest)
-    shown: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for y, plan in enumerate(plans):
         start = 0.0
         for part, count in plan["memory"].items():
             bar = axis.barh(y, count / size, left=start, height=0.55, color=PARTS[part])
-            shown.setdefault(part, bar)
+            handles.setdefault(part, bar)
             start += count / size
         for part, count in plan["host_memory"].items():
             bar = axis.barh(y + 0.38, count / size, height=0.16, color=PARTS[part], hatch="//////", edgecolor="white")
-            shown.setdefault(f"{part}, of the host's memory", bar)
+            handles.setdefault(f"{part} (host memory)", bar)
         peak = (plan["compiled"] or {}).get("peak")
-        there = f" of {amount(plan['device_memory_limit'])}" if plan["device_memory_limit"] else ""
-        label = f"{amount(peak)}{there}, compiled" if peak and plan["fits"] else "does not fit"
+        limit_text = f" of {amount(plan['device_memory_limit'])}" if plan["device_memory_limit"] else ""
+        label = f"{amount(peak)}{limit_text}, compiled" if peak and plan["fits"] else "does not fit"
         if peak:
             (tick,) = axis.plot([peak / size] * 2, [y - 0.36, y + 0.36], color="black", lw=1.6)
-            shown.setdefault("peak, compiled", tick)
+            handles.setdefault("peak, compiled", tick)
         axis.text(max(start, (peak or 0) / size) + largest / size * 0.015, y, label, va="center", fontsize=8)
     limits = {plan["device_memory_limit"] for plan in plans if plan["device_memory_limit"]}
-    for there in limits:
-        if there < 3 * largest:
-            shown["memory there is"] = axis.axvline(there / size, color="#b03030", lw=1.2, ls="--")
+    for limit in limits:
+        if limit < 3 * largest:
+            handles["device memory"] = axis.axvline(limit / size, color="#b03030", lw=1.2, ls="--")
     axis.set_xlim(0, 1.5 * max([largest, *(n for n in limits if n < 3 * largest)]) / size)
     axis.set_xlabel(f"{unit} on each device", fontsize=9)
-    return shown
+    return handles
 
 
 def _times(axis: Any, plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for plan in plans for name in plan["seconds"]))
     longest = max((s for plan in plans for s in plan["seconds"].values()), default=0.0)
     unit, size = ("s", 1.0) if longest >= 1 else ("ms", 1e-3)
-    shown: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for y, plan in enumerate(plans):
         height = 0.7 / max(1, len(plan["seconds"]))
         for i, (name, seconds) in enumerate(plan["seconds"].items()):
             place = y - 0.35 + (i + 0.5) * height
             colour = TIMES[names.index(name) % len(TIMES)]
-            shown.setdefault(name, axis.barh(place, seconds / size, height=0.9 * height, color=colour))
+            handles.setdefault(name, axis.barh(place, seconds / size, height=0.9 * height, color=colour))
         if plan["step_seconds"] is None:
             axis.text(0, y, " unknown" if plan["fits"] else " does not fit", va="center", fontsize=8)
-    axis.set_xlabel(f"{unit} of a step, each resource alone at its best", fontsize=9)
+    axis.set_xlabel(f"{unit} per step, each resource alone at its peak", fontsize=9)
     axis.tick_params(axis="y", length=0)
-    return shown
+    return handles

@@ -30,17 +30,17 @@ class Traffic:
     sent: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     received: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
-    def move(self, what: str, tree: Any, to: Any) -> Any:
+    def move(self, kind: str, tree: Any, to: Any) -> Any:
         """The tree on device `to`. Each array that is copied is counted for both devices."""
         for leaf in jax.tree.leaves(tree):
             (source,) = leaf.devices()
             if source != to:
-                self.add(what, self.devices.index(source), self.devices.index(to), leaf.nbytes)
+                self.add(kind, self.devices.index(source), self.devices.index(to), leaf.nbytes)
         return jax.device_put(tree, to)
 
-    def add(self, what: str, source: int, target: int, count: int) -> None:
+    def add(self, kind: str, source: int, target: int, count: int) -> None:
         for table, device in ((self.sent, source), (self.received, target)):
-            table.setdefault(what, [0] * len(self.devices))[device] += count
+            table.setdefault(kind, [0] * len(self.devices))[device] += count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,17 +69,17 @@ class Central:
             raise UserError(
                 f"data.batch_size={rows}: does not divide over {count} devices; use {-(-rows // count) * count}"
             )
-        cut = lambda tree, i: jax.tree.map(lambda x: x[i * (rows // count) : (i + 1) * (rows // count)], tree)
+        shard = lambda tree, i: jax.tree.map(lambda x: x[i * (rows // count) : (i + 1) * (rows // count)], tree)
         outputs, pullbacks = [], []
         for i, device in enumerate(self.devices):
             replica = traffic.move("parameters", params, device)
-            out, pullback = self._forward(replica, traffic.move("batch", cut(batch, i), device))
+            out, pullback = self._forward(replica, traffic.move("batch", shard(batch, i), device))
             outputs.append(traffic.move("outputs", out, centre))
             pullbacks.append(pullback)
         loss, cotangents = self._loss(jax.tree.map(lambda *x: jnp.concatenate(x), *outputs), batch)
         grads = []
         for i, (device, pullback) in enumerate(zip(self.devices, pullbacks, strict=True)):
-            grad = _pull(pullback, traffic.move("outputs' gradients", cut(cotangents, i), device))
+            grad = _pull(pullback, traffic.move("outputs' gradients", shard(cotangents, i), device))
             grads.append(traffic.move("gradients", grad, centre))
         params, opt_state = self._update(params, opt_state, grads)
         return params, opt_state, loss
@@ -89,15 +89,15 @@ class Central:
         """(params, rows) -> (model outputs, their pullback (VJP)): the objective up to the model's outputs."""
 
         def outputs(rows, params):
-            seen = []
+            calls = []
 
-            def watched(*args, **kwargs):
-                seen.append(self.apply(*args, **kwargs))
-                return seen[-1]
+            def recorded(*args, **kwargs):
+                calls.append(self.apply(*args, **kwargs))
+                return calls[-1]
 
-            self.objective.loss(watched, params, rows, None)
-            (found,) = seen
-            return found
+            self.objective.loss(recorded, params, rows, None)
+            (output,) = calls
+            return output
 
         return jax.jit(lambda params, rows: jax.vjp(functools.partial(outputs, rows), params))
 

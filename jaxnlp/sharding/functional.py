@@ -68,10 +68,10 @@ def make_apply(module: Any) -> Any:
 
 
 def make_capture(module: Any) -> Any:
-    """`capture(params, *args, **kwargs) -> (output, seen)`: the module's output and its sown intermediates.
+    """`capture(params, *args, **kwargs) -> (output, intermediates)`: the module's output and the values it sows.
 
-    `seen` is a dict by path, e.g. "block_0/hidden", the output of a block, and "block_0/attention/attention_weights"
-    (B, H, T, S). Scanned layers add a leading layer axis.
+    `intermediates` is a dict by path, e.g. "block_0/hidden", the output of a block, and
+    "block_0/attention/attention_weights" (B, H, T, S). Scanned layers add a leading layer axis.
     """
 
     def capture(params, *args, **kwargs):

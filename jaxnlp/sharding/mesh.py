@@ -36,7 +36,7 @@ class MeshConfig:
     fsdp: int = 1
     sequence: int = 1
     tensor: int = 1
-    dcn: object = dataclasses.field(default_factory=dict)  # a dict, of a type that flags can set
+    dcn: object = dataclasses.field(default_factory=dict)  # a dict; typed so that flags can set it
 
     @property
     def parts(self) -> dict[str, int]:
@@ -47,12 +47,12 @@ class MeshConfig:
         sizes = field_values(self, *AXES)
         for axis, size in sizes.items():
             if size < 1 and size != -1:
-                raise FieldError(axis, size, "expected a positive number of devices, or -1 for those left over")
+                raise FieldError(axis, size, "expected a positive number of devices, or -1 for the remaining devices")
         if list(sizes.values()).count(-1) > 1:
             second = [axis for axis, size in sizes.items() if size == -1][1]
             raise FieldError(second, -1, "only one axis can be -1")
         if not isinstance(self.dcn, Mapping):
-            raise FieldError("dcn", self.dcn, "expected axes and in how many parts they lie, as {'data': 2}")
+            raise FieldError("dcn", self.dcn, "expected a dict of axes and numbers of slices, as {'data': 2}")
         for axis, parts in self.parts.items():
             if axis not in AXES:
                 raise FieldError("dcn", axis, f"no such mesh axis; expected one of {', '.join(AXES)}")
@@ -63,17 +63,17 @@ class MeshConfig:
         """Size of each axis over `num_devices`, with -1 resolved. Raises UserError if the product differs from it."""
         sizes = field_values(self, *AXES)
         fixed = math.prod(size for size in sizes.values() if size != -1)
-        open_ = -1 in sizes.values()
+        has_free_axis = -1 in sizes.values()
         for axis, size in sizes.items():
             if size == -1:
                 sizes[axis] = num_devices // fixed
         if math.prod(sizes.values()) != num_devices:
             configured = field_values(self, *AXES)
             axes = ", ".join(f"{axis}={size}" for axis, size in configured.items() if size != 1) or "data=1"
-            takes = f"a multiple of {fixed}" if open_ else str(fixed)
+            required = f"a multiple of {fixed}" if has_free_axis else str(fixed)
             raise UserError(
-                f"sharding.mesh: {axes} takes {takes} devices and there are {num_devices}; "
-                "set sizes that multiply to that number, or one of them to -1"
+                f"sharding.mesh: {axes} needs {required} devices, got {num_devices}; "
+                "set sizes whose product is that number, or one of them to -1"
             )
         return sizes
 
@@ -97,8 +97,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     else:
         if (count := tpu_slices(devices)) > 1:
             raise UserError(
-                f"sharding.mesh.dcn: not set, and the devices lie on {count} slices, between which the network is "
-                f"slow; say which axis is cut, as dcn={{'data': {count}}}"
+                f"sharding.mesh.dcn: not set, but the devices are on {count} slices, which a slow network connects; "
+                f"set the axis that spans the slices, as dcn={{'data': {count}}}"
             )
         order = _order(shape, devices)
     return Mesh(order, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -117,7 +117,7 @@ def tpu_slices(devices: Sequence[Any]) -> int:
 def _order(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     try:
         return mesh_utils.create_device_mesh(shape, devices)
-    except NotImplementedError:  # no whole physical axes multiply to these sizes: one is cut
+    except NotImplementedError:  # no product of full physical axes gives these sizes: one axis is split
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
@@ -125,19 +125,19 @@ def _hybrid(shape: tuple[int, ...], slices: tuple[int, ...], devices: Sequence[A
     for axis, size, parts in zip(AXES, shape, slices, strict=True):
         if size % parts:
             raise UserError(f"sharding.mesh: dcn[{axis!r}]={parts} does not divide {axis}={size}")
-    named = {slice_index(d) for d in devices}  # of CPUs all the same: each process is a slice
-    by_process = None in named or (devices[0].platform != "tpu" and len(named) == 1)
-    of = (lambda d: d.process_index) if by_process else (lambda d: d.slice_index)
-    there, wanted = len({of(d) for d in devices}), math.prod(slices)
-    if there != wanted:
-        what = "processes" if by_process else "slices"
+    slice_ids = {slice_index(d) for d in devices}  # equal on all CPU devices, where each process counts as a slice
+    by_process = None in slice_ids or (devices[0].platform != "tpu" and len(slice_ids) == 1)
+    group_of = (lambda d: d.process_index) if by_process else (lambda d: d.slice_index)
+    num_groups, num_parts = len({group_of(d) for d in devices}), math.prod(slices)
+    if num_groups != num_parts:
+        unit = "processes" if by_process else "slices"
         raise UserError(
-            f"sharding.mesh.dcn: the sizes multiply to {wanted} and the devices lie on {there} {what}; "
-            f"set sizes that multiply to {there}, or dcn={{}}"
+            f"sharding.mesh.dcn: the product of the sizes is {num_parts}, but the devices are on {num_groups} {unit}; "
+            f"set sizes whose product is {num_groups}, or dcn={{}}"
         )
-    inner = tuple(size // parts for size, parts in zip(shape, slices, strict=True))
-    make = mesh_utils.create_hybrid_device_mesh
+    per_slice = tuple(size // parts for size, parts in zip(shape, slices, strict=True))
+    create = mesh_utils.create_hybrid_device_mesh
     try:
-        return make(inner, slices, devices, process_is_granule=by_process)
+        return create(per_slice, slices, devices, process_is_granule=by_process)
     except NotImplementedError:
-        return make(inner, slices, devices, process_is_granule=by_process, allow_split_physical_axes=True)
+        return create(per_slice, slices, devices, process_is_granule=by_process, allow_split_physical_axes=True)

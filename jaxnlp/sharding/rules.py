@@ -78,7 +78,7 @@ class Sharding:
     optimizer: dict[str, Any] | None = None
     optimizer_memory: str = "device"
     activations: dict[str, Any] = dataclasses.field(default_factory=ACTIVATIONS.copy)
-    pipeline: object = None  # a name or a schedule; of a type that flags can set
+    pipeline: object = None  # a name or a schedule; typed so that flags can set it
 
     def over(self, **sizes: Any) -> "Sharding":
         """A copy of these tables over a mesh of these sizes, e.g. `ZERO3.over(fsdp=8)`.
@@ -92,8 +92,8 @@ class Sharding:
     def used(self) -> dict[str, Any]:
         """Rules of parameters at use: those at rest without the batch axes, over which parameters are all-gathered."""
         batch = set(as_tuple(self.activations.get("batch")))
-        keep = {name: tuple(a for a in as_tuple(axes) if a not in batch) for name, axes in self.params.items()}
-        return {name: axes[0] if len(axes) == 1 else (axes or None) for name, axes in keep.items()}
+        at_use = {name: tuple(a for a in as_tuple(axes) if a not in batch) for name, axes in self.params.items()}
+        return {name: axes[0] if len(axes) == 1 else (axes or None) for name, axes in at_use.items()}
 
     @property
     def state_rules(self) -> dict[str, Rules]:
@@ -108,8 +108,10 @@ class Sharding:
         if self.mesh.stage != 1 and self.pipeline is None:
             raise FieldError("pipeline", None, f"mesh.stage={self.mesh.stage} needs a schedule, as 'gpipe' or '1f1b'")
         if self.mesh.stage != 1 and "stage" not in as_tuple(self.params.get("layers")):
-            told = f"mesh.stage={self.mesh.stage} cuts the stacked layers; map them to 'stage', as the preset PP does"
-            raise FieldError("params['layers']", self.params.get("layers"), told)
+            message = (
+                f"mesh.stage={self.mesh.stage} splits the stacked layers; map them to 'stage', as the preset PP does"
+            )
+            raise FieldError("params['layers']", self.params.get("layers"), message)
         if self.pipeline is not None:
             named_schedule(self.pipeline)
         if self.optimizer_memory not in MEMORIES:
@@ -143,21 +145,21 @@ def resolve(path: str, names: tuple[str | None, ...], shape: tuple[int, ...], ru
     Raises:
         UserError: an axis without a rule, a mesh axis used twice, or a size that does not divide.
     """
-    used: dict[str, str] = {}
+    split_by: dict[str, str] = {}
     spec = []
     for size, name in zip(shape, names, strict=True):
         if name is not None and name not in rules:
-            known = ", ".join(sorted(rules))
+            rule_names = ", ".join(sorted(rules))
             raise UserError(
-                f"{path}: logical axis {name!r} has no rule (rules: {known}); add it, with None to replicate"
+                f"{path}: logical axis {name!r} has no rule (rules: {rule_names}); add it, with None to replicate"
             )
         axes = as_tuple(rules[name]) if name is not None else ()
         for axis in axes:
-            if axis in used:
+            if axis in split_by:
                 raise UserError(
-                    f"{path}: mesh axis {axis!r} splits both {used[axis]!r} and {name!r}; map one of them elsewhere"
+                    f"{path}: mesh axis {axis!r} splits both {split_by[axis]!r} and {name!r}; map one of them elsewhere"
                 )
-            used[axis] = str(name)
+            split_by[axis] = str(name)
         count = math.prod(sizes[axis] for axis in axes)
         if size % count:
             raise UserError(
@@ -178,10 +180,10 @@ def shardings(shapes: Any, names: Any, rules: Rules, mesh: Any) -> Any:
         names: tree of the same structure, with tuples of logical axes as leaves.
     """
 
-    def one(path, leaf, axes):
+    def sharding_of(path, leaf, axes):
         return NamedSharding(mesh, resolve(path_name(path), axes, leaf.shape, rules, mesh.shape))
 
-    return jax.tree_util.tree_map_with_path(one, shapes, names)
+    return jax.tree_util.tree_map_with_path(sharding_of, shapes, names)
 
 
 def path_name(path: Any) -> str:

@@ -192,7 +192,7 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
         "mesh",
         train,
         [small, workdir, "--config.sharding.mesh.data=3"],
-        "sharding.mesh: data=3 takes 3 devices and there are 1",
+        "sharding.mesh: data=3 needs 3 devices, got 1",
     )
     yield "misspelt flag", train, [small, "--wokdir=x"], "--wokdir: no such flag; did you mean 'workdir'?"
     yield (

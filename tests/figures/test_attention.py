@@ -82,7 +82,7 @@ def test_some_layers_and_heads():
 
 
 def test_a_picture_too_large_to_open_is_refused_with_the_way_out():
-    with pytest.raises(UserError, match=r"--text: the picture would have .*attention: 40 layers, 2 heads, 40 x 40"):
+    with pytest.raises(UserError, match=r"--text: the figure would have .*attention: 40 layers, 2 heads, 40 x 40"):
         wide = np.full((40, 2, 40, 40), 1 / 40, np.float32)
         draw([Map("attention", tuple(range(40)), (0, 1), wide, ["t"] * 40, ["t"] * 40)], "a run")
 

@@ -50,7 +50,7 @@ def test_a_split_matrix_has_a_part_of_each_device():
     parts = [patch for patch in axis.patches if to_hex(patch.get_facecolor()) == DEVICE_COLOURS[0]]
     sizes = [(round(p.get_width(), 3), round(p.get_height(), 3)) for p in parts[:2]]
     assert sizes == [(0.25, 1.0), (1.0, 0.25)]
-    assert {"x", "up", "down", "2 x 8", "forward: nothing", "device 3", "whole on each"} <= set(texts(figure))
+    assert {"x", "up", "down", "2 x 8", "forward: nothing", "device 3", "replicated"} <= set(texts(figure))
 
 
 @pytest.mark.parametrize(("count", "told"), [(12, "12 B"), (1.5e3, "1.5 kB"), (31.4e9, "31.4 GB"), (120e9, "120 GB")])

@@ -360,7 +360,7 @@ def test_a_search_goes_on_where_the_configs_own_mesh_does_not_divide_the_devices
     monkeypatch.setattr(searching, "describe_plan", lambda one: "fits")
     found = searching.search(experiment(ZERO3.over(fsdp=16)), jax.devices()[:DEVICES], lines.append)
     assert [one.name for one in found] == ["DDP data=8, accum_steps=1"]
-    assert lines[0].startswith("config: sharding.mesh: fsdp=16 takes 16 devices and there are 8") and len(lines) == 2
+    assert lines[0].startswith("config: sharding.mesh: fsdp=16 needs 16 devices, got 8") and len(lines) == 2
     monkeypatch.setattr(searching, "candidate_shardings", lambda *_: [("config", ZERO3.over(fsdp=16))])
     with pytest.raises(UserError, match="none of 1 tables can be laid out over 8 devices; config: sharding.mesh: fsdp"):
         searching.search(experiment(ZERO3), jax.devices()[:DEVICES], lines.append)

@@ -70,9 +70,11 @@ def test_hosts_are_the_slices_where_devices_name_none():
 
 
 def test_slices_that_are_not_there():
-    with pytest.raises(UserError, match=r"the sizes multiply to 4 and the devices lie on 2 slices; .*multiply to 2"):
+    with pytest.raises(
+        UserError, match=r"the product of the sizes is 4, but the devices are on 2 slices; .*product is 2"
+    ):
         make_mesh(MeshConfig(data=8, dcn={"data": 4}), chips(2, (2, 2)))
-    with pytest.raises(UserError, match=r"multiply to 4 and the devices lie on 2 processes"):
+    with pytest.raises(UserError, match=r"sizes is 4, but the devices are on 2 processes"):
         make_mesh(MeshConfig(data=8, dcn={"data": 4}), chips(1, (2, 4), named=False))
     with pytest.raises(UserError, match=r"dcn\['data'\]=2 does not divide data=1"):
         make_mesh(MeshConfig(fsdp=8, dcn={"data": 2}), chips(2, (2, 2)))
@@ -83,7 +85,7 @@ def test_slices_that_are_not_there():
 
 
 def test_devices_of_several_slices_need_it_said():
-    with pytest.raises(UserError, match=r"the devices lie on 2 slices, .*; say which axis is cut"):
+    with pytest.raises(UserError, match=r"the devices are on 2 slices, .*; set the axis that spans the slices"):
         make_mesh(MeshConfig(data=8), chips(2, (2, 2)))
 
 

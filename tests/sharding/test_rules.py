@@ -44,9 +44,9 @@ def test_what_cannot_be_resolved_names_parameter_axis_and_fix(names, shape, rule
 
 def test_mesh_sizes():
     assert MeshConfig(data=-1, tensor=2).sizes(8) == {"data": 4, "stage": 1, "fsdp": 1, "sequence": 1, "tensor": 2}
-    with pytest.raises(UserError, match=r"data=-1, fsdp=3 takes a multiple of 3 devices and there are 8"):
+    with pytest.raises(UserError, match=r"data=-1, fsdp=3 needs a multiple of 3 devices, got 8"):
         MeshConfig(fsdp=3).sizes(8)
-    with pytest.raises(UserError, match="data=2 takes 2 devices and there are 8"):
+    with pytest.raises(UserError, match="data=2 needs 2 devices, got 8"):
         MeshConfig(data=2).sizes(8)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices())
     assert {axis: size for axis, size in mesh.shape.items() if size > 1} == SIZES

@@ -219,7 +219,9 @@ def test_an_evaluation_over_stages_is_that_of_one_device():
 def test_stages_without_a_schedule_or_layers_that_do_not_divide_are_told():
     with pytest.raises(FieldError, match=r"pipeline=None: mesh.stage=2 needs a schedule, as 'gpipe' or '1f1b'"):
         dataclasses.replace(PP.over(stage=2), pipeline=None).check()
-    with pytest.raises(FieldError, match=r"params\['layers'\]=None: mesh.stage=2 cuts the stacked layers; map them to"):
+    with pytest.raises(
+        FieldError, match=r"params\['layers'\]=None: mesh.stage=2 splits the stacked layers; map them to"
+    ):
         dataclasses.replace(PP.over(stage=2), params=dict(TENSOR)).check()
     with pytest.raises(
         FieldError, match="pipeline='1f2b': expected one of naive, gpipe, 1f1b, circular, or a schedule"
