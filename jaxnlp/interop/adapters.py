@@ -46,19 +46,19 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
             of another shape.
     """
     folder = pathlib.Path(folder)
-    said = adapter_config.read(folder / CONFIG, KINDS)
-    kind = said["peft_type"]
+    fields = adapter_config.read(folder / CONFIG, KINDS)
+    kind = fields["peft_type"]
     tensors = huggingface.read_tensors(folder / WEIGHTS)
-    known = places(config)
-    tensors = _checked_copies(folder / WEIGHTS, tensors, known, base)
+    hf_modules = places(config)
+    tensors = _checked_copies(folder / WEIGHTS, tensors, hf_modules, base)
     unrolled = dataclasses.replace(config, scan_layers=False) if config.scan_layers else config
     shapes, _ = abstract_params(unrolled.build(), *unrolled.example_inputs(1, 2))
     sizes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(shapes)}
     if kind in soft_prompts.KINDS:
-        method, leaves = soft_prompts.read(said, tensors, config, folder / WEIGHTS)
+        method, leaves = soft_prompts.read(fields, tensors, config, folder / WEIGHTS)
     else:
-        modules = _by_module(folder / WEIGHTS, tensors, known, said)
-        method, leaves = (lora.read if kind == "LORA" else ia3.read)(said, modules, sizes, folder)
+        modules = _by_module(folder / WEIGHTS, tensors, hf_modules, fields)
+        method, leaves = (lora.read if kind == "LORA" else ia3.read)(fields, modules, sizes, folder)
     if unrolled is not config:
         _check_layers(folder, leaves, sizes)
     tuned: Any = {}
@@ -67,13 +67,13 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
     tuned = stacked(tuned, folder) if unrolled is not config else tuned
     tuning = attach(method, config.build(), *config.example_inputs(1, 2))
     shapes_of = lambda tree: {path_name(at): x.shape for at, x in jax.tree_util.tree_leaves_with_path(tree)}
-    wanted = shapes_of(jax.eval_shape(lambda: tuning.init(jax.random.key(0), _zeros(tuning))))
-    found = shapes_of(tuned)
-    for name in (wanted | found) if wanted != found else ():
-        if wanted.get(name) != found.get(name):
+    expected_shapes = shapes_of(jax.eval_shape(lambda: tuning.init(jax.random.key(0), _zeros(tuning))))
+    actual_shapes = shapes_of(tuned)
+    for name in (expected_shapes | actual_shapes) if expected_shapes != actual_shapes else ():
+        if expected_shapes.get(name) != actual_shapes.get(name):
             raise UserError(
-                f"{folder}: has {found.get(name, 'nothing')} for {name}; {type(method).__name__} of its modules asks "
-                f"for {wanted.get(name, 'nothing')}"
+                f"{folder}: parameter {name} has shape {actual_shapes.get(name, '(missing)')}; "
+                f"{type(method).__name__} expects {expected_shapes.get(name, '(no such parameter)')}"
             )
     return method, jax.tree.map(jnp.asarray, tuned)
 
@@ -86,8 +86,8 @@ def _check_layers(folder: pathlib.Path, leaves: Mapping[tuple[str, ...], Any], s
         for other in layers.get(opened(module), ()):
             if (*other.split("/"), leaf) not in leaves:
                 raise UserError(
-                    f"{folder}: does not adapt the same modules in every layer, which a scanned model needs: {module} "
-                    f"is there, {other} is missing; read it with scan_layers=False"
+                    f"{folder}: the adapted modules differ between layers, which a scanned model does not support: "
+                    f"{module} is adapted, {other} is not; load it with scan_layers=False"
                 )
 
 
@@ -95,27 +95,29 @@ def _zeros(tuning: TunedModel) -> Any:
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tuning.shapes)
 
 
-def _checked_copies(path, tensors: Mapping[str, np.ndarray], known: Mapping[str, Place], base: Any):
+def _checked_copies(path, tensors: Mapping[str, np.ndarray], hf_modules: Mapping[str, Place], base: Any):
     """The tensors without copies of base parameters. Raises UserError if a copy differs: it is another base."""
-    found = {}
+    adapter_tensors = {}
     flat = {path_name(at): x for at, x in jax.tree_util.tree_leaves_with_path(huggingface.unstacked(base or {}))}
     for name, array in tensors.items():
         module, copied, _ = name.removeprefix(PREFIX).partition(f"{BASE}weight")
         if not copied:
-            found[name] = array
+            adapter_tensors[name] = array
             continue
-        place = known.get(module)
+        place = hf_modules.get(module)
         if place is None:
-            raise UserError(f"{path}: tensor {name} has no place in this model")
+            raise UserError(f"{path}: tensor {name} matches no module of this model")
         if base is None:
-            raise UserError(f"{path}: {name} is a copy of the base's own parameter; give the base, to be compared with")
-        ours = place.tensor.to_theirs([np.asarray(flat[name]) for name in place.tensor.paths])
-        if ours.shape != array.shape or (ours != array).any():
-            raise UserError(f"{path}: {name} is not what this base has there; the adapter belongs to another")
-    return found
+            raise UserError(f"{path}: tensor {name} is a copy of a base parameter; pass base= to compare the two")
+        parameter = place.tensor.to_tensor([np.asarray(flat[name]) for name in place.tensor.paths])
+        if parameter.shape != array.shape or (parameter != array).any():
+            raise UserError(
+                f"{path}: tensor {name} differs from the base parameter; the adapter was trained on another base"
+            )
+    return adapter_tensors
 
 
-def _by_module(path, tensors: Mapping[str, np.ndarray], known: Mapping[str, Place], said: Mapping[str, Any]):
+def _by_module(path, tensors: Mapping[str, np.ndarray], hf_modules: Mapping[str, Place], fields: Mapping[str, Any]):
     """The tensors of a file by module: {module: (place, {leaf: array})}.
 
     Args:
@@ -124,39 +126,39 @@ def _by_module(path, tensors: Mapping[str, np.ndarray], known: Mapping[str, Plac
     Raises:
         UserError: a module is not in the model, or does not have exactly the leaves of the adapter's kind.
     """
-    rest = lambda name: name.partition(".")[2]
-    count = collections.Counter(map(rest, known))  # an encoder's and a decoder's modules have the same rest
-    bare = {rest(name): place for name, place in known.items() if count[rest(name)] == 1}
-    found: dict[str, tuple[Place, dict[str, np.ndarray]]] = {}
+    without_prefix = lambda name: name.partition(".")[2]
+    count = collections.Counter(map(without_prefix, hf_modules))  # an encoder and a decoder share names without prefix
+    bare = {without_prefix(name): place for name, place in hf_modules.items() if count[without_prefix(name)] == 1}
+    by_module: dict[str, tuple[Place, dict[str, np.ndarray]]] = {}
     for name, array in tensors.items():
-        module, what = _split(name.removeprefix(PREFIX))
-        place = known.get(module) or bare.get(module)  # adapters of a model without its head lack the first name
-        if place is None or not what:
-            raise UserError(f"{path}: tensor {name} has no place in this model")
-        found.setdefault(module, (place, {}))[1][what] = array
-    for module, (place, arrays) in found.items():
-        wanted = _kinds(said, place)
-        if set(arrays) != set(wanted):
+        module, leaf = _split(name.removeprefix(PREFIX))
+        place = hf_modules.get(module) or bare.get(module)  # adapters of headless models lack the prefix
+        if place is None or not leaf:
+            raise UserError(f"{path}: tensor {name} matches no module of this model")
+        by_module.setdefault(module, (place, {}))[1][leaf] = array
+    for module, (place, arrays) in by_module.items():
+        expected = _kinds(fields, place)
+        if set(arrays) != set(expected):
             raise UserError(
-                f"{path}: {module} has {', '.join(sorted(arrays))}; expected {', '.join(wanted)}, for "
-                f"peft_type={said['peft_type']!r} with use_dora={bool(said.get('use_dora'))}"
+                f"{path}: module {module} has tensors {', '.join(sorted(arrays))}; expected {', '.join(expected)} for "
+                f"peft_type={fields['peft_type']!r} with use_dora={bool(fields.get('use_dora'))}"
             )
-    return found
+    return by_module
 
 
 def _split(name: str) -> tuple[str, str]:
     """(module, leaf), as ("h.0.attn.c_attn", "lora_A"); (name, "") if it has no adapter leaf."""
-    module, _, what = name.removesuffix(".weight").rpartition(".")
-    return (module, what) if what.startswith(("lora_", "ia3_")) else (name, "")
+    module, _, leaf = name.removesuffix(".weight").rpartition(".")
+    return (module, leaf) if leaf.startswith(("lora_", "ia3_")) else (name, "")
 
 
-def _kinds(said: Mapping[str, Any], place: Place) -> list[str]:
+def _kinds(fields: Mapping[str, Any], place: Place) -> list[str]:
     """Names of the leaves that an adapted module has in a PEFT file."""
-    if said["peft_type"] == "IA3":
+    if fields["peft_type"] == "IA3":
         return ["ia3_l"]
     if place.tensor.kind == "table":
         return ["lora_embedding_A", "lora_embedding_B"]
-    return ["lora_A", "lora_B", *(["lora_magnitude_vector"] if said.get("use_dora") else [])]
+    return ["lora_A", "lora_B", *(["lora_magnitude_vector"] if fields.get("use_dora") else [])]
 
 
 def save_adapter(
@@ -171,7 +173,7 @@ def save_adapter(
 
     Args:
         config: config of the model. tuned: parameters of `tuning`.
-        base_name: where the base model is found, a hub id or a folder.
+        base_name: the base model's hub id or folder.
         task_type: PEFT's task type, as "CAUSAL_LM", by which its auto classes choose a model class.
 
     Raises:
@@ -180,28 +182,31 @@ def save_adapter(
     method = tuning.method
     if not isinstance(method, LoRA | IA3 | Prompt | Prefix):
         name = type(method).__name__
-        raise UserError(f"{name}(): not written in PEFT's layout; LoRA(), IA3(), Prompt(), PTuning() and Prefix() are")
+        raise UserError(
+            f"{name}(): PEFT has no equivalent; expected one of LoRA(), IA3(), Prompt(), PTuning() and Prefix()"
+        )
     if tuning.replaced:
         names = ", ".join("/".join(path) for path in tuning.replaced[:3])
         raise UserError(
-            f"{folder}: parameters trained whole ({names}) are not written in PEFT's layout, and the adapter is of a "
-            "model that has them; merge it, or keep all that was tuned with jaxnlp.peft.files.save "
+            f"{folder}: the fully trained parameters {names} cannot be written in PEFT's layout, and the adapter needs "
+            "them; merge the adapter into the model, or save all tuned parameters with jaxnlp.peft.files.save "
             "(experiments.export --adapter --out=NAME.safetensors)"
         )
     leaves = huggingface.unstacked(tuning.expanded(tuned))
     flat = {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(leaves)}
-    known = places(config)
+    hf_modules = places(config)
     if isinstance(method, LoRA):
-        said, arrays = lora.write(tuning, flat, known)
+        fields, arrays = lora.write(tuning, flat, hf_modules)
     else:
-        said, arrays = ia3.write(flat, known) if isinstance(method, IA3) else soft_prompts.write(tuning, flat, config)
-    said |= {"base_model_name_or_path": base_name, "task_type": task_type, "inference_mode": True}
+        is_ia3 = isinstance(method, IA3)
+        fields, arrays = ia3.write(flat, hf_modules) if is_ia3 else soft_prompts.write(tuning, flat, config)
+    fields |= {"base_model_name_or_path": base_name, "task_type": task_type, "inference_mode": True}
     folder = pathlib.Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        named = {name if name == soft_prompts.TABLE else PREFIX + name: x for name, x in arrays.items()}
-        huggingface.write_tensors(named, folder / WEIGHTS)
-        (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n")
+        by_name = {name if name == soft_prompts.TABLE else PREFIX + name: x for name, x in arrays.items()}
+        huggingface.write_tensors(by_name, folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror or e})") from None
 
@@ -216,20 +221,20 @@ def trunk_alone(config: Any, tuning: TunedModel, tuned: Any) -> tuple[Any, Tuned
     if config.body is config:
         return config, tuning, tuned, []
     tuned = tuning.expanded(tuned)
-    inside = lambda held: {path[1:]: x for path, x in held.items() if path[0] == "trunk"}
+    within_trunk = lambda by_path: {path[1:]: x for path, x in by_path.items() if path[0] == "trunk"}
     trunk = dataclasses.replace(
         tuning,
-        targets={path: dataclasses.replace(x, path=path) for path, x in inside(tuning.targets).items()},
-        leaves=inside(tuning.leaves),
+        targets={path: dataclasses.replace(x, path=path) for path, x in within_trunk(tuning.targets).items()},
+        leaves=within_trunk(tuning.leaves),
         shared={},
-        replaced=list(inside(dict.fromkeys(tuning.replaced))),
+        replaced=list(within_trunk(dict.fromkeys(tuning.replaced))),
         outer=tuning.outer[1:] if tuning.outer else None,
         shapes=tuning.shapes["trunk"],
         base_axes=tuning.base_axes["trunk"],
-        blocks=inside(tuning.blocks),
+        blocks=within_trunk(tuning.blocks),
     )
-    left = {name: x for name, x in tuned.items() if name != "trunk"}
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(left)]
+    dropped = {name: x for name, x in tuned.items() if name != "trunk"}
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(dropped)]
     return config.body, trunk, tuned.get("trunk", {}), names
 
 
@@ -251,11 +256,11 @@ def stacked(tree: Any, source: str | pathlib.Path = "") -> Any:
     """
     if not isinstance(tree, Mapping):
         return tree
-    apart = sorted((name for name in tree if name.startswith("block_")), key=lambda name: int(name.split("_")[1]))
-    rest = {name: stacked(x, source) for name, x in tree.items() if name not in apart}
-    if not apart:
-        return rest
-    shapes = [jax.tree.map(np.shape, tree[name]) for name in apart]
+    blocks = sorted((name for name in tree if name.startswith("block_")), key=lambda name: int(name.split("_")[1]))
+    stacked_tree = {name: stacked(x, source) for name, x in tree.items() if name not in blocks}
+    if not blocks:
+        return stacked_tree
+    shapes = [jax.tree.map(np.shape, tree[name]) for name in blocks]
     if any(x != shapes[0] for x in shapes):
-        raise UserError(f"{source}: does not adapt the same modules in every layer, which a scanned model needs")
-    return {**rest, "blocks": jax.tree.map(lambda *x: np.stack(x), *(tree[name] for name in apart))}
+        raise UserError(f"{source}: the adapted modules differ between layers, which a scanned model does not support")
+    return {**stacked_tree, "blocks": jax.tree.map(lambda *x: np.stack(x), *(tree[name] for name in blocks))}

@@ -102,28 +102,28 @@ def tensors(c: BertConfig, names: Collection[str] | None = None) -> list[Tensor]
     Args:
         names: names of the checkpoint's tensors, which may lack the prefix; None gives the layout that `save` writes.
     """
-    prefix = "roberta." if is_roberta(c) else "bert."
-    bare = not any(name.startswith(prefix) for name in names) if names is not None else not _has_head(c)
-    at = "" if bare else prefix
+    family_prefix = "roberta." if is_roberta(c) else "bert."
+    bare = not any(name.startswith(family_prefix) for name in names) if names is not None else not _has_head(c)
+    prefix = "" if bare else family_prefix
     rows = [
-        table(f"{at}embeddings.word_embeddings.weight", "embed"),
-        table(f"{at}embeddings.position_embeddings.weight", "positions"),
-        table(f"{at}embeddings.token_type_embeddings.weight", "types"),
-        *norm(f"{at}embeddings.LayerNorm", "embed_norm"),
+        table(f"{prefix}embeddings.word_embeddings.weight", "embed"),
+        table(f"{prefix}embeddings.position_embeddings.weight", "positions"),
+        table(f"{prefix}embeddings.token_type_embeddings.weight", "types"),
+        *norm(f"{prefix}embeddings.LayerNorm", "embed_norm"),
     ]
     for i in range(c.num_layers):
-        theirs, ours = f"{at}encoder.layer.{i}", f"block_{i}"
+        hf_layer, block = f"{prefix}encoder.layer.{i}", f"block_{i}"
         for name in ("query", "key", "value"):
-            rows += linear(f"{theirs}.attention.self.{name}", f"{ours}/attention/{name}")
+            rows += linear(f"{hf_layer}.attention.self.{name}", f"{block}/attention/{name}")
         rows += [
-            *linear(f"{theirs}.attention.output.dense", f"{ours}/attention/out", num_in=2),
-            *norm(f"{theirs}.attention.output.LayerNorm", f"{ours}/attention_norm"),
-            *linear(f"{theirs}.intermediate.dense", f"{ours}/mlp/up"),
-            *linear(f"{theirs}.output.dense", f"{ours}/mlp/down"),
-            *norm(f"{theirs}.output.LayerNorm", f"{ours}/mlp_norm"),
+            *linear(f"{hf_layer}.attention.output.dense", f"{block}/attention/out", num_in=2),
+            *norm(f"{hf_layer}.attention.output.LayerNorm", f"{block}/attention_norm"),
+            *linear(f"{hf_layer}.intermediate.dense", f"{block}/mlp/up"),
+            *linear(f"{hf_layer}.output.dense", f"{block}/mlp/down"),
+            *norm(f"{hf_layer}.output.LayerNorm", f"{block}/mlp_norm"),
         ]
     if "pooler" in c.heads or "next_sentence" in c.heads:
-        rows += linear(f"{at}pooler.dense", "pooler")
+        rows += linear(f"{prefix}pooler.dense", "pooler")
     if "next_sentence" in c.heads:
         rows += linear("cls.seq_relationship", "next_sentence")
     if "masked_lm" in c.heads:
@@ -131,7 +131,7 @@ def tensors(c: BertConfig, names: Collection[str] | None = None) -> list[Tensor]
         if not is_roberta(c):
             head, dense, normed = ("cls.predictions", "transform.dense", "transform.LayerNorm")
         bias = f"{head}.bias"
-        if names is not None and bias not in names:  # newer files keep the decoder's name for the same vector
+        if names is not None and bias not in names:  # newer files name the same vector after the decoder
             bias = f"{head}.decoder.bias"
         rows += [
             *linear(f"{head}.{dense}", "masked_lm/dense"),

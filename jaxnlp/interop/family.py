@@ -24,24 +24,24 @@ def activation(hf: Mapping[str, Any], field: str, default: str) -> str:
     return ACTIVATIONS[name]
 
 
-def activation_name(ours: str) -> str:
+def activation_name(activation: str) -> str:
     """The transformers name of one of our activations."""
-    return next(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
+    return next(hf_name for hf_name, our_name in ACTIVATIONS.items() if our_name == activation)
 
 
 def demand(hf: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Raises UserError if a field has another value than the one in `values`. A missing field passes."""
-    for field, wanted in values.items():
-        if hf.get(field, wanted) != wanted:
-            raise UserError(f"config.json: {field}={hf[field]!r} is not supported; expected {wanted!r}")
+    for field, expected in values.items():
+        if hf.get(field, expected) != expected:
+            raise UserError(f"config.json: {field}={hf[field]!r} is not supported; expected {expected!r}")
 
 
 def dropout(hf: Mapping[str, Any], fields: tuple[str, ...], default: float) -> float:
     """The common rate of several fields. Raises UserError if they differ."""
     rates = {field: hf.get(field, default) for field in fields}
     if len(set(rates.values())) > 1:
-        given_rates = ", ".join(f"{field}={rate}" for field, rate in rates.items())
+        listed = ", ".join(f"{field}={rate}" for field, rate in rates.items())
         raise UserError(
-            f"config.json: {given_rates}: different rates are not supported; make them equal in config.json"
+            f"config.json: {listed}: different dropout rates are not supported; set them to one value in config.json"
         )
     return rates[fields[0]]

@@ -78,22 +78,22 @@ def tensors(c: GPTConfig, names: Collection[str] | None = None) -> list[Tensor]:
         names: names of the checkpoint's tensors, which may lack the prefix; None gives the layout that `save` writes.
     """
     bare = names is not None and not any(name.startswith("transformer.") for name in names)
-    at = "" if bare else "transformer."
+    prefix = "" if bare else "transformer."
     rows = [
-        table(f"{at}wte.weight", "embed"),
-        table(f"{at}wpe.weight", "positions"),
-        *norm(f"{at}ln_f", "norm"),
+        table(f"{prefix}wte.weight", "embed"),
+        table(f"{prefix}wpe.weight", "positions"),
+        *norm(f"{prefix}ln_f", "norm"),
     ]
     for i in range(c.num_layers):
-        theirs, ours = f"{at}h.{i}", f"block_{i}"
-        qkv = [f"{ours}/attention/{name}" for name in ("query", "key", "value")]
+        hf_layer, block = f"{prefix}h.{i}", f"block_{i}"
+        qkv = [f"{block}/attention/{name}" for name in ("query", "key", "value")]
         rows += [
-            *norm(f"{theirs}.ln_1", f"{ours}/attention_norm"),
-            *linear(f"{theirs}.attn.c_attn", *qkv, kind="conv1d"),
-            *linear(f"{theirs}.attn.c_proj", f"{ours}/attention/out", kind="conv1d", num_in=2),
-            *norm(f"{theirs}.ln_2", f"{ours}/mlp_norm"),
-            *linear(f"{theirs}.mlp.c_fc", f"{ours}/mlp/up", kind="conv1d"),
-            *linear(f"{theirs}.mlp.c_proj", f"{ours}/mlp/down", kind="conv1d"),
+            *norm(f"{hf_layer}.ln_1", f"{block}/attention_norm"),
+            *linear(f"{hf_layer}.attn.c_attn", *qkv, kind="conv1d"),
+            *linear(f"{hf_layer}.attn.c_proj", f"{block}/attention/out", kind="conv1d", num_in=2),
+            *norm(f"{hf_layer}.ln_2", f"{block}/mlp_norm"),
+            *linear(f"{hf_layer}.mlp.c_fc", f"{block}/mlp/up", kind="conv1d"),
+            *linear(f"{hf_layer}.mlp.c_proj", f"{block}/mlp/down", kind="conv1d"),
         ]
     return rows if c.tie_embeddings else [*rows, *linear("lm_head", "head", bias=False)]
 

@@ -61,10 +61,10 @@ def load(
     places = {path_name(path): place for path, place in jax.tree_util.tree_leaves_with_path(places)}
     first = jax.local_devices()[0]
     arrays = {}
-    ours = {path: leaf.shape for path, leaf in by_path.items()}
+    param_shapes = {path: leaf.shape for path, leaf in by_path.items()}
     for tensor in tensors:
         array = _read(files[tensor.name], tensor.name)
-        for path, part in tensor.to_ours(array, ours).items():
+        for path, part in tensor.to_params(array, param_shapes).items():
             part = np.asarray(part, by_path[path].dtype)
             arrays[path] = (
                 jax.make_array_from_callback(part.shape, places[path], part.__getitem__)
@@ -89,13 +89,13 @@ def _open_folder(source: str | pathlib.Path) -> tuple[pathlib.Path, Any, Any, di
     kind = hf.get("model_type")
     family = next((f for f in FAMILIES if kind in f.MODEL_TYPES), None)
     if family is None:
-        known = ", ".join(name for f in FAMILIES for name in f.MODEL_TYPES)
-        raise UserError(f"{folder / CONFIG}: model_type={kind!r} is not supported; expected one of {known}")
+        model_types = ", ".join(name for f in FAMILIES for name in f.MODEL_TYPES)
+        raise UserError(f"{folder / CONFIG}: model_type={kind!r} is not supported; expected one of {model_types}")
     files = _files(folder)
     try:
         config = family.config(hf, files.keys())
     except KeyError as e:
-        raise UserError(f"{folder / CONFIG}: has no field {e}, which {kind} needs") from None
+        raise UserError(f"{folder / CONFIG}: field {e} is missing; {kind} requires it") from None
     config.check()
     return folder, family, config, files
 
@@ -124,26 +124,26 @@ def save(
     family = family_of(config)
     if family is None:
         raise UserError(
-            f"save: transformers has no class for this {type(config).__name__}{reason(config)} (its components are not "
-            f"those of {', '.join(name for f in FAMILIES for name in f.MODEL_TYPES)})"
+            f"save: transformers has no class for this {type(config).__name__}{reason(config)}; "
+            f"expected the components of one of {', '.join(name for f in FAMILIES for name in f.MODEL_TYPES)}"
         )
     flat = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(unstacked(params))}
     folder = pathlib.Path(folder)
-    written: dict[str, pathlib.Path] = {}  # by final name: existing files stay until all new ones are complete
+    temporary_files: dict[str, pathlib.Path] = {}  # by final name: existing files stay until all new ones are complete
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shards = list(_shards(family.tensors(config), flat, max_shard_bytes))
         weight_map, total = {}, 0
         for i, group in enumerate(shards):
             name = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-            arrays = {t.name: t.to_theirs([np.asarray(flat[path]) for path in t.paths]) for t in group}
-            written[name] = folder / f"{name}.{uuid.uuid4().hex}.tmp"
-            write_tensors(arrays, written[name])
+            arrays = {t.name: t.to_tensor([np.asarray(flat[path]) for path in t.paths]) for t in group}
+            temporary_files[name] = folder / f"{name}.{uuid.uuid4().hex}.tmp"
+            write_tensors(arrays, temporary_files[name])
             weight_map |= dict.fromkeys(arrays, name)
             total += sum(x.nbytes for x in arrays.values())
         for old in (folder / INDEX, *folder.glob("model*.safetensors")):
             old.unlink(missing_ok=True)
-        for name, path in written.items():
+        for name, path in temporary_files.items():
             path.replace(folder / name)
         if len(shards) > 1:
             _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -154,7 +154,7 @@ def save(
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror or e})") from None
     finally:
-        for path in written.values():
+        for path in temporary_files.values():
             path.unlink(missing_ok=True)
 
 
@@ -164,14 +164,14 @@ def family_of(config: Any) -> Any:
 
 
 def reason(config: Any) -> str:
-    """Why a config belongs to no family, as ", for its field=value".
+    """Why a config belongs to no family, as ", because of field=value".
 
-    Names the first field whose default value would make it one; "" if there is none.
+    Names the first field whose default value would make it belong to one; "" if there is none.
     """
     for field in dataclasses.fields(config):
-        made = field.default_factory() if callable(field.default_factory) else field.default
-        if made is not dataclasses.MISSING and family_of(dataclasses.replace(config, **{field.name: made})):
-            return f", for its {field.name}={vars(config)[field.name]!r}"
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if default is not dataclasses.MISSING and family_of(dataclasses.replace(config, **{field.name: default})):
+            return f", because of {field.name}={vars(config)[field.name]!r}"
     return ""
 
 
@@ -183,8 +183,8 @@ def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
         raise UserError("safetensors is not installed: pip install 'jaxnlp[hf]'") from None
     try:
         save_file({k: np.ascontiguousarray(x) for k, x in arrays.items()}, path, metadata={"format": "pt"})
-    except Exception as e:  # its own error type is not public, and hides the operating system's
-        raise UserError(f"{path.parent}: cannot be written ({e}); the files there before are unchanged") from None
+    except Exception as e:  # safetensors' error type is not public and hides the OSError
+        raise UserError(f"{path.parent}: cannot be written ({e}); existing files are unchanged") from None
 
 
 def _folder(source: str | pathlib.Path) -> pathlib.Path:
@@ -192,17 +192,19 @@ def _folder(source: str | pathlib.Path) -> pathlib.Path:
     if path.is_dir():
         return path
     if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
-        raise UserError(f"{source}: no such folder; expected one with {CONFIG} and *.safetensors, or a hub id")
+        raise UserError(f"{source}: no such folder; expected a folder with {CONFIG} and *.safetensors, or a hub id")
     try:
         from huggingface_hub import snapshot_download
 
         patterns = ["*.json", "*.safetensors", "*.txt"]
         return pathlib.Path(snapshot_download(str(source), allow_patterns=patterns))
     except ImportError:
-        raise UserError(f"{source}: no such folder, and the hub needs: pip install 'jaxnlp[hf]'") from None
-    except Exception as e:  # the hub's own errors, and those of the network below it
+        raise UserError(
+            f"{source}: no such folder, and hub ids need huggingface_hub: pip install 'jaxnlp[hf]'"
+        ) from None
+    except Exception as e:  # errors of the hub, or of the network
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise UserError(f"{source}: no such folder, and the hub did not give it: {reason}") from None
+        raise UserError(f"{source}: no such folder, and the download from the hub failed: {reason}") from None
 
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -211,17 +213,17 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         index = read_json(folder / INDEX)
         files = {name: folder / file for name, file in index["weight_map"].items()}
         for file in sorted(set(files.values())):
-            held = set(_names(file))
-            lost = next((name for name, where in files.items() if where == file and name not in held), None)
-            if lost is not None:
-                raise UserError(f"{file}: has no tensor {lost}, which {INDEX} says it holds")
-            files |= dict.fromkeys(held - files.keys(), file)  # not in the index: reported as left over
+            names = set(_names(file))
+            absent = [name for name, tensor_file in files.items() if tensor_file == file and name not in names]
+            if absent:
+                raise UserError(f"{file}: tensor {absent[0]} is missing; {INDEX} lists it in this file")
+            files |= dict.fromkeys(names - files.keys(), file)  # not in the index: reported as unexpected
         return files
     path = folder / SINGLE
     if not path.exists():
-        other = next((p.name for p in folder.glob("*.bin")), None)
-        hint = f"; {other} is a pickle, which is not read: convert it with transformers' save_pretrained"
-        raise UserError(f"{folder}: has no {SINGLE} and no {INDEX}{hint if other else ''}")
+        pickle = next((p.name for p in folder.glob("*.bin")), None)
+        hint = f"; {pickle} is a pickle, which is not supported: convert it with transformers' save_pretrained"
+        raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} exists{hint if pickle else ''}")
     return dict.fromkeys(_names(path), path)
 
 
@@ -232,8 +234,8 @@ def _open(path: pathlib.Path) -> Any:
         raise UserError("safetensors is not installed: pip install 'jaxnlp[hf]'") from None
     try:
         return safe_open(path, framework="numpy")
-    except Exception as e:  # its own error type is not public
-        raise UserError(f"{path}: not a safetensors file, or cut short ({e})") from None
+    except Exception as e:  # safetensors' error type is not public
+        raise UserError(f"{path}: not a safetensors file, or truncated ({e})") from None
 
 
 def _names(path: pathlib.Path) -> list[str]:
@@ -255,26 +257,27 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _check(folder, tensors, files, by_path, ignored) -> None:
     """Raises UserError if a tensor is missing, left over or of another shape."""
-    wanted = {tensor.name: tensor for tensor in tensors}
-    missing = [name for name in wanted if name not in files]
+    expected_tensors = {tensor.name: tensor for tensor in tensors}
+    missing = [name for name in expected_tensors if name not in files]
     if missing:
-        raise UserError(f"{folder}: has no tensor {missing[0]}{_more(missing)}, which its {CONFIG} asks for")
-    surplus = [name for name in files if name not in wanted and not any(re.fullmatch(p, name) for p in ignored)]
-    if surplus:
+        raise UserError(f"{folder}: tensor {missing[0]}{_more(missing)} is missing; {CONFIG} requires it")
+    is_ignored = lambda name: any(re.fullmatch(pattern, name) for pattern in ignored)
+    unexpected = [name for name in files if name not in expected_tensors and not is_ignored(name)]
+    if unexpected:
         raise UserError(
-            f"{folder}: tensor {surplus[0]}{_more(surplus)} has no place in this model; "
-            f"leave it out with ignore=[{surplus[0]!r}]"
+            f"{folder}: tensor {unexpected[0]}{_more(unexpected)} matches no parameter of this model; "
+            f"skip it with ignore=[{unexpected[0]!r}]"
         )
     filled = {path for tensor in tensors for path in tensor.paths}
     assert filled == set(by_path), filled ^ set(by_path)
     shapes = {path: leaf.shape for path, leaf in by_path.items()}
-    for path in sorted({files[name] for name in wanted}):
+    for path in sorted({files[name] for name in expected_tensors}):
         with _open(path) as file:
-            for name, tensor in wanted.items():
+            for name, tensor in expected_tensors.items():
                 if files[name] == path:
                     shape, expected = tuple(file.get_slice(name).get_shape()), tensor.shape(shapes)
                     if shape != expected:
-                        raise UserError(f"{path}: tensor {name} has shape {shape}; {CONFIG} asks for {expected}")
+                        raise UserError(f"{path}: tensor {name} has shape {shape}; {CONFIG} expects {expected}")
 
 
 def _check_copies(tensors, files, copies: dict[str, str], left_out: Sequence[str]) -> None:
@@ -288,13 +291,15 @@ def _check_copies(tensors, files, copies: dict[str, str], left_out: Sequence[str
         with _open(files[name]) as a, _open(files[first]) as b:
             copy, original = a.get_slice(name), b.get_slice(first)
             rows = copy.get_shape()[0]
-            same = copy.get_shape() == original.get_shape()
-            starts = range(0, rows if same else 0, COPY_ROWS)  # in parts: they are the largest tensors
+            same_shape = copy.get_shape() == original.get_shape()
+            starts = range(
+                0, rows if same_shape else 0, COPY_ROWS
+            )  # compared in parts, as they are the largest tensors
             parts = [slice(start, min(start + COPY_ROWS, rows)) for start in starts]
-            if not same or any((copy[part] != original[part]).any() for part in parts):
+            if not same_shape or any((copy[part] != original[part]).any() for part in parts):
                 raise UserError(
-                    f"{files[name]}: tensor {name} should be a copy of {first}, and differs from it; "
-                    f"set tie_word_embeddings to false in {CONFIG} if the model is so, or leave the tensor out with "
+                    f"{files[name]}: tensor {name} differs from {first}, which it should equal; set "
+                    f"tie_word_embeddings to false in {CONFIG} if the two are not tied, or skip the tensor with "
                     f"ignore=[{name!r}]"
                 )
 
@@ -307,24 +312,24 @@ def _shards(tensors, flat, limit) -> Iterator[list[Any]]:
     """Groups of consecutive tensors, each of at most `limit` bytes or with a single tensor."""
     group, size = [], 0
     for tensor in tensors:
-        more = sum(flat[path].nbytes for path in tensor.paths)
-        if group and size + more > limit:
+        num_bytes = sum(flat[path].nbytes for path in tensor.paths)
+        if group and size + num_bytes > limit:
             yield group
             group, size = [], 0
         group.append(tensor)
-        size += more
+        size += num_bytes
     yield group
 
 
 def unstacked(params: dict[str, Any]) -> dict[str, Any]:
     """Parameters with one subtree per layer (`block_0`, ...); scanned layers (`blocks`) are split."""
     flat = {}
-    for name, held in params.items():
+    for name, subtree in params.items():
         if name == "blocks":
-            count = jax.tree.leaves(held)[0].shape[0]
-            flat |= {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], held) for i in range(count)}
+            count = jax.tree.leaves(subtree)[0].shape[0]
+            flat |= {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], subtree) for i in range(count)}
         else:
-            flat[name] = unstacked(held) if isinstance(held, dict) else held
+            flat[name] = unstacked(subtree) if isinstance(subtree, dict) else subtree
     return flat
 
 
@@ -349,9 +354,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
             f"{path}: cannot be read ({e.strerror}); expected a checkpoint in Hugging Face's layout"
         ) from None
     except ValueError as e:
-        raise UserError(f"{path}: not JSON ({e})") from None
+        raise UserError(f"{path}: invalid JSON ({e})") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: holds no JSON object")
+        raise UserError(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data
 
 

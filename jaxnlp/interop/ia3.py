@@ -12,11 +12,13 @@ from jaxnlp.interop.module_names import WEIGHTS, Place, inputs_of, outputs_of, p
 from jaxnlp.peft.ia3 import IA3, IN, OUT
 
 
-def read(said: Mapping[str, Any], modules: Any, sizes: Any, folder: pathlib.Path) -> tuple[IA3, dict[Any, np.ndarray]]:
+def read(
+    fields: Mapping[str, Any], modules: Any, sizes: Any, folder: pathlib.Path
+) -> tuple[IA3, dict[Any, np.ndarray]]:
     """(method, tuned leaves by path of an unrolled model).
 
     Args:
-        said: adapter_config.json. modules: {module: (place, {leaf: array})} from the file.
+        fields: adapter_config.json. modules: {module: (place, {leaf: array})} from the file.
         sizes: our parameters' shapes by path. folder: the adapter's, for error messages.
 
     Raises:
@@ -25,50 +27,51 @@ def read(said: Mapping[str, Any], modules: Any, sizes: Any, folder: pathlib.Path
     leaves, outs, ins = {}, [], []
     for place, arrays in modules.values():
         scale = arrays["ia3_l"]
-        into = scale.ndim == 2 and scale.shape[0] == 1
+        scales_inputs = scale.ndim == 2 and scale.shape[0] == 1
         inputs, parts = inputs_of(place, sizes), outputs_of(place, sizes)
-        wanted = math.prod(inputs) if into else sum(map(math.prod, parts))
-        if scale.size != wanted:
-            raise UserError(f"{folder / WEIGHTS}: {place.name} has {scale.size} scales; the model asks for {wanted}")
+        num_scales = math.prod(inputs) if scales_inputs else sum(map(math.prod, parts))
+        if scale.size != num_scales:
+            raise UserError(f"{folder / WEIGHTS}: module {place.name} has {scale.size} scales; expected {num_scales}")
         starts = np.cumsum([0, *map(math.prod, parts)])
         for i, (path, out) in enumerate(zip(place.paths, parts, strict=True)):
-            if into:
+            if scales_inputs:
                 leaves[*path, IN] = np.ascontiguousarray(scale.reshape(inputs), np.float32)
                 ins.append("/".join(path))
             else:
-                own = scale.reshape(-1)[starts[i] : starts[i + 1]].reshape(out)
-                leaves[*path, OUT] = np.ascontiguousarray(own, np.float32)
+                part = scale.reshape(-1)[starts[i] : starts[i + 1]].reshape(out)
+                leaves[*path, OUT] = np.ascontiguousarray(part, np.float32)
                 outs.append("/".join(path))
     return IA3(outputs=patterns(outs, sizes), inputs=patterns(ins, sizes)), leaves
 
 
-def write(flat: Any, known: Mapping[str, Place]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def write(flat: Any, hf_modules: Mapping[str, Place]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(adapter_config.json, tensors by name).
 
     Args:
-        flat: tuned leaves by path of an unrolled model. known: places of PEFT's modules.
+        flat: tuned leaves by path of an unrolled model. hf_modules: places of PEFT's modules.
 
     Raises:
         UserError: PEFT has no equivalent: a module with scales of both inputs and outputs, or scales of the inputs of
             one of several modules that share a matrix.
     """
-    arrays, targets, into = {}, [], []
-    for place in known.values():
+    arrays, targets, input_targets = {}, [], []
+    for place in hf_modules.values():
         names = ["/".join(path) for path in place.paths]
         outs = [flat.get(f"{name}/{OUT}") for name in names]
         ins = [flat.get(f"{name}/{IN}") for name in names]
         if any(x is not None for x in ins):
             if any(x is not None for x in outs) or len(names) > 1:
-                raise UserError(f"{place.name}: scales of its inputs with those of its outputs have no equal in PEFT")
+                raise UserError(f"{place.name}: PEFT has no equivalent of scales of both inputs and outputs")
             arrays[f"{place.name}.ia3_l"] = np.asarray(ins[0]).reshape(1, -1)
-            into.append(place.name)
+            input_targets.append(place.name)
         elif any(x is not None for x in outs):
-            some = next(x for x in outs if x is not None)
-            full = [np.ones_like(some) if x is None else x for x in outs]
+            first = next(x for x in outs if x is not None)
+            full = [np.ones_like(first) if x is None else x for x in outs]
             arrays[f"{place.name}.ia3_l"] = np.concatenate([x.reshape(-1) for x in full])[:, None]
         else:
             continue
         targets.append(place.name)
-    conv = any(known[name].tensor.kind == "conv1d" for name in targets)
-    said = {"peft_type": "IA3", "target_modules": targets, "feedforward_modules": into, "fan_in_fan_out": conv}
-    return said, arrays
+    conv = any(hf_modules[name].tensor.kind == "conv1d" for name in targets)
+    fields = {"peft_type": "IA3", "target_modules": targets, "feedforward_modules": input_targets}
+    fields["fan_in_fan_out"] = conv
+    return fields, arrays

@@ -23,7 +23,7 @@ def config(hf: dict[str, Any], names: Collection[str]) -> LlamaConfig:
     """
     kind = hf["model_type"]
     demand(hf, {"mlp_bias": False, "attention_dropout": 0.0, "use_sliding_window": False, "pretraining_tp": 1})
-    every = hf.get("attention_bias", False)
+    attention_bias = hf.get("attention_bias", False)
     epsilon = hf.get("rms_norm_eps", 1e-6)
     return LlamaConfig(
         vocab_size=hf["vocab_size"],
@@ -38,8 +38,8 @@ def config(hf: dict[str, Any], names: Collection[str]) -> LlamaConfig:
         mlp=mlp.GatedMLP(activation=activation(hf, "hidden_act", "silu")),
         qk_norm=norms.RMSNorm(epsilon=epsilon) if kind == "qwen3" else None,
         window=hf.get("sliding_window") if kind == "mistral" else None,
-        qkv_bias=kind == "qwen2" or every,
-        out_bias=kind != "qwen2" and every,
+        qkv_bias=kind == "qwen2" or attention_bias,
+        out_bias=kind != "qwen2" and attention_bias,
         tie_embeddings=hf.get("tie_word_embeddings", False),
     )
 
@@ -94,7 +94,7 @@ def accepts(c: Any) -> bool:
 
 def _kind(c: LlamaConfig) -> str | None:
     """The model_type that transformers uses for this combination of options, or None."""
-    has = (c.qk_norm is not None, c.window is not None, c.qkv_bias, c.out_bias)
+    options = (c.qk_norm is not None, c.window is not None, c.qkv_bias, c.out_bias)
     return {
         (True, False, False, False): "qwen3",
         (True, False, True, True): "qwen3",
@@ -102,7 +102,7 @@ def _kind(c: LlamaConfig) -> str | None:
         (False, False, True, False): "qwen2",
         (False, False, False, False): "llama",
         (False, False, True, True): "llama",
-    }.get(has)
+    }.get(options)
 
 
 def to_json(c: LlamaConfig) -> dict[str, Any]:
@@ -157,20 +157,20 @@ def tensors(c: LlamaConfig, names: Collection[str] | None = None) -> list[Tensor
     Args:
         names: names of the checkpoint's tensors, which may lack the prefix; None gives the layout that `save` writes.
     """
-    at = "" if names is not None and not any(name.startswith("model.") for name in names) else "model."
-    rows = [table(f"{at}embed_tokens.weight", "embed"), *norm(f"{at}norm", "norm", bias=False)]
+    prefix = "" if names is not None and not any(name.startswith("model.") for name in names) else "model."
+    rows = [table(f"{prefix}embed_tokens.weight", "embed"), *norm(f"{prefix}norm", "norm", bias=False)]
     for i in range(c.num_layers):
-        theirs, ours = f"{at}layers.{i}", f"block_{i}"
+        hf_layer, block = f"{prefix}layers.{i}", f"block_{i}"
         for short, name in (("q", "query"), ("k", "key"), ("v", "value")):
-            rows += linear(f"{theirs}.self_attn.{short}_proj", f"{ours}/attention/{name}", bias=c.qkv_bias)
-        rows += linear(f"{theirs}.self_attn.o_proj", f"{ours}/attention/out", num_in=2, bias=c.out_bias)
+            rows += linear(f"{hf_layer}.self_attn.{short}_proj", f"{block}/attention/{name}", bias=c.qkv_bias)
+        rows += linear(f"{hf_layer}.self_attn.o_proj", f"{block}/attention/out", num_in=2, bias=c.out_bias)
         if c.qk_norm is not None:
             for short, name in (("q", "query"), ("k", "key")):
-                rows += norm(f"{theirs}.self_attn.{short}_norm", f"{ours}/attention/{name}_norm", bias=False)
-        rows += norm(f"{theirs}.input_layernorm", f"{ours}/attention_norm", bias=False)
-        rows += norm(f"{theirs}.post_attention_layernorm", f"{ours}/mlp_norm", bias=False)
+                rows += norm(f"{hf_layer}.self_attn.{short}_norm", f"{block}/attention/{name}_norm", bias=False)
+        rows += norm(f"{hf_layer}.input_layernorm", f"{block}/attention_norm", bias=False)
+        rows += norm(f"{hf_layer}.post_attention_layernorm", f"{block}/mlp_norm", bias=False)
         for name in ("gate", "up", "down"):
-            rows += linear(f"{theirs}.mlp.{name}_proj", f"{ours}/mlp/{name}", bias=False)
+            rows += linear(f"{hf_layer}.mlp.{name}_proj", f"{block}/mlp/{name}", bias=False)
     return rows if c.tie_embeddings else [*rows, *linear("lm_head", "head", bias=False)]
 
 

@@ -28,9 +28,9 @@ def places(config: Any) -> dict[str, Place]:
     """
     family = huggingface.family_of(config)
     if family is None:
-        why = huggingface.reason(config)
+        cause = huggingface.reason(config)
         raise UserError(
-            f"{type(config).__name__}: transformers has no class for this model{why}, so PEFT has no adapters of it"
+            f"{type(config).__name__}: transformers has no class for this model{cause}, so PEFT has no adapters for it"
         )
     by_name = {}
     for tensor in family.tensors(config):
@@ -61,8 +61,8 @@ def patterns(paths: Sequence[str], sizes: Any) -> tuple[str, ...]:
     Args:
         sizes: parameter shapes of an unrolled model by path.
     """
-    layers, known = layers_of(sizes), set(paths)
-    return tuple(dict.fromkeys(opened(path) if known.issuperset(layers[opened(path)]) else path for path in paths))
+    layers, all_paths = layers_of(sizes), set(paths)
+    return tuple(dict.fromkeys(opened(path) if all_paths.issuperset(layers[opened(path)]) else path for path in paths))
 
 
 def layers_of(sizes: Any) -> dict[str, list[str]]:

@@ -25,24 +25,26 @@ TABLE = "prompt_embeddings"
 KINDS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 
 
-def read(said: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: Any, path: pathlib.Path):
+def read(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: Any, path: pathlib.Path):
     """(method, tuned leaves by path of an unrolled model) from a PEFT file.
 
     Args:
-        said: adapter_config.json. tensors: the file's. config: the base model's. path: the file, for error messages.
+        fields: adapter_config.json. tensors: the file's. config: the base model's. path: the file, for error messages.
 
     Raises:
         UserError: the file has other tensors or a table of another shape; a prefix for an encoder-decoder.
     """
     if list(tensors) != [TABLE]:
-        raise UserError(f"{path}: has tensors {', '.join(tensors)}; expected {TABLE} alone")
-    table, P = tensors[TABLE], positive(said, "num_virtual_tokens", path.with_name(CONFIG))
-    kind, parts = said["peft_type"], said.get("num_transformer_submodules") or 1
+        raise UserError(f"{path}: tensors {', '.join(tensors)}; expected only {TABLE}")
+    table, P = tensors[TABLE], positive(fields, "num_virtual_tokens", path.with_name(CONFIG))
+    kind, parts = fields["peft_type"], fields.get("num_transformer_submodules") or 1
     encoder_decoder = config.kind == "encoder-decoder"
     if encoder_decoder and kind == "PREFIX_TUNING":
-        raise UserError(f"{path}: prefixes of an encoder-decoder are not read; its prompts are")
+        raise UserError(
+            f"{path}: PREFIX_TUNING is not supported for encoder-decoders; expected PROMPT_TUNING or P_TUNING"
+        )
     if parts not in ((1, 2) if encoder_decoder else (1,)):
-        raise UserError(f"{path}: num_transformer_submodules={parts}; expected 1, or 2 of an encoder-decoder")
+        raise UserError(f"{path}: num_transformer_submodules={parts}; expected 1 (for encoder-decoders 1 or 2)")
     if kind != "PREFIX_TUNING":
         _expect(path, table, (parts * P, config.embed_dim))
         return Prompt(length=P, init="random"), {("embed", PROMPT): np.ascontiguousarray(table[:P], np.float32)}
@@ -56,7 +58,7 @@ def read(said: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: Any
 
 def _expect(path: pathlib.Path, table: np.ndarray, shape: tuple[int, ...]) -> None:
     if table.shape != shape:
-        raise UserError(f"{path}: {TABLE} has shape {table.shape}; this model asks for {shape}")
+        raise UserError(f"{path}: {TABLE} has shape {table.shape}; expected {shape}")
 
 
 def write(
@@ -71,7 +73,7 @@ def write(
         UserError: PEFT has no equivalent of the prompt or prefix.
     """
     method: Any = tuning.method
-    said = {
+    fields = {
         "num_virtual_tokens": method.length,
         "token_dim": config.embed_dim,
         "num_layers": config.num_layers,
@@ -80,17 +82,20 @@ def write(
     }
     if isinstance(method, Prompt):
         if method.placeholder is not None:
-            raise UserError(f"{type(method).__name__}(placeholder=...): PEFT puts prompts in front of a text alone")
+            name = type(method).__name__
+            raise UserError(f"{name}(placeholder=...): PEFT has no equivalent; it puts prompts before the text only")
         (table,) = flat.values()
-        return {**said, "peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}, {TABLE: table}
-    wanted = [f"block_{i}/attention/{name}" for i in range(config.num_layers) for name in (KEY, VALUE)]
-    if sorted(flat) != sorted(wanted):
-        raise UserError("Prefix(): PEFT has one for the attention of every layer; train with targets=('attention',)")
-    table = np.stack([flat[path] for path in wanted], axis=1).reshape(method.length, -1)
-    assert table.shape[1] == 2 * config.num_layers * math.prod(flat[wanted[0]].shape[1:])
-    said |= {"token_dim": config.kv_heads * config.key_dim, "num_attention_heads": config.kv_heads}
+        return {**fields, "peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}, {TABLE: table}
+    expected_paths = [f"block_{i}/attention/{name}" for i in range(config.num_layers) for name in (KEY, VALUE)]
+    if sorted(flat) != sorted(expected_paths):
+        raise UserError(
+            "Prefix(): PEFT needs a prefix in every layer's self-attention; train with targets=('attention',)"
+        )
+    table = np.stack([flat[path] for path in expected_paths], axis=1).reshape(method.length, -1)
+    assert table.shape[1] == 2 * config.num_layers * math.prod(flat[expected_paths[0]].shape[1:])
+    fields |= {"token_dim": config.kv_heads * config.key_dim, "num_attention_heads": config.kv_heads}
     return {
-        **said,
+        **fields,
         "peft_type": "PREFIX_TUNING",
         "prefix_projection": False,
         "encoder_hidden_size": None,

@@ -50,11 +50,11 @@ def config(hf: dict[str, Any], names: Collection[str]) -> T5Config:
 def _mlp(name: str) -> Any:
     gated, _, kind = name.rpartition("-")
     if gated not in ("", "gated") or kind not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise UserError(f"config.json: feed_forward_proj={name!r} is not supported; expected one of {known}, or gated-")
+        names = ", ".join(ACTIVATIONS)
+        raise UserError(f"config.json: feed_forward_proj={name!r} is not supported; expected one of {names}, or gated-")
     # transformers uses the tanh approximation for the name "gated-gelu" only.
-    ours = "gelu_tanh" if name == "gated-gelu" else ACTIVATIONS[kind]
-    return mlp.GatedMLP(activation=ours) if gated else mlp.MLP(activation=ours)
+    activation = "gelu_tanh" if name == "gated-gelu" else ACTIVATIONS[kind]
+    return mlp.GatedMLP(activation=activation) if gated else mlp.MLP(activation=activation)
 
 
 def accepts(c: Any) -> bool:
@@ -106,26 +106,26 @@ def tensors(c: T5Config, names: Collection[str] | None = None) -> list[Tensor]:
         bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         rows += [table(bias, f"{side}/position_bias"), *norm(f"{side}.final_layer_norm", f"{side}/norm", bias=False)]
         for i in range(layers):
-            theirs, ours = f"{side}.block.{i}.layer", f"{side}/block_{i}"
-            rows += _attention(f"{theirs}.0", "SelfAttention", ours, "attention")
+            hf_layer, block = f"{side}.block.{i}.layer", f"{side}/block_{i}"
+            rows += _attention(f"{hf_layer}.0", "SelfAttention", block, "attention")
             if side == "decoder":
-                rows += _attention(f"{theirs}.1", "EncDecAttention", ours, "cross_attention")
-            rows += _feed_forward(c, f"{theirs}.{2 if side == 'decoder' else 1}", ours)
+                rows += _attention(f"{hf_layer}.1", "EncDecAttention", block, "cross_attention")
+            rows += _feed_forward(c, f"{hf_layer}.{2 if side == 'decoder' else 1}", block)
     return rows if c.tie_embeddings else [*rows, *linear("lm_head", "head", bias=False)]
 
 
-def _attention(theirs: str, kind: str, ours: str, name: str) -> list[Tensor]:
-    rows = norm(f"{theirs}.layer_norm", f"{ours}/{name}_norm", bias=False)
+def _attention(hf_layer: str, kind: str, block: str, name: str) -> list[Tensor]:
+    rows = norm(f"{hf_layer}.layer_norm", f"{block}/{name}_norm", bias=False)
     for short, long in (("q", "query"), ("k", "key"), ("v", "value")):
-        rows += linear(f"{theirs}.{kind}.{short}", f"{ours}/{name}/{long}", bias=False)
-    return [*rows, *linear(f"{theirs}.{kind}.o", f"{ours}/{name}/out", num_in=2, bias=False)]
+        rows += linear(f"{hf_layer}.{kind}.{short}", f"{block}/{name}/{long}", bias=False)
+    return [*rows, *linear(f"{hf_layer}.{kind}.o", f"{block}/{name}/out", num_in=2, bias=False)]
 
 
-def _feed_forward(c: T5Config, theirs: str, ours: str) -> list[Tensor]:
+def _feed_forward(c: T5Config, hf_layer: str, block: str) -> list[Tensor]:
     maps = {"wi_0": "gate", "wi_1": "up", "wo": "down"} if c.mlp.gated else {"wi": "up", "wo": "down"}
-    rows = norm(f"{theirs}.layer_norm", f"{ours}/mlp_norm", bias=False)
+    rows = norm(f"{hf_layer}.layer_norm", f"{block}/mlp_norm", bias=False)
     for short, long in maps.items():
-        rows += linear(f"{theirs}.DenseReluDense.{short}", f"{ours}/mlp/{long}", bias=False)
+        rows += linear(f"{hf_layer}.DenseReluDense.{short}", f"{block}/mlp/{long}", bias=False)
     return rows
 
 

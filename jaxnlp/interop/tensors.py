@@ -38,7 +38,7 @@ class Tensor:
         inputs, outputs = self._sizes(shapes)
         return (sum(outputs), inputs) if self.kind == "linear" else (inputs, sum(outputs))
 
-    def to_ours(self, array: np.ndarray, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
+    def to_params(self, array: np.ndarray, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
         """Our parameters by path, from the Hugging Face tensor. shapes: our shapes by path."""
         if self.kind == "table":
             return {self.paths[0]: array}
@@ -50,7 +50,7 @@ class Tensor:
             path: np.ascontiguousarray(part).reshape(shapes[path]) for path, part in zip(self.paths, parts, strict=True)
         }
 
-    def to_theirs(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    def to_tensor(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """The Hugging Face tensor, from our parameters in the order of `paths`."""
         if self.kind == "table":
             return arrays[0]

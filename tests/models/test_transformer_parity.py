@@ -82,7 +82,7 @@ def ours(model, dim, layers, decoder_layers, heads, inner):
     state = {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
     found = {}
     for tensor in tensors:
-        found |= tensor.to_ours(state[tensor.name], by_path)
+        found |= tensor.to_params(state[tensor.name], by_path)
     return config, jax.tree_util.tree_map_with_path(lambda path, _: found[path_name(path)], shapes)
 
 
@@ -167,7 +167,7 @@ def test_pre_norm_equals_torch(rng):
     embedding = rng.standard_normal((V, 12)).astype(np.float32)
     found = {"embed/embedding": jax.numpy.asarray(embedding)}
     for tensor in tensors:
-        found |= tensor.to_ours(state[tensor.name], by_path)
+        found |= tensor.to_params(state[tensor.name], by_path)
     params = jax.tree_util.tree_map_with_path(lambda path, _: found[path_name(path)], shapes)
     ids, written = rng.integers(1, V, (B, S)), rng.integers(1, V, (B, T))
     embed = lambda x: torch.from_numpy(np.array(embedding[x] * 12**0.5 + sinusoid(np.arange(x.shape[1]), 12)))

@@ -48,16 +48,16 @@ MUTANTS = (
     Mutant(
         id="interop/llama-mlp-gate",
         file="interop/llama.py",
-        old='f"{theirs}.mlp.{name}_proj", f"{ours}/mlp/{name}"',
-        new="f\"{theirs}.mlp.{name}_proj\", f\"{ours}/mlp/{({'gate': 'up', 'up': 'gate'}.get(name, name))}\"",
+        old='f"{hf_layer}.mlp.{name}_proj", f"{block}/mlp/{name}"',
+        new="f\"{hf_layer}.mlp.{name}_proj\", f\"{block}/mlp/{({'gate': 'up', 'up': 'gate'}.get(name, name))}\"",
         fault="Llama's gate and up projections are swapped",
         tests=(f"{PARITY}[llama]", PARITY),
     ),
     Mutant(
         id="interop/lora-own-alpha",
         file="interop/lora.py",
-        old="own_b = own_b.astype(np.float32) * (own_scale / (alpha / grown(rank)))",
-        new="own_b = own_b.astype(np.float32)",
+        old="b_part = b_part.astype(np.float32) * (module_scale / (alpha / rank_root(rank)))",
+        new="b_part = b_part.astype(np.float32)",
         fault="a module's own alpha is ignored",
         tests=(
             "tests/interop/test_adapter_folders.py::test_patterns_of_alpha_and_kinds_of_init_mean_what_they_do_in_peft",
