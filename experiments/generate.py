@@ -125,7 +125,7 @@ class _Printer:
 
 def _print_log_probs(result: Any, tokenizer: Any) -> None:
     """Prints a table with the log-probability, probability and text of each token, and their sum."""
-    pieces, lines = tokenizer.pieces(), []
+    pieces, lines = tokenizer.token_bytes(), []
     for token, log_prob in zip(result.ids, result.log_probs, strict=True):
         piece = pieces[token]
         lines.append((log_prob, f"special token {token}" if piece is None else repr(piece.decode(errors="replace"))))

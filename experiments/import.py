@@ -15,7 +15,7 @@ from jaxnlp.errors import UserError
 SOURCE = flags.DEFINE_string("source", None, "Folder with config.json and *.safetensors, or a hub id.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the new run.")
 CONFIG = cli.define_config()
-SEPARATOR = flags.DEFINE_string("separator", None, "Token that separates documents; by default one of the usual ones.")
+EOS_TOKEN = flags.DEFINE_string("eos_token", None, "Token that separates documents; by default one of the usual ones.")
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     model, params, tokenizer = load(SOURCE.value)
     if tokenizer is None:
         raise UserError(f"{SOURCE.value}: has no tokenizer.json, and no vocab.json with merges.txt; a run needs one")
-    count = seed_run(CONFIG.value, model, params, tokenizer, SEPARATOR.value, WORKDIR.value)
+    count = seed_run(CONFIG.value, model, params, tokenizer, EOS_TOKEN.value, WORKDIR.value)
     print(f"{type(model).__name__}, {count:,} parameters, written to {WORKDIR.value} as step 0. Next:")
     python = runtime.python()
     print(f'  generate   {python} -m experiments.generate --workdir={WORKDIR.value} --prompt="The"')

@@ -70,14 +70,14 @@ class Rollouts(Feed):
         self.mean_reward = 0.0
 
     def next(self, state: TrainState) -> Batch:
-        size, length, separator = self._data.batch_size, self._data.seq_len, self._generator.separator
+        size, length, eos_id = self._data.batch_size, self._data.seq_len, self._generator.eos_id
         texts = self._generator(state.model, [[]] * size, length, Sampling(temperature=1.0), int(state.step))
-        targets_BT = np.full((size, length), separator, np.int32)
+        targets_BT = np.full((size, length), eos_id, np.int32)
         weights_BT = np.zeros((size, length), np.float32)
         for row, ids in enumerate(texts):
             targets_BT[row, : len(ids)] = ids
             weights_BT[row, : len(ids) + 1] = 1  # a text that ends also chose to end
-        tokens_BT = np.concatenate([np.full((size, 1), separator, np.int32), targets_BT[:, :-1]], axis=1)
+        tokens_BT = np.concatenate([np.full((size, 1), eos_id, np.int32), targets_BT[:, :-1]], axis=1)
         rewards_B = np.asarray([reward(bytes(ids)) for ids in texts], np.float32)
         self.mean_reward = float(rewards_B.mean())
         advantages_B = rewards_B - self.mean_reward

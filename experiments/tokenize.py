@@ -60,7 +60,7 @@ def main() -> None:
                 data.source.documents(split),
                 tokenizer,
                 split=split,
-                source=data.source.fingerprint(split),
+                source_fingerprint=data.source.fingerprint(split),
                 format=FORMAT.value,
                 workers=WORKERS.value,
                 progress=lambda text: print(text, file=sys.stderr),

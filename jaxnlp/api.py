@@ -272,7 +272,7 @@ class Model:
 
     @property
     def _body_start(self) -> tuple[int, ...]:
-        return (self.tokenizer.separator,) if self.loaded.start is None else self.loaded.start
+        return (self.tokenizer.eos_id,) if self.loaded.start is None else self.loaded.start
 
     def _states(self, rows: list[list[int]]) -> np.ndarray:
         longest = max(map(len, rows))

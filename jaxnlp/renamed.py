@@ -64,8 +64,12 @@ CLASSES: dict[str, str] = {
 
 FIELDS: dict[str, dict[str, str]] = {
     "jaxnlp.data.pipeline:DataConfig": {"examples": "task"},
+    "jaxnlp.data.pretrained_tokenizer:PretrainedTokenizer": {"separator": "eos_token", "specials": "special_tokens"},
     "jaxnlp.data.tasks.text_pairs:TextPairs": {"start": "decoder_start_token"},
     "jaxnlp.data.text.span_corruption:SpanCorruption": {"start": "decoder_start_token"},
+    "jaxnlp.data.tokenizer:Bytes": {"specials": "special_tokens"},
+    "jaxnlp.data.tokenizer:HuggingFace": {"separator": "eos_token"},
+    "jaxnlp.data.tokenizer:SentencePiece": {"specials": "special_tokens"},
     "jaxnlp.models.bert:BertConfig": {"max_len": "max_length"},
     "jaxnlp.models.gpt:GPTConfig": {"max_len": "max_length"},
     "jaxnlp.models.heads:ModelWithHead": {"trunk": "body"},

@@ -61,6 +61,23 @@ def test_a_renamed_field_of_a_base_class_is_renamed_in_a_fork_too():
     assert isinstance(method, Fork) and method.modules_to_save == ("norm/*",) and method.use_dora
 
 
+TOKENIZERS = "jaxnlp.data.tokenizer"
+
+
+@pytest.mark.parametrize(
+    "saved, field, value",
+    [
+        ({"class": f"{TOKENIZERS}:Bytes", "specials": ["[CLS]"]}, "special_tokens", ("[CLS]",)),
+        ({"class": f"{TOKENIZERS}:SentencePiece", "specials": ["[CLS]"]}, "special_tokens", ("[CLS]",)),
+        ({"class": f"{TOKENIZERS}:HuggingFace", "separator": "</s>"}, "eos_token", "</s>"),
+        ({"class": "jaxnlp.data.from_run:FromRun", "path": "x", "specials": ["<s>"]}, "special_tokens", ("<s>",)),
+        ({"class": "jaxnlp.data.from_run:FromRun", "path": "x", "separator": "</s>"}, "eos_token", "</s>"),
+    ],
+)
+def test_a_renamed_field_is_read_under_its_old_name(saved, field, value):
+    assert getattr(configs.from_dict(saved), field) == value
+
+
 @pytest.mark.parametrize("name", ["gpt", "bert", "elmo", "task", "tuned"])
 def test_a_run_saved_before_the_renames_resumes(name, tmp_path):
     with tarfile.open(FIXTURES / "runs_of_november.tar.xz") as archive:

@@ -59,7 +59,7 @@ def get_config(variant: str = "base") -> Experiment:
         model=model,
         data=DataConfig(
             source=PythonStdlib(),
-            tokenizer=SentencePiece(vocab_size=2048, specials=("[CLS]", "[SEP]", "[MASK]")),
+            tokenizer=SentencePiece(vocab_size=2048, special_tokens=("[CLS]", "[SEP]", "[MASK]")),
             task=examples,
             seq_len=512,
             batch_size=batch_size,

@@ -102,7 +102,7 @@ def get_config(variant: str = "") -> Experiment:
         trunk, tokenizer = pretrained.model(run, **changes), PretrainedTokenizer(path=run)
     else:
         trunk = dataclasses.replace(pretraining().model, **changes)
-        tokenizer = SentencePiece(vocab_size=2048, specials=("[CLS]", "[SEP]"))
+        tokenizer = SentencePiece(vocab_size=2048, special_tokens=("[CLS]", "[SEP]"))
     return Experiment(
         model=ModelWithHead(body=trunk, head=head),
         init_from=Pretrained(path=run) if run and not fresh else None,

@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> Experiment:
         ),
         data=DataConfig(
             source=PythonStdlib(),
-            tokenizer=SentencePiece(vocab_size=2048, specials=("[CLS]", "[SEP]", "[MASK]")),
+            tokenizer=SentencePiece(vocab_size=2048, special_tokens=("[CLS]", "[SEP]", "[MASK]")),
             task=examples,
             seq_len=128,
             batch_size=16,

@@ -81,10 +81,11 @@ def get_config(variant: str = "") -> Experiment:
         raise UserError(f"finetune.py:{variant}: after TASK,RUN expected nothing, or fresh")
     source, examples, head, objective, seq_len, batch_size = TASKS[task or "sequence_classification"]
     if run:
-        trunk, tokenizer = pretrained.model(run, dropout_rate=0.1), PretrainedTokenizer(path=run, specials=SPECIALS)
+        trunk = pretrained.model(run, dropout_rate=0.1)
+        tokenizer = PretrainedTokenizer(path=run, special_tokens=SPECIALS)
     else:
         trunk = dataclasses.replace(pretraining().model, dropout_rate=0.1)
-        tokenizer = SentencePiece(vocab_size=2048, specials=SPECIALS)
+        tokenizer = SentencePiece(vocab_size=2048, special_tokens=SPECIALS)
     return Experiment(
         model=ModelWithHead(body=trunk, head=head),
         init_from=Pretrained(path=run) if run and not fresh else None,

@@ -80,6 +80,6 @@ def within_template(e: Experiment, method: PTuning) -> Experiment:
     within, tokenizer = e.data.task.layout, e.data.tokenizer
     assert within is not None and isinstance(tokenizer, PretrainedTokenizer | SentencePiece)
     layout = Template(text=f"{half}{{text}}{half}", layout=within)
-    tokenizer = dataclasses.replace(tokenizer, specials=(*tokenizer.specials, PLACE))
+    tokenizer = dataclasses.replace(tokenizer, special_tokens=(*tokenizer.special_tokens, PLACE))
     data = dataclasses.replace(e.data, tokenizer=tokenizer, task=dataclasses.replace(e.data.task, layout=layout))
     return dataclasses.replace(e, data=data, objective=dataclasses.replace(e.objective, lm_weight=0.0))

@@ -49,7 +49,7 @@ def get_config(variant: str = "small") -> Experiment:
         model=model,
         data=DataConfig(
             source=PythonStdlib(),
-            tokenizer=SentencePiece(vocab_size=32000, specials=tuple(sentinels(100))),
+            tokenizer=SentencePiece(vocab_size=32000, special_tokens=tuple(sentinels(100))),
             task=SpanCorruption(),
             seq_len=512,
             batch_size=128,

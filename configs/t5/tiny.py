@@ -18,7 +18,7 @@ def get_config() -> Experiment:
         model=T5Config(num_layers=3, num_heads=4, embed_dim=192, head_dim=48, mlp_dim=512, dropout_rate=0.0),
         data=DataConfig(
             source=PythonStdlib(),
-            tokenizer=SentencePiece(vocab_size=2048, specials=tuple(sentinels(8))),
+            tokenizer=SentencePiece(vocab_size=2048, special_tokens=tuple(sentinels(8))),
             task=SpanCorruption(),
             seq_len=128,
             batch_size=8,

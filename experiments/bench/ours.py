@@ -192,8 +192,8 @@ def decode(out, a) -> None:
     )
     program = build(e, jax.devices()[:1])
     params = program.init().params
-    # The separator is the last id and is never generated, so all rows have the same length.
-    tokenizer: Any = types.SimpleNamespace(separator=s["vocab"] - 1, vocab_size=s["vocab"] - 1)
+    # The end-of-text token is the last id and is never generated, so all rows have the same length.
+    tokenizer: Any = types.SimpleNamespace(eos_id=s["vocab"] - 1, vocab_size=s["vocab"] - 1)
     generator = make_generator(program.bind(tokenizer))
     prompts = np.random.default_rng(0).integers(0, s["vocab"] - 1, (a.batch, a.prompt - 1)).tolist()
 

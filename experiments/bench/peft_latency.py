@@ -123,10 +123,10 @@ def writer(program: Any, params: Any) -> Callable[[], list[int]]:
 
     from jaxnlp.inference.bound_model import make_generator
 
-    # The separator is the last id and is never generated, so all texts have the same length.
+    # The end-of-text token is the last id and is never generated, so all texts have the same length.
     last = program.experiment.model.vocab_size - 1
-    generator = make_generator(program.bind(types.SimpleNamespace(separator=last, vocab_size=last)))
-    prompt = np.random.default_rng(0).integers(0, last, PROMPT.value - 1).tolist()  # after the separator
+    generator = make_generator(program.bind(types.SimpleNamespace(eos_id=last, vocab_size=last)))
+    prompt = np.random.default_rng(0).integers(0, last, PROMPT.value - 1).tolist()  # after the end-of-text token
 
     def write() -> list[int]:
         (row,) = generator(params, [prompt], NEW.value)

@@ -83,7 +83,7 @@ class Bench:
             "batch_size": e.data.batch_size,
             **{f"{split} examples": len(store.records) for split, store in self.stores.items()},
             "most frequent": most_frequent(self.stores["test"]),
-            "corpus": self.stores["train"].meta.content,
+            "corpus": self.stores["train"].meta.tokens_fingerprint,
         }
 
     def _config(self, method: str) -> Any:

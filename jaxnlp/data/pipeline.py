@@ -44,7 +44,7 @@ class Tokens(Source):
         return (tokenizer.decode(ids.tolist()) for ids in store.documents())
 
     def fingerprint(self, split: str) -> str:
-        return TokenStore(pathlib.Path(self.path) / split).meta.source
+        return TokenStore(pathlib.Path(self.path) / split).meta.source_fingerprint
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -134,22 +134,25 @@ def open_split(
     sources.check_split(split)
     if isinstance(config.task, LabelledTask):
         return open_records(config, config.task, split, tokenizer, progress)
-    name = tokenizers.digest(tokenizer)
+    tokenizer_fingerprint = tokenizers.fingerprint(tokenizer)
     if isinstance(config.source, Tokens):
         store = TokenStore(pathlib.Path(config.source.path) / split)
-        if store.meta.tokenizer != name:
+        if store.meta.tokenizer_fingerprint != tokenizer_fingerprint:
             raise UserError(f"{store.path}: written with another tokenizer than this run's; tokenize the source again")
         return store
-    source = config.source.fingerprint(split)
-    key = hashlib.blake2b(f"{source} {name}".encode(), digest_size=12).hexdigest()
-    path = config.cache / "tokens" / f"{split}-{key}"
+    source_fingerprint = config.source.fingerprint(split)
+    fingerprints = f"{source_fingerprint} {tokenizer_fingerprint}"
+    name = hashlib.blake2b(fingerprints.encode(), digest_size=12).hexdigest()
+    path = config.cache / "tokens" / f"{split}-{name}"
     if (path / "meta.json").exists():
         try:
             return TokenStore(path)
         except UserError as e:
             print(f"note: rebuilding a damaged cache: {e}", file=sys.stderr)
     documents = config.source.documents(split)
-    return build_store(path, documents, tokenizer, split=split, source=source, progress=progress)
+    return build_store(
+        path, documents, tokenizer, split=split, source_fingerprint=source_fingerprint, progress=progress
+    )
 
 
 class TrainBatches:
@@ -200,17 +203,18 @@ class TrainBatches:
 
     @property
     def state(self) -> dict[str, Any]:
-        """State saved in a checkpoint: the global position, and the name of the corpus."""
-        return {"position": self.position, "corpus": corpus_name(self.store, self._config)}
+        """State saved in a checkpoint: the global position, and the fingerprint of the corpus."""
+        return {"position": self.position, "corpus": corpus_fingerprint(self.store, self._config)}
 
 
-def corpus_name(store: TokenStore | RecordStore, config: DataConfig) -> str:
-    """Name of the global sequence of examples: it identifies the tokens and how they are shuffled.
+def corpus_fingerprint(store: TokenStore | RecordStore, config: DataConfig) -> str:
+    """Identifies the global sequence of examples: the tokens and how they are shuffled.
 
-    The task is not part of the name; on resuming it is compared field by field (`training/run_folder/resume.py`).
+    The task is not part of it; on resuming it is compared field by field (`training/run_folder/resume.py`).
     """
     order = f"shuffle={config.shuffle} seed={config.seed} seq_len={config.seq_len}"
-    return f"{store.meta.num_tokens} tokens, content {store.meta.content}, tokenizer {store.meta.tokenizer}, {order}"
+    tokens, tokenizer = store.meta.tokens_fingerprint, store.meta.tokenizer_fingerprint
+    return f"{store.meta.num_tokens} tokens, content {tokens}, tokenizer {tokenizer}, {order}"
 
 
 class _GlobalBatches(grain.MapDataset):

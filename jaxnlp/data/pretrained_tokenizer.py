@@ -17,20 +17,20 @@ class PretrainedTokenizer(TokenizerConfig):
     """Loads the tokenizer of a pretrained model. Nothing is trained.
 
     path: a run folder, or a folder in Hugging Face's layout (the files of a hub id must be downloaded first).
-    specials: special tokens to add, as "<extract>". Those that the vocabulary already has are unchanged.
-    separator: as `HuggingFace.separator`; used for a folder in Hugging Face's layout only.
+    special_tokens: special tokens to add, as "<extract>". Those that the vocabulary already has are unchanged.
+    eos_token: as `HuggingFace.eos_token`; used for a folder in Hugging Face's layout only.
     """
 
     path: str = ""
-    specials: tuple[str, ...] = ()
-    separator: str | None = None
+    special_tokens: tuple[str, ...] = ()
+    eos_token: str | None = None
 
     def check(self) -> None:
         if not self.path:
             raise FieldError("path", self.path, "expected the folder of a trained run, as runs/bert")
 
     def build(self, texts: Texts, cache_dir: pathlib.Path) -> Tokenizer:
-        return extended(self._pretrained(texts, cache_dir), self.specials)
+        return extended(self._pretrained(texts, cache_dir), self.special_tokens)
 
     def _pretrained(self, texts: Texts, cache_dir: pathlib.Path) -> Tokenizer:
         folder = pathlib.Path(self.path)
@@ -49,7 +49,7 @@ class PretrainedTokenizer(TokenizerConfig):
                 self.path,
                 "no checkpoint of a run and no tokenizer.json here; expected the folder of a trained run, as runs/bert",
             )
-        return HuggingFace(path=self.path, separator=self.separator).build(texts, cache_dir)
+        return HuggingFace(path=self.path, eos_token=self.eos_token).build(texts, cache_dir)
 
 
 def extended(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:

@@ -43,14 +43,14 @@ class RecordStore:
 
     def encoded(self, task: "LabelledTask", tokenizer: Tokenizer, length: int) -> list[Any]:
         """The examples of all records. The newest result is cached, since each evaluation needs it again."""
-        key = _key(task, tokenizers.digest(tokenizer), length)
+        key = _key(task, tokenizers.fingerprint(tokenizer), length)
         if self._newest[0] != key:
             self._newest = key, task.encode(self.records, tokenizer, length, lambda text: None)
         return self._newest[1]
 
 
-def _key(task: "LabelledTask", tokenizer: str, length: int) -> tuple[str, str, int]:
-    return str(task), tokenizer, length
+def _key(task: "LabelledTask", tokenizer_fingerprint: str, length: int) -> tuple[str, str, int]:
+    return str(task), tokenizer_fingerprint, length
 
 
 def open_records(
@@ -66,7 +66,7 @@ def open_records(
         raise FieldError("data.source", source, f"holds text; {name}() needs records, as of Records(train='x.jsonl')")
     records = list(config.source.records(split))
     examples = task.encode(records, tokenizer, config.seq_len, lambda text: progress(f"{split}: {text}"))
-    name = tokenizers.digest(tokenizer)
+    tokenizer_fingerprint = tokenizers.fingerprint(tokenizer)
     meta = Meta(
         split=split,
         format="records",
@@ -74,24 +74,24 @@ def open_records(
         num_tokens=sum(len(s.tokens) for example in examples for s in example.sequences),
         num_documents=len(records),
         num_bytes=sum(len(text.encode()) for text in texts(records)),
-        separator=tokenizer.separator,
+        eos_id=tokenizer.eos_id,
         vocab_size=tokenizer.vocab_size,
-        tokenizer=name,
-        source=config.source.fingerprint(split),
-        content=_content(examples),
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        source_fingerprint=config.source.fingerprint(split),
+        tokens_fingerprint=_fingerprint(examples),
     )
-    newest = _key(task, name, config.seq_len), examples
+    newest = _key(task, tokenizer_fingerprint, config.seq_len), examples
     return RecordStore(f"{type(config.source).__name__}, {split} split", records, meta, newest)
 
 
-def _content(examples: list[Any]) -> str:
-    """A digest of the tokens, types and labels of the examples."""
-    digest = hashlib.blake2b(digest_size=12)
+def _fingerprint(examples: list[Any]) -> str:
+    """A hash of the tokens, token types and labels of the examples."""
+    hasher = hashlib.blake2b(digest_size=12)
     for example in examples:
         for array in itertools.chain(*((s.tokens, s.types) for s in example.sequences)):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(_bytes(example.label))
-    return digest.hexdigest()
+            hasher.update(np.ascontiguousarray(array).tobytes())
+        hasher.update(_bytes(example.label))
+    return hasher.hexdigest()
 
 
 def _bytes(label: Any) -> bytes:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from jaxnlp.data.tokenizer import SEPARATOR, SEPARATORS, Tokenizer
+from jaxnlp.data.tokenizer import EOS_TOKEN, EOS_TOKENS, Tokenizer
 
 VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥"}
-SPECIALS = (*SEPARATORS, "[CLS]", "[MASK]", "[PAD]", "[UNK]", "<s>", "<pad>", "<unk>", "<mask>")
+SPECIALS = (*EOS_TOKENS, "[CLS]", "[MASK]", "[PAD]", "[UNK]", "<s>", "<pad>", "<unk>", "<mask>")
 
 
 def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
@@ -15,7 +15,7 @@ def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
     character, is shown as its code, as <E4>. A special token is shown by its name, or as <special 7> if it has none of
     the usual names.
     """
-    pieces, names = tokenizer.pieces(), special_names(tokenizer)
+    pieces, names = tokenizer.token_bytes(), special_names(tokenizer)
     found = []
     for i in map(int, ids):
         piece = pieces[i]
@@ -24,8 +24,8 @@ def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
 
 
 def special_names(tokenizer: Tokenizer) -> dict[int, str]:
-    """Maps the id of the separator, and of each special token with one of the usual names, to its name."""
-    names = {tokenizer.separator: SEPARATOR}
+    """Maps the id of the end-of-text token, and of each special token with one of the usual names, to its name."""
+    names = {tokenizer.eos_id: EOS_TOKEN}
     for name in SPECIALS:
         if tokenizer.has_special(name):
             names[tokenizer.special(name)] = name

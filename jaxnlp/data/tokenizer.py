@@ -4,9 +4,9 @@ A config object names a tokenizer and its `build` makes it. The tokenizer can be
 the files that it was built from.
 
 Bytes and SentencePiece are lossless: `decode(encode(text)) == text`. A Hugging Face tokenizer may not be. Each
-tokenizer has one separator token that no text can produce (in a Hugging Face vocabulary it must be a special token). It
-is placed before every document and after the last, so it marks both the beginning and the end of a document, like
-GPT-2's <|endoftext|>.
+tokenizer has one end-of-text token, `eos_id`, that no text can produce (in a Hugging Face vocabulary it must be a
+special token). It is placed before every document and after the last, so it marks both the beginning and the end of a
+document, like GPT-2's <|endoftext|>.
 """
 
 import abc
@@ -22,8 +22,8 @@ from typing import Any
 
 from jaxnlp.errors import FieldError, UserError
 
-SEPARATOR = "<|endoftext|>"
-SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+EOS_TOKEN = "<|endoftext|>"
+EOS_TOKENS = (EOS_TOKEN, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 
 Texts = Callable[[], Iterable[str]]
 
@@ -31,12 +31,12 @@ Texts = Callable[[], Iterable[str]]
 class Tokenizer(abc.ABC):
     """Base class of tokenizers.
 
-    vocab_size: number of ids. separator: id of the token placed before every document and after the last.
+    vocab_size: number of ids. eos_id: id of the token placed before every document and after the last.
     continuation: prefix of tokens that continue a word, as WordPiece's "##"; None if tokens are plain text.
     """
 
     vocab_size: int
-    separator: int
+    eos_id: int
     continuation: bytes | None = None
 
     @abc.abstractmethod
@@ -44,7 +44,7 @@ class Tokenizer(abc.ABC):
         """The id of a special token, as "[MASK]". Raises FieldError if the vocabulary has no such special token."""
 
     @abc.abstractmethod
-    def pieces(self) -> list[bytes | None]:
+    def token_bytes(self) -> list[bytes | None]:
         """The text of each token as UTF-8 bytes, which may be part of a character; None for a special token."""
 
     @abc.abstractmethod
@@ -74,7 +74,7 @@ class Tokenizer(abc.ABC):
         return self.to_json() == old.to_json()
 
     def encode_spans(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]] | None:
-        """For each text, its ids and the (start, stop) characters of each token; None if only `pieces` has them."""
+        """For each text, its ids and the (start, stop) characters of each token; None if only `token_bytes` knows."""
         return None
 
 
@@ -94,7 +94,7 @@ def from_json(data: dict[str, Any]) -> Tokenizer:
     return kinds[data["kind"]].from_json(data)
 
 
-def digest(tokenizer: Tokenizer) -> str:
+def fingerprint(tokenizer: Tokenizer) -> str:
     """A short hash that identifies the tokenizer."""
     text = json.dumps(tokenizer.to_json(), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
@@ -103,35 +103,35 @@ def digest(tokenizer: Tokenizer) -> str:
 def _no_special(name: str, known: Iterable[str]) -> FieldError:
     has = ", ".join(known) or "none"
     return FieldError(
-        "data.tokenizer.specials", name, f"the vocabulary has no such special token (it has: {has}); add it there"
+        "data.tokenizer.special_tokens", name, f"the vocabulary has no such special token (it has: {has}); add it there"
     )
 
 
 @dataclasses.dataclass(kw_only=True)
 class Bytes(TokenizerConfig):
-    """UTF-8 bytes: 256 tokens, the separator and `specials` (as "[MASK]"). Needs no training; encodes any text."""
+    """UTF-8 bytes: 256 tokens, the end-of-text token and `special_tokens` (as "[MASK]"). Encodes any text."""
 
-    specials: tuple[str, ...] = ()
+    special_tokens: tuple[str, ...] = ()
 
     def build(self, texts: Texts, cache_dir: pathlib.Path) -> "ByteTokenizer":
-        return ByteTokenizer(self.specials)
+        return ByteTokenizer(self.special_tokens)
 
 
 class ByteTokenizer(Tokenizer):
-    """Ids 0 to 255 are bytes, 256 is the separator, and the special tokens follow."""
+    """Ids 0 to 255 are bytes, 256 is the end-of-text token, and the special tokens follow."""
 
-    separator = 256
+    eos_id = 256
 
-    def __init__(self, specials: Iterable[str] = ()):
-        self._specials = tuple(specials)
-        self.vocab_size = 257 + len(self._specials)
+    def __init__(self, special_tokens: Iterable[str] = ()):
+        self._special_tokens = tuple(special_tokens)
+        self.vocab_size = 257 + len(self._special_tokens)
 
     def special(self, name: str) -> int:
-        if name not in self._specials:
-            raise _no_special(name, self._specials)
-        return 257 + self._specials.index(name)
+        if name not in self._special_tokens:
+            raise _no_special(name, self._special_tokens)
+        return 257 + self._special_tokens.index(name)
 
-    def pieces(self) -> list[bytes | None]:
+    def token_bytes(self) -> list[bytes | None]:
         return [*(bytes([i]) for i in range(256)), *[None] * (self.vocab_size - 256)]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -141,15 +141,15 @@ class ByteTokenizer(Tokenizer):
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def extended(self, names: list[str]) -> "ByteTokenizer":
-        return ByteTokenizer([*self._specials, *names])
+        return ByteTokenizer([*self._special_tokens, *names])
 
     def extends(self, old: Tokenizer) -> bool:
         if not isinstance(old, ByteTokenizer) or type(old) is not type(self):
             return False
-        return self._specials[: len(old._specials)] == old._specials
+        return self._special_tokens[: len(old._special_tokens)] == old._special_tokens
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "bytes", **({"specials": list(self._specials)} if self._specials else {})}
+        return {"kind": "bytes", **({"specials": list(self._special_tokens)} if self._special_tokens else {})}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ByteTokenizer":
@@ -163,21 +163,22 @@ class SentencePiece(TokenizerConfig):
     The model is trained without normalisation and with byte fallback, so that code and any script are encoded without
     loss. The trained model is cached under a hash of its settings and training text.
 
-    vocab_size: number of tokens, including the 256 byte-fallback tokens, the separator and `specials`.
+    vocab_size: number of tokens, including the 256 byte-fallback tokens, the end-of-text token and
+        `special_tokens`.
     model_type: "bpe" or "unigram".
     train_bytes: size of the training text in bytes, taken from the start of the train split.
-    specials: names of special tokens besides the separator, as "[MASK]"; no text is encoded as them.
+    special_tokens: names of special tokens besides the end-of-text token, as "[MASK]"; no text is encoded as them.
     """
 
     vocab_size: int = 8192
     model_type: str = "bpe"
     train_bytes: int = 20_000_000
-    specials: tuple[str, ...] = ()
+    special_tokens: tuple[str, ...] = ()
 
     def check(self) -> None:
         if self.vocab_size < 300:
             raise FieldError(
-                "vocab_size", self.vocab_size, "expected at least 300: 256 bytes, specials and some pieces"
+                "vocab_size", self.vocab_size, "expected at least 300: 256 bytes, special tokens and some pieces"
             )
         if self.model_type not in ("bpe", "unigram"):
             raise FieldError("model_type", self.model_type, "expected 'bpe' or 'unigram'")
@@ -185,7 +186,7 @@ class SentencePiece(TokenizerConfig):
             raise FieldError("train_bytes", self.train_bytes, "expected a positive number of bytes")
 
     def build(self, texts: Texts, cache_dir: pathlib.Path) -> "SentencePieceTokenizer":
-        setting = " ".join((str(self.vocab_size), self.model_type, *self.specials))
+        setting = " ".join((str(self.vocab_size), self.model_type, *self.special_tokens))
         pieces, key = [], hashlib.blake2b(setting.encode(), digest_size=16)
         room = self.train_bytes
         for text in texts():
@@ -228,7 +229,7 @@ class SentencePiece(TokenizerConfig):
                 remove_extra_whitespaces=False,
                 allow_whitespace_only_pieces=True,
                 max_sentence_length=1 << 20,
-                control_symbols=[SEPARATOR, *self.specials],
+                control_symbols=[EOS_TOKEN, *self.special_tokens],
                 unk_id=0,
                 bos_id=-1,
                 eos_id=-1,
@@ -253,7 +254,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor = sentencepiece.SentencePieceProcessor()
         self._processor.LoadFromSerializedProto(model)
         self.vocab_size = self._processor.vocab_size()
-        self.separator = self._processor.piece_to_id(SEPARATOR)
+        self.eos_id = self._processor.piece_to_id(EOS_TOKEN)
         # sentencepiece represents a space as U+2581, so a literal U+2581 must be encoded as bytes.
         self._block = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in "\u2581".encode()]
 
@@ -264,7 +265,7 @@ class SentencePieceTokenizer(Tokenizer):
             raise _no_special(name, names)
         return found
 
-    def pieces(self) -> list[bytes | None]:
+    def token_bytes(self) -> list[bytes | None]:
         return [self._piece(i) for i in range(self.vocab_size)]
 
     def _piece(self, i: int) -> bytes | None:
@@ -292,7 +293,7 @@ class SentencePieceTokenizer(Tokenizer):
         return SentencePieceTokenizer(b"".join([self.model, *map(_control_piece, names)]))
 
     def extends(self, old: Tokenizer) -> bool:
-        if not isinstance(old, SentencePieceTokenizer) or old.separator != self.separator:
+        if not isinstance(old, SentencePieceTokenizer) or old.eos_id != self.eos_id:
             return False
         return self.model.startswith(old.model)
 
@@ -309,12 +310,12 @@ class HuggingFace(TokenizerConfig):
     """A Hugging Face tokenizer from local files.
 
     path: a `tokenizer.json`, or a folder with one or with GPT-2's `vocab.json` and `merges.txt`.
-    separator: the token that separates documents; None uses the first of the usual ones (<|endoftext|>, </s>, ...) that
+    eos_token: the token that separates documents; None uses the first of the usual ones (<|endoftext|>, </s>, ...) that
         the vocabulary has.
     """
 
     path: str = ""
-    separator: str | None = None
+    eos_token: str | None = None
 
     def build(self, texts: Texts, cache_dir: pathlib.Path) -> "HuggingFaceTokenizer":
         import tokenizers
@@ -334,29 +335,29 @@ class HuggingFace(TokenizerConfig):
             if isinstance(e, UserError):
                 raise
             raise FieldError("data.tokenizer.path", str(file), f"not a tokenizer file ({e})") from None
-        return wrap(model, self.separator)
+        return wrap(model, self.eos_token)
 
 
-def wrap(model: Any, separator: str | None = None) -> "HuggingFaceTokenizer":
+def wrap(model: Any, eos_token: str | None = None) -> "HuggingFaceTokenizer":
     """Wraps a tokenizer of the `tokenizers` library as a `HuggingFaceTokenizer`.
 
-    separator: the token that separates documents; None uses the first of `SEPARATORS` that the vocabulary has.
+    eos_token: the token that separates documents; None uses the first of `EOS_TOKENS` that the vocabulary has.
 
     Raises:
         FieldError: the vocabulary has no such token, or text can be encoded as it.
     """
-    names = SEPARATORS if separator is None else (separator,)
+    names = EOS_TOKENS if eos_token is None else (eos_token,)
     name = next((name for name in names if model.token_to_id(name) is not None), None)
     if name is None:
         raise FieldError(
-            "data.tokenizer.separator",
-            separator,
+            "data.tokenizer.eos_token",
+            eos_token,
             f"the vocabulary has no {' or '.join(names)}; name one of its tokens",
         )
     tokenizer = HuggingFaceTokenizer(model.to_str(), name)
-    if tokenizer.separator in tokenizer.encode_batch([name])[0]:
+    if tokenizer.eos_id in tokenizer.encode_batch([name])[0]:
         raise FieldError(
-            "data.tokenizer.separator",
+            "data.tokenizer.eos_token",
             name,
             "text can become this token too; name a special token of the vocabulary",
         )
@@ -379,30 +380,30 @@ def byte_level_bpe(folder: pathlib.Path) -> Any:
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer of the `tokenizers` library. model: its JSON. separator: name of the separator token."""
+    """A tokenizer of the `tokenizers` library. model: its JSON. eos_token: name of the end-of-text token."""
 
-    def __init__(self, model: str, separator: str):
+    def __init__(self, model: str, eos_token: str):
         import tokenizers
 
-        self._name, self._text = separator, model
+        self._name, self._text = eos_token, model
         self._model: Any = tokenizers.Tokenizer.from_str(model)
         self._model.no_truncation()
         self._model.no_padding()
         self._model.encode_special_tokens = True  # a special token's name in a text is text
         self.vocab_size = self._model.get_vocab_size(with_added_tokens=True)
-        self.separator = self._model.token_to_id(separator)
+        self.eos_id = self._model.token_to_id(eos_token)
         prefix = json.loads(model)["model"].get("continuing_subword_prefix")
         self.continuation: bytes | None = prefix.encode() if prefix else None
 
     def special(self, name: str) -> int:
-        specials = {t.content: i for i, t in self._model.get_added_tokens_decoder().items() if t.special}
-        if name not in specials:
-            raise _no_special(name, specials)
-        return specials[name]
+        special_tokens = {t.content: i for i, t in self._model.get_added_tokens_decoder().items() if t.special}
+        if name not in special_tokens:
+            raise _no_special(name, special_tokens)
+        return special_tokens[name]
 
-    def pieces(self) -> list[bytes | None]:
-        specials = {i for i, token in self._model.get_added_tokens_decoder().items() if token.special}
-        names = [None if i in specials else self._model.id_to_token(i) for i in range(self.vocab_size)]
+    def token_bytes(self) -> list[bytes | None]:
+        special_tokens = {i for i, token in self._model.get_added_tokens_decoder().items() if token.special}
+        names = [None if i in special_tokens else self._model.id_to_token(i) for i in range(self.vocab_size)]
         if self.continuation is not None:
             return [None if name is None else name.encode() for name in names]
         return [None if name is None else _unescape(name) for name in names]
@@ -415,7 +416,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return [(e.ids, e.offsets) for e in self._model.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        ids = [int(i) for i in ids if i < self.vocab_size and i != self.separator]
+        ids = [int(i) for i in ids if i < self.vocab_size and i != self.eos_id]
         return self._model.decode(ids, skip_special_tokens=False)
 
     @property
@@ -431,15 +432,15 @@ class HuggingFaceTokenizer(Tokenizer):
         return HuggingFaceTokenizer(library.to_str(), self._name)
 
     def extends(self, old: Tokenizer) -> bool:
-        if not isinstance(old, HuggingFaceTokenizer) or old.separator != self.separator:
+        if not isinstance(old, HuggingFaceTokenizer) or old.eos_id != self.eos_id:
             return False
         if old.to_json() == self.to_json():
             return True
         ours, theirs = json.loads(self._text), json.loads(old._text)
-        more, specials = ours.pop("added_tokens"), theirs.pop("added_tokens")
+        more, special_tokens = ours.pop("added_tokens"), theirs.pop("added_tokens")
         framing = ("truncation", "padding", "post_processor")  # added around a text, which the package does itself
         same = all(ours.get(key) == theirs.get(key) for key in {*ours, *theirs} - {*framing})
-        return same and old.vocab_size < self.vocab_size and more[: len(specials)] == specials
+        return same and old.vocab_size < self.vocab_size and more[: len(special_tokens)] == special_tokens
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "huggingface", "separator": self._name, "tokenizer": self._text}

@@ -36,7 +36,7 @@ def answers(
     waiting: list[tuple[Example, np.ndarray]] = []  # examples of one record, as the windows of its context
     for start in range(0, len(examples), size):
         rows: list[Any] = [*examples[start : start + size]]
-        batch = task.collate(rows + [None] * (size - len(rows)), data.seq_len, tokenizer.separator)
+        batch = task.collate(rows + [None] * (size - len(rows)), data.seq_len, tokenizer.eos_id)
         local = {name: x[program.local_row_indices] for name, x in batch.items()}
         with program.context(any_length=True):
             outputs = np.asarray(run(params, program.shard_batch(local)))

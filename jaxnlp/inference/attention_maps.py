@@ -44,8 +44,8 @@ class Map:
 def attention_maps(model: BoundModel, params: Any, text: str, target: str | None = None) -> list[Map]:
     """The weights of every attention layer of the model for a text.
 
-    A decoder reads the separator and the text, as in training. An encoder reads [CLS] text [SEP]. The encoder of an
-    encoder-decoder reads the text and the separator, and its decoder reads its start token (by default the separator)
+    A decoder reads `eos_id` and the text, as in training. An encoder reads [CLS] text [SEP]. The encoder of an
+    encoder-decoder reads the text and `eos_id`, and its decoder reads its start token (by default `eos_id`)
     and `target`; both texts may name sentinels. For a fine-tuned model, the maps are those of its body.
 
     Args:
@@ -59,7 +59,7 @@ def attention_maps(model: BoundModel, params: Any, text: str, target: str | None
         params = params["trunk"]
     if config.attention is None:
         raise _without_attention(config)
-    separator, begin = tokenizer.separator, model.decoder_start
+    eos_id, begin = tokenizer.eos_id, model.decoder_start
     if config.kind == "encoder-decoder":
         tokenizer = with_sentinels(tokenizer)
     encode = lambda text: tokenizer.encode_batch([text])[0]
@@ -67,7 +67,7 @@ def attention_maps(model: BoundModel, params: Any, text: str, target: str | None
     if config.kind == "encoder-decoder":
         if target is None:
             raise UserError("--target: not given; expected the text that the decoder of this model reads")
-        rows = {"inputs": [*encode(text), separator], "tokens": [begin, *encode(target)]}
+        rows = {"inputs": [*encode(text), eos_id], "tokens": [begin, *encode(target)]}
     elif config.can_generate:
         if target is not None:
             raise UserError("--target: the run's model is a decoder alone; give the whole text as --text")

@@ -29,8 +29,8 @@ class BeamSearch(Processors):
     """Options of beam search. The options of `Processors` apply to log-probabilities here.
 
     num_beams: beams per row.
-    length_penalty: a text's score is its log-probability / length ** length_penalty, where the length includes the
-        separator that ends it. Above 0 favours longer texts; 0 compares plain log-probabilities (Wu et al. 2016,
+    length_penalty: a text's score is its log-probability / length ** length_penalty, where the length includes
+        the final end-of-text token. Above 0 favours longer texts; 0 compares plain log-probabilities (Wu et al. 2016,
         arXiv:1609.08144, eq. 14, in the form used by transformers).
     early_stopping: when a row stops. True: once num_beams texts are finished (always so for num_beams=1, greedy
         search). False: when the best live beam, scored at its current length, cannot beat the worst finished text.
@@ -61,9 +61,9 @@ class BeamSearch(Processors):
 class Hypothesis:
     """A finished text and its score.
 
-    ids: tokens, forced ones first, without the separator that ends the text.
-    score: the sum of the new tokens' log-probabilities / (number of new tokens) ** length_penalty. The separator
-        counts as a new token, forced tokens do not. The log-probabilities are those after `Processors`.
+    ids: tokens, forced ones first, without the end-of-text token that ends the text.
+    score: the sum of the new tokens' log-probabilities / (number of new tokens) ** length_penalty. The end-of-text
+        token counts as a new token, forced tokens do not. The log-probabilities are those after `Processors`.
     log_probs, end_log_prob: the model's unmodified log-probabilities, as in `Generation`. Exhaustive search does not
         set them.
     """
@@ -108,7 +108,7 @@ def beam_search(
             if not finished.filled[i, n] or not total > WORST / 2:
                 break  # the row has no more texts
             ids, log_probs = (x[i, n, :length].tolist() for x in (finished.tokens, finished.log_probs))
-            end = log_probs.pop() if ids and ids[-1] == generator.separator else None
+            end = log_probs.pop() if ids and ids[-1] == generator.eos_id else None
             ids = ids[: len(log_probs)]
             row.append(Hypothesis([*prefix, *ids], float(finished.scores[i, n]), [*first, *log_probs], end))
         texts.append(row)
@@ -159,10 +159,10 @@ def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: Beam
     count_R1 = jnp.repeat(rows.count_B, N)[:, None]
     prompt_BV = prompt_seen(rows, beams.repetition_penalty, logits_BTV.shape[-1])
     prompt_RV = None if prompt_BV is None else jnp.repeat(prompt_BV, N, axis=0)
-    extend = functools.partial(_extend, model.separator, beams, T, prompt_RV)
+    extend = functools.partial(_extend, model.eos_id, beams, T, prompt_RV)
 
     def empty() -> _Beams:
-        tokens_BNT = jnp.full((B, N, T), model.separator, jnp.int32)
+        tokens_BNT = jnp.full((B, N, T), model.eos_id, jnp.int32)
         zeros, none = jnp.zeros((B, N), jnp.int32), jnp.zeros((B, N), bool)
         return _Beams(tokens_BNT, jnp.zeros((B, N, T)), zeros, jnp.full((B, N), WORST), none)
 
@@ -186,7 +186,7 @@ def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: Beam
     return jax.tree.map(replicate, (carry[2], forced_BK))
 
 
-def _extend(separator, beams, T, prompt_RV, step, logits_BNV, live: _Beams, finished: _Beams, open_B):
+def _extend(eos_id, beams, T, prompt_RV, step, logits_BNV, live: _Beams, finished: _Beams, open_B):
     """One step of the search.
 
     Returns:
@@ -196,14 +196,14 @@ def _extend(separator, beams, T, prompt_RV, step, logits_BNV, live: _Beams, fini
     B, N, V = logits_BNV.shape
     width = min(2 * N, N * V)  # even if N of them end here, N stay live
     raw_BNV = jax.nn.log_softmax(logits_BNV, axis=-1)
-    totals_BNV = live.scores[..., None] + _processed(separator, beams, prompt_RV, step, raw_BNV, live)
+    totals_BNV = live.scores[..., None] + _processed(eos_id, beams, prompt_RV, step, raw_BNV, live)
     scores_BC, flat_BC = jax.lax.top_k(totals_BNV.reshape(B, -1), width)
     parents_BC, ids_BC = flat_BC // V, (flat_BC % V).astype(jnp.int32)
     raw_BC = jnp.take_along_axis(raw_BNV.reshape(B, -1), flat_BC, axis=1)
     put = lambda x_BCT, new_BC: jax.lax.dynamic_update_slice_in_dim(x_BCT, new_BC[..., None], step, axis=2)
     from_ = live.take(parents_BC)
     length = step + 1
-    ended_BC = (ids_BC == separator) | (length == T)
+    ended_BC = (ids_BC == eos_id) | (length == T)
     lengths_BC = jnp.full_like(ids_BC, length)
     candidates = _Beams(put(from_.tokens, ids_BC), put(from_.log_probs, raw_BC), lengths_BC, scores_BC, ~ended_BC)
 
@@ -229,11 +229,11 @@ def _extend(separator, beams, T, prompt_RV, step, logits_BNV, live: _Beams, fini
     return live, finished, open_B, parents_BN, more
 
 
-def _processed(separator, beams: BeamSearch, prompt_RV, step, raw_BNV, live: _Beams) -> jax.Array:
+def _processed(eos_id, beams: BeamSearch, prompt_RV, step, raw_BNV, live: _Beams) -> jax.Array:
     """(B, N, V): log-probabilities after `Processors`, which beam scores accumulate."""
     R, seen_RV = raw_BNV.shape[0] * raw_BNV.shape[1], None
     if prompt_RV is not None:
         tokens_RT = live.tokens.reshape(R, -1)
         there_RT = jnp.broadcast_to(jnp.arange(tokens_RT.shape[1]) < step, tokens_RT.shape)
         seen_RV = prompt_RV | seen_in(tokens_RT, there_RT, raw_BNV.shape[-1])
-    return process(raw_BNV.reshape(R, -1), beams, separator, step, seen_RV).reshape(raw_BNV.shape)
+    return process(raw_BNV.reshape(R, -1), beams, eos_id, step, seen_RV).reshape(raw_BNV.shape)

@@ -43,9 +43,9 @@ class BoundModel:
 
     @property
     def decoder_start(self) -> int:
-        """The token with which the decoder's input began in training: by default the separator."""
+        """The token with which the decoder's input began in training: by default the end-of-text token."""
         name = self.task.decoder_start_token
-        return self.tokenizer.separator if name is None else self.tokenizer.special(name)
+        return self.tokenizer.eos_id if name is None else self.tokenizer.special(name)
 
 
 def make_generator(model: BoundModel) -> Generator:
@@ -68,7 +68,7 @@ def make_generator(model: BoundModel) -> Generator:
         model.apply,
         config.init_cache,
         None if config.length_limit is None else config.length_limit - front,
-        model.tokenizer.separator,
+        model.tokenizer.eos_id,
         model.tokenizer.vocab_size,
         context,
         start=None if model.task.decoder_start_token is None else (model.decoder_start,),

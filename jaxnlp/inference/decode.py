@@ -31,11 +31,11 @@ OnTokens = Callable[[int, list[int]], Any]
 class Generation:
     """A generated text.
 
-    ids: tokens, forced ones first, without the separator that ends the text.
+    ids: tokens, forced ones first, without the end-of-text token that ends the text.
     log_probs: the model's log-probability of each token given all preceding ones, before temperature, filters and
         penalties.
-    end_log_prob: log-probability of the separator; None if the text did not end with it.
-    finish: "end" (the model generated the separator), "stop" (`on_tokens` or a stop string) or "length"
+    end_log_prob: log-probability of the end-of-text token; None if the text did not end with it.
+    finish: "end" (the model generated the end-of-text token), "stop" (`on_tokens` or a stop string) or "length"
         (max_new_tokens).
     text: decoded text, up to a stop string; None without a tokenizer (`inference/text.py` decodes).
     """
@@ -61,12 +61,12 @@ class Generator:
         encoder's output.
     init_cache: (batch, length) -> an empty cache.
     length_limit: the longest sequence the model can read; None: no limit.
-    separator: the token that ends a text.
+    eos_id: the token that ends a text.
     vocab_size: ids at or above it (a padded vocabulary) are never generated.
     context: (batch size) -> the context manager around the model, for its mesh and rules.
     prepare_params: optional transform of the parameters before decoding, e.g. the output-major layout on a CPU.
-    start: tokens at the start of every decoder input, as in training; None is the separator, () is none.
-    source_end: tokens at the end of every encoder input; None is the separator, () is none.
+    start: tokens at the start of every decoder input, as in training; None is the end-of-text token, () is none.
+    source_end: tokens at the end of every encoder input; None is the end-of-text token, () is none.
     encoder_decoder: whether prompts are encoder inputs; the decoder then starts with `start` and the forced prefix.
     num_virtual_tokens: soft-prompt positions at the front of the cache.
     prefill_prefix: (parameters, empty cache) -> the cache with the keys and values of the soft-prompt positions.
@@ -75,7 +75,7 @@ class Generator:
     apply: Callable
     init_cache: Callable[[int, int], Any]
     length_limit: int | None
-    separator: int
+    eos_id: int
     vocab_size: int
     context: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     prepare_params: Callable[[Any], Any] = lambda params: params
@@ -99,7 +99,7 @@ class Generator:
         """The ids of `generate`, with the same arguments; log-probabilities are not computed."""
         forced = forced_prefix or [[]] * len(prompts)
         tokens_BT, _ = self._all(params, prompts, max_new_tokens, sampling, seed, forced, adapter_ids, log_probs=False)
-        return [[*f, *self.until_separator(row)] for f, row in zip(forced, tokens_BT.tolist(), strict=True)]
+        return [[*f, *self.until_eos(row)] for f, row in zip(forced, tokens_BT.tolist(), strict=True)]
 
     def generate(
         self,
@@ -114,7 +114,7 @@ class Generator:
         chunk: int = CHUNK,
         adapter_ids: Sequence[int] | None = None,
     ) -> list[Generation]:
-        """Continues each prompt, up to the separator or `max_new_tokens`.
+        """Continues each prompt, up to the end-of-text token or `max_new_tokens`.
 
         Args:
             prompts: ids, without the start tokens (`start`); for an encoder-decoder, the sources.
@@ -138,7 +138,7 @@ class Generator:
             tokens_BT, log_probs, ends = self._in_chunks(*args, on_tokens, chunk)
         generations = []
         for i, row in enumerate(tokens_BT.tolist()):
-            ids = self.until_separator(row) if ends[i] is None else row[: ends[i]]
+            ids = self.until_eos(row) if ends[i] is None else row[: ends[i]]
             ended = ends[i] is None and len(ids) < len(row)
             forced_K, new_T = (x[i].tolist() for x in log_probs)
             row_log_probs = [*forced_K[len(forced_K) - len(forced[i]) :], *new_T[: len(ids)]]
@@ -173,7 +173,7 @@ class Generator:
             while True:
                 step, tokens_BT, done_B = (np.asarray(x) for x in (state.step, state.tokens, state.done))
                 for i, row in enumerate(tokens_BT[:, :step].tolist()):
-                    new = self.until_separator(row)[num_reported[i] :] if ends[i] is None else []
+                    new = self.until_eos(row)[num_reported[i] :] if ends[i] is None else []
                     num_reported[i] += len(new)
                     if new and on_tokens(i, new):
                         ends[i] = num_reported[i]
@@ -213,18 +213,18 @@ class Generator:
     @property
     def first(self) -> tuple[int, ...]:
         """Tokens at the start of every decoder input."""
-        return (self.separator,) if self.start is None else self.start
+        return (self.eos_id,) if self.start is None else self.start
 
     @property
     def last(self) -> tuple[int, ...]:
         """Tokens at the end of every encoder input; () for a decoder-only model."""
         if not self.encoder_decoder:
             return ()
-        return (self.separator,) if self.source_end is None else self.source_end
+        return (self.eos_id,) if self.source_end is None else self.source_end
 
-    def until_separator(self, row: list[int]) -> list[int]:
-        """A row of new tokens, up to the first separator."""
-        return row[: row.index(self.separator)] if self.separator in row else row
+    def until_eos(self, row: list[int]) -> list[int]:
+        """A row of new tokens, up to the first end-of-text token."""
+        return row[: row.index(self.eos_id)] if self.eos_id in row else row
 
     def new_cache(self, held_params: Any, batch: int, length: int) -> Any:
         """A cache for `length` positions of text, empty but for the soft prompt."""

@@ -19,7 +19,7 @@ def exhaustive_search(
     prompt: Sequence[int],
     max_new_tokens: int,
     *,
-    separator: int,
+    eos_id: int,
     vocab_size: int,
     length_penalty: float = 1.0,
     num_return: int = 1,
@@ -27,7 +27,7 @@ def exhaustive_search(
 ) -> list[Hypothesis]:
     """The `num_return` continuations with the best scores, best first, scored as in beam search.
 
-    A continuation ends with the separator or has max_new_tokens tokens.
+    A continuation ends with the end-of-text token or has max_new_tokens tokens.
 
     Args:
         apply: (params, tokens_BT) -> logits_BTV, without a cache; with a source (params, inputs_BS, tokens_BT).
@@ -50,12 +50,12 @@ def exhaustive_search(
         inputs = () if source is None else (np.tile(np.asarray(source, np.int32), (len(live), 1)),)
         logits = jnp.asarray(apply(params, *inputs, live))[:, -1, :vocab_size]
         totals = scores[:, None] + np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
-        ends = range(vocab_size) if length == max_new_tokens else [separator]
+        ends = range(vocab_size) if length == max_new_tokens else [eos_id]
         for token in ends:
             for row, total in zip(live, totals[:, token], strict=True):
-                ids = [*row[len(prompt) :].tolist(), *([] if token == separator else [token])]
+                ids = [*row[len(prompt) :].tolist(), *([] if token == eos_id else [token])]
                 hypotheses.append(Hypothesis(ids, float(total / length**length_penalty)))
-        others = np.asarray([token for token in range(vocab_size) if token != separator], np.int32)
+        others = np.asarray([token for token in range(vocab_size) if token != eos_id], np.int32)
         live = np.concatenate([np.repeat(live, len(others), 0), np.tile(others, len(live))[:, None]], axis=1)
         scores = totals[:, others].reshape(-1)
     return sorted(hypotheses, key=lambda h: -h.score)[:num_return]

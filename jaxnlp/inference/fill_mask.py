@@ -89,7 +89,7 @@ def _mask(model: BoundModel) -> tuple[str, int] | None:
 
 
 def _spaces_in_tokens(tokenizer: Tokenizer) -> bool:
-    return any(piece is not None and len(piece) > 1 and piece[:1] == b" " for piece in tokenizer.pieces())
+    return any(piece is not None and len(piece) > 1 and piece[:1] == b" " for piece in tokenizer.token_bytes())
 
 
 def fill_mask(model: BoundModel, params: Any, text: str, top: int = 5) -> list[list[Guess]]:
@@ -116,7 +116,7 @@ def fill_mask(model: BoundModel, params: Any, text: str, top: int = 5) -> list[l
 
     with model.context(batch=None):
         probabilities_MV = np.asarray(jax.jit(probabilities)(params))
-    pieces = model.tokenizer.pieces()
+    pieces = model.tokenizer.token_bytes()
     show = lambda i: None if pieces[i] is None else pieces[i].decode(errors="replace")
     best = np.argsort(-probabilities_MV, axis=-1)[:, :top]
     return [[Guess(int(i), show(i), float(p[i])) for i in ids] for ids, p in zip(best, probabilities_MV, strict=True)]

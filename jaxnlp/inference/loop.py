@@ -37,7 +37,7 @@ class DecodePlan:
 class DecodeState:
     """State of the loop after `step` tokens.
 
-    tokens: (B, T), filled with separators from `step` on. log_probs: (B, T), or None. done: (B,).
+    tokens: (B, T), filled with end-of-text tokens from `step` on. log_probs: (B, T), or None. done: (B,).
     seen: (B, V), the tokens that the repetition penalty applies to, or None. cache: the key-value cache.
     """
 
@@ -60,7 +60,7 @@ def run(model: Any, plan: DecodePlan, params: Any, rows: Rows, key: jax.Array) -
         model: a `Generator`. params: returned by its `prepare_params`.
 
     Returns:
-        (tokens_BT, log_probs): tokens are separators after the end of a row. log_probs is None unless
+        (tokens_BT, log_probs): tokens are end-of-text tokens after the end of a row. log_probs is None unless
         `plan.log_probs`, else a pair: of the forced tokens (B, K), right-aligned, and of the new tokens (B, T).
     """
     P, T = rows.tokens.shape[1], plan.max_new_tokens
@@ -102,7 +102,7 @@ def _begin(model, plan, params, rows, key) -> tuple[DecodeState, jax.Array | Non
     logits_BTV, cache = model.prefill(params, rows, cache, 1 + plan.forced if plan.log_probs else 1)
     state = DecodeState(
         step=jnp.int32(0),
-        tokens=jnp.full((B, T), model.separator, jnp.int32),
+        tokens=jnp.full((B, T), model.eos_id, jnp.int32),
         log_probs=jnp.zeros((B, T)) if plan.log_probs else None,
         done=jnp.zeros(B, bool),
         seen=prompt_seen(rows, plan.sampling.repetition_penalty, logits_BTV.shape[-1]),
@@ -130,16 +130,16 @@ def _advance(model, plan, params, rows, key, state, stop) -> DecodeState:
 def _choose(model, plan, key, state: DecodeState, logits_BTV) -> DecodeState:
     """The state with one more token, chosen from the logits at the last position."""
     step, logits_BV = state.step, model.real(logits_BTV[:, -1])
-    scores_BV = process(logits_BV, plan.sampling, model.separator, step, state.seen)
+    scores_BV = process(logits_BV, plan.sampling, model.eos_id, step, state.seen)
     token_B = sample(scores_BV, jax.random.fold_in(key, step), plan.sampling)
-    token_B1 = jnp.where(state.done, model.separator, token_B)[:, None]
+    token_B1 = jnp.where(state.done, model.eos_id, token_B)[:, None]
     put = lambda x_BT, new_B1: jax.lax.dynamic_update_slice(x_BT, new_B1, (0, step))
     log_probs_BT, seen_BV = state.log_probs, state.seen
     return DecodeState(
         step=step + 1,
         tokens=put(state.tokens, token_B1),
         log_probs=None if log_probs_BT is None else put(log_probs_BT, log_probs(logits_BV[:, None], token_B1)),
-        done=state.done | (token_B1[:, 0] == model.separator),
+        done=state.done | (token_B1[:, 0] == model.eos_id),
         seen=None if seen_BV is None else seen_BV.at[jnp.arange(len(seen_BV)), token_B1[:, 0]].set(True),
         cache=state.cache,
     )

@@ -20,7 +20,7 @@ class Processors:
     repetition_penalty: scores of tokens that occur in the prompt or the new text are divided by it if positive and
         multiplied by it if negative, so that values above 1 make repetition less likely (CTRL: Keskar et al. 2019,
         arXiv:1909.05858, section 4.1). 1.0 disables it. For an encoder-decoder, only the decoder's tokens count.
-    min_new_tokens: minimum number of new tokens; until then the separator has probability 0.
+    min_new_tokens: minimum number of new tokens; until then the end-of-text token has probability 0.
     """
 
     repetition_penalty: float = 1.0
@@ -34,7 +34,7 @@ class Processors:
 
 
 def process(
-    scores_RV: jax.Array, options: Processors, separator: int, step: jax.Array | int, seen_RV: jax.Array | None
+    scores_RV: jax.Array, options: Processors, eos_id: int, step: jax.Array | int, seen_RV: jax.Array | None
 ) -> jax.Array:
     """Scores of the new token number `step` (from 0) with the options applied, (R, V).
 
@@ -47,7 +47,7 @@ def process(
         changed_RV = jnp.where(scores_RV < 0, scores_RV * penalty, scores_RV / penalty)
         scores_RV = jnp.where(seen_RV, changed_RV, scores_RV)
     if options.min_new_tokens:
-        barred_V = (jnp.arange(scores_RV.shape[-1]) == separator) & (step < options.min_new_tokens)
+        barred_V = (jnp.arange(scores_RV.shape[-1]) == eos_id) & (step < options.min_new_tokens)
         scores_RV = jnp.where(barred_V, NEVER, scores_RV)
     return scores_RV
 

@@ -76,13 +76,13 @@ def make_rows(
     rows = [[*model.first, *head, *prefix] for head, prefix in zip(heads, forced, strict=True)]
     if not all(rows):
         raise UserError("generate: an empty prompt, and the model has no start token; give it a text to begin with")
-    tokens_BP, segments_BP = _pad(rows, model.separator, left=True)
+    tokens_BP, segments_BP = _pad(rows, model.eos_id, left=True)
     if not model.encoder_decoder:
         return Rows(tokens_BP, segments_BP, adapter_ids=ids_B)
     sources = [[*prompt, *model.last] for prompt in prompts]
     if not all(sources):
         raise UserError("generate: an empty source, and the model ends none with a token; give it a text")
-    inputs_BS, input_segments_BS = _pad(sources, model.separator, left=False)
+    inputs_BS, input_segments_BS = _pad(sources, model.eos_id, left=False)
     return Rows(tokens_BP, segments_BP, inputs_BS, input_segments_BS, ids_B)
 
 
@@ -91,7 +91,7 @@ def _check_room(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids) -> N
     if limit is None:
         return
     count, prompt_length = max((held(model, p, f), len(p)) for p, f in zip(prompts, forced, strict=True))
-    start = "one separator" if model.start is None else f"{len(model.first)} start tokens"
+    start = "one end-of-text token" if model.start is None else f"{len(model.first)} start tokens"
     parts = [] if model.encoder_decoder else [f"{prompt_length} prompt tokens"]
     parts += [start] + ([f"{count - len(model.first)} forced tokens"] if model.encoder_decoder and any(forced) else [])
     if count + max_new_tokens > limit:

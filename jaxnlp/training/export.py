@@ -45,7 +45,7 @@ def save(run: Loaded, folder: pathlib.Path, max_shard_bytes: int = MAX_SHARD_BYT
 def special_ids(run: Loaded) -> dict[str, int]:
     """Ids of the tokens with which texts start and end; empty for a model that cannot generate."""
     model, tokenizer = run.saved.experiment.model, run.saved.tokenizer
-    end = tokenizer.separator
+    end = tokenizer.eos_id
     if not model.can_generate:
         return {}
     if model.kind != "encoder-decoder":

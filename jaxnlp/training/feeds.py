@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnlp.data.pipeline import TrainBatches, corpus_name
+from jaxnlp.data.pipeline import TrainBatches, corpus_fingerprint
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
 from jaxnlp.training.step.program import Program
@@ -73,7 +73,7 @@ class BatchFeed(Feed):
 
     def restore(self, saved: dict[str, Any], step: int) -> None:
         """Raises UserError if the corpus is not the one for which the position was saved."""
-        corpus = corpus_name(self._store, self._data)
+        corpus = corpus_fingerprint(self._store, self._data)
         saved_corpus = saved["corpus"].partition(" examples=")[0]  # earlier versions named the examples here too
         if saved_corpus != corpus:
             raise UserError(
@@ -89,7 +89,7 @@ class BatchFeed(Feed):
 
 def batch_fingerprint(batch: dict[str, np.ndarray]) -> str:
     """A short hash of this process's rows of a batch."""
-    digest = hashlib.blake2b(digest_size=6)
+    hasher = hashlib.blake2b(digest_size=6)
     for name in sorted(batch):
-        digest.update(np.ascontiguousarray(batch[name]).tobytes())
-    return digest.hexdigest()
+        hasher.update(np.ascontiguousarray(batch[name]).tobytes())
+    return hasher.hexdigest()

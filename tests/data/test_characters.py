@@ -12,12 +12,14 @@ from jaxnlp.nn.characters import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, spell
 
 TOKENIZER = ByteTokenizer()
 TEXTS = ["abcdefg", "hi", "", "jklmnopqrstuvwxyz", "A"]
-SEPARATOR = TOKENIZER.separator
+SEPARATOR = TOKENIZER.eos_id
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return build_store(tmp_path_factory.mktemp("s") / "store", TEXTS, TOKENIZER, split="train", source="test")
+    return build_store(
+        tmp_path_factory.mktemp("s") / "store", TEXTS, TOKENIZER, split="train", source_fingerprint="test"
+    )
 
 
 def config(**fields):
@@ -76,10 +78,10 @@ def test_characters_are_those_of_the_words_text(tmp_path):
     class Words(ByteTokenizer):
         """Three words and a special token, for their spelling."""
 
-        def pieces(self):
+        def token_bytes(self):
             return [*(word.encode() for word in ("ab", " naïve", "\n\n")), *[None] * 254]
 
-    store = build_store(tmp_path / "store", ["\0\1\2", "\3"], TOKENIZER, split="train", source="t")
+    store = build_store(tmp_path / "store", ["\0\1\2", "\3"], TOKENIZER, split="train", source_fingerprint="t")
     batch = next(eval_batches(store, config(seq_len=9, task=Characters(max_chars=8)), tokenizer=Words()))
     begin, end = BEGIN_SENTENCE, END_SENTENCE
     wanted = spell([begin, "ab", " naïve", "\n\n", end, begin, b"", end], 8)  # a special token has no characters

@@ -29,7 +29,9 @@ def store(tmp_path_factory):
     for d in range(DOCUMENTS):
         words = [string.ascii_letters[d] * random.integers(1, 7) for _ in range(random.integers(20, 60))]
         texts.append(" ".join(words))
-    return build_store(tmp_path_factory.mktemp("s") / "store", texts, TOKENIZER, split="train", source="test")
+    return build_store(
+        tmp_path_factory.mktemp("s") / "store", texts, TOKENIZER, split="train", source_fingerprint="test"
+    )
 
 
 def config(examples, **fields):
@@ -64,7 +66,7 @@ def test_special_tokens_and_padding_are_never_chosen_and_no_place_twice(store):
     for examples in (Masked(rate=0.9), Masked(text=FullSentences(), rate=0.9)):
         b = joined(batches(store, examples, 20))
         real = b["weights"] > 0
-        assert not np.isin(b["targets"][real], [CLS, SEP, TOKENIZER.separator, MASK]).any()
+        assert not np.isin(b["targets"][real], [CLS, SEP, TOKENIZER.eos_id, MASK]).any()
         assert (np.take_along_axis(b["segment_ids"], b["predict"], 1)[real] == 1).all()
         for places, there in zip(b["predict"], real, strict=True):
             assert len(set(places[there])) == there.sum() > 0
@@ -114,7 +116,7 @@ def test_half_the_pairs_follow_and_the_others_come_from_another_document(store):
 
 def test_a_word_that_fills_an_input_leaves_room_for_the_other_text(tmp_path):
     texts = ["a" * 13 * n for n in range(1, 6)]  # pieces of one word each, which cannot be cut
-    made = build_store(tmp_path / "store", texts, TOKENIZER, split="train", source="test")
+    made = build_store(tmp_path / "store", texts, TOKENIZER, split="train", source_fingerprint="test")
     for batch in batches(made, Masked(text=SentencePairs(short_rate=0.0)), 4, seq_len=16):
         assert (batch["next_sentence"] == NOT_NEXT).all() and ((batch["tokens"] == SEP).sum(1) == 2).all()
 
@@ -186,7 +188,7 @@ def undone(b, i):
     """The text of a row of span corruption: each sentinel of the input replaced by its span."""
     target = b["targets"][i][b["weights"][i] > 0].tolist()
     source = b["inputs"][i][b["input_segments"][i] > 0].tolist()
-    assert source[-1] == target[-1] == TOKENIZER.separator
+    assert source[-1] == target[-1] == TOKENIZER.eos_id
     spans, sentinel = {}, None
     for token in target[:-1]:
         if token > MASK:
@@ -229,13 +231,13 @@ def test_every_cut_is_as_likely():
 
 
 def test_what_is_missing_is_named(store, tmp_path):
-    with pytest.raises(FieldError, match=r"data.tokenizer.specials='\[CLS\]'.*it has: none"):
+    with pytest.raises(FieldError, match=r"data.tokenizer.special_tokens='\[CLS\]'.*it has: none"):
         Masked().open(store, Bytes().build(list, tmp_path), config(Masked()))
     with pytest.raises(FieldError, match="<extra_id_0>"):
         SpanCorruption().open(store, ByteTokenizer(NAMES), config(SpanCorruption()))
     with pytest.raises(UserError, match="needs the tokenizer"):
         TrainBatches(store, config(Masked()))
-    alone = build_store(tmp_path / "one", ["a b c d"], TOKENIZER, split="train", source="t")
+    alone = build_store(tmp_path / "one", ["a b c d"], TOKENIZER, split="train", source_fingerprint="t")
     with pytest.raises(UserError, match="1 documents.*FullSentences"):
         Masked().open(alone, TOKENIZER, config(Masked()))
     with pytest.raises(FieldError, match="seq_len=4"):

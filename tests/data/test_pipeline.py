@@ -1,6 +1,7 @@
 """Packing loses nothing; the order of examples is one global sequence that any number of processes can go on with."""
 
 import collections
+import json
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from jaxnlp.data.text.store import BLOCK, TokenStore, build_store
 from jaxnlp.errors import UserError
 
 TOKENIZER = tokenizers.ByteTokenizer()
-SEP = TOKENIZER.separator
+SEP = TOKENIZER.eos_id
 
 
 def documents(count=23, seed=0):
@@ -22,7 +23,7 @@ def documents(count=23, seed=0):
 
 def store(folder, texts=None, **kwargs) -> TokenStore:
     texts = documents() if texts is None else texts
-    return build_store(folder / "store", texts, TOKENIZER, split="train", source="test", **kwargs)
+    return build_store(folder / "store", texts, TOKENIZER, split="train", source_fingerprint="test", **kwargs)
 
 
 def row(texts):
@@ -169,3 +170,24 @@ def test_stores_that_cannot_be_used(tmp_path):
         TokenStore(made.path)
     with pytest.raises(UserError, match="no documents in this split"):
         store(tmp_path, [])
+
+
+def test_the_saved_form_of_a_store_and_of_its_fingerprint_does_not_change(tmp_path):
+    made = store(tmp_path, ["one", "two"])
+    assert json.loads((made.path / "meta.json").read_text()) == {
+        "split": "train",
+        "format": "memmap",
+        "dtype": "uint16",
+        "num_tokens": 9,
+        "num_documents": 2,
+        "num_bytes": 6,
+        "separator": 256,
+        "vocab_size": 257,
+        "tokenizer": "a953d733df3b2b06",
+        "source": "test",
+        "content": "420fa0772a21c8a75634f940",
+        "version": 2,
+    }
+    assert pipeline.corpus_fingerprint(made, pipeline.DataConfig(seq_len=16)) == (
+        "9 tokens, content 420fa0772a21c8a75634f940, tokenizer a953d733df3b2b06, shuffle=True seed=0 seq_len=16"
+    )

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxnlp.data.pretrained_tokenizer import PretrainedTokenizer, extended, same_ids
-from jaxnlp.data.tokenizer import ByteTokenizer, SentencePiece, Tokenizer, digest, from_json, wrap
+from jaxnlp.data.tokenizer import ByteTokenizer, SentencePiece, Tokenizer, fingerprint, from_json, wrap
 from jaxnlp.errors import UserError
 
 NEW = ("<start>", "<extract>", "\u00e9nd")
@@ -25,7 +25,7 @@ def library():
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory):
-    piece = SentencePiece(vocab_size=300, specials=("[CLS]",))
+    piece = SentencePiece(vocab_size=300, special_tokens=("[CLS]",))
     folder = tmp_path_factory.mktemp("cache")
     return {
         "bytes": ByteTokenizer(("[CLS]",)),
@@ -39,12 +39,12 @@ def test_new_tokens_are_the_last_and_the_others_as_they_were(kinds, kind):
     old = kinds[kind]
     new = extended(old, NEW)
     assert [new.special(name) for name in NEW] == [old.vocab_size + i for i in range(3)]
-    assert new.vocab_size == old.vocab_size + 3 and new.separator == old.separator
+    assert new.vocab_size == old.vocab_size + 3 and new.eos_id == old.eos_id
     assert new.encode_batch([TEXT]) == old.encode_batch([TEXT])  # their names in a text are text
     assert new.decode(old.encode_batch([TEXT])[0]) == old.decode(old.encode_batch([TEXT])[0])
-    assert same_ids(old, new) and not same_ids(new, old) and digest(old) != digest(new)
+    assert same_ids(old, new) and not same_ids(new, old) and fingerprint(old) != fingerprint(new)
     again = from_json(json.loads(json.dumps(new.to_json())))
-    assert digest(again) == digest(new) and again.special(NEW[2]) == new.special(NEW[2])
+    assert fingerprint(again) == fingerprint(new) and again.special(NEW[2]) == new.special(NEW[2])
     assert extended(new, NEW[:1]) is new
 
 
@@ -61,10 +61,11 @@ def test_the_tokenizer_of_a_run_and_of_a_folder_in_hugging_faces_layout(kinds, t
         item = tmp_path / "run" / "checkpoints" / str(step) / "tokenizer"
         item.mkdir(parents=True)
         (item / "metadata").write_text(json.dumps(kinds[kind].to_json()))
-    found = PretrainedTokenizer(path=str(tmp_path / "run"), specials=("<start>",)).build(None, tmp_path)
+    found = PretrainedTokenizer(path=str(tmp_path / "run"), special_tokens=("<start>",)).build(None, tmp_path)
     assert found.special("<start>") == 258 and same_ids(kinds["bytes"], found)
     library().save(str(tmp_path / "tokenizer.json"))
-    assert digest(PretrainedTokenizer(path=str(tmp_path)).build(None, tmp_path)) == digest(kinds["huggingface"])
+    loaded = PretrainedTokenizer(path=str(tmp_path)).build(None, tmp_path)
+    assert fingerprint(loaded) == fingerprint(kinds["huggingface"])
     (item / "metadata").write_text("{")
     with pytest.raises(UserError, match="metadata: damaged"):
         PretrainedTokenizer(path=str(tmp_path / "run")).build(None, tmp_path)

@@ -42,7 +42,7 @@ def config(path, **fields):
         pipeline.DataConfig(
             **{
                 "source": source,
-                "tokenizer": Bytes(specials=SPECIALS),
+                "tokenizer": Bytes(special_tokens=SPECIALS),
                 "task": SequenceClassificationTask(),
                 "seq_len": 12,
                 "batch_size": 4,
@@ -129,7 +129,7 @@ def test_the_corpus_has_another_name_when_a_text_or_a_label_changes(tmp_path):
     for change in ({}, {"text": "another"}, {"label": "y"}):
         path = write(tmp_path / "x.jsonl", [*ROWS[:30], {**ROWS[30], **change}, *ROWS[31:]])
         c = config(path, source=Records(train=str(path), validation=str(write(tmp_path / "v.jsonl"))))
-        names.add(pipeline.corpus_name(opened(c)[0], c))
+        names.add(pipeline.corpus_fingerprint(opened(c)[0], c))
     assert len(names) == 3
 
 

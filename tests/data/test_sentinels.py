@@ -7,7 +7,7 @@ from jaxnlp.data.tokenizer import ByteTokenizer, SentencePiece
 
 def test_there_and_back(tmp_path):
     texts = lambda: ["the cat sat on the mat and the dog sat by the door"] * 30
-    piece = SentencePiece(vocab_size=320, specials=sentinels(11)).build(texts, tmp_path)
+    piece = SentencePiece(vocab_size=320, special_tokens=sentinels(11)).build(texts, tmp_path)
     for plain in (ByteTokenizer(sentinels(11)), piece):
         tokenizer = with_sentinels(plain)
         text = "<extra_id_0>the <extra_id_10><extra_id_1> mat <extra_id_11> é <extra_id_"
@@ -15,8 +15,9 @@ def test_there_and_back(tmp_path):
         assert [tokenizer.decode(row) for row in ids] == [text, "", "<extra_id_3>"]
         names = [plain.special(f"<extra_id_{i}>") for i in (0, 10, 1)]
         assert [i for i in ids[0] if i in names] == names and ids[2] == [plain.special("<extra_id_3>")]
-        assert tokenizer.pieces()[names[1]] == b"<extra_id_10>" and tokenizer.pieces()[tokenizer.separator] is None
-        assert tokenizer.decode([*ids[0], tokenizer.separator]) == text
+        token_bytes = tokenizer.token_bytes()
+        assert token_bytes[names[1]] == b"<extra_id_10>" and token_bytes[tokenizer.eos_id] is None
+        assert tokenizer.decode([*ids[0], tokenizer.eos_id]) == text
 
 
 def test_a_vocabulary_without_sentinels_stays_as_it_is():

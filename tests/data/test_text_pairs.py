@@ -24,7 +24,7 @@ def config_of(folder, **fields):
     (folder / "validation.jsonl").write_text(lines[0])
     source = Records(train=str(folder / "train.jsonl"), validation=str(folder / "validation.jsonl"))
     examples = TextPairs(**fields)
-    tokenizer = Bytes(specials=("<pad>",))
+    tokenizer = Bytes(special_tokens=("<pad>",))
     return DataConfig(source=source, tokenizer=tokenizer, task=examples, seq_len=6, batch_size=4, shuffle=False)
 
 
@@ -96,7 +96,7 @@ def test_span_corruption_begins_with_the_token_it_is_told(tmp_path):
     for start, wanted in ((None, SEP), ("<pad>", PAD)):
         config = DataConfig(
             source=Files(train=str(tmp_path / "t.txt"), validation=str(tmp_path / "t.txt")),
-            tokenizer=Bytes(specials=names),
+            tokenizer=Bytes(special_tokens=names),
             task=SpanCorruption(decoder_start_token=start),
             seq_len=32,
             batch_size=2,

@@ -19,7 +19,7 @@ def test_white_space_and_bytes_are_visible():
 @pytest.mark.parametrize("kind", ["sentencepiece", "huggingface"])
 def test_labels_are_the_text_in_order(kind, tmp_path):
     config = (
-        tokenizers.SentencePiece(vocab_size=400, specials=("[SEP]",))
+        tokenizers.SentencePiece(vocab_size=400, special_tokens=("[SEP]",))
         if kind == "sentencepiece"
         else tokenizers.HuggingFace(path=str(huggingface_file(tmp_path)))
     )
@@ -30,4 +30,4 @@ def test_labels_are_the_text_in_order(kind, tmp_path):
     joined = "".join(labels).replace("␣", " ").replace("↵", "\n").replace("<E4><B8><AD>", "中")
     joined = joined.replace("<E2><80><8B>", "\u200b")
     assert joined == text
-    assert token_labels(tokenizer, [tokenizer.separator]) == ["<|endoftext|>"]
+    assert token_labels(tokenizer, [tokenizer.eos_id]) == ["<|endoftext|>"]

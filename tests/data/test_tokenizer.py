@@ -1,4 +1,4 @@
-"""Tokenizers: lossless, with a separator no text can make, and readable from JSON alone."""
+"""Tokenizers: lossless, with an end-of-text token no text can make, and readable from JSON alone."""
 
 import json
 import pathlib
@@ -55,17 +55,31 @@ def test_decoding_gives_back_the_text(tokenizer):
         assert all(0 <= i < tokenizer.vocab_size for i in ids)
 
 
-def test_no_text_makes_the_separator(tokenizer):
-    assert all(tokenizer.separator not in ids for ids in tokenizer.encode_batch(TEXTS))
-    assert 0 <= tokenizer.separator < tokenizer.vocab_size
-    assert tokenizer.decode([tokenizer.separator, *tokenizer.encode_batch(["ab"])[0], tokenizer.separator]) == "ab"
+def test_no_text_makes_the_end_of_text_token(tokenizer):
+    assert all(tokenizer.eos_id not in ids for ids in tokenizer.encode_batch(TEXTS))
+    assert 0 <= tokenizer.eos_id < tokenizer.vocab_size
+    assert tokenizer.decode([tokenizer.eos_id, *tokenizer.encode_batch(["ab"])[0], tokenizer.eos_id]) == "ab"
 
 
 def test_json_holds_all_of_it(tokenizer):
     again = tokenizers.from_json(json.loads(json.dumps(tokenizer.to_json())))
     assert again.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
-    assert (again.vocab_size, again.separator) == (tokenizer.vocab_size, tokenizer.separator)
-    assert tokenizers.digest(again) == tokenizers.digest(tokenizer)
+    assert (again.vocab_size, again.eos_id) == (tokenizer.vocab_size, tokenizer.eos_id)
+    assert tokenizers.fingerprint(again) == tokenizers.fingerprint(tokenizer)
+
+
+def test_the_saved_form_does_not_change(tmp_path):
+    """Checkpoints and stores hold it, and fingerprints of runs written long ago are computed from it."""
+    special = tokenizers.ByteTokenizer(["[CLS]", "[SEP]"])
+    assert special.to_json() == {"kind": "bytes", "specials": ["[CLS]", "[SEP]"]}
+    assert tokenizers.ByteTokenizer().to_json() == {"kind": "bytes"}
+    assert tokenizers.fingerprint(special) == "cd4012f208601e23"
+    assert tokenizers.fingerprint(tokenizers.ByteTokenizer()) == "a953d733df3b2b06"
+    file = tokenizers.HuggingFace(path=str(huggingface_file(tmp_path))).build(lambda: CORPUS, tmp_path)
+    assert file.to_json().keys() == {"kind", "separator", "tokenizer"}
+    assert file.to_json()["separator"] == "<|endoftext|>"
+    piece = tokenizers.SentencePiece(vocab_size=330).build(lambda: CORPUS, tmp_path)
+    assert piece.to_json().keys() == {"kind", "model"}
 
 
 def test_a_trained_model_is_cached_by_content(tmp_path):
@@ -75,7 +89,7 @@ def test_a_trained_model_is_cached_by_content(tmp_path):
     files[0].write_bytes(files[0].read_bytes())
     stamp = files[0].stat().st_mtime_ns
     again = config.build(lambda: CORPUS, tmp_path)
-    assert tokenizers.digest(first) == tokenizers.digest(again) and files[0].stat().st_mtime_ns == stamp
+    assert tokenizers.fingerprint(first) == tokenizers.fingerprint(again) and files[0].stat().st_mtime_ns == stamp
     config.build(lambda: CORPUS[1:], tmp_path)
     assert len(list((tmp_path / "tokenizers").iterdir())) == 2
 
@@ -94,8 +108,8 @@ def test_huggingface_files_that_are_not_there_or_not_tokenizers(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(UserError, match="not a tokenizer file"):
         build(tmp_path / "bad.json")
-    with pytest.raises(UserError, match=r"separator='<nope>': the vocabulary has no <nope>"):
-        build(huggingface_file(tmp_path), separator="<nope>")
+    with pytest.raises(UserError, match=r"eos_token='<nope>': the vocabulary has no <nope>"):
+        build(huggingface_file(tmp_path), eos_token="<nope>")
 
 
 GPT2 = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "gpt2_bpe"
@@ -120,7 +134,7 @@ def test_gpt2_files_encode_as_the_reference_does(tmp_path):
     texts = [t for t in texts if "<|" not in t]
     assert ours.encode_batch(texts) == [theirs.encode(t) for t in texts]
     assert [ours.decode(ids) for ids in ours.encode_batch(texts)] == texts
-    assert (ours.vocab_size, ours.separator) == (50257, 50256)
+    assert (ours.vocab_size, ours.eos_id) == (50257, 50256)
 
 
 def test_a_separator_that_text_can_make_is_refused(tmp_path):
@@ -129,5 +143,5 @@ def test_a_separator_that_text_can_make_is_refused(tmp_path):
     model = Tokenizer(models.WordLevel({"[UNK]": 0, "</s>": 1, "a": 2}, unk_token="[UNK]"))
     model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     model.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match="data.tokenizer.separator='</s>': text can become this token too"):
+    with pytest.raises(UserError, match="data.tokenizer.eos_token='</s>': text can become this token too"):
         tokenizers.HuggingFace(path=str(tmp_path / "tokenizer.json")).build(lambda: CORPUS, tmp_path)

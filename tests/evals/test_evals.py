@@ -20,7 +20,7 @@ TEXTS = ["abracadabra" * 3, "the quick brown fox", "naïve 中文"]
 
 @pytest.fixture
 def store(tmp_path):
-    return build_store(tmp_path / "store", TEXTS, ByteTokenizer(), split="validation", source="test")
+    return build_store(tmp_path / "store", TEXTS, ByteTokenizer(), split="validation", source_fingerprint="test")
 
 
 def bigram(params, tokens, segment_ids=None, positions=None, key=None):

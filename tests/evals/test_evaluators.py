@@ -65,7 +65,7 @@ def experiment(folder, name, **fields):
         lines = [json.dumps(row) for row in (rows if split == "validation" else rows[:2])]
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
     source = Records(train=f"{folder}/train.jsonl", validation=f"{folder}/validation.jsonl")
-    tokenizer = Bytes(specials=("[CLS]", "[SEP]"))
+    tokenizer = Bytes(special_tokens=("[CLS]", "[SEP]"))
     return Experiment(
         model=model,
         data=DataConfig(source=source, tokenizer=tokenizer, task=task, seq_len=24, batch_size=8, prefetch_threads=0),

@@ -11,7 +11,7 @@ from tests.experiments.small import get_config as small
 def get_config(corpus: str) -> Experiment:
     experiment = small(corpus)
     experiment.model = BertConfig(max_length=128, num_layers=1, num_heads=2, embed_dim=16)
-    experiment.data.tokenizer = Bytes(specials=("[CLS]", "[SEP]", "[MASK]"))
+    experiment.data.tokenizer = Bytes(special_tokens=("[CLS]", "[SEP]", "[MASK]"))
     experiment.data.task = Masked()
     experiment.objective = MaskedLM()
     return experiment

@@ -20,7 +20,7 @@ def get_config(folder: str) -> Experiment:
         model=ModelWithHead(body=trunk, head=SequenceClassificationHead(num_classes=2)),
         data=DataConfig(
             source=Records(train=f"{folder}/train.jsonl", validation=f"{folder}/validation.jsonl"),
-            tokenizer=Bytes(specials=("[CLS]", "[SEP]", "[MASK]")),
+            tokenizer=Bytes(special_tokens=("[CLS]", "[SEP]", "[MASK]")),
             task=SequenceClassificationTask(classes=("bad", "good")),
             seq_len=32,
             batch_size=8,

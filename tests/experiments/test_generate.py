@@ -24,7 +24,7 @@ def get_config(corpus):
     e = small.get_config(corpus)
     e.model = T5Config(num_layers=1, num_heads=2, embed_dim=16, head_dim=8, mlp_dim=32, dropout_rate=0.0)
     e.data = dataclasses.replace(
-        e.data, tokenizer=Bytes(specials=sentinels(4)), task=SpanCorruption(), seq_len=32
+        e.data, tokenizer=Bytes(special_tokens=sentinels(4)), task=SpanCorruption(), seq_len=32
     )
     e.objective = Seq2Seq()
     return e

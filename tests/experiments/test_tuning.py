@@ -78,7 +78,8 @@ def test_the_prompts_of_p_tuning_stand_around_a_tasks_texts():
         e = dataclasses.replace(e, peft=PTuning(length=4))
         configs.check(e)
         assert e.data.task.layout.text == "<prompt><prompt>{text}<prompt><prompt>"
-        assert e.data.tokenizer.specials == (*base.data.tokenizer.specials, "<prompt>") and not e.objective.lm_weight
+        assert e.data.tokenizer.special_tokens == (*base.data.tokenizer.special_tokens, "<prompt>")
+        assert not e.objective.lm_weight
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_the_space_before_a_mask_belongs_to_it_where_tokens_carry_spaces(tmp_pat
     assert (
         run.saved.tokenizer.decode(encoder_row(bound(run)[0], "a [MASK] b").tokens) == "a  b"
     )  # bytes are their own tokens
-    config = SentencePiece(vocab_size=300, specials=SPECIALS)
+    config = SentencePiece(vocab_size=300, special_tokens=SPECIALS)
     tokenizer = config.build(lambda: iter([f"the cat and the dog {i}\n" for i in range(200)]), tmp_path)
     run = dataclasses.replace(run, saved=dataclasses.replace(run.saved, tokenizer=tokenizer))
     mask = tokenizer.special("[MASK]")

@@ -28,7 +28,7 @@ def generator(config, vocab=None):
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
-    """A random GPT-2 whose separator is likely enough that texts end at different lengths."""
+    """A random GPT-2 whose end-of-text token is likely enough that texts end at different lengths."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -129,7 +129,7 @@ def test_wide_enough_it_is_exhaustive_search(kind, length_penalty):
     beams = BeamSearch(num_beams=4**4, num_return=6, length_penalty=length_penalty, early_stopping="never")
     found = beam_search(generator(config), params, [[1, 2]], 4, beams)[0]
     wanted = exhaustive_search(
-        apply, params, [SEP, 1, 2], 4, separator=SEP, vocab_size=5, length_penalty=length_penalty, num_return=6
+        apply, params, [SEP, 1, 2], 4, eos_id=SEP, vocab_size=5, length_penalty=length_penalty, num_return=6
     )
     assert [h.ids for h in found] == [h.ids for h in wanted]
     np.testing.assert_allclose([h.score for h in found], [h.score for h in wanted], atol=1e-5)
@@ -147,7 +147,7 @@ def test_no_more_texts_are_found_than_there_are(length_penalty):
             params,
             [SEP, 1, 2],
             max_new_tokens,
-            separator=SEP,
+            eos_id=SEP,
             vocab_size=3,
             length_penalty=length_penalty,
             num_return=12,
@@ -203,4 +203,4 @@ def test_too_much_is_refused():
     with pytest.raises(UserError, match=r"max_length=90"):
         beam_search(generator(config), params, [[1]], 90)
     with pytest.raises(UserError, match="more than 1,000,000 texts"):
-        exhaustive_search(lambda *_: None, params, [SEP], 30, separator=SEP, vocab_size=5)
+        exhaustive_search(lambda *_: None, params, [SEP], 30, eos_id=SEP, vocab_size=5)

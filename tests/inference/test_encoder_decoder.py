@@ -69,7 +69,7 @@ def test_a_wide_beam_is_exhaustive_search(kind):
     generator, params, apply = tiny(kind)
     beams = BeamSearch(num_beams=4**3, num_return=6, early_stopping="never")
     found = beam_search(generator, params, [[1, 2]], 3, beams)[0]
-    wanted = exhaustive_search(apply, params, [SEP], 3, source=[1, 2, SEP], separator=SEP, vocab_size=5, num_return=6)
+    wanted = exhaustive_search(apply, params, [SEP], 3, source=[1, 2, SEP], eos_id=SEP, vocab_size=5, num_return=6)
     assert [h.ids for h in found] == [h.ids for h in wanted]
     np.testing.assert_allclose([h.score for h in found], [h.score for h in wanted], atol=1e-5)
 
@@ -94,7 +94,7 @@ def test_draws_come_from_the_decoder():
 def test_what_cannot_be_is_refused():
     generator, params, _ = tiny("transformer")
     generator = dataclasses.replace(generator, length_limit=90)
-    with pytest.raises(UserError, match=r"one separator, 2 forced tokens and max_new_tokens=88 are more than .*=90"):
+    with pytest.raises(UserError, match=r"one end-of-text token, 2 forced tokens and max_new_tokens=88 are more .*=90"):
         generator(params, [[1]], 88, forced_prefix=[[1, 2]])
     with pytest.raises(UserError, match="a source of 91 tokens is more than model.max_length=90"):
         generator(params, [[1] * 90], 3)

@@ -54,7 +54,7 @@ def test_logits_are_the_same(name, rows):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_generator_takes_parameters_as_they_are_and_new_ones_when_they_change(name):
     p = program(name)
-    generator = make_generator(p.bind(types.SimpleNamespace(separator=SEP, vocab_size=31)))
+    generator = make_generator(p.bind(types.SimpleNamespace(eos_id=SEP, vocab_size=31)))
     plain = dataclasses.replace(generator, apply=p.apply, prepare_params=lambda params: params)
     first = jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, p.init().params)
     second = jax.tree.map(lambda x: jnp.roll(x, 1, -1) if x.ndim > 1 else x, first)

@@ -28,7 +28,7 @@ MESHES = {
     "2x2x2": Sharding(mesh=MeshConfig(data=2, fsdp=2, tensor=2), params={**TENSOR, "embed": "fsdp"}),
 }
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8], [9, 9]]
-TOKENIZER = types.SimpleNamespace(separator=30, vocab_size=31)
+TOKENIZER = types.SimpleNamespace(eos_id=30, vocab_size=31)
 
 
 def outputs(model, sharding, devices, prompts):

@@ -36,7 +36,7 @@ def opened(folder, examples, rows):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = Records(train=str(folder / "train.jsonl"), validation=str(folder / "validation.jsonl"))
     data = pipeline.DataConfig(
-        source=source, tokenizer=Bytes(specials=("[CLS]", "[SEP]")), task=examples, seq_len=16, batch_size=4
+        source=source, tokenizer=Bytes(special_tokens=("[CLS]", "[SEP]")), task=examples, seq_len=16, batch_size=4
     )
     return data, pipeline.open_split(data, "validation", BYTES)
 

@@ -54,7 +54,7 @@ def task(tmp_path) -> Experiment:
         ),
         data=DataConfig(
             source=Records(train=f"{tmp_path}/train.jsonl", validation=f"{tmp_path}/validation.jsonl"),
-            tokenizer=Bytes(specials=(layout.start, layout.delimiter, layout.extract, "<prompt>")),
+            tokenizer=Bytes(special_tokens=(layout.start, layout.delimiter, layout.extract, "<prompt>")),
             task=SequenceClassificationTask(layout=Template(text="<prompt>{text}?<prompt><prompt>", layout=layout)),
             seq_len=12,
             batch_size=4,

@@ -170,7 +170,7 @@ def test_texts_are_written_after_a_prompt_as_the_whole_pass_reads_them(method, c
     run = load(tmp_path)
     prompts = [[5, 6, 7], [9]]
     for found, prompt in zip(run.generator().generate(run.params, prompts, 4), prompts, strict=True):
-        text = [run.saved.tokenizer.separator, *prompt, *found.ids]
+        text = [run.saved.tokenizer.eos_id, *prompt, *found.ids]
         with run.program.context(any_length=True, batch=None):
             logits = run.program.apply(run.params, np.asarray([text]))
         wanted = jax.nn.log_softmax(logits[0, :, :257])

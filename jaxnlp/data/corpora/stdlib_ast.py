@@ -70,7 +70,7 @@ def library() -> tuple[File, ...]:
     """
     files = sources.PythonStdlib().files()
     stats = (f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
-    key = sources.digest([sys.version, pathlib.Path(__file__).read_text(), *stats])
+    key = sources.fingerprint([sys.version, pathlib.Path(__file__).read_text(), *stats])
     folder = pathlib.Path(os.environ.get("JAXNLP_CACHE") or "~/.cache/jaxnlp").expanduser() / "library"
     path = folder / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or not what was written

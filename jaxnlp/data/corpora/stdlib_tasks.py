@@ -76,7 +76,7 @@ class StdlibTask(RecordSource):
         return "test" if file.place < 2 * self.holdout else "train"
 
     def fingerprint(self, split: str) -> str:
-        return sources.digest([f"{sys.version} {self}", sources.PythonStdlib().fingerprint(split)])
+        return sources.fingerprint([f"{sys.version} {self}", sources.PythonStdlib().fingerprint(split)])
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -103,7 +103,7 @@ class RecordReader(Reader):
         tokenizer = require_tokenizer(tokenizer)
         if not isinstance(store, RecordStore):
             raise FieldError("data.source", str(store.path), f"holds text; {type(task).__name__}() needs records")
-        self.task, self.length, self.fill = task, length, tokenizer.separator
+        self.task, self.length, self.fill = task, length, tokenizer.eos_id
         self._examples = store.encoded(task, tokenizer, length)
 
     def __len__(self) -> int:

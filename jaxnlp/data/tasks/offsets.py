@@ -25,7 +25,7 @@ class Offsets:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._pieces = tokenizer.pieces() if tokenizer.encode_spans([]) is None else None
+        self._pieces = tokenizer.token_bytes() if tokenizer.encode_spans([]) is None else None
 
     def __call__(self, texts: list[str]) -> list[Pieces]:
         encoded = self._tokenizer.encode_spans(texts)

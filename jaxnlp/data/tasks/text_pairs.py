@@ -72,7 +72,7 @@ class TextPairs(LabelledTask):
             tokens = [tokenizer.encode_batch(texts) for texts in (sources, targets)]
             for record, *pair in zip(part, *tokens, strict=True):
                 cut = (fit(record, [ids], n - 1)[0] for fit, ids, n in zip(truncators, pair, lengths, strict=True))
-                examples.append(Example(len(examples), tuple(_ended(ids, tokenizer.separator) for ids in cut), 0))
+                examples.append(Example(len(examples), tuple(_ended(ids, tokenizer.eos_id) for ids in cut), 0))
         for truncator in truncators:
             truncator.report(log)
         return examples
@@ -124,7 +124,7 @@ class TextPairReader(RecordReader):
         super().__init__(task, store, tokenizer, length)
         assert tokenizer is not None
         name = task.decoder_start_token
-        self._pairs, self._start = task, tokenizer.separator if name is None else tokenizer.special(name)
+        self._pairs, self._start = task, tokenizer.eos_id if name is None else tokenizer.special(name)
 
     def batch(self, records: Sequence[Example | None], indices: Sequence[int]) -> Batch:
         return self._pairs.collate(records, self.length, self.fill, self._start)

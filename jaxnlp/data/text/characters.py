@@ -61,17 +61,17 @@ class CharacterReader(Reader):
 
     Batches hold `tokens` (B, T, C) int32, character ids; `segment_ids` (B, T) int32, numbered from 1 with 0 as padding;
     `forward_targets` (the next word) and `backward_targets` (the previous word), (B, T) int32; `forward_weights` and
-    `backward_weights` (B, T) float32. If the predicted position is a marker, the target is the separator. A marker has
+    `backward_weights` (B, T) float32. If the predicted position is a marker, the target is `eos_id`. A marker has
     a target in one direction only.
     """
 
     def __init__(self, config: Characters, store: TokenStore, tokenizer: Tokenizer, length: int, across: bool):
         self._store, self._length, self._across = store, length, across
-        self._separator, borders = store.meta.separator, borders_of(store)
-        # Each separator between documents becomes two markers, so document k is k positions later than in the store.
+        self._eos_id, borders = store.meta.eos_id, borders_of(store)
+        # Each `eos_id` between documents becomes two markers, so document k is k positions later than in the store.
         shift = np.arange(len(borders) - 1)
         self._begins, self._ends = borders[:-1] + shift, borders[1:] + shift
-        words = [b"" if piece is None else piece for piece in tokenizer.pieces()]
+        words = [b"" if piece is None else piece for piece in tokenizer.token_bytes()]
         spelled = spell([*words, BEGIN_SENTENCE, END_SENTENCE], config.max_chars)
         self._begin, self._end, self._none = len(words), len(words) + 1, len(words) + 2
         self._characters = np.concatenate([spelled, np.full((1, config.max_chars), NO_WORD, np.int32)])
@@ -93,9 +93,9 @@ class CharacterReader(Reader):
         document = np.clip(document, 0, len(self._begins) - 1)
         begin, end = place == self._begins[document], place == self._ends[document]
         at = np.clip(place - document, 0, len(self._store) - 1)
-        words = self._store.read(int(at[0]), int(at[-1]) + 1)[at - at[0]]  # at markers, the separator
+        words = self._store.read(int(at[0]), int(at[-1]) + 1)[at - at[0]]  # at markers, the end-of-text token
         tokens = np.where(begin, self._begin, np.where(end, self._end, words))
-        targets = np.where(begin | end, self._separator, words).astype(np.int32)
+        targets = np.where(begin | end, self._eos_id, words).astype(np.int32)
         inner, document = slice(1, -1), document - document[1]
         real = inside[inner]
         return {

@@ -114,7 +114,7 @@ class MaskedReader(Reader):
     """
 
     def __init__(self, config: Masked, store: TokenStore, tokenizer: Tokenizer, length: int, seed: int):
-        self._config, self._length, self._seed, self._separator = config, length, seed, store.meta.separator
+        self._config, self._length, self._seed, self._eos_id = config, length, seed, store.meta.eos_id
         cls, sep, self._mask = (tokenizer.special(name) for name in (config.cls, config.sep, config.mask))
         self._words = Words(tokenizer)
         self._text = config.text.open(store, self._words, cls, sep, length)
@@ -139,7 +139,7 @@ class MaskedReader(Reader):
             predict[i, : len(places)], targets[i, : len(places)] = places, record.tokens[places]
             weights[i, : len(places)] = 1.0
             rows.append(dataclasses.replace(record, tokens=self._masked(record.tokens, places, random)))
-        batch = pad(rows, self._length, self._separator)
+        batch = pad(rows, self._length, self._eos_id)
         batch |= {"predict": predict, "targets": targets, "weights": weights}
         if self._config.text.pairs:
             batch["next_sentence"] = np.asarray([row.next_sentence if row else 0 for row in rows], np.int32)

@@ -43,10 +43,10 @@ class PackedReader(Reader):
     """Batches hold the arrays of `pack`."""
 
     def __init__(self, store: TokenStore, length: int, attend_across_documents: bool):
-        self._windows, self._across, self._separator = (
+        self._windows, self._across, self._eos_id = (
             Windows(store, length),
             attend_across_documents,
-            store.meta.separator,
+            store.meta.eos_id,
         )
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class PackedReader(Reader):
     def batch(self, records: Sequence[np.ndarray | None], indices: Sequence[int]) -> Batch:
         fill = np.full(self._windows.length + 1, FILL, np.int32)
         rows = np.stack([fill if record is None else record for record in records])
-        return pack(rows, self._separator, self._across)
+        return pack(rows, self._eos_id, self._across)
 
 
 class Windows:
@@ -78,12 +78,12 @@ class Windows:
         return np.concatenate([row, np.full(self.length + 1 - len(row), FILL, np.int32)])
 
 
-def pack(windows: np.ndarray, separator: int, attend_across_documents: bool = False) -> dict[str, np.ndarray]:
+def pack(windows: np.ndarray, eos_id: int, attend_across_documents: bool = False) -> dict[str, np.ndarray]:
     """Collates windows into the arrays of a batch.
 
     Args:
         windows: (B, T + 1) tokens, padded with FILL.
-        separator: the token that begins a document.
+        eos_id: the token that begins a document.
         attend_across_documents: whether to omit segments and positions, so that attention crosses document boundaries
             and positions count from the start of the window.
 
@@ -94,12 +94,12 @@ def pack(windows: np.ndarray, separator: int, attend_across_documents: bool = Fa
     """
     inputs, targets = windows[:, :-1], windows[:, 1:]
     batch = {
-        "tokens": np.where(inputs == FILL, separator, inputs),
+        "tokens": np.where(inputs == FILL, eos_id, inputs),
         "targets": np.maximum(targets, 0),
         "weights": (targets != FILL).astype(np.float32),
     }
     if not attend_across_documents:
-        begins = inputs == separator
+        begins = inputs == eos_id
         begins[:, 0] = True
         place = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)
         first = np.maximum.accumulate(np.where(begins, place, 0), axis=1)

@@ -58,7 +58,7 @@ class SentenceInputs(abc.ABC):
 
 @dataclasses.dataclass(kw_only=True)
 class FullSentences(SentenceInputs):
-    """Consecutive tokens of the corpus, across document boundaries, which the separator marks.
+    """Consecutive tokens of the corpus, across document boundaries, which the end-of-text token marks.
 
     RoBERTa's FULL-SENTENCES: Liu et al. 2019, arXiv:1907.11692, section 4.2.
     """
@@ -164,10 +164,10 @@ class SentencePairReader(SentenceReader):
 
 
 def borders_of(store: TokenStore) -> np.ndarray:
-    """Positions of the separators in the store, in order: before each document and after the last."""
+    """Positions of the end-of-text tokens in the store, in order: before each document and after the last."""
     found = []
     for start in range(0, len(store), 1 << 22):
-        found.append(start + np.flatnonzero(store.read(start, start + (1 << 22)) == store.meta.separator))
+        found.append(start + np.flatnonzero(store.read(start, start + (1 << 22)) == store.meta.eos_id))
     return np.concatenate(found)
 
 

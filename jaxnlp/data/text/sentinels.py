@@ -22,7 +22,7 @@ class SentinelTokenizer(Tokenizer):
     def __init__(self, tokenizer: Tokenizer, names: dict[str, int]):
         self._tokenizer, self._ids = tokenizer, names
         self._names = {i: name for name, i in names.items()}
-        self.separator, self.vocab_size = tokenizer.separator, tokenizer.vocab_size
+        self.eos_id, self.vocab_size = tokenizer.eos_id, tokenizer.vocab_size
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [self._encode(text) for text in texts]
@@ -44,8 +44,8 @@ class SentinelTokenizer(Tokenizer):
             told.append("".join(self._names[i] for i in run) if special else self._tokenizer.decode(run))
         return "".join(told)
 
-    def pieces(self) -> list[bytes | None]:
-        found = self._tokenizer.pieces()
+    def token_bytes(self) -> list[bytes | None]:
+        found = self._tokenizer.token_bytes()
         return [self._names[i].encode() if i in self._names else piece for i, piece in enumerate(found)]
 
     def special(self, name: str) -> int:

@@ -70,7 +70,7 @@ class PythonStdlib(Source):
                     yield text
 
     def fingerprint(self, split: str) -> str:
-        return digest([f"{sys.version} {self}", split, *(f"{p} {p.stat().st_size}" for p in self.files())])
+        return fingerprint([f"{sys.version} {self}", split, *(f"{p} {p.stat().st_size}" for p in self.files())])
 
 
 def docstrings(source: str) -> str:
@@ -124,7 +124,7 @@ class FileSource(Source):
 
     def fingerprint(self, split: str) -> str:
         stats = ((p, p.stat()) for p in self.files(split))
-        return digest([str(self), split, *(f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in stats)])
+        return fingerprint([str(self), split, *(f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in stats)])
 
     def belongs(self, text: str, split: str) -> bool:
         """Whether a document read for `split` belongs to it. All do if the split has files of its own."""
@@ -234,7 +234,7 @@ class TFDS(Source):
     def fingerprint(self, split: str) -> str:
         check_split(split)
         data = self._open(split)
-        return digest([str(self), split, data.dataset_info.full_name, str(len(data))])
+        return fingerprint([str(self), split, data.dataset_info.full_name, str(len(data))])
 
 
 def check_holdout(holdout: float) -> None:
@@ -242,5 +242,6 @@ def check_holdout(holdout: float) -> None:
         raise FieldError("holdout", holdout, "expected a share in (0, 0.5), as 0.05")
 
 
-def digest(parts: list[str]) -> str:
+def fingerprint(parts: list[str]) -> str:
+    """A short hash of texts."""
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()

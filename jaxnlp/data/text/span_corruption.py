@@ -25,7 +25,7 @@ SENTINEL = "<extra_id_{}>"
 
 
 def sentinels(count: int) -> tuple[str, ...]:
-    """Names of the first `count` sentinels, for a tokenizer's `specials`."""
+    """Names of the first `count` sentinels, for a tokenizer's `special_tokens`."""
     return tuple(SENTINEL.format(i) for i in range(count))
 
 
@@ -41,7 +41,7 @@ class SpanCorruption(Task):
     mean_span_length: mean length of a span, in tokens.
     decoder_start_token: name of the special token that the decoder starts from; None is the end-of-sequence token. T5
         uses "<pad>".
-    Inputs and targets end with the tokenizer's separator.
+    Inputs and targets end with the tokenizer's end-of-text token.
     """
 
     encoder_decoder: ClassVar[bool] = True
@@ -94,11 +94,11 @@ class SpanCorruptionReader(Reader):
     """Batches hold the arrays of `encoder_decoder.batch`."""
 
     def __init__(self, config: SpanCorruption, store: TokenStore, tokenizer: Tokenizer, seq_len: int, seed: int):
-        self._config, self._store, self._seed, self._separator = config, store, seed, store.meta.separator
+        self._config, self._store, self._seed, self._eos_id = config, store, seed, store.meta.eos_id
         self._size = seq_len
         self._text, self._target_size = config.lengths(seq_len)
         self._start = (
-            self._separator if config.decoder_start_token is None else tokenizer.special(config.decoder_start_token)
+            self._eos_id if config.decoder_start_token is None else tokenizer.special(config.decoder_start_token)
         )
         names = sentinels(config.counts(self._text)[1])
         self._sentinels = np.asarray([tokenizer.special(name) for name in names], np.int32)
@@ -119,8 +119,8 @@ class SpanCorruptionReader(Reader):
                 continue
             random = np.random.default_rng((self._seed, position))
             texts = corrupt(tokens, *self._config.counts(len(tokens)), self._sentinels, random)
-            pairs.append(tuple(np.append(text, np.int32(self._separator)) for text in texts))
-        return encoder_decoder.batch(pairs, self._size, self._target_size, self._separator, self._start)
+            pairs.append(tuple(np.append(text, np.int32(self._eos_id)) for text in texts))
+        return encoder_decoder.batch(pairs, self._size, self._target_size, self._eos_id, self._start)
 
 
 def corrupt(

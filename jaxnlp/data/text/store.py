@@ -1,6 +1,6 @@
 """The token store: one split of a corpus as a single sequence of tokens on disk.
 
-    separator, document, separator, document, ..., separator
+    eos, document, eos, document, ..., eos
 
 A store is a folder with `meta.json` and the tokens, either in one memory-mapped file (`tokens.bin`) or in ArrayRecord
 files of equal blocks. Any range can be read directly, which makes shuffling, sharding and exact resumption cheap.
@@ -29,24 +29,44 @@ from jaxnlp.errors import UserError
 VERSION = 2
 BLOCK = 8192  # tokens in an ArrayRecord record
 FORMATS = ("memmap", "array_record")
+SAVED_NAMES = {
+    "eos_id": "separator",
+    "tokenizer_fingerprint": "tokenizer",
+    "source_fingerprint": "source",
+    "tokens_fingerprint": "content",
+}
+"""Field of `Meta` -> its name in meta.json, where they differ: stores written before a rename can be read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Meta:
-    """Metadata of a store: counts, dtype and provenance."""
+    """Metadata of a store: counts, dtype and provenance.
+
+    num_bytes: number of bytes of UTF-8 text, without the end-of-text tokens.
+    tokenizer_fingerprint, source_fingerprint, tokens_fingerprint: hashes of the tokenizer, of the source and of the
+        tokens.
+    """
 
     split: str
     format: str
     dtype: str
     num_tokens: int
     num_documents: int
-    num_bytes: int  # of UTF-8 text, separators not counted
-    separator: int
+    num_bytes: int
+    eos_id: int
     vocab_size: int
-    tokenizer: str  # digest
-    source: str  # fingerprint
-    content: str  # digest of the tokens
+    tokenizer_fingerprint: str
+    source_fingerprint: str
+    tokens_fingerprint: str
     version: int = VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        return {SAVED_NAMES.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Meta":
+        names = {old: new for new, old in SAVED_NAMES.items()}
+        return cls(**{names.get(name, name): value for name, value in saved.items()})
 
 
 class TokenStore:
@@ -65,7 +85,7 @@ class TokenStore:
                 raise UserError(
                     f"{meta}: version {fields.get('version')}, expected {VERSION}; tokenize the source again"
                 )
-            self.meta = Meta(**fields)
+            self.meta = Meta.from_json(fields)
         except (json.JSONDecodeError, TypeError) as e:
             raise UserError(f"{meta}: damaged ({e}); tokenize the source again") from None
         self._dtype = np.dtype(self.meta.dtype)
@@ -76,7 +96,7 @@ class TokenStore:
 
     @property
     def bytes_per_token(self) -> float:
-        """Mean number of UTF-8 bytes per target, for bits per byte. A separator counts as a target of zero bytes."""
+        """Mean number of UTF-8 bytes per target, for bits per byte. `eos_id` counts as a target of zero bytes."""
         return self.meta.num_bytes / (self.meta.num_tokens - 1)
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -84,11 +104,11 @@ class TokenStore:
         return self._read(start, min(stop, len(self))).astype(np.int32)
 
     def documents(self) -> Iterator[np.ndarray]:
-        """Yields the tokens of each document, without separators."""
+        """Yields the tokens of each document, without end-of-text tokens."""
         rest = np.empty(0, np.int32)
         for start in range(1, len(self), 1 << 20):
             rest = np.concatenate([rest, self.read(start, start + (1 << 20))])
-            *whole, rest = np.split(rest, np.flatnonzero(rest == self.meta.separator) + 1)
+            *whole, rest = np.split(rest, np.flatnonzero(rest == self.meta.eos_id) + 1)
             for document in whole:
                 yield document[:-1]
 
@@ -127,7 +147,7 @@ def build_store(
     tokenizer: Tokenizer,
     *,
     split: str,
-    source: str,
+    source_fingerprint: str,
     format: str = "memmap",
     workers: int = 0,
     progress: Callable[[str], Any] = lambda text: None,
@@ -136,7 +156,7 @@ def build_store(
 
     Args:
         documents: texts, in the order of the store.
-        split, source: recorded in the metadata; `source` is the source's fingerprint.
+        split, source_fingerprint: recorded in the metadata.
         format: "memmap", or "array_record" (several files, for object stores and TFDS-like tools).
         workers: number of tokenizing processes; 0 tokenizes in this process.
         progress: called with a progress message about twice a second.
@@ -152,7 +172,7 @@ def build_store(
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         write, close = (_memmap_writer if format == "memmap" else _array_record_writer)(temporary)
         parts = _tokenize(documents, tokenizer, dtype, workers)
-        counts = _write_all(write, dtype.type(tokenizer.separator), parts, tell)
+        counts = _write_all(write, dtype.type(tokenizer.eos_id), parts, tell)
         close()
         if not counts["num_documents"]:
             raise UserError(f"{split}: the source has no documents in this split")
@@ -160,13 +180,13 @@ def build_store(
             split=split,
             format=format,
             dtype=dtype.name,
-            separator=tokenizer.separator,
+            eos_id=tokenizer.eos_id,
             vocab_size=tokenizer.vocab_size,
-            tokenizer=tokenizers.digest(tokenizer),
-            source=source,
+            tokenizer_fingerprint=tokenizers.fingerprint(tokenizer),
+            source_fingerprint=source_fingerprint,
             **counts,
         )
-        (temporary / "meta.json").write_text(json.dumps(dataclasses.asdict(meta), indent=1))
+        (temporary / "meta.json").write_text(json.dumps(meta.to_json(), indent=1))
         if not _holds(path, meta):  # else another process has finished the same store first
             shutil.rmtree(path, ignore_errors=True)
             try:
@@ -193,17 +213,21 @@ def _holds(path: pathlib.Path, meta: Meta) -> bool:
 
 
 def _write_all(
-    write: Callable[[np.ndarray], Any], separator: Any, parts: Iterable[Any], tell: Callable[[str], Any]
+    write: Callable[[np.ndarray], Any], eos_id: Any, parts: Iterable[Any], tell: Callable[[str], Any]
 ) -> dict[str, Any]:
-    """Writes a separator and then the parts (ids, number of documents, number of bytes). Returns counts and digest."""
+    """Writes `eos_id` and then the parts (ids, number of documents, number of bytes).
+
+    Returns:
+        The fields of `Meta` that depend on the documents: the counts and `tokens_fingerprint`.
+    """
     counts = {"num_tokens": 1, "num_documents": 0, "num_bytes": 0}
-    first = np.array([separator])
-    content = hashlib.blake2b(first.tobytes(), digest_size=12)
+    first = np.array([eos_id])
+    hasher = hashlib.blake2b(first.tobytes(), digest_size=12)
     write(first)
     begun = told = time.monotonic()
     for ids, num_documents, num_bytes in parts:
         write(ids)
-        content.update(np.ascontiguousarray(ids).tobytes())
+        hasher.update(np.ascontiguousarray(ids).tobytes())
         counts["num_tokens"] += len(ids)
         counts["num_documents"] += num_documents
         counts["num_bytes"] += num_bytes
@@ -211,7 +235,7 @@ def _write_all(
             told = time.monotonic()
             megabytes = counts["num_bytes"] / 1e6
             tell(f"{counts['num_tokens']:,} tokens, {megabytes:,.0f} MB, {megabytes / (told - begun):.1f} MB/s")
-    return {**counts, "content": content.hexdigest()}
+    return {**counts, "tokens_fingerprint": hasher.hexdigest()}
 
 
 def _memmap_writer(folder: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], Callable[[], None]]:
@@ -283,7 +307,7 @@ def _batches(documents: Iterable[str], size: int = 1 << 20) -> Iterator[list[str
 
 
 def _encode(tokenizer: Tokenizer, dtype: np.dtype, texts: list[str]) -> tuple[np.ndarray, int, int]:
-    row = [np.asarray([*ids, tokenizer.separator], dtype) for ids in tokenizer.encode_batch(texts)]
+    row = [np.asarray([*ids, tokenizer.eos_id], dtype) for ids in tokenizer.encode_batch(texts)]
     return np.concatenate(row), len(texts), sum(len(text.encode()) for text in texts)
 
 

@@ -19,7 +19,7 @@ class Words:
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        pieces = tokenizer.pieces()
+        pieces = tokenizer.token_bytes()
         self.special_V = np.asarray([piece is None for piece in pieces])
         mark = tokenizer.continuation
         first = _in_word if mark is None else lambda piece: piece.startswith(mark)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxnlp import config as configs
-from jaxnlp.data.pipeline import corpus_name, open_split
+from jaxnlp.data.pipeline import corpus_fingerprint, open_split
 from jaxnlp.data.tokenizer import HuggingFace, wrap
 from jaxnlp.errors import UserError
 from jaxnlp.training.experiment import Experiment, resolve
@@ -22,7 +22,7 @@ from jaxnlp.training.step.state import saved_trees
 
 
 def seed_run(
-    experiment: Experiment | None, model: Any, params: Any, tokenizer: Any, separator: str | None, workdir: str
+    experiment: Experiment | None, model: Any, params: Any, tokenizer: Any, eos_token: str | None, workdir: str
 ) -> int:
     """Writes the checkpoint. With several processes all must call it.
 
@@ -31,7 +31,7 @@ def seed_run(
             length, or 512 tokens if that is less, a learning rate for fine-tuning, and for an encoder-decoder the span
             corruption of T5.
         model, params, tokenizer: as `interop.huggingface.load` returns them.
-        separator: the token that separates documents; None takes the first of the usual ones in the vocabulary.
+        eos_token: the token that separates documents; None takes the first of the usual ones in the vocabulary.
 
     Returns:
         the number of parameters.
@@ -46,11 +46,11 @@ def seed_run(
         )
     if Reader(workdir).steps():
         raise UserError(f"--workdir={workdir}: holds a run already; choose another folder")
-    ours, folder = wrap(tokenizer, separator), pathlib.Path(workdir)
+    ours, folder = wrap(tokenizer, eos_token), pathlib.Path(workdir)
     if experiment is None:
         experiment = default_experiment(model, tokenizer)
     file = folder / "tokenizer.json"  # a copy, so that the run's config.json can be run again
-    data = dataclasses.replace(experiment.data, tokenizer=HuggingFace(path=str(file), separator=separator))
+    data = dataclasses.replace(experiment.data, tokenizer=HuggingFace(path=str(file), eos_token=eos_token))
     e = dataclasses.replace(experiment, model=model, data=data)
     configs.check(e)
     e = resolve(e, ours)
@@ -69,7 +69,7 @@ def seed_run(
         state = dataclasses.replace(program.init(), params=params)
         writer = Writer(folder, e.keep_last, e.keep_best)
         stack.callback(writer.close)
-        data = {"position": 0, "corpus": corpus_name(store, e.data)}
+        data = {"position": 0, "corpus": corpus_fingerprint(store, e.data)}
         records = {"data": data, "config": configs.to_dict(e), "tokenizer": ours.to_json()}
         writer.save(0, saved_trees(state), records)
         writer.wait()

@@ -32,7 +32,7 @@ def bilm_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> list[
     words = batch["forward_targets"][0, :-2]
     both = (batch["forward_weights"][0, :-2] > 0) & (batch["backward_weights"][0, 2:] > 0)
     guesses = np.stack([words, found["forward"][0, :-2], found["backward"][0, 2:]], 1)[both]
-    pieces = tokenizer.pieces()
+    pieces = tokenizer.token_bytes()
     middle = guesses[max(0, len(guesses) - NUM_SHOWN) // 2 :][:NUM_SHOWN]
     rows = [[_show(pieces[token]) for token in row] for row in middle.tolist()]
     head = ["the word", "from before it", "from after it"]

@@ -68,7 +68,7 @@ def _filled_in(program: Any, params: Any, tokenizer: Any, store: Any) -> list[st
     row = int(np.argmax(batch["segment_ids"].sum(1)))
     wanted, found = batch["targets"][row], guesses[row]
     at = {int(p): k for k, p in enumerate(batch["predict"][row]) if batch["weights"][row, k] > 0}
-    pieces, told = tokenizer.pieces(), []
+    pieces, told = tokenizer.token_bytes(), []
     for place in range(int(batch["segment_ids"][row].sum())):
         k = at.get(place)
         if k is None:

@@ -21,7 +21,7 @@ def seq2seq_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> li
     batch = next(iter(eval_batches(store, e.data, 1, tokenizer=tokenizer)))
     rows = [i for i in range(len(batch["inputs"])) if batch["weights"][i].sum() > 0]
     rows = rows[:: max(1, len(rows) // NUM_SHOWN)][:NUM_SHOWN]
-    cut = lambda ids, there: _without_end(ids[np.flatnonzero(there)].tolist(), tokenizer.separator)
+    cut = lambda ids, there: _without_end(ids[np.flatnonzero(there)].tolist(), tokenizer.eos_id)
     sources = [cut(batch["inputs"][i], batch["input_segments"][i]) for i in rows]
     targets = [cut(batch["targets"][i], batch["weights"][i]) for i in rows]
     generator = make_generator(program.bind(tokenizer))
@@ -36,8 +36,8 @@ def seq2seq_samples(program: Any, params: Any, tokenizer: Any, store: Any) -> li
     return out
 
 
-def _without_end(ids: list[int], separator: int) -> list[int]:
-    return ids[:-1] if ids and ids[-1] == separator else ids
+def _without_end(ids: list[int], eos_id: int) -> list[int]:
+    return ids[:-1] if ids and ids[-1] == eos_id else ids
 
 
 def _line(tokenizer: Any, ids: list[int]) -> str:

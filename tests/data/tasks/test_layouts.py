@@ -22,7 +22,7 @@ NAMES = ("[CLS]", "[SEP]", "<s>", "</s>", "<start>", "<delimiter>", "<extract>")
 TOKENIZER = ByteTokenizer((*NAMES, "<prompt>"))
 CLS, SEP, S, E, START, DELIMITER, EXTRACT = (TOKENIZER.special(name) for name in NAMES)
 A, B, C, D = b"ABCD"
-FILL = TOKENIZER.separator
+FILL = TOKENIZER.eos_id
 silent = lambda text: None
 XY = SequenceClassificationTask(classes=("x", "y"))
 EITHER = Unordered(first="premise", second="hypothesis")

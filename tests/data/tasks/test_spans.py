@@ -21,7 +21,7 @@ silent = lambda text: None
 def tokenizers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     text = "Zoe met Bjorn in Malmo on May the cat sat here and there is more of it to be read"
-    ours = SentencePiece(vocab_size=300, specials=SPECIALS).build(lambda: [text] * 20, folder)
+    ours = SentencePiece(vocab_size=300, special_tokens=SPECIALS).build(lambda: [text] * 20, folder)
     import tokenizers as library
 
     words = [
@@ -92,7 +92,7 @@ def test_no_answer_is_the_cls():
     for answers in (None, [], {"text": [], "answer_start": []}):
         record = Record("q:1", {"question": "Who?", "context": "no one", "answers": answers})
         (example,) = SpanExtractionTask().encode([record], BYTES, 20, silent)
-        batch = SpanExtractionTask().collate([example, None], 20, BYTES.separator)
+        batch = SpanExtractionTask().collate([example, None], 20, BYTES.eos_id)
         assert batch["starts"].tolist() == batch["ends"].tolist() == [0, 0]
         assert np.flatnonzero(batch["answerable"][0]).tolist() == [0, *range(6, 12)]
         assert np.flatnonzero(batch["answerable"][1]).tolist() == [0] and batch["weights"].tolist() == [1, 0]

@@ -100,7 +100,7 @@ MUTANTS = (
         file="data/text/sentences.py",
         old="types[len(a) + 2 :] = 1",
         new="types[len(a) + 1 :] = 1",
-        fault="the separator after the first text has the second's type",
+        fault="the end-of-text token after the first text has the second's type",
         tests=("tests/data/test_masking.py::test_half_the_pairs_follow_and_the_others_come_from_another_document",),
     ),
     Mutant(
@@ -134,7 +134,7 @@ MUTANTS = (
         file="data/text/store.py",
         old="return self.meta.num_bytes / (self.meta.num_tokens - 1)",
         new="return self.meta.num_bytes / self.meta.num_tokens",
-        fault="bits per byte count the first separator as a target",
+        fault="bits per byte count the first end-of-text token as a target",
         tests=("tests/evals/test_evals.py::test_the_loss_is_that_of_every_token_once",),
     ),
     Mutant(
