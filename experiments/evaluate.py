@@ -68,19 +68,20 @@ def chosen(experiment) -> "list[Evaluator]":
         evaluators = find(known, EVALUATORS.value.split(","))
     else:
         evaluators = [known[0], *experiment.evaluators] if experiment.evaluators else known
-    changes = {} if SPLIT.value is None else {"split": SPLIT.value}
     if INPUT.value is not None:
-        changes = {"split": "test", "source": file_source(experiment.data, INPUT.value)}
+        of_records = experiment.data.source.has_records
+        source = lambda evaluator: file_source(INPUT.value, of_records or evaluator.reads_records)
+        return [dataclasses.replace(evaluator, split="test", source=source(evaluator)) for evaluator in evaluators]
+    changes = {} if SPLIT.value is None else {"split": SPLIT.value}
     return [dataclasses.replace(evaluator, **changes) for evaluator in evaluators]
 
 
-def file_source(data: "DataConfig", path: str):
+def file_source(path: str, of_records: bool):
     """A source whose test split is the file."""
     from jaxnlp.data.records import Records
     from jaxnlp.data.text.sources import Files
 
-    kind = Records if data.source.has_records else Files
-    return kind(train=path, test=path)
+    return (Records if of_records else Files)(train=path, test=path)
 
 
 def print_table(result: dict, data: "DataConfig") -> None:

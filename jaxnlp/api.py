@@ -11,7 +11,7 @@ Shape legend: B batch, T length, D model.
 import functools
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import jax
@@ -31,10 +31,12 @@ from jaxnlp.inference.decode import Generation
 from jaxnlp.inference.fill_mask import Guess, encoder_row, fill_mask
 from jaxnlp.inference.loop import replicate
 from jaxnlp.inference.sampling import Sampling
+from jaxnlp.inference.scoring import score_continuations
 from jaxnlp.inference.text import generate_text
 from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.training import export
 from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.feeds import Feed
 from jaxnlp.training.hooks import Hook, bytes_per_token
 from jaxnlp.training.load import Loaded
 from jaxnlp.training.load import load as load_run
@@ -42,6 +44,7 @@ from jaxnlp.training.loops import supervised
 from jaxnlp.training.open_huggingface import open_huggingface
 from jaxnlp.training.report import report
 from jaxnlp.training.run_folder.checkpoint import Reader, Saved
+from jaxnlp.training.setup import Setup
 
 BATCH = 16  # texts in one call of the model
 
@@ -61,16 +64,27 @@ def load(source: str | pathlib.Path, checkpoint: str = "latest") -> "Model":
     return Model(open_huggingface(source), str(source))
 
 
-def train(experiment: Experiment | None, workdir: str | pathlib.Path, *, hooks: Sequence[Hook] = ()) -> "Model":
+def train(
+    experiment: Experiment | None,
+    workdir: str | pathlib.Path,
+    *,
+    hooks: Sequence[Hook] = (),
+    make_feed: Callable[[Setup], Feed] | None = None,
+) -> "Model":
     """Runs an experiment in a folder, or resumes the run in that folder, and returns the trained model.
 
     Args:
-        experiment: None takes the one of the folder's newest checkpoint. hooks: as `loops.supervised.train` takes them.
+        experiment: None takes the one of the folder's newest checkpoint.
+        hooks: actions between steps besides those of the experiment, as `Evaluate(every=10)` of `training/hooks.py`.
+        make_feed: returns the source of the batches (`training/feeds.py`); None reads the train split.
 
     Raises:
         UserError: a config that cannot run or resume, a folder in use, a full disk, a loss that is not finite.
     """
-    result = supervised.train(experiment, workdir, hooks=hooks)
+    if experiment is not None and not isinstance(experiment, Experiment):
+        expected = "expected an Experiment, as jaxnlp.load_config('configs/gpt/tiny.py') returns, or None to resume"
+        raise UserError(f"train: got {type(experiment).__name__}; {expected}")
+    result = supervised.train(experiment, workdir, hooks=hooks, make_feed=make_feed)
     saved = Saved(int(result.state.step), result.experiment, result.tokenizer, {}, {})
     return Model(Loaded(saved, result.program, result.state.model), str(workdir), result)
 
@@ -161,15 +175,10 @@ class Model:
             raise UserError(
                 f"score: {len(prompts)} prompts for {len(continuations)} continuations; expected one for each"
             )
-        generator, scores = self._generator, []
-        for start in range(0, len(prompts), BATCH):
-            ids, forced = (
-                self._generation_tokenizer.encode_batch(list(texts[start : start + BATCH]))
-                for texts in (prompts, continuations)
-            )
-            rows = generator.generate(self.params, ids, 1, forced_prefix=forced)
-            scores += [sum(row.log_probs[: len(prefix)]) for row, prefix in zip(rows, forced, strict=True)]
-        return scores
+        generator, encode = self._generator, self._generation_tokenizer.encode_batch
+        size = max(1, min(BATCH, len(prompts)))
+        rows = score_continuations(generator, self.params, encode(list(prompts)), encode(list(continuations)), size)
+        return [sum(row) for row in rows]
 
     def predict(self, records: Sequence[dict[str, Any] | str]) -> list[Any]:
         """A fine-tuned model's answers: labels with probabilities, tags, spans, options or numbers.

@@ -7,8 +7,11 @@ all of which must call them. Every example is counted once.
 
 import abc
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from jaxnlp.data.pipeline import DataConfig, eval_batches, open_split
 from jaxnlp.data.record_store import RecordStore
@@ -21,7 +24,9 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.loss import evaluate
 from jaxnlp.evals.predictions import answers
 from jaxnlp.inference.decode import Generator
+from jaxnlp.inference.scoring import LENGTH_MULTIPLE, filled, score_continuations
 from jaxnlp.metrics.metric import Metric, Scores, bootstrap_interval, metric_named
+from jaxnlp.metrics.ranking import ranking
 
 Store = TokenStore | RecordStore
 
@@ -67,10 +72,12 @@ class Evaluator(abc.ABC):
 
     name: prefix of its metrics in the log and in `Experiment.best`, as "squad" in "squad/f1:max".
     split: the split to evaluate on. source: its own data source; None is the run's.
-    every: steps between evaluations; None is eval_every. Must be a multiple of checkpoint_every if `best` names it.
+    every: steps between evaluations; None is eval_every. `best` ranks only checkpoints of evaluated steps.
     limit: maximum number of records, or of batches for a loss; None is the full split.
+    reads_records: whether it needs a source of records, also for a run on text.
     """
 
+    reads_records: ClassVar[bool] = False
     name: str
     split: str = "validation"
     source: Source | None = None
@@ -132,6 +139,7 @@ class RecordEvaluator(Evaluator):
     bootstrap_samples: resamples for the 95% intervals `<metric>_low` and `<metric>_high`; 0 reports none.
     """
 
+    reads_records: ClassVar[bool] = True
     metrics: tuple[str, ...] = ()
     bootstrap_samples: int = 0
 
@@ -200,15 +208,15 @@ class GenerationEvaluator(RecordEvaluator):
         task, _, records = self.records(model)
         if task.output != "text":
             raise FieldError("data.task", type(task).__name__, f"{self.name} needs a task whose output is text")
-        generator, data = model.generator(), model.data
+        generator, data = dataclasses.replace(model.generator(), length_multiple=LENGTH_MULTIPLE), model.data
         prompts = [ids[: data.seq_len - 1] for ids in model.tokenizer.encode_batch([task.prompt(r) for r in records])]
         predictions = []
         for start in range(0, len(prompts), data.batch_size):
             model.between_batches()
             rows = prompts[start : start + data.batch_size]
-            filled = rows + [rows[0]] * (data.batch_size - len(rows))  # one shape, compiled once
+            batch = filled(rows, data.batch_size)
             length = self.max_new_tokens or task.shapes(data)["targets"][0][0]
-            texts = generator(model.params, filled, generator.fit_max_new_tokens(filled, length))
+            texts = generator(model.params, batch, generator.fit_max_new_tokens(batch, length))
             for record, ids in zip(records[start:], texts[: len(rows)], strict=False):
                 predictions.append(task.decode(record, [], [model.tokenizer.decode(ids)]))
         return self.outcome(task, records, predictions)
@@ -216,35 +224,99 @@ class GenerationEvaluator(RecordEvaluator):
 
 @dataclasses.dataclass(kw_only=True)
 class RankingEvaluator(RecordEvaluator):
-    """Top-k accuracy and mean reciprocal rank of the candidates that a head scores."""
+    """Accuracy, mean reciprocal rank and recall@k of ranked candidates (`metrics/ranking.py`).
+
+    A model with a head ranks by the probabilities that its task predicts. A language model ranks by the log-probability
+    of each candidate after its prompt, as `jaxnlp.Model.score` computes it (Brown et al. 2020, section 2.4).
+
+    task: for a language model, how the records are read, as MultipleChoiceTask(num_options=4) or
+        SequenceClassificationTask(), whose candidates are the class names; None: the run's task.
+    separator: for a language model, the text between prompt and candidate. It is scored with the candidate.
+    normalize: for a language model, "none" ranks by the sum over the tokens that are scored; "tokens" divides it by
+        their number, "bytes" by the length of the candidate without the separator.
+    metrics: called with the scores of each record's candidates and the index of the correct one.
+    """
+
+    task: LabelledTask | None = None
+    separator: str = " "
+    normalize: str = "none"
+
+    def check(self) -> None:
+        super().check()
+        if self.normalize not in ("none", "tokens", "bytes"):
+            raise FieldError("normalize", self.normalize, "expected none, tokens or bytes")
 
     def evaluate(self, model: EvaluatedModel) -> Outcome:
-        from jaxnlp.metrics.ranking import ranking
+        with_head = model.program.experiment.model.head is not None
+        records, predictions, scores, right = (self.by_head if with_head else self.by_language_model)(model)
+        results = self.score(ranking, scores, right)
+        for name in self.metrics:
+            results |= self.score(metric_named(name), scores, right)
+        rows = zip(records, predictions, right, strict=True)
+        return Outcome(results, [{**r.fields, "prediction": p, "reference": index} for r, p, index in rows])
 
+    def by_head(self, model: EvaluatedModel) -> "Ranked":
+        """The records, and the scores of their candidates under a head."""
         task, store, records = self.records(model)
+        if self.task is not None:
+            raise FieldError("task", type(self.task).__name__, f"{self.name}: a model with a head reads the run's task")
         examples = store.encoded(task, model.tokenizer, model.data.seq_len)
         chosen = [example for example in examples if example.record < len(records)]
-        predictions = list(answers(model.program, model.params, model.tokenizer, records, chosen))
-        scores = [list(_candidates(prediction)) for prediction in predictions]
-        right = [_index(prediction, task.reference(r)) for prediction, r in zip(predictions, records, strict=True)]
-        rows = [
-            {**record.fields, "prediction": prediction, "reference": index}
-            for record, prediction, index in zip(records, predictions, right, strict=True)
-        ]
-        return Outcome(self.score(ranking, scores, right), rows)
+        ranked = Ranked(records, [], [], [])
+        for prediction in answers(model.program, model.params, model.tokenizer, records, chosen):
+            model.between_batches()
+            scores = prediction.get("probabilities")
+            if scores is None:
+                expected = f"{self.name}: predicts no probabilities of candidates; expected MultipleChoiceTask()"
+                raise FieldError("data.task", type(task).__name__, expected)
+            names = list(scores) if isinstance(scores, dict) else []
+            ranked.predictions.append(prediction)
+            ranked.scores.append(list(scores.values()) if isinstance(scores, dict) else scores)
+            ranked.right.append(_index(task.reference(records[len(ranked.right)]), names))
+        return ranked
+
+    def by_language_model(self, model: EvaluatedModel) -> "Ranked":
+        """The records, and the scores of their candidates under a language model."""
+        generator, source = model.generator(), self.source or model.data.source
+        task: Any = model.data.task if self.task is None else self.task
+        if not isinstance(task, LabelledTask) or not source.has_records:
+            expected = f"{self.name}: ranks labelled records; give it task=MultipleChoiceTask() and source=Records(...)"
+            raise FieldError("task", type(task).__name__, expected)
+        task = task.resolved(source)
+        records = list(itertools.islice(source.records(self.split), self.limit))
+        rows = [task.candidates(record) for record in records]
+        if not all(candidates for _, candidates in rows):
+            raise FieldError("task", type(task).__name__, f"{self.name}: has no candidates to rank")
+        pairs = [(prompt, self.separator + text) for prompt, candidates in rows for text in candidates]
+        prompts, texts = (model.tokenizer.encode_batch(list(part)) for part in zip(*pairs, strict=True))
+        size, params = model.data.batch_size, model.params
+        log_probs = iter(score_continuations(generator, params, prompts, texts, size, model.between_batches))
+        ranked = Ranked(records, [], [], [])
+        for record, (_, candidates) in zip(records, rows, strict=True):
+            scores = [self._normalized(text, next(log_probs)) for text in candidates]
+            ranked.predictions.append({"candidate": int(np.argmax(scores)), "scores": scores})
+            ranked.scores.append(scores)
+            ranked.right.append(_index(task.reference(record), candidates))
+        return ranked
+
+    def _normalized(self, text: str, log_probs: list[float]) -> float:
+        lengths = {"none": 1, "tokens": len(log_probs), "bytes": len(text.encode())}
+        return sum(log_probs) / max(1, lengths[self.normalize])
 
 
-def _candidates(prediction: Prediction) -> Sequence[float]:
-    probabilities = prediction.get("probabilities")
-    if probabilities is None:
-        raise UserError("RankingEvaluator: the task predicts no probabilities of candidates")
-    return list(probabilities.values()) if isinstance(probabilities, dict) else probabilities
+class Ranked(NamedTuple):
+    """Records with the scores of their candidates, and the index of the correct one."""
+
+    records: list[Record]
+    predictions: list[Prediction]
+    scores: list[Sequence[float]]
+    right: list[int]
 
 
-def _index(prediction: Prediction, reference: Prediction) -> int:
-    """The index of the correct candidate: an option's number, or the index of a class among the probabilities."""
-    right, probabilities = next(iter(reference.values())), prediction["probabilities"]
-    return list(probabilities).index(right) if isinstance(probabilities, dict) else int(right)
+def _index(reference: Prediction, names: Sequence[str]) -> int:
+    """The index of the correct candidate: a reference is an index itself, or one of the names."""
+    right = next(iter(reference.values()))
+    return names.index(right) if isinstance(right, str) else int(right)
 
 
 def find(evaluators: Sequence[Evaluator], names: Sequence[str]) -> list[Evaluator]:

@@ -70,6 +70,8 @@ class Generator:
     encoder_decoder: whether prompts are encoder inputs; the decoder then starts with `start` and the forced prefix.
     num_virtual_tokens: soft-prompt positions at the front of the cache.
     prefill_prefix: (parameters, empty cache) -> the cache with the keys and values of the soft-prompt positions.
+    length_multiple: prompts and forced prefixes are padded to a multiple of it. Each length is compiled anew, so for
+        many batches a larger multiple needs fewer programs.
     """
 
     apply: Callable
@@ -84,6 +86,7 @@ class Generator:
     encoder_decoder: bool = False
     num_virtual_tokens: int = 0
     prefill_prefix: Callable[[Any, Any], Any] | None = None
+    length_multiple: int = 1
 
     def __call__(
         self,
@@ -150,7 +153,7 @@ class Generator:
     def _all(self, params, prompts, max_new_tokens, sampling, seed, forced, adapter_ids, *, log_probs: bool):
         """Runs the loop in one call: (tokens_BT, log-probabilities of forced (B, K) and new tokens (B, T), or None)."""
         rows = self.rows(prompts, max_new_tokens, forced, adapter_ids)
-        plan = loop.DecodePlan(max_new_tokens, sampling, log_probs, max(map(len, forced)))
+        plan = loop.DecodePlan(max_new_tokens, sampling, log_probs, self._padded_prefix(rows, forced))
         with self.context(len(prompts)):
             outputs = loop.run(self, plan, self.prepare_params(params), rows, jax.random.key(seed))
         return jax.tree.map(np.asarray, outputs)
@@ -162,7 +165,7 @@ class Generator:
         if chunk < 1:
             raise FieldError("chunk", chunk, "expected a positive number of steps")
         rows = self.rows(prompts, max_new_tokens, forced, adapter_ids)
-        plan = loop.DecodePlan(max_new_tokens, sampling, True, max(map(len, forced)))
+        plan = loop.DecodePlan(max_new_tokens, sampling, True, self._padded_prefix(rows, forced))
         B, P, T = len(prompts), rows.tokens.shape[1], max_new_tokens
         size, *later = cache_lengths(P, P + T)
         num_reported = [0] * B
@@ -201,6 +204,11 @@ class Generator:
             UserError: no prompts, max_new_tokens below 1, or more positions than the model has.
         """
         return make_rows(self, prompts, max_new_tokens, forced_prefix, adapter_ids)
+
+    def _padded_prefix(self, rows: Rows, forced: Ids) -> int:
+        """The length of the longest forced prefix, padded as `length_multiple` says."""
+        longest, multiple = max(map(len, forced)), self.length_multiple
+        return min(-(-longest // multiple) * multiple, rows.tokens.shape[1] - 1)
 
     def fit_max_new_tokens(self, prompts: Ids, wanted: int, forced_prefix: Ids | None = None) -> int:
         """`wanted`, reduced to the number of new tokens that fit after the longest prompt; at least 1."""

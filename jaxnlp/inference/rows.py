@@ -74,15 +74,17 @@ def make_rows(
     heads = [[]] * len(prompts) if model.encoder_decoder else prompts
     _check_room(model, prompts, max_new_tokens, forced)
     rows = [[*model.first, *head, *prefix] for head, prefix in zip(heads, forced, strict=True)]
-    if not all(rows):
+    if not all(len(row) > len(prefix) for row, prefix in zip(rows, forced, strict=True)):
         raise UserError("generate: an empty prompt, and the model has no start token; give it a text to begin with")
-    tokens_BP, segments_BP = _pad(rows, model.eos_id, left=True)
+    limit = model.length_limit
+    room = None if limit is None else limit - max_new_tokens
+    tokens_BP, segments_BP = _pad(model, rows, room, left=True)
     if not model.encoder_decoder:
         return Rows(tokens_BP, segments_BP, adapter_ids=ids_B)
     sources = [[*prompt, *model.last] for prompt in prompts]
     if not all(sources):
         raise UserError("generate: an empty source, and the model ends none with a token; give it a text")
-    inputs_BS, input_segments_BS = _pad(sources, model.eos_id, left=False)
+    inputs_BS, input_segments_BS = _pad(model, sources, limit, left=False)
     return Rows(tokens_BP, segments_BP, inputs_BS, input_segments_BS, ids_B)
 
 
@@ -109,10 +111,13 @@ def held(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> int:
     return len(model.first) + len(forced) + (0 if model.encoder_decoder else len(prompt))
 
 
-def _pad(rows: list[list[int]], fill: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, segments): 1 on real tokens, 0 on padding."""
-    size = max(map(len, rows))
-    tokens = np.full((len(rows), size), fill, np.int32)
+def _pad(model: Any, rows: list[list[int]], room: int | None, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, segments): 1 on real tokens, 0 on padding, up to a multiple of `length_multiple`, or up to `room`."""
+    longest, multiple = max(map(len, rows)), model.length_multiple
+    size = -(-longest // multiple) * multiple
+    if room is not None:
+        size = max(longest, min(size, room))
+    tokens = np.full((len(rows), size), model.eos_id, np.int32)
     segments = np.zeros_like(tokens)
     for i, row in enumerate(rows):
         place = slice(size - len(row), size) if left else slice(0, len(row))

@@ -9,22 +9,27 @@ from jaxnlp.metrics.metric import Scores
 TOP = (1, 3, 10)
 
 
-def ranking(predictions: Sequence[Sequence[float]], references: Sequence[int]) -> Scores:
-    """Top-k accuracy (accuracy_at_k) and mean reciprocal rank, in [0, 1].
+def ranking(predictions: Sequence[Sequence[float]], references: Sequence[int | Sequence[int]]) -> Scores:
+    """Accuracy, mean reciprocal rank and recall@k, in [0, 1].
 
-    k takes the values of `TOP` that are smaller than the largest number of candidates.
+    `accuracy` is the share of examples whose best candidate is correct. `mean_reciprocal_rank` is the mean of 1 / rank
+    of the first correct candidate. `recall_at_k` is the share of an example's correct candidates among its k best; k
+    takes the values of `TOP` that are smaller than the largest number of candidates.
     Ties count against the correct candidate, so that a constant score ranks it last.
 
     Args:
         predictions: for each example, a score per candidate; higher is better.
-        references: for each example, the index of the correct candidate.
+        references: for each example, the index of the correct candidate, or the indices of several.
     """
-    ranks = [_rank(scores, right) for scores, right in zip(predictions, references, strict=True)]
+    ranks = [_ranks(scores, right) for scores, right in zip(predictions, references, strict=True)]
     longest = max(map(len, predictions))
-    accuracies = {f"accuracy_at_{k}": float(np.mean([rank <= k for rank in ranks])) for k in TOP if k < longest}
-    return {**accuracies, "mean_reciprocal_rank": float(np.mean([1 / rank for rank in ranks]))}
+    mean = lambda values: float(np.mean(values))
+    recalls = {f"recall_at_{k}": mean([np.mean(rank <= k) for rank in ranks]) for k in TOP if k < longest}
+    firsts = np.array([rank.min() for rank in ranks])
+    return {"accuracy": mean(firsts == 1), "mean_reciprocal_rank": mean(1 / firsts), **recalls}
 
 
-def _rank(scores: Sequence[float], right: int) -> int:
-    """The rank of the correct candidate, from 1: the number of candidates that score no less than it."""
-    return int(np.sum(np.asarray(scores) >= scores[right]))
+def _ranks(scores: Sequence[float], right: int | Sequence[int]) -> np.ndarray:
+    """The ranks of the correct candidates, from 1: for each the number of candidates that score no less."""
+    array = np.asarray(scores)
+    return np.array([np.sum(array >= array[index]) for index in np.atleast_1d(right)])

@@ -114,8 +114,14 @@ class ModelWithHead(ModelConfig):
     dropout_rate: dropout on the states that the head reads.
     """
 
-    body: ModelConfig = dataclasses.field()
-    head: Head = dataclasses.field()
+    body: ModelConfig = dataclasses.field(
+        metadata={
+            "expected": "the config of an encoder, as BertConfig(heads=('pooler',)), or of a decoder, as GPTConfig()"
+        }
+    )
+    head: Head = dataclasses.field(
+        metadata={"expected": "a head of jaxnlp.models.heads, as SequenceClassificationHead(num_classes=2)"}
+    )
     dropout_rate: float = 0.1
 
     def check(self) -> None:

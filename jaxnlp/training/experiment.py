@@ -24,9 +24,6 @@ from jaxnlp.training.hooks import EarlyStopping, Evaluate, Hook
 from jaxnlp.training.init.init_from import InitFrom
 from jaxnlp.training.run_folder.best import Best
 
-PEFT_EXPECTED = "a method of jaxnlp.peft, as LoRA(rank=8), or None"
-INIT_EXPECTED = "Pretrained(path='runs/bert'), or None"
-
 
 @dataclasses.dataclass(kw_only=True)
 class Experiment:
@@ -57,9 +54,11 @@ class Experiment:
         measures its matrix product.
     """
 
-    model: ModelConfig
+    model: ModelConfig = dataclasses.field(metadata={"expected": "the config of a model, as GPTConfig(num_layers=4)"})
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    objective: Objective = dataclasses.field(default_factory=CausalLM)
+    objective: Objective = dataclasses.field(
+        default_factory=CausalLM, metadata={"expected": "an objective of jaxnlp.objectives, as CausalLM()"}
+    )
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     peft: PEFTMethod | None = dataclasses.field(
         default=None, metadata={"expected": "a method of jaxnlp.peft, as LoRA(rank=8), or None"}
@@ -132,7 +131,15 @@ class Experiment:
         self._check_task()
         self._check_template()
         make_schedule(self.optim, self.num_steps)
+        self._check_hooks()
         self._check_evaluators()
+
+    def _check_hooks(self) -> None:
+        for i, hook in enumerate(self.hooks):
+            configs.check(hook, f"hooks[{i}].")
+            if hook.every > 1 and hook.every % self.steps_per_call:
+                expected = f"not a multiple of steps_per_call={self.steps_per_call}"
+                raise FieldError(f"hooks[{i}].every", hook.every, expected)
 
     def _check_evaluators(self) -> None:
         hooks = [hook.name for hook in self.hooks if isinstance(hook, Evaluate)]

@@ -5,6 +5,7 @@ A hook is added with `Experiment.hooks` (then it is a dataclass of config fields
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +157,7 @@ class EarlyStopping(Hook):
     min_delta: float = 0.0
     every: int = 1
     reads_metrics = False
-    _bad, _lowest = 0, float("inf")
+    _bad, _lowest, _counted = 0, float("inf"), 0  # evaluations without improvement, lowest cost, last step counted
 
     def check(self) -> None:
         if self.patience < 1:
@@ -169,9 +170,9 @@ class EarlyStopping(Hook):
 
     def act(self, loop: "SupervisedLoop") -> None:
         score = loop.score()
-        if score is None:  # not evaluated at this step
+        if score is None or loop.run.step <= self._counted:  # not evaluated, or evaluated again by a resumed run
             return
-        cost = loop.best.cost(score)
+        cost, self._counted = loop.best.cost(score), loop.run.step
         if cost < self._lowest - self.min_delta:
             self._bad, self._lowest = 0, cost
         else:
@@ -179,10 +180,15 @@ class EarlyStopping(Hook):
         self._stop_if_exhausted(loop)
 
     def state(self) -> dict[str, Any]:
-        return {"bad": self._bad, "lowest": self._lowest} if self._lowest < float("inf") else {}
+        if not self._counted:
+            return {}
+        lowest = self._lowest if self._lowest < float("inf") else None  # None: no score was a number
+        return {"bad": self._bad, "lowest": lowest, "counted": self._counted}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        self._bad, self._lowest = saved["bad"], saved["lowest"]
+        lowest = saved["lowest"]
+        self._bad, self._lowest = saved["bad"], float("inf") if lowest is None else lowest
+        self._counted = saved.get("counted", 0)
 
     def _stop_if_exhausted(self, loop: "SupervisedLoop") -> None:
         if self._bad >= self.patience:
@@ -235,17 +241,21 @@ class RunEvaluator(Hook):
     evaluator: Evaluator
     at_end: bool = True
 
-    def act(self, loop: "SupervisedLoop") -> None:
+    def begin(self, loop: "SupervisedLoop") -> None:
         from jaxnlp.inference.bound_model import make_generator
 
+        setup = loop.setup  # one generator for all evaluations, since its programs are compiled for the object
+        self._generator = functools.cache(lambda: make_generator(setup.program.bind(setup.tokenizer)))
+
+    def act(self, loop: "SupervisedLoop") -> None:
         def between_batches() -> None:
             if loop.run.interrupted:
                 raise StoppedBySignal
 
-        setup = loop.setup
-        generator = lambda: make_generator(setup.program.bind(setup.tokenizer))
+        setup, params = loop.setup, loop.state.model
+        log = loop.run.info
         model = EvaluatedModel(
-            setup.program, loop.state.model, setup.tokenizer, generator, setup.stores, between_batches, loop.run.info
+            setup.program, params, setup.tokenizer, self._generator, setup.stores, between_batches, log
         )
         with loop.run.pause(f"evaluating {self.evaluator.name}"):
             metrics = self.evaluator.run(model)

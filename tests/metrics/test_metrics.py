@@ -1,6 +1,8 @@
 """Metrics by name, their intervals, and what this package adds to the libraries."""
 
+import numpy as np
 import pytest
+import sklearn.metrics
 
 from jaxnlp.errors import UserError
 from jaxnlp.metrics.classification import accuracy, classification, correlation
@@ -60,9 +62,32 @@ def test_generated_texts_may_have_several_references():
 
 def test_ties_count_against_the_right_candidate():
     scores = ranking([[3.0, 1.0], [0.5, 0.5]], [0, 1])
-    assert scores == {"accuracy_at_1": 0.5, "mean_reciprocal_rank": pytest.approx((1 + 1 / 2) / 2)}
+    assert scores == {"accuracy": 0.5, "recall_at_1": 0.5, "mean_reciprocal_rank": pytest.approx((1 + 1 / 2) / 2)}
     assert ranking([[1.0, 2.0, 3.0, 4.0]], [1]) == {
-        "accuracy_at_1": 0.0,
-        "accuracy_at_3": 1.0,
+        "accuracy": 0.0,
+        "recall_at_1": 0.0,
+        "recall_at_3": 1.0,
         "mean_reciprocal_rank": pytest.approx(1 / 3),
+    }
+
+
+def test_ranks_are_those_of_scikit_learn(rng):
+    scores, right = rng.standard_normal((20, 12)), rng.integers(0, 12, 20)
+    measured = ranking(scores.tolist(), right.tolist())
+    for k in (1, 3, 10):
+        wanted = sklearn.metrics.top_k_accuracy_score(right, scores, k=k, labels=np.arange(12))
+        assert measured[f"recall_at_{k}"] == pytest.approx(wanted)
+    assert measured["accuracy"] == sklearn.metrics.accuracy_score(right, scores.argmax(1))
+    relevant = np.arange(12) == right[:, None]  # with one relevant candidate, average precision is the reciprocal rank
+    wanted = sklearn.metrics.label_ranking_average_precision_score(relevant, scores)
+    assert measured["mean_reciprocal_rank"] == pytest.approx(wanted)
+
+
+def test_several_candidates_may_be_right():
+    scores = ranking([[0.9, 0.1, 0.8, 0.5], [0.1, 0.9, 0.3, 0.4]], [[2, 1], [1]])
+    assert scores == {
+        "accuracy": 0.5,
+        "mean_reciprocal_rank": 0.75,
+        "recall_at_1": 0.5,  # 0 of 2, and 1 of 1
+        "recall_at_3": 0.75,
     }

@@ -73,6 +73,13 @@ class LabelledTask(Task):
         """Computes the scores of the predictions of a split."""
         return {}
 
+    def candidates(self, record: Record) -> tuple[str, list[str]]:
+        """(the text before them, the candidates) of a record that a language model ranks; [] if there are none.
+
+        The correct candidate is the value of `reference`: an index, or one of `classes`.
+        """
+        return self.prompt(record), list(self.classes)
+
     def open(self, store: Any, tokenizer: Tokenizer | None, config: "DataConfig") -> "RecordReader":
         return RecordReader(self, store, tokenizer, config.seq_len)
 

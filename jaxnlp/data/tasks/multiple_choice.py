@@ -76,6 +76,10 @@ class MultipleChoiceTask(SequenceTask):
         context, *options = self.texts(record)
         return " | ".join([context, *(f"{i}: {option}" for i, option in enumerate(options))])
 
+    def candidates(self, record: Record) -> tuple[str, list[str]]:
+        context, *options = self.texts(record)
+        return context, options
+
     def decode(self, record: Record, examples: Sequence[Example], outputs: np.ndarray) -> Prediction:
         (probabilities,) = softmax(outputs)
         return {"option": int(np.argmax(probabilities)), "probabilities": [float(p) for p in probabilities]}

@@ -128,8 +128,10 @@ class SupervisedLoop:
         data = run.record("data")
         if data is not None:
             feed.restore(data, run.step)
-            for name, saved in data.get("hooks", {}).items():
-                self._hook(name).restore(saved)
+            hook_states = data.get("hooks", {})
+            for name, hook in self._named_hooks().items():
+                if name in hook_states:
+                    hook.restore(hook_states[name])
         meter = ThroughputMeter.of_program(setup.program)
         keep = (e.keep_last, e.keep_best, self.best)
         run.start(e.num_steps, e.log_every, *keep, meter=meter)
@@ -199,7 +201,7 @@ class SupervisedLoop:
 
     def save(self) -> None:
         """Begins to save a checkpoint of the current step."""
-        hooks = {type(hook).__name__: hook.state() for hook in self.hooks if hook.state()}
+        hooks = {name: hook.state() for name, hook in self._named_hooks().items() if hook.state()}
         records = {
             "data": {**self.feed.state(), **self._base, **({"hooks": hooks} if hooks else {})},
             "config": configs.to_dict(self.setup.experiment),
@@ -224,8 +226,13 @@ class SupervisedLoop:
         except StoppedBySignal:
             self.run.interrupt()
 
-    def _hook(self, name: str) -> Hook:
-        return next((hook for hook in self.hooks if type(hook).__name__ == name), Hook())
+    def _named_hooks(self) -> dict[str, Hook]:
+        """The hooks by the name under which their state is saved: the class, with a number from the second on."""
+        named: dict[str, Hook] = {}
+        for hook in self.hooks:
+            name, count = type(hook).__name__, sum(type(other) is type(hook) for other in named.values())
+            named[f"{name} {count + 1}" if count else name] = hook
+        return named
 
     def _stop_nonfinite(self, step: int, batch: Batch, values: dict[str, np.ndarray]) -> None:
         bad = int(np.argmin(values["finite"]))

@@ -38,8 +38,8 @@ MUTANTS = (
     Mutant(
         id="metrics/ties-rank-first",
         file="metrics/ranking.py",
-        old="np.sum(np.asarray(scores) >= scores[right])",
-        new="1 + np.sum(np.asarray(scores) > scores[right])",
+        old="np.sum(array >= array[index])",
+        new="1 + np.sum(array > array[index])",
         fault="a constant score ranks the right candidate first",
         tests=("tests/metrics/test_metrics.py::test_ties_count_against_the_right_candidate",),
     ),
