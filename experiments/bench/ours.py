@@ -113,10 +113,10 @@ def examples(e, predict: int) -> list[dict[str, Any]]:
         weights = np.ones((B, T), np.float32)
         return [{"tokens": t[:, :-1], "targets": t[:, 1:], "weights": weights} for t in tokens]
     places = np.sort(random.permuted(np.broadcast_to(np.arange(T, dtype=np.int32), (16, B, T)), axis=-1)[..., :predict])
-    same = {"types": np.zeros((B, T), np.int32), "segment_ids": np.ones((B, T), np.int32)}
+    same = {"token_type_ids": np.zeros((B, T), np.int32), "segment_ids": np.ones((B, T), np.int32)}
     same |= {"weights": np.ones((B, predict), np.float32)}
     pairs = zip(tokens[..., :-1], places, strict=True)
-    return [{"tokens": t, "predict": p, "targets": np.take_along_axis(t, p, -1), **same} for t, p in pairs]
+    return [{"tokens": t, "masked_positions": p, "targets": np.take_along_axis(t, p, -1), **same} for t, p in pairs]
 
 
 def forward(out, a) -> None:
@@ -128,7 +128,11 @@ def forward(out, a) -> None:
     program = build(bert_experiment(a), jax.devices()[:1])
     params = program.init().params
     batches = jax.device_put(examples(program.experiment, a.predict), program.batch_sharding)
-    run = jax.jit(lambda params, b: program.apply(params, b["tokens"], types=b["types"], segment_ids=b["segment_ids"]))
+    run = jax.jit(
+        lambda params, b: program.apply(
+            params, b["tokens"], token_type_ids=b["token_type_ids"], segment_ids=b["segment_ids"]
+        )
+    )
     held: dict[str, Any] = {"i": 0}
 
     def step():

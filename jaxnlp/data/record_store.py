@@ -88,7 +88,7 @@ def _fingerprint(examples: list[Any]) -> str:
     """A hash of the tokens, token types and labels of the examples."""
     hasher = hashlib.blake2b(digest_size=12)
     for example in examples:
-        for array in itertools.chain(*((s.tokens, s.types) for s in example.sequences)):
+        for array in itertools.chain(*((s.tokens, s.token_type_ids) for s in example.sequences)):
             hasher.update(np.ascontiguousarray(array).tobytes())
         hasher.update(_bytes(example.label))
     return hasher.hexdigest()

@@ -12,7 +12,7 @@ from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.inference.loop import replicate
 
-INPUTS = ("types", "segment_ids", "extract")
+INPUTS = ("token_type_ids", "segment_ids", "pool_positions")
 
 
 def answers(

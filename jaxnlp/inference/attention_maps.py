@@ -76,7 +76,7 @@ def attention_maps(model: BoundModel, params: Any, text: str, target: str | None
         row = encoder_row(model, text, target)
         rows = {"tokens": row.tokens}
         if config.num_types > 1:
-            arguments["types"] = row.types[None]
+            arguments["token_type_ids"] = row.token_type_ids[None]
     limit = config.length_limit
     for name, ids in rows.items():
         if limit is not None and len(ids) > limit:

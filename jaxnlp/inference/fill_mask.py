@@ -15,10 +15,10 @@ NAMES = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "mask": ("[MASK]", "
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """[CLS] text [SEP], or [CLS] a [SEP] b [SEP]. tokens, types: (T,). masks: positions of the masks."""
+    """[CLS] text [SEP], or [CLS] a [SEP] b [SEP]. tokens, token_type_ids: (T,). masks: positions of the masks."""
 
     tokens: np.ndarray
-    types: np.ndarray
+    token_type_ids: np.ndarray
     masks: list[int]
 
 
@@ -56,13 +56,13 @@ def encoder_row(model: BoundModel, text: str, second: str | None = None) -> Row:
     (_, cls), (_, sep) = special(model, "cls"), special(model, "sep")
     parts = [np.asarray([*encode_masked(model, part), sep], np.int32) for part in (text, second) if part is not None]
     tokens = np.concatenate([[cls], *parts]).astype(np.int32)
-    types = np.zeros_like(tokens)
+    token_type_ids = np.zeros_like(tokens)
     if second is not None and config.num_types > 1:
-        types[1 + len(parts[0]) :] = 1
+        token_type_ids[1 + len(parts[0]) :] = 1
     if config.length_limit is not None and len(tokens) > config.length_limit:
         raise UserError(f"--text: has {len(tokens)} tokens and the model {config.length_limit} positions; shorten it")
     mask = _mask(model)
-    return Row(tokens, types, [] if mask is None else np.flatnonzero(tokens == mask[1]).tolist())
+    return Row(tokens, token_type_ids, [] if mask is None else np.flatnonzero(tokens == mask[1]).tolist())
 
 
 def encode_masked(model: BoundModel, text: str) -> list[int]:
@@ -107,10 +107,12 @@ def fill_mask(model: BoundModel, params: Any, text: str, top: int = 5) -> list[l
     row = encoder_row(model, text)
     if not row.masks:
         raise UserError(f"--text={text!r}: has no {name}; put it where a word is to be guessed")
-    predict = np.asarray([row.masks], np.int32)
+    masked_positions = np.asarray([row.masks], np.int32)
 
     def probabilities(params: Any) -> jax.Array:
-        output = model.apply(params, row.tokens[None], types=row.types[None], predict=predict)
+        output = model.apply(
+            params, row.tokens[None], token_type_ids=row.token_type_ids[None], masked_positions=masked_positions
+        )
         logits_MV = output["masked_lm"][0]
         return jax.nn.softmax(logits_MV[:, : model.tokenizer.vocab_size])  # not of ids that round the size up
 

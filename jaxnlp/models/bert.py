@@ -124,20 +124,20 @@ class Bert(nn.Module):
         self,
         tokens_BT,
         *,
-        types=None,
+        token_type_ids=None,
         segment_ids=None,
         positions=None,
-        predict=None,
+        masked_positions=None,
         deterministic: bool = True,
     ):
         """A dict of the states and the heads' results. Under `jit`, unused results are not computed.
 
         Args:
             tokens_BT: integer ids.
-            types: (B, T) integers below num_types; None: all 0.
+            token_type_ids: (B, T) integers below num_types; None: all 0.
             segment_ids: (B, T) integers; attention is restricted to equal ids, and 0 is padding. None: one segment.
             positions: (B, T), position of each token; None: 0, 1, 2, ...
-            predict: (B, M), positions whose words the masked-word head predicts; None: all T.
+            masked_positions: (B, M), positions whose words the masked-word head predicts; None: all T.
             deterministic: False applies dropout, which needs the "dropout" key.
 
         Returns:
@@ -150,11 +150,11 @@ class Bert(nn.Module):
         c.check_length(T)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-        types = jnp.zeros((B, T), jnp.int32) if types is None else types
+        token_type_ids = jnp.zeros((B, T), jnp.int32) if token_type_ids is None else token_type_ids
         assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
         embed = Embed(c.vocab_size, c.embed_dim, c.policy, name="embed")
         kinds = Embed(c.num_types, c.embed_dim, c.policy, axes=("types", "embed"), name="types")
-        x_BTD = embed(tokens_BT) + kinds(types)
+        x_BTD = embed(tokens_BT) + kinds(token_type_ids)
         vectors = c.positions.module(c.max_length, c.embed_dim, c.policy, name="positions")
         if vectors is not None:
             x_BTD = x_BTD + vectors(positions)
@@ -169,9 +169,9 @@ class Bert(nn.Module):
         x_BTD, _ = stack(Block, c, x_BTD, None, mask, positions, bias, deterministic)
         if c.norm_position == "pre":
             x_BTD = c.norm.module(c.policy, name="norm")(x_BTD)
-        return self.outputs(x_BTD, embed, predict, deterministic)
+        return self.outputs(x_BTD, embed, masked_positions, deterministic)
 
-    def outputs(self, x_BTD, embed: Embed, predict, deterministic) -> dict[str, jax.Array]:
+    def outputs(self, x_BTD, embed: Embed, masked_positions, deterministic) -> dict[str, jax.Array]:
         """Results of the heads."""
         c = self.config
         out = {"hidden": x_BTD}
@@ -183,7 +183,9 @@ class Bert(nn.Module):
             head = Linear((2,), ("embed", "classes"), c.policy, kernel_init=INIT, dtype="float32", name="next_sentence")
             out["next_sentence"] = head(x_BD)
         if "masked_lm" in c.heads:
-            x_BMD = x_BTD if predict is None else jnp.take_along_axis(x_BTD, predict[..., None], axis=1)
+            x_BMD = (
+                x_BTD if masked_positions is None else jnp.take_along_axis(x_BTD, masked_positions[..., None], axis=1)
+            )
             out["masked_lm"] = MaskedWords(c, name="masked_lm")(x_BMD, embed)
         return out
 

@@ -192,15 +192,17 @@ class ModelWithHeadModule(nn.Module):
             (c.head.features,), ("embed", "classes"), c.policy, use_bias=c.head.use_bias, dtype="float32"
         )
 
-    def __call__(self, tokens, *, types=None, segment_ids=None, extract=None, deterministic: bool = True):
+    def __call__(
+        self, tokens, *, token_type_ids=None, segment_ids=None, pool_positions=None, deterministic: bool = True
+    ):
         """A dict of logits. Under `jit`, unused results are not computed.
 
         Args:
             tokens: integer ids: (B, T) for heads of tokens, (B, C, T) for heads of sequences.
-            types: token types, of the same shape; None: all 0. Ignored by models without several types.
+            token_type_ids: token types, of the same shape; None: all 0. Ignored by models without several types.
             segment_ids: of the same shape; attention is restricted to equal ids, and 0 is padding. None: no padding.
-            extract: (B, C), position whose state represents each sequence. None: the first one of an encoder, the
-                last one of a decoder that is not padding. An encoder with a pooler always uses the first one.
+            pool_positions: (B, C), position whose state represents each sequence. None: the first one of an encoder,
+                the last one of a decoder that is not padding. An encoder with a pooler always uses the first one.
             deterministic: False applies dropout, which needs the "dropout" key.
 
         Returns:
@@ -218,24 +220,26 @@ class ModelWithHeadModule(nn.Module):
                 "set data.task to a task for this head"
             )
         flat = lambda x: None if x is None else x.reshape(-1, T)
-        states, pooled, lm = self.states(flat(tokens), flat(types), flat(segment_ids), deterministic)
+        states, pooled, lm = self.states(flat(tokens), flat(token_type_ids), flat(segment_ids), deterministic)
         if not head.of_tokens:
             if pooled is None:
-                places_R = self.places(states, flat(segment_ids), extract)
+                places_R = self.places(states, flat(segment_ids), pool_positions)
                 pooled = jnp.take_along_axis(states, places_R[:, None, None], axis=1)[:, 0]
             states = pooled.reshape(*lead, -1)
         out = {"logits": head.logits(self.dropout(states, deterministic), self.head)}
         return out if lm is None else {**out, "lm": lm.reshape(*lead, T, -1)}
 
-    def states(self, tokens_RT, types_RT, segments_RT, deterministic) -> tuple[Any, Any, Any]:
+    def states(self, tokens_RT, token_type_ids_RT, segments_RT, deterministic) -> tuple[Any, Any, Any]:
         """The body's last states (R, T, D), an encoder's pooled states (R, D) or None, and a decoder's logits (R, T, V)
         or None."""
         c = self.config
         if c.body.kind == "decoder":
             lm, hidden = self.trunk(tokens_RT, segment_ids=segments_RT, with_hidden=True, deterministic=deterministic)
             return hidden, None, lm
-        types_RT = types_RT if c.body.num_types > 1 else None
-        out = self.trunk(tokens_RT, types=types_RT, segment_ids=segments_RT, deterministic=deterministic)
+        token_type_ids_RT = token_type_ids_RT if c.body.num_types > 1 else None
+        out = self.trunk(
+            tokens_RT, token_type_ids=token_type_ids_RT, segment_ids=segments_RT, deterministic=deterministic
+        )
         return out["hidden"], out.get("pooled"), None
 
     def places(self, states_RTD, segments_RT, extract_BC) -> jax.Array:

@@ -41,7 +41,7 @@ class ModelTraits:
     mlp_dim: units of a feed-forward layer; None: the model has none, or derives it. hidden_dim: the derived size.
     attention: the attention kernel (`nn/kernels.py`), a field if it can be replaced; None: no attention.
     policy: dtypes; None: float32.
-    num_types: number of token types that an encoder embeds (sentence A and B); 1: it takes no `types`.
+    num_types: number of token types that an encoder embeds (sentence A and B); 1: it takes no `token_type_ids`.
     heads: pretraining heads of an encoder, as ("masked_lm",).
     dropout_rate: dropout in training; 0.0: none.
     head: the task head on a pretrained model (`models/heads.py`); None: no head.

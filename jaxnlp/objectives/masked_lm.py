@@ -36,8 +36,8 @@ class MaskedLM(Objective):
         """Sums over a batch that `prepare` has processed.
 
         Args:
-            apply: (params, tokens, types=, segment_ids=, predict=, key=) -> {"masked_lm": logits_BMV}, with
-                "next_sentence": logits_B2 if the batch has sentence pairs.
+            apply: (params, tokens, token_type_ids=, segment_ids=, masked_positions=, key=) -> {"masked_lm":
+                logits_BMV}, with "next_sentence": logits_B2 if the batch has sentence pairs.
             batch: from the task `data.text.masking.Masked`.
 
         Returns:
@@ -47,7 +47,7 @@ class MaskedLM(Objective):
         Raises:
             UserError: the model lacks a head that the batch needs, or has one that the batch does not train.
         """
-        given = {name: batch[name] for name in ("types", "segment_ids", "predict")}
+        given = {name: batch[name] for name in ("token_type_ids", "segment_ids", "masked_positions")}
         out = apply(params, batch["tokens"], **given, key=key)
         pairs = "next_sentence" in batch
         if "masked_lm" not in out or ("next_sentence" in out) != pairs:

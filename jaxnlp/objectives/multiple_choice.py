@@ -38,16 +38,16 @@ class MultipleChoice(Objective):
         """Sums over a batch that `prepare` has processed.
 
         Args:
-            apply: (params, tokens, types=, segment_ids=, extract=, key=) -> {"logits": (B, C)}, with "lm" logits if
-                the model is a decoder.
-            batch: `tokens`, `types`, `segment_ids` (B, C, T), where an option without tokens is padding; `extract`
-                (B, C); `labels` (B,), the index of the correct option; `weights` (B,).
+            apply: (params, tokens, token_type_ids=, segment_ids=, pool_positions=, key=) -> {"logits": (B, C)}, with
+                "lm" logits if the model is a decoder.
+            batch: `tokens`, `token_type_ids`, `segment_ids` (B, C, T), where an option without tokens is padding;
+                `pool_positions` (B, C); `labels` (B,), the index of the correct option; `weights` (B,).
 
         Returns:
             (sum in nats, number of examples, metrics): "loss" without the language-model term, "accuracy", and
             "lm_loss" with its number of tokens.
         """
-        given = {name: batch.get(name) for name in ("types", "segment_ids", "extract")}
+        given = {name: batch.get(name) for name in ("token_type_ids", "segment_ids", "pool_positions")}
         out = apply(params, batch["tokens"], **given, key=key)
         logits_BC, labels_B, weights_B = out["logits"], batch["labels"], batch["weights"]
         if batch.get("segment_ids") is not None:  # questions with fewer options than others

@@ -37,16 +37,17 @@ class Regression(Objective):
         """Sums over a batch that `prepare` has processed.
 
         Args:
-            apply: (params, tokens, types=, segment_ids=, extract=, key=) -> {"logits": (B,)}, with "lm" logits if the
-                model is a decoder.
-            batch: `tokens`, `types`, `segment_ids` (B, C, T); `extract` (B, C); `labels` (B,) float32, `weights` (B,).
+            apply: (params, tokens, token_type_ids=, segment_ids=, pool_positions=, key=) -> {"logits": (B,)}, with "lm"
+                logits if the model is a decoder.
+            batch: `tokens`, `token_type_ids`, `segment_ids` (B, C, T); `pool_positions` (B, C); `labels` (B,) float32,
+                `weights` (B,).
 
         Returns:
             (sum of squared errors, number of examples, metrics): "loss" without the language-model term; "lm_loss"
             with its number of tokens; "moments" (5,), the sums of x, y, x^2, y^2 and x y over predictions x and labels
             y, from which `finalize_metrics` computes the correlation.
         """
-        given = {name: batch.get(name) for name in ("types", "segment_ids", "extract")}
+        given = {name: batch.get(name) for name in ("token_type_ids", "segment_ids", "pool_positions")}
         out = apply(params, batch["tokens"], **given, key=key)
         x_B, y_B, weights_B = out["logits"], batch["labels"].astype(jnp.float32), batch["weights"]
         count = lambda z_B: weighted_sum(z_B, weights_B)

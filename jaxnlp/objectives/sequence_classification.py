@@ -42,16 +42,17 @@ class SequenceClassification(Objective):
         """Sums over a batch that `prepare` has processed.
 
         Args:
-            apply: (params, tokens, types=, segment_ids=, extract=, key=) -> {"logits": (B, N)}, with "lm" logits if
-                the model is a decoder.
-            batch: `tokens`, `types`, `segment_ids` (B, C, T); `extract` (B, C); `labels` (B,) integers, `weights` (B,).
+            apply: (params, tokens, token_type_ids=, segment_ids=, pool_positions=, key=) -> {"logits": (B, N)}, with
+                "lm" logits if the model is a decoder.
+            batch: `tokens`, `token_type_ids`, `segment_ids` (B, C, T); `pool_positions` (B, C); `labels` (B,) integers,
+                `weights` (B,).
 
         Returns:
             (sum in nats, number of examples, metrics): "loss" without label smoothing and the language-model term;
             "accuracy"; "lm_loss" with its number of tokens; "classes" (3, N), the counts of
             `classification_metrics.class_sums`.
         """
-        given = {name: batch.get(name) for name in ("types", "segment_ids", "extract")}
+        given = {name: batch.get(name) for name in ("token_type_ids", "segment_ids", "pool_positions")}
         out = apply(params, batch["tokens"], **given, key=key)
         logits_BN, labels_B, weights_B = out["logits"], batch["labels"], batch["weights"]
         nll_B, log_z_B = token_nll(logits_BN, labels_B)

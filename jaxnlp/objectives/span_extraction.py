@@ -27,18 +27,18 @@ class SpanExtraction(Objective):
         """Sums over a batch.
 
         Args:
-            apply: (params, tokens, types=, segment_ids=, key=) -> {"logits": (B, T, 2)}.
-            batch: `tokens`, `types`, `segment_ids` (B, T); `starts`, `ends` (B,) positions; `answerable` (B, T),
-                positive where a span may start or end; `weights` (B,).
+            apply: (params, tokens, token_type_ids=, segment_ids=, key=) -> {"logits": (B, T, 2)}.
+            batch: `tokens`, `token_type_ids`, `segment_ids` (B, T); `starts`, `ends` (B,) positions; `answer_mask`
+                (B, T), positive where a span may start or end; `weights` (B,).
 
         Returns:
             (sum in nats, number of examples, metrics): "start_accuracy", "end_accuracy", and "accuracy", where both
             are correct. Start and end are the most likely positions, taken independently; predicted answers are the
             best pair instead (`data/tasks/span_extraction.py`).
         """
-        given = {name: batch.get(name) for name in ("types", "segment_ids")}
+        given = {name: batch.get(name) for name in ("token_type_ids", "segment_ids")}
         logits_BT2 = apply(params, batch["tokens"], **given, key=key)["logits"]
-        logits_BT2 = jnp.where(batch["answerable"][..., None] > 0, logits_BT2, -1e9)
+        logits_BT2 = jnp.where(batch["answer_mask"][..., None] > 0, logits_BT2, -1e9)
         weights_B = batch["weights"]
         count = lambda x_B: weighted_sum(x_B, weights_B)
         nll_B, right = 0.0, []

@@ -25,14 +25,15 @@ class TokenClassification(Objective):
         """Sums over a batch.
 
         Args:
-            apply: (params, tokens, types=, segment_ids=, key=) -> {"logits": (B, T, N)}.
-            batch: `tokens`, `types`, `segment_ids`, `labels`, `weights` (B, T); the weight is 1 on labelled tokens.
+            apply: (params, tokens, token_type_ids=, segment_ids=, key=) -> {"logits": (B, T, N)}.
+            batch: `tokens`, `token_type_ids`, `segment_ids`, `labels`, `weights` (B, T); the weight is 1 on labelled
+                tokens.
 
         Returns:
             (sum in nats, number of labels, metrics): "accuracy"; "classes" (3, N), the counts of
             `classification_metrics.class_sums`.
         """
-        given = {name: batch.get(name) for name in ("types", "segment_ids")}
+        given = {name: batch.get(name) for name in ("token_type_ids", "segment_ids")}
         logits_BTN = apply(params, batch["tokens"], **given, key=key)["logits"]
         labels_BT, weights_BT = batch["labels"], batch["weights"]
         nll_BT, _ = token_nll(logits_BTN, labels_BT)

@@ -265,11 +265,12 @@ def _lstm(shared: dict[str, jax.Array], name: str, x_PD: jax.Array) -> jax.Array
 def in_front(name: str, x: Any, P: int, T: int) -> Any:
     """An argument (B, T, ...) of the model, extended by P positions in front: (B, P + T, ...).
 
-    Position ids are shifted by P, and so are the positions in `predict`. Segment ids are extended with the row's
-    largest id, other arrays (and any array with T = 0) with zeros. Arguments of another shape are returned unchanged.
+    Position ids are shifted by P, and so are the positions in `masked_positions`. Segment ids are extended with the
+    row's largest id, other arrays (and any array with T = 0) with zeros. Arguments of another shape are returned
+    unchanged.
     """
-    if name in ("positions", "input_positions", "predict"):
-        if x is None or name == "predict":
+    if name in ("positions", "input_positions", "masked_positions"):
+        if x is None or name == "masked_positions":
             return x if x is None else x + P
         front = jnp.broadcast_to(jnp.arange(P, dtype=x.dtype), (x.shape[0], P))
         return jnp.concatenate([front, x + P], axis=1)

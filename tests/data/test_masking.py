@@ -50,7 +50,7 @@ def joined(found):
 def test_of_the_chosen_tokens_80_10_10_are_masked_random_and_kept(store):
     b = joined(batches(store, Masked(), 120))
     real = b["weights"] > 0
-    new = np.take_along_axis(b["tokens"], b["predict"], 1)[real]
+    new = np.take_along_axis(b["tokens"], b["masked_positions"], 1)[real]
     old = b["targets"][real]
     share = lambda x: x.mean()
     assert share(new == MASK) == pytest.approx(0.8, abs=0.03)
@@ -67,8 +67,8 @@ def test_special_tokens_and_padding_are_never_chosen_and_no_place_twice(store):
         b = joined(batches(store, examples, 20))
         real = b["weights"] > 0
         assert not np.isin(b["targets"][real], [CLS, SEP, TOKENIZER.eos_id, MASK]).any()
-        assert (np.take_along_axis(b["segment_ids"], b["predict"], 1)[real] == 1).all()
-        for places, there in zip(b["predict"], real, strict=True):
+        assert (np.take_along_axis(b["segment_ids"], b["masked_positions"], 1)[real] == 1).all()
+        for places, there in zip(b["masked_positions"], real, strict=True):
             assert len(set(places[there])) == there.sum() > 0
 
 
@@ -77,7 +77,7 @@ def test_the_text_is_all_there_but_for_the_masks(store):
     tokens = b["tokens"].copy()
     real = b["weights"] > 0
     rows = np.broadcast_to(np.arange(len(tokens))[:, None], real.shape)
-    tokens[rows[real], b["predict"][real]] = b["targets"][real]
+    tokens[rows[real], b["masked_positions"][real]] = b["targets"][real]
     inner = (b["segment_ids"] > 0) & ~np.isin(tokens, [CLS, SEP])
     assert tokens[inner].tolist() == store.read(0, len(store)).tolist()
 
@@ -86,9 +86,9 @@ def pairs(b):
     """(A, B, label) of each row, masks undone."""
     for i in range(len(b["tokens"])):
         row, real = b["tokens"][i].copy(), b["weights"][i] > 0
-        row[b["predict"][i][real]] = b["targets"][i][real]
+        row[b["masked_positions"][i][real]] = b["targets"][i][real]
         inside = b["segment_ids"][i] > 0
-        a, other = row[inside & (b["types"][i] == 0)], row[inside & (b["types"][i] == 1)]
+        a, other = row[inside & (b["token_type_ids"][i] == 0)], row[inside & (b["token_type_ids"][i] == 1)]
         assert a[0] == CLS and a[-1] == SEP and other[-1] == SEP
         yield a[1:-1].tolist(), other[:-1].tolist(), int(b["next_sentence"][i])
 
@@ -126,8 +126,8 @@ def test_whole_words_are_chosen_together(store):
     b = joined(batches(store, Masked(text=FullSentences(), choose=WholeWords()), 40))
     for i in range(len(b["tokens"])):
         row, real = b["tokens"][i].copy(), b["weights"][i] > 0
-        chosen = set(b["predict"][i][real].tolist())
-        row[b["predict"][i][real]] = b["targets"][i][real]
+        chosen = set(b["masked_positions"][i][real].tolist())
+        row[b["masked_positions"][i][real]] = b["targets"][i][real]
         for span in words.spans(row):
             assert len(chosen & set(span.tolist())) in (0, len(span))
             cut += len(span) > 1 and bool(chosen & set(span.tolist()))
@@ -139,8 +139,8 @@ def masks(b):
     found = collections.defaultdict(set)
     for i in range(len(b["tokens"])):
         row, real = b["tokens"][i].copy(), b["weights"][i] > 0
-        row[b["predict"][i][real]] = b["targets"][i][real]
-        found[row.tobytes()].add(b["predict"][i][real].tobytes())
+        row[b["masked_positions"][i][real]] = b["targets"][i][real]
+        found[row.tobytes()].add(b["masked_positions"][i][real].tobytes())
     return found
 
 

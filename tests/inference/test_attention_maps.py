@@ -82,7 +82,7 @@ def test_an_encoder_reads_its_special_tokens_and_a_pair_with_types():
     np.testing.assert_allclose(found.weights_LHTS.sum(-1), 1, atol=1e-6)
     assert (found.weights_LHTS > 0).all()
     row = encoder_row(bound(run)[0], "ab", "c")
-    assert row.types.tolist() == [0, 0, 0, 0, 1, 1]
+    assert row.token_type_ids.tolist() == [0, 0, 0, 0, 1, 1]
     kinds = run.params["types"]["embedding"]
     moved = dataclasses.replace(run, params={**run.params, "types": {"embedding": kinds.at[1].multiply(-9.0)}})
     assert not np.allclose(attention_maps(*bound(moved), "ab", "c")[0].weights_LHTS, found.weights_LHTS, atol=1e-3)

@@ -37,10 +37,10 @@ def inputs(config, rng):
         places = np.maximum(np.cumsum(PADDING, 1) - 1, 0)
         theirs = {"input_ids": ids, "attention_mask": PADDING, "position_ids": places}
         return theirs, ((ids,), {"segment_ids": PADDING, "positions": places}), PADDING.astype(bool)
-    types = rng.integers(0, config.num_types, (B, T))
+    token_type_ids = rng.integers(0, config.num_types, (B, T))
     padded = np.where(RIGHT, ids, config.positions.first and 1)  # RoBERTa counts positions by its padding id
-    theirs = {"input_ids": padded, "attention_mask": RIGHT, "token_type_ids": types}
-    return theirs, ((padded,), {"segment_ids": RIGHT, "types": types}), RIGHT.astype(bool)
+    theirs = {"input_ids": padded, "attention_mask": RIGHT, "token_type_ids": token_type_ids}
+    return theirs, ((padded,), {"segment_ids": RIGHT, "token_type_ids": token_type_ids}), RIGHT.astype(bool)
 
 
 def outputs_of_theirs(model, arguments):

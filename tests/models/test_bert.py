@@ -62,18 +62,18 @@ def test_packed_sentences_equal_sentences_alone():
 
 def test_predicted_positions_are_rows_of_the_whole():
     _, params, apply = built()
-    predict = jnp.asarray([[3, 0, 15], [7, 7, 1]])
-    some = apply(params, TOKENS, predict=predict)["masked_lm"]
+    masked_positions = jnp.asarray([[3, 0, 15], [7, 7, 1]])
+    some = apply(params, TOKENS, masked_positions=masked_positions)["masked_lm"]
     whole = apply(params, TOKENS)["masked_lm"]
     assert some.shape == (2, 3, 33)
-    np.testing.assert_allclose(some, jnp.take_along_axis(whole, predict[..., None], 1), atol=1e-6)
+    np.testing.assert_allclose(some, jnp.take_along_axis(whole, masked_positions[..., None], 1), atol=1e-6)
 
 
 def test_types_change_the_output_and_default_to_the_first():
     _, params, apply = built()
     hidden = lambda **kw: apply(params, TOKENS, **kw)["hidden"]
-    np.testing.assert_array_equal(hidden(), hidden(types=jnp.zeros_like(TOKENS)))
-    assert not np.allclose(hidden(), hidden(types=jnp.ones_like(TOKENS)), atol=1e-3)
+    np.testing.assert_array_equal(hidden(), hidden(token_type_ids=jnp.zeros_like(TOKENS)))
+    assert not np.allclose(hidden(), hidden(token_type_ids=jnp.ones_like(TOKENS)), atol=1e-3)
 
 
 VARIANTS = {

@@ -62,9 +62,9 @@ def example(config, rng, length=T):
     shape = (B, length) if config.head.of_tokens else (B, C, length)
     lengths = rng.integers(2, T + 1, shape[:-1])
     batch = {"tokens": rng.integers(0, V, shape), "segment_ids": (np.arange(length) < lengths[..., None]).astype("i4")}
-    batch["types"] = rng.integers(0, 2, shape)
+    batch["token_type_ids"] = rng.integers(0, 2, shape)
     if not config.head.of_tokens:
-        batch["extract"] = lengths - 1 if (config.body.kind == "decoder") else np.zeros_like(lengths)
+        batch["pool_positions"] = lengths - 1 if (config.body.kind == "decoder") else np.zeros_like(lengths)
     return batch
 
 
@@ -84,7 +84,7 @@ def test_every_head_is_on_every_trunk_and_padding_changes_nothing(trunk, head, r
     assert names <= set(REPLICATED)
 
     batch = example(config, rng, T + 4)
-    short = {name: x if name == "extract" else x[..., :T] for name, x in batch.items()}
+    short = {name: x if name == "pool_positions" else x[..., :T] for name, x in batch.items()}
     noise = np.where(batch["segment_ids"] > 0, batch["tokens"], rng.integers(0, V, batch["tokens"].shape))
     out, other, cut = (call(apply, params, x) for x in (batch, {**batch, "tokens": noise}, short))
     assert cut["logits"].shape == HEADS[head][1] and cut["logits"].dtype == jnp.float32
@@ -110,16 +110,18 @@ def test_the_head_reads_the_trunks_own_state_at_the_extract_token(rng):
     for trunk in ("gpt", "bert", "bert with pooler"):
         config, params, apply = built(trunk, "classes")
         batch = example(config, rng)
-        flat = {name: batch[name].reshape(-1, T) for name in ("tokens", "segment_ids", "types")}
+        flat = {name: batch[name].reshape(-1, T) for name in ("tokens", "segment_ids", "token_type_ids")}
         own = make_apply(config.body.build())
         if config.body.kind == "decoder":
             lm, hidden = own(params["trunk"], flat["tokens"], segment_ids=flat["segment_ids"], with_hidden=True)
             assert hidden.shape == (B * C, T, 8)
             np.testing.assert_allclose(call(apply, params, batch)["lm"].reshape(-1, T, V), lm, atol=1e-6)
         else:
-            out = own(params["trunk"], flat["tokens"], segment_ids=flat["segment_ids"], types=flat["types"])
+            out = own(
+                params["trunk"], flat["tokens"], segment_ids=flat["segment_ids"], token_type_ids=flat["token_type_ids"]
+            )
             hidden = out["hidden"]
-        states = np.asarray(hidden)[np.arange(B * C), batch["extract"].reshape(-1)].reshape(B, C, -1)
+        states = np.asarray(hidden)[np.arange(B * C), batch["pool_positions"].reshape(-1)].reshape(B, C, -1)
         if trunk == "bert with pooler":
             states = np.asarray(out["pooled"]).reshape(B, C, -1)
         wanted = states.sum(1) @ params["head"]["kernel"] + params["head"]["bias"]
@@ -131,9 +133,11 @@ def test_without_an_extract_token_it_is_the_first_or_the_last_real_one(rng):
         config, params, apply = built(trunk, "choice")
         batch = example(config, rng)
         wanted = call(apply, params, batch)["logits"]
-        np.testing.assert_array_equal(call(apply, params, batch, extract=None)["logits"], wanted)
+        np.testing.assert_array_equal(call(apply, params, batch, pool_positions=None)["logits"], wanted)
         if trunk == "gpt":
-            assert not np.allclose(call(apply, params, batch, extract=0 * batch["extract"])["logits"], wanted)
+            assert not np.allclose(
+                call(apply, params, batch, pool_positions=0 * batch["pool_positions"])["logits"], wanted
+            )
 
 
 def test_the_order_of_summed_sequences_does_not_count_and_that_of_options_does(rng):
@@ -150,7 +154,10 @@ def test_kinds_of_tokens_count_where_the_trunk_has_some(rng):
     for trunk, counts in (("bert", True), ("roberta", False), ("gpt", False)):
         config, params, apply = built(trunk, "tokens")
         batch = example(config, rng)
-        out, other = (call(apply, params, batch, types=x)["logits"] for x in (batch["types"], 0 * batch["types"]))
+        out, other = (
+            call(apply, params, batch, token_type_ids=x)["logits"]
+            for x in (batch["token_type_ids"], 0 * batch["token_type_ids"])
+        )
         assert np.isfinite(out).all() and np.allclose(out, other, atol=1e-5) != counts
 
 

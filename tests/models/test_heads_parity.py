@@ -99,12 +99,12 @@ def batches(config, model, rng):
     ours = {"tokens": np.where(real, rng.integers(3, 37, shape), pad), "segment_ids": real}
     theirs = {"input_ids": ours["tokens"], "attention_mask": real}
     if getattr(config.body, "num_types", 1) > 1:
-        ours["types"] = theirs["token_type_ids"] = np.sort(rng.integers(0, 2, shape), -1)
+        ours["token_type_ids"] = theirs["token_type_ids"] = np.sort(rng.integers(0, 2, shape), -1)
     ours["weights"] = np.ones(B, np.float32)
     if isinstance(head, SpanExtractionHead):
         ours["starts"], ours["ends"] = rng.integers(0, 5, B), rng.integers(5, T, B)
         theirs |= {"start_positions": ours["starts"], "end_positions": ours["ends"]}
-        ours["answerable"] = np.ones((B, T), np.float32)
+        ours["answer_mask"] = np.ones((B, T), np.float32)
     elif isinstance(head, TokenClassificationHead):
         ours["labels"], ours["weights"] = rng.integers(0, N, (B, T)), (real * (rng.random((B, T)) < 0.7)).astype("f4")
         theirs["labels"] = np.where(ours["weights"] > 0, ours["labels"], -100)
@@ -113,9 +113,9 @@ def batches(config, model, rng):
     else:
         ours["labels"] = theirs["labels"] = rng.integers(0, N if head.features > 1 else C, B)
     if (config.body.kind == "decoder") and not head.of_tokens:
-        ours["extract"] = lengths - 1
+        ours["pool_positions"] = lengths - 1
     if isinstance(head, MultipleChoiceHead) and (config.body.kind == "decoder"):  # the language model beside the choice
-        theirs["mc_token_ids"], theirs["mc_labels"] = ours["extract"], theirs.pop("labels")
+        theirs["mc_token_ids"], theirs["mc_labels"] = ours["pool_positions"], theirs.pop("labels")
         theirs["labels"] = np.where(real, ours["tokens"], -100)
         ours["lm_targets"] = np.roll(ours["tokens"], -1, -1)
         ours["lm_weights"] = (np.arange(T) < lengths[..., None] - 1).astype(np.float32)
@@ -155,7 +155,7 @@ def test_logits_and_loss_equal_transformers(name, rng, tmp_path):
 
     @jax.jit
     def run(params):
-        given = {name: batch[name] for name in ("types", "segment_ids", "extract") if name in batch}
+        given = {name: batch[name] for name in ("token_type_ids", "segment_ids", "pool_positions") if name in batch}
         return apply(params, batch["tokens"], **given), objective.loss(apply, params, objective.prepare(batch), None)
 
     found, (total, weight, metrics) = run(params)

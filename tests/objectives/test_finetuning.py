@@ -67,16 +67,16 @@ def batch_of(name, rng, rows=B):
     shape = (rows, T) if of_tokens else (rows, C, T)
     lengths = rng.integers(2, T + 1, shape[:-1])
     batch = {"tokens": rng.integers(0, V, shape), "segment_ids": np.arange(T) < lengths[..., None]}
-    batch |= {"types": rng.integers(0, 2, shape), "weights": np.ones(rows, np.float32)}
+    batch |= {"token_type_ids": rng.integers(0, 2, shape), "weights": np.ones(rows, np.float32)}
     batch["segment_ids"][5], batch["weights"][5] = 0, 0
     if name == "tag":
         batch["labels"] = rng.integers(0, N, shape)
         batch["weights"] = ((rng.random(shape) < 0.5) & batch["segment_ids"]).astype(np.float32)
     elif name == "span":
         batch["starts"], batch["ends"] = rng.integers(0, 2, rows), rng.integers(0, 2, rows)
-        batch["answerable"] = (np.arange(T) < 1 + lengths[..., None] // 2).astype(np.float32)
+        batch["answer_mask"] = (np.arange(T) < 1 + lengths[..., None] // 2).astype(np.float32)
     else:
-        batch["extract"] = lengths - 1
+        batch["pool_positions"] = lengths - 1
         real = rng.standard_normal(rows).astype(np.float32) if name == "regress" else None
         batch["labels"] = rng.integers(0, N if name == "classify" else C, rows) if real is None else real
         batch["lm_targets"] = np.roll(batch["tokens"], -1, -1)
@@ -92,7 +92,7 @@ def run(name, batch, objective=None):
 
     @jax.jit
     def both(params, batch):
-        given = {k: batch[k] for k in ("types", "segment_ids", "extract") if k in batch}
+        given = {k: batch[k] for k in ("token_type_ids", "segment_ids", "pool_positions") if k in batch}
         return objective.loss(apply, params, objective.prepare(batch), None), apply(params, batch["tokens"], **given)
 
     (total, weight, metrics), out = both(params, batch)
@@ -139,7 +139,7 @@ def test_the_loss_of_tags_is_their_mean(rng):
 def test_the_loss_of_a_span_is_over_the_places_where_an_answer_may_be(rng):
     batch = batch_of("span", rng)
     loss, found, out = run("span", batch)
-    logits = np.where(batch["answerable"][..., None] > 0, out["logits"], -np.inf)
+    logits = np.where(batch["answer_mask"][..., None] > 0, out["logits"], -np.inf)
     both = [cross_entropy(logits[..., i], batch[name]) for i, name in enumerate(("starts", "ends"))]
     assert loss == pytest.approx(mean((both[0] + both[1]) / 2, batch["weights"]), rel=1e-5)
     right = [np.argmax(logits[..., i], -1) == batch[name] for i, name in enumerate(("starts", "ends"))]

@@ -32,9 +32,9 @@ def batch(rng):
     weights[5], pair_weights[5] = 0, 0  # a row that fills the last batch
     return {
         "tokens": rng.integers(0, V, (B, T)).astype(np.int32),
-        "types": np.sort(rng.integers(0, 2, (B, T)), axis=1).astype(np.int32),
+        "token_type_ids": np.sort(rng.integers(0, 2, (B, T)), axis=1).astype(np.int32),
         "segment_ids": (np.arange(T) < rng.integers(5, T, (B, 1))).astype(np.int32),
-        "predict": rng.integers(0, T, (B, M)).astype(np.int32),
+        "masked_positions": rng.integers(0, T, (B, M)).astype(np.int32),
         "targets": rng.integers(0, V, (B, M)).astype(np.int32),
         "weights": weights,
         "next_sentence": rng.integers(0, 2, B).astype(np.int32),
@@ -46,8 +46,8 @@ def test_the_loss_is_the_sum_of_two_means(model, batch):
     config, params = model
     apply = make_apply(config.build())
     total, weight, metrics = MaskedLM().loss(apply, params, MaskedLM().prepare(batch), None)
-    out = apply(params, batch["tokens"], types=batch["types"], segment_ids=batch["segment_ids"])
-    words = jnp.take_along_axis(out["masked_lm"], batch["predict"][..., None], 1)
+    out = apply(params, batch["tokens"], token_type_ids=batch["token_type_ids"], segment_ids=batch["segment_ids"])
+    words = jnp.take_along_axis(out["masked_lm"], batch["masked_positions"][..., None], 1)
     word_nll = optax.softmax_cross_entropy_with_integer_labels(words, batch["targets"])
     pair_nll = optax.softmax_cross_entropy_with_integer_labels(out["next_sentence"], batch["next_sentence"])
     mean = lambda x, w: float((x * w).sum() / w.sum())
@@ -82,14 +82,14 @@ def test_the_loss_equals_transformers(model, batch, tmp_path):
     config, params = model
     save(tmp_path, config, params)
     theirs = transformers.BertForPreTraining.from_pretrained(tmp_path, attn_implementation="eager").eval()
-    batch["predict"] = np.argsort(np.random.default_rng(1).random((B, 5)), 1)[:, :M].astype(np.int32)
+    batch["masked_positions"] = np.argsort(np.random.default_rng(1).random((B, 5)), 1)[:, :M].astype(np.int32)
     batch["weights"] = np.ones((B, M), np.float32)
     batch["pair_weights"] = np.ones(B, np.float32)
     labels = np.full((B, T), -100)
-    np.put_along_axis(labels, batch["predict"], batch["targets"], 1)
+    np.put_along_axis(labels, batch["masked_positions"], batch["targets"], 1)
     given = {
         "input_ids": batch["tokens"],
-        "token_type_ids": batch["types"],
+        "token_type_ids": batch["token_type_ids"],
         "attention_mask": batch["segment_ids"],
         "labels": labels,
         "next_sentence_label": batch["next_sentence"],

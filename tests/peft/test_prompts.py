@@ -58,17 +58,23 @@ def test_a_prompt_of_words_is_those_words_in_front(name):
 def test_padding_places_and_types_go_along():
     tuning, base, tuned, apply, tokens = begun(MODELS["bert"], Prompt(length=P, init="ids", ids=(4, 9, 2)))
     segments = jnp.array([[1] * T, [1] * 4 + [0] * (T - 4)])
-    types, predict = jnp.array([[0, 0, 0, 1, 1, 1]] * B), jnp.array([[1, 4], [0, 2]])
+    token_type_ids, masked_positions = jnp.array([[0, 0, 0, 1, 1, 1]] * B), jnp.array([[1, 4], [0, 2]])
     words = jnp.broadcast_to(jnp.array([4, 9, 2]), (B, P))
     front = lambda x, value: jnp.concatenate([jnp.full((B, P), value), x], axis=1)
     wanted = apply(
         base,
         jnp.concatenate([words, tokens], axis=1),
         segment_ids=front(segments, 1),
-        types=front(types, 0),
-        predict=predict + P,
+        token_type_ids=front(token_type_ids, 0),
+        masked_positions=masked_positions + P,
     )
-    found = tuning.apply(apply)(merge(base, tuned), tokens, segment_ids=segments, types=types, predict=predict)
+    found = tuning.apply(apply)(
+        merge(base, tuned),
+        tokens,
+        segment_ids=segments,
+        token_type_ids=token_type_ids,
+        masked_positions=masked_positions,
+    )
     np.testing.assert_allclose(found["masked_lm"], wanted["masked_lm"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["hidden"][:, :4], wanted["hidden"][:, P : P + 4], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["pooled"], wanted["pooled"], rtol=1e-5, atol=1e-6)

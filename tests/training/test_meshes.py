@@ -154,9 +154,9 @@ def batch(name: str, seed: int) -> dict[str, np.ndarray]:
     integers = lambda high, *shape: random.integers(0, high, shape).astype(np.int32)
     return {
         "tokens": integers(V, B, T),
-        "types": np.sort(integers(2, B, T), axis=1),
+        "token_type_ids": np.sort(integers(2, B, T), axis=1),
         "segment_ids": (np.arange(T) < random.integers(5, T + 1, (B, 1))).astype(np.int32),
-        "predict": integers(5, B, M),
+        "masked_positions": integers(5, B, M),
         "targets": integers(V, B, M),
         "weights": (random.random((B, M)) < 0.6).astype(np.float32),
         "next_sentence": integers(2, B),

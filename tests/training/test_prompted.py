@@ -73,7 +73,7 @@ def test_vectors_stand_where_the_template_has_their_places(task):
     state = program.init()
     assert program.tuning is not None
     params = program.tuning.expanded(state.model)
-    also = ("types", "segment_ids", "extract")
+    also = ("token_type_ids", "segment_ids", "pool_positions")
     logits = lambda params, batch: program.apply(params, batch["tokens"], **{n: batch[n] for n in also})["logits"]
     found = logits(params, program.shard_batch(batch))
     words = [5, 6, 7]  # the vectors of these in the prompt's place: what these words in the text are

@@ -144,23 +144,26 @@ def stack(
         language_model: whether to add next-token targets, for a decoder.
 
     Returns:
-        `tokens`, `segment_ids`, `types` (B, C, T) and `extract` (B, C), int32; `weights` (B,) float32. With
-        `language_model` also `lm_targets` (B, C, T) int32, the next token, and `lm_weights` (B, C, T) float32, 0 where
-        there is no next token.
+        `tokens`, `segment_ids`, `token_type_ids` (B, C, T) and `pool_positions` (B, C), int32; `weights` (B,) float32.
+        With `language_model` also `lm_targets` (B, C, T) int32, the next token, and `lm_weights` (B, C, T) float32, 0
+        where there is no next token.
     """
     B, C, T = len(examples), num_sequences, length
-    batch: dict[str, np.ndarray] = {name: np.zeros((B, C, T), np.int32) for name in ("segment_ids", "types")}
+    batch: dict[str, np.ndarray] = {name: np.zeros((B, C, T), np.int32) for name in ("segment_ids", "token_type_ids")}
     batch["tokens"] = np.full((B, C, T), fill, np.int32)
-    batch["extract"], batch["weights"] = np.zeros((B, C), np.int32), np.zeros(B, np.float32)
+    batch["pool_positions"], batch["weights"] = np.zeros((B, C), np.int32), np.zeros(B, np.float32)
     for i, example in enumerate(examples):
         if example is None:
             continue
         batch["weights"][i] = 1.0
         for k, sequence in enumerate(example.sequences):
             size = len(sequence.tokens)
-            batch["tokens"][i, k, :size], batch["types"][i, k, :size] = sequence.tokens, sequence.types
+            batch["tokens"][i, k, :size], batch["token_type_ids"][i, k, :size] = (
+                sequence.tokens,
+                sequence.token_type_ids,
+            )
             batch["segment_ids"][i, k, :size] = 1
-            batch["extract"][i, k] = sequence.extract
+            batch["pool_positions"][i, k] = sequence.pool_position
     if language_model:
         last = np.zeros((B, C, 1), np.int32)
         batch["lm_targets"] = np.concatenate([batch["tokens"][..., 1:], last], -1)

@@ -26,12 +26,12 @@ TEXTS, PLACE = "{text}", "<prompt>"
 
 @dataclasses.dataclass(frozen=True)
 class TokenSequence:
-    """tokens, types: (T,) int32. extract: the position whose hidden state represents the sequence.
+    """tokens, token_type_ids: (T,) int32. pool_position: the position whose hidden state represents the sequence.
     begins: the position of the first token of each text."""
 
     tokens: np.ndarray
-    types: np.ndarray
-    extract: int
+    token_type_ids: np.ndarray
+    pool_position: int
     begins: tuple[int, ...]
 
 
@@ -73,7 +73,7 @@ class EncoderLayout(Layout):
     def sequence(self, texts: Sequence[Ids], special_ids: tuple[int, ...]) -> TokenSequence:
         cls, sep = special_ids
         parts = [[cls, *texts[0], sep], *([*text, sep] for text in texts[1:])]
-        return _join(parts, [1] + [0] * (len(texts) - 1), extract=0, types=range(len(parts)))
+        return _join(parts, [1] + [0] * (len(texts) - 1), pool_position=0, token_types=range(len(parts)))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -89,7 +89,7 @@ class RobertaLayout(Layout):
     def sequence(self, texts: Sequence[Ids], special_ids: tuple[int, ...]) -> TokenSequence:
         cls, sep = special_ids
         parts = [[cls, *texts[0], sep], *([sep, *text, sep] for text in texts[1:])]
-        return _join(parts, [1] * len(texts), extract=0, types=[0] * len(parts))
+        return _join(parts, [1] * len(texts), pool_position=0, token_types=[0] * len(parts))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -116,7 +116,7 @@ class DecoderLayout(Layout):
         start, delimiter, extract = special_ids
         parts = [[start, *texts[0]], *([delimiter, *text] for text in texts[1:]), [extract]]
         length = sum(map(len, parts))
-        joined = _join(parts, [1] * len(parts), extract=length - 1, types=[0] * len(parts))
+        joined = _join(parts, [1] * len(parts), pool_position=length - 1, token_types=[0] * len(parts))
         return dataclasses.replace(joined, begins=joined.begins[: len(texts)])
 
 
@@ -182,13 +182,16 @@ def special_id(tokenizer: Tokenizer, field: str, name: str) -> int:
         raise FieldError(f"data.task.layout.{field}", e.value, e.expected) from None
 
 
-def _join(parts: Sequence[Ids], skips: Sequence[int], extract: int, types: Sequence[int]) -> TokenSequence:
-    """Concatenates parts. skips: number of special tokens at the front of each part. types: the type of each part."""
+def _join(parts: Sequence[Ids], skips: Sequence[int], pool_position: int, token_types: Sequence[int]) -> TokenSequence:
+    """Concatenates parts.
+
+    skips: number of special tokens at the front of each part. token_types: the token type of each part.
+    """
     sizes = [len(part) for part in parts]
     starts = np.cumsum([0, *sizes[:-1]])
     tokens = np.asarray([token for part in parts for token in part], np.int32)
     begins = tuple(int(start) + skip for start, skip in zip(starts, skips, strict=True))
-    return TokenSequence(tokens, np.repeat(np.asarray(types, np.int32), sizes), extract, begins)
+    return TokenSequence(tokens, np.repeat(np.asarray(token_types, np.int32), sizes), pool_position, begins)
 
 
 def shorten(texts: Sequence[Ids], room: int) -> list[Ids]:

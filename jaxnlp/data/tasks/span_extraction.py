@@ -147,9 +147,9 @@ class SpanExtractionTask(LabelledTask):
         for example, logits_T2 in zip(examples, outputs, strict=True):
             place = example.label
             none = min(none, float(logits_T2[0].sum()))
-            answerable = np.zeros(len(logits_T2))
-            answerable[place.first : place.first + len(place.starts)] = 1
-            start, end, score = best_span(logits_T2, answerable, self.longest_answer)
+            answer_mask = np.zeros(len(logits_T2))
+            answer_mask[place.first : place.first + len(place.starts)] = 1
+            start, end, score = best_span(logits_T2, answer_mask, self.longest_answer)
             if score > best:
                 best, where = score, place.characters(start, end)
         text = self.context_of(record)[where[0] : where[1]] if best > none else ""
@@ -188,19 +188,19 @@ class SpanExtractionTask(LabelledTask):
         """Collates examples.
 
         Returns:
-            `tokens`, `segment_ids`, `types` (B, T) and `starts`, `ends` (B,), int32; `weights` (B,) and `answerable`
-            (B, T), float32. `answerable` is 1 at [CLS] and at the context's tokens.
+            `tokens`, `segment_ids`, `token_type_ids` (B, T) and `starts`, `ends` (B,), int32; `weights` (B,) and
+            `answer_mask` (B, T), float32. `answer_mask` is 1 at [CLS] and at the context's tokens.
         """
         rows = stack(examples, 1, length, fill, language_model=False)
-        batch = {name: rows[name][:, 0] for name in ("tokens", "segment_ids", "types")}
+        batch = {name: rows[name][:, 0] for name in ("tokens", "segment_ids", "token_type_ids")}
         batch["starts"] = np.asarray([e.label.start if e else 0 for e in examples], np.int32)
         batch["ends"] = np.asarray([e.label.end if e else 0 for e in examples], np.int32)
-        batch["answerable"] = np.zeros((len(examples), length), np.float32)
-        batch["answerable"][:, 0] = 1.0  # in rows that fill up too: some place must be possible
+        batch["answer_mask"] = np.zeros((len(examples), length), np.float32)
+        batch["answer_mask"][:, 0] = 1.0  # in rows that fill up too: some place must be possible
         for i, example in enumerate(examples):
             if example is not None:
                 place = example.label
-                batch["answerable"][i, place.first : place.first + len(place.starts)] = 1.0
+                batch["answer_mask"][i, place.first : place.first + len(place.starts)] = 1.0
         return {**batch, "weights": rows["weights"]}
 
 

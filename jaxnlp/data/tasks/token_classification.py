@@ -123,9 +123,9 @@ class TokenClassificationTask(LabelledTask):
         return list(found)
 
     def collate(self, examples: Sequence[Example | None], length: int, fill: int) -> Batch:
-        """`tokens`, `segment_ids`, `types`, `labels` (B, T) int32; `weights` (B, T) float32, 1 at first pieces."""
+        """`tokens`, `segment_ids`, `token_type_ids`, `labels` and `weights` (B, T); the weight is 1 at first pieces."""
         rows = stack(examples, 1, length, fill, language_model=False)
-        batch = {name: rows[name][:, 0] for name in ("tokens", "segment_ids", "types")}
+        batch = {name: rows[name][:, 0] for name in ("tokens", "segment_ids", "token_type_ids")}
         batch["labels"] = np.zeros((len(examples), length), np.int32)
         batch["weights"] = np.zeros((len(examples), length), np.float32)
         for i, example in enumerate(examples):

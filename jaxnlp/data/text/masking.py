@@ -95,8 +95,8 @@ class Masked(Task):
 
     def shapes(self, config: "DataConfig") -> Shapes:
         T, M = config.seq_len, self.num_predictions(config.seq_len)
-        found: dict[str, Any] = dict.fromkeys(("tokens", "types", "segment_ids"), ((T,), np.int32))
-        found |= {"predict": ((M,), np.int32), "targets": ((M,), np.int32), "weights": ((M,), np.float32)}
+        found: dict[str, Any] = dict.fromkeys(("tokens", "token_type_ids", "segment_ids"), ((T,), np.int32))
+        found |= {"masked_positions": ((M,), np.int32), "targets": ((M,), np.int32), "weights": ((M,), np.float32)}
         if self.text.pairs:
             found |= {"next_sentence": ((), np.int32), "pair_weights": ((), np.float32)}
         return found
@@ -108,9 +108,10 @@ class Masked(Task):
 class MaskedReader(Reader):
     """Reads masked inputs.
 
-    Batches hold `tokens`, `types`, `segment_ids` (B, T) int32; `predict` (B, M) int32, the chosen positions; `targets`
-    (B, M) int32, the original tokens there; and `weights` (B, M) float32, 0 in unused slots. Batches of pairs also hold
-    `next_sentence` (B,) int32, 0 if B follows A and 1 otherwise, and `pair_weights` (B,) float32.
+    Batches hold `tokens`, `token_type_ids`, `segment_ids` (B, T) int32; `masked_positions` (B, M) int32, the chosen
+    positions; `targets` (B, M) int32, the original tokens there; and `weights` (B, M) float32, 0 in unused slots.
+    Batches of pairs also hold `next_sentence` (B,) int32, 0 if B follows A and 1 otherwise, and `pair_weights` (B,)
+    float32.
     """
 
     def __init__(self, config: Masked, store: TokenStore, tokenizer: Tokenizer, length: int, seed: int):
@@ -127,7 +128,7 @@ class MaskedReader(Reader):
     def batch(self, records: Sequence[int | None], indices: Sequence[int]) -> Batch:
         M = self._config.num_predictions(self._length)
         rows: list[SentenceInput | None] = []
-        predict, targets = (np.zeros((len(records), M), np.int32) for _ in range(2))
+        masked_positions, targets = (np.zeros((len(records), M), np.int32) for _ in range(2))
         weights = np.zeros((len(records), M), np.float32)
         for i, (index, position) in enumerate(zip(records, indices, strict=True)):
             if index is None:
@@ -136,11 +137,11 @@ class MaskedReader(Reader):
             random = np.random.default_rng((self._seed, index if self._config.static_copies else position))
             record = self._text.record(index % len(self._text), random)
             places = self._chosen(record.tokens, M, random)
-            predict[i, : len(places)], targets[i, : len(places)] = places, record.tokens[places]
+            masked_positions[i, : len(places)], targets[i, : len(places)] = places, record.tokens[places]
             weights[i, : len(places)] = 1.0
             rows.append(dataclasses.replace(record, tokens=self._masked(record.tokens, places, random)))
         batch = pad(rows, self._length, self._eos_id)
-        batch |= {"predict": predict, "targets": targets, "weights": weights}
+        batch |= {"masked_positions": masked_positions, "targets": targets, "weights": weights}
         if self._config.text.pairs:
             batch["next_sentence"] = np.asarray([row.next_sentence if row else 0 for row in rows], np.int32)
             batch["pair_weights"] = np.asarray([row is not None for row in rows], np.float32)

@@ -23,10 +23,13 @@ LOOK_BACK = 16  # tokens: no word is longer
 
 @dataclasses.dataclass(frozen=True)
 class SentenceInput:
-    """One input. tokens, types: int32, (T,) or shorter. next_sentence: IS_NEXT or NOT_NEXT; None if not a pair."""
+    """One input.
+
+    tokens, token_type_ids: int32, (T,) or shorter. next_sentence: IS_NEXT or NOT_NEXT; None if not a pair.
+    """
 
     tokens: np.ndarray
-    types: np.ndarray
+    token_type_ids: np.ndarray
     next_sentence: int | None = None
 
 
@@ -142,9 +145,9 @@ class SentencePairReader(SentenceReader):
         if not len(b) or random.random() >= self._config.next_rate:
             b, label = self._other(document, max(1, len(b)), random), NOT_NEXT
         row = np.asarray([self._cls, *a, self._sep, *b, self._sep], np.int32)
-        types = np.zeros_like(row)
-        types[len(a) + 2 :] = 1
-        return SentenceInput(row, types, label)
+        token_type_ids = np.zeros_like(row)
+        token_type_ids[len(a) + 2 :] = 1
+        return SentenceInput(row, token_type_ids, label)
 
     def _other(self, document: int, length: int, random: np.random.Generator) -> np.ndarray:
         other = int(random.integers(len(self._starts) - 1))
@@ -172,12 +175,15 @@ def borders_of(store: TokenStore) -> np.ndarray:
 
 
 def pad(records: list[SentenceInput | None], length: int, fill: int) -> dict[str, Any]:
-    """Pads inputs to `tokens`, `types`, `segment_ids` (B, T) int32. Segment 0 is padding. None is a row of padding."""
-    batch = {name: np.zeros((len(records), length), np.int32) for name in ("tokens", "types", "segment_ids")}
+    """Pads inputs to `tokens`, `token_type_ids`, `segment_ids` (B, T) int32.
+
+    Segment 0 is padding. An input of None is a row of padding.
+    """
+    batch = {name: np.zeros((len(records), length), np.int32) for name in ("tokens", "token_type_ids", "segment_ids")}
     batch["tokens"][:] = fill
     for i, record in enumerate(records):
         if record is not None:
             size = len(record.tokens)
-            batch["tokens"][i, :size], batch["types"][i, :size] = record.tokens, record.types
+            batch["tokens"][i, :size], batch["token_type_ids"][i, :size] = record.tokens, record.token_type_ids
             batch["segment_ids"][i, :size] = 1
     return batch

@@ -33,7 +33,7 @@ def sample(program: Any, params: Any, tokenizer: Any, store: Any) -> list[str]:
         return seq2seq_samples(program, params, tokenizer, store)
     if e.model.can_generate:
         return _continuation(program, params, tokenizer)
-    if "predict" in e.data.task.shapes(e.data):
+    if "masked_positions" in e.data.task.shapes(e.data):
         return _filled_in(program, params, tokenizer, store)
     if "backward_targets" in e.data.task.shapes(e.data):
         return bilm_samples(program, params, tokenizer, store)
@@ -59,7 +59,7 @@ def _filled_in(program: Any, params: Any, tokenizer: Any, store: Any) -> list[st
     batch = next(itertools.islice(eval_batches(store, e.data, 1, tokenizer=tokenizer), 1))
 
     def guess(params, batch):
-        given = {name: batch[name] for name in ("types", "segment_ids", "predict")}
+        given = {name: batch[name] for name in ("token_type_ids", "segment_ids", "masked_positions")}
         return replicate(jnp.argmax(program.apply(params, batch["tokens"], **given)["masked_lm"], -1))
 
     local = {name: x[program.local_row_indices] for name, x in batch.items()}
@@ -67,7 +67,7 @@ def _filled_in(program: Any, params: Any, tokenizer: Any, store: Any) -> list[st
         guesses = np.asarray(jax.jit(guess)(params, program.shard_batch(local)))
     row = int(np.argmax(batch["segment_ids"].sum(1)))
     wanted, found = batch["targets"][row], guesses[row]
-    at = {int(p): k for k, p in enumerate(batch["predict"][row]) if batch["weights"][row, k] > 0}
+    at = {int(p): k for k, p in enumerate(batch["masked_positions"][row]) if batch["weights"][row, k] > 0}
     pieces, told = tokenizer.token_bytes(), []
     for place in range(int(batch["segment_ids"][row].sum())):
         k = at.get(place)

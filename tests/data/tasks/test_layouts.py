@@ -50,7 +50,7 @@ ONE, TWO = {"text": "AB", "label": "x"}, {"premise": "AB", "hypothesis": "C", "l
 
 
 @pytest.mark.parametrize(
-    "layout, inputs, fields, tokens, types, extract",
+    "layout, inputs, fields, tokens, token_type_ids, pool_position",
     [
         (EncoderLayout(), Single(), ONE, [[CLS, A, B, SEP]], [[0, 0, 0, 0]], [0]),
         (EncoderLayout(), Pair(), TWO, [[CLS, A, B, SEP, C, SEP]], [[0, 0, 0, 0, 1, 1]], [0]),
@@ -76,11 +76,13 @@ ONE, TWO = {"text": "AB", "label": "x"}, {"premise": "AB", "hypothesis": "C", "l
         ),
     ],
 )
-def test_texts_as_sequences(layout, inputs, fields, tokens, types, extract):
+def test_texts_as_sequences(layout, inputs, fields, tokens, token_type_ids, pool_position):
     examples = SequenceClassificationTask(inputs=inputs, layout=layout, classes=("x", "y"))
     batch = batch_of(examples, fields)
-    assert real(batch) == [tokens] and real(batch, "types") == [types]
-    assert batch["extract"].tolist() == [extract] and batch["labels"].tolist() == ["xy".index(fields["label"])]
+    assert real(batch) == [tokens] and real(batch, "token_type_ids") == [token_type_ids]
+    assert batch["pool_positions"].tolist() == [pool_position] and batch["labels"].tolist() == [
+        "xy".index(fields["label"])
+    ]
     assert ("lm_targets" in batch) == isinstance(layout, DecoderLayout)
 
 
@@ -88,22 +90,24 @@ P, Q = TOKENIZER.special("<prompt>"), ord("?")
 
 
 @pytest.mark.parametrize(
-    "layout, fields, tokens, types, extract",
+    "layout, fields, tokens, token_type_ids, pool_position",
     [
         (DecoderLayout(), ONE, [START, P, P, A, B, Q, P, EXTRACT], [0] * 8, 7),
         (DecoderLayout(), TWO, [START, P, P, A, B, DELIMITER, C, Q, P, EXTRACT], [0] * 10, 9),
         (EncoderLayout(), TWO, [CLS, P, P, A, B, SEP, C, Q, P, SEP], [0] * 6 + [1] * 4, 0),
     ],
 )
-def test_a_template_stands_around_the_texts_within_the_layout(layout, fields, tokens, types, extract):
+def test_a_template_stands_around_the_texts_within_the_layout(layout, fields, tokens, token_type_ids, pool_position):
     template = Template(text="<prompt><prompt>{text}?<prompt>", layout=layout)
     assert template.num_places == 3 and template.place_id(TOKENIZER) == P
     examples = SequenceClassificationTask(
         inputs=Single() if fields is ONE else Pair(), layout=template, classes=("x", "y"), truncate=True
     )
     batch = batch_of(examples, fields, length=10)
-    assert real(batch) == [[tokens]] and real(batch, "types") == [[types]] and "lm_targets" not in batch
-    assert batch["extract"].tolist() == [[extract]]
+    assert (
+        real(batch) == [[tokens]] and real(batch, "token_type_ids") == [[token_type_ids]] and "lm_targets" not in batch
+    )
+    assert batch["pool_positions"].tolist() == [[pool_position]]
     long = {name: 9 * text if name != "label" else text for name, text in fields.items()}
     cut = real(batch_of(examples, long, length=10))[0][0]
     assert len(cut) == 10 and cut.count(P) == 3 and cut.count(Q) == 1
@@ -143,7 +147,7 @@ def test_each_option_is_a_sequence_after_the_context(layout, tokens):
     examples = MultipleChoiceTask(num_options=2, layout=layout)
     batch = batch_of(examples, {"context": "A", "options": ["B", "CD"], "label": 1})
     assert real(batch) == [tokens] and batch["labels"].tolist() == [1]
-    assert batch["extract"].tolist() == ([[0, 0]] if isinstance(layout, EncoderLayout) else [[4, 5]])
+    assert batch["pool_positions"].tolist() == ([[0, 0]] if isinstance(layout, EncoderLayout) else [[4, 5]])
     columns = MultipleChoiceTask(num_options=2, layout=layout, options=("first", "second"))
     other = batch_of(columns, {"context": "A", "first": "B", "second": "CD", "label": "1"})
     assert all((other[name] == batch[name]).all() for name in batch)
@@ -308,7 +312,7 @@ def test_sequences_are_those_of_transformers_bert_tokenizer(tmp_path):
             (example,) = examples.encode([Record("x:0", {"a": a, "b": b, "label": "x"})], ours, length, silent)
             wanted = theirs(*given, truncation="longest_first", max_length=length)
             assert example.sequences[0].tokens.tolist() == wanted["input_ids"]
-            assert example.sequences[0].types.tolist() == wanted["token_type_ids"]
+            assert example.sequences[0].token_type_ids.tolist() == wanted["token_type_ids"]
     assert json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
 
 

@@ -94,8 +94,8 @@ def test_no_answer_is_the_cls():
         (example,) = SpanExtractionTask().encode([record], BYTES, 20, silent)
         batch = SpanExtractionTask().collate([example, None], 20, BYTES.eos_id)
         assert batch["starts"].tolist() == batch["ends"].tolist() == [0, 0]
-        assert np.flatnonzero(batch["answerable"][0]).tolist() == [0, *range(6, 12)]
-        assert np.flatnonzero(batch["answerable"][1]).tolist() == [0] and batch["weights"].tolist() == [1, 0]
+        assert np.flatnonzero(batch["answer_mask"][0]).tolist() == [0, *range(6, 12)]
+        assert np.flatnonzero(batch["answer_mask"][1]).tolist() == [0] and batch["weights"].tolist() == [1, 0]
         logits = np.zeros((1, 20, 2))
         logits[0, 0] = 1.0
         assert SpanExtractionTask().decode(record, [example], logits)["answer"] == ""

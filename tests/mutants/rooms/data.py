@@ -98,8 +98,8 @@ MUTANTS = (
     Mutant(
         id="data/text/sentence-types",
         file="data/text/sentences.py",
-        old="types[len(a) + 2 :] = 1",
-        new="types[len(a) + 1 :] = 1",
+        old="token_type_ids[len(a) + 2 :] = 1",
+        new="token_type_ids[len(a) + 1 :] = 1",
         fault="the end-of-text token after the first text has the second's type",
         tests=("tests/data/test_masking.py::test_half_the_pairs_follow_and_the_others_come_from_another_document",),
     ),
