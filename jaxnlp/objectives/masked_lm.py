@@ -47,8 +47,8 @@ class MaskedLM(Objective):
         Raises:
             UserError: the model lacks a head that the batch needs, or has one that the batch does not train.
         """
-        given = {name: batch[name] for name in ("token_type_ids", "segment_ids", "masked_positions")}
-        out = apply(params, batch["tokens"], **given, key=key)
+        arguments = {name: batch[name] for name in ("token_type_ids", "segment_ids", "masked_positions")}
+        out = apply(params, batch["tokens"], **arguments, key=key)
         pairs = "next_sentence" in batch
         if "masked_lm" not in out or ("next_sentence" in out) != pairs:
             needed = '("masked_lm", "next_sentence")' if pairs else '("masked_lm",)'

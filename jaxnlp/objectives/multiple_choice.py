@@ -47,8 +47,8 @@ class MultipleChoice(Objective):
             (sum in nats, number of examples, metrics): "loss" without the language-model term, "accuracy", and
             "lm_loss" with its number of tokens.
         """
-        given = {name: batch.get(name) for name in ("token_type_ids", "segment_ids", "pool_positions")}
-        out = apply(params, batch["tokens"], **given, key=key)
+        arguments = {name: batch.get(name) for name in ("token_type_ids", "segment_ids", "pool_positions")}
+        out = apply(params, batch["tokens"], **arguments, key=key)
         logits_BC, labels_B, weights_B = out["logits"], batch["labels"], batch["weights"]
         if batch.get("segment_ids") is not None:  # questions with fewer options than others
             logits_BC = jnp.where((batch["segment_ids"] != 0).any(-1), logits_BC, -1e9)

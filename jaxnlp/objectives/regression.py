@@ -47,8 +47,8 @@ class Regression(Objective):
             with its number of tokens; "moments" (5,), the sums of x, y, x^2, y^2 and x y over predictions x and labels
             y, from which `finalize_metrics` computes the correlation.
         """
-        given = {name: batch.get(name) for name in ("token_type_ids", "segment_ids", "pool_positions")}
-        out = apply(params, batch["tokens"], **given, key=key)
+        arguments = {name: batch.get(name) for name in ("token_type_ids", "segment_ids", "pool_positions")}
+        out = apply(params, batch["tokens"], **arguments, key=key)
         x_B, y_B, weights_B = out["logits"], batch["labels"].astype(jnp.float32), batch["weights"]
         count = lambda z_B: weighted_sum(z_B, weights_B)
         squares = count(jnp.square(x_B - y_B))

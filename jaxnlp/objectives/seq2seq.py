@@ -47,8 +47,8 @@ class Seq2Seq(Objective):
             (sum of losses in nats, sum of weights, metrics): "loss", without label smoothing and z-loss; "accuracy",
             the number of targets that were the most likely token.
         """
-        given = {name: batch.get(name) for name in ("input_segments", "segment_ids")}
-        logits_BTV = apply(params, batch["inputs"], batch["tokens"], **given, key=key)
+        arguments = {name: batch.get(name) for name in ("input_segments", "segment_ids")}
+        logits_BTV = apply(params, batch["inputs"], batch["tokens"], **arguments, key=key)
         nll_BT, log_z_BT = token_nll(logits_BTV, batch["targets"], "vocab")
         weights_BT = batch["weights"]
         count = lambda x_BT: jnp.sum(jnp.where(weights_BT == 0, 0.0, x_BT * weights_BT))

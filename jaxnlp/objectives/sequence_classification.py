@@ -52,8 +52,8 @@ class SequenceClassification(Objective):
             "accuracy"; "lm_loss" with its number of tokens; "classes" (3, N), the counts of
             `classification_metrics.class_sums`.
         """
-        given = {name: batch.get(name) for name in ("token_type_ids", "segment_ids", "pool_positions")}
-        out = apply(params, batch["tokens"], **given, key=key)
+        arguments = {name: batch.get(name) for name in ("token_type_ids", "segment_ids", "pool_positions")}
+        out = apply(params, batch["tokens"], **arguments, key=key)
         logits_BN, labels_B, weights_B = out["logits"], batch["labels"], batch["weights"]
         nll_B, log_z_B = token_nll(logits_BN, labels_B)
         count = lambda x_B: weighted_sum(x_B, weights_B)

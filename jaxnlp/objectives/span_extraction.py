@@ -36,8 +36,8 @@ class SpanExtraction(Objective):
             are correct. Start and end are the most likely positions, taken independently; predicted answers are the
             best pair instead (`data/tasks/span_extraction.py`).
         """
-        given = {name: batch.get(name) for name in ("token_type_ids", "segment_ids")}
-        logits_BT2 = apply(params, batch["tokens"], **given, key=key)["logits"]
+        arguments = {name: batch.get(name) for name in ("token_type_ids", "segment_ids")}
+        logits_BT2 = apply(params, batch["tokens"], **arguments, key=key)["logits"]
         logits_BT2 = jnp.where(batch["answer_mask"][..., None] > 0, logits_BT2, -1e9)
         weights_B = batch["weights"]
         count = lambda x_B: weighted_sum(x_B, weights_B)

@@ -33,8 +33,8 @@ class TokenClassification(Objective):
             (sum in nats, number of labels, metrics): "accuracy"; "classes" (3, N), the counts of
             `classification_metrics.class_sums`.
         """
-        given = {name: batch.get(name) for name in ("token_type_ids", "segment_ids")}
-        logits_BTN = apply(params, batch["tokens"], **given, key=key)["logits"]
+        arguments = {name: batch.get(name) for name in ("token_type_ids", "segment_ids")}
+        logits_BTN = apply(params, batch["tokens"], **arguments, key=key)["logits"]
         labels_BT, weights_BT = batch["labels"], batch["weights"]
         nll_BT, _ = token_nll(logits_BTN, labels_BT)
         nll = weighted_sum(nll_BT, weights_BT)
