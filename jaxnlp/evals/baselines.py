@@ -10,7 +10,7 @@ import numpy as np
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
 
-LIMIT = 8 << 20  # bytes given to a compressor: xz at its best takes about a second a megabyte
+LIMIT = 8 << 20  # bytes to compress: xz -9e takes about a second per megabyte
 
 
 def unigram_bits_per_byte(store: TokenStore) -> float:

@@ -26,7 +26,7 @@ def evaluate(
     batches: Iterable[dict[str, Any]],
     objective: Objective,
     bytes_per_token: float | None = None,
-    progress: Callable[[int], Any] = lambda done: None,
+    progress: Callable[[int], Any] = lambda num_batches: None,
 ) -> dict[str, float]:
     """Weighted means over all batches. Padding has weight 0, and sums are divided once at the end.
 
@@ -45,12 +45,12 @@ def evaluate(
         ValueError: the sum of weights is 0.
     """
     sums: Any = None
-    for done, batch in enumerate(batches, 1):
+    for num_batches, batch in enumerate(batches, 1):
         new = jax.tree.map(lambda x: np.asarray(x, np.float64), eval_step(params, batch))
         sums = new if sums is None else jax.tree.map(lambda a, b: a + b, sums, new)
-        progress(done)
+        progress(num_batches)
     if not sums or not sums["weight"]:
-        raise ValueError("evaluate: no batch had a token with weight")
+        raise ValueError("evaluate: the sum of the targets' weights is 0")
     weight = sums.pop("weight")
     metrics = means(sums, weight)
     if objective.loss_unit == "nats":

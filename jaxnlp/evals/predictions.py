@@ -32,21 +32,21 @@ def answers(
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         return replicate(program.apply(params, batch["tokens"], **inputs)["logits"])
 
-    run = jax.jit(logits)
-    waiting: list[tuple[Example, np.ndarray]] = []  # examples of one record, as the windows of its context
+    predict = jax.jit(logits)
+    pending: list[tuple[Example, np.ndarray]] = []  # examples of one record, such as its context windows
     for start in range(0, len(examples), size):
         rows: list[Any] = [*examples[start : start + size]]
         batch = task.collate(rows + [None] * (size - len(rows)), data.seq_len, tokenizer.eos_id)
         local = {name: x[program.local_row_indices] for name, x in batch.items()}
         with program.context(any_length=True):
-            outputs = np.asarray(run(params, program.shard_batch(local)))
+            outputs = np.asarray(predict(params, program.shard_batch(local)))
         for example, row in zip(rows, outputs, strict=False):
-            if waiting and waiting[0][0].record != example.record:
-                yield _prediction(task, records, waiting)
-                waiting = []
-            waiting.append((example, row))
-    if waiting:
-        yield _prediction(task, records, waiting)
+            if pending and pending[0][0].record != example.record:
+                yield _prediction(task, records, pending)
+                pending = []
+            pending.append((example, row))
+    if pending:
+        yield _prediction(task, records, pending)
 
 
 def _prediction(task: LabelledTask, records: Sequence[Record], rows: list[tuple[Example, np.ndarray]]) -> Prediction:

@@ -21,7 +21,7 @@ from jaxnlp.inference.loop import log_probs, prompt_seen, replicate
 from jaxnlp.inference.processors import Processors, process, seen_in
 from jaxnlp.inference.rows import Ids, Rows
 
-WORST = -1e9  # the score of an empty place among the beams
+WORST = -1e9  # score of an empty beam slot
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class BeamSearch(Processors):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_beams < 1:
-            raise FieldError("num_beams", self.num_beams, "expected a positive number")
+            raise FieldError("num_beams", self.num_beams, "expected 1 or more")
         if not 1 <= self.num_return <= self.num_beams:
             raise FieldError("num_return", self.num_return, f"expected 1 to num_beams={self.num_beams}")
         if self.early_stopping not in (True, False, "never"):
@@ -95,8 +95,8 @@ def beam_search(
     forced = forced_prefix or [[]] * len(prompts)
     rows = generator.rows(prompts, max_new_tokens, forced, adapter_ids)
     with generator.context(len(prompts)):
-        held = generator.prepare_params(params)
-        results = _search(generator, held, rows, max_new_tokens, beams, max(map(len, forced)))
+        decode_params = generator.prepare_params(params)
+        results = _search(generator, decode_params, rows, max_new_tokens, beams, max(map(len, forced)))
     finished, forced_BK = jax.tree.map(np.asarray, results)
     texts = []
     for i, prefix in enumerate(forced):
@@ -146,12 +146,12 @@ jax.tree_util.register_dataclass(_Beams, ["tokens", "log_probs", "lengths", "sco
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
-def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: BeamSearch, forced: int):
+def _search(model: Generator, decode_params, rows: Rows, max_new_tokens: int, beams: BeamSearch, forced: int):
     """(finished texts, best first; log-probabilities of the forced tokens (B, K), right-aligned)."""
     B, P = rows.tokens.shape
     N, T = beams.num_beams, max_new_tokens
     sizes = cache_lengths(P, P + T)
-    logits_BTV, cache = model.prefill(held, rows, model.new_cache(held, B, sizes[0]), 1 + forced)
+    logits_BTV, cache = model.prefill(decode_params, rows, model.new_cache(decode_params, B, sizes[0]), 1 + forced)
     logits_BTV = model.real(logits_BTV)
     forced_BK = log_probs(logits_BTV[:, :-1], rows.tokens[:, P - forced :])
     cache = repeat(cache, N)
@@ -163,25 +163,25 @@ def _search(model: Generator, held, rows: Rows, max_new_tokens: int, beams: Beam
 
     def empty() -> _Beams:
         tokens_BNT = jnp.full((B, N, T), model.eos_id, jnp.int32)
-        zeros, none = jnp.zeros((B, N), jnp.int32), jnp.zeros((B, N), bool)
-        return _Beams(tokens_BNT, jnp.zeros((B, N, T)), zeros, jnp.full((B, N), WORST), none)
+        zeros, no_BN = jnp.zeros((B, N), jnp.int32), jnp.zeros((B, N), bool)
+        return _Beams(tokens_BNT, jnp.zeros((B, N, T)), zeros, jnp.full((B, N), WORST), no_BN)
 
     live = dataclasses.replace(empty(), scores=jnp.full((B, N), WORST).at[:, 0].set(0.0))
-    begun = extend(0, jnp.repeat(logits_BTV[:, -1:], N, axis=1), live, empty(), jnp.ones(B, bool))
+    first_step = extend(0, jnp.repeat(logits_BTV[:, -1:], N, axis=1), live, empty(), jnp.ones(B, bool))
 
     def body(carry):
         step, live, finished, open_B, parents_BN, _, cache = carry
         cache = reorder(cache, parents_BN)
         last_R1 = jax.lax.dynamic_index_in_dim(live.tokens, step - 1, axis=2).reshape(B * N, 1)
-        logits_RTV, cache = model.step(held, last_R1, count_R1 + step - 1, cache, adapter_ids_R)
+        logits_RTV, cache = model.step(decode_params, last_R1, count_R1 + step - 1, cache, adapter_ids_R)
         logits_BNV = model.real(logits_RTV[:, -1]).reshape(B, N, -1)
         return step + 1, *extend(step, logits_BNV, live, finished, open_B), cache
 
-    carry: Any = (jnp.int32(1), *begun, cache)
+    carry: Any = (jnp.int32(1), *first_step, cache)
     for size in sizes:
-        *rest, cache = carry
+        *carried, cache = carry
         stop = min(size - P + 1, T)
-        carry = (*rest, grow(cache, size + model.num_virtual_tokens))
+        carry = (*carried, grow(cache, size + model.num_virtual_tokens))
         carry = jax.lax.while_loop(lambda c, stop=stop: (c[0] < stop) & c[5], body, carry)
     return jax.tree.map(replicate, (carry[2], forced_BK))
 
@@ -194,39 +194,41 @@ def _extend(eos_id, beams, T, prompt_RV, step, logits_BNV, live: _Beams, finishe
         loop continues).
     """
     B, N, V = logits_BNV.shape
-    width = min(2 * N, N * V)  # even if N of them end here, N stay live
+    width = min(2 * N, N * V)  # if N of them end here, N remain live
     raw_BNV = jax.nn.log_softmax(logits_BNV, axis=-1)
     totals_BNV = live.scores[..., None] + _processed(eos_id, beams, prompt_RV, step, raw_BNV, live)
     scores_BC, flat_BC = jax.lax.top_k(totals_BNV.reshape(B, -1), width)
     parents_BC, ids_BC = flat_BC // V, (flat_BC % V).astype(jnp.int32)
     raw_BC = jnp.take_along_axis(raw_BNV.reshape(B, -1), flat_BC, axis=1)
-    put = lambda x_BCT, new_BC: jax.lax.dynamic_update_slice_in_dim(x_BCT, new_BC[..., None], step, axis=2)
-    from_ = live.take(parents_BC)
+    write = lambda x_BCT, new_BC: jax.lax.dynamic_update_slice_in_dim(x_BCT, new_BC[..., None], step, axis=2)
+    parents = live.take(parents_BC)
     length = step + 1
     ended_BC = (ids_BC == eos_id) | (length == T)
     lengths_BC = jnp.full_like(ids_BC, length)
-    candidates = _Beams(put(from_.tokens, ids_BC), put(from_.log_probs, raw_BC), lengths_BC, scores_BC, ~ended_BC)
+    candidates = _Beams(
+        write(parents.tokens, ids_BC), write(parents.log_probs, raw_BC), lengths_BC, scores_BC, ~ended_BC
+    )
 
-    going = dataclasses.replace(candidates, scores=jnp.where(ended_BC, scores_BC + WORST, scores_BC))
-    live, chosen_BN = going.best(N)
-    parents_BN = jnp.take_along_axis(parents_BC, chosen_BN, axis=1)
+    continuing = dataclasses.replace(candidates, scores=jnp.where(ended_BC, scores_BC + WORST, scores_BC))
+    live, selected_BN = continuing.best(N)
+    parents_BN = jnp.take_along_axis(parents_BC, selected_BN, axis=1)
 
-    # A beam that ends is kept only if it is among the N best candidates of the step.
+    # An ended beam is kept only if it is among the N best candidates of the step.
     counts_BC = ended_BC & (jnp.arange(width) < N)
     full_B1 = finished.filled.all(axis=1, keepdims=True) if beams.stops_when_full else jnp.zeros((B, 1), bool)
     barred_BC = ~counts_BC | full_B1 | ~open_B[:, None]
     normed_BC = scores_BC / jnp.float32(length) ** beams.length_penalty
-    done = dataclasses.replace(candidates, scores=jnp.where(barred_BC, 2 * WORST, normed_BC), filled=counts_BC)
-    finished, _ = finished.with_(done).best(N)
+    ended = dataclasses.replace(candidates, scores=jnp.where(barred_BC, 2 * WORST, normed_BC), filled=counts_BC)
+    finished, _ = finished.with_(ended).best(N)
 
-    reach = T if beams.early_stopping == "never" and beams.length_penalty > 0 else length
-    hope_B1 = live.scores[:, :1] / jnp.float32(reach) ** beams.length_penalty
+    best_length = T if beams.early_stopping == "never" and beams.length_penalty > 0 else length
+    best_live_B1 = live.scores[:, :1] / jnp.float32(best_length) ** beams.length_penalty
     worst_BN = jnp.where(finished.filled, finished.scores.min(axis=1, keepdims=True), WORST)
-    open_B = open_B & (hope_B1 > worst_BN).any(axis=1)
-    more = open_B.any() & ~ended_BC.all()
+    open_B = open_B & (best_live_B1 > worst_BN).any(axis=1)
+    continues = open_B.any() & ~ended_BC.all()
     if beams.stops_when_full:
-        more = more & ~finished.filled.all()
-    return live, finished, open_B, parents_BN, more
+        continues = continues & ~finished.filled.all()
+    return live, finished, open_B, parents_BN, continues
 
 
 def _processed(eos_id, beams: BeamSearch, prompt_RV, step, raw_BNV, live: _Beams) -> jax.Array:
@@ -234,6 +236,6 @@ def _processed(eos_id, beams: BeamSearch, prompt_RV, step, raw_BNV, live: _Beams
     R, seen_RV = raw_BNV.shape[0] * raw_BNV.shape[1], None
     if prompt_RV is not None:
         tokens_RT = live.tokens.reshape(R, -1)
-        there_RT = jnp.broadcast_to(jnp.arange(tokens_RT.shape[1]) < step, tokens_RT.shape)
-        seen_RV = prompt_RV | seen_in(tokens_RT, there_RT, raw_BNV.shape[-1])
+        written_RT = jnp.broadcast_to(jnp.arange(tokens_RT.shape[1]) < step, tokens_RT.shape)
+        seen_RV = prompt_RV | seen_in(tokens_RT, written_RT, raw_BNV.shape[-1])
     return process(raw_BNV.reshape(R, -1), beams, eos_id, step, seen_RV).reshape(raw_BNV.shape)

@@ -43,11 +43,11 @@ def repeat(cache: dict[str, Any], times: int) -> dict[str, Any]:
     def pairs(tree):
         return jax.tree.map(lambda x: jnp.repeat(x, times, axis=x.ndim - 4), tree)
 
-    more = {name: pairs(cache[name]) for name in ("layers", "cross") if name in cache}
+    repeated = {name: pairs(cache[name]) for name in ("layers", "cross") if name in cache}
     for name in ("segments", "input_segments"):
         if cache.get(name) is not None:
-            more[name] = jnp.repeat(cache[name], times, axis=0)
-    return {**cache, **more}
+            repeated[name] = jnp.repeat(cache[name], times, axis=0)
+    return {**cache, **repeated}
 
 
 def reorder(cache: dict[str, Any], parents_BN: jax.Array) -> dict[str, Any]:

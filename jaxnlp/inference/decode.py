@@ -20,7 +20,7 @@ from jaxnlp.errors import FieldError
 from jaxnlp.inference import loop
 from jaxnlp.inference.cache import cache_lengths
 from jaxnlp.inference.processors import NEVER
-from jaxnlp.inference.rows import Ids, Rows, held, make_rows
+from jaxnlp.inference.rows import Ids, Rows, decoder_length, make_rows
 from jaxnlp.inference.sampling import Sampling
 
 CHUNK = 8  # steps between two calls of `on_tokens`
@@ -167,28 +167,28 @@ class Generator:
         rows = self.rows(prompts, max_new_tokens, forced, adapter_ids)
         plan = loop.DecodePlan(max_new_tokens, sampling, True, self._padded_prefix(rows, forced))
         B, P, T = len(prompts), rows.tokens.shape[1], max_new_tokens
-        size, *later = cache_lengths(P, P + T)
+        size, *later_sizes = cache_lengths(P, P + T)
         num_reported = [0] * B
         ends = [0 if prefix and on_tokens(i, list(prefix)) else None for i, prefix in enumerate(forced)]
         with self.context(B):
-            held_params, key = self.prepare_params(params), jax.random.key(seed)
-            state, forced_BK = loop.begin(self, plan, held_params, rows, key)
+            decode_params, key = self.prepare_params(params), jax.random.key(seed)
+            state, forced_BK = loop.begin(self, plan, decode_params, rows, key)
             while True:
                 step, tokens_BT, done_B = (np.asarray(x) for x in (state.step, state.tokens, state.done))
                 for i, row in enumerate(tokens_BT[:, :step].tolist()):
-                    new = self.until_eos(row)[num_reported[i] :] if ends[i] is None else []
-                    num_reported[i] += len(new)
-                    if new and on_tokens(i, new):
+                    new_ids = self.until_eos(row)[num_reported[i] :] if ends[i] is None else []
+                    num_reported[i] += len(new_ids)
+                    if new_ids and on_tokens(i, new_ids):
                         ends[i] = num_reported[i]
                 ended_B = np.asarray([end is not None for end in ends])
                 if step == T or (done_B | ended_B).all():
                     break
                 cache = state.cache
                 if step == size - P + 1:
-                    size, *later = later
+                    size, *later_sizes = later_sizes
                     cache = loop.larger(cache, size + self.num_virtual_tokens)
                 state, stop = dataclasses.replace(state, cache=None), np.int32(min(step + chunk, size - P + 1, T))
-                state = loop.advance(self, plan, held_params, rows, key, state, cache, ended_B, stop)
+                state = loop.advance(self, plan, decode_params, rows, key, state, cache, ended_B, stop)
         return tokens_BT, (np.asarray(forced_BK), np.asarray(state.log_probs)), ends
 
     def rows(
@@ -210,13 +210,15 @@ class Generator:
         longest, multiple = max(map(len, forced)), self.length_multiple
         return min(-(-longest // multiple) * multiple, rows.tokens.shape[1] - 1)
 
-    def fit_max_new_tokens(self, prompts: Ids, wanted: int, forced_prefix: Ids | None = None) -> int:
-        """`wanted`, reduced to the number of new tokens that fit after the longest prompt; at least 1."""
+    def fit_max_new_tokens(self, prompts: Ids, num_tokens: int, forced_prefix: Ids | None = None) -> int:
+        """`num_tokens`, reduced to the number of new tokens that fit after the longest prompt; at least 1."""
         if self.length_limit is None:
-            return wanted
+            return num_tokens
         forced = forced_prefix or [[]] * len(prompts)
-        longest = max((held(self, p, f) for p, f in zip(prompts, forced, strict=True)), default=len(self.first))
-        return max(1, min(wanted, self.length_limit - longest))
+        longest = max(
+            (decoder_length(self, p, f) for p, f in zip(prompts, forced, strict=True)), default=len(self.first)
+        )
+        return max(1, min(num_tokens, self.length_limit - longest))
 
     @property
     def first(self) -> tuple[int, ...]:
@@ -234,25 +236,25 @@ class Generator:
         """A row of new tokens, up to the first end-of-text token."""
         return row[: row.index(self.eos_id)] if self.eos_id in row else row
 
-    def new_cache(self, held_params: Any, batch: int, length: int) -> Any:
+    def new_cache(self, decode_params: Any, batch: int, length: int) -> Any:
         """A cache for `length` positions of text, empty but for the soft prompt."""
         cache = self.init_cache(batch, length + self.num_virtual_tokens)
-        return cache if self.prefill_prefix is None else self.prefill_prefix(held_params, cache)
+        return cache if self.prefill_prefix is None else self.prefill_prefix(decode_params, cache)
 
-    def prefill(self, held_params: Any, rows: Rows, cache: Any, logits_to_keep: int) -> tuple[jax.Array, Any]:
+    def prefill(self, decode_params: Any, rows: Rows, cache: Any, logits_to_keep: int) -> tuple[jax.Array, Any]:
         """(logits at the last `logits_to_keep` positions of `rows.tokens`, the cache filled with `rows.tokens`)."""
         positions_BP = rows.positions_BP + self.num_virtual_tokens
         kwargs = {"segment_ids": rows.segments, "positions": positions_BP, "cache": cache}
         if rows.adapter_ids is not None:
             kwargs["adapter_ids"] = rows.adapter_ids
         if not self.encoder_decoder:
-            return self.apply(held_params, rows.tokens, **kwargs, logits_to_keep=logits_to_keep)
+            return self.apply(decode_params, rows.tokens, **kwargs, logits_to_keep=logits_to_keep)
         kwargs["input_segments"] = rows.input_segments
-        return self.apply(held_params, rows.inputs, rows.tokens, **kwargs, logits_to_keep=logits_to_keep)
+        return self.apply(decode_params, rows.inputs, rows.tokens, **kwargs, logits_to_keep=logits_to_keep)
 
     def step(
         self,
-        held_params: Any,
+        decode_params: Any,
         last_R1: jax.Array,
         positions_R1: jax.Array,
         cache: Any,
@@ -264,7 +266,7 @@ class Generator:
         if adapter_ids_R is not None:
             kwargs["adapter_ids"] = adapter_ids_R
         tokens = (None, last_R1) if self.encoder_decoder else (last_R1,)
-        return self.apply(held_params, *tokens, **kwargs)
+        return self.apply(decode_params, *tokens, **kwargs)
 
     def real(self, logits_V: jax.Array) -> jax.Array:
         """Logits (..., V), with -inf at the padding ids of the vocabulary."""

@@ -38,10 +38,13 @@ def exhaustive_search(
         UserError: an empty prompt, max_new_tokens below 1, or more than a million continuations.
     """
     if not prompt or max_new_tokens < 1:
-        raise UserError("exhaustive_search: expected a prompt, and max_new_tokens of at least one")
+        raise UserError(
+            f"exhaustive_search: a prompt of {len(prompt)} tokens and max_new_tokens={max_new_tokens}; "
+            "expected at least 1 of each"
+        )
     if (vocab_size - 1) ** max_new_tokens > LIMIT:
         raise UserError(
-            f"exhaustive_search: {vocab_size} tokens and max_new_tokens={max_new_tokens} make more than "
+            f"exhaustive_search: vocab_size={vocab_size} and max_new_tokens={max_new_tokens} give more than "
             f"{LIMIT:,} texts; use beam_search"
         )
     live, scores = np.asarray([list(prompt)], np.int32), np.zeros(1)
@@ -55,7 +58,7 @@ def exhaustive_search(
             for row, total in zip(live, totals[:, token], strict=True):
                 ids = [*row[len(prompt) :].tolist(), *([] if token == eos_id else [token])]
                 hypotheses.append(Hypothesis(ids, float(total / length**length_penalty)))
-        others = np.asarray([token for token in range(vocab_size) if token != eos_id], np.int32)
-        live = np.concatenate([np.repeat(live, len(others), 0), np.tile(others, len(live))[:, None]], axis=1)
-        scores = totals[:, others].reshape(-1)
+        other_ids = np.asarray([token for token in range(vocab_size) if token != eos_id], np.int32)
+        live = np.concatenate([np.repeat(live, len(other_ids), 0), np.tile(other_ids, len(live))[:, None]], axis=1)
+        scores = totals[:, other_ids].reshape(-1)
     return sorted(hypotheses, key=lambda h: -h.score)[:num_return]

@@ -133,12 +133,12 @@ def _choose(model, plan, key, state: DecodeState, logits_BTV) -> DecodeState:
     scores_BV = process(logits_BV, plan.sampling, model.eos_id, step, state.seen)
     token_B = sample(scores_BV, jax.random.fold_in(key, step), plan.sampling)
     token_B1 = jnp.where(state.done, model.eos_id, token_B)[:, None]
-    put = lambda x_BT, new_B1: jax.lax.dynamic_update_slice(x_BT, new_B1, (0, step))
+    write = lambda x_BT, new_B1: jax.lax.dynamic_update_slice(x_BT, new_B1, (0, step))
     log_probs_BT, seen_BV = state.log_probs, state.seen
     return DecodeState(
         step=step + 1,
-        tokens=put(state.tokens, token_B1),
-        log_probs=None if log_probs_BT is None else put(log_probs_BT, log_probs(logits_BV[:, None], token_B1)),
+        tokens=write(state.tokens, token_B1),
+        log_probs=None if log_probs_BT is None else write(log_probs_BT, log_probs(logits_BV[:, None], token_B1)),
         done=state.done | (token_B1[:, 0] == model.eos_id),
         seen=None if seen_BV is None else seen_BV.at[jnp.arange(len(seen_BV)), token_B1[:, 0]].set(True),
         cache=state.cache,

@@ -28,9 +28,11 @@ class Processors:
 
     def __post_init__(self) -> None:
         if not 0 < self.repetition_penalty < float("inf"):
-            raise FieldError("repetition_penalty", self.repetition_penalty, "expected a positive number; 1.0 is none")
+            raise FieldError(
+                "repetition_penalty", self.repetition_penalty, "expected a positive number; 1.0 disables it"
+            )
         if self.min_new_tokens < 0:
-            raise FieldError("min_new_tokens", self.min_new_tokens, "expected a number of tokens, 0 or more")
+            raise FieldError("min_new_tokens", self.min_new_tokens, "expected 0 or more")
 
 
 def process(
@@ -55,5 +57,5 @@ def process(
 def seen_in(tokens_RT: jax.Array, counts_RT: jax.Array, vocab: int) -> jax.Array:
     """(R, V): whether each token occurs in the row, at the positions where `counts_RT` is true."""
     R, _ = tokens_RT.shape
-    ids_RT = jnp.where(counts_RT, tokens_RT, vocab)  # out of range, so dropped
+    ids_RT = jnp.where(counts_RT, tokens_RT, vocab)  # an id out of range is dropped
     return jnp.zeros((R, vocab), bool).at[jnp.arange(R)[:, None], ids_RT].set(True, mode="drop")

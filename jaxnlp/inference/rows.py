@@ -60,22 +60,22 @@ def make_rows(
     """
     if not prompts or max_new_tokens < 1:
         raise UserError(
-            f"generate: {len(prompts)} prompts and max_new_tokens={max_new_tokens}; expected at least one of each"
+            f"generate: {len(prompts)} prompts and max_new_tokens={max_new_tokens}; expected at least 1 of each"
         )
     if forced is None:
         forced = [[]] * len(prompts)
     if len(forced) != len(prompts):
-        raise UserError(f"forced_prefix: {len(forced)} of them for {len(prompts)} prompts; expected one for each")
+        raise UserError(f"forced_prefix: {len(forced)} prefixes for {len(prompts)} prompts; expected one per prompt")
     if adapter_ids is not None and np.shape(adapter_ids) != (len(prompts),):
         raise UserError(
-            f"adapter_ids: shape {np.shape(adapter_ids)} for {len(prompts)} prompts; expected one id for each"
+            f"adapter_ids: shape {np.shape(adapter_ids)} for {len(prompts)} prompts; expected one id per prompt"
         )
     ids_B = None if adapter_ids is None else np.asarray(adapter_ids)
     heads = [[]] * len(prompts) if model.encoder_decoder else prompts
     _check_room(model, prompts, max_new_tokens, forced)
     rows = [[*model.first, *head, *prefix] for head, prefix in zip(heads, forced, strict=True)]
     if not all(len(row) > len(prefix) for row, prefix in zip(rows, forced, strict=True)):
-        raise UserError("generate: an empty prompt, and the model has no start token; give it a text to begin with")
+        raise UserError("generate: empty prompt; the model has no start token, so a prompt needs at least one token")
     limit = model.length_limit
     room = None if limit is None else limit - max_new_tokens
     tokens_BP, segments_BP = _pad(model, rows, room, left=True)
@@ -83,7 +83,7 @@ def make_rows(
         return Rows(tokens_BP, segments_BP, adapter_ids=ids_B)
     sources = [[*prompt, *model.last] for prompt in prompts]
     if not all(sources):
-        raise UserError("generate: an empty source, and the model ends none with a token; give it a text")
+        raise UserError("generate: empty source; the model adds no end token, so a source needs at least one token")
     inputs_BS, input_segments_BS = _pad(model, sources, limit, left=False)
     return Rows(tokens_BP, segments_BP, inputs_BS, input_segments_BS, ids_B)
 
@@ -92,21 +92,21 @@ def _check_room(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids) -> N
     limit = model.length_limit
     if limit is None:
         return
-    count, prompt_length = max((held(model, p, f), len(p)) for p, f in zip(prompts, forced, strict=True))
+    length, prompt_length = max((decoder_length(model, p, f), len(p)) for p, f in zip(prompts, forced, strict=True))
     start = "one end-of-text token" if model.start is None else f"{len(model.first)} start tokens"
     parts = [] if model.encoder_decoder else [f"{prompt_length} prompt tokens"]
-    parts += [start] + ([f"{count - len(model.first)} forced tokens"] if model.encoder_decoder and any(forced) else [])
-    if count + max_new_tokens > limit:
+    parts += [start] + ([f"{length - len(model.first)} forced tokens"] if model.encoder_decoder and any(forced) else [])
+    if length + max_new_tokens > limit:
         raise UserError(
-            f"generate: {', '.join(parts)} and max_new_tokens={max_new_tokens} are more than "
-            f"model.max_length={limit}; shorten the prompt or generate fewer"
+            f"generate: {', '.join(parts)} and max_new_tokens={max_new_tokens} exceed "
+            f"model.max_length={limit}; shorten the prompt or reduce max_new_tokens"
         )
     longest = max(map(len, prompts)) + len(model.last)
     if model.encoder_decoder and longest > limit:
-        raise UserError(f"generate: a source of {longest} tokens is more than model.max_length={limit}; shorten it")
+        raise UserError(f"generate: a source of {longest} tokens exceeds model.max_length={limit}; shorten it")
 
 
-def held(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> int:
+def decoder_length(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> int:
     """Number of tokens in the decoder's input before the first new one."""
     return len(model.first) + len(forced) + (0 if model.encoder_decoder else len(prompt))
 

@@ -34,13 +34,13 @@ class Sampling(Processors):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.temperature < float("inf"):
-            raise FieldError("temperature", self.temperature, "expected zero (greedy) or more")
+            raise FieldError("temperature", self.temperature, "expected 0 (greedy) or more")
         if self.top_k < 0:
-            raise FieldError("top_k", self.top_k, "expected a positive number, or 0 for all tokens")
+            raise FieldError("top_k", self.top_k, "expected 1 or more, or 0 to keep all tokens")
         if not 0 < self.top_p <= 1:
             raise FieldError("top_p", self.top_p, "expected a probability in (0, 1]")
         if not 0 <= self.min_p <= 1:
-            raise FieldError("min_p", self.min_p, "expected a share of the highest probability, in [0, 1]")
+            raise FieldError("min_p", self.min_p, "expected a fraction of the highest probability, in [0, 1]")
 
 
 def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 from jaxnlp.errors import FieldError
 
-CONTEXT = 16  # preceding tokens decoded together with the new ones: some decode differently after others
-UNFINISHED = "\ufffd"  # what bytes decode to that are not, or not yet, a character
+CONTEXT = 16  # preceding tokens decoded with the new ones, as decoding can depend on them
+UNFINISHED = "\ufffd"  # the decoding of an invalid or incomplete character
 
 
 class TextStream:
@@ -25,13 +25,13 @@ class TextStream:
 
     def __init__(self, decode: Callable[[list[int]], str], before: Sequence[int] = (), stop: Sequence[str] = ()):
         if isinstance(stop, str) or not all(isinstance(word, str) and word for word in stop):
-            raise FieldError("stop", stop, "expected a list of strings, none of them empty")
+            raise FieldError("stop", stop, "expected a list of non-empty strings")
         self._decode, self._stop = decode, tuple(stop)
         self._before = list(before[-CONTEXT:])
         self._ids: list[int] = []
         self._returned = ""
-        self._from = 0  # where stop strings count
-        self.ended_at: int | None = None  # ids up to the one that completed a stop string
+        self._from = 0  # stop strings are searched from here
+        self.ended_at: int | None = None  # number of ids up to the one that completed a stop string
 
     def force(self, ids: Sequence[int]) -> str:
         """As `push`, but stop strings in the text of these ids are ignored."""
@@ -44,11 +44,11 @@ class TextStream:
         """Adds ids and returns the newly final text. Ids after a stop string are ignored."""
         if self.ended_at is not None:
             return ""
-        known = len(self._ids)
+        num_ids = len(self._ids)
         self._ids += ids
         text = self._text(len(self._ids))
         if self._find(text) is not None:
-            for count in range(known + 1, len(self._ids) + 1):
+            for count in range(num_ids + 1, len(self._ids) + 1):
                 at = self._find(self._text(count))
                 if at is not None:
                     self.ended_at = count
@@ -66,9 +66,9 @@ class TextStream:
 
     def _all(self, count: int) -> str:
         """The text of the first `count` ids."""
-        before, both = self._decode(self._before), self._decode([*self._before, *self._ids[:count]])
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, both, strict=False))
-        return both[sum(1 for _ in same) :]
+        before, text = self._decode(self._before), self._decode([*self._before, *self._ids[:count]])
+        equal = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, text, strict=False))
+        return text[sum(1 for _ in equal) :]
 
     def _text(self, count: int) -> str:
         return self._all(count).rstrip(UNFINISHED)

@@ -60,9 +60,9 @@ def generate_text(
         for stream, generation in zip(streams, generations, strict=True):
             stream.force(generation.ids)
     for row, stream in enumerate(streams):
-        rest = stream.close()
-        if rest:
-            emit(row, rest)
+        tail = stream.close()
+        if tail:
+            emit(row, tail)
     return [_ended(g, stream.ended_at, stream.text) for stream, g in zip(streams, generations, strict=True)]
 
 
@@ -72,7 +72,7 @@ def _encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     if ids and not isinstance(ids[0], list):
         name = f"{type(tokenizer).__module__}.{type(tokenizer).__name__}"
         raise UserError(
-            f"tokenizer={name}: encode_batch returns {type(ids[0]).__name__}, expected lists of ids; "
+            f"tokenizer={name}: encode_batch returns a list of {type(ids[0]).__name__}; expected lists of ids; "
             "wrap it with jaxnlp.data.tokenizer.wrap(), or use jaxnlp.load(folder).generate(texts)"
         )
     return ids
@@ -82,7 +82,7 @@ def _encode_prefixes(tokenizer: Any, forced_prefix: str | Sequence[str], count: 
     """The ids of each prompt's forced prefix. Raises UserError if there is not one for each of `count` prompts."""
     prefixes = [forced_prefix] * count if isinstance(forced_prefix, str) else list(forced_prefix)
     if len(prefixes) != count:
-        raise UserError(f"forced_prefix: {len(prefixes)} of them for {count} prompts; expected one for each")
+        raise UserError(f"forced_prefix: {len(prefixes)} prefixes for {count} prompts; expected one per prompt")
     return tokenizer.encode_batch(prefixes)
 
 
@@ -92,12 +92,12 @@ def _listener(
     """An `on_tokens` for `Generator.generate`: emits the text of a row's new tokens and returns whether the row ends.
 
     The first call for a row with a forced prefix passes that prefix."""
-    begun = [not prefix for prefix in prefixes]
+    past_prefix = [not prefix for prefix in prefixes]
 
     def on_tokens(row: int, new: list[int]) -> bool:
         stream = streams[row]
-        text = stream.push(new) if begun[row] else stream.force(new)
-        begun[row] = True
+        text = stream.push(new) if past_prefix[row] else stream.force(new)
+        past_prefix[row] = True
         if text:
             emit(row, text)
         return stream.ended_at is not None

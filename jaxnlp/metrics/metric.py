@@ -24,7 +24,9 @@ def metric_named(name: str) -> Metric:
     except (ImportError, ValueError, KeyError) as e:
         raise UserError(f"metric {name!r}: cannot be imported ({e}); expected module:function") from None
     if not callable(metric):
-        raise UserError(f"metric {name!r}: not a function of (predictions, references)")
+        raise UserError(
+            f"metric {name!r}: expected a function of (predictions, references), got {type(metric).__name__}"
+        )
     return cast(Metric, metric)
 
 
@@ -46,12 +48,12 @@ def bootstrap_interval(
         {score: (low, high)}.
     """
     random, size = np.random.default_rng(seed), len(predictions)
-    drawn: dict[str, list[float]] = {}
+    resampled: dict[str, list[float]] = {}
     for _ in range(samples):
         indices = random.integers(size, size=size)
         scores = metric([predictions[i] for i in indices], [references[i] for i in indices])
         for name, score in scores.items():
-            drawn.setdefault(name, []).append(score)
+            resampled.setdefault(name, []).append(score)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    intervals = {name: np.quantile(scores, tails) for name, scores in drawn.items()}
+    intervals = {name: np.quantile(scores, tails) for name, scores in resampled.items()}
     return {name: (float(low), float(high)) for name, (low, high) in intervals.items()}

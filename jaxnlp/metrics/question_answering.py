@@ -29,11 +29,11 @@ def token_f1(text: str, answers: Sequence[str]) -> float:
     return max(_f1(_normalized(text).split(), _normalized(answer).split()) for answer in answers or [""])
 
 
-def _f1(words: list[str], right: list[str]) -> float:
-    if not words or not right:
-        return float(words == right)
-    same = sum((collections.Counter(words) & collections.Counter(right)).values())
-    return 2 * same / (len(words) + len(right))
+def _f1(words: list[str], answer_words: list[str]) -> float:
+    if not words or not answer_words:
+        return float(words == answer_words)
+    num_common = sum((collections.Counter(words) & collections.Counter(answer_words)).values())
+    return 2 * num_common / (len(words) + len(answer_words))
 
 
 def _normalized(text: str) -> str:

@@ -28,7 +28,7 @@ def entities(predictions: Sequence[Sequence[str | None]], references: Sequence[S
 
 def tagging(predictions: Sequence[Sequence[str | None]], references: Sequence[Sequence[str]]) -> Scores:
     """Accuracy over words, and the scores of `entities` for IOB tags. A predicted tag of None counts as wrong."""
-    said = [str(tag) for row in predictions for tag in row]
-    right = [tag for row in references for tag in row]
-    scores = accuracy(said, right)
-    return {**scores, **entities(predictions, references)} if marks_entities(right) else scores
+    predicted = [str(tag) for row in predictions for tag in row]
+    correct = [tag for row in references for tag in row]
+    scores = accuracy(predicted, correct)
+    return {**scores, **entities(predictions, references)} if marks_entities(correct) else scores

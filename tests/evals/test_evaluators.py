@@ -173,5 +173,5 @@ def test_wrong_evaluators_are_named(tmp_path):
     ):
         with pytest.raises(FieldError, match=message):
             configs.check(experiment(tmp_path, "span", **fields))
-    with pytest.raises(UserError, match="no evaluator 'b'; known: a"):
+    with pytest.raises(UserError, match="no evaluator 'b'; expected one of a"):
         find([LossEvaluator(name="a")], ["b"])

@@ -99,16 +99,16 @@ def test_an_encoder_decoder_reads_the_prompt(encoder_decoder):
 
 
 BAD = {
-    "min_p": (["--min_p=2"], "min_p=2.0: expected a share of the highest"),
+    "min_p": (["--min_p=2"], "min_p=2.0: expected a fraction of the highest"),
     "repetition": (["--repetition_penalty=0"], "repetition_penalty=0.0: expected a positive number"),
-    "min tokens": (["--min_new_tokens=-1"], "min_new_tokens=-1: expected a number of tokens"),
+    "min tokens": (["--min_new_tokens=-1"], "min_new_tokens=-1: expected 0 or more"),
     "empty stop": (["--stop="], "--stop=: expected a text that is not empty"),
     "stop in beams": (["--stop=x", "--num_beams=2"], "--stop: not with --num_beams"),
     "stream of beams": (["--stream", "--num_beams=2"], "--stream: not with --num_beams"),
     "early stopping": (["--early_stopping=often"], "--early_stopping=often: value should be one of"),
     "start": (["--start=<s>"], "--start=<s>: the vocabulary has no such special token"),
-    "too long": (["--forced_prefix=" + "a" * 80], "are more than model.max_length=64"),
-    "nothing first": (["--start=none"], "an empty prompt, and the model has no start token"),
+    "too long": (["--forced_prefix=" + "a" * 80], "exceed model.max_length=64"),
+    "nothing first": (["--start=none"], "empty prompt; the model has no start token"),
 }
 
 

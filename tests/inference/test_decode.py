@@ -82,7 +82,7 @@ def test_seeds_decide_and_rows_differ():
 def test_more_positions_than_the_model_has():
     generator, params, _ = model("gpt2")
     with pytest.raises(
-        UserError, match="3 prompt tokens, one end-of-text token and max_new_tokens=100 are more than model.*=96"
+        UserError, match="3 prompt tokens, one end-of-text token and max_new_tokens=100 exceed model.max_length=96"
     ):
         generator(params, [[1, 2, 3]], 100)
     rotary, params, _ = model("scanned rotary")

@@ -94,15 +94,15 @@ def test_draws_come_from_the_decoder():
 def test_what_cannot_be_is_refused():
     generator, params, _ = tiny("transformer")
     generator = dataclasses.replace(generator, length_limit=90)
-    with pytest.raises(UserError, match=r"one end-of-text token, 2 forced tokens and max_new_tokens=88 are more .*=90"):
+    with pytest.raises(UserError, match=r"one end-of-text token, 2 forced tokens and max_new_tokens=88 exceed .*=90"):
         generator(params, [[1]], 88, forced_prefix=[[1, 2]])
-    with pytest.raises(UserError, match="a source of 91 tokens is more than model.max_length=90"):
+    with pytest.raises(UserError, match="a source of 91 tokens exceeds model.max_length=90"):
         generator(params, [[1] * 90], 3)
-    with pytest.raises(UserError, match="forced_prefix: 1 of them for 2 prompts"):
+    with pytest.raises(UserError, match="forced_prefix: 1 prefixes for 2 prompts"):
         generator(params, [[1], [2]], 3, forced_prefix=[[1]])
     assert generator.fit_max_new_tokens([[1] * 80], 200, [[1, 2]]) == 87
     bare, params, _ = tiny("transformer", source_end=())
-    with pytest.raises(UserError, match="an empty source"):
+    with pytest.raises(UserError, match="empty source"):
         bare(params, [[]], 3)
 
 

@@ -112,7 +112,7 @@ def test_stop_strings_and_streams_of_text():
     assert plain[0].text.startswith(streams[0]) and streams[0] != plain[0].text
     forced = text(stop=["!"], forced_prefix="wait!")
     assert all(g.text.startswith("wait!") and "!" not in g.text[5:] for g in forced)
-    with pytest.raises(UserError, match="forced_prefix: 1 of them for 3 prompts"):
+    with pytest.raises(UserError, match="forced_prefix: 1 prefixes for 3 prompts"):
         text(forced_prefix=["a"])
 
 
@@ -124,7 +124,7 @@ def test_a_text_need_not_begin_with_the_separator():
     logits = np.asarray(apply(params, jnp.asarray(row)))[0]
     assert generator(params, [[10, 20, 30]], 1)[0] == [int(np.argmax(logits[2, :257]))]
     assert generator.fit_max_new_tokens([[10, 20, 30]], 200) == 117
-    with pytest.raises(UserError, match="an empty prompt, and the model has no start token"):
+    with pytest.raises(UserError, match="empty prompt; the model has no start token"):
         generator(params, [[]], 3)
     two, _, _ = model(start=(256, 9))
     with pytest.raises(UserError, match="3 prompt tokens, 2 start tokens and max_new_tokens=116"):
@@ -183,5 +183,5 @@ def test_a_raw_tokenizer_is_refused_with_the_way_to_wrap_it():
 
     generator, params, _ = model()
     raw = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
-    with pytest.raises(UserError, match=r"encode_batch returns Encoding, expected lists of ids; wrap it with"):
+    with pytest.raises(UserError, match=r"encode_batch returns a list of Encoding; expected lists of ids; wrap it"):
         generate_text(generator, raw, params, ["a"], 3)

@@ -72,7 +72,7 @@ def test_texts_are_those_of_each_adapter_alone():
         assert alone[0] != alone[1]
         for ids in ([0, 1], [1, 0]):
             assert texts(together, params, adapter_ids=ids) == [alone[which][i] for i, which in enumerate(ids)]
-    with pytest.raises(UserError, match=r"adapter_ids: shape \(1,\) for 2 prompts; expected one id for each"):
+    with pytest.raises(UserError, match=r"adapter_ids: shape \(1,\) for 2 prompts; expected one id per prompt"):
         greedy(together, params, adapter_ids=[0])
 
 

@@ -6,8 +6,8 @@ MUTANTS = (
     Mutant(
         id="metrics/token-f1",
         file="metrics/question_answering.py",
-        old="return 2 * same / (len(words) + len(right))",
-        new="return same / max(len(words), len(right))",
+        old="return 2 * num_common / (len(words) + len(answer_words))",
+        new="return num_common / max(len(words), len(answer_words))",
         fault="SQuAD's F1 is the smaller of precision and recall",
         tests=("tests/metrics/test_question_answering.py::test_an_answer",),
     ),
