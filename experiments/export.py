@@ -42,7 +42,7 @@ def main() -> None:
         raise UserError(f"--max_shard_gb={SHARD.value}: expected a positive number of gigabytes")
     run, out = load(WORKDIR.value, CHECKPOINT.value), pathlib.Path(OUT.value)
     if ADAPTER.value:
-        params = distributed.whole(run.params)
+        params = distributed.all_gather(run.params)
         if run.program.tuning is None:
             raise UserError(f"--adapter: {WORKDIR.value} tuned no adapter, it trained the model; leave the flag out")
         if distributed.first():

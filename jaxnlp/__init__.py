@@ -14,7 +14,7 @@ The public API, each name imported when it is first used:
   configure_jax()                       allocator, dispatch and compile cache; call it before anything else uses JAX
   Model                                 generate, predict, fill_mask, score, embed, evaluate, attention, save
   Experiment                            the config of a run
-  UserError                             the error of everything a user can cause
+  UserError                             an error that a user can cause and fix
 """
 
 import importlib

@@ -141,7 +141,7 @@ class Model:
 
         Args:
             texts: prompts. A single string gives a single string.
-            max_new_tokens: upper limit of new tokens per text, lowered to the positions that the model has left.
+            max_new_tokens: maximum number of new tokens per text; reduced if the model has fewer positions left.
             options: temperature (0.0: greedy), top_k, top_p, min_p, repetition_penalty and min_new_tokens, as in
                 `Sampling`; seed, stop, forced_prefix and on_text, as in `generate_text`.
 
@@ -152,16 +152,16 @@ class Model:
             UserError: the model cannot generate.
         """
         prompts = [texts] if isinstance(texts, str) else list(texts)
-        new = [str(generation.text) for generation in self.generations(prompts, max_new_tokens, **options)]
-        return new[0] if isinstance(texts, str) else new
+        generated = [str(generation.text) for generation in self.generations(prompts, max_new_tokens, **options)]
+        return generated[0] if isinstance(texts, str) else generated
 
     def generations(self, texts: Sequence[str], max_new_tokens: int = 64, **options: Any) -> list[Generation]:
         """As `generate`, but returns each text with its tokens, their log-probabilities and the reason why it ended."""
         text_options = {name: options.pop(name) for name in TEXT_OPTIONS if name in options}
         generator, tokenizer = self._generator, self._generation_tokenizer
-        room = generator.fit_max_new_tokens(tokenizer.encode_batch(list(texts)), max_new_tokens)
+        num_tokens = generator.fit_max_new_tokens(tokenizer.encode_batch(list(texts)), max_new_tokens)
         sampling = Sampling(**options)
-        return generate_text(generator, tokenizer, self.params, texts, room, sampling, **text_options)
+        return generate_text(generator, tokenizer, self.params, texts, num_tokens, sampling, **text_options)
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[float]:
         """The log-probability of each continuation given its prompt, in nats, summed over its tokens.
@@ -173,7 +173,7 @@ class Model:
         """
         if len(prompts) != len(continuations):
             raise UserError(
-                f"score: {len(prompts)} prompts for {len(continuations)} continuations; expected one for each"
+                f"score: {len(prompts)} prompts for {len(continuations)} continuations; expected one per prompt"
             )
         generator, encode = self._generator, self._generation_tokenizer.encode_batch
         size = max(1, min(BATCH, len(prompts)))
@@ -192,10 +192,10 @@ class Model:
         task, data = self.experiment.data.task, self.experiment.data
         if not isinstance(task, LabelledTask):
             raise self._cannot("predict", f"its task is {type(task).__name__}(); expected a run fine-tuned on records")
-        made = [Record(f"records[{i}]", _fields(task, record)) for i, record in enumerate(records)]
+        parsed = [Record(f"records[{i}]", _fields(task, record)) for i, record in enumerate(records)]
         note = functools.partial(print, file=sys.stderr)
-        examples = task.encode(made, self.tokenizer, data.seq_len, note, labelled=False)
-        return list(answers(self.program, self.params, self.tokenizer, made, examples))
+        examples = task.encode(parsed, self.tokenizer, data.seq_len, note, labelled=False)
+        return list(answers(self.program, self.params, self.tokenizer, parsed, examples))
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[Guess]]:
         """The `top` most likely tokens at each mask of a text, for an encoder with a masked-word head."""
@@ -215,10 +215,10 @@ class Model:
         for text, row in zip(texts, rows, strict=True):
             if limit is not None and len(row) > limit:
                 raise UserError(
-                    f"embed: {text[:40]!r} has {len(row)} tokens and the model {limit} positions; shorten it"
+                    f"embed: {text[:40]!r} has {len(row)} tokens; model.max_length is {limit}; shorten the text"
                 )
-        made = [self._states(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
-        return np.concatenate(made) if made else np.zeros((0, body.embed_dim), np.float32)
+        embeddings = [self._states(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+        return np.concatenate(embeddings) if embeddings else np.zeros((0, body.embed_dim), np.float32)
 
     def evaluate(self, split: str = "validation", limit: int | None = None) -> dict[str, float]:
         """The loss and the objective's metrics over a split of the run's data.
@@ -231,11 +231,11 @@ class Model:
         """
         e, program = self.experiment, self.program
         if self.step == 0 and self.result is None and not Reader(self.source).steps():
-            raise self._cannot("evaluate", "it has no data of its own; import it as a run with experiments.import")
+            raise self._cannot("evaluate", "it has no data; import it as a run with experiments.import")
         store = open_split(e.data, split, self.tokenizer)
         batches = eval_batches(store, e.data, limit, program.local_row_indices, self.tokenizer)
-        placed = map(program.shard_batch, batches)
-        return evaluate_loss(program.eval_step, self.params, placed, e.objective, bytes_per_token(e, store))
+        sharded_batches = map(program.shard_batch, batches)
+        return evaluate_loss(program.eval_step, self.params, sharded_batches, e.objective, bytes_per_token(e, store))
 
     def attention(self, text: str, target: str | None = None) -> list[Map]:
         """The weights of every attention layer for a text, which `figures.attention.draw` plots.
@@ -248,7 +248,7 @@ class Model:
     def report(self) -> str:
         """The report of a run that `train` has just ended. Also plots its curves. Raises UserError for other models."""
         if self.result is None or self.result.validation is None:
-            raise self._cannot("report", "expected the result of train(), of a run that ended")
+            raise self._cannot("report", "expected the result of train() for a run that has finished")
         return report(self.result, pathlib.Path(self.source))
 
     def save(self, folder: str | pathlib.Path, format: str = "huggingface") -> None:
@@ -261,7 +261,7 @@ class Model:
             UserError: an unknown format, or a model that the layout does not support.
         """
         if format != "huggingface":
-            raise UserError(f"save: format={format!r}; expected 'huggingface'")
+            raise UserError(f"save: format={format!r} is not supported; expected 'huggingface'")
         export.save(self.loaded, pathlib.Path(folder))
 
     @functools.cached_property
@@ -296,7 +296,7 @@ class Model:
     def _mean_states(self) -> Any:
         config, program = self.config, self.program
         if config.body is not config:
-            raise self._cannot("embed", f"{type(config).__name__} is fine-tuned; load the model that it began from")
+            raise self._cannot("embed", f"{type(config).__name__} is fine-tuned; load the pretrained model instead")
 
         def mean(params: Any, tokens_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
             if config.kind == "encoder":
@@ -308,8 +308,8 @@ class Model:
 
         return jax.jit(mean)
 
-    def _cannot(self, what: str, why: str) -> UserError:
-        return UserError(f"{what}: {self.source}, a {type(self.config).__name__}: {why}")
+    def _cannot(self, method: str, reason: str) -> UserError:
+        return UserError(f"{method}: {self.source}, a {type(self.config).__name__}: {reason}")
 
 
 TEXT_OPTIONS = ("seed", "stop", "forced_prefix", "on_text", "chunk")
@@ -320,5 +320,5 @@ def _fields(task: LabelledTask, record: dict[str, Any] | str) -> dict[str, Any]:
         return record
     field = task.text_field
     if field is None:
-        raise UserError(f"predict: {type(task).__name__}() reads more than one text; give records with its fields")
+        raise UserError(f"predict: {type(task).__name__}() reads several fields; expected dicts with these fields")
     return {field: record}

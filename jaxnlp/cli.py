@@ -24,14 +24,12 @@ def define_config() -> Any:
     """Defines --config and --config_json; returns the flag holder whose value is the config object."""
     from ml_collections import config_flags
 
-    flags.DEFINE_string(
-        "config_json", None, "Resolved config to run again, as a run's config.json; instead of --config."
-    )
+    flags.DEFINE_string("config_json", None, "A resolved config, such as the config.json of a run. Replaces --config.")
     return config_flags.DEFINE_config_file(
         "config",
         None,
-        "Config file with get_config(variant), as configs/gpt/tiny.py or configs/gpt/tiny.py:variant. "
-        "Change its fields with --config.model.num_layers=4 and so on.",
+        "Config file with a function get_config(variant): FILE.py or FILE.py:VARIANT, for example configs/gpt/tiny.py. "
+        "Override a field with --config.FIELD=VALUE, for example --config.model.num_layers=4.",
         lock_config=False,
     )
 
@@ -55,8 +53,10 @@ def run(main: Callable[[], int | None], doc: str | None, by: str = distributed.A
         sys.exit(0)
     _quiet()
     try:
-        with distributed.joined(argv, by) as works:  # before the rest of the flags: what is wrong in one ends all
-            if not works:
+        with distributed.joined(
+            argv, by
+        ) as has_work:  # before other flags are parsed, so that an invalid flag ends all processes
+            if not has_work:
                 sys.exit(0)
             app.run(lambda _: _run(main), argv=argv, flags_parser=_parse)
     except UserError as e:
@@ -98,9 +98,9 @@ def _shared_help() -> str:
 def _parse(argv: Sequence[str]) -> list[str]:
     """absl's flag parser, with configs checked first. Raises UserError with a one-line message."""
     try:
-        argv, cleared = _translate(list(argv))
-        rest = flags.FLAGS(argv)
-        for dotted in cleared:
+        argv, set_to_none = _translate(list(argv))
+        remaining = flags.FLAGS(argv)
+        for dotted in set_to_none:
             configs.set_path(flags.FLAGS["config"].value, dotted, None)
     except flags.UnrecognizedFlagError as e:
         names = [n for n in flags.FLAGS if not n.startswith("config.")]
@@ -109,9 +109,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         ) from None
     except flags.Error as e:
         raise UserError(str(e)) from None
-    if len(rest) > 1:
-        raise UserError(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)")
-    return rest
+    if len(remaining) > 1:
+        raise UserError(f"{remaining[1]!r}: not a flag; expected --name=value (see --help)")
+    return remaining
 
 
 def _translate(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -123,23 +123,25 @@ def _translate(argv: list[str]) -> tuple[list[str], list[str]]:
         return argv, []
     argv = _join_values(argv)
     configured = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-    stored = [a.split("=", 1)[1] for a in argv if a.startswith("--config_json=")]
-    if configured and stored:
-        raise UserError("--config and --config_json: give one of them")
+    json_paths = [a.split("=", 1)[1] for a in argv if a.startswith("--config_json=")]
+    if configured and json_paths:
+        raise UserError("--config and --config_json: both are set; expected only one of them")
     overrides = [a for a in argv if a.startswith("--config.")]
-    if not configured and not stored:
+    if not configured and not json_paths:
         if not overrides:
             return argv, []
-        stored = [path for path in _run_configs(argv) if pathlib.Path(path).is_file()]
-        if not stored:
-            raise UserError(f"{overrides[0]}: give the config it changes with --config=FILE")
-    spec = configured[-1] if configured else f"{FROM_JSON}:{stored[-1]}"
+        json_paths = [path for path in _run_configs(argv) if pathlib.Path(path).is_file()]
+        if not json_paths:
+            raise UserError(f"{overrides[0]}: no config to override; set it with --config=FILE")
+    spec = configured[-1] if configured else f"{FROM_JSON}:{json_paths[-1]}"
     config = load(spec)
     for override in overrides:
         configs.check_path(config, override.split("=", 1)[0].removeprefix("--config."))
-    cleared = [a for a in overrides if a.endswith("=None")]
-    rest = [a for a in argv[1:] if not a.startswith(("--config=", "--config_json=")) and a not in cleared]
-    return [argv[0], f"--config={spec}", *rest], [a.removeprefix("--config.").removesuffix("=None") for a in cleared]
+    set_to_none = [a for a in overrides if a.endswith("=None")]
+    remaining = [a for a in argv[1:] if not a.startswith(("--config=", "--config_json=")) and a not in set_to_none]
+    return [argv[0], f"--config={spec}", *remaining], [
+        a.removeprefix("--config.").removesuffix("=None") for a in set_to_none
+    ]
 
 
 def _run_configs(argv: list[str]) -> list[str]:
@@ -151,7 +153,7 @@ def _join_values(argv: list[str]) -> list[str]:
     """Joins `--name value` to `--name=value`, for the flags that this module reads."""
     out: list[str] = []
     for a in argv:
-        if re.match(r"-[a-z]", a):  # absl takes one dash for two
+        if re.match(r"-[a-z]", a):  # absl accepts a single dash
             a = f"-{a}"
         if out and out[-1] in ("--config", "--config_json", "--workdir"):
             out[-1] += f"={a}"
@@ -166,29 +168,31 @@ def load(spec: str) -> Any:
     if path.endswith(".json"):
         return configs.load_json(path)
     if not pathlib.Path(path).is_file():
-        near = [str(p) for p in pathlib.Path("configs").rglob("*.py") if p.name != "__init__.py"]
-        raise UserError(f"--config={spec}: no such file{configs.did_you_mean(path, near) if near else ''}")
+        config_files = [str(p) for p in pathlib.Path("configs").rglob("*.py") if p.name != "__init__.py"]
+        raise UserError(
+            f"--config={spec}: no such file{configs.did_you_mean(path, config_files) if config_files else ''}"
+        )
     scope: dict[str, Any] = {"__name__": "config_file", "__file__": path}
     try:
         exec(compile(pathlib.Path(path).read_text(), path, "exec"), scope)
-        make = scope["get_config"]
+        get_config = scope["get_config"]
     except KeyError:
-        raise UserError(f"--config={spec}: the file has no get_config(variant) function") from None
+        raise UserError(f"--config={spec}: the file does not define get_config()") from None
     except Exception as e:
-        where = traceback.extract_tb(e.__traceback__)[-1] if e.__traceback__ else None
-        line = e.lineno if isinstance(e, SyntaxError) else where.lineno if where else "?"
+        frame = traceback.extract_tb(e.__traceback__)[-1] if e.__traceback__ else None
+        line = e.lineno if isinstance(e, SyntaxError) else frame.lineno if frame else "?"
         raise UserError(f"--config={spec}: the file cannot be loaded (line {line}: {type(e).__name__}: {e})") from None
     try:
-        if variant and not inspect.signature(make).parameters:
-            raise UserError(f"--config={spec}: this config has no variants; expected --config={path}")
-        config = make(variant) if variant else make()
+        if variant and not inspect.signature(get_config).parameters:
+            raise UserError(f"--config={spec}: the config has no variants; expected --config={path}")
+        config = get_config(variant) if variant else get_config()
     except UserError:
         raise
     except Exception as e:
         raise UserError(f"--config={spec}: get_config({variant!r}) failed: {type(e).__name__}: {e}") from None
     if not dataclasses.is_dataclass(config):
         raise UserError(
-            f"--config={spec}: get_config returned {type(config).__name__}, expected an Experiment "
+            f"--config={spec}: get_config returned a {type(config).__name__}; expected an Experiment "
             "(from jaxnlp.training.experiment)"
         )
     return config

@@ -34,7 +34,7 @@ class Checked(typing.Protocol):
 def field_values(config: Any, *names: str) -> dict[str, Any]:
     """Field name -> value of a dataclass, for all fields or for the named attributes."""
     names = names or tuple(f.name for f in dataclasses.fields(config))
-    return {name: getattr(config, name) for name in names}  # the names are a dataclass's own, not guesses
+    return {name: getattr(config, name) for name in names}  # the names are the dataclass's own fields
 
 
 def check(config: Any, path: str = "") -> None:
@@ -65,7 +65,7 @@ def check_types(config: Any, path: str = "") -> None:
         value, hint = values[field.name], hints[field.name]
         if not _fits(value, hint):
             expected = f"expected {field.metadata.get('expected') or _type_name(hint)}, got {type(value).__name__}"
-            remedy = f"; write ({value!r},)" if _fits((value,), hint) else ""  # one pattern for a field of several
+            remedy = f"; write ({value!r},)" if _fits((value,), hint) else ""  # a single value for a tuple field
             raise FieldError(f"{path}{field.name}", value, expected + remedy)
 
 
@@ -76,14 +76,14 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, h) for h in typing.get_args(hint))
     if hint is None or hint is type(None):
         return value is None
-    kind = typing.get_origin(hint) or hint
-    if kind is float:
+    origin = typing.get_origin(hint) or hint
+    if origin is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
+    if origin is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if kind is tuple and typing.get_args(hint)[1:] == (Ellipsis,):
+    if origin is tuple and typing.get_args(hint)[1:] == (Ellipsis,):
         return isinstance(value, tuple) and all(_fits(v, typing.get_args(hint)[0]) for v in value)
-    return isinstance(value, kind)
+    return isinstance(value, origin)
 
 
 def _type_name(hint: Any) -> str:
@@ -107,7 +107,8 @@ def to_dict(config: Any) -> Any:
     if config is None or isinstance(config, (bool, int, float, str)):
         return config
     raise UserError(
-        f"config: {config!r} ({type(config).__name__}) cannot be written as JSON; use dataclasses and plain values"
+        f"config: {config!r} ({type(config).__name__}) cannot be written as JSON; "
+        "expected dataclasses, dicts, lists, numbers, strings or None"
     )
 
 
@@ -127,10 +128,12 @@ def from_dict(data: Any, path: str = "") -> Any:
     cls = _import(class_name, path or "the config")
     names = [f"{base.__module__}:{base.__qualname__}" for base in cls.__mro__]
     data = current_fields(names, {name: value for name, value in data.items() if name != CLASS})
-    known = [f.name for f in dataclasses.fields(cls)]
+    field_names = [f.name for f in dataclasses.fields(cls)]
     for name in data:
-        if name not in known:
-            raise UserError(f"{path}.{name}: {cls.__name__} has no such field{did_you_mean(name, known)}".lstrip("."))
+        if name not in field_names:
+            raise UserError(
+                f"{path}.{name}: {cls.__name__} has no such field{did_you_mean(name, field_names)}".lstrip(".")
+            )
     try:
         return cls(**{k: from_dict(v, f"{path}.{k}".lstrip(".")) for k, v in data.items()})
     except TypeError as e:
@@ -143,7 +146,8 @@ def _import(name: str, path: str) -> type:
         cls: Any = operator.attrgetter(qualname)(importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as e:
         raise UserError(
-            f"{path}: its class {name!r} cannot be imported ({e}); is the fork it comes from on the path?"
+            f"{path}: its class {name!r} cannot be imported ({e}); "
+            "install the package that defines it, or add it to PYTHONPATH"
         ) from None
     if not dataclasses.is_dataclass(cls):
         raise UserError(f"{path}: its class {name!r} is not a dataclass")
@@ -158,7 +162,7 @@ def save_json(config: Any, path: pathlib.Path) -> None:
         temporary.replace(path)
     except OSError as e:
         raise UserError(
-            f"{path}: cannot be written ({e.strerror}); free some space, or choose another folder"
+            f"{path}: cannot be written ({e.strerror}); free disk space, or choose another folder"
         ) from None
 
 
@@ -170,9 +174,11 @@ def load_json(path: str | pathlib.Path) -> Any:
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror}); expected a config saved as JSON") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not JSON ({e})") from None
+        raise UserError(f"{path}: invalid JSON ({e})") from None
     if not isinstance(data, dict) or CLASS not in data:
-        raise UserError(f"{path}: not a config; expected an object with a {CLASS!r}, as runs/tiny/config.json")
+        raise UserError(
+            f"{path}: not a config; expected a JSON object with a field {CLASS!r}, such as runs/tiny/config.json"
+        )
     return from_dict(data)
 
 
@@ -195,25 +201,25 @@ def diff(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     return [(path, a.get(path, "-"), b.get(path, "-")) for path in {**a, **b} if a.get(path, "-") != b.get(path, "-")]
 
 
-def did_you_mean(name: str, known: list[str]) -> str:
-    """The end of an error message: '; did you mean X?', or '; expected one of ...' if no known name is similar."""
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(known)}"
+def did_you_mean(name: str, options: list[str]) -> str:
+    """The end of an error message: '; did you mean X?', or '; expected one of ...' if no option is similar."""
+    matches = difflib.get_close_matches(name, options, 1, 0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else f"; expected one of {', '.join(options)}"
 
 
 def check_path(config: Any, dotted: str) -> None:
     """Raises UserError unless `dotted` ("model.num_layers") names a field of the config."""
-    holder, walked = config, ""
+    holder, parents = config, ""
     for part in dotted.split("."):
         if not dataclasses.is_dataclass(holder):
-            raise UserError(f"--config.{dotted}: {walked} is {holder!r} and has no fields")
+            raise UserError(f"--config.{dotted}: {parents} is {holder!r} and has no fields")
         values = field_values(holder)
-        known = list(values)
+        field_names = list(values)
         if part not in values:
             raise UserError(
-                f"--config.{dotted}: {type(holder).__name__} has no field {part!r}{did_you_mean(part, known)}"
+                f"--config.{dotted}: {type(holder).__name__} has no field {part!r}{did_you_mean(part, field_names)}"
             )
-        holder, walked = values[part], f"{walked}.{part}".lstrip(".")
+        holder, parents = values[part], f"{parents}.{part}".lstrip(".")
 
 
 def set_path(config: Any, dotted: str, value: Any) -> None:

@@ -25,22 +25,29 @@ SETTINGS = ("distributed", *FLAGS, "join_timeout", "heartbeat_timeout")
 KUBERNETES_INDEX = "JOB_COMPLETION_INDEX"
 ALL, FIRST, ONE = "all", "first", "one"
 """Which processes run an entry point: every process; process 0, while the others wait; only single-process jobs."""
-LAUNCHERS = {"Slurm": "SLURM_NTASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}  # how many processes each has started
+LAUNCHERS = {
+    "Slurm": "SLURM_NTASKS",
+    "Open MPI": "OMPI_COMM_WORLD_SIZE",
+}  # variable with the number of started processes
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the multi-process flags of every entry point."""
     if "distributed" in values:
         return
-    text = "Join the other processes of this job: a TPU pod's, Slurm's, Open MPI's or Kubernetes'."
+    text = "Run as one process of a multi-process job started by a TPU pod, Slurm, Open MPI or Kubernetes."
     flags.DEFINE_bool("distributed", False, text, flag_values=values)
-    text = "host:port of process 0, where there is no such launcher; with the next two."
+    text = "host:port of process 0, for jobs without such a launcher. Needs --num_processes and --process_id."
     flags.DEFINE_string("coordinator_address", None, text, flag_values=values)
-    flags.DEFINE_integer("num_processes", None, "Processes of the job.", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", flag_values=values)
-    text = "Seconds to wait for all processes to come."
+    flags.DEFINE_integer(
+        "num_processes", None, "Number of processes of the job, with --coordinator_address.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "Index of this process, from 0, with --coordinator_address.", flag_values=values
+    )
+    text = "Seconds to wait until all processes have joined the job."
     flags.DEFINE_integer("join_timeout", 300, text, flag_values=values, lower_bound=1)
-    text = "Seconds without a sign of life after which a process counts as dead."
+    text = "Seconds without a heartbeat after which a process is considered dead."
     flags.DEFINE_integer("heartbeat_timeout", 60, text, flag_values=values, lower_bound=1)
 
 
@@ -51,7 +58,7 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def whole(tree: Any) -> Any:
+def all_gather(tree: Any) -> Any:
     """All-gathers sharded arrays to every process (collective call). With one process: returned unchanged."""
     import jax
     from jax.experimental import multihost_utils
@@ -73,28 +80,28 @@ def joined(argv: Sequence[str], by: str = ALL) -> Iterator[bool]:
     Raises:
         UserError: incomplete settings, a job that cannot be joined, or several processes with by=ONE.
     """
-    line = join(argv, by)
-    if line is None:
+    lifeline = join(argv, by)
+    if lifeline is None:
         yield True
         return
     try:
-        with _voice(speaks=line.index == 0):
+        with _voice(speaks=lifeline.index == 0):
             try:
                 if by == FIRST:
-                    with by_first() as works:
-                        yield works
+                    with by_first() as has_work:
+                        yield has_work
                 else:
                     yield True
             except SystemExit as e:
-                line.done()
+                lifeline.done()
                 raise e
     except UserError as e:
         text = " ".join(str(e).split())
-        line.fail(text, 2, lambda: print(f"error: {text}", file=sys.stderr, flush=True))
+        lifeline.fail(text, 2, lambda: print(f"error: {text}", file=sys.stderr, flush=True))
     except KeyboardInterrupt:
-        line.fail("interrupted", 130, lambda: print("\ninterrupted", file=sys.stderr, flush=True))
+        lifeline.fail("interrupted", 130, lambda: print("\ninterrupted", file=sys.stderr, flush=True))
     except Exception as e:
-        line.fail(f"{type(e).__name__}: {str(e)[:1000]}", 1, traceback.print_exc)
+        lifeline.fail(f"{type(e).__name__}: {str(e)[:1000]}", 1, traceback.print_exc)
 
 
 @contextlib.contextmanager
@@ -110,33 +117,37 @@ def by_first() -> Iterator[bool]:
     if job.num_processes == 1 or job.process_id:
         yield job.num_processes == 1
         return
-    kept = job.client, job.service, job.num_processes
+    saved = job.client, job.service, job.num_processes
     job.client, job.service, job.num_processes = None, None, 1
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_cpu_collectives_implementation", None)
     try:
         yield True
     finally:
-        job.client, job.service, job.num_processes = kept
+        job.client, job.service, job.num_processes = saved
 
 
 @contextlib.contextmanager
 def _voice(speaks: bool) -> Iterator[None]:
     """Context that discards the output of all processes but the first, and what Gloo prints on stdout."""
     with contextlib.ExitStack() as stack:
-        nowhere = stack.enter_context(open(os.devnull, "w"))
-        out = nowhere
+        null = stack.enter_context(open(os.devnull, "w"))
+        out = null
         sys.stdout.flush()
-        kept = os.dup(1)
-        stack.callback(os.close, kept)
-        stack.callback(os.dup2, kept, 1)
+        stdout_copy = os.dup(1)
+        stack.callback(os.close, stdout_copy)
+        stack.callback(os.dup2, stdout_copy, 1)
         if speaks:
-            live = os.isatty(kept)
-            kind: dict[str, Any] = {"buffering": 1 if live else -1, "encoding": sys.stdout.encoding, "closefd": False}
-            out = stack.enter_context(open(kept, "w", **kind))
+            is_terminal = os.isatty(stdout_copy)
+            kind: dict[str, Any] = {
+                "buffering": 1 if is_terminal else -1,
+                "encoding": sys.stdout.encoding,
+                "closefd": False,
+            }
+            out = stack.enter_context(open(stdout_copy, "w", **kind))
         else:
-            stack.enter_context(contextlib.redirect_stderr(nowhere))
-        os.dup2(nowhere.fileno(), 1)
+            stack.enter_context(contextlib.redirect_stderr(null))
+        os.dup2(null.fileno(), 1)
         stack.enter_context(contextlib.redirect_stdout(out))
         yield
 
@@ -153,17 +164,19 @@ def join(argv: Sequence[str], by: str = ALL) -> Lifeline | None:
         values(list(argv), known_only=True)
     except flags.Error as e:
         raise UserError(str(e)) from None
-    place = explicit(values)
-    if place is None and not values["distributed"].value:
+    address = explicit(values)
+    if address is None and not values["distributed"].value:
         for launcher, name in LAUNCHERS.items():
             if int(os.environ.get(name) or 1) > 1:
-                launched = f"{launcher} started {os.environ[name]} processes ({name}), each alone; with --distributed"
-                print(f"note: {launched} they are one job", file=sys.stderr)
+                jobs = f"{launcher} started {os.environ[name]} processes ({name}), which run as independent jobs"
+                print(f"note: {jobs}; set --distributed to run them as one job", file=sys.stderr)
         return None
     if by == ONE:
-        raise UserError("--distributed: this entry point runs in one process; start it once, without that and its like")
-    _initialize(place, values)
-    from jax._src.distributed import global_state  # the store of keys, which has no public name; Orbax takes it too
+        raise UserError(
+            "--distributed: this entry point supports one process only; start it once, without the multi-process flags"
+        )
+    _initialize(address, values)
+    from jax._src.distributed import global_state  # the key-value store has no public name; Orbax uses it too
 
     index, count, client = global_state.process_id, global_state.num_processes, global_state.client
     if count == 1:
@@ -184,50 +197,53 @@ def explicit(values: flags.FlagValues) -> tuple[str, int, int] | None:
     if all(value is None for value in settings.values()):
         settings = {name: os.environ.get(name) for name in VARIABLES}
         if settings["JAX_PROCESS_ID"] is None and settings["JAX_NUM_PROCESSES"] is not None:
-            settings["JAX_PROCESS_ID"] = os.environ.get(KUBERNETES_INDEX)  # of a Kubernetes Job whose pods are numbered
+            settings["JAX_PROCESS_ID"] = os.environ.get(KUBERNETES_INDEX)  # index of a pod in an indexed Kubernetes Job
         if settings["JAX_NUM_PROCESSES"] is None and settings["JAX_PROCESS_ID"] is None:
-            return None  # the address alone is for a launcher that JAX knows
+            return None  # JAX detects the launcher
     missing = [name for name, value in settings.items() if value is None]
     if missing:
-        there = ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
-        raise UserError(f"{', '.join(missing)}: not given, but {there}; give all three to each process, or none")
-    (first, address), (second, count), (third, index) = settings.items()
+        present = ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
+        raise UserError(f"{', '.join(missing)}: not set, but {present}; set all three for each process, or none")
+    (address_name, address), (count_name, count), (index_name, index) = settings.items()
     host, _, port = str(address).rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"{first}={address}: expected host:port of process 0, as 10.0.0.2:8476")
-    for name, value in ((second, count), (third, index)):
+        raise UserError(f"{address_name}={address}: expected host:port of process 0, such as 10.0.0.2:8476")
+    for name, value in ((count_name, count), (index_name, index)):
         if not str(value).isdigit():
-            raise UserError(f"{name}={value}: expected a number from 0")
-    num, this = int(str(count)), int(str(index))
-    if not 0 <= this < num:
-        raise UserError(f"{third}={this}: expected a number from 0 to {num - 1}, as {second} is {num}")
-    return str(address), num, this
+            raise UserError(f"{name}={value}: expected an integer from 0")
+    num_processes, process_index = int(str(count)), int(str(index))
+    if not 0 <= process_index < num_processes:
+        expected = f"expected an integer from 0 to {num_processes - 1}, as {count_name}={num_processes}"
+        raise UserError(f"{index_name}={process_index}: {expected}")
+    return str(address), num_processes, process_index
 
 
-def _initialize(place: tuple[str, int, int] | None, values: flags.FlagValues) -> None:
+def _initialize(settings: tuple[str, int, int] | None, values: flags.FlagValues) -> None:
     import jax
 
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPUs alone
-    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which would then end nothing
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # applies to CPUs only
+    jax.config.update(
+        "jax_enable_preemption_service", False
+    )  # it would intercept SIGTERM, and the process would not end
     seconds, heartbeat = (int(values[name].value or 1) for name in ("join_timeout", "heartbeat_timeout"))
     # JAX's own timeout crashes the process. The timer fires first and prints a one-line message.
     wait: dict[str, Any] = {"initialization_timeout": 2 * seconds, "heartbeat_timeout_seconds": heartbeat}
-    at = f" at {place[0]}, of which this is {place[2]} of {place[1]}" if place else ""
-    timer = threading.Timer(seconds, _too_late, (f"after {seconds} s not all processes have come{at}",))
+    at = f" at {settings[0]} (process {settings[2]} of {settings[1]})" if settings else ""
+    timer = threading.Timer(seconds, _too_late, (f"some processes have not joined{at} after {seconds} s",))
     timer.daemon = True
     timer.start()
     try:
         with warnings.catch_warnings(record=True) as caught:
-            if place is None:
+            if settings is None:
                 jax.distributed.initialize(**wait)
-            else:  # JAX's look at the environment would leave a Slurm task one GPU of those it has
-                jax.distributed.initialize(*place, cluster_detection_method="deactivate", **wait)
+            else:  # JAX's detection would give a Slurm task only one of its GPUs
+                jax.distributed.initialize(*settings, cluster_detection_method="deactivate", **wait)
     except (ValueError, RuntimeError, OSError) as e:
         reasons = [str(e).strip() or type(e).__name__, *(str(w.message) for w in caught)]
         raise UserError(
-            f"--distributed: cannot join the other processes{at} ({' '.join(' '.join(reasons).split())[:600]}); on a "
-            "TPU pod, under Slurm or Open MPI nothing need be set; elsewhere give --coordinator_address, "
-            "--num_processes and --process_id to each process"
+            f"--distributed: cannot join the other processes{at} ({' '.join(' '.join(reasons).split())[:600]}). "
+            "On a TPU pod and under Slurm or Open MPI no further flags are needed; otherwise set "
+            "--coordinator_address, --num_processes and --process_id for each process"
         ) from None
     finally:
         timer.cancel()
@@ -235,7 +251,8 @@ def _initialize(place: tuple[str, int, int] | None, values: flags.FlagValues) ->
 
 def _too_late(reason: str) -> None:
     print(
-        f"error: --distributed: {reason}; start all of them within --join_timeout, where they reach process 0's port",
+        f"error: --distributed: {reason}; start all processes within --join_timeout, on machines "
+        "that can reach process 0's port",
         file=sys.stderr,
         flush=True,
     )

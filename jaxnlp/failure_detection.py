@@ -24,11 +24,11 @@ from typing import Any, NoReturn
 
 KEY = "jaxnlp/failure_detection"
 CONNECT_SECONDS = 15.0
-GRACE = 0.5  # seconds for news of a process that died to overtake the errors its death causes
-LINGER = 5.0  # seconds that process 0, who keeps the others' coordination service, stays for them to end first
-DONE_MILLISECONDS = 7 * 24 * 3600 * 1000  # others may have much to do yet, as process 0 that writes a file
-GONE_SECONDS = 30  # until a machine that says nothing any more (its power cut, its network lost) counts as gone
-AGAIN = "start every process again with the same command: a training run goes on from its newest checkpoint"
+GRACE = 0.5  # seconds for the message about a dead process to arrive before the errors that its death causes
+LINGER = 5.0  # seconds that process 0, which runs the coordination service, waits for the others to end
+DONE_MILLISECONDS = 7 * 24 * 3600 * 1000  # others may still be working, such as process 0 writing a file
+GONE_SECONDS = 30  # until an unreachable machine (power or network failure) is considered dead
+AGAIN = "restart all processes with the same command; a training run resumes from its newest checkpoint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Lifeline:
         self.index, self.count = index, count
         self._links, self._store = links, store
         self._stderr = sys.stderr
-        self._left: set[int] = set()  # those who said that they end, and how
-        self._ending = threading.Lock()  # held by the thread that ends this process
-        self._failing = threading.Event()  # the main thread is about to
+        self._left: set[int] = set()  # processes that have announced that they end
+        self._ending = threading.Lock()  # acquired by the thread that ends this process
+        self._failing = threading.Event()  # set when the main thread is about to end this process
         self._heard: Ending | None = None
         self._news, self._alone = threading.Event(), threading.Event()
         threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
@@ -73,12 +73,12 @@ class Lifeline:
         """
         self._failing.set()
         time.sleep(GRACE)
-        self._ending.acquire()  # never returns once the other thread ends this process
+        self._ending.acquire()  # does not return if the other thread ends this process
         self._say(dataclasses.asdict(Ending(self.index, text, code)))
         if self.index:
             self._news.wait(4 * GRACE)
         if self.index == 0 or self._heard is None or self._heard.text != text:
-            with contextlib.suppress(OSError):  # where standard error is a file on the disk that is full
+            with contextlib.suppress(OSError):  # standard error may be a file on a full disk
                 show()
         self._exit(code)
 
@@ -89,13 +89,13 @@ class Lifeline:
             while selector.get_map():
                 for key, _ in selector.select():
                     process, buffer = key.data
-                    new = _receive(key.fileobj)
-                    buffer += new
-                    *lines, rest = bytes(buffer).split(b"\n")
-                    buffer[:] = rest
+                    data = _receive(key.fileobj)
+                    buffer += data
+                    *lines, incomplete = bytes(buffer).split(b"\n")
+                    buffer[:] = incomplete
                     for line in lines:
                         self._hear(process, json.loads(line))
-                    if not new:
+                    if not data:
                         selector.unregister(key.fileobj)
                         if process not in self._left:
                             self._end_by(Ending(process))
@@ -111,12 +111,12 @@ class Lifeline:
             self._heard = ending
             self._news.set()
             if ending.process == 0 and ending.text is None:
-                self._follow(ending)  # at once: JAX's client has lost its service too, and aborts
+                self._follow(ending)  # immediately: JAX's client has lost its service too, and aborts
             threading.Thread(target=self._follow, args=(ending,), daemon=True).start()
 
     def _follow(self, ending: Ending) -> None:
         """Ends this process because another process has ended."""
-        if ending.text is not None:  # perhaps all fail alike, and process 0 says it once
+        if ending.text is not None:  # if all fail with the same error, process 0 prints it once
             if self.index == 0:
                 time.sleep(2 * GRACE)
             if self._failing.is_set():
@@ -125,10 +125,10 @@ class Lifeline:
             return
         self._say(dataclasses.asdict(ending))
         if ending.text is None:
-            who = f"process {ending.process} of {self.count} has died"
-            message = f"{who} (killed, out of memory, or its machine is gone), and so this one ends; {AGAIN}"
+            process = f"process {ending.process} of {self.count} has died"
+            message = f"{process} (killed, out of memory, or machine failure), so this process ends; {AGAIN}"
         else:
-            message = f"process {ending.process} of {self.count} failed: {ending.text}; and so this one ends"
+            message = f"process {ending.process} of {self.count} failed: {ending.text}; so this process ends"
         with contextlib.suppress(OSError):
             print(f"\nerror: {' '.join(message.split())}", file=self._stderr, flush=True)
         self._exit(ending.code)
@@ -176,20 +176,21 @@ def _accept(count: int, store: Any) -> dict[int, socket.socket]:
     with socket.create_server(("", 0), family=family, backlog=count, dualstack_ipv6=dual) as server:
         secret, end = secrets.token_hex(16), time.monotonic() + CONNECT_SECONDS
         store.key_value_set(KEY, f"{server.getsockname()[1]} {secret}")
-        while len(links) < count - 1 and (left := end - time.monotonic()) > 0:
-            server.settimeout(left)
+        while len(links) < count - 1 and (seconds_left := end - time.monotonic()) > 0:
+            server.settimeout(seconds_left)
             with contextlib.suppress(OSError, ValueError):
                 link = _lasting(server.accept()[0])
                 link.settimeout(CONNECT_SECONDS)
-                answer, process = link.makefile().readline().split()
-                if secrets.compare_digest(answer, secret):
+                received_secret, process = link.makefile().readline().split()
+                if secrets.compare_digest(received_secret, secret):
                     link.settimeout(None)
                     links[int(process)] = link
     missing = sorted(set(range(1, count)) - set(links))
     if missing:
         processes = ", ".join(map(str, missing))
         print(
-            f"note: no connection from process {processes}; if one ends, JAX's heartbeats alone tell", file=sys.stderr
+            f"note: no connection from process {processes}; its failure is detected only by JAX's heartbeats",
+            file=sys.stderr,
         )
     return links
 

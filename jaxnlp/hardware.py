@@ -146,7 +146,7 @@ CHIPS = (
         dcn_bandwidth=6.4e12 / 8 / 256,
         devices_per_host=8,
         host_memory=512 * GiB,
-        source="cloud.google.com/tpu/docs/v5e and /v6e: 400 GB/s both ways, 6.4 Tb/s of DCN for a pod of 256",
+        source="cloud.google.com/tpu/docs/v5e and /v6e: 400 GB/s both ways, 6.4 Tb/s of DCN per pod of 256",
     ),
     Chip(
         name="v5p",
@@ -165,7 +165,7 @@ CHIPS = (
         dcn_bandwidth=50e9 / 8,
         devices_per_host=4,
         host_memory=448e9,
-        source="cloud.google.com/tpu/docs/v5p: 1,200 GB/s both ways, 50 Gb/s of DCN a chip",
+        source="cloud.google.com/tpu/docs/v5p: 1,200 GB/s both ways, 50 Gb/s of DCN per chip",
     ),
     Chip(
         name="v6e",
@@ -185,7 +185,7 @@ CHIPS = (
         dcn_bandwidth=25.6e12 / 8 / 256,
         devices_per_host=8,
         host_memory=1536 * GiB,
-        source="cloud.google.com/tpu/docs/v6e: 800 GB/s both ways, 25.6 Tb/s of DCN for a pod of 256",
+        source="cloud.google.com/tpu/docs/v6e: 800 GB/s both ways, 25.6 Tb/s of DCN per pod of 256",
     ),
     Chip(
         name="tpu7x",
@@ -200,7 +200,7 @@ CHIPS = (
         dimensions=3,
         min_ring=4,
         devices_per_host=8,
-        source="cloud.google.com/tpu/docs/tpu7x: a chip of 192 GiB, 7,380 GB/s and 1,200 GB/s both ways, by its halves",
+        source="cloud.google.com/tpu/docs/tpu7x: 192 GiB, 7,380 GB/s, 1,200 GB/s both ways per chip of two chiplets",
     ),
     A100,
     dataclasses.replace(
@@ -220,7 +220,7 @@ CHIPS = (
         hbm=80e9,
         hbm_bandwidth=1935e9,
         tf32_flops=156e12,
-        source="nvidia.com, A100 data sheet (PCIe, 80 GB; NVLink joins pairs, if that)",
+        source="nvidia.com, A100 data sheet (PCIe, 80 GB; NVLink at most between pairs)",
     ),
     Chip(
         name="A100 PCIe 40GB",
@@ -230,7 +230,7 @@ CHIPS = (
         hbm=40e9,
         hbm_bandwidth=1555e9,
         tf32_flops=156e12,
-        source="nvidia.com, A100 data sheet (PCIe, 40 GB; NVLink joins pairs, if that)",
+        source="nvidia.com, A100 data sheet (PCIe, 40 GB; NVLink at most between pairs)",
     ),
     H100,
     Chip(
@@ -241,7 +241,7 @@ CHIPS = (
         hbm=80e9,
         hbm_bandwidth=2e12,
         tf32_flops=378e12,
-        source="nvidia.com, H100 data sheet (PCIe; NVLink joins pairs, if that)",
+        source="nvidia.com, H100 data sheet (PCIe; NVLink at most between pairs)",
     ),
     dataclasses.replace(
         H100,
@@ -263,7 +263,7 @@ CHIPS = (
         devices_per_host=1,
         host_memory=480e9,
         tf32_flops=494.5e12,
-        source="nvidia.com, GH200 data sheet (96 GB of HBM3 and 480 GB of LPDDR5X each; links as the system has them)",
+        source="nvidia.com, GH200 data sheet (96 GB of HBM3 and 480 GB of LPDDR5X each; links depend on the system)",
     ),
     *(Chip(name=name, families=(name,), bf16_flops=flops) for name, flops in PEAKS_ALONE.items()),
 )
@@ -284,7 +284,10 @@ def peak_flops(device: Any, operand_dtype: Any) -> tuple[float | None, str]:
     """
     if device.platform == "cpu":
         flops = measure_matmul_flops(operand_dtype) / len(jax.local_devices(backend="cpu"))
-        return flops, f"{flops / 1e9:,.0f} GFLOP/s, this machine's own {jnp.dtype(operand_dtype).name} 1024^3 product"
+        return (
+            flops,
+            f"{flops / 1e9:,.0f} GFLOP/s, measured here: a {jnp.dtype(operand_dtype).name} 1024^3 product",
+        )
     kind, chip = device.device_kind, chip_of(device)
     if chip is not None and chip.tf32_flops is not None and jnp.dtype(operand_dtype) == jnp.float32:
         return chip.tf32_flops, f"{chip.tf32_flops / 1e12:,.0f} TFLOP/s, TF32 of {kind}"

@@ -68,7 +68,7 @@ class OptimConfig:
                 raise FieldError(field, value, "expected a positive number")
         for field, value in field_values(self, "warmup_steps", "weight_decay").items():
             if value < 0:
-                raise FieldError(field, value, "expected zero or more")
+                raise FieldError(field, value, "expected 0 or more")
         for field, value in field_values(self, "decay_fraction", "final_fraction").items():
             if not 0 <= value <= 1:
                 raise FieldError(field, value, "expected a fraction in [0, 1]")
@@ -76,13 +76,13 @@ class OptimConfig:
             if value is not None and not 0 <= value < 1:
                 raise FieldError(field, value, "expected a number in [0, 1)")
         if self.total_steps is not None and self.total_steps < 1:
-            raise FieldError("total_steps", self.total_steps, "expected a positive number, or None for the run's steps")
+            raise FieldError("total_steps", self.total_steps, "expected 1 or more, or None for the run's num_steps")
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise FieldError("clip_norm", self.clip_norm, "expected a positive number, or None")
+            raise FieldError("clip_norm", self.clip_norm, "expected a positive number, or None for no clipping")
         if self.master_dtype not in (None, "float32"):
             raise FieldError("master_dtype", self.master_dtype, "expected 'float32', or None for no copy")
         if self.schedule == "inverse_sqrt" and not self.warmup_steps:
-            raise FieldError("warmup_steps", 0, "schedule 'inverse_sqrt' needs a warm-up; expected a positive number")
+            raise FieldError("warmup_steps", 0, "schedule 'inverse_sqrt' needs a warm-up; expected 1 or more")
         for pattern in self.no_decay:
             try:
                 re.compile(pattern)
@@ -104,19 +104,21 @@ def make_schedule(config: OptimConfig, steps: int) -> Schedule:
     """
     peak, warmup, total = config.learning_rate, config.warmup_steps, config.total_steps or steps
     if warmup and warmup >= total and config.schedule != "constant":
-        raise FieldError("optim.warmup_steps", warmup, f"expected fewer than the run's {total} steps; lower it too")
-    rest, final = total - warmup, peak * config.final_fraction
+        raise FieldError(
+            "optim.warmup_steps", warmup, f"expected fewer than the schedule's {total} steps; reduce the warm-up"
+        )
+    decay_steps, final = total - warmup, peak * config.final_fraction
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)
+        after = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_fraction)
     elif config.schedule == "linear":
-        after = optax.linear_schedule(peak, final, rest)
+        after = optax.linear_schedule(peak, final, decay_steps)
     elif config.schedule == "wsd":
         decay = max(1, round(total * config.decay_fraction))
         after = optax.join_schedules(
-            [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)], [max(0, rest - decay)]
+            [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)], [max(0, decay_steps - decay)]
         )
     elif config.schedule == "inverse_sqrt":
-        after = lambda step: peak * (warmup / (step + warmup + 1)) ** 0.5  # step 0 of a run is the paper's first
+        after = lambda step: peak * (warmup / (step + warmup + 1)) ** 0.5  # step 0 of a run is step 1 of the paper
     else:
         after = optax.constant_schedule(peak)
     if not warmup:
@@ -172,11 +174,11 @@ def make_optimizer(
             consistent_rms=0.2,
             muon_weight_dimension_numbers=matrices,
         )
-        # The AdamW that muon itself uses for the rest takes no decay mask.
-        rest = optax.adamw(schedule, b1=config.b1, b2=b2, eps=config.epsilon, **decay)
+        # optax's muon has its own AdamW for other parameters, which takes no decay mask.
+        others = optax.adamw(schedule, b1=config.b1, b2=b2, eps=config.epsilon, **decay)
         is_leaf = lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
         labels = jax.tree.map(lambda x: "rest" if x is None else "muon", matrices, is_leaf=is_leaf)
-        optimizer = optax.partition({"muon": muon, "rest": rest}, labels)
+        optimizer = optax.partition({"muon": muon, "rest": others}, labels)
     # The state is the same with and without clipping, so that a run can resume with clip_norm changed.
     clip = optax.identity() if config.clip_norm is None else clip_by_global_norm(config.clip_norm)
     scaled = () if rates is None else (scale_by(rates),)
@@ -245,12 +247,12 @@ def matrix_axes(axes: Any) -> Any:
     and its output if it comes last. A "layers" axis is a batch of matrices.
     """
 
-    def one(names):
+    def axes_of(names):
         places = [i for i, name in enumerate(names) if name not in ("layers", None)]
         sides = [names[i] for i in places]
         if len(places) < 2 or sides.count("embed") != 1 or {"vocab", "length"} & set(sides):
             return None
-        split = 1 if sides[0] == "embed" else len(places) - 1
-        return optax.contrib.MuonDimensionNumbers(tuple(places[:split]), tuple(places[split:]))
+        num_inputs = 1 if sides[0] == "embed" else len(places) - 1
+        return optax.contrib.MuonDimensionNumbers(tuple(places[:num_inputs]), tuple(places[num_inputs:]))
 
-    return jax.tree.map(one, axes, is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree.map(axes_of, axes, is_leaf=lambda x: isinstance(x, tuple))

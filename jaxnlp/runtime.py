@@ -25,7 +25,8 @@ def configure_jax() -> None:
     """Configures the allocator, CPU dispatch and compilation cache. Environment variables take precedence."""
     if "jax" in sys.modules and os.environ.get("JAXNLP_ALLOCATOR") != "system":
         print(
-            "note: jax was imported before jaxnlp.runtime.configure_jax(); its settings come too late", file=sys.stderr
+            "note: jax was imported before jaxnlp.runtime.configure_jax(), so the settings have no effect",
+            file=sys.stderr,
         )
     keep_freed_memory()
     cache = pathlib.Path(os.environ.get("JAXNLP_CACHE") or "~/.cache/jaxnlp").expanduser()
@@ -35,7 +36,7 @@ def configure_jax() -> None:
     import jax
 
     asynchronous = os.environ.get("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false").lower() in ("1", "true")
-    jax.config.update("jax_cpu_enable_async_dispatch", asynchronous)  # JAX itself reads no variable for it
+    jax.config.update("jax_cpu_enable_async_dispatch", asynchronous)  # JAX does not read this variable itself
 
 
 def keep_freed_memory() -> bool:

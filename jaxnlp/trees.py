@@ -13,11 +13,11 @@ def merge(base: Any, tuned: Any) -> Any:
     return {**base, **{name: merge(base.get(name, {}), x) for name, x in tuned.items()}}
 
 
-def select(tree: Any, wanted: Any) -> Any:
-    """The part of `tree` at the paths of `wanted`."""
-    if not isinstance(wanted, Mapping):
+def select(tree: Any, structure: Any) -> Any:
+    """The part of `tree` at the paths of `structure`."""
+    if not isinstance(structure, Mapping):
         return tree
-    return {name: select(tree[name], x) for name, x in wanted.items()}
+    return {name: select(tree[name], x) for name, x in structure.items()}
 
 
 def set_at(tree: Any, path: Path, leaf: Any) -> Any:
@@ -29,9 +29,9 @@ def set_at(tree: Any, path: Path, leaf: Any) -> Any:
 def without(tree: Any, path: Path) -> Any:
     """A new tree without the leaf at `path`, and without dicts that become empty."""
     head, *tail = path
-    rest = {name: x for name, x in tree.items() if name != head}
+    remaining = {name: x for name, x in tree.items() if name != head}
     inner = without(tree[head], tuple(tail)) if tail else {}
-    return {**rest, head: inner} if inner else rest
+    return {**remaining, head: inner} if inner else remaining
 
 
 def get_at(tree: Any, path: Path) -> Any:

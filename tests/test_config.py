@@ -67,7 +67,7 @@ def test_diff_names_leaves_and_classes():
         (lambda e: setattr(e.optim, "learning_rate", -0.1), r"^optim.learning_rate=-0.1: "),
         (
             lambda e: setattr(e.optim, "warmup_steps", 2000),
-            r"^optim.warmup_steps=2000: expected fewer than the run's 1000",
+            r"^optim.warmup_steps=2000: expected fewer than the schedule's 1000",
         ),
         (lambda e: setattr(e.optim, "no_decay", ("(",)), r"^optim.no_decay='\(': not a regular expression"),
         (lambda e: setattr(e.sharding.mesh, "fsdp", -1), r"^sharding.mesh.fsdp=-1: only one axis"),
@@ -100,7 +100,7 @@ def test_json_with_an_unknown_field_says_which_and_what_is_near(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not JSON"),
+        ("{", "invalid JSON"),
         ("[1]", "not a config"),
         ('{"class": "nowhere:X"}', "'nowhere:X' cannot be imported"),
         ('{"class": "json:dumps"}', "is not a dataclass"),

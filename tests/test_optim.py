@@ -55,7 +55,7 @@ def test_the_2017_schedule_is_equation_3():
 
 
 def test_a_warmup_longer_than_the_run_is_an_error():
-    with pytest.raises(FieldError, match="warmup_steps=100: expected fewer than the run's 100"):
+    with pytest.raises(FieldError, match="warmup_steps=100: expected fewer than the schedule's 100"):
         make_schedule(OptimConfig(warmup_steps=100), 100)
 
 

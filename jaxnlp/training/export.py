@@ -25,7 +25,7 @@ def save(run: Loaded, folder: pathlib.Path, max_shard_bytes: int = MAX_SHARD_BYT
     Raises:
         UserError: a model that the layout does not support.
     """
-    params, tuning, tokenizer = distributed.whole(run.params), run.program.tuning, run.saved.tokenizer
+    params, tuning, tokenizer = distributed.all_gather(run.params), run.program.tuning, run.saved.tokenizer
     if not distributed.first():
         return False
     if tuning is not None:

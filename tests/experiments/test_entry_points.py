@@ -110,7 +110,7 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
         "no get_config",
         train,
         [f"--config={folder / 'other.py'}", workdir],
-        "the file has no get_config(variant) function",
+        "the file does not define get_config()",
     )
     yield (
         "unknown variant",
@@ -122,7 +122,7 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
         "a variant of none",
         train,
         ["--config=configs/gpt/tiny.py:foo", workdir],
-        "--config=configs/gpt/tiny.py:foo: this config has no variants; expected --config=configs/gpt/tiny.py",
+        "--config=configs/gpt/tiny.py:foo: the config has no variants; expected --config=configs/gpt/tiny.py",
     )
     (folder / "late.py").write_text("def get_config(variant=''):\n    import no_such_module\n")
     (folder / "dict.py").write_text("def get_config(variant=''):\n    return {'steps': 3}\n")
@@ -131,7 +131,7 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
         "not an experiment",
         train,
         [f"--config={folder / 'dict.py'}", workdir],
-        "get_config returned dict, expected an Experiment",
+        "get_config returned a dict; expected an Experiment",
     )
     yield "one dash", train, ["-config=nope.py", workdir], "--config=nope.py: no such file"
     yield "alone", train, [small, workdir, "--distributed"], "--distributed: cannot join the other processes"
@@ -143,8 +143,8 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
         [small, workdir, f"--config.data.cache_dir={folder / 'file'}"],
         "cannot be written (Not a directory)",
     )
-    yield "bad json", train, [f"--config_json={folder / 'bad.json'}", workdir], "bad.json: not JSON"
-    yield "two configs", train, [small, "--config_json=x.json", workdir], "--config and --config_json: give one of them"
+    yield "bad json", train, [f"--config_json={folder / 'bad.json'}", workdir], "bad.json: invalid JSON"
+    yield "two configs", train, [small, "--config_json=x.json", workdir], "--config and --config_json: both are set"
     yield (
         "unknown field",
         train,
@@ -199,7 +199,7 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
         "stray argument",
         train,
         [small, workdir, "num_steps=3"],
-        "'num_steps=3': not a flag; flags are written --name=value",
+        "'num_steps=3': not a flag; expected --name=value",
     )
     yield "no workdir", train, [small], "--workdir: not given"
     yield "nothing", train, [workdir], "no checkpoint to resume from; give a config with --config=FILE"
@@ -207,7 +207,7 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
         "override alone",
         train,
         [workdir, "--config.num_steps=3"],
-        "--config.num_steps=3: give the config it changes with --config=FILE",
+        "--config.num_steps=3: no config to override; set it with --config=FILE",
     )
     yield "bucket", train, [small, "--workdir=gs://bucket/run"], "expected a local path; mount the bucket"
     yield (

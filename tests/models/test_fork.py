@@ -92,7 +92,7 @@ def test_a_checkpoint_of_a_fork_that_is_gone_says_what_is_missing(fork, corpus, 
     importlib.invalidate_caches()
     try:
         with pytest.raises(
-            UserError, match=r"'my_model:MyConfig' cannot be imported .*is the fork it comes from on the path"
+            UserError, match=r"'my_model:MyConfig' cannot be imported .*install the package that defines it"
         ):
             configs.load_json(tmp_path / "c.json")
     finally:

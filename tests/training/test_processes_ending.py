@@ -17,7 +17,7 @@ from tests.jobs import begin, config, ended, free_port, wait_until
 pytestmark = pytest.mark.slow
 TABLE = "ZERO3,data=2,fsdp=2"
 LONG = ("num_steps=60", "checkpoint_every=10", "eval_every=0", "log_every=2", "model.num_layers=1")
-AGAIN = "start every process again with the same command"
+AGAIN = "restart all processes with the same command"
 
 
 def flags(corpus, workdir, *overrides):
@@ -118,9 +118,13 @@ def test_a_folder_that_cannot_be_written_ends_both_with_one_line(corpus, tmp_pat
 
 def test_settings_that_are_not_whole(corpus, tmp_path):
     entry = run("experiments.train", *flags(corpus, tmp_path / "run"), "--num_processes=2")
-    assert entry.code == 2 and "--coordinator_address, --process_id: not given, but --num_processes=2" in entry.err
+    assert entry.code == 2 and "--coordinator_address, --process_id: not set, but --num_processes=2" in entry.err
     place = ("--num_processes=2", "--process_id=0", f"--coordinator_address=localhost:{free_port()}")
     measures = run("experiments.bench", *place)
-    assert measures.code == 2 and "--distributed: this entry point runs in one process" in measures.err
+    assert measures.code == 2 and "--distributed: this entry point supports one process" in measures.err
     lonely = run("experiments.train", *flags(corpus, tmp_path / "run"), *place, "--join_timeout=2")
-    assert lonely.code == 2 and "after 2 s not all processes have come" in lonely.err
+    assert (
+        lonely.code == 2
+        and "some processes have not joined at localhost:" in lonely.err
+        and " after 2 s;" in lonely.err
+    )

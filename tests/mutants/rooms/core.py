@@ -14,8 +14,8 @@ MUTANTS = (
     Mutant(
         id="config/unknown-field-dropped",
         file="config.py",
-        old='        if name not in known:\n            raise UserError(f"{path}.{name}:',
-        new='        if name is known:\n            raise UserError(f"{path}.{name}:',
+        old="        if name not in field_names:\n            raise UserError(",
+        new="        if name is field_names:\n            raise UserError(",
         fault="an unknown field of a saved config is not named",
         tests=("tests/test_config.py::test_json_with_an_unknown_field_says_which_and_what_is_near",),
     ),
@@ -38,8 +38,8 @@ MUTANTS = (
     Mutant(
         id="cli/none-is-a-string",
         file="cli.py",
-        old='cleared = [a for a in overrides if a.endswith("=None")]',
-        new="cleared = [a for a in overrides if a is None]",
+        old='set_to_none = [a for a in overrides if a.endswith("=None")]',
+        new="set_to_none = [a for a in overrides if a is None]",
         fault="--config.x=None does not set None",
         tests=("tests/experiments/test_entry_points.py", "tests/experiments/test_training.py"),
     ),

@@ -22,8 +22,8 @@ MUTANTS = (
     Mutant(
         id="optim/wsd-decays-too-late",
         file="optim.py",
-        old="[max(0, rest - decay)]",
-        new="[rest]",
+        old="[max(0, decay_steps - decay)]",
+        new="[decay_steps]",
         fault="wsd never decays",
         tests=("tests/test_optim.py::test_schedules",),
     ),
@@ -62,8 +62,8 @@ MUTANTS = (
     Mutant(
         id="optim/muon-output-axes",
         file="optim.py",
-        old='split = 1 if sides[0] == "embed" else len(places) - 1',
-        new="split = 1",
+        old='num_inputs = 1 if sides[0] == "embed" else len(places) - 1',
+        new="num_inputs = 1",
         fault="Muon takes the head axis of an output projection for its only input",
         tests=("tests/test_optim.py::test_muon_reads_matrices_off_their_axes",),
     ),
