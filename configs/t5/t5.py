@@ -11,8 +11,9 @@ docs/guides/huggingface_checkpoints.md.
 """
 
 from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.text.sentinels import sentinels
 from jaxnlp.data.text.sources import PythonStdlib
-from jaxnlp.data.text.span_corruption import SpanCorruption, sentinels
+from jaxnlp.data.text.span_corruption import SpanCorruption
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.errors import UserError
 from jaxnlp.models.t5 import T5Config, t5_v1_0

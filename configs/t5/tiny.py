@@ -4,8 +4,9 @@ python -m experiments.train --config=configs/t5/tiny.py --workdir=runs/t5
 """
 
 from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.text.sentinels import sentinels
 from jaxnlp.data.text.sources import PythonStdlib
-from jaxnlp.data.text.span_corruption import SpanCorruption, sentinels
+from jaxnlp.data.text.span_corruption import SpanCorruption
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.models.t5 import T5Config
 from jaxnlp.objectives.seq2seq import Seq2Seq

@@ -41,6 +41,11 @@ class RecordStore:
     def bytes_per_token(self) -> None:
         """None: the targets of a labelled task are not the text, so bits per byte are undefined."""
 
+    @property
+    def description(self) -> str:
+        """The size of the split, for reports."""
+        return f"{len(self.records):,} records"
+
     def encoded(self, task: "LabelledTask", tokenizer: Tokenizer, length: int) -> list[Any]:
         """The examples of all records. The newest result is cached, since each evaluation needs it again."""
         key = _key(task, tokenizers.fingerprint(tokenizer), length)

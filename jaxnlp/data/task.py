@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from jaxnlp.data.baselines import Baseline, unigram_of_targets
+from jaxnlp.data.samples import SampledModel, continuation, outputs_beside_targets
 from jaxnlp.data.source import Source
 from jaxnlp.data.tasks.layout import Layout
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
+from jaxnlp.nn.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from jaxnlp.data.pipeline import DataConfig
@@ -88,6 +91,33 @@ class Task(abc.ABC):
     def predicted_fraction(self, config: "DataConfig") -> float:
         """Fraction of the positions at which the model predicts a token of the vocabulary."""
         return 1.0
+
+    def sample(self, model: SampledModel) -> list[str]:
+        """Lines for the end of a run that show what the trained model does. The first line is empty.
+
+        By default a text that continues `Experiment.sample_prompt`, or an encoder-decoder's outputs beside the targets.
+        """
+        return outputs_beside_targets(model) if self.encoder_decoder else continuation(model)
+
+    def baselines(self, model: SampledModel) -> list[Baseline]:
+        """Baselines for the report of a run, computed from the split.
+
+        By default that of the frequencies of `targets`; no baseline if the batches have no `targets`.
+        """
+        if not {"targets", "weights"} <= set(self.shapes(model.data)):
+            return []
+        entropy, share = unigram_of_targets(model.batches(), model.tokenizer.vocab_size)
+        return [Baseline("unigram of the targets", entropy, accuracy=share)]
+
+    def next_commands(self, model: ModelConfig, prompt: str) -> list[tuple[str, str, str]]:
+        """Commands that a report proposes: (what it does, a program of `experiments`, its options but --workdir).
+
+        Args:
+            prompt: a text for the options.
+        """
+        if model.can_generate:
+            return [("generate", "generate", f'--prompt="{prompt}"')]
+        return [("evaluate", "evaluate", "--split=test")]
 
 
 def require_tokenizer(tokenizer: Tokenizer | None) -> Tokenizer:

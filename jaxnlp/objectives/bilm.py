@@ -47,3 +47,7 @@ class BiLM(Objective):
             metrics[f"{way}_nll"] = (nll, jnp.sum(weights_BT))
         total, weight = (sum(pair) / 2 for pair in zip(*metrics.values(), strict=True))
         return total, weight, metrics
+
+    def describe_metrics(self, metrics: dict[str, float]) -> list[str]:
+        ways = (f"{way} {metrics[f'{way}_nll']:.4f}" for way in ("forward", "backward"))
+        return [f"the mean of two directions: {', '.join(ways)} nats/token"]

@@ -66,3 +66,8 @@ class MaskedLM(Objective):
             metrics["next_sentence_loss"] = (jnp.sum(nll_B * weights_B), count)
             metrics["next_sentence_accuracy"] = (jnp.sum((jnp.argmax(logits_B2, -1) == labels_B) * weights_B), count)
         return total, jnp.sum(weights_BM), metrics
+
+    def describe_metrics(self, metrics: dict[str, float]) -> list[str]:
+        if "next_sentence_accuracy" not in metrics:
+            return []
+        return [f"next sentence: {metrics['next_sentence_accuracy']:.2%} right (chance: 50%)"]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import jax
 
 Metrics = dict[str, Any]
+IN_TABLE = {"loss", "accuracy", "tokens", "perplexity", "bits_per_byte"}  # in the table of a report, or derived from it
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -51,6 +52,11 @@ class Objective(abc.ABC):
     def finalize_metrics(self, metrics: Metrics) -> Metrics:
         """Metrics to report, computed from the means over a split: replaces arrays by scores that are not means."""
         return metrics
+
+    def describe_metrics(self, metrics: dict[str, float]) -> list[str]:
+        """Lines below the table of a run's report: by default all metrics that the table does not have."""
+        rest = sorted(set(metrics) - IN_TABLE)
+        return [", ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in rest)] if rest else []
 
 
 def means(metrics: Metrics, weight: Any) -> Metrics:

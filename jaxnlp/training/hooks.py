@@ -267,9 +267,10 @@ class Samples(Hook):
     """Prints a sample of the model's text or predictions, as the report of a finished run does."""
 
     def act(self, loop: "SupervisedLoop") -> None:
-        from jaxnlp.training.samples.samples import sample
+        from jaxnlp.training.sampled_run import SampledRun
 
         setup = loop.setup
         with loop.run.pause("sampling"):
-            lines = sample(setup.program, loop.state.model, setup.tokenizer, setup.stores["validation"])
+            model = SampledRun(setup.program, loop.state.model, setup.tokenizer, setup.stores["validation"])
+            lines = model.lines()
         loop.run.info("\n".join(lines))

@@ -1,19 +1,23 @@
-"""The report of a finished run: its metrics beside baselines, a sample, and commands for the next steps."""
+"""The report of a finished run: its metrics beside baselines, a sample, and commands for the next steps.
 
-import math
+The task supplies the baselines, the sample and the commands, and the objective describes its metrics.
+"""
+
 import pathlib
 import statistics
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
-from jaxnlp.data.pipeline import eval_batches
-from jaxnlp.data.text.store import TokenStore
-from jaxnlp.evals.baselines import compressed_bits_per_byte, unigram_bits_per_byte, unigram_of_targets
+from jaxnlp.data.baselines import Baseline
 from jaxnlp.runtime import python
+from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.loops.supervised import Result
 from jaxnlp.training.run_folder.metric_log import LOG, plot, read_log
-from jaxnlp.training.samples.samples import sample
-from jaxnlp.training.samples.tasks import task_table
+from jaxnlp.training.sampled_run import SampledRun
+
+NAMES, COLUMNS = 30, 12  # characters, at least
 
 
 def report(result: Result, workdir: pathlib.Path) -> str:
@@ -23,13 +27,13 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     """
     assert result.validation is not None
     e, step, store = result.experiment, int(result.state.step), result.stores["validation"]
-    if e.data.task.output == "logits":
-        lines, table = task_table(result.validation, store, result.tokenizer, e.data)
-    else:
-        lines, table = text_table(result) if "bits_per_byte" in result.validation else target_table(result)
-    picture = plot(workdir, lines) if jax.process_index() == 0 else None
-    shown = sample(result.program, result.state.model, result.tokenizer, store)
-    out = ["", *table, "", speed_line(workdir, result.peak), *shown, "", "written:"]
+    model = SampledRun(result.program, result.state.model, result.tokenizer, store)
+    baselines = e.data.task.baselines(model)
+    picture = None
+    if jax.process_index() == 0:
+        picture = plot(workdir, {baseline.name: baseline.loss for baseline in baselines})
+    out = ["", *table(e, result.validation, store.description, baselines)]
+    out += ["", speed_line(workdir, result.peak), *model.lines(), "", "written:"]
     written = [
         ("checkpoint", workdir / "checkpoints" / str(step)),
         ("log", workdir / LOG),
@@ -38,66 +42,53 @@ def report(result: Result, workdir: pathlib.Path) -> str:
         ("config", workdir / "config.json"),
     ]
     out += [f"  {name:12}{path}" for name, path in written if path is not None]
-    prompt = e.sample_prompt or "TEXT"
+    return "\n".join([*out, "", "next:", *next_commands(e, workdir)])
+
+
+def table(
+    experiment: Experiment, metrics: dict[str, float], description: str, baselines: Sequence[Baseline]
+) -> list[str]:
+    """The model's metrics beside the baselines', and a description of its other metrics.
+
+    Args:
+        metrics: of the validation split. description: of the split's size.
+    """
+    objective, unit = experiment.objective, experiment.data.task.unit
+    own = Baseline("this model", metrics["loss"], metrics.get("accuracy"), metrics.get("bits_per_byte"))
+    rows = [own, *baselines]
+    per = unit.split()[-1].removesuffix("s")  # "predicted tokens": per token
+    columns: list[tuple[str, str, list[Any]]] = [(f"{objective.loss_unit}/{per}", ".4f", [row.loss for row in rows])]
+    if own.bits_per_byte is not None:
+        columns.append(("bits/byte", ".4f", [row.bits_per_byte for row in rows]))
+    if own.accuracy is not None:
+        columns.append(("accuracy", ".2%", [row.accuracy for row in rows]))
+    width = max(NAMES, *(len(row.name) + 2 for row in rows))
+    lines = [f"  {name:{width}}" for name in ("", *(row.name for row in rows))]
+    for title, spec, values in columns:
+        cells = [title, *("-" if value is None else f"{value:{spec}}" for value in values)]
+        size = max(COLUMNS, *(len(cell) + 2 for cell in cells))
+        lines = [line + cell.rjust(size) for line, cell in zip(lines, cells, strict=True)]
+    head = f"validation split, {description}, {metrics['tokens']:,.0f} {unit}:"
+    below = [f"  {line}" for line in objective.describe_metrics(metrics)]
+    return [head, "", *lines, *(["", *below] if below else [])]
+
+
+def next_commands(experiment: Experiment, workdir: pathlib.Path) -> list[str]:
+    """Commands that continue the run, use its model, look inside it, or repeat it with a change."""
+    e, model, prompt = experiment, experiment.model, experiment.sample_prompt or "TEXT"
     run, change = f"{python()} -m experiments", "--config.optim.learning_rate=3e-3"
-    if e.model.num_layers:
-        change = f"--config.model.num_layers={e.model.num_layers + 2}"
-    out += ["", "next:"]
-    out.append(f"  train on     {run}.train --workdir={workdir} --config.num_steps={2 * e.num_steps}")
-    if e.model.can_generate:
-        out.append(f'  generate     {run}.generate --workdir={workdir} --prompt="{prompt}"')
-    else:
-        if e.data.task.output == "logits":
-            out.append(f"  predict      {run}.predict --workdir={workdir} --input=new.jsonl")
-        out.append(f"  evaluate     {run}.evaluate --workdir={workdir} --split=test")
-    if "masked_lm" in e.model.heads:
-        mask = e.data.task.mask or "[MASK]"
-        out.append(f'  fill in      {run}.fill_mask --workdir={workdir} --text="{mask} {prompt}"')
-    if e.model.body.attention is not None:
-        target = f' --target="{prompt}"' if e.model.kind == "encoder-decoder" else ""
-        out.append(f'  look inside  {run}.attention_map --workdir={workdir} --text="{prompt}"{target}')
-    out.append(f"  change it    {run}.train --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}")
-    return "\n".join(out)
-
-
-def text_table(result: Result) -> tuple[dict[str, float], list[str]]:
-    """(baselines in nats per token, lines of a table) for a model that predicts every token of a text."""
-    assert result.validation is not None
-    store, found = result.stores["validation"], result.validation
-    assert isinstance(store, TokenStore)
-    unigram = unigram_bits_per_byte(store)
-    packed = compressed_bits_per_byte(store, result.tokenizer)
-    nats = math.log(2) * store.bytes_per_token
-    lines = {"unigram entropy": unigram * nats, "gzip -9": packed["gzip"] * nats, "xz -9e": packed["xz"] * nats}
-    rows = [
-        ("this model", found["loss"], found["bits_per_byte"]),
-        ("unigram entropy of the split", unigram * nats, unigram),
-        ("gzip -9", packed["gzip"] * nats, packed["gzip"]),
-        ("xz -9e", packed["xz"] * nats, packed["xz"]),
+    if model.num_layers:
+        change = f"--config.model.num_layers={model.num_layers + 2}"
+    commands = [
+        ("train on", "train", f"--config.num_steps={2 * e.num_steps}"),
+        *e.data.task.next_commands(model, prompt),
     ]
-    size = f"{store.meta.num_bytes:,} bytes in {store.meta.num_documents:,} documents"
-    out = [f"validation split, {size}, {found['tokens']:,.0f} tokens:", ""]
-    out.append(f"  {'':30}{'nats/token':>12}{'bits/byte':>12}")
-    out += [f"  {name:30}{loss:>12.4f}{bits:>12.4f}" for name, loss, bits in rows]
-    if "forward_nll" in found:
-        ways = (f"{way} {found[f'{way}_nll']:.4f}" for way in ("forward", "backward"))
-        out += ["", f"  the mean of two directions: {', '.join(ways)} nats/token"]
-    return lines, out
-
-
-def target_table(result: Result) -> tuple[dict[str, float], list[str]]:
-    """As `text_table`, for a model that predicts some targets. The baseline always predicts the most frequent one."""
-    assert result.validation is not None
-    found, store = result.validation, result.stores["validation"]
-    batches = eval_batches(store, result.experiment.data, tokenizer=result.tokenizer)
-    entropy, share = unigram_of_targets(batches, result.tokenizer.vocab_size)
-    rows = [("this model", found["loss"], found.get("accuracy")), ("unigram of the targets", entropy, share)]
-    out = [f"validation split, {found['tokens']:,.0f} predicted tokens:", ""]
-    out.append(f"  {'':30}{'nats/token':>12}{'accuracy':>12}")
-    out += [f"  {name:30}{loss:>12.4f}{'-' if right is None else f'{right:.2%}':>12}" for name, loss, right in rows]
-    if "next_sentence_accuracy" in found:
-        out += ["", f"  next sentence: {found['next_sentence_accuracy']:.2%} right (chance: 50%)"]
-    return {"unigram entropy of the targets": entropy}, out
+    if model.body.attention is not None:
+        target = f' --target="{prompt}"' if model.kind == "encoder-decoder" else ""
+        commands.append(("look inside", "attention_map", f'--text="{prompt}"{target}'))
+    lines = [f"  {name:12} {run}.{program} --workdir={workdir} {options}" for name, program, options in commands]
+    again = f"{run}.train --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}"
+    return [*lines, f"  {'change it':12} {again}"]
 
 
 def speed_line(workdir: pathlib.Path, peak: str) -> str:

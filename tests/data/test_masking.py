@@ -9,7 +9,8 @@ import pytest
 from jaxnlp.data.pipeline import DataConfig, TrainBatches, eval_batches
 from jaxnlp.data.text.masking import Masked, WholeWords
 from jaxnlp.data.text.sentences import IS_NEXT, NOT_NEXT, FullSentences, SentencePairs
-from jaxnlp.data.text.span_corruption import SpanCorruption, corrupt, sentinels
+from jaxnlp.data.text.sentinels import sentinels
+from jaxnlp.data.text.span_corruption import SpanCorruption, corrupt
 from jaxnlp.data.text.store import build_store
 from jaxnlp.data.text.word_boundaries import Words
 from jaxnlp.data.tokenizer import Bytes, ByteTokenizer

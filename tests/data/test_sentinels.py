@@ -1,7 +1,6 @@
 """Sentinels typed and shown by name."""
 
-from jaxnlp.data.text.sentinels import with_sentinels
-from jaxnlp.data.text.span_corruption import sentinels
+from jaxnlp.data.text.sentinels import sentinels, with_sentinels
 from jaxnlp.data.tokenizer import ByteTokenizer, SentencePiece
 
 

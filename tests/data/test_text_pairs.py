@@ -89,8 +89,8 @@ def test_longer_texts_are_cut_where_the_config_says_so_and_told(tmp_path):
 def test_span_corruption_begins_with_the_token_it_is_told(tmp_path):
     text = "the quick brown fox jumps over the lazy dog " * 20
     (tmp_path / "t.txt").write_text(text)
+    from jaxnlp.data.text.sentinels import sentinels
     from jaxnlp.data.text.sources import Files
-    from jaxnlp.data.text.span_corruption import sentinels
 
     names = ("<pad>", *sentinels(8))
     for start, wanted in ((None, SEP), ("<pad>", PAD)):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxnlp.data.baselines import compressed_bits_per_byte, unigram_bits_per_byte
 from jaxnlp.data.pipeline import DataConfig, eval_batches
 from jaxnlp.data.text.store import build_store
 from jaxnlp.data.tokenizer import ByteTokenizer
-from jaxnlp.evals.baselines import compressed_bits_per_byte, unigram_bits_per_byte
 from jaxnlp.evals.loss import evaluate, make_eval_step
 from jaxnlp.objectives.causal_lm import CausalLM
 

@@ -22,7 +22,7 @@ def train(corpus, workdir, *overrides):
 
 def test_train_resume_evaluate_and_features(corpus, tmp_path):
     done = train(corpus, tmp_path / "whole")
-    for words in ("bits/byte", "the mean of two directions: forward", "from before it", "experiments.evaluate"):
+    for words in ("bits/byte", "the mean of two directions: forward", "from the words before", "experiments.evaluate"):
         assert words in done.out, words
     told = losses(tmp_path / "whole")
     assert told[12] < told[1] - 0.5

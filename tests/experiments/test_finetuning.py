@@ -102,9 +102,9 @@ def test_its_report_has_a_baseline_and_examples(tuned):
     _, done = tuned
     for words in (
         "validation split, 20 records, 20 examples:",
-        "always the most frequent answer           0.6931      50.00%",
+        "always the most frequent answer          0.6931      50.00%",
         "f1 macro",
-        "validation examples, what is right and what the model says:",
+        "validation examples, the reference and the model's answer:",
         "label good",
         "experiments.evaluate --workdir=",
     ):

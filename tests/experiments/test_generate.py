@@ -14,7 +14,8 @@ import importlib.util
 spec = importlib.util.spec_from_file_location("small", SMALL)
 small = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(small)
-from jaxnlp.data.text.span_corruption import SpanCorruption, sentinels
+from jaxnlp.data.text.sentinels import sentinels
+from jaxnlp.data.text.span_corruption import SpanCorruption
 from jaxnlp.data.tokenizer import Bytes
 from jaxnlp.models.t5 import T5Config
 from jaxnlp.objectives.seq2seq import Seq2Seq
@@ -87,7 +88,7 @@ def test_log_probabilities_of_draws_and_beams(decoder):
 
 def test_an_encoder_decoder_reads_the_prompt(encoder_decoder):
     trained, workdir = encoder_decoder
-    assert "validation texts, their targets, and what the model says:" in trained.out
+    assert "validation texts, their targets, and the model's outputs:" in trained.out
     assert re.search(r"^  target <extra_id_0>", trained.out, re.M)
     assert re.search(r"^  \| .*<extra_id_0>", trained.out, re.M)
     prompt = "--prompt=def <extra_id_0> self"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from jaxnlp.data.text.span_corruption import sentinels
+from jaxnlp.data.text.sentinels import sentinels
 from jaxnlp.interop.huggingface import load, save
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 import sys
 
 import numpy as np
@@ -16,8 +17,11 @@ from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.sharding.functional import make_apply
 from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.hooks import Samples
 from jaxnlp.training.load import load
 from jaxnlp.training.loops.supervised import train
+from jaxnlp.training.report import report
+from jaxnlp.training.run_folder.run_folder import RunFolder
 from tests.entry import ROOT
 
 
@@ -82,6 +86,57 @@ def test_copied_model_and_objective_files_train_and_read_back(fork, objective, c
     batch = {"tokens": tokens, "targets": tokens, "weights": np.ones_like(tokens, np.float32)}
     losses = [loss.loss(house, again.params, batch, None)[0] for loss in (CausalLM(), objective.MyObjective())]
     np.testing.assert_allclose(losses[1], 2 * losses[0], rtol=1e-6)
+
+
+TASK = """
+import dataclasses
+
+import jax.numpy as jnp
+
+from jaxnlp.data.baselines import Baseline
+from jaxnlp.data.text.packing import Packed
+
+
+@dataclasses.dataclass(kw_only=True)
+class MyTask(Packed):
+    unit = "characters"
+    shown: int = 3
+
+    def sample(self, model):
+        (batch,) = model.batches(1)
+        best_BT = model.run(lambda apply, batch: jnp.argmax(apply(batch["tokens"]), -1), batch)
+        return ["", f"my sample: {best_BT[0, : self.shown].tolist()} of {model.store.description}"]
+
+    def baselines(self, model):
+        return [Baseline("a monkey at a typewriter", 5.5)]
+
+    def next_commands(self, model, prompt):
+        return [("play", "play", "--loud")]
+"""
+
+
+def test_a_task_outside_the_package_gives_its_own_sample_baseline_and_commands(corpus, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_task.py").write_text(TASK)
+    source = Files(train=f"{corpus}/train.txt", validation=f"{corpus}/validation.txt", document="paragraph")
+    task = importlib.import_module("my_task").MyTask()
+    experiment = Experiment(
+        model=GPTConfig(max_length=32, num_layers=1, num_heads=2, embed_dim=16),
+        data=DataConfig(source=source, tokenizer=Bytes(), task=task, seq_len=16, batch_size=8, prefetch_threads=0),
+        hooks=(Samples(every=2),),
+        num_steps=2,
+        peak_flops=1e12,
+    )
+    messages = []
+    monkeypatch.setattr(RunFolder, "info", lambda self, text: messages.append(text))
+    result = train(experiment, tmp_path / "run")
+    text = report(result, tmp_path / "run")
+    assert "characters:" in text and "nats/character" in text
+    assert re.search(r"^  a monkey at a typewriter +5\.5000 ", text, re.M)
+    assert f"play --workdir={tmp_path / 'run'} --loud" in text and "generate" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("my sample: [")]
+    assert f"\n{line}" in messages  # the hook, at the last step, printed the same
+    sys.modules.pop("my_task")
 
 
 def test_a_checkpoint_of_a_fork_that_is_gone_says_what_is_missing(fork, corpus, tmp_path):

@@ -4,26 +4,34 @@ import contextlib
 import json
 import math
 import types
+from typing import Any
 
 import jax.numpy as jnp
 import pytest
 
 from jaxnlp.data import pipeline
+from jaxnlp.data.baselines import Baseline
 from jaxnlp.data.records import Record, Records
 from jaxnlp.data.tasks.regression import RegressionTask
+from jaxnlp.data.tasks.samples import verdict
 from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
 from jaxnlp.data.tasks.span_extraction import SpanExtractionTask
 from jaxnlp.data.tokenizer import Bytes, ByteTokenizer
 from jaxnlp.evals.predictions import answers
-from jaxnlp.training.samples.tasks import task_samples, task_table, verdict
+from jaxnlp.models.gpt import GPTConfig
+from jaxnlp.objectives.regression import Regression
+from jaxnlp.objectives.sequence_classification import SequenceClassification
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.report import table
+from jaxnlp.training.sampled_run import SampledRun
 
 BYTES = ByteTokenizer(("[CLS]", "[SEP]"))
 
 
-def program(data, apply):
+def program(data, apply) -> Any:
     """As much of a program as the functions here need: `apply` gives the logits of a batch."""
     return types.SimpleNamespace(
-        experiment=types.SimpleNamespace(data=data),
+        experiment=Experiment(model=GPTConfig(), data=data),
         local_row_indices=slice(None),
         shard_batch=lambda batch: batch,
         context=lambda **_: contextlib.nullcontext(),
@@ -73,17 +81,21 @@ def test_the_baseline_knows_the_frequencies_of_the_split(tmp_path):
     task = SequenceClassificationTask(classes=("x", "y"))
     data, store = opened(tmp_path, task, rows)
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    lines, table = task_table({"loss": 0.5, "accuracy": 0.875, "tokens": 8.0, "f1": 0.25}, store, BYTES, data)
-    assert lines == {"always the most frequent answer": pytest.approx(entropy)}
-    text = "\n".join(table)
+    e = Experiment(model=GPTConfig(), data=data, objective=SequenceClassification())
+    (baseline,) = task.baselines(SampledRun(program(data, None), None, BYTES, store))
+    assert baseline == Baseline("always the most frequent answer", pytest.approx(entropy), accuracy=0.75)
+    metrics = {"loss": 0.5, "accuracy": 0.875, "tokens": 8.0, "f1": 0.25}
+    text = "\n".join(table(e, metrics, store.description, [baseline]))
     assert "8 records, 8 examples" in text and "75.00%" in text and "87.50%" in text and "f1 0.2500" in text
 
 
 def test_of_numbers_the_baseline_is_their_mean(tmp_path):
     data, store = opened(tmp_path, RegressionTask(), [{"text": f"t{i}", "label": float(i)} for i in (1, 3)])
-    lines, table = task_table({"loss": 0.5, "pearson": 0.75, "tokens": 2.0}, store, BYTES, data)
-    assert lines == {"always the mean": 1.0}  # the variance of 1 and 3
-    assert "squared error" in "\n".join(table) and "accuracy" not in "\n".join(table)
+    (baseline,) = data.task.baselines(SampledRun(program(data, None), None, BYTES, store))
+    assert baseline == Baseline("always the mean", 1.0)  # the variance of 1 and 3
+    e = Experiment(model=GPTConfig(), data=data, objective=Regression())
+    text = "\n".join(table(e, {"loss": 0.5, "pearson": 0.75, "tokens": 2.0}, store.description, [baseline]))
+    assert "squared error/example" in text and "pearson 0.7500" in text and "accuracy" not in text
 
 
 def test_samples_show_what_is_right_and_what_the_model_says(tmp_path):
@@ -91,7 +103,7 @@ def test_samples_show_what_is_right_and_what_the_model_says(tmp_path):
     rows = [{"text": f"{label}{i}", "label": "x"} for i in range(6) for label in "xy"]
     data, store = opened(tmp_path, task, rows)
     says = lambda tokens, **_: jnp.stack([tokens[:, 0, 1] == ord("x"), tokens[:, 0, 1] == ord("y")], -1) * 20.0
-    lines = task_samples(program(data, says), None, BYTES, store)
+    lines = SampledRun(program(data, says), None, BYTES, store).lines()
     assert "  | x0" in lines and "  right  label x (100%)" in lines
     assert "  | y5" in lines and "  wrong  label x > y (100%)" in lines
 

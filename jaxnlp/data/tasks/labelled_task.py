@@ -5,20 +5,25 @@ A new task defines `encode`, `collate`, `prompt`, `decode`, `reference` and `met
 """
 
 import abc
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from jaxnlp.data.baselines import Baseline
 from jaxnlp.data.record_store import RecordStore
+from jaxnlp.data.samples import SampledModel
 from jaxnlp.data.source import Record
 from jaxnlp.data.task import Batch, Reader, Shapes, Task, require_tokenizer
 from jaxnlp.data.tasks.encoding import Example, Logger, Truncator, encode_texts, stack
 from jaxnlp.data.tasks.layout import EncoderLayout, Layout
+from jaxnlp.data.tasks.samples import answers_beside_references
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 from jaxnlp.metrics.metric import Scores
+from jaxnlp.nn.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from jaxnlp.data.pipeline import DataConfig
@@ -92,6 +97,30 @@ class LabelledTask(Task):
     def display(self, record: Record) -> str:
         """The prompt on one line."""
         return " ".join(self.prompt(record).split())
+
+    def sample(self, model: SampledModel) -> list[str]:
+        """Records beside the model's answers; for a task whose output is text, the default of `Task`."""
+        return answers_beside_references(self, model) if self.output == "logits" else super().sample(model)
+
+    def baselines(self, model: SampledModel) -> list[Baseline]:
+        """The model that knows only the frequency of each answer in the split.
+
+        Its loss is their entropy, and its accuracy that of the most frequent answer. For numbers it predicts their
+        mean, and its loss is their variance. For a task whose output is text, the default of `Task`.
+        """
+        if self.output != "logits":
+            return super().baselines(model)
+        labels = self.label_keys(model.store.encoded(self, model.tokenizer, model.data.seq_len))
+        if isinstance(labels[0], float):
+            return [Baseline("always the mean", float(np.var(labels)))]
+        counts = np.asarray(list(collections.Counter(labels).values()))
+        shares = counts / counts.sum()
+        entropy = float(-(shares * np.log(shares)).sum())
+        return [Baseline("always the most frequent answer", entropy, accuracy=float(shares.max()))]
+
+    def next_commands(self, model: ModelConfig, prompt: str) -> list[tuple[str, str, str]]:
+        predict = [("predict", "predict", "--input=new.jsonl")] if self.output == "logits" else []
+        return [*predict, *super().next_commands(model, prompt)]
 
     def label_keys(self, examples: Sequence[Example]) -> list[Any]:
         """The labels as numbers or hashable values, for the baseline that uses their frequencies."""

@@ -39,7 +39,7 @@ class TextPairs(LabelledTask):
     truncate: whether to truncate texts that are too long and log their number. If False, such a text is an error.
     """
 
-    unit: ClassVar[str] = "targets"
+    unit: ClassVar[str] = "predicted tokens"
     output: ClassVar[str | None] = "text"
     encoder_decoder: ClassVar[bool] = True
     source: str = "source"

@@ -17,14 +17,19 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxnlp.data.baselines import Baseline, text_baselines
+from jaxnlp.data.samples import SampledModel, shown
 from jaxnlp.data.task import Batch, Reader, Shapes, Task, require_tokenizer
 from jaxnlp.data.text.sentences import borders_of
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.characters import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, spell
+
+WORDS_SHOWN, WIDTH = 12, 20  # of a sample: words, and characters of a word
 
 if TYPE_CHECKING:
     from jaxnlp.data.pipeline import DataConfig
@@ -54,6 +59,35 @@ class Characters(Task):
         for way in ("forward", "backward"):
             found |= {f"{way}_targets": ((T,), np.int32), f"{way}_weights": ((T,), np.float32)}
         return found
+
+    def sample(self, model: SampledModel) -> list[str]:
+        """Words of the first window that both directions predict, with the predictions."""
+        (batch,) = model.batches(1)
+
+        def best(apply: Any, batch: Any) -> Any:
+            logits = apply(batch["tokens"], segment_ids=batch["segment_ids"])
+            return {way: jnp.argmax(logits[way], -1) for way in ("forward", "backward")}
+
+        guesses = model.run(best, batch)
+        # The word at t is predicted forward at t - 1 and backward at t + 1.
+        words, both = batch["forward_targets"][0, :-2], batch["forward_weights"][0, :-2] > 0
+        both &= batch["backward_weights"][0, 2:] > 0
+        table = np.stack([words, guesses["forward"][0, :-2], guesses["backward"][0, 2:]], 1)[both]
+        pieces = model.tokenizer.token_bytes()
+        middle = table[max(0, len(table) - WORDS_SHOWN) // 2 :][:WORDS_SHOWN]
+        rows = [[shown(pieces[token], "(end)")[:WIDTH] for token in row] for row in middle.tolist()]
+        return [
+            "",
+            "words of the validation split, and the prediction of each direction:",
+            "",
+            *(
+                "  | " + "".join(cell.ljust(WIDTH + 2) for cell in row).rstrip()
+                for row in (["word", "from the words before", "from the words after"], *rows)
+            ),
+        ]
+
+    def baselines(self, model: SampledModel) -> list[Baseline]:
+        return text_baselines(model.store, model.tokenizer)
 
 
 class CharacterReader(Reader):

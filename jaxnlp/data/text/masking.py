@@ -9,16 +9,21 @@ Shape legend: B batch, T length, M predictions.
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxnlp.data.samples import SampledModel, shown
 from jaxnlp.data.task import Batch, Reader, Shapes, Task, require_tokenizer
 from jaxnlp.data.text.sentences import SentenceInput, SentenceInputs, SentencePairs, pad
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.text.word_boundaries import Words
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
+from jaxnlp.nn.model_config import ModelConfig
+
+SHOWN = 600  # characters of a sample
 
 if TYPE_CHECKING:
     from jaxnlp.data.pipeline import DataConfig
@@ -65,6 +70,7 @@ class Masked(Task):
     cls, sep, mask: names of the tokenizer's special tokens.
     """
 
+    unit: ClassVar[str] = "predicted tokens"
     text: SentenceInputs = dataclasses.field(default_factory=SentencePairs)
     choose: TokenChoice = dataclasses.field(default_factory=SingleTokens)
     rate: float = 0.15
@@ -103,6 +109,32 @@ class Masked(Task):
 
     def predicted_fraction(self, config: "DataConfig") -> float:
         return self.num_predictions(config.seq_len) / config.seq_len
+
+    def sample(self, model: SampledModel) -> list[str]:
+        """The longest row of the first batch, with masked words as [original > prediction]."""
+        (batch,) = model.batches(1)
+
+        def best(apply: Any, batch: Any) -> Any:
+            inputs = {name: batch[name] for name in ("token_type_ids", "segment_ids", "masked_positions")}
+            return jnp.argmax(apply(batch["tokens"], **inputs)["masked_lm"], -1)
+
+        row = int(np.argmax(batch["segment_ids"].sum(1)))
+        tokens, targets, predictions = batch["tokens"][row], batch["targets"][row], model.run(best, batch)[row]
+        slots = {int(place): k for k, place in enumerate(batch["masked_positions"][row]) if batch["weights"][row, k] > 0}
+        pieces, words = model.tokenizer.token_bytes(), []
+        for place in range(int(batch["segment_ids"][row].sum())):
+            k = slots.get(place)
+            if k is None:
+                piece = pieces[tokens[place]]
+                words.append(" | " if piece is None else piece.decode(errors="replace"))
+            else:
+                words.append(f"[{shown(pieces[targets[k]], '|')} > {shown(pieces[predictions[k]], '|')}]")
+        right = sum(targets[k] == predictions[k] for k in slots.values())
+        title = f"a validation text, masked words as [original > prediction], {right} of {len(slots)} right:"
+        return ["", title, "", *(f"  | {line}" for line in "".join(words)[:SHOWN].splitlines())]
+
+    def next_commands(self, model: ModelConfig, prompt: str) -> list[tuple[str, str, str]]:
+        return [*super().next_commands(model, prompt), ("fill in", "fill_mask", f'--text="{self.mask} {prompt}"')]
 
 
 class MaskedReader(Reader):

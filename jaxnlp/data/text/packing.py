@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from jaxnlp.data.baselines import Baseline, text_baselines
+from jaxnlp.data.samples import SampledModel
 from jaxnlp.data.task import Batch, Reader, Shapes, Task
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
@@ -37,6 +39,9 @@ class Packed(Task):
         if not config.attend_across_documents:
             names |= {"segment_ids": np.int32, "positions": np.int32}
         return {name: ((config.seq_len,), dtype) for name, dtype in names.items()}
+
+    def baselines(self, model: SampledModel) -> list[Baseline]:
+        return text_baselines(model.store, model.tokenizer)
 
 
 class PackedReader(Reader):

@@ -5,8 +5,14 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from jaxnlp.data.text.span_corruption import SENTINEL
 from jaxnlp.data.tokenizer import Tokenizer
+
+SENTINEL = "<extra_id_{}>"
+
+
+def sentinels(count: int) -> tuple[str, ...]:
+    """Names of the first `count` sentinels, for a tokenizer's `special_tokens`."""
+    return tuple(SENTINEL.format(i) for i in range(count))
 
 
 def with_sentinels(tokenizer: Tokenizer) -> Tokenizer:

@@ -17,17 +17,10 @@ import numpy as np
 
 from jaxnlp.data import encoder_decoder
 from jaxnlp.data.task import Batch, Reader, Shapes, Task, require_tokenizer
+from jaxnlp.data.text.sentinels import sentinels
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
-
-SENTINEL = "<extra_id_{}>"
-
-
-def sentinels(count: int) -> tuple[str, ...]:
-    """Names of the first `count` sentinels, for a tokenizer's `special_tokens`."""
-    return tuple(SENTINEL.format(i) for i in range(count))
-
 
 if TYPE_CHECKING:
     from jaxnlp.data.pipeline import DataConfig
@@ -44,6 +37,7 @@ class SpanCorruption(Task):
     Inputs and targets end with the tokenizer's end-of-text token.
     """
 
+    unit: ClassVar[str] = "predicted tokens"
     encoder_decoder: ClassVar[bool] = True
     noise_density: float = 0.15
     mean_span_length: float = 3.0

@@ -99,6 +99,11 @@ class TokenStore:
         """Mean number of UTF-8 bytes per target, for bits per byte. `eos_id` counts as a target of zero bytes."""
         return self.meta.num_bytes / (self.meta.num_tokens - 1)
 
+    @property
+    def description(self) -> str:
+        """The size of the split, for reports."""
+        return f"{self.meta.num_bytes:,} bytes in {self.meta.num_documents:,} documents"
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Reads the tokens from `start` to `stop` (exclusive), int32. Returns fewer at the end of the store."""
         return self._read(start, min(stop, len(self))).astype(np.int32)

@@ -21,7 +21,7 @@ MUTANTS = (
     ),
     Mutant(
         id="evals/unigram-in-nats",
-        file="evals/baselines.py",
+        file="data/baselines.py",
         old="share * np.log2(share)",
         new="share * np.log(share)",
         fault="the unigram baseline is in nats",

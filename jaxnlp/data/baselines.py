@@ -1,7 +1,9 @@
 """Baselines without a trained model: unigram entropy and general-purpose compressors."""
 
+import dataclasses
 import gzip
 import lzma
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +13,31 @@ from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
 
 LIMIT = 8 << 20  # bytes to compress: xz -9e takes about a second per megabyte
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """The scores of a trivial model on a split.
+
+    loss: in the unit of the trained model's. accuracy, bits_per_byte: None if undefined.
+    """
+
+    name: str
+    loss: float
+    accuracy: float | None = None
+    bits_per_byte: float | None = None
+
+
+def text_baselines(store: TokenStore, tokenizer: Tokenizer) -> list[Baseline]:
+    """The baselines of a model that predicts every token of a text once. Losses are in nats per token."""
+    packed = compressed_bits_per_byte(store, tokenizer)
+    bits = {
+        "unigram entropy of the split": unigram_bits_per_byte(store),
+        "gzip -9": packed["gzip"],
+        "xz -9e": packed["xz"],
+    }
+    nats = math.log(2) * store.bytes_per_token
+    return [Baseline(name, rate * nats, bits_per_byte=rate) for name, rate in bits.items()]
 
 
 def unigram_bits_per_byte(store: TokenStore) -> float:

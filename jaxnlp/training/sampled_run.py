@@ -1,0 +1,51 @@
+"""A run's model as its task sees it, for samples and reports."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnlp.data.pipeline import eval_batches
+from jaxnlp.data.samples import SampledModel
+from jaxnlp.data.source import Record
+from jaxnlp.data.tasks.encoding import Example
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.evals.predictions import answers
+from jaxnlp.inference.bound_model import make_generator
+from jaxnlp.inference.loop import replicate
+from jaxnlp.inference.sampling import Sampling
+from jaxnlp.training.step.program import Program
+
+
+class SampledRun(SampledModel):
+    """The model of a program with these parameters, and a split's store."""
+
+    def __init__(self, program: Program, params: Any, tokenizer: Tokenizer, store: Any):
+        e = program.experiment
+        self.config, self.data, self.tokenizer, self.store = e.model, e.data, tokenizer, store
+        self.prompt, self.num_tokens = e.sample_prompt, e.sample_tokens
+        self._program, self._params = program, params
+
+    def lines(self) -> list[str]:
+        """The task's sample; no lines if `Experiment.sample_tokens` is 0."""
+        return self.data.task.sample(self) if self.num_tokens else []
+
+    def batches(self, limit: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+        return eval_batches(self.store, self.data, limit, tokenizer=self.tokenizer)
+
+    def run(self, function: Callable[[Callable, Any], Any], batch: dict[str, np.ndarray]) -> Any:
+        def call(params: Any, batch: Any) -> Any:
+            return jax.tree.map(replicate, function(lambda *x, **kw: self._program.apply(params, *x, **kw), batch))
+
+        local = {name: x[self._program.local_row_indices] for name, x in batch.items()}
+        with self._program.context(any_length=True):
+            return jax.tree.map(np.asarray, jax.jit(call)(self._params, self._program.shard_batch(local)))
+
+    def generate(self, prompts: list[list[int]], max_new_tokens: int, **sampling: Any) -> list[list[int]]:
+        generator = make_generator(self._program.bind(self.tokenizer))
+        room = generator.fit_max_new_tokens(prompts, max_new_tokens)
+        return generator(self._params, prompts, room, Sampling(**sampling), seed=self._program.experiment.seed)
+
+    def answers(self, records: Sequence[Record], examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        return answers(self._program, self._params, self.tokenizer, records, examples)
