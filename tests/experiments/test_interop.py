@@ -73,7 +73,7 @@ def test_a_t5_comes_and_goes_and_trains_on(corpus, tmp_path):
     done = run("experiments.import", f"--source={source}", f"--workdir={workdir}")
     assert done.code == 0 and "T5Config" in done.out, done.err
     saved = json.loads((workdir / "config.json").read_text())
-    assert saved["data"]["examples"]["start"] == "<pad>" and saved["objective"]["class"].endswith("Seq2Seq")
+    assert saved["data"]["task"]["decoder_start_token"] == "<pad>" and saved["objective"]["class"].endswith("Seq2Seq")
     done = run("experiments.generate", f"--workdir={workdir}", "--prompt=def self", "--max_new_tokens=3")
     assert done.code == 0, done.err
     fields = ("--config.num_steps=2", "--config.data.batch_size=4", "--config.eval_batches=1")
