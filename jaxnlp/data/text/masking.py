@@ -120,7 +120,9 @@ class Masked(Task):
 
         row = int(np.argmax(batch["segment_ids"].sum(1)))
         tokens, targets, predictions = batch["tokens"][row], batch["targets"][row], model.run(best, batch)[row]
-        slots = {int(place): k for k, place in enumerate(batch["masked_positions"][row]) if batch["weights"][row, k] > 0}
+        slots = {
+            int(place): k for k, place in enumerate(batch["masked_positions"][row]) if batch["weights"][row, k] > 0
+        }
         pieces, words = model.tokenizer.token_bytes(), []
         for place in range(int(batch["segment_ids"][row].sum())):
             k = slots.get(place)
