@@ -121,5 +121,5 @@ def test_plan_is_of_the_devices_of_all(corpus, tmp_path):
         found = job(processes, "experiments.plan", config, f"--out={out}")
     assert found[1].out == "" and (two / "plan.png").exists()
     one, two = (json.loads((out / "plan.json").read_text())["plans"][0] for out in (one, two))
-    for field in ("num_devices", "mesh", "parts", "flops", "traffic"):
+    for field in ("num_devices", "mesh", "memory", "flops", "traffic"):
         assert two[field] == one[field], field

@@ -51,7 +51,7 @@ def planned(folder, config: str, topology: str, *fields: str) -> tuple[int, str,
         sys.executable,
         "-m",
         "experiments.plan",
-        f"--config=configs/gpt/tpu.py:{config}",
+        f"--config=configs/gpt/{config}",
         f"--topology={topology}",
     ]
     with open(folder / "out", "w+") as out:
@@ -73,7 +73,7 @@ def planned(folder, config: str, topology: str, *fields: str) -> tuple[int, str,
     ],
 )
 def test_a_shipped_config_fits_the_topology_it_names(tmp_path, config, topology, devices, billions):
-    code, text, found, memory = planned(tmp_path, config, topology)
+    code, text, found, memory = planned(tmp_path, f"tpu.py:{config}", topology)
     assert code == 0 and found["fits"], text
     assert found["num_devices"] == devices and found["parameters"] / 1e9 == pytest.approx(billions, abs=0.05)
     # With room for what full effort takes beyond the least: a quarter more, at most.
@@ -95,7 +95,7 @@ def test_two_slices_talk_over_the_hosts_network(tmp_path):
     sizes = [f"--config.model.{name}={n}" for name, n in (("num_layers", 1), ("vocab_size", 2048))]
     slices = "--config.sharding.mesh.dcn={'data': 2}"
     untied = "--config.model.tie_embeddings=False"  # or one table's two gradients are reduced apart
-    code, text, found, _ = planned(tmp_path, "parallel", "2*v5e:2x2", slices, untied, *sizes)
+    code, text, found, _ = planned(tmp_path, "parallel.py", "2*v5e:2x2", slices, untied, *sizes)
     assert code == 0, text
     between = sum(row["bytes"] for row in found["traffic"] if row["network"] == "DCN")
     within = sum(row["bytes"] for row in found["traffic"] if row["network"] == "ICI")
@@ -108,7 +108,7 @@ def test_two_slices_talk_over_the_hosts_network(tmp_path):
 @pytest.mark.slow
 def test_what_does_not_fit_a_tpu_is_said_plainly(tmp_path):
     fields = ("--config.model.num_layers=8", "--config.accum_steps=1")
-    code, text, found, _ = planned(tmp_path, "1b", "v5e:2x2", *fields)
+    code, text, found, _ = planned(tmp_path, "tpu.py:1b", "v5e:2x2", *fields)
     assert code == 1 and not found["fits"] and found["compiled"] is None
     assert "\ndoes not fit: the step needs" in text and "; largest are the activations, " in text
     # And the first change that it names has been compiled, and fits.
