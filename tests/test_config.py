@@ -85,7 +85,7 @@ def test_check_names_field_value_and_remedy(change, message):
 
 def test_learned_positions_bound_the_sequence():
     e = experiment(model=GPTConfig(max_length=8, num_heads=2, embed_dim=16))
-    with pytest.raises(FieldError, match=r"^data.seq_len=16: longer than model.max_length=8"):
+    with pytest.raises(FieldError, match=r"^data.seq_len=16: exceeds model.max_length=8"):
         configs.check(e)
 
 

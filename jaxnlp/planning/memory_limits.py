@@ -22,9 +22,9 @@ def device_memory_limit(device: Any) -> float | None:
     """
     if device.platform == "cpu":
         return host_ram() / jax.local_device_count()
-    here, chip = attached_device(device), chip_of(device)
-    own = None if here is None else (here.memory_stats() or {}).get("bytes_limit")
-    return own if own is not None else None if chip is None else chip.memory_limit
+    attached, chip = attached_device(device), chip_of(device)
+    limit = None if attached is None else (attached.memory_stats() or {}).get("bytes_limit")
+    return limit if limit is not None else None if chip is None else chip.memory_limit
 
 
 def host_memory_limit(device: Any) -> float | None:
@@ -37,9 +37,8 @@ def host_memory_limit(device: Any) -> float | None:
         return None if chip is None else chip.host_memory_limit
     if device.platform != "gpu":
         return host_ram() / jax.local_device_count()
-    return host_ram() / sum(
-        link_group(d) == link_group(device) for d in jax.devices()
-    )  # a host's GPUs, of however many processes
+    # The GPUs of a host, whichever processes own them.
+    return host_ram() / sum(link_group(d) == link_group(device) for d in jax.devices())
 
 
 def host_ram() -> int:

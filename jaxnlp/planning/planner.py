@@ -33,17 +33,21 @@ from jaxnlp.training.step.flops import step_flops
 from jaxnlp.training.step.program import Program, build
 
 UNITS = {"G": 2**30, "M": 2**20, "K": 2**10}
-PLAN_ERRORS = (ValueError, NotImplementedError, jax.errors.JaxRuntimeError)  # of what cannot be laid out or compiled
+PLAN_ERRORS = (
+    ValueError,
+    NotImplementedError,
+    jax.errors.JaxRuntimeError,
+)  # raised if a step cannot be laid out or compiled
 
 
 def plan_step(
-    experiment: Experiment, devices: Sequence[Any], name: str = "", read: Callable[[str], Any] = lambda text: None
+    experiment: Experiment, devices: Sequence[Any], name: str = "", on_text: Callable[[str], Any] = lambda text: None
 ) -> StepPlan:
     """Compiles the training step of a resolved experiment for the devices, and returns its plan.
 
     Args:
         name: title of the plan; default: the mesh.
-        read: called with the text of the compiled program.
+        on_text: called with the text of the compiled program.
 
     Raises:
         UserError: the experiment cannot be laid out over these devices (`build`).
@@ -53,7 +57,7 @@ def plan_step(
     plan = estimate_step(program, name)
     if not plan.host_fits:
         return exceeds_host_memory(plan)
-    begun = time.monotonic()
+    start = time.monotonic()
     traced = program.step.trace(program.abstract, step_batch(program))
     plan = dataclasses.replace(plan, executed_flops=jaxpr_flops(traced.jaxpr))
     try:
@@ -63,9 +67,9 @@ def plan_step(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return exceeds_device_memory(plan, required_bytes(str(error)))
-    spent = time.monotonic() - begun
+    elapsed = time.monotonic() - start
     plan = dataclasses.replace(
-        plan, compiled=compiled_memory(compiled.memory_analysis()), compile_seconds=round(spent, 1)
+        plan, compiled=compiled_memory(compiled.memory_analysis()), compile_seconds=round(elapsed, 1)
     )
     assert plan.compiled is not None
     if plan.device_memory_limit is not None and plan.compiled["peak"] > plan.device_memory_limit:
@@ -73,7 +77,7 @@ def plan_step(
     if not plan.host_fits:
         return exceeds_host_memory(plan)
     text = compiled.as_text()
-    read(text)
+    on_text(text)
     return with_times(plan, program, collectives(text))
 
 
@@ -102,15 +106,15 @@ def estimate_step(program: Program, name: str = "") -> StepPlan:
     peak, source = peak_flops(device, dtype)
     if e.peak_flops is not None:
         peak, source = e.peak_flops, f"{e.peak_flops:.4g} FLOP/s, as configured"
-    here, there = optimizer_bytes(program)
-    moved = f"{amount(2 * there)} of optimizer state a step go between each device and its host, in a time not told"
-    kept, offloaded = saved_activation_bytes(program)
-    host = {"optimizer state": there, "activations": offloaded}
+    on_device, on_host = optimizer_bytes(program)
+    note = f"{amount(2 * on_host)} of optimizer state per step are copied to and from each host (not in the times)"
+    saved, offloaded = saved_activation_bytes(program)
+    host = {"optimizer state": on_host, "activations": offloaded}
     parts = {
         "parameters": sum(map(device_bytes, leaves)),
         "gradients": gradient_bytes(program),
-        "optimizer state": here,
-        "activations": kept,
+        "optimizer state": on_device,
+        "activations": saved,
     }
     return StepPlan(
         name=name or mesh_name(program.mesh.shape),
@@ -122,7 +126,7 @@ def estimate_step(program: Program, name: str = "") -> StepPlan:
         accum_steps=e.accum_steps,
         memory=parts,
         host_memory={part: size for part, size in host.items() if size},
-        notes=(moved,) if there else (),
+        notes=(note,) if on_host else (),
         zero_formula=zero_formula(program),
         device_memory_limit=device_memory_limit(device),
         host_memory_limit=host_memory_limit(device),
@@ -153,28 +157,30 @@ def zero_formula(program: Program) -> dict[str, float]:
     ways = {field: num_shards(rules, e.sharding, sizes) for field, rules in e.sharding.state_rules.items()}
     stage = 3 if ways["params"] > 1 else 2 if ways["gradients"] > 1 else 1 if ways["optimizer"] > 1 else 0
     batch = set(as_tuple(e.sharding.activations.get("batch")))
-    own = math.prod(sizes[axis] for axis in {a for axes in e.sharding.params.values() for a in as_tuple(axes)} - batch)
+    model_shards = math.prod(
+        sizes[axis] for axis in {a for axes in e.sharding.params.values() for a in as_tuple(axes)} - batch
+    )
     gradient = 4 if e.accum_steps > 1 else weight
-    per = {"weight": weight, "gradient": gradient, "optimizer": round(state)}
-    size = zero_state_bytes(count / own, max(ways.values()), stage, **per)
-    size += sum(x.size * x.dtype.itemsize for x in frozen) / own / (ways["params"] if stage == 3 else 1)
-    return {"stage": stage, "bytes": size, **{f"{name} bytes": size for name, size in per.items()}}
+    bytes_each = {"weight": weight, "gradient": gradient, "optimizer": round(state)}
+    size = zero_state_bytes(count / model_shards, max(ways.values()), stage, **bytes_each)
+    size += sum(x.size * x.dtype.itemsize for x in frozen) / model_shards / (ways["params"] if stage == 3 else 1)
+    return {"stage": stage, "bytes": size, **{f"{name} bytes": size for name, size in bytes_each.items()}}
 
 
 def num_shards(rules: Mapping[str, Any], sharding: Sharding, sizes: Mapping[str, int]) -> int:
     """Number of shards into which a table splits the model over the mesh axes that also shard the batch."""
-    shared = set(as_tuple(sharding.activations.get("batch")))
-    used = {axis for axes in rules.values() for axis in as_tuple(axes) if axis in shared}
-    return math.prod(sizes[axis] for axis in used)
+    batch_axes = set(as_tuple(sharding.activations.get("batch")))
+    split_axes = {axis for axes in rules.values() for axis in as_tuple(axes) if axis in batch_axes}
+    return math.prod(sizes[axis] for axis in split_axes)
 
 
 def compiled_memory(memory: Any) -> dict[str, int]:
     """The compiler's memory analysis in bytes. Outputs that reuse an argument's buffer (donated state) do not count."""
-    kept = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    outputs = max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes)
     sizes = {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
-        "other outputs": kept,
+        "other outputs": outputs,
         "host": memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes,
     }
     return {**sizes, "peak": sum(sizes[name] for name in ("arguments", "temporaries", "other outputs"))}

@@ -105,23 +105,23 @@ class StepPlan:
 
 def exceeds_device_memory(plan: StepPlan, size: float | None) -> StepPlan:
     """The plan with `problem` set: the step needs `size` bytes of device memory (None: unknown) and does not fit."""
-    account = float(sum(plan.memory.values()))
+    estimate = float(sum(plan.memory.values()))
     largest = max(plan.memory, key=plan.memory.__getitem__)
-    beyond = "" if plan.device_memory_limit is None else f" and {amount(plan.device_memory_limit)} are there"
+    limit = "" if plan.device_memory_limit is None else f" and {amount(plan.device_memory_limit)} are available"
     problem = (
-        f"does not fit: the step needs {amount(size or account)} on each {plan.device}{beyond}; "
-        f"largest are the {largest}, {amount(plan.memory[largest])}"
+        f"does not fit: the step needs {amount(size or estimate)} on each {plan.device}{limit}; "
+        f"largest part: {largest}, {amount(plan.memory[largest])}"
     )
-    return dataclasses.replace(plan, problem=problem, required_bytes=max(size or 0.0, account))
+    return dataclasses.replace(plan, problem=problem, required_bytes=max(size or 0.0, estimate))
 
 
 def exceeds_host_memory(plan: StepPlan) -> StepPlan:
     """The plan with `problem` set: the step needs more host memory per device than is available."""
     assert plan.host_memory_limit is not None
     largest = max(plan.host_memory, key=plan.host_memory.__getitem__, default="")
-    detail = f"; largest are the {largest}, {amount(plan.host_memory[largest])}" if largest else ""
+    detail = f"; largest part: {largest}, {amount(plan.host_memory[largest])}" if largest else ""
     problem = (
         f"does not fit: the step needs {amount(plan.host_bytes)} of host memory for each {plan.device} "
-        f"and {amount(plan.host_memory_limit)} are there{detail}"
+        f"and {amount(plan.host_memory_limit)} are available{detail}"
     )
     return dataclasses.replace(plan, problem=problem)

@@ -46,18 +46,20 @@ def traffic_notes(program: Program, traffic: Sequence[Traffic], share: int) -> t
     rules = sharding.params if sharding.gradients is None else sharding.gradients
     batch = set(as_tuple(sharding.activations.get("batch")))
     over = {axis for axes in rules.values() for axis in as_tuple(axes) if program.mesh.shape[axis] > 1} & batch
-    sent = {
+    bytes_of = {
         kind: sum(row.bytes for row in traffic if row.kind == kind and over <= set(row.axes))
         for kind in ("all-reduce", "reduce-scatter")
     }
-    if not over or sent["all-reduce"] <= max(sent["reduce-scatter"], share):
+    if not over or bytes_of["all-reduce"] <= max(bytes_of["reduce-scatter"], share):
         return ()
-    axes, each = "+".join(sorted(over)), amount(sent["all-reduce"])
-    line = f"gradients are split over {axes}, yet {each} of all-reduces go along it, twice what reduce-scatters send"
+    axes, reduced = "+".join(sorted(over)), amount(bytes_of["all-reduce"])
+    line = (
+        f"gradients are sharded over {axes}, but {reduced} of all-reduces are along it, twice a reduce-scatter's bytes"
+    )
     if device.platform == "cpu":
-        return (f"{line}: the compiler for CPUs has none",)
-    why = "the TPU's compiler makes them so over several sides of a torus"
-    return (f"{line}: {why}; counted as compiled. With {axes} along one side, and data along others, they stay",)
+        return (f"{line}: the CPU compiler has no reduce-scatter",)
+    why = "the TPU compiler replaces reduce-scatters over several sides of a torus"
+    return (f"{line}: {why}; counted as compiled. With {axes} along one side, and data along others, they remain",)
 
 
 def hbm_traffic(plan: StepPlan, program: Program) -> float:
@@ -84,10 +86,10 @@ def hbm_traffic(plan: StepPlan, program: Program) -> float:
         if schedule
         else e.accum_steps
     )
-    again = plan.executed_flops * (1 - plan.bubble) / plan.flops - 1
-    passes = 2 + min(max(0.0, 3 * again), 1.0 + isinstance(schedule, OneFOneB))
+    recomputed = plan.executed_flops * (1 - plan.bubble) / plan.flops - 1
+    passes = 2 + min(max(0.0, 3 * recomputed), 1.0 + isinstance(schedule, OneFOneB))
     # GPipe and Circular save the activations of all microbatches; otherwise the estimate covers one microbatch.
-    kept = 1 if isinstance(schedule, (GPipe, Circular)) else e.accum_steps
-    moved = turns * (passes * weights + 2 * plan.memory["gradients"]) + kept * 2 * plan.memory["activations"]
+    repeats = 1 if isinstance(schedule, (GPipe, Circular)) else e.accum_steps
+    num_bytes = turns * (passes * weights + 2 * plan.memory["gradients"]) + repeats * 2 * plan.memory["activations"]
     state = 2 * plan.memory["optimizer state"] + 4 * plan.host_memory.get("optimizer state", 0)
-    return moved + 2 * plan.memory["parameters"] + state
+    return num_bytes + 2 * plan.memory["parameters"] + state

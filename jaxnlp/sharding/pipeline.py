@@ -77,14 +77,14 @@ class Circular:
 SCHEDULES = {"naive": Naive, "gpipe": GPipe, "1f1b": OneFOneB, "circular": Circular}
 
 
-def named_schedule(named: Any) -> Any:
+def named_schedule(schedule: Any) -> Any:
     """The schedule itself, or the schedule of that name, e.g. "1f1b". Raises FieldError for any other value."""
-    if isinstance(named, str) and named in SCHEDULES:
-        return SCHEDULES[named]()
-    if not isinstance(named, tuple(SCHEDULES.values())):
-        known = f"expected one of {', '.join(SCHEDULES)}, or a schedule as Circular(virtual_stages=3)"
-        raise FieldError("pipeline", named, known)
-    return named
+    if isinstance(schedule, str) and schedule in SCHEDULES:
+        return SCHEDULES[schedule]()
+    if not isinstance(schedule, tuple(SCHEDULES.values())):
+        message = f"expected one of {', '.join(SCHEDULES)}, or a schedule as Circular(virtual_stages=3)"
+        raise FieldError("pipeline", schedule, message)
+    return schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +134,9 @@ def timetable(schedule: Any, stages: int, microbatches: int) -> Timetable:
     """The work of each stage in each time slot, or None if idle. A 1F1B tick has two slots: forward and backward."""
     p, m = stages, microbatches
     if isinstance(schedule, Naive):
-        one = lambda i, at, forward: [Work(i, forward) if s == at else None for s in range(p)]
+        slot_at = lambda i, at, forward: [Work(i, forward) if s == at else None for s in range(p)]
         there_and_back = [(s, True) for s in range(p)] + [(s, False) for s in reversed(range(p))]
-        return [one(i, at, forward) for i in range(m) for at, forward in there_and_back]
+        return [slot_at(i, at, forward) for i in range(m) for at, forward in there_and_back]
     count = ticks(schedule, p, m)
     if isinstance(schedule, OneFOneB):
         work = lambda i, forward: Work(i, forward) if 0 <= i < m else None
@@ -150,8 +150,8 @@ def timetable(schedule: Any, stages: int, microbatches: int) -> Timetable:
         lap, i = item(k, p, schedule.virtual_stages)
         return Work(i, forward, lap)
 
-    both = [(t, True) for t in range(count)] + [(t, False) for t in reversed(range(count))]
-    return [[at(t - s, forward) for s in range(p)] for t, forward in both]
+    passes = [(t, True) for t in range(count)] + [(t, False) for t in reversed(range(count))]
+    return [[at(t - s, forward) for s in range(p)] for t, forward in passes]
 
 
 def idle(table: Timetable) -> float:
@@ -163,8 +163,8 @@ def item(k: Any, stages: int, virtual_stages: int) -> tuple[Any, Any]:
     """(virtual stage, microbatch) of a stage's k-th unit of work; a group of p microbatches runs all its laps first."""
     if virtual_stages == 1:
         return k * 0, k
-    group, rest = k // (stages * virtual_stages), k % (stages * virtual_stages)
-    return rest // stages, group * stages + rest % stages
+    group, offset = k // (stages * virtual_stages), k % (stages * virtual_stages)
+    return offset // stages, group * stages + offset % stages
 
 
 Run = Callable[[Any, jax.Array, Any, Any], jax.Array]
@@ -267,7 +267,7 @@ def one_f_one_b(first: Callable, run: Run, last: Callable, weights: Any, params:
         (sums, gradients of weights, gradients of params); gradients are float32.
     """
     p, m = _stages(), jax.tree.leaves(inputs)[0].shape[0]
-    count, held = m + 2 * (p - 1), 2 * p - 1
+    count, ring_size = m + 2 * (p - 1), 2 * p - 1
     down, up = [(i, i + 1) for i in range(p - 1)], [(i + 1, i) for i in range(p - 1)]
     forward = functools.partial(_stage_forward, first, run)
     backward = functools.partial(_stage_backward, forward, last)
@@ -279,9 +279,9 @@ def one_f_one_b(first: Callable, run: Run, last: Callable, weights: Any, params:
             x, g, ring, total = carry
             i, j = t - s, t - (2 * (p - 1) - s)  # the microbatches that go forward, and back
             # Outside its schedule a stage writes only ring slots that are not read any more.
-            ring = jax.lax.dynamic_update_index_in_dim(ring, x, jnp.mod(i, held), 0)
+            ring = jax.lax.dynamic_update_index_in_dim(ring, x, jnp.mod(i, ring_size), 0)
             y = forward(weights, params, _at(inputs, jnp.clip(i, 0, m - 1)), x)
-            inputs_j, x_j = _at(inputs, jnp.clip(j, 0, m - 1)), _at(ring, jnp.mod(j, held))
+            inputs_j, x_j = _at(inputs, jnp.clip(j, 0, m - 1)), _at(ring, jnp.mod(j, ring_size))
             dx, new = backward(weights, params, inputs_j, x_j, g, (j >= 0) & (j < m))
             total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, new)
             return (jax.lax.ppermute(y, STAGE, down), jax.lax.ppermute(dx, STAGE, up), ring, total), None
@@ -290,7 +290,7 @@ def one_f_one_b(first: Callable, run: Run, last: Callable, weights: Any, params:
         _, sums = jax.eval_shape(last, params, _at(inputs, 0), x)
         zeros = lambda tree, dtype=None: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype or leaf.dtype), tree)
         total = (zeros(sums), zeros(weights, jnp.float32), zeros(params, jnp.float32))
-        carry = (zeros(x), zeros(x), jnp.zeros((held, *x.shape), x.dtype), total)
+        carry = (zeros(x), zeros(x), jnp.zeros((ring_size, *x.shape), x.dtype), total)
         total = jax.lax.scan(tick, carry, jnp.arange(count))[0][3]
         return jax.tree.map(lambda leaf: leaf[None], total)
 
@@ -336,8 +336,8 @@ def _stage_backward(
     (y, value), pull, sums = jax.vjp(outputs, weights, params, x, has_aux=True)
     dy = jnp.where(valid & ~is_last, g, 0).astype(y.dtype)
     dw, dparams, dx = pull((dy, (valid & is_last).astype(value.dtype)))
-    keep = lambda ok, tree: jax.tree.map(lambda leaf: jnp.where(ok, leaf, 0), tree)
-    return dx, (keep(valid & is_last, sums), keep(valid, dw), keep(valid, dparams))
+    masked = lambda ok, tree: jax.tree.map(lambda leaf: jnp.where(ok, leaf, 0), tree)
+    return dx, (masked(valid & is_last, sums), masked(valid, dw), masked(valid, dparams))
 
 
 def in_float32(tree: Any) -> tuple[Any, Callable[[Any], Any]]:

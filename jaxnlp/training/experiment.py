@@ -102,7 +102,7 @@ class Experiment:
                 raise FieldError(field, value, f"not a multiple of steps_per_call={self.steps_per_call}")
         if self.eval_batches is not None and self.eval_batches < 1:
             raise FieldError(
-                "eval_batches", self.eval_batches, "expected a positive number, or None for the whole split"
+                "eval_batches", self.eval_batches, "expected a positive number, or None for the full split"
             )
         if self.on_nonfinite not in ("stop", "skip"):
             raise FieldError("on_nonfinite", self.on_nonfinite, "expected 'stop' or 'skip'")
@@ -111,22 +111,22 @@ class Experiment:
         if not self.loss_scale >= 1:
             raise FieldError("loss_scale", self.loss_scale, "expected 1 or more, as 32768.0")
         if self.peak_flops is not None and not self.peak_flops > 0:
-            raise FieldError("peak_flops", self.peak_flops, "expected operations a second, as 9.9e14, or None")
+            raise FieldError("peak_flops", self.peak_flops, "expected FLOP/s, as 9.9e14, or None")
         if self.init_peft_from is not None and self.peft is None:
-            raise FieldError(
-                "init_peft_from", self.init_peft_from, "expected a tuning method beside it, as peft=Prompt()"
-            )
+            raise FieldError("init_peft_from", self.init_peft_from, "needs a PEFT method; set peft, as peft=Prompt()")
         several = self.data.task.packs_documents and not self.data.attend_across_documents
         if self.peft is not None and self.peft.one_text and several:
-            name, examples = type(self.peft).__name__, type(self.data.task).__name__
-            told = f"is read with one text a row, and data.task={examples}() puts several in one"
-            raise FieldError("peft", f"{name}()", f"{told}; set data.attend_across_documents=True, or use Prefix()")
+            name, task = type(self.peft).__name__, type(self.data.task).__name__
+            message = f"needs one document per row, but data.task={task}() packs several"
+            raise FieldError("peft", f"{name}()", f"{message}; set data.attend_across_documents=True, or use Prefix()")
         if self.data.batch_size % self.accum_steps:
             raise FieldError("accum_steps", self.accum_steps, f"does not divide data.batch_size={self.data.batch_size}")
         limit = self.model.length_limit
         if limit is not None and self.data.seq_len > limit:
             raise FieldError(
-                "data.seq_len", self.data.seq_len, f"longer than model.max_length={limit}; raise that or shorten this"
+                "data.seq_len",
+                self.data.seq_len,
+                f"exceeds model.max_length={limit}; raise max_length or lower seq_len",
             )
         self._check_task()
         self._check_template()
@@ -150,7 +150,9 @@ class Experiment:
                 raise FieldError("evaluators", evaluator.name, "expected different names, none of them 'validation'")
             if (evaluator.every or 0) % self.steps_per_call:
                 raise FieldError(
-                    "evaluators", evaluator.name, f"every={evaluator.every} is no multiple of steps_per_call"
+                    "evaluators",
+                    evaluator.name,
+                    f"every={evaluator.every} is not a multiple of steps_per_call={self.steps_per_call}",
                 )
         best = Best.parse(self.best)
         if best.evaluator not in names:
@@ -159,20 +161,20 @@ class Experiment:
     def _check_task(self) -> None:
         pairs = self.data.task.encoder_decoder
         if pairs != (self.model.kind == "encoder-decoder"):
-            fits = "TextPairs() or SpanCorruption(), with objective=Seq2Seq()" if not pairs else "Packed()"
-            found, model = f"{type(self.data.task).__name__}()", type(self.model).__name__
-            raise FieldError("data.task", found, f"not what model={model}() reads; use {fits}")
+            fitting = "TextPairs() or SpanCorruption(), with objective=Seq2Seq()" if not pairs else "Packed()"
+            task, model = f"{type(self.data.task).__name__}()", type(self.model).__name__
+            raise FieldError("data.task", task, f"does not fit model={model}(); use {fitting}")
 
     def _check_template(self) -> None:
         layout, tuning = self.layout, self.peft
         if not isinstance(layout, Template) or not layout.num_places:
             return
         if not isinstance(tuning, Prompt):
-            told = f"{layout.place} stands for vectors of a prompt; expected peft=PTuning(length={layout.num_places})"
-            raise FieldError("data.task.layout.text", layout.text, told)
+            message = f"{layout.place} marks a soft prompt; expected peft=PTuning(length={layout.num_places})"
+            raise FieldError("data.task.layout.text", layout.text, message)
         if tuning.length != layout.num_places:
-            has = f"has {layout.num_places} times {layout.place}, for peft.length={tuning.length} vectors"
-            raise FieldError("data.task.layout.text", layout.text, f"{has}; expected one place for each")
+            message = f"has {layout.place} {layout.num_places} times, and peft.length={tuning.length}"
+            raise FieldError("data.task.layout.text", layout.text, f"{message}; expected one for each vector")
 
     @property
     def layout(self) -> Layout | None:
@@ -201,19 +203,19 @@ def check_batch(experiment: Experiment, num_devices: int) -> None:
     batch = as_tuple(experiment.sharding.activations.get("batch"))
     ways, rows = math.prod(sizes[axis] for axis in batch), experiment.data.batch_size // experiment.accum_steps
     if rows % ways:
-        of = f" (over accum_steps={experiment.accum_steps}: {rows} rows)" if experiment.accum_steps > 1 else ""
+        microbatch = f" (over accum_steps={experiment.accum_steps}: {rows} rows)" if experiment.accum_steps > 1 else ""
         up = -(-rows // ways) * ways * experiment.accum_steps
         raise FieldError(
             "data.batch_size",
             experiment.data.batch_size,
-            f"does not divide over {'*'.join(batch)}={ways} devices{of}; use {up}, or change sharding.mesh",
+            f"does not divide over {'*'.join(batch)}={ways} devices{microbatch}; use {up}, or change sharding.mesh",
         )
     for name in ("length", "residual"):
-        split = as_tuple(experiment.sharding.activations.get(name))
-        ways, length = math.prod(sizes[axis] for axis in split), experiment.data.seq_len
+        axes = as_tuple(experiment.sharding.activations.get(name))
+        ways, length = math.prod(sizes[axis] for axis in axes), experiment.data.seq_len
         if length % ways:
-            near = f"does not divide over {'*'.join(split)}={ways} devices; use {-(-length // ways) * ways}"
-            raise FieldError("data.seq_len", length, f"{near}, or change sharding.mesh")
+            message = f"does not divide over {'*'.join(axes)}={ways} devices; use {-(-length // ways) * ways}"
+            raise FieldError("data.seq_len", length, f"{message}, or change sharding.mesh")
 
 
 def check_classes(experiment: Experiment) -> None:
@@ -221,8 +223,10 @@ def check_classes(experiment: Experiment) -> None:
     names = experiment.data.task.classes
     count = None if experiment.model.head is None else experiment.model.head.num_classes
     if names and count is not None and count != len(names):
-        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise FieldError("model.head.num_classes", count, f"data.task has {len(names)} classes ({some}); use that")
+        listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise FieldError(
+            "model.head.num_classes", count, f"data.task has {len(names)} classes ({listed}); use {len(names)}"
+        )
 
 
 def resolve(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
@@ -241,6 +245,6 @@ def resolve(experiment: Experiment, tokenizer: Tokenizer) -> Experiment:
     if size is None:
         return dataclasses.replace(experiment, model=model.with_body(vocab_size=tokenizer.vocab_size))
     if size < tokenizer.vocab_size:
-        where = "model.vocab_size" if model.body is model else "model.body.vocab_size"
-        raise FieldError(where, size, f"the tokenizer has {tokenizer.vocab_size} tokens; use that or more")
+        field = "model.vocab_size" if model.body is model else "model.body.vocab_size"
+        raise FieldError(field, size, f"the tokenizer has {tokenizer.vocab_size} tokens; use that or more")
     return experiment

@@ -74,13 +74,13 @@ def _initial(program: Program, tokenizer: Tokenizer, run: RunFolder) -> TrainSta
 def _restored(program: Program, tokenizer: Tokenizer, run: RunFolder, saved: Saved) -> TrainState:
     saved_jaxlib, jaxlib = saved.versions.get("jaxlib"), versions().get("jaxlib")
     if saved_jaxlib != jaxlib:
-        run.info(f"note: the checkpoint was written with jaxlib {saved_jaxlib} and this is {jaxlib}; bits may differ")
+        run.info(f"note: the checkpoint was written with jaxlib {saved_jaxlib}, not {jaxlib}; bits may differ")
     stride = program.experiment.steps_per_call
     if saved.step % stride:
         raise FieldError(
             "steps_per_call",
             stride,
-            f"the checkpoint is at step {saved.step}, not a multiple of it; set it to 1, or to a divisor of that",
+            f"does not divide the step of the checkpoint, {saved.step}; set it to 1, or another divisor",
         )
     state = run.reader.restore(saved.step, program.abstract)
     return with_base(program, state, tokenizer, saved.data, run.info)

@@ -90,7 +90,7 @@ def test_frozen_parts_stay_and_another_run_begins_from_the_whole(corpus, base, t
         assert report.missing == report.unexpected == []
         jax.tree.map(np.testing.assert_array_equal, state.params, wanted)
     with pytest.raises(
-        FieldError, match=r"init_from.path=.*Prompt\(\).* cannot be merged, .*; begin from what it began with"
+        FieldError, match=r"init_from.path=.*Prompt\(\).* cannot be merged, .*; use the init_from of that run"
     ):
         begun(f"{tmp_path / 'prompt'},{corpus}/train.txt", corpus)
 

@@ -90,7 +90,7 @@ def tuned(task, pretrained):
 
 def test_a_run_begins_from_another_and_says_what_it_took(tuned, pretrained):
     workdir, done = tuned
-    assert f"begins from {pretrained}, step 4:" in done.err
+    assert f"initialised from {pretrained}, step 4:" in done.err
     assert "missing    2: head/bias, head/kernel" in done.err
     assert "unexpected 7: masked_lm/bias" in done.err and "next_sentence/kernel" in done.err
     report = json.loads((workdir / "init.json").read_text())
@@ -124,7 +124,7 @@ def test_a_resumed_run_has_its_own_parameters_and_names_its_classes(tuned, task)
     assert saved.data.task.classes == ("bad", "good")
     done = run("experiments.train", f"--workdir={workdir}", "--config.num_steps=62", "--config.init_from.path=gone")
     assert done.code == 0, done.err
-    assert "resuming at step 60 of 62" in done.err and "begins from" not in done.err
+    assert "resuming at step 60 of 62" in done.err and "initialised from" not in done.err
     assert Reader(workdir).steps()[-1] == 62
 
 
@@ -160,7 +160,7 @@ def test_what_cannot_begin_is_one_line(task, pretrained, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": "good"}\n{"text": "b", "label": "ugly"}\n')
     for variant, flag, words in (
         (tmp_path / "none", "--config.num_steps=4", "no such folder; train one with"),
-        (task, "--config.num_steps=4", "no checkpoint of a run here"),
+        (task, "--config.num_steps=4", "has neither a checkpoint of a run"),
         (
             pretrained,
             "--config.model.head.num_classes=3",

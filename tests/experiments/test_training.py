@@ -396,7 +396,7 @@ def test_steps_per_call_must_fit_the_step_it_resumes_at(corpus, finished, tmp_pa
     shutil.copytree(finished[0], tmp_path / "run")
     fields = ("num_steps=40", "steps_per_call=8", "log_every=8", "eval_every=8", "checkpoint_every=8")
     done = train(corpus, tmp_path / "run", *fields)
-    assert done.code == 2 and "steps_per_call=8: the checkpoint is at step 12, not a multiple of it" in done.err
+    assert done.code == 2 and "steps_per_call=8: does not divide the step of the checkpoint, 12" in done.err
 
 
 def test_where_every_checkpoint_is_damaged_nothing_is_touched(finished, tmp_path):

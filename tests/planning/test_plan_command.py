@@ -110,7 +110,7 @@ def test_what_does_not_fit_a_tpu_is_said_plainly(tmp_path):
     fields = ("--config.model.num_layers=8", "--config.accum_steps=1")
     code, text, found, _ = planned(tmp_path, "tpu.py:1b", "v5e:2x2", *fields)
     assert code == 1 and not found["fits"] and found["compiled"] is None
-    assert "\ndoes not fit: the step needs" in text and "; largest are the activations, " in text
+    assert "\ndoes not fit: the step needs" in text and "; largest part: activations, " in text
     # And the first change that it names has been compiled, and fits.
     change, _, told = found["remedies"][0].partition(": ")
     assert change.startswith("accum_steps=") and told.endswith("as compiled, fits") and f"  {change}: {told}\n" in text

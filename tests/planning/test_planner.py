@@ -116,7 +116,7 @@ def test_what_does_not_fit_says_what_is_largest_and_a_change_that_does(monkeypat
     found = plan_step(e, jax.devices()[:DEVICES])
     assert not found.fits and found.bottleneck is None and found.step_seconds is None and found.required_bytes == needs
     largest = max(found.memory, key=found.memory.get)
-    assert found.problem.startswith("does not fit: the step needs") and f"largest are the {largest}" in found.problem
+    assert found.problem.startswith("does not fit: the step needs") and f"largest part: {largest}" in found.problem
     compiled: list[str] = []
     found = with_remedies(found, e, jax.devices()[:DEVICES], busy=lambda text: compiled.append(text) or nullcontext())
     # The first is what fits, followed here as a user would.
@@ -314,8 +314,8 @@ def test_a_step_that_takes_more_of_the_hosts_memory_than_there_is_does_not_fit(m
     assert there > 0
     found = plan_step(e, devices)
     assert not found.fits and found.compiled is None  # it is known before
-    says = f"the step needs {amount(there)} of host memory for each cpu and {amount(0.6 * there)} are there"
-    assert found.problem == f"does not fit: {says}; largest are the optimizer state, {amount(there)}"
+    says = f"the step needs {amount(there)} of host memory for each cpu and {amount(0.6 * there)} are available"
+    assert found.problem == f"does not fit: {says}; largest part: optimizer state, {amount(there)}"
     monkeypatch.setattr(remedies, "plan_step", instead)
     found = with_remedies(found, e, devices)
     # What takes less of it is advised, and nothing else.
@@ -329,7 +329,7 @@ def test_what_the_compiler_puts_in_the_hosts_memory_counts(plans):
     found = dataclasses.replace(plans["DDP"], compiled={**plans["DDP"].compiled, "host": 200}, host_memory_limit=100.0)
     assert plans["DDP"].host_fits and not found.host_fits
     problem = step_plan.exceeds_host_memory(found).problem
-    assert problem == "does not fit: the step needs 200 B of host memory for each cpu and 100 B are there"
+    assert problem == "does not fit: the step needs 200 B of host memory for each cpu and 100 B are available"
 
 
 @pytest.mark.parametrize(

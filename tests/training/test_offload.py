@@ -220,9 +220,7 @@ def test_devices_without_the_hosts_memory_are_told():
     memory = type("Memory", (), {"kind": "HBM"})()
     device = type("Device", (), {"platform": "abacus", "addressable_memories": lambda self: [memory]})()
     mesh = type("Mesh", (), {"devices": np.array([device], object)})()
-    with pytest.raises(
-        FieldError, match="host': abacus devices have no memory 'pinned_host' .they have HBM.; use 'dev"
-    ):
+    with pytest.raises(FieldError, match="host': abacus devices have no memory 'pinned_host' .only HBM.; use 'dev"):
         check_memory(mesh)
 
 

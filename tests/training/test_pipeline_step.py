@@ -234,11 +234,13 @@ def test_stages_without_a_schedule_or_layers_that_do_not_divide_are_told():
     with pytest.raises(FieldError, match="model.num_decoder_layers=3: does not divide over mesh.stage=2 stages; use 4"):
         build(deep, jax.devices()[:2])
     deep.sharding.pipeline = "1f1b"
-    with pytest.raises(FieldError, match="sharding.pipeline='1f1b': runs one stack, and an encoder-decoder has two"):
+    with pytest.raises(
+        FieldError, match="sharding.pipeline='1f1b': supports one layer stack, and an encoder-decoder has two"
+    ):
         build(deep, jax.devices()[:2])
     unrolled = experiment("gpt", PP.over(stage=2))
     unrolled.model.scan_layers = False
-    with pytest.raises(FieldError, match="model.scan_layers=False: mesh.stage=2 cuts stacked layers; set it to True"):
+    with pytest.raises(FieldError, match="model.scan_layers=False: mesh.stage=2 splits stacked layers; set it to True"):
         build(unrolled, jax.devices()[:2])
 
 
@@ -381,13 +383,13 @@ def test_what_cannot_be_pipelined_is_one_clear_line():
         "model.num_layers=4: does not divide over mesh.stage=4 x virtual_stages=2 stages",
         schedule="circular",
     )
-    fails(UserError, "OneFOneB.*: runs one stack, and an encoder-decoder has two", name="t5", schedule="1f1b")
+    fails(UserError, "OneFOneB.*: supports one layer stack, and an encoder-decoder has two", name="t5", schedule="1f1b")
     model = dataclasses.replace(MODELS["gpt"], scan_layers=False)
     module = model.build()
     params = init_params(module, jax.random.key(0), np.zeros((2, T), np.int32))
     with (
         jax.set_mesh(make_mesh(MeshConfig(data=1, stage=2), jax.devices()[:2])),
-        pytest.raises(FieldError, match="model.scan_layers=False: mesh.stage cuts stacked layers; set it to True"),
+        pytest.raises(FieldError, match="model.scan_layers=False: mesh.stage splits stacked layers; set it to True"),
     ):
         objective, rows = OBJECTIVES["gpt"], batch("gpt", 0)
         pipeline_step.sum_gradients(

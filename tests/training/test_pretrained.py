@@ -124,7 +124,7 @@ def test_a_bert_as_a_trunk(bert):
     assert_equal(ours, theirs, {name: name.removeprefix("trunk/") for name in loaded})
     assert_equal(ours, first, {"head/kernel": "head/kernel"})
     text = "\n".join(report.lines())
-    assert "begins from" in text and "step 5" in text
+    assert "initialised from" in text and "step 5" in text
     assert "missing    2: head/bias, head/kernel" in text and "unexpected 7: masked_lm/bias" in text
     assert "trunk/block_0 to block_1, trunk/embed, trunk/embed_norm, trunk/pooler" in text
     total = sum(x.size for x in ours.values())
@@ -137,7 +137,9 @@ def test_a_checkpoint_can_be_chosen(bert):
     found, _, report = begin(made, path, checkpoint="3")
     assert "step 3" in report.source
     np.testing.assert_allclose(found["types/embedding"], theirs["types/embedding"] - 2, atol=1e-6)
-    with pytest.raises(UserError, match="init_from.checkpoint='4': .* has no such one; expected latest, or of 3, 5"):
+    with pytest.raises(
+        UserError, match="init_from.checkpoint='4': .* has no such checkpoint; expected latest, or a step of 3, 5"
+    ):
         begin(made, path, checkpoint="4")
 
 
@@ -192,7 +194,9 @@ def test_training_on_loads_all_and_more_layers_are_an_error(gpt):
         with pytest.raises(UserError, match=words):
             begin(program(dataclasses.replace(GPT, num_layers=layers)), path)
     scanned = dataclasses.replace(GPT, num_layers=1, scan_layers=True)
-    with pytest.raises(UserError, match=r"block_1/attention/key/bias \(and 15 more\) of .*gpt, step 5 has no place"):
+    with pytest.raises(
+        UserError, match=r"block_1/attention/key/bias \(and 15 more\) of .*gpt, step 5 is not in this model"
+    ):
         begin(program(scanned), path)
 
 
@@ -212,7 +216,7 @@ def test_what_the_patterns_allow_may_be_fresh_or_left_over(gpt):
         ({"embed_dim": 16}, "block_0/attention/key/bias: its shape in .*gpt, step 5 is 2x4 and in this model 2x8"),
         (
             {"max_length": 32},
-            "positions/embedding: its shape in .* is 16x8 and in this model 32x8; take the model's config",
+            "positions/embedding: its shape in .* is 16x8 and in this model 32x8; take the config of that model",
         ),
     ],
 )
@@ -276,7 +280,10 @@ def test_a_folder_in_hugging_faces_layout(tmp_path):
     "make, words",
     [
         (lambda path: pretrained.model("runs/none"), "init_from.path='runs/none': no such folder; train one with"),
-        (lambda path: pretrained.model(str(path)), "no checkpoint of a run and no model|no checkpoint of a run here"),
+        (
+            lambda path: pretrained.model(str(path)),
+            "no checkpoint of a run and no model|neither a checkpoint of a run nor",
+        ),
         (lambda path: configs.check(Pretrained()), "path='': expected the folder of a trained run"),
     ],
 )
@@ -286,9 +293,7 @@ def test_nothing_to_begin_from(tmp_path, make, words):
 
 
 def test_a_misspelt_change_is_named(bert):
-    with pytest.raises(
-        UserError, match="its model is a BertConfig, which has no field 'head' .*; did you mean 'heads'"
-    ):
+    with pytest.raises(UserError, match="its model, BertConfig, has no field 'head' .*; did you mean 'heads'"):
         pretrained.model(bert[0], head=())
 
 

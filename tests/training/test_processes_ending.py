@@ -103,7 +103,7 @@ def test_a_full_disk_ends_both_with_one_line_and_older_checkpoints_are_intact(co
     resource.prlimit(running[0].process.pid, resource.RLIMIT_FSIZE, (limit, limit))
     assert [entry.wait(90).code for entry in running] == [2, 2]
     line = running[limit == 1].err.strip().splitlines()[-1]
-    assert "File too large" in line and "the older checkpoints are intact" in line and "to go on" in line
+    assert "File too large" in line and "the older checkpoints are intact" in line and "to resume" in line
     assert "Traceback" not in running[0].err + running[1].err
     Reader(tmp_path / "run").verify(Reader(tmp_path / "run").steps()[-1])
 

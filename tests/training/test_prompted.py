@@ -92,8 +92,8 @@ def test_vectors_stand_where_the_template_has_their_places(task):
 
 def test_a_template_and_a_method_that_do_not_fit_are_told(task):
     for tuning, message in (
-        (LoRA(), r"data.task.layout.text=.* stands for vectors of a prompt; expected peft=PTuning\(length=3\)"),
-        (Prompt(length=4), "data.task.layout.text=.* has 3 times <prompt>, for peft.length=4 vectors"),
+        (LoRA(), r"data.task.layout.text=.* <prompt> marks a soft prompt; expected peft=PTuning\(length=3\)"),
+        (Prompt(length=4), "data.task.layout.text=.* has <prompt> 3 times, and peft.length=4"),
     ):
         with pytest.raises(FieldError, match=message):
             dataclasses.replace(task, peft=tuning).check()

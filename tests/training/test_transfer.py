@@ -89,7 +89,7 @@ def test_what_a_network_made_is_given_to_a_prompt_and_the_network_to_its_like(so
     params, told = begun(target(sources["network"], Prompt(length=P)))
     wanted = tuning_of(found).expanded(found.params)["embed"][PROMPT]
     np.testing.assert_array_equal(params["embed"][PROMPT], wanted)
-    assert told[-1] == f"tuning begins from {sources['network']}, step 2: 1 parameters of its PTuning()"
+    assert told[-1] == f"tuning initialised from {sources['network']}, step 2: 1 parameters of its PTuning()"
     params, _ = begun(target(sources["network"], PTuning(length=P, hidden_dim=4)))
     jax.tree.map(np.testing.assert_array_equal, params[SHARED], jax.device_get(found.params)[SHARED])
 
@@ -103,7 +103,7 @@ def test_a_file_serves_as_a_run_does_and_a_head_stays_fresh(sources, tmp_path):
     for seed in (0, 1):
         params, told = begun(target(sources["prompt"], Prompt(length=P), init_peft_from=path, seed=seed))
         np.testing.assert_array_equal(params["embed"][PROMPT], prompt)
-        assert (told[0] == f"note: {path} was tuned on another base than this run's") == bool(seed)
+        assert (told[0] == f"note: {path} was tuned on a base other than this run's") == bool(seed)
 
     model = ModelWithHead(body=found.saved.experiment.model, head=SequenceClassificationHead(num_classes=3))
     data = DataConfig(seq_len=8, batch_size=4, task=CLASSES)
@@ -135,12 +135,12 @@ def test_low_rank_updates_go_on_too_and_the_optimizer_begins_with_them(sources, 
 
 def test_a_source_that_does_not_fit_is_told(sources, tmp_path):
     for method, message in (
-        (Prompt(length=5), r"does not fit: embed/prompt is \(3, 16\) there, and this run asks for \(5, 16\)"),
+        (Prompt(length=5), r"does not fit: embed/prompt has shape \(3, 16\), expected \(5, 16\)"),
         (
             Prefix(length=P),
-            r"it has Prompt\(\) and this run has Prefix\(\); block_0/attention/prefix_key is of the lat",
+            r"it has Prompt\(\) and this run has Prefix\(\); only the run has block_0/attention/prefix_key",
         ),
-        (PTuning(length=P), r"it has Prompt\(\) and this run has PTuning\(\); embed/prompt is of the former alone"),
+        (PTuning(length=P), r"it has Prompt\(\) and this run has PTuning\(\); only the source has embed/prompt"),
     ):
         with pytest.raises(UserError, match=f"init_peft_from: .*{message}"):
             refused(target(sources["prompt"], method))
@@ -148,17 +148,17 @@ def test_a_source_that_does_not_fit_is_told(sources, tmp_path):
     tuning = attach(LoRA(rank=2), e.model.build(), *e.model.example_inputs(1, 2))
     base = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tuning.shapes)
     files.save(str(tmp_path / "lora"), tuning, tuning.init(jax.random.key(0), base), base)
-    with pytest.raises(UserError, match=r"LoRA\(\) has scale=8.0 there, and 1.0 in this run"):
+    with pytest.raises(UserError, match=r"LoRA\(\) has scale=8.0 in the source and 1.0 in this run"):
         refused(dataclasses.replace(e, peft=LoRA(rank=2, alpha=2.0), init_peft_from=str(tmp_path / "lora")))
     wide = dataclasses.replace(e, model=dataclasses.replace(e.model, embed_dim=32))
-    with pytest.raises(UserError, match=r"embed/prompt is \(3, 16\) there, and this run asks for \(3, 32\)"):
+    with pytest.raises(UserError, match=r"embed/prompt has shape \(3, 16\), expected \(3, 32\)"):
         refused(wide)
-    with pytest.raises(FieldError, match="init_peft_from='runs/none': no checkpoint of a run here, and no file"):
+    with pytest.raises(FieldError, match="init_peft_from='runs/none': neither the folder of a run nor a file"):
         refused(dataclasses.replace(e, init_peft_from="runs/none"))
-    with pytest.raises(FieldError, match="this run trained its model, and tuned nothing beside it; use init_from"):
+    with pytest.raises(FieldError, match="this run has no PEFT method; use init_from"):
         refused(dataclasses.replace(e, init_peft_from=pretrained_run(tmp_path / "whole", GPT)[0]))
     (tmp_path / "text").write_text("no tensors")
     with pytest.raises(UserError, match="text: not a safetensors file"):
         refused(dataclasses.replace(e, init_peft_from=str(tmp_path / "text")))
-    with pytest.raises(FieldError, match="init_peft_from='runs/a': expected a tuning method beside it"):
+    with pytest.raises(FieldError, match="init_peft_from='runs/a': needs a PEFT method; set peft"):
         dataclasses.replace(e, peft=None, init_peft_from="runs/a").check()

@@ -260,15 +260,17 @@ def test_what_cannot_be_tuned_is_told_before_anything_is_compiled():
     with pytest.raises(FieldError, match=r"peft='lora': expected a method of jaxnlp.peft, as LoRA\(rank=8\)"):
         configs.check(dataclasses.replace(e, peft="lora"))
     packed = dataclasses.replace(e.data, attend_across_documents=False)
-    with pytest.raises(FieldError, match="peft=.Prompt.*is read with one text a row"):
+    with pytest.raises(FieldError, match="peft=.Prompt.*needs one document per row"):
         dataclasses.replace(e, peft=Prompt(), data=packed).check()
     with pytest.raises(FieldError, match="peft.base_dtype='int9': expected one of float32"):
         build(dataclasses.replace(e, peft=LoRA(base_dtype="int9")), jax.devices()[:1])
     nf4 = LoRA(base_dtype="nf4")
-    with pytest.raises(FieldError, match="peft.base_dtype='nf4': is not cut into mesh.stage=2 stages"):
+    with pytest.raises(FieldError, match="peft.base_dtype='nf4': does not support pipeline stages .mesh.stage=2."):
         build(dataclasses.replace(e, peft=nf4, sharding=MESHES["three"]), jax.devices())
     wide = dataclasses.replace(e, peft=nf4, model=dataclasses.replace(e.model, embed_dim=96), sharding=ZERO3_TP)
-    told = "peft.base_block=64: .*query/kernel has embed=96 over fsdp=4 devices, no whole blocks of 48 .* use 24"
+    told = (
+        "peft.base_block=64: .*query/kernel has embed=96 over fsdp=4 devices, which leaves no full .* of 48 .* use 24"
+    )
     with pytest.raises(FieldError, match=told):
         build(wide, jax.devices())
     assert build(dataclasses.replace(wide, peft=LoRA(base_dtype="nf4", base_block=24)), jax.devices())

@@ -42,8 +42,8 @@ def test_a_device_updates_its_share_and_gathers_the_others_a_layer_at_a_time(lay
         return layouts.gather(new, params)
 
     lay = lambda tree, of: jax.tree.map(jax.device_put, tree, of)
-    args = lay(old, layouts.kept), lay(moves, layouts.updated)
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=layouts.kept).lower(*args).compile()
+    args = lay(old, layouts.at_rest), lay(moves, layouts.updated)
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=layouts.at_rest).lower(*args).compile()
     found = compiled(*args)
     for name, leaf in found.items():
         np.testing.assert_array_equal(leaf, old[name] + moves[name], err_msg=name)

@@ -12,10 +12,10 @@ from jaxnlp.peft.files import fingerprint
 from jaxnlp.training.step.program import Program
 from jaxnlp.training.step.state import TrainState
 
-BASE = "base"  # what the fingerprint is called in a checkpoint's data
+BASE = "base"  # key of the fingerprint in a checkpoint's data
 
 
-def with_base(program: Program, state: TrainState, tokenizer: Any, data: Any, tell: Callable[[str], Any]) -> TrainState:
+def with_base(program: Program, state: TrainState, tokenizer: Any, data: Any, log: Callable[[str], Any]) -> TrainState:
     """A state read from a checkpoint, with its frozen parameters. Full fine-tuning: returned unchanged.
 
     Args:
@@ -26,18 +26,18 @@ def with_base(program: Program, state: TrainState, tokenizer: Any, data: Any, te
     """
     if program.tuning is None:
         return state
-    found = first_state(program, tokenizer, tell)[0].frozen
-    if fingerprint(found) != data[BASE]:
+    frozen = first_state(program, tokenizer, log)[0].frozen
+    if fingerprint(frozen) != data[BASE]:
         e = program.experiment
-        where = "seed" if e.init_from is None else f"init_from.path={e.init_from.path}"
+        source = "seed" if e.init_from is None else f"init_from.path={e.init_from.path}"
         raise UserError(
-            f"{where}: its parameters are not those that this run was tuned on (fingerprint {fingerprint(found)}, was "
-            f"{data[BASE]}); restore them, or tune again in another --workdir"
+            f"{source}: its parameters are not those that this run was tuned on (fingerprint "
+            f"{fingerprint(frozen)}, was {data[BASE]}); restore them, or tune again in another --workdir"
         )
-    return dataclasses.replace(state, frozen=found)
+    return dataclasses.replace(state, frozen=frozen)
 
 
-def first_state(program: Program, tokenizer: Any, tell: Callable[[str], Any]) -> tuple[TrainState, Any]:
+def first_state(program: Program, tokenizer: Any, log: Callable[[str], Any]) -> tuple[TrainState, Any]:
     """(the state at step 0, the report of what was loaded); the report is None without `init_from`."""
     state, init_from = program.init(), program.experiment.init_from
-    return (state, None) if init_from is None else init_from.begin(program, state, tokenizer, tell)
+    return (state, None) if init_from is None else init_from.begin(program, state, tokenizer, log)

@@ -41,11 +41,11 @@ def seed_run(
     """
     if not model.can_generate:
         raise UserError(
-            f"{type(model).__name__}: not a language model, which is what a run trains and generates from; "
+            f"{type(model).__name__}: not a language model, so it cannot start a run; "
             "fine-tune it with init_from=Pretrained(path=...), or read it with jaxnlp.interop.huggingface.load"
         )
     if Reader(workdir).steps():
-        raise UserError(f"--workdir={workdir}: holds a run already; choose another folder")
+        raise UserError(f"--workdir={workdir}: already holds a run; choose another folder")
     ours, folder = wrap(tokenizer, eos_token), pathlib.Path(workdir)
     if experiment is None:
         experiment = default_experiment(model, tokenizer)
@@ -54,18 +54,18 @@ def seed_run(
     e = dataclasses.replace(experiment, model=model, data=data)
     configs.check(e)
     e = resolve(e, ours)
-    first = jax.process_index() == 0
+    is_first = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        if first:
+        if is_first:
             stack.enter_context(open_workdir(folder))
         program = build(e)
-        if first:
+        if is_first:
             tokenizer.save(str(file))
-        tell = lambda text: print(text, file=sys.stderr, flush=True)
-        store = open_split(e.data, "train", ours, tell)
-        open_split(e.data, "validation", ours, tell)
-        placed = lambda leaf, x: jax.make_array_from_callback(x.shape, leaf.sharding, np.asarray(x).__getitem__)
-        params = jax.tree.map(placed, program.abstract.params, params)
+        log = lambda text: print(text, file=sys.stderr, flush=True)
+        store = open_split(e.data, "train", ours, log)
+        open_split(e.data, "validation", ours, log)
+        on_mesh = lambda leaf, x: jax.make_array_from_callback(x.shape, leaf.sharding, np.asarray(x).__getitem__)
+        params = jax.tree.map(on_mesh, program.abstract.params, params)
         state = dataclasses.replace(program.init(), params=params)
         writer = Writer(folder, e.keep_last, e.keep_best)
         stack.callback(writer.close)
@@ -73,6 +73,6 @@ def seed_run(
         records = {"data": data, "config": configs.to_dict(e), "tokenizer": ours.to_json()}
         writer.save(0, saved_trees(state), records)
         writer.wait()
-        if first:
+        if is_first:
             configs.save_json(e, folder / "config.json")
     return sum(x.size for x in jax.tree.leaves(params))

@@ -65,38 +65,42 @@ def match(
     Raises:
         UserError: naming the first parameter of another shape, or the first missing or unexpected one of a body.
     """
-    old, new = prefixes
+    source_prefix, target_prefix = prefixes
     pieces: dict[str, Piece] = {}
     rows: dict[str, int] = {}
     for path, shape in target.items():
-        beside = not path.startswith(new)
-        if beside and not (same_head and path in source):
+        is_head = not path.startswith(target_prefix)
+        if is_head and not (same_head and path in source):
             continue
-        piece = Piece((path,)) if beside else _find(f"{old}{path.removeprefix(new)}", shape, source)
+        piece = (
+            Piece((path,)) if is_head else _find(f"{source_prefix}{path.removeprefix(target_prefix)}", shape, source)
+        )
         if piece is None:
             continue
-        found = _shape(piece, source)
-        if found != shape:
-            piece = _extended(piece, path, found, shape, axes[path], name)
-            rows[path] = found[piece.axis]
+        source_shape = _shape(piece, source)
+        if source_shape != shape:
+            piece = _extended(piece, path, source_shape, shape, axes[path], name)
+            rows[path] = source_shape[piece.axis]
         pieces[path] = piece
-    taken = [(path, piece.layer) for piece in pieces.values() for path in piece.sources]
-    left = [path for path, shape in source.items() if not _taken(path, shape, taken)]
-    _check(sorted(set(target) - set(pieces)), new, allowed, f"is not in {name}", "init_from.missing_ok")
-    _check(sorted(left), old, dropped, f"of {name} has no place in this model", "init_from.unexpected_ok")
-    return Match(pieces, left, rows)
+    used = [(path, piece.layer) for piece in pieces.values() for path in piece.sources]
+    unexpected = [path for path, shape in source.items() if not _is_used(path, shape, used)]
+    _check(sorted(set(target) - set(pieces)), target_prefix, allowed, f"is not in {name}", "init_from.missing_ok")
+    _check(sorted(unexpected), source_prefix, dropped, f"of {name} is not in this model", "init_from.unexpected_ok")
+    return Match(pieces, unexpected, rows)
 
 
 def _find(path: str, shape: tuple[int, ...], source: Shapes) -> Piece | None:
     if path in source:
         return Piece((path,))
     if scanned := re.fullmatch(r"(.*/)?blocks/(.*)", path):
-        before, after = scanned[1] or "", scanned[2]
-        layers = tuple(f"{before}block_{i}/{after}" for i in range(shape[0]))
+        prefix, suffix = scanned[1] or "", scanned[2]
+        layers = tuple(f"{prefix}block_{i}/{suffix}" for i in range(shape[0]))
         return Piece(layers, stacked=True) if all(layer in source for layer in layers) else None
     if single := re.fullmatch(r"(.*/)?block_(\d+)/(.*)", path):
-        whole, layer = f"{single[1] or ''}blocks/{single[3]}", int(single[2])
-        return Piece((whole,), layer=layer) if whole in source and layer < source[whole][0] else None
+        stacked_path, layer = f"{single[1] or ''}blocks/{single[3]}", int(single[2])
+        return (
+            Piece((stacked_path,), layer=layer) if stacked_path in source and layer < source[stacked_path][0] else None
+        )
     return None
 
 
@@ -107,37 +111,37 @@ def _shape(piece: Piece, source: Shapes) -> tuple[int, ...]:
     return shape if piece.layer is None else shape[1:]
 
 
-def _extended(piece: Piece, path: str, found: tuple, wanted: tuple, axes: tuple, name: str) -> Piece:
-    differ = [i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b]
-    if len(found) == len(wanted) and len(differ) == 1 and axes[differ[0]] == "vocab":
+def _extended(piece: Piece, path: str, source_shape: tuple, shape: tuple, axes: tuple, name: str) -> Piece:
+    differ = [i for i, (a, b) in enumerate(zip(source_shape, shape, strict=False)) if a != b]
+    if len(source_shape) == len(shape) and len(differ) == 1 and axes[differ[0]] == "vocab":
         axis = differ[0]
-        if found[axis] < wanted[axis]:
+        if source_shape[axis] < shape[axis]:
             return dataclasses.replace(piece, extended=True, axis=axis)
     raise UserError(
-        f"{path}: its shape in {name} is {_by(found)} and in this model {_by(wanted)}; "
-        "take the model's config from there with pretrained.model(path)"
+        f"{path}: its shape in {name} is {_by(source_shape)} and in this model {_by(shape)}; "
+        "take the config of that model with pretrained.model(path)"
     )
 
 
-def _taken(path: str, shape: tuple[int, ...], taken: list[tuple[str, int | None]]) -> bool:
+def _is_used(path: str, shape: tuple[int, ...], used: list[tuple[str, int | None]]) -> bool:
     """Whether a parameter of the source is used: with all of its layers, if it is taken layer by layer."""
-    layers = {layer for other, layer in taken if other == path}
+    layers = {layer for source, layer in used if source == path}
     return None in layers or (bool(layers) and layers == set(range(shape[0])))
 
 
-def _check(paths: list[str], prefix: str, allowed: Callable[[str], bool], what: str, field: str) -> None:
-    def free(path: str) -> bool:
-        inner = path.removeprefix(prefix)
-        return not path.startswith(prefix) or inner.partition("/")[0] in HEADS or allowed(path)
+def _check(paths: list[str], prefix: str, allowed: Callable[[str], bool], problem: str, field: str) -> None:
+    def is_allowed(path: str) -> bool:
+        name = path.removeprefix(prefix)
+        return not path.startswith(prefix) or name.partition("/")[0] in HEADS or allowed(path)
 
-    wrong = [path for path in paths if not free(path)]
+    wrong = [path for path in paths if not is_allowed(path)]
     if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        others = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise UserError(
-            f"{wrong[0]}{more} {what}, so the pretrained trunk would be only partly loaded; take the model's config "
-            f"from there with pretrained.model(path), or allow it with {field}=({wrong[0]!r},)"
+            f"{wrong[0]}{others} {problem}, so the pretrained trunk would be only partly loaded; take the config of "
+            f"that model with pretrained.model(path), or allow it with {field}=({wrong[0]!r},)"
         )
 
 
 def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a number"
+    return "x".join(map(str, shape)) or "scalar"

@@ -37,7 +37,7 @@ from jaxnlp.training.run_folder.checkpoint import Reader
 from jaxnlp.trees import select
 
 REPORT = "init.json"
-SHOWN = 8  # paths in a line of the report; the file has all
+NUM_LISTED = 8  # paths in a line of the report; the file lists all
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -60,26 +60,26 @@ class Pretrained(InitFrom):
         if not self.path:
             raise FieldError("path", self.path, "expected the folder of a trained run, as runs/bert")
 
-    def begin(self, program: Any, state: Any, tokenizer: Any, tell: Callable[[str], Any]) -> tuple[Any, "Report"]:
+    def begin(self, program: Any, state: Any, tokenizer: Any, log: Callable[[str], Any]) -> tuple[Any, "Report"]:
         """(the state with the pretrained parameters, the report of what was loaded). Shardings stay the same.
 
         Args:
-            program: the new run's. state: its state at step 0. tell: prints a line.
+            program: the new run's. state: its state at step 0. log: prints a line.
             tokenizer: the run's, whose ids must be those of the pretrained model.
 
         Raises:
             UserError: nothing to load at `path`; a tokenizer with other ids; a parameter of another shape; a missing or
                 unexpected parameter of the trunk; a missing parameter that the PEFT method would not train.
         """
-        source = open_source(self.path, self.checkpoint, tell)
+        source = open_source(self.path, self.checkpoint, log)
         check_ids(source, tokenizer)
-        given = source.read(program.mesh, program.experiment.sharding.params, self.ignore)
-        own, own_axes = program.base_params_spec
-        flat, target = by_path(given), by_path(own)
+        source_params = source.read(program.mesh, program.experiment.sharding.params, self.ignore)
+        specs, spec_axes = program.base_params_spec
+        flat, target = by_path(source_params), by_path(specs)
         is_names = lambda x: isinstance(x, tuple)
-        axes = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(own_axes, is_leaf=is_names)}
+        axes = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(spec_axes, is_leaf=is_names)}
         model = program.experiment.model
-        found = match(
+        matching = match(
             {path: x.shape for path, x in flat.items()},
             {path: x.shape for path, x in target.items()},
             axes,
@@ -89,17 +89,19 @@ class Pretrained(InitFrom):
             dropped=lambda path: _any(path, self.unexpected_ok),
             name=source.name,
         )
-        layout = jax.tree.map(lambda x: x.sharding, own)
-        build = jax.jit(lambda fresh, given: assemble(found, dequantised(fresh), given), out_shardings=layout)
-        report = Report.of(source.name, found, target)
-        params = build(select(state.model, own), flat)
+        layout = jax.tree.map(lambda x: x.sharding, specs)
+        build = jax.jit(
+            lambda initial, source_params: assemble(matching, dequantised(initial), source_params), out_shardings=layout
+        )
+        report = Report.of(source.name, matching, target)
+        params = build(select(state.model, specs), flat)
         if program.tuning is None:
             return dataclasses.replace(state, params=params), report
         trained = {"/".join(path) for path in program.tuning.replaced}
-        if lost := [path for path in report.missing if path not in trained]:
+        if untrained := [path for path in report.missing if path not in trained]:
             raise UserError(
-                f"tuning: {lost[0]} is not in {source.name} and would stay as it was drawn; train it, with "
-                f"peft.modules_to_save=({', '.join(repr(path) for path in [*trained_patterns(trained), *lost])},)"
+                f"tuning: {untrained[0]} is not in {source.name} and would keep its random values; train it with "
+                f"peft.modules_to_save=({', '.join(repr(path) for path in [*trained_patterns(trained), *untrained])},)"
             )
         return program.init_from_params(params), report
 
@@ -133,29 +135,29 @@ def model(path: str, **changes: Any) -> Any:
         UserError: nothing to load at `path`, or a field that the config does not have.
     """
     source = open_source(path, "latest", lambda text: None)
-    found = source.model.body
-    known = [field.name for field in dataclasses.fields(found)]
+    body = source.model.body
+    fields = [field.name for field in dataclasses.fields(body)]
     for name in changes:
-        if name not in known:
-            near = did_you_mean(name, known)
-            kind = type(found).__name__
-            raise UserError(f"{path}: its model is a {kind}, which has no field {name!r} (is it the right run?){near}")
-    if source.tokenizer is not None and found.vocab_size == source.tokenizer.vocab_size:
+        if name not in fields:
+            near = did_you_mean(name, fields)
+            kind = type(body).__name__
+            raise UserError(f"{path}: its model, {kind}, has no field {name!r} (is this the right run?){near}")
+    if source.tokenizer is not None and body.vocab_size == source.tokenizer.vocab_size:
         changes = {"vocab_size": None, **changes}
-    return dataclasses.replace(found, **changes)
+    return dataclasses.replace(body, **changes)
 
 
-def open_source(path: str, checkpoint: str, tell: Callable[[str], Any]) -> Source:
+def open_source(path: str, checkpoint: str, log: Callable[[str], Any]) -> Source:
     """Opens a run, or a model in Hugging Face's layout. Its parameters are read later, by `Source.read`."""
     reader = Reader(path)
     if reader.steps():
-        return _open_run(path, reader, checkpoint, tell)
+        return _open_run(path, reader, checkpoint, log)
     folder = pathlib.Path(path)
     if folder.is_dir() and not (folder / huggingface.CONFIG).exists():
         raise FieldError(
             "init_from.path",
             path,
-            "no checkpoint of a run here, and no model in Hugging Face's layout; train one first",
+            "has neither a checkpoint of a run nor a model in Hugging Face's layout; train a model first",
         )
     if not folder.is_dir() and (path.startswith((".", "/", "runs/")) or path.count("/") > 1):
         raise FieldError(
@@ -169,22 +171,24 @@ def open_source(path: str, checkpoint: str, tell: Callable[[str], Any]) -> Sourc
         try:
             return huggingface.load(path, mesh=mesh, rules=rules, ignore=tuple(ignore))[1]
         except UserError as e:
-            _demand_indivisible(path, e, tell)
+            _check_indivisible(path, e, log)
             return huggingface.load(path, mesh=mesh, rules=REPLICATED, ignore=tuple(ignore))[1]
 
     return Source(path, config, tokenizer if tokenizer is None else wrap(tokenizer), read)
 
 
-def _open_run(path: str, reader: Reader, checkpoint: str, tell: Callable[[str], Any]) -> Source:
+def _open_run(path: str, reader: Reader, checkpoint: str, log: Callable[[str], Any]) -> Source:
     if checkpoint == "latest":
-        step = reader.newest(lambda step, e: tell(f"note: {path}: the checkpoint of step {step} is damaged ({e})"))
+        step = reader.newest(lambda step, e: log(f"note: {path}: the checkpoint of step {step} is damaged ({e})"))
     elif checkpoint == "best":
         step = reader.best()
     else:
         step = int(checkpoint) if checkpoint.isdigit() and int(checkpoint) in reader.steps() else None
     if step is None:
         steps = ", ".join(map(str, reader.steps()))
-        raise FieldError("init_from.checkpoint", checkpoint, f"{path} has no such one; expected latest, or of {steps}")
+        raise FieldError(
+            "init_from.checkpoint", checkpoint, f"{path} has no such checkpoint; expected latest, or a step of {steps}"
+        )
     reader.verify(step)
     saved = reader.read(step)
     config = saved.experiment.model
@@ -194,13 +198,13 @@ def _open_run(path: str, reader: Reader, checkpoint: str, tell: Callable[[str], 
         plain = config if config.attention is None else config.with_body(attention=Einsum())
         shapes, axes = abstract_params(plain.build(), *plain.example_inputs(1, 1))
         try:
-            places = shardings(shapes, axes, rules, mesh)
+            layout = shardings(shapes, axes, rules, mesh)
         except UserError as e:
-            _demand_indivisible(path, e, tell)
-            places = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), shapes)
+            _check_indivisible(path, e, log)
+            layout = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), shapes)
         if saved.experiment.peft is not None:
-            return jax.tree.map(jax.device_put, _merged(path, step), places)
-        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
+            return jax.tree.map(jax.device_put, _merged(path, step), layout)
+        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
         return reader.restore_item(step, "params", target)
 
     return Source(f"{path}, step {step:,}", config, saved.tokenizer, read, head_of(saved.experiment))
@@ -214,26 +218,26 @@ def _merged(path: str, step: int) -> Any:
     try:
         return tuning.merge(select(run.params, tuning.shapes), select(run.params, run.program.abstract.params))
     except UserError as e:
-        told = f"{e}; begin from what it began with, with init_peft_from={path!r}"
-        raise FieldError("init_from.path", path, told) from None
+        message = f"{e}; use the init_from of that run, with init_peft_from={path!r}"
+        raise FieldError("init_from.path", path, message) from None
 
 
-def _demand_indivisible(path: str, error: UserError, tell: Callable[[str], Any]) -> None:
+def _check_indivisible(path: str, error: UserError, log: Callable[[str], Any]) -> None:
     """Raises the error again unless a size does not divide over the mesh: the new model may have another size there."""
     if "does not divide" not in str(error):
         raise error
-    tell(f"note: {path} is read whole onto every device and split afterwards ({error})")
+    log(f"note: {path} is read in full on every device and sharded afterwards ({error})")
 
 
 def check_ids(source: Source, tokenizer: Any) -> None:
     """Raises UserError if an id means another token in the run's tokenizer than in the pretrained model's."""
-    theirs = source.tokenizer
-    if isinstance(theirs, HuggingFaceTokenizer) and isinstance(tokenizer, HuggingFaceTokenizer):
-        theirs = wrap(theirs.library, tokenizer.to_json()["separator"])
-    if theirs is not None and not same_ids(theirs, tokenizer):
+    original = source.tokenizer
+    if isinstance(original, HuggingFaceTokenizer) and isinstance(tokenizer, HuggingFaceTokenizer):
+        original = wrap(original.library, tokenizer.to_json()["separator"])
+    if original is not None and not same_ids(original, tokenizer):
         raise UserError(
-            f"data.tokenizer: its ids are not those of {source.name} ({type(theirs).__name__}, "
-            f"{theirs.vocab_size:,} tokens; this run has {type(tokenizer).__name__}, {tokenizer.vocab_size:,}); "
+            f"data.tokenizer: its ids are not those of {source.name} ({type(original).__name__}, "
+            f"{original.vocab_size:,} tokens; this run has {type(tokenizer).__name__}, {tokenizer.vocab_size:,}); "
             "use PretrainedTokenizer(path=...) of the same folder"
         )
 
@@ -252,20 +256,22 @@ def by_path(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def assemble(found: Match, fresh: Any, given: dict[str, jax.Array]) -> Any:
-    """The parameters: from `given` if the match has a source for them, else from `fresh`."""
+def assemble(matching: Match, initial: Any, source_params: dict[str, jax.Array]) -> Any:
+    """The parameters: from `source_params` if the match has a source for them, else from `initial`."""
 
-    def one(path: Any, leaf: jax.Array) -> jax.Array:
-        piece = found.pieces.get(path_name(path))
+    def assembled(path: Any, leaf: jax.Array) -> jax.Array:
+        piece = matching.pieces.get(path_name(path))
         if piece is None:
             return leaf
-        arrays = [given[name] for name in piece.sources]
+        arrays = [source_params[name] for name in piece.sources]
         array = jnp.stack(arrays) if piece.stacked else arrays[0]
         array = (array if piece.layer is None else array[piece.layer]).astype(leaf.dtype)
-        rest = jax.lax.slice_in_dim(leaf, array.shape[piece.axis], None, axis=piece.axis) if piece.extended else None
-        return array if rest is None else jnp.concatenate([array, rest], axis=piece.axis)
+        new_rows = (
+            jax.lax.slice_in_dim(leaf, array.shape[piece.axis], None, axis=piece.axis) if piece.extended else None
+        )
+        return array if new_rows is None else jnp.concatenate([array, new_rows], axis=piece.axis)
 
-    return jax.tree_util.tree_map_with_path(one, fresh)
+    return jax.tree_util.tree_map_with_path(assembled, initial)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,20 +292,29 @@ class Report:
     numbers: tuple[int, int]
 
     @classmethod
-    def of(cls, source: str, found: Match, target: dict[str, Any]) -> "Report":
-        more = {
-            path: (found.rows[path], target[path].shape[piece.axis])
-            for path, piece in sorted(found.pieces.items())
+    def of(cls, source: str, matching: Match, target: dict[str, Any]) -> "Report":
+        more_rows = {
+            path: (matching.rows[path], target[path].shape[piece.axis])
+            for path, piece in sorted(matching.pieces.items())
             if piece.extended
         }
         size = {path: x.size for path, x in target.items()}
-        loaded = sum(size[p] if p not in more else size[p] // more[p][1] * more[p][0] for p in found.pieces)
-        missing = sorted(set(target) - set(found.pieces))
-        return cls(source, sorted(found.pieces), more, missing, sorted(found.unexpected), (loaded, sum(size.values())))
+        loaded = sum(
+            size[p] if p not in more_rows else size[p] // more_rows[p][1] * more_rows[p][0] for p in matching.pieces
+        )
+        missing = sorted(set(target) - set(matching.pieces))
+        return cls(
+            source,
+            sorted(matching.pieces),
+            more_rows,
+            missing,
+            sorted(matching.unexpected),
+            (loaded, sum(size.values())),
+        )
 
     def lines(self) -> list[str]:
         """The report as text: loaded parameters by module, the others by path."""
-        out = [f"begins from {self.source}:"]
+        out = [f"initialised from {self.source}:"]
         count, (numbers, total) = len(self.loaded), self.numbers
         out.append(
             f"  loaded     {count} of {count + len(self.missing)} parameters, {numbers:,} of {total:,} numbers: "
@@ -326,22 +341,22 @@ def modules(paths: Iterable[str]) -> list[str]:
     for name in names:
         base, _, number = name.rpartition("_")
         numbered.setdefault(base if number.isdigit() else name, []).append(int(number) if number.isdigit() else -1)
-    told = []
+    listed = []
     for base, numbers in numbered.items():
         if numbers == [-1]:
-            told.append(base)
+            listed.append(base)
         else:
             short = base.removeprefix("trunk/")
-            last = f" to {short}_{max(numbers)}" if len(numbers) > 1 else ""
-            told.append(f"{base}_{min(numbers)}{last}")
-    return told
+            end = f" to {short}_{max(numbers)}" if len(numbers) > 1 else ""
+            listed.append(f"{base}_{min(numbers)}{end}")
+    return listed
 
 
 def _some(paths: list[str]) -> str:
     if not paths:
         return "none"
-    more = f" and {len(paths) - SHOWN} more, in {REPORT}" if len(paths) > SHOWN else ""
-    return f"{len(paths)}: {', '.join(paths[:SHOWN])}{more}"
+    others = f" and {len(paths) - NUM_LISTED} more, in {REPORT}" if len(paths) > NUM_LISTED else ""
+    return f"{len(paths)}: {', '.join(paths[:NUM_LISTED])}{others}"
 
 
 def _any(path: str, patterns: Iterable[str]) -> bool:

@@ -30,7 +30,7 @@ from jaxnlp.training.step.program import Program, heads
 from jaxnlp.training.step.state import TrainState
 
 FIELD = "init_peft_from"
-TRUNK = "trunk/"  # a fine-tuned model's layers have this in front, a language model's have not
+TRUNK = "trunk/"  # prefix of the layers of a fine-tuned model; a language model has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Source:
     base: str
 
 
-def transferred(program: Program, state: TrainState, tell: Callable[[str], Any]) -> TrainState:
+def transferred(program: Program, state: TrainState, log: Callable[[str], Any]) -> TrainState:
     """The state at step 0 with the tuned parameters of `init_peft_from`, if it is set. Heads stay freshly initialised.
 
     Raises:
@@ -52,29 +52,30 @@ def transferred(program: Program, state: TrainState, tell: Callable[[str], Any])
     path, tuning = program.experiment.init_peft_from, program.tuning
     if path is None:
         return state
-    assert tuning is not None, "Experiment.check demands a method"
-    source = _of_file(path, program) if pathlib.Path(path).is_file() else _of_run(path, program, tell)
-    wanted = _without_heads(tuning, _flat(program.abstract.params))
+    assert tuning is not None, "Experiment.check requires a method"
+    source = _of_file(path, program) if pathlib.Path(path).is_file() else _of_run(path, program, log)
+    target_arrays = _without_heads(tuning, _flat(program.abstract.params))
     arrays = source.arrays
-    if not any(name.startswith(f"{SHARED}/") for name in wanted):
+    if not any(name.startswith(f"{SHARED}/") for name in target_arrays):
         arrays = _flat(source.tuning.expanded(files.nested(arrays)))
-    given = _without_heads(source.tuning, arrays)
-    _check(source, given, tuning, wanted)
+    source_arrays = _without_heads(source.tuning, arrays)
+    _check(source, source_arrays, tuning, target_arrays)
     if source.base != files.fingerprint(state.frozen):
-        tell(f"note: {source.name} was tuned on another base than this run's")
+        log(f"note: {source.name} was tuned on a base other than this run's")
 
-    def one(path: Any, leaf: Any) -> Any:
+    def replaced(path: Any, leaf: Any) -> Any:
         name = path_name(path).removeprefix(TRUNK)
-        if name not in given:
+        if name not in source_arrays:
             return leaf
-        x = np.asarray(given[name])
+        x = np.asarray(source_arrays[name])
         return jax.make_array_from_callback(x.shape, leaf.sharding, x.__getitem__)
 
-    params = jax.tree_util.tree_map_with_path(one, state.params)
+    params = jax.tree_util.tree_map_with_path(replaced, state.params)
     e = program.experiment
     optimizer, _ = make_optimizer(e.optim, e.num_steps, program.axes, tuning.rates(params))
     layout = jax.tree.map(lambda x: x.sharding, program.abstract.opt_state)
-    tell(f"tuning begins from {source.name}: {len(given)} parameters of its {type(source.tuning.method).__name__}()")
+    kind = type(source.tuning.method).__name__
+    log(f"tuning initialised from {source.name}: {len(source_arrays)} parameters of its {kind}()")
     return dataclasses.replace(state, params=params, opt_state=jax.jit(optimizer.init, out_shardings=layout)(params))
 
 
@@ -84,26 +85,26 @@ def _of_file(path: str, program: Program) -> Source:
     try:
         tuning = attach(dataclasses.replace(method, modules_to_save=(), base_dtype=None), *_module(e.model))
     except UserError as error:
-        raise UserError(f"{FIELD}={path!r}: of another model: {error}") from None
+        raise UserError(f"{FIELD}={path!r}: saved for another model: {error}") from None
     return Source(path, tuning, arrays, header["base"])
 
 
-def _of_run(path: str, program: Program, tell: Callable[[str], Any]) -> Source:
+def _of_run(path: str, program: Program, log: Callable[[str], Any]) -> Source:
     reader = Reader(path)
-    step = reader.newest(lambda step, e: tell(f"note: {path}: the checkpoint of step {step} is damaged ({e})"))
+    step = reader.newest(lambda step, e: log(f"note: {path}: the checkpoint of step {step} is damaged ({e})"))
     if step is None:
-        raise FieldError(FIELD, path, "no checkpoint of a run here, and no file of peft/files.py; tune one first")
+        raise FieldError(FIELD, path, "neither the folder of a run nor a file of peft/files.py; tune a model first")
     saved = reader.read(step)
     method = saved.experiment.peft
     if not isinstance(method, PEFTMethod):
-        raise FieldError(FIELD, path, "this run trained its model, and tuned nothing beside it; use init_from")
+        raise FieldError(FIELD, path, "this run has no PEFT method; use init_from")
     method = dataclasses.replace(method, base_dtype=None)
     module, *inputs = _module(saved.experiment.model)
     shapes, _ = abstract_params(module, *inputs)
     tuning = attach(method, module, *inputs, head=heads(shapes))
-    whole = NamedSharding(program.mesh, PartitionSpec())
+    replicated = NamedSharding(program.mesh, PartitionSpec())
     target = jax.eval_shape(tuning.init, jax.random.key(0), shapes)
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), target)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), target)
     tuned = reader.restore_item(step, "params", target)
     return Source(f"{path}, step {step:,}", tuning, _flat(tuned), saved.data[BASE])
 
@@ -120,23 +121,24 @@ def _without_heads(tuning: TunedModel, arrays: dict[str, Any]) -> dict[str, Any]
     return {name.removeprefix(TRUNK): x for name, x in arrays.items() if not name.startswith(tops)}
 
 
-def _check(source: Source, given: dict[str, Any], tuning: TunedModel, wanted: dict[str, Any]) -> None:
-    there, here = source.tuning.method, tuning.method
-    fields = here.computes if type(there) is type(here) else ()
-    for field, value in field_values(here, *fields).items() if fields else ():
-        source_value = field_values(there, field)[field]
+def _check(source: Source, arrays: dict[str, Any], tuning: TunedModel, expected: dict[str, Any]) -> None:
+    """Raises UserError if the source's arrays are not those that the run expects."""
+    source_method, method = source.tuning.method, tuning.method
+    fields = method.computes if type(source_method) is type(method) else ()
+    for field, value in field_values(method, *fields).items() if fields else ():
+        source_value = field_values(source_method, field)[field]
         if source_value != value:
-            difference = f"{field}={source_value!r} there, and {value!r} in this run"
-            raise UserError(f"{FIELD}: {source.name} does not fit: {type(here).__name__}() has {difference}")
-    theirs, ours = (f"{type(method).__name__}()" for method in (there, here))
-    for name in sorted({*given, *wanted}):
-        if name not in given or name not in wanted:
-            which = "latter" if name in wanted else "former"
-            told = f"it has {theirs} and this run has {ours}; {name} is of the {which} alone"
-            raise UserError(f"{FIELD}: {source.name} does not fit: {told}")
-        if given[name].shape != wanted[name].shape:
-            told = f"{given[name].shape} there, and this run asks for {wanted[name].shape}"
-            raise UserError(f"{FIELD}: {source.name} does not fit: {name} is {told}")
+            difference = f"{field}={source_value!r} in the source and {value!r} in this run"
+            raise UserError(f"{FIELD}: {source.name} does not fit: {type(method).__name__}() has {difference}")
+    kinds = [f"{type(m).__name__}()" for m in (source_method, method)]
+    for name in sorted({*arrays, *expected}):
+        if name not in arrays or name not in expected:
+            owner = "the run" if name in expected else "the source"
+            message = f"it has {kinds[0]} and this run has {kinds[1]}; only {owner} has {name}"
+            raise UserError(f"{FIELD}: {source.name} does not fit: {message}")
+        if arrays[name].shape != expected[name].shape:
+            message = f"{name} has shape {arrays[name].shape}, expected {expected[name].shape}"
+            raise UserError(f"{FIELD}: {source.name} does not fit: {message}")
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -95,18 +95,17 @@ def train(
 def house_hooks(experiment: Experiment, hooks: Sequence[Hook] = ()) -> list[Hook]:
     """The hooks of a run in order. Evaluations come before the checkpoint, which is saved with their score."""
     e = experiment
-    before: list[Hook] = [Log(), Evaluate(every=e.eval_every, limit=e.eval_batches)]
+    before_checkpoint: list[Hook] = [Log(), Evaluate(every=e.eval_every, limit=e.eval_batches)]
     for evaluator in e.evaluators:
-        every = e.eval_every if evaluator.every is None else evaluator.every
-        before.append(RunEvaluator(evaluator=evaluator, every=every))
-    before += e.hooks
-    after: list[Hook] = [] if e.early_stopping is None else [e.early_stopping]
-    after.append(Checkpoint(every=e.checkpoint_every))
-    if (
-        e.eval_batches is not None
-    ):  # keep_best compares losses on the same batches, so those of the full split come last
-        after.append(Evaluate(name="whole_validation"))
-    return [*before, *hooks, *after]
+        interval = e.eval_every if evaluator.every is None else evaluator.every
+        before_checkpoint.append(RunEvaluator(evaluator=evaluator, every=interval))
+    before_checkpoint += e.hooks
+    at_checkpoint: list[Hook] = [] if e.early_stopping is None else [e.early_stopping]
+    at_checkpoint.append(Checkpoint(every=e.checkpoint_every))
+    # keep_best compares losses on the same batches, so the evaluation on the full split comes after the checkpoint.
+    if e.eval_batches is not None:
+        at_checkpoint.append(Evaluate(name="whole_validation"))
+    return [*before_checkpoint, *hooks, *at_checkpoint]
 
 
 class SupervisedLoop:
@@ -133,8 +132,8 @@ class SupervisedLoop:
                 if name in hook_states:
                     hook.restore(hook_states[name])
         meter = ThroughputMeter.of_program(setup.program)
-        keep = (e.keep_last, e.keep_best, self.best)
-        run.start(e.num_steps, e.log_every, *keep, meter=meter)
+        limits = (e.keep_last, e.keep_best, self.best)
+        run.start(e.num_steps, e.log_every, *limits, meter=meter)
         if run.is_first:
             configs.save_json(e, run.path / "config.json")
 
@@ -212,8 +211,12 @@ class SupervisedLoop:
     def result(self) -> Result:
         """The result of the run."""
         s, step = self.setup, self.run.step
-        last = self.evaluations.get("validation" if s.experiment.eval_batches is None else "whole_validation")
-        validation = last.metrics if last is not None and last.step == step and self.run.signal is None else None
+        evaluation = self.evaluations.get("validation" if s.experiment.eval_batches is None else "whole_validation")
+        validation = (
+            evaluation.metrics
+            if evaluation is not None and evaluation.step == step and self.run.signal is None
+            else None
+        )
         signal, peak = self.run.signal, self.run.meter.peak
         return Result(s.experiment, s.program, s.tokenizer, s.stores, self.state, signal, validation, peak)
 
@@ -235,13 +238,15 @@ class SupervisedLoop:
         return named
 
     def _stop_nonfinite(self, step: int, batch: Batch, values: dict[str, np.ndarray]) -> None:
-        bad = int(np.argmin(values["finite"]))
-        first_bad = step - len(values["finite"]) + bad + 1
+        index = int(np.argmin(values["finite"]))
+        first_bad = step - len(values["finite"]) + index + 1
         self.run.wait()
-        good, name = self.run.last_saved(), batch.describe(bad)
-        saved = f"the last good checkpoint is step {good}" if good is not None else "there is no checkpoint yet"
+        last_good, name = self.run.last_saved(), batch.describe(index)
+        checkpoint = (
+            f"the last good checkpoint is step {last_good}" if last_good is not None else "there is no checkpoint yet"
+        )
         raise UserError(
-            f"step {first_bad}: the loss is {values['loss'][bad]:.4g} and the gradient norm "
-            f"{values['grad_norm'][bad]:.4g}, not finite; {saved}; {f'batch: {name}; ' if name else ''}"
+            f"step {first_bad}: the loss is {values['loss'][index]:.4g} and the gradient norm "
+            f"{values['grad_norm'][index]:.4g}, not finite; {checkpoint}; {f'batch: {name}; ' if name else ''}"
             "lower optim.learning_rate, or skip such steps with --config.on_nonfinite=skip"
         )

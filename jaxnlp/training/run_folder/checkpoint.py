@@ -227,12 +227,12 @@ class Writer:
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=0))
 
     def _check_room(self, step: int, trees: Mapping[str, Any]) -> None:
-        need = sum(_num_bytes(x) for x in jax.tree.leaves(trees))
-        free = shutil.disk_usage(self.folder).free
-        if free < need:
+        needed = sum(_num_bytes(x) for x in jax.tree.leaves(trees))
+        available = shutil.disk_usage(self.folder).free
+        if available < needed:
             raise UserError(
-                f"{self.folder}: no room for the checkpoint of step {step} ({free / 1e6:,.1f} MB free, "
-                f"{need / 1e6:,.1f} MB needed); {_intact(self._reader)}; free some space, "
+                f"{self.folder}: no room for the checkpoint of step {step} ({available / 1e6:,.1f} MB free, "
+                f"{needed / 1e6:,.1f} MB needed); {_intact(self._reader)}; free some space, "
                 "and run the same command again to resume"
             )
 
@@ -261,7 +261,7 @@ def _unless_failed(barrier: Callable[..., None]) -> Callable[..., None]:
 
     Orbax would make it wait for the other processes, which wait for its part: all would wait until the timeout.
     """
-    return lambda **given: barrier(**given) if sys.exc_info()[1] is None else None
+    return lambda **kwargs: barrier(**kwargs) if sys.exc_info()[1] is None else None
 
 
 def set_aside(workdir: pathlib.Path, step: int) -> pathlib.Path:
@@ -289,11 +289,11 @@ def _clear_errors(reader: Reader, step: int) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:  # orbax and tensorstore raise many types, bare Exception among them
-        known = re.search(CAUSES, str(e))
-        reason = known.group() if known else " ".join(str(e).split())[:300]
+        cause = re.search(CAUSES, str(e))
+        reason = cause.group() if cause else " ".join(str(e).split())[:300]
         raise UserError(
             f"{reader.folder}: the checkpoint of step {step} was not written ({reason}); {_intact(reader)}; "
-            "mend the cause, and run the same command again to go on"
+            "fix the cause, and run the same command again to resume"
         ) from e
 
 
@@ -305,12 +305,12 @@ def _crc(path: pathlib.Path) -> int | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python, the platform and `PACKAGES`, and the JAX backend."""
-    found = {"python": sys.version.split()[0], "platform": platform.platform(), "backend": jax.default_backend()}
+    installed = {"python": sys.version.split()[0], "platform": platform.platform(), "backend": jax.default_backend()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             from jaxnlp import __version__
 
-            found[name] = __version__ if name == "jaxnlp" else "?"
-    return found
+            installed[name] = __version__ if name == "jaxnlp" else "?"
+    return installed

@@ -25,10 +25,10 @@ class MetricLog:
         from tensorboardX import SummaryWriter
 
         self.path = workdir / LOG
-        kept = [row for row in read_log(self.path) if row["step"] <= step]
+        rows = [row for row in read_log(self.path) if row["step"] <= step]
         temporary = self.path.with_suffix(".tmp")
         with self._clear_errors():
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
             temporary.replace(self.path)
             self._file = self.path.open("a", buffering=1)
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
@@ -40,7 +40,7 @@ class MetricLog:
         except OSError as e:
             raise UserError(
                 f"{self.path}: cannot be written ({e.strerror}); checkpoints are intact; free some space, "
-                "and run the same command again to go on"
+                "and run the same command again to resume"
             ) from None
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
@@ -51,7 +51,7 @@ class MetricLog:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # told when it was written
+        with contextlib.suppress(OSError):  # reported when the row was written
             self._file.close()
         with contextlib.suppress(OSError):
             self._board.close()

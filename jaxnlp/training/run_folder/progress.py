@@ -41,8 +41,8 @@ class Progress:
 
     def update(self, step: int, text: str, seconds_left: float | None) -> None:
         """Shows the step and the time left. text: metrics and speed, as "loss 2.1234  1,234 tok/s"."""
-        left = clock(seconds_left) if seconds_left is not None else "-"
-        text = f"{text}  {left} left"
+        time_left = clock(seconds_left) if seconds_left is not None else "-"
+        text = f"{text}  {time_left} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text, description="training")
         elif self._show and (time.monotonic() - self._last_line > 10 or step >= self._total):
@@ -65,8 +65,8 @@ class Progress:
 def clock(seconds: float) -> str:
     """A duration as 1:02:03 or 2:03."""
     seconds = max(0, round(seconds))
-    hours, rest = divmod(seconds, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+    hours, remainder = divmod(seconds, 3600)
+    return f"{hours}:{remainder // 60:02d}:{remainder % 60:02d}" if hours else f"{remainder // 60}:{remainder % 60:02d}"
 
 
 @contextlib.contextmanager

@@ -33,22 +33,22 @@ FREE = (
 )
 
 
-def changes(stored: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
-    """(path, stored value, wanted value) of each field in which the configs differ. A resumed run may change them.
+def changes(stored: Any, config: Any) -> list[tuple[str, Any, Any]]:
+    """(path, stored value, new value) of each field in which the configs differ. A resumed run may change them.
 
     Raises:
         UserError: naming the first field that a resumed run cannot change.
     """
-    found = configs.diff(stored, wanted)
-    fixed = [change for change in found if _under(change[0], FIXED) and not _free(*change)]
+    differences = configs.diff(stored, config)
+    fixed = [change for change in differences if _under(change[0], FIXED) and not _free(*change)]
     if fixed:
         path, old, new = fixed[0]
-        others = f" (and {', '.join(change[0] for change in fixed[1:])})" if fixed[1:] else ""
+        more_fields = f" (and {', '.join(change[0] for change in fixed[1:])})" if fixed[1:] else ""
         raise UserError(
-            f"{path}: the checkpoint has {old!r} and the config has {new!r}{others}; "
+            f"{path}: the checkpoint has {old!r} and the config has {new!r}{more_fields}; "
             "a run cannot resume with that changed: set it back, or choose another --workdir"
         )
-    return found
+    return differences
 
 
 def _free(path: str, old: Any, new: Any) -> bool:

@@ -163,9 +163,9 @@ class RunFolder:
         speed = self.meter.speed()
         self.write("train", {**row, **speed}, step)
         name = "loss" if "loss" in row else next(iter(row), None)
-        shown = "" if name is None else f"{name} {row[name]:.4f}  "
+        metric_text = "" if name is None else f"{name} {row[name]:.4f}  "
         if self._progress is not None:
-            self._progress.update(step, f"{shown}{_speed_text(speed)}{note}", self.meter.seconds_left(step))
+            self._progress.update(step, f"{metric_text}{_speed_text(speed)}{note}", self.meter.seconds_left(step))
 
     def write(self, kind: str, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Writes one row to `metrics.jsonl` and TensorBoard. kind: as "train" or "validation"."""

@@ -78,10 +78,10 @@ class ThroughputMeter:
     def _steps_per_second(self) -> float | None:
         if not self._recent:
             return None
-        (first, begun), (last, ended) = self._recent[0], self._recent[-1]
-        if last <= first or ended <= begun:  # both ends were seen at the same time
+        (first_step, first_end), (last_step, last_end) = self._recent[0], self._recent[-1]
+        if last_step <= first_step or last_end <= first_end:  # both steps were recorded at the same time
             return None
-        return (last - first) / (ended - begun)
+        return (last_step - first_step) / (last_end - first_end)
 
     def pause(self) -> "ThroughputMeter":
         return self

@@ -22,14 +22,14 @@ def step_flops(program: Program) -> float:
     if e.model.body.remat not in (None, "none"):
         e = dataclasses.replace(e, model=e.model.with_body(remat="none"))
     device = [program.mesh.devices.flat[0]]
-    alone = build(dataclasses.replace(e, sharding=Sharding().over()), device, only_traced=True)
+    single = build(dataclasses.replace(e, sharding=Sharding().over()), device, only_traced=True)
     batch = abstract_batch(e, e.data.batch_size // e.accum_steps)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def gradients(state, batch, key):
-        whole = lambda params: dataclasses.replace(state, params=params).model
-        loss = lambda params: e.objective.loss(alone.apply, whole(params), e.objective.prepare(batch), key)[0]
+        model_of = lambda params: dataclasses.replace(state, params=params).model
+        loss = lambda params: e.objective.loss(single.apply, model_of(params), e.objective.prepare(batch), key)[0]
         return jax.grad(loss)(state.params)
 
-    with alone.context():
-        return e.accum_steps * jaxpr_flops(jax.make_jaxpr(gradients)(alone.abstract, batch, key))
+    with single.context():
+        return e.accum_steps * jaxpr_flops(jax.make_jaxpr(gradients)(single.abstract, batch, key))

@@ -22,7 +22,7 @@ Leaves = dict[int, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """Inputs of every visit: the norm of all gradients, the state's counters, and whether to update (None: always)."""
+    """Inputs of every part's update: norm of all gradients, the state's counters, whether to update (None: always)."""
 
     norm: jax.Array
     counters: Leaves
@@ -50,8 +50,8 @@ class Offload:
     ):
         shardings = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
         self.optimizer = optimizer
-        self.places, self.tree = jax.tree.flatten(shardings(abstract.params))
-        self.there, self.slot_tree = jax.tree.flatten(shardings(abstract.opt_state))
+        self.shardings, self.tree = jax.tree.flatten(shardings(abstract.params))
+        self.slot_shardings, self.slot_tree = jax.tree.flatten(shardings(abstract.opt_state))
         self.owner: list[int] = jax.tree.leaves(owners(abstract.opt_state, abstract.params))
         names = [list(names) for names in self.tree.flatten_up_to(axes)]
         self.stacked = [n.index("layers") if layerwise and "layers" in n else None for n in names]
@@ -59,25 +59,25 @@ class Offload:
             None if at is None else x.shape[at]
             for x, at in zip(jax.tree.leaves(abstract.params), self.stacked, strict=True)
         ]
-        for sharding, i in zip(self.there, self.owner, strict=True):
+        for sharding, i in zip(self.slot_shardings, self.owner, strict=True):
             at = self.stacked[i] if i >= 0 else None
             if at is not None and any(sharding.spec[at : at + 1]):
-                split = f"layers are split over {sharding.spec[at]!r}, and their state visits the devices one by one"
-                raise FieldError("sharding.optimizer_memory", "host", f"{split}; use 'device' with a pipeline")
+                message = f"the layers are split over {sharding.spec[at]!r}, but are updated one at a time"
+                raise FieldError("sharding.optimizer_memory", "host", f"{message}; use 'device' with a pipeline")
 
     def __call__(self, grads: Any, state: TrainState, finite: jax.Array | None) -> tuple[Any, Any]:
         norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         grads, params = self.tree.flatten_up_to(grads), self.tree.flatten_up_to(state.params)
         slots = self.slot_tree.flatten_up_to(state.opt_state)
         shared = Shared(norm, {j: slots[j] for j, i in enumerate(self.owner) if i < 0}, finite)
-        turn = jax.lax.optimization_barrier  # without it XLA would bring the state of all parts at once
+        barrier = jax.lax.optimization_barrier  # without it XLA would copy the state of all parts to the device at once
         for members, count in self._parts():
             p, g = ({i: leaves[i] for i in members} for leaves in (params, grads))
             s = {j: slots[j] for j, i in enumerate(self.owner) if i in members}
-            s, norm = turn((s, norm))
-            now = dataclasses.replace(shared, norm=norm)
-            new = self._visit(p, g, s, now) if count is None else self._layers(p, g, s, now, count)
-            (p, s), norm = turn((new, norm))
+            s, norm = barrier((s, norm))
+            inputs = dataclasses.replace(shared, norm=norm)
+            new = self._update_part(p, g, s, inputs) if count is None else self._layers(p, g, s, inputs, count)
+            (p, s), norm = barrier((new, norm))
             for leaves, new in ((params, p), (slots, s)):
                 for i, x in new.items():
                     leaves[i] = x
@@ -93,26 +93,29 @@ class Offload:
         return [*stacks, *(([i], None) for i, size in enumerate(self.sizes) if size is None)]
 
     def _layers(self, p: Leaves, g: Leaves, s: Leaves, shared: Shared, count: int) -> tuple[Leaves, Leaves]:
-        """Applies `_visit` to one layer after the other, and writes each result in its place."""
+        """Applies `_update_part` to one layer after the other, and writes each result in its place."""
 
-        def one(n, carry):
+        def update_layer(n, carry):
             # Without this constraint XLA would keep p in the optimizer's sharding, and gather all of it each time.
             p, s = {i: self._kept(x, i) for i, x in carry[0].items()}, carry[1]
             row: Any = lambda x, i: jax.lax.dynamic_slice_in_dim(x, n, 1, self.stacked[i])
-            put = lambda x, new, i: jax.lax.dynamic_update_slice_in_dim(x, new, n, self.stacked[i])
+            write = lambda x, new, i: jax.lax.dynamic_update_slice_in_dim(x, new, n, self.stacked[i])
             p_n, g_n = ({i: row(x, i) for i, x in leaves.items()} for leaves in (p, g))
-            new_p, new_s = self._visit(p_n, g_n, {j: row(x, self.owner[j]) for j, x in s.items()}, shared)
-            p = {i: self._kept(put(x, new_p[i], i), i) for i, x in p.items()}
-            return p, {j: put(x, new_s[j], self.owner[j]) for j, x in s.items()}
+            new_p, new_s = self._update_part(p_n, g_n, {j: row(x, self.owner[j]) for j, x in s.items()}, shared)
+            p = {i: self._kept(write(x, new_p[i], i), i) for i, x in p.items()}
+            return p, {j: write(x, new_s[j], self.owner[j]) for j, x in s.items()}
 
-        return jax.lax.fori_loop(0, count, one, (p, s))
+        return jax.lax.fori_loop(0, count, update_layer, (p, s))
 
-    def _visit(self, p: Leaves, g: Leaves, s: Leaves, shared: Shared) -> tuple[Leaves, Leaves]:
+    def _update_part(self, p: Leaves, g: Leaves, s: Leaves, shared: Shared) -> tuple[Leaves, Leaves]:
         """New parameters and their optimizer state, which is on the device during the update."""
-        s = {j: jax.device_put(x, NamedSharding(self.there[j].mesh, self.there[j].spec)) for j, x in s.items()}
+        s = {
+            j: jax.device_put(x, NamedSharding(self.slot_shardings[j].mesh, self.slot_shardings[j].spec))
+            for j, x in s.items()
+        }
         new_p, new_s = self._new(p, g, s, shared)
         new_p = {i: self._kept(x, i) for i, x in new_p.items()}
-        return new_p, {j: jax.device_put(new_s[j], self.there[j]) for j in s}
+        return new_p, {j: jax.device_put(new_s[j], self.slot_shardings[j]) for j in s}
 
     def _new(self, p: Leaves, g: Leaves, s: Leaves, shared: Shared) -> tuple[Leaves, Leaves]:
         """New parameters, and their optimizer state with the counters."""
@@ -128,4 +131,4 @@ class Offload:
 
     def _kept(self, x: jax.Array, i: int) -> jax.Array:
         """Parameter i, or one layer of it, in its sharding at rest."""
-        return jax.lax.with_sharding_constraint(x, self.places[i])
+        return jax.lax.with_sharding_constraint(x, self.shardings[i])

@@ -36,7 +36,7 @@ from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.step import sum_gradients as unpipelined
 from jaxnlp.trees import get_at, set_at, without
 
-ONE_STACK = "runs one stack, and an encoder-decoder has two; use GPipe(), in a config or as 'gpipe' on the command line"
+ONE_STACK = "supports one layer stack, and an encoder-decoder has two; use GPipe(), or 'gpipe' on the command line"
 
 
 def staged(experiment: Experiment, stages: int) -> Callable:
@@ -46,16 +46,16 @@ def staged(experiment: Experiment, stages: int) -> Callable:
         FieldError: the model or the batch cannot be split as the schedule requires.
     """
     model, schedule = experiment.model.body, named_schedule(experiment.sharding.pipeline)
-    where = "model" if model is experiment.model else "model.body"
+    prefix = "model" if model is experiment.model else "model.body"
     if model.scan_layers is None:
-        raise FieldError("sharding.mesh.stage", stages, f"{type(model).__name__} has no stack of layers to cut; use 1")
+        raise FieldError("sharding.mesh.stage", stages, f"{type(model).__name__} has no layer stack to split; use 1")
     if not model.scan_layers:
-        raise FieldError(f"{where}.scan_layers", False, f"mesh.stage={stages} cuts stacked layers; set it to True")
+        raise FieldError(f"{prefix}.scan_layers", False, f"mesh.stage={stages} splits stacked layers; set it to True")
     if isinstance(schedule, OneFOneB) and model.kind == "encoder-decoder":
         raise FieldError("sharding.pipeline", experiment.sharding.pipeline, ONE_STACK)
     for field, count in (("num_layers", model.num_layers), ("num_decoder_layers", model.num_decoder_layers)):
         if count is not None:
-            check_stages(schedule, stages, count, experiment.accum_steps, f"{where}.{field}")
+            check_stages(schedule, stages, count, experiment.accum_steps, f"{prefix}.{field}")
     batch_axes = as_tuple(experiment.sharding.activations.get("batch"))
     return functools.partial(sum_gradients, schedule=schedule, batch_axes=batch_axes)
 
@@ -86,10 +86,10 @@ def sum_gradients(
     if stages == 1:
         return unpipelined(apply, objective, params, batch, key, accum_steps, scale, layout)
     micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accum_steps, *x.shape[1:]), 1, 0), batch)
-    cuts = _cuts(apply, objective, params, micro, key)
-    for cut in cuts:
-        check_stages(schedule, stages, cut.layers.config.num_layers, accum_steps)
-    staged = _Staged(objective, schedule, cuts, batch_axes)
+    stacks = _stacks(apply, objective, params, micro, key)
+    for stack in stacks:
+        check_stages(schedule, stages, stack.layers.config.num_layers, accum_steps)
+    staged = _Staged(objective, schedule, stacks, batch_axes)
     if isinstance(schedule, Naive):
         return unpipelined(apply, staged, params, batch, key, accum_steps, scale, layout)
     place = (lambda grads: grads) if layout is None else (lambda g: jax.lax.with_sharding_constraint(g, layout))
@@ -113,7 +113,7 @@ def _keys(key: jax.Array, accum_steps: int) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cut:
+class _Stack:
     """A layer stack of the model. layers: the stack as traced, with abstract arrays. by_row: for each array in
     `shared`, whether its leading axis is the batch."""
 
@@ -124,27 +124,27 @@ class _Cut:
         """The arrays among the values that the layers share. The other values are the same for every microbatch."""
         return [leaf for leaf in jax.tree.leaves(shared) if _is_array(leaf)]
 
-    def whole(self, arrays: list[jax.Array]) -> tuple[Any, ...]:
+    def with_arrays(self, arrays: list[jax.Array]) -> tuple[Any, ...]:
         """The shared values with these arrays: the inverse of `arrays`."""
         leaves, tree = jax.tree.flatten(self.layers.shared)
-        given = iter(arrays)
-        return jax.tree.unflatten(tree, [next(given) if _is_array(leaf) else leaf for leaf in leaves])
+        remaining = iter(arrays)
+        return jax.tree.unflatten(tree, [next(remaining) if _is_array(leaf) else leaf for leaf in leaves])
 
 
 class _Reached(Exception):
     """Raised at the input of the requested stack, with that input."""
 
 
-def _cuts(apply, objective, params, micro, key) -> list[_Cut]:
+def _stacks(apply, objective, params, micro, key) -> list[_Stack]:
     """The layer stacks of the model, in the order in which they run."""
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), micro)
     twice = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * x.shape[0], *x.shape[1:]), x.dtype), rows)
 
     def traced(rows):
-        seen: list[ScannedLayers] = []
+        stacks: list[ScannedLayers] = []
 
         def skip(x, layers):
-            seen.append(layers)
+            stacks.append(layers)
             return x
 
         def run(params, rows, key):
@@ -153,15 +153,15 @@ def _cuts(apply, objective, params, micro, key) -> list[_Cut]:
             return 0
 
         jax.eval_shape(run, params, rows, key)
-        return seen
+        return stacks
 
-    cuts = []
-    for one, two in zip(traced(rows), traced(twice), strict=True):
-        pairs = zip(*(filter(_is_array, jax.tree.leaves(found.shared)) for found in (one, two)), strict=True)
-        cuts.append(_Cut(one, [a.shape != b.shape for a, b in pairs]))
-    if not cuts:
-        raise FieldError("model.scan_layers", False, "mesh.stage cuts stacked layers; set it to True")
-    return cuts
+    stacks = []
+    for layers, doubled in zip(traced(rows), traced(twice), strict=True):
+        pairs = zip(*(filter(_is_array, jax.tree.leaves(x.shared)) for x in (layers, doubled)), strict=True)
+        stacks.append(_Stack(layers, [a.shape != b.shape for a, b in pairs]))
+    if not stacks:
+        raise FieldError("model.scan_layers", False, "mesh.stage splits stacked layers; set it to True")
+    return stacks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ class _Staged:
 
     objective: Any
     schedule: Any
-    cuts: list[_Cut]
+    stacks: list[_Stack]
     batch: tuple[str, ...]
 
     def loss(self, apply, params, rows, key):
@@ -178,50 +178,50 @@ class _Staged:
 
     def of(self, apply, params, micro, keys):
         """(total, weight, metrics), summed over microbatches micro (M, B, ...). Its gradient is by autodiff."""
-        weights, rest = self._taken(params)
-        raw, done = jax.random.key_data(keys), ()
-        for cut, w in zip(self.cuts, weights, strict=True):
-            x_MB, arrays, layer_keys = self._before(apply, rest, micro, raw, done, cut)
-            given = (w, x_MB, arrays, cut.by_row, layer_keys, self.batch)
-            done = (*done, through_stages(self.schedule, self._run(cut), *given, cut.layers.remat_policy))
-        return self._after(apply, rest, micro, raw, done)
+        weights, other_params = self._split_params(params)
+        raw, outputs = jax.random.key_data(keys), ()
+        for stack, w in zip(self.stacks, weights, strict=True):
+            x_MB, arrays, layer_keys = self._before(apply, other_params, micro, raw, outputs, stack)
+            inputs = (w, x_MB, arrays, stack.by_row, layer_keys, self.batch)
+            outputs = (*outputs, through_stages(self.schedule, self._run(stack), *inputs, stack.layers.remat_policy))
+        return self._after(apply, other_params, micro, raw, outputs)
 
     def one_f_one_b(self, apply, params, micro, keys, scale):
         """(sums, gradients) under the 1F1B schedule."""
-        if len(self.cuts) > 1:
+        if len(self.stacks) > 1:
             raise FieldError("sharding.pipeline", self.schedule, ONE_STACK)
-        (cut,) = self.cuts
-        (weights,), rest = self._taken(params)
+        (stack,) = self.stacks
+        (weights,), other_params = self._split_params(params)
 
-        def first(params, given):
-            rows, raw = given
-            x, arrays, raw = self._until(apply, params, rows, raw, ())
+        def first(params, microbatch):
+            rows, raw = microbatch
+            x, arrays, raw = self._stack_input(apply, params, rows, raw, ())
             return x, arrays, raw
 
-        def last(params, given, y):
-            rows, raw = given
-            total, weight, extra = self._rest(apply, params, rows, raw, (y,))
+        def last(params, microbatch, y):
+            rows, raw = microbatch
+            total, weight, extra = self._loss(apply, params, rows, raw, (y,))
             return total if scale is None else total * scale, (total, weight, extra)
 
         inputs = (micro, jax.random.key_data(keys))
-        sums, *grads = one_f_one_b(first, self._run(cut), last, weights, rest, inputs, self.batch)
+        sums, *grads = one_f_one_b(first, self._run(stack), last, weights, other_params, inputs, self.batch)
         return sums, self._put(*grads)
 
-    def _taken(self, params):
+    def _split_params(self, params):
         """(the parameters of each stack, all other parameters)."""
         weights = []
-        for cut in self.cuts:
-            weights.append(get_at(params, cut.layers.path))
-            params = without(params, cut.layers.path)
+        for stack in self.stacks:
+            weights.append(get_at(params, stack.layers.path))
+            params = without(params, stack.layers.path)
         return weights, params
 
-    def _put(self, weights, rest):
-        return set_at(rest, self.cuts[0].layers.path, weights)
+    def _put(self, weights, other_params):
+        return set_at(other_params, self.stacks[0].layers.path, weights)
 
-    def _run(self, cut: _Cut):
+    def _run(self, stack: _Stack):
         def run(weights, x, arrays, raw):
             keys = None if raw is None else self._local(raw)
-            return cut.layers.run(weights, x, cut.whole(arrays), keys)
+            return stack.layers.run(weights, x, stack.with_arrays(arrays), keys)
 
         return run
 
@@ -230,61 +230,61 @@ class _Staged:
         keys = jax.random.wrap_key_data(raw)
         return local_key(keys, jax.lax.axis_index(self.batch)) if self.batch else keys
 
-    def _until(self, apply, params, rows, raw, done):
-        """(x, shared arrays, raw keys) of one microbatch at the input of stack number len(done)."""
+    def _stack_input(self, apply, params, rows, raw, outputs):
+        """(x, shared arrays, raw keys) of one microbatch at the input of stack number len(outputs)."""
 
         def reach(x, layers):
-            seen.append(layers)
-            if len(seen) > len(done):
+            reached_layers.append(layers)
+            if len(reached_layers) > len(outputs):
                 raise _Reached((x, layers))
-            return done[len(seen) - 1]
+            return outputs[len(reached_layers) - 1]
 
-        seen: list[ScannedLayers] = []
+        reached_layers: list[ScannedLayers] = []
         try:
             with override_stack(reach):
                 self.objective.loss(apply, params, rows, self._local(raw))
         except _Reached as reached:
             x, layers = reached.args[0]
         else:
-            raise AssertionError("a stack that was there when the model was cut")
+            raise AssertionError("the model runs fewer stacks than when it was traced")
         raw = None if layers.keys is None else jax.random.key_data(plain_key(layers.keys))
-        return x, self.cuts[len(done)].arrays(layers.shared), raw
+        return x, self.stacks[len(outputs)].arrays(layers.shared), raw
 
-    def _rest(self, apply, params, rows, raw, done):
+    def _loss(self, apply, params, rows, raw, outputs):
         """The objective's sums for one microbatch, given the output of each stack."""
-        left = iter(done)
-        with override_stack(lambda x, layers: next(left)):
+        remaining = iter(outputs)
+        with override_stack(lambda x, layers: next(remaining)):
             return self.objective.loss(apply, params, rows, self._local(raw))
 
-    def _before(self, apply, params, micro, raw, done, cut: _Cut):
-        """`_until` for every microbatch, on each device's rows."""
-        rows, whole = PartitionSpec(None, self.batch or None), PartitionSpec()
+    def _before(self, apply, params, micro, raw, outputs, stack: _Stack):
+        """`_stack_input` for every microbatch, on each device's rows."""
+        rows, replicated = PartitionSpec(None, self.batch or None), PartitionSpec()
 
         params, narrow = in_float32(params)
 
-        def before(params, micro, raw, done):
+        def before(params, micro, raw, outputs):
             # A loop: XLA's partitioner fails on many gathers at once, from a split vocabulary into a split length.
-            one = lambda given: self._until(apply, narrow(params), *given)
-            return jax.lax.map(one, (micro, raw, done))
+            input_of = lambda inputs: self._stack_input(apply, narrow(params), *inputs)
+            return jax.lax.map(input_of, (micro, raw, outputs))
 
-        out = (rows, [rows if by else whole for by in cut.by_row], whole)
-        return self._manual(before, (whole, rows, whole, rows), out)(params, micro, raw, done)
+        out = (rows, [rows if by else replicated for by in stack.by_row], replicated)
+        return self._manual(before, (replicated, rows, replicated, rows), out)(params, micro, raw, outputs)
 
-    def _after(self, apply, params, micro, raw, done):
+    def _after(self, apply, params, micro, raw, outputs):
         """The objective's sums over all microbatches, one at a time, so that one microbatch's logits are in memory."""
-        rows, whole = PartitionSpec(None, self.batch or None), PartitionSpec()
+        rows, replicated = PartitionSpec(None, self.batch or None), PartitionSpec()
         params, narrow = in_float32(params)
 
-        def after(params, micro, raw, done):
-            one = jax.checkpoint(lambda params, *given: self._rest(apply, narrow(params), *given))
-            first = jax.tree.map(lambda x: x[0], (micro, raw, done))
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, params, *first))
-            add = lambda sums, given: (jax.tree.map(jnp.add, sums, one(params, *given)), None)
-            sums = jax.lax.scan(add, zeros, (micro, raw, done))[0]
+        def after(params, micro, raw, outputs):
+            sums_of = jax.checkpoint(lambda params, *inputs: self._loss(apply, narrow(params), *inputs))
+            first_inputs = jax.tree.map(lambda x: x[0], (micro, raw, outputs))
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(sums_of, params, *first_inputs))
+            add = lambda sums, inputs: (jax.tree.map(jnp.add, sums, sums_of(params, *inputs)), None)
+            sums = jax.lax.scan(add, zeros, (micro, raw, outputs))[0]
             return jax.tree.map(lambda x: x[None], sums)
 
         out = PartitionSpec(self.batch or None)
-        sums = self._manual(after, (whole, rows, whole, rows), out)(params, micro, raw, done)
+        sums = self._manual(after, (replicated, rows, replicated, rows), out)(params, micro, raw, outputs)
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
 
     def _manual(self, fn, in_specs, out_specs):

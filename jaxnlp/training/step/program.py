@@ -39,7 +39,7 @@ from jaxnlp.training.step.validate import (
 from jaxnlp.training.step.zero_update import Layouts
 from jaxnlp.trees import get_at, merge, select, set_at
 
-TUNED = 0x7D  # folded into the run's key for the tuned parameters' first values
+TUNED = 0x7D  # folded into the run's key for the tuned parameters' initial values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +77,12 @@ class Program:
         """(shapes and shardings, logical axes) of the model's own parameters; quantised ones as before quantisation."""
         if self.tuning is None:
             return self.abstract.model, self.axes
-        own, rules = select(self.abstract.model, self.tuning.shapes), self.experiment.sharding.params
+        specs, rules = select(self.abstract.model, self.tuning.shapes), self.experiment.sharding.params
         for path in self.tuning.blocks:
             x, names = get_at(self.tuning.shapes, path), get_at(self.tuning.base_axes, path)
             spec = resolve("/".join(path), names, x.shape, rules, self.mesh.shape)
-            own = set_at(own, path, jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec)))
-        return own, self.tuning.base_axes
+            specs = set_at(specs, path, jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec)))
+        return specs, self.tuning.base_axes
 
     @property
     def pipeline_schedule(self) -> Any:
@@ -96,8 +96,8 @@ class Program:
             any_length: sequences may have any length, not only the data's `seq_len`, so the length is not split.
             rules: rules of activations that replace the experiment's.
         """
-        free: dict[str, Any] = {"length": None, "residual": None} if any_length else {}
-        return _context(self.mesh, self.experiment.sharding, {**free, **rules})
+        unsharded: dict[str, Any] = {"length": None, "residual": None} if any_length else {}
+        return _context(self.mesh, self.experiment.sharding, {**unsharded, **rules})
 
     def bind(self, tokenizer: Tokenizer) -> BoundModel:
         """The model as `jaxnlp.inference` uses it."""
@@ -135,8 +135,8 @@ class Program:
         if jax.process_count() == 1:
             return batch
         size = (*lead, self.experiment.data.batch_size)
-        make = jax.make_array_from_process_local_data
-        return {name: make(sharding, x, (*size, *x.shape[len(size) :])) for name, x in batch.items()}
+        make_array = jax.make_array_from_process_local_data
+        return {name: make_array(sharding, x, (*size, *x.shape[len(size) :])) for name, x in batch.items()}
 
 
 def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_traced: bool = False) -> Program:
@@ -210,13 +210,13 @@ def _network(e: Experiment, mesh: Any) -> _Network:
     shapes, axes = abstract_params(module, *inputs)
     check_heads(e, axes, mesh.shape)
     network = _Network({"apply": apply, "params": shapes, "mesh": mesh}, module, inputs, apply, shapes, axes)
-    named = [axes]
+    all_axes = [axes]
     if e.peft is not None:
         check_stages(e.peft, mesh.shape["stage"])
         tuning = attach(e.peft, module, *inputs, head=heads(shapes))
         check_blocks(e, tuning, mesh.shape)
         trained = jax.eval_shape(tuning.init, jax.random.key(0), shapes)
-        named.append(tuning.axes)
+        all_axes.append(tuning.axes)
         network = dataclasses.replace(
             network,
             apply=tuning.apply(apply),
@@ -228,7 +228,7 @@ def _network(e: Experiment, mesh: Any) -> _Network:
         )
     if mesh.size > 1:
         network = dataclasses.replace(network, apply=_needs_context(network.apply, dict(mesh.shape)))
-    check_names(e, named, **network.model)
+    check_names(e, all_axes, **network.model)
     return network
 
 
@@ -260,7 +260,7 @@ def _program(
     if e.steps_per_call > 1:
         step = many_steps(step)
         stack = NamedSharding(mesh, PartitionSpec(None, *batch_sharding.spec))
-    within, replicated = functools.partial(_within, mesh, e.sharding), NamedSharding(mesh, PartitionSpec())
+    in_context, replicated = functools.partial(_within, mesh, e.sharding), NamedSharding(mesh, PartitionSpec())
     eval_step = make_eval_step(network.apply, e.objective)
     return Program(
         experiment=e,
@@ -268,11 +268,13 @@ def _program(
         apply=network.apply,
         axes=network.axes,
         abstract=abstract,
-        init=within(jax.jit(init, out_shardings=layout)),
-        step=within(jax.jit(step, in_shardings=(layout, stack), out_shardings=(layout, replicated), donate_argnums=0)),
-        eval_step=within(jax.jit(eval_step, in_shardings=(layout.model, batch_sharding), out_shardings=replicated)),
+        init=in_context(jax.jit(init, out_shardings=layout)),
+        step=in_context(
+            jax.jit(step, in_shardings=(layout, stack), out_shardings=(layout, replicated), donate_argnums=0)
+        ),
+        eval_step=in_context(jax.jit(eval_step, in_shardings=(layout.model, batch_sharding), out_shardings=replicated)),
         batch_sharding=batch_sharding,
-        init_from_params=within(jax.jit(init_from_params, out_shardings=layout)),
+        init_from_params=in_context(jax.jit(init_from_params, out_shardings=layout)),
         tuning=tuning,
     )
 
@@ -316,11 +318,13 @@ def _within(mesh, sharding, fn):
     return call
 
 
-def _context(mesh, sharding, changed) -> contextlib.ExitStack:
-    activations, kept = {**sharding.activations, **changed}, sharding.params
-    used, gradients = sharding.used, kept if sharding.gradients is None else sharding.gradients
-    same = all(as_tuple(kept.get(name)) == as_tuple(used.get(name)) == as_tuple(gradients.get(name)) for name in kept)
+def _context(mesh, sharding, changes) -> contextlib.ExitStack:
+    activations, at_rest = {**sharding.activations, **changes}, sharding.params
+    at_use, gradients = sharding.used, at_rest if sharding.gradients is None else sharding.gradients
+    uniform = all(
+        as_tuple(at_rest.get(name)) == as_tuple(at_use.get(name)) == as_tuple(gradients.get(name)) for name in at_rest
+    )
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        stack.enter_context(axis_rules(activations) if same else axis_rules(activations, used, gradients))
+        stack.enter_context(axis_rules(activations) if uniform else axis_rules(activations, at_use, gradients))
         return stack.pop_all()

@@ -89,19 +89,19 @@ def check_memory(mesh: Any) -> None:
     device = mesh.devices.flat[0]
     kinds = [memory.kind for memory in device.addressable_memories()]
     if HOST not in kinds:
-        have = f"{device.platform} devices have no memory {HOST!r} (they have {', '.join(kinds)})"
-        raise FieldError("sharding.optimizer_memory", "host", f"{have}; use 'device'")
+        problem = f"{device.platform} devices have no memory {HOST!r} (only {', '.join(kinds)})"
+        raise FieldError("sharding.optimizer_memory", "host", f"{problem}; use 'device'")
 
 
 def owners(opt_state: Any, params: Any) -> Any:
     """For each leaf of an optimizer's state, the index of its parameter, or -1 if it has none (counters)."""
     place = {path: i for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params))}
 
-    def one(path, _):
+    def owner(path, _):
         # An optimizer's state contains trees like the parameters, so a leaf's path ends with its parameter's.
         return next((place[path[i:]] for i in range(len(path)) if path[i:] in place), -1)
 
-    return jax.tree_util.tree_map_with_path(one, opt_state)
+    return jax.tree_util.tree_map_with_path(owner, opt_state)
 
 
 def state_shardings(state: TrainState, axes: Any, config: Sharding, mesh: Any, frozen_axes: Any = None) -> TrainState:
@@ -115,22 +115,22 @@ def state_shardings(state: TrainState, axes: Any, config: Sharding, mesh: Any, f
     parameters' rules, and are in the memory of `config.optimizer_memory`. Optimizer leaves of any other shape
     (counters, Adafactor's factors) are replicated.
     """
-    whole = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     layout = jax.tree.leaves(update_shardings(state.params, axes, config, mesh))
     if config.optimizer_memory == "host":
         check_memory(mesh)
         layout = [sharding.with_memory_kind(HOST) for sharding in layout]
     shapes = [leaf.shape for leaf in jax.tree.leaves(state.params)]
     like = lambda leaf, owner: owner >= 0 and leaf.shape == shapes[owner]
-    one = lambda leaf, owner: layout[owner] if like(leaf, owner) else whole
-    opt_state = jax.tree.map(one, state.opt_state, owners(state.opt_state, state.params))
-    make: Any = TrainState  # of shardings, where TrainState's own fields are arrays
-    return make(
-        step=whole,
+    sharding_of = lambda leaf, owner: layout[owner] if like(leaf, owner) else replicated
+    opt_state = jax.tree.map(sharding_of, state.opt_state, owners(state.opt_state, state.params))
+    state_of: Any = TrainState  # of shardings, where TrainState's own fields are arrays
+    return state_of(
+        step=replicated,
         params=shardings(state.params, axes, config.params, mesh),
         opt_state=opt_state,
-        key=whole,
-        skipped=whole,
-        scaling=jax.tree.map(lambda _: whole, state.scaling),
+        key=replicated,
+        skipped=replicated,
+        scaling=jax.tree.map(lambda _: replicated, state.scaling),
         frozen=None if state.frozen is None else shardings(state.frozen, frozen_axes, config.params, mesh),
     )

@@ -129,17 +129,17 @@ def sum_gradients(apply, objective, params, batch, key, accum_steps, scale=None,
         return sums, place(grads)
     micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accum_steps, *x.shape[1:]), 1, 0), batch)
 
-    def one(carry, inputs):
+    def add_microbatch(carry, inputs):
         rows, i = inputs
         grads, sums = gradient(params, rows, jax.random.fold_in(key, i))
         grads = place(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         return jax.tree.map(jnp.add, carry, (sums, grads)), None
 
-    first = jax.tree.map(lambda x: x[0], micro)
-    _, sums = jax.eval_shape(gradient, params, first, key)
+    first_rows = jax.tree.map(lambda x: x[0], micro)
+    _, sums = jax.eval_shape(gradient, params, first_rows, key)
     grads = place(jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
     zeros = (jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums), grads)
-    (sums, grads), _ = jax.lax.scan(one, zeros, (micro, jnp.arange(accum_steps)))
+    (sums, grads), _ = jax.lax.scan(add_microbatch, zeros, (micro, jnp.arange(accum_steps)))
     return sums, grads
 
 

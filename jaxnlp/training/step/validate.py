@@ -47,21 +47,22 @@ def check_heads(experiment: Experiment, axes: Any, sizes: Mapping[str, int]) -> 
     Args:
         axes: logical axes of each parameter. sizes: mesh axis -> number of devices.
     """
-    model, named = experiment.model.body, parameter_names(axes)
-    where = "model" if model is experiment.model else "model.body"
+    model, names = experiment.model.body, parameter_names(axes)
+    prefix = "model" if model is experiment.model else "model.body"
     for name, field, count in (
         ("heads", "num_heads", model.num_heads),
         ("kv_heads", "num_kv_heads", model.num_kv_heads),
     ):
         for table in field_values(experiment.sharding, *TABLES).values():
-            split = as_tuple((table or {}).get(name)) if name in named else ()
-            ways = math.prod(sizes.get(axis, 1) for axis in split)
+            split_axes = as_tuple((table or {}).get(name)) if name in names else ()
+            ways = math.prod(sizes.get(axis, 1) for axis in split_axes)
             if count is not None and count % ways:
-                over, up = "*".join(split), -(-count // ways) * ways
-                told = f"does not divide over {over}={ways} devices; use {over}={math.gcd(count, ways)} or {field}={up}"
-                if name == "kv_heads":  # attention takes whole keys beside split queries
-                    told += f", or map 'kv_heads' to None in {' and '.join(_splitting(experiment, name))}"
-                raise FieldError(f"{where}.{field}", count, told)
+                over, larger = "*".join(split_axes), -(-count // ways) * ways
+                message = f"does not divide over {over}={ways} devices; "
+                message += f"use {over}={math.gcd(count, ways)} or {field}={larger}"
+                if name == "kv_heads":  # attention accepts replicated keys with sharded queries
+                    message += f", or map 'kv_heads' to None in {' and '.join(_splitting(experiment, name))}"
+                raise FieldError(f"{prefix}.{field}", count, message)
 
 
 def _splitting(experiment: Experiment, name: str) -> list[str]:
@@ -77,24 +78,26 @@ def check_blocks(experiment: Experiment, tuning: TunedModel, sizes: Mapping[str,
         sizes: mesh axis -> number of devices.
     """
     if tuning.blocks and sizes["stage"] > 1:
-        told = f"is not cut into mesh.stage={sizes['stage']} stages; use mesh.stage=1, or 'bfloat16'"
-        raise FieldError("peft.base_dtype", tuning.method.base_dtype, told)
-    most, rules = tuning.method.base_block, experiment.sharding.params
+        message = f"does not support pipeline stages (mesh.stage={sizes['stage']}); use mesh.stage=1, or 'bfloat16'"
+        raise FieldError("peft.base_dtype", tuning.method.base_dtype, message)
+    block, rules = tuning.method.base_block, experiment.sharding.params
     counts = {path: get_at(tuning.shapes, path).shape[how.axis] for path, how in tuning.blocks.items()}
-    split = {path: as_tuple(rules.get(str(how.axes[how.axis]))) for path, how in tuning.blocks.items()}
-    ways = {path: math.prod(sizes[axis] for axis in axes) for path, axes in split.items()}
+    split_axes = {path: as_tuple(rules.get(str(how.axes[how.axis]))) for path, how in tuning.blocks.items()}
+    ways = {path: math.prod(sizes[axis] for axis in axes) for path, axes in split_axes.items()}
     # A share is a number of full blocks; else the scales of a block would be on other devices than its codes.
-    whole = lambda path, size: size is not None and counts[path] % (ways[path] * size) == 0
+    is_full = lambda path, size: size is not None and counts[path] % (ways[path] * size) == 0
     for path, how in tuning.blocks.items():
-        if whole(path, how.size) or counts[path] % ways[path]:
-            continue  # the latter is told where the rules are resolved
-        fits = lambda size: all(whole(path, block_size(count, size)) for path, count in counts.items())
-        smaller = next((size for size in range(most - 1, SMALLEST - 1, -1) if size % 2 == 0 and fits(size)), None)
-        over = "*".join(split[path])
-        told = f"{'/'.join(path)} has {how.axes[how.axis]}={counts[path]} over {over}={ways[path]} devices"
+        if is_full(path, how.size) or counts[path] % ways[path]:
+            continue  # an axis that does not divide is reported when the rules are resolved
+        fits = lambda size: all(is_full(path, block_size(count, size)) for path, count in counts.items())
+        smaller = next((size for size in range(block - 1, SMALLEST - 1, -1) if size % 2 == 0 and fits(size)), None)
+        over = "*".join(split_axes[path])
+        message = f"{'/'.join(path)} has {how.axes[how.axis]}={counts[path]} over {over}={ways[path]} devices"
         best = max((block_size(count, smaller) or 0 for count in counts.values()) if smaller else (0,))
-        remedy = f"use {best}" if best else f"use fewer devices in {over}, or keep it in floats by skip_modules"
-        raise FieldError("peft.base_block", most, f"{told}, no whole blocks of {how.size} on each; {remedy}")
+        remedy = f"use {best}" if best else f"use fewer devices in {over}, or exclude it with peft.skip_modules"
+        raise FieldError(
+            "peft.base_block", block, f"{message}, which leaves no full blocks of {how.size} on each; {remedy}"
+        )
 
 
 def check_names(experiment: Experiment, axes: Iterable[Any], apply: Any, params: Any, mesh: Any) -> None:
@@ -103,16 +106,16 @@ def check_names(experiment: Experiment, axes: Iterable[Any], apply: Any, params:
     Args:
         axes: trees of the logical axes of all parameters. apply, params: the forward pass, and abstract parameters.
     """
-    known = {*REPLICATED, *ACTIVATIONS}.union(*(parameter_names(tree) for tree in axes))
+    known_names = {*REPLICATED, *ACTIVATIONS}.union(*(parameter_names(tree) for tree in axes))
     for table, rules in field_values(experiment.sharding, *TABLES, "activations").items():
-        unknown = [name for name in rules or {} if name not in known]
+        unknown = [name for name in rules or {} if name not in known_names]
         if unknown and table == "activations":
             # On one device no activation is constrained, so a trace would not show their names.
-            seen = set(unknown) if mesh.size == 1 else activation_names(experiment, apply, params, mesh)
-            unknown = [name for name in unknown if name not in seen]
+            used_names = set(unknown) if mesh.size == 1 else activation_names(experiment, apply, params, mesh)
+            unknown = [name for name in unknown if name not in used_names]
         if unknown:
-            told = f"this model has no such logical axis{did_you_mean(unknown[0], sorted(known))}"
-            raise FieldError(f"sharding.{table}[{unknown[0]!r}]", rules[unknown[0]], told)
+            message = f"this model has no such logical axis{did_you_mean(unknown[0], sorted(known_names))}"
+            raise FieldError(f"sharding.{table}[{unknown[0]!r}]", rules[unknown[0]], message)
 
 
 def check_axes(experiment: Experiment, layouts: Any, apply: Any, params: Any, mesh: Any) -> None:
@@ -125,22 +128,24 @@ def check_axes(experiment: Experiment, layouts: Any, apply: Any, params: Any, me
         layouts: a tree of all shardings of the state and the gradients. apply, params: as for `check_names`.
     """
     rules = experiment.sharding.activations
-    split = set(as_tuple(rules.get("batch")))
+    split_axes = set(as_tuple(rules.get("batch")))
     for sharding in jax.tree.leaves(layouts):
-        split.update(axis for axes in sharding.spec for axis in as_tuple(axes))
-    idle = [axis for axis, size in mesh.shape.items() if size > 1 and axis not in split]
+        split_axes.update(axis for axes in sharding.spec for axis in as_tuple(axes))
+    idle = [axis for axis, size in mesh.shape.items() if size > 1 and axis not in split_axes]
     if not idle:
         return
     names = [name for name in rules if name not in FOLLOW and set(as_tuple(rules[name])) & set(idle)]
     if names:
-        seen = activation_names(experiment, apply, params, mesh)
-        split.update(axis for name in names if name in seen for axis in as_tuple(rules[name]))
+        used_names = activation_names(experiment, apply, params, mesh)
+        split_axes.update(axis for name in names if name in used_names for axis in as_tuple(rules[name]))
     for axis in idle:
-        if axis not in split:
+        if axis not in split_axes:
             size, remedy = mesh.shape[axis], REMEDIES.get(axis, "map 'batch' of activations to it")
-            told = f"no table splits anything of this model over it, and its {size} devices would do the same work"
-            other = "tensor" if axis == "data" else "data"
-            raise FieldError(f"sharding.mesh.{axis}", size, f"{told}; {remedy}, or use {axis}=1 and more of {other}")
+            message = f"no table splits this model over it, so its {size} devices would do the same work"
+            other_axis = "tensor" if axis == "data" else "data"
+            raise FieldError(
+                f"sharding.mesh.{axis}", size, f"{message}; {remedy}, or use {axis}=1 and more of {other_axis}"
+            )
 
 
 def parameter_names(axes: Any) -> set[str]:
@@ -151,15 +156,15 @@ def parameter_names(axes: Any) -> set[str]:
 
 def activation_names(experiment: Experiment, apply: Any, params: Any, mesh: Any) -> set[str]:
     """The logical axes that the model looks up in the activations' table, recorded by a trace with dropout on."""
-    e, asked = experiment, Asked(experiment.sharding.activations)
+    e, rules = experiment, RecordedRules(experiment.sharding.activations)
     inputs = e.model.example_inputs(e.data.batch_size // e.accum_steps, e.data.seq_len)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    with jax.set_mesh(mesh), axis_rules(asked):
+    with jax.set_mesh(mesh), axis_rules(rules):
         jax.eval_shape(lambda params, inputs, key: apply(params, *inputs, key=key), params, inputs, key)
-    return asked.names
+    return rules.names
 
 
-class Asked(dict):
+class RecordedRules(dict):
     """A rule table that records which of its names were looked up."""
 
     def __init__(self, rules: Mapping[str, Any]):

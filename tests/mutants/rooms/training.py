@@ -67,7 +67,7 @@ MUTANTS = (
     Mutant(
         id="training/step/zero-gather-missing",
         file="training/step/zero_update.py",
-        old="leaves[i] = jax.lax.with_sharding_constraint(leaf, kept[i])",
+        old="leaves[i] = jax.lax.with_sharding_constraint(leaf, at_rest[i])",
         new="leaves[i] = leaf",
         fault="updated shares of a parameter are not gathered",
         tests=("tests/training/test_zero_update.py",),
@@ -139,8 +139,8 @@ MUTANTS = (
     Mutant(
         id="training/init/base-not-compared",
         file="training/init/frozen_base.py",
-        old="if fingerprint(found) != data[BASE]:",
-        new="if fingerprint(found) != fingerprint(found):",
+        old="if fingerprint(frozen) != data[BASE]:",
+        new="if fingerprint(frozen) != fingerprint(frozen):",
         fault="a tuned run resumes on another base",
         tests=("tests/training/test_tuned.py::test_a_base_that_changed_or_went_and_a_method_that_changed",),
         tier="slow",
@@ -148,8 +148,8 @@ MUTANTS = (
     Mutant(
         id="training/init/new-vocabulary-rows-in-front",
         file="training/init/pretrained.py",
-        old="jnp.concatenate([array, rest], axis=piece.axis)",
-        new="jnp.concatenate([rest, array], axis=piece.axis)",
+        old="jnp.concatenate([array, new_rows], axis=piece.axis)",
+        new="jnp.concatenate([new_rows, array], axis=piece.axis)",
         fault="new rows of a vocabulary stand before the pretrained ones",
         tests=("tests/training/test_pretrained.py::test_a_gpt_with_three_tokens_more",),
     ),
