@@ -128,7 +128,7 @@ def test_what_a_model_cannot_do_is_an_error_that_names_it(pair):
 
 
 def test_a_folder_that_holds_nothing(tmp_path):
-    with pytest.raises(UserError, match="holds neither a checkpoint of a run nor a model"):
+    with pytest.raises(UserError, match="has neither a checkpoint of a run nor a model"):
         jaxnlp.load(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         jaxnlp.load(tmp_path / "gone")

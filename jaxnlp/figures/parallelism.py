@@ -16,7 +16,7 @@ COLOURS = {
 }
 KINDS = list(COLOURS)
 
-Moved = Mapping[str, Sequence[tuple[int, int]]]  # what is moved -> bytes (sent, received) of each device
+Moved = Mapping[str, Sequence[tuple[int, int]]]  # kind of data -> (sent, received) bytes of each device
 
 
 def amount(count: float) -> str:

@@ -15,7 +15,7 @@ from jaxnlp.nn.linear import Embed, Linear, matmul
 from jaxnlp.nn.partitioning import parameter
 from jaxnlp.nn.policy import Policy
 
-NO_WORD = 0  # every character of a place that holds no word
+NO_WORD = 0  # every character of a position without a word
 BEGIN_SENTENCE, END_SENTENCE, BEGIN_WORD, END_WORD, PADDING = range(257, 262)  # byte b is b + 1
 NUM_CHARACTERS = 262
 

@@ -42,7 +42,7 @@ def _times(name: str, params: dict[str, Any]) -> int:
     if name == "scan":
         return params["length"]
     if name == "shard_map":
-        axes = params.get("newly_manual_axes", params.get("manual_axes", ()))  # its name moved between releases
+        axes = params.get("newly_manual_axes", params.get("manual_axes", ()))  # the name depends on the release
         return math.prod(params["mesh"].shape[axis] for axis in axes)
     if name == "pallas_call":
         return math.prod(n for n in params["grid_mapping"].grid if isinstance(n, int))

@@ -32,7 +32,7 @@ from jaxnlp.nn.partitioning import gather_for_compute
 from jaxnlp.nn.remat import DEQUANTISED
 
 BITS = {"int8": 8, "nf4": 4}
-SMALLEST = 8  # numbers in a block; the c of fewer would take more than the codes of nf4
+SMALLEST = 8  # numbers in a block; in smaller ones c would take more memory than the codes of nf4
 
 
 def _normal_float() -> tuple[float, ...]:

@@ -19,7 +19,7 @@ from jaxnlp.sharding.rules import TENSOR, Sharding, as_tuple
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
 
-WIDTHS = (2, 4, 8, 16)  # of tensor, and of sequence
+WIDTHS = (2, 4, 8, 16)  # sizes of the mesh axes tensor and sequence
 STAGES = (2, 4, 8, 16)
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 SPLIT = {**TENSOR, "embed": "fsdp"}

@@ -63,9 +63,9 @@ def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:
     program = build(saved.experiment)
     params = reader.restore_item(step, "params", program.abstract.params)
     if program.tuning is not None:
-        tell = lambda text: print(text, file=sys.stderr)
+        log = lambda text: print(text, file=sys.stderr)
         state = dataclasses.replace(program.abstract, params=params)
-        params = with_base(program, state, saved.tokenizer, saved.data, tell).model
+        params = with_base(program, state, saved.tokenizer, saved.data, log).model
     return Loaded(saved, program, params)
 
 
@@ -102,15 +102,15 @@ def _choose(reader: Reader, workdir: str | pathlib.Path, checkpoint: str) -> int
             f"python -m experiments.train --config=FILE --workdir={workdir}"
         )
     if checkpoint == "latest":
-        tell = lambda step, error: print(f"note: the checkpoint of step {step} is damaged ({error})", file=sys.stderr)
-        found = reader.newest(tell)
-        assert found is not None
-        return found
+        log = lambda step, error: print(f"note: the checkpoint of step {step} is damaged ({error})", file=sys.stderr)
+        newest = reader.newest(log)
+        assert newest is not None
+        return newest
     if checkpoint == "best":
         best = reader.best()
         if best is None:
             raise UserError(
-                f"--checkpoint=best: none in {workdir} has a validation loss; use latest, or a step of {steps}"
+                f"--checkpoint=best: no checkpoint in {workdir} has a score; use latest, or a step of {steps}"
             )
         reader.verify(best)
         return best

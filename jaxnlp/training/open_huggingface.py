@@ -30,10 +30,10 @@ def open_huggingface(source: str | pathlib.Path) -> Loaded:
             f"load: {source}: no such folder; expected a run, a folder in Hugging Face's layout, or a hub id"
         )
     if folder.is_dir() and not (folder / huggingface.CONFIG).exists():
-        raise UserError(f"load: {source}: holds neither a checkpoint of a run nor a model in Hugging Face's layout")
+        raise UserError(f"load: {source}: has neither a checkpoint of a run nor a model in Hugging Face's layout")
     config, library = huggingface.read_config(source)
     if library is None:
-        raise UserError(f"load: {source}: has no tokenizer.json, and no vocab.json with merges.txt; a model needs one")
+        raise UserError(f"load: {source}: has no tokenizer; expected tokenizer.json, or vocab.json and merges.txt")
     tokenizer = wrap(library)
     experiment = default_experiment(config, library)
     experiment.data.batch_size = len(jax.devices())
@@ -41,7 +41,7 @@ def open_huggingface(source: str | pathlib.Path) -> Loaded:
     experiment = resolve(experiment, tokenizer)
     program = build(experiment)
     params = huggingface.load(source, mesh=program.mesh, rules=REPLICATED)[1]
-    added = tuple(library.encode("").ids)  # by the post-processor, as <s> in front of Llama's texts and </s> after T5's
+    added = tuple(library.encode("").ids)  # added by the post-processor: <s> before Llama's texts, </s> after T5's
     decoder = config.kind == "decoder"
     start, source_end = (added, None) if decoder else (None, added)
     return Loaded(Saved(0, experiment, tokenizer, {}, {}), program, params, start=start, source_end=source_end)

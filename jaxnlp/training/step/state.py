@@ -124,7 +124,7 @@ def state_shardings(state: TrainState, axes: Any, config: Sharding, mesh: Any, f
     like = lambda leaf, owner: owner >= 0 and leaf.shape == shapes[owner]
     sharding_of = lambda leaf, owner: layout[owner] if like(leaf, owner) else replicated
     opt_state = jax.tree.map(sharding_of, state.opt_state, owners(state.opt_state, state.params))
-    state_of: Any = TrainState  # of shardings, where TrainState's own fields are arrays
+    state_of: Any = TrainState  # its fields here are shardings, not arrays
     return state_of(
         step=replicated,
         params=shardings(state.params, axes, config.params, mesh),
