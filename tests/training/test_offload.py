@@ -204,7 +204,7 @@ def found_states(told):
         (dataclasses.replace(ZERO2, optimizer_memory="disk"), r"optimizer_memory='disk': expected one of device, host"),
         (
             host(PP.over(stage=2, data=4)),
-            r"sharding.optimizer_memory='host': layers are split over 'stage', .*'device'",
+            r"sharding.optimizer_memory='host': the layers are split over 'stage', .*'device'",
         ),
     ],
 )
