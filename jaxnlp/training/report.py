@@ -17,7 +17,7 @@ from jaxnlp.training.loops.supervised import Result
 from jaxnlp.training.run_folder.metric_log import LOG, plot, read_log
 from jaxnlp.training.sampled_run import SampledRun
 
-NAMES, COLUMNS = 30, 12  # characters, at least
+NAMES, COLUMNS = 30, 12  # minimum width of names and of columns, in characters
 
 
 def report(result: Result, workdir: pathlib.Path) -> str:
@@ -34,14 +34,14 @@ def report(result: Result, workdir: pathlib.Path) -> str:
         picture = plot(workdir, {baseline.name: baseline.loss for baseline in baselines})
     out = ["", *table(e, result.validation, store.description, baselines)]
     out += ["", speed_line(workdir, result.peak), *model.lines(), "", "written:"]
-    written = [
+    files = [
         ("checkpoint", workdir / "checkpoints" / str(step)),
         ("log", workdir / LOG),
         ("loss curve", picture),
         ("TensorBoard", workdir / "tensorboard"),
         ("config", workdir / "config.json"),
     ]
-    out += [f"  {name:12}{path}" for name, path in written if path is not None]
+    out += [f"  {name:12}{path}" for name, path in files if path is not None]
     return "\n".join([*out, "", "next:", *next_commands(e, workdir)])
 
 
@@ -54,13 +54,13 @@ def table(
         metrics: of the validation split. description: of the split's size.
     """
     objective, unit = experiment.objective, experiment.data.task.unit
-    own = Baseline("this model", metrics["loss"], metrics.get("accuracy"), metrics.get("bits_per_byte"))
-    rows = [own, *baselines]
-    per = unit.split()[-1].removesuffix("s")  # "predicted tokens": per token
-    columns: list[tuple[str, str, list[Any]]] = [(f"{objective.loss_unit}/{per}", ".4f", [row.loss for row in rows])]
-    if own.bits_per_byte is not None:
+    this_model = Baseline("this model", metrics["loss"], metrics.get("accuracy"), metrics.get("bits_per_byte"))
+    rows = [this_model, *baselines]
+    item = unit.split()[-1].removesuffix("s")  # "predicted tokens": per token
+    columns: list[tuple[str, str, list[Any]]] = [(f"{objective.loss_unit}/{item}", ".4f", [row.loss for row in rows])]
+    if this_model.bits_per_byte is not None:
         columns.append(("bits/byte", ".4f", [row.bits_per_byte for row in rows]))
-    if own.accuracy is not None:
+    if this_model.accuracy is not None:
         columns.append(("accuracy", ".2%", [row.accuracy for row in rows]))
     width = max(NAMES, *(len(row.name) + 2 for row in rows))
     lines = [f"  {name:{width}}" for name in ("", *(row.name for row in rows))]
@@ -87,15 +87,15 @@ def next_commands(experiment: Experiment, workdir: pathlib.Path) -> list[str]:
         target = f' --target="{prompt}"' if model.kind == "encoder-decoder" else ""
         commands.append(("look inside", "attention_map", f'--text="{prompt}"{target}'))
     lines = [f"  {name:12} {run}.{program} --workdir={workdir} {options}" for name, program, options in commands]
-    again = f"{run}.train --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}"
-    return [*lines, f"  {'change it':12} {again}"]
+    changed_run = f"{run}.train --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}"
+    return [*lines, f"  {'change it':12} {changed_run}"]
 
 
 def speed_line(workdir: pathlib.Path, peak: str) -> str:
     """The median speed of the logged steps, and its share of the peak."""
     rows = [row for row in read_log(workdir / LOG) if "tokens_per_second" in row]
     if not rows:
-        return "speed: too few steps to tell"
+        return "speed: unknown, too few steps"
     rate = statistics.median(row["tokens_per_second"] for row in rows)
     shares = [row["mfu"] for row in rows if "mfu" in row]
     share = f"{statistics.median(shares):.0%} of the peak" if shares else "peak"
