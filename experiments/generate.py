@@ -41,7 +41,9 @@ STOP = flags.DEFINE_multi_string(
 )
 PREFIX = flags.DEFINE_string("forced_prefix", "", "What the new text must begin with.")
 START = flags.DEFINE_string(
-    "start", None, "Special token that comes first, or none; by default what the run was trained with."
+    "decoder_start_token",
+    None,
+    "Special token at the start of the decoder's input, or none; by default the one of the training.",
 )
 STREAM = flags.DEFINE_boolean("stream", False, "Print the text as it comes; of several, the first.")
 LOG_PROBS = flags.DEFINE_boolean("log_probs", False, "Print the log-probability of each token.")
@@ -60,8 +62,8 @@ def main() -> None:
     run = load(WORKDIR.value, CHECKPOINT.value)
     generator, tokenizer = run.generator(), run.saved.tokenizer
     if START.value is not None:
-        first = () if START.value == "none" else (_special(tokenizer, START.value),)
-        generator = dataclasses.replace(generator, start=first)
+        start_ids = () if START.value == "none" else (_special(tokenizer, START.value),)
+        generator = dataclasses.replace(generator, decoder_start_ids=start_ids)
     if generator.encoder_decoder:
         tokenizer = with_sentinels(tokenizer)
     texts = [text for text in PROMPT.value or [""] for _ in range(1 if BEAMS.value else NUM_SAMPLES.value)]
@@ -139,9 +141,9 @@ def _print_log_probs(result: Any, tokenizer: Any) -> None:
 
 def _special(tokenizer: Any, name: str) -> int:
     try:
-        return tokenizer.special(name)
+        return tokenizer.special_id(name)
     except FieldError as error:
-        raise UserError(f"--start={name}: {error.expected}") from None
+        raise UserError(f"--decoder_start_token={name}: {error.expected}") from None
 
 
 def _check() -> None:

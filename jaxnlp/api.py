@@ -277,11 +277,11 @@ class Model:
         """The tokens that the model reads for a text, as in training."""
         if self.config.body.kind == "encoder":
             return encoder_row(self.loaded.bound, text).tokens.tolist()
-        return [*self._body_start, *self.tokenizer.encode_batch([text])[0]]
+        return [*self._body_start_ids, *self.tokenizer.encode_batch([text])[0]]
 
     @property
-    def _body_start(self) -> tuple[int, ...]:
-        return (self.tokenizer.eos_id,) if self.loaded.start is None else self.loaded.start
+    def _body_start_ids(self) -> tuple[int, ...]:
+        return (self.tokenizer.eos_id,) if self.loaded.decoder_start_ids is None else self.loaded.decoder_start_ids
 
     def _states(self, rows: list[list[int]]) -> np.ndarray:
         longest = max(map(len, rows))

@@ -17,13 +17,13 @@ def shapes(S: int, T: int) -> dict[str, tuple[tuple[int, ...], Any]]:
 
 
 def batch(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray] | None], S: int, T: int, fill: int, start: int
+    pairs: Sequence[tuple[np.ndarray, np.ndarray] | None], S: int, T: int, fill: int, decoder_start_id: int
 ) -> dict[str, np.ndarray]:
     """Collates pairs of texts into the arrays of a batch.
 
     Args:
         pairs: (input, target) of each row, including the end tokens, at most S and T long. None is a row of weight 0.
-        fill: the padding token. start: the decoder's start token.
+        fill: the padding token. decoder_start_id: the decoder's start token.
 
     Returns:
         `inputs`, `input_segments` (B, S) int32; `targets`, `tokens` (the decoder's input: the targets shifted right by
@@ -32,7 +32,7 @@ def batch(
     found = {name: np.zeros((len(pairs), *shape), dtype) for name, (shape, dtype) in shapes(S, T).items()}
     for name in ("inputs", "tokens", "targets"):
         found[name][:] = fill
-    found["tokens"][:, 0] = start
+    found["tokens"][:, 0] = decoder_start_id
     for i, pair in enumerate(pairs):
         if pair is not None:
             source, target = pair

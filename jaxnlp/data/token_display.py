@@ -28,7 +28,7 @@ def special_names(tokenizer: Tokenizer) -> dict[int, str]:
     names = {tokenizer.eos_id: EOS_TOKEN}
     for name in SPECIALS:
         if tokenizer.has_special(name):
-            names[tokenizer.special(name)] = name
+            names[tokenizer.special_id(name)] = name
     return names
 
 

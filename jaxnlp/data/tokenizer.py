@@ -40,7 +40,7 @@ class Tokenizer(abc.ABC):
     continuation: bytes | None = None
 
     @abc.abstractmethod
-    def special(self, name: str) -> int:
+    def special_id(self, name: str) -> int:
         """The id of a special token, as "[MASK]". Raises FieldError if the vocabulary has no such special token."""
 
     @abc.abstractmethod
@@ -59,7 +59,7 @@ class Tokenizer(abc.ABC):
 
     def has_special(self, name: str) -> bool:
         try:
-            self.special(name)
+            self.special_id(name)
         except FieldError:
             return False
         return True
@@ -126,7 +126,7 @@ class ByteTokenizer(Tokenizer):
         self._special_tokens = tuple(special_tokens)
         self.vocab_size = 257 + len(self._special_tokens)
 
-    def special(self, name: str) -> int:
+    def special_id(self, name: str) -> int:
         if name not in self._special_tokens:
             raise _no_special(name, self._special_tokens)
         return 257 + self._special_tokens.index(name)
@@ -258,7 +258,7 @@ class SentencePieceTokenizer(Tokenizer):
         # sentencepiece represents a space as U+2581, so a literal U+2581 must be encoded as bytes.
         self._block = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in "\u2581".encode()]
 
-    def special(self, name: str) -> int:
+    def special_id(self, name: str) -> int:
         found = self._processor.piece_to_id(name)
         if self._processor.id_to_piece(found) != name or not self._processor.is_control(found):
             names = (self._processor.id_to_piece(i) for i in range(self.vocab_size) if self._processor.is_control(i))
@@ -395,7 +395,7 @@ class HuggingFaceTokenizer(Tokenizer):
         prefix = json.loads(model)["model"].get("continuing_subword_prefix")
         self.continuation: bytes | None = prefix.encode() if prefix else None
 
-    def special(self, name: str) -> int:
+    def special_id(self, name: str) -> int:
         special_tokens = {t.content: i for i, t in self._model.get_added_tokens_decoder().items() if t.special}
         if name not in special_tokens:
             raise _no_special(name, special_tokens)

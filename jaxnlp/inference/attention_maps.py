@@ -59,7 +59,7 @@ def attention_maps(model: BoundModel, params: Any, text: str, target: str | None
         params = params["trunk"]
     if config.attention is None:
         raise _without_attention(config)
-    eos_id, begin = tokenizer.eos_id, model.decoder_start
+    eos_id, begin = tokenizer.eos_id, model.decoder_start_id
     if config.kind == "encoder-decoder":
         tokenizer = with_sentinels(tokenizer)
     encode = lambda text: tokenizer.encode_batch([text])[0]

@@ -42,10 +42,10 @@ class BoundModel:
     tuning: TunedModel | None = None
 
     @property
-    def decoder_start(self) -> int:
+    def decoder_start_id(self) -> int:
         """The token with which the decoder's input began in training: by default the end-of-text token."""
         name = self.task.decoder_start_token
-        return self.tokenizer.eos_id if name is None else self.tokenizer.special(name)
+        return self.tokenizer.eos_id if name is None else self.tokenizer.special_id(name)
 
 
 def make_generator(model: BoundModel) -> Generator:
@@ -71,7 +71,7 @@ def make_generator(model: BoundModel) -> Generator:
         model.tokenizer.eos_id,
         model.tokenizer.vocab_size,
         context,
-        start=None if model.task.decoder_start_token is None else (model.decoder_start,),
+        decoder_start_ids=None if model.task.decoder_start_token is None else (model.decoder_start_id,),
         encoder_decoder=config.kind == "encoder-decoder",
         num_virtual_tokens=front,
         prefill_prefix=functools.partial(tuning.begin_cache, model.apply) if tuning is not None and front else None,

@@ -65,9 +65,10 @@ class Generator:
     vocab_size: ids at or above it (a padded vocabulary) are never generated.
     context: (batch size) -> the context manager around the model, for its mesh and rules.
     prepare_params: optional transform of the parameters before decoding, e.g. the output-major layout on a CPU.
-    start: tokens at the start of every decoder input, as in training; None is the end-of-text token, () is none.
-    source_end: tokens at the end of every encoder input; None is the end-of-text token, () is none.
-    encoder_decoder: whether prompts are encoder inputs; the decoder then starts with `start` and the forced prefix.
+    decoder_start_ids: tokens at the start of every decoder input, as in training; None is `eos_id`, () is none.
+    encoder_eos_ids: tokens at the end of every encoder input; None is `eos_id`, () is none.
+    encoder_decoder: whether prompts are encoder inputs; the decoder then starts with `decoder_start_ids` and the
+        forced prefix.
     num_virtual_tokens: soft-prompt positions at the front of the cache.
     prefill_prefix: (parameters, empty cache) -> the cache with the keys and values of the soft-prompt positions.
     length_multiple: prompts and forced prefixes are padded to a multiple of it. Each length is compiled anew, so for
@@ -81,8 +82,8 @@ class Generator:
     vocab_size: int
     context: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     prepare_params: Callable[[Any], Any] = lambda params: params
-    start: tuple[int, ...] | None = None
-    source_end: tuple[int, ...] | None = None
+    decoder_start_ids: tuple[int, ...] | None = None
+    encoder_eos_ids: tuple[int, ...] | None = None
     encoder_decoder: bool = False
     num_virtual_tokens: int = 0
     prefill_prefix: Callable[[Any, Any], Any] | None = None
@@ -120,7 +121,7 @@ class Generator:
         """Continues each prompt, up to the end-of-text token or `max_new_tokens`.
 
         Args:
-            prompts: ids, without the start tokens (`start`); for an encoder-decoder, the sources.
+            prompts: ids, without the start tokens (`start_ids`); for an encoder-decoder, the sources.
             forced_prefix: for each prompt, ids that its new text must begin with. They are included in the result and
                 not counted in max_new_tokens.
             on_tokens: called as on_tokens(row, new ids) while tokens are generated, forced ones first. If it returns
@@ -216,21 +217,21 @@ class Generator:
             return num_tokens
         forced = forced_prefix or [[]] * len(prompts)
         longest = max(
-            (decoder_length(self, p, f) for p, f in zip(prompts, forced, strict=True)), default=len(self.first)
+            (decoder_length(self, p, f) for p, f in zip(prompts, forced, strict=True)), default=len(self.start_ids)
         )
         return max(1, min(num_tokens, self.length_limit - longest))
 
     @property
-    def first(self) -> tuple[int, ...]:
-        """Tokens at the start of every decoder input."""
-        return (self.eos_id,) if self.start is None else self.start
+    def start_ids(self) -> tuple[int, ...]:
+        """Tokens at the start of every decoder input: `decoder_start_ids` or their default."""
+        return (self.eos_id,) if self.decoder_start_ids is None else self.decoder_start_ids
 
     @property
-    def last(self) -> tuple[int, ...]:
-        """Tokens at the end of every encoder input; () for a decoder-only model."""
+    def source_end_ids(self) -> tuple[int, ...]:
+        """Tokens at the end of every encoder input: `encoder_eos_ids` or their default; () for a decoder-only model."""
         if not self.encoder_decoder:
             return ()
-        return (self.eos_id,) if self.source_end is None else self.source_end
+        return (self.eos_id,) if self.encoder_eos_ids is None else self.encoder_eos_ids
 
     def until_eos(self, row: list[int]) -> list[int]:
         """A row of new tokens, up to the first end-of-text token."""

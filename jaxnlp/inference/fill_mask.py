@@ -31,7 +31,7 @@ class Guess:
     probability: float
 
 
-def special(model: BoundModel, role: str) -> tuple[str, int]:
+def special_token(model: BoundModel, role: str) -> tuple[str, int]:
     """(name, id) of the token for "cls", "sep" or "mask": the name that the run's task configures, or a usual one.
 
     Raises:
@@ -42,7 +42,7 @@ def special(model: BoundModel, role: str) -> tuple[str, int]:
     names = NAMES[role] if configured is None else (configured,)
     for name in names:
         if tokenizer.has_special(name):
-            return name, tokenizer.special(name)
+            return name, tokenizer.special_id(name)
     raise UserError(f"--workdir: its tokenizer has no {' or '.join(names)}, which an encoder's text needs")
 
 
@@ -53,7 +53,7 @@ def encoder_row(model: BoundModel, text: str, second: str | None = None) -> Row:
         UserError: more tokens than the model has positions.
     """
     config = model.config.body
-    (_, cls), (_, sep) = special(model, "cls"), special(model, "sep")
+    (_, cls), (_, sep) = special_token(model, "cls"), special_token(model, "sep")
     parts = [np.asarray([*encode_masked(model, part), sep], np.int32) for part in (text, second) if part is not None]
     tokens = np.concatenate([[cls], *parts]).astype(np.int32)
     token_type_ids = np.zeros_like(tokens)
@@ -83,7 +83,7 @@ def encode_masked(model: BoundModel, text: str) -> list[int]:
 
 def _mask(model: BoundModel) -> tuple[str, int] | None:
     try:
-        return special(model, "mask")
+        return special_token(model, "mask")
     except UserError:
         return None
 
@@ -103,7 +103,7 @@ def fill_mask(model: BoundModel, params: Any, text: str, top: int = 5) -> list[l
         raise UserError(
             f"--workdir: its model, {kind}, has no masked-word head; train one as configs/bert/tiny_pretrain.py"
         )
-    name, _ = special(model, "mask")
+    name, _ = special_token(model, "mask")
     row = encoder_row(model, text)
     if not row.masks:
         raise UserError(f"--text={text!r}: has no {name}; put it where a word is to be guessed")

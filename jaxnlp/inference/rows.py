@@ -73,7 +73,7 @@ def make_rows(
     ids_B = None if adapter_ids is None else np.asarray(adapter_ids)
     heads = [[]] * len(prompts) if model.encoder_decoder else prompts
     _check_room(model, prompts, max_new_tokens, forced)
-    rows = [[*model.first, *head, *prefix] for head, prefix in zip(heads, forced, strict=True)]
+    rows = [[*model.start_ids, *head, *prefix] for head, prefix in zip(heads, forced, strict=True)]
     if not all(len(row) > len(prefix) for row, prefix in zip(rows, forced, strict=True)):
         raise UserError("generate: empty prompt; the model has no start token, so a prompt needs at least one token")
     limit = model.length_limit
@@ -81,7 +81,7 @@ def make_rows(
     tokens_BP, segments_BP = _pad(model, rows, room, left=True)
     if not model.encoder_decoder:
         return Rows(tokens_BP, segments_BP, adapter_ids=ids_B)
-    sources = [[*prompt, *model.last] for prompt in prompts]
+    sources = [[*prompt, *model.source_end_ids] for prompt in prompts]
     if not all(sources):
         raise UserError("generate: empty source; the model adds no end token, so a source needs at least one token")
     inputs_BS, input_segments_BS = _pad(model, sources, limit, left=False)
@@ -93,22 +93,24 @@ def _check_room(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids) -> N
     if limit is None:
         return
     length, prompt_length = max((decoder_length(model, p, f), len(p)) for p, f in zip(prompts, forced, strict=True))
-    start = "one end-of-text token" if model.start is None else f"{len(model.first)} start tokens"
+    start = "one end-of-text token" if model.decoder_start_ids is None else f"{len(model.start_ids)} start tokens"
     parts = [] if model.encoder_decoder else [f"{prompt_length} prompt tokens"]
-    parts += [start] + ([f"{length - len(model.first)} forced tokens"] if model.encoder_decoder and any(forced) else [])
+    parts += [start] + (
+        [f"{length - len(model.start_ids)} forced tokens"] if model.encoder_decoder and any(forced) else []
+    )
     if length + max_new_tokens > limit:
         raise UserError(
             f"generate: {', '.join(parts)} and max_new_tokens={max_new_tokens} exceed "
             f"model.max_length={limit}; shorten the prompt or reduce max_new_tokens"
         )
-    longest = max(map(len, prompts)) + len(model.last)
+    longest = max(map(len, prompts)) + len(model.source_end_ids)
     if model.encoder_decoder and longest > limit:
         raise UserError(f"generate: a source of {longest} tokens exceeds model.max_length={limit}; shorten it")
 
 
 def decoder_length(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> int:
     """Number of tokens in the decoder's input before the first new one."""
-    return len(model.first) + len(forced) + (0 if model.encoder_decoder else len(prompt))
+    return len(model.start_ids) + len(forced) + (0 if model.encoder_decoder else len(prompt))
 
 
 def _pad(model: Any, rows: list[list[int]], room: int | None, *, left: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -45,10 +45,10 @@ def save(run: Loaded, folder: pathlib.Path, max_shard_bytes: int = MAX_SHARD_BYT
 def special_ids(run: Loaded) -> dict[str, int]:
     """Ids of the tokens with which texts start and end; empty for a model that cannot generate."""
     model, tokenizer = run.saved.experiment.model, run.saved.tokenizer
-    end = tokenizer.eos_id
+    eos_id = tokenizer.eos_id
     if not model.can_generate:
         return {}
     if model.kind != "encoder-decoder":
-        return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    start = run.generator().first[0]
-    return {"decoder_start_token_id": start, "pad_token_id": start, "eos_token_id": end}
+        return {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": eos_id}
+    start_id = run.generator().start_ids[0]
+    return {"decoder_start_token_id": start_id, "pad_token_id": start_id, "eos_token_id": eos_id}

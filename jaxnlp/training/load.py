@@ -22,14 +22,15 @@ from jaxnlp.training.step.program import Program, build
 class Loaded:
     """A checkpoint's config, tokenizer and parameters, and the program over this machine's devices.
 
-    start, source_end: the tokens with which texts start and sources end, for an imported model; None: as in the task.
+    decoder_start_ids, encoder_eos_ids: the tokens with which texts start and sources end, for an imported model; None:
+        as in the task.
     """
 
     saved: Saved
     program: Program
     params: Any
-    start: tuple[int, ...] | None = None
-    source_end: tuple[int, ...] | None = None
+    decoder_start_ids: tuple[int, ...] | None = None
+    encoder_eos_ids: tuple[int, ...] | None = None
 
     @property
     def bound(self) -> BoundModel:
@@ -39,8 +40,8 @@ class Loaded:
     def generator(self) -> Generator:
         """The generator of the model. Raises UserError if the model cannot generate."""
         generator = make_generator(self.bound)
-        start = generator.start if self.start is None else self.start
-        return dataclasses.replace(generator, start=start, source_end=self.source_end)
+        start_ids = generator.decoder_start_ids if self.decoder_start_ids is None else self.decoder_start_ids
+        return dataclasses.replace(generator, decoder_start_ids=start_ids, encoder_eos_ids=self.encoder_eos_ids)
 
 
 def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:

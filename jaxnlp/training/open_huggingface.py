@@ -41,10 +41,15 @@ def open_huggingface(source: str | pathlib.Path) -> Loaded:
     experiment = resolve(experiment, tokenizer)
     program = build(experiment)
     params = huggingface.load(source, mesh=program.mesh, rules=REPLICATED)[1]
-    added = tuple(library.encode("").ids)  # added by the post-processor: <s> before Llama's texts, </s> after T5's
+    added_ids = tuple(library.encode("").ids)  # added by the post-processor: <s> before Llama's texts, </s> after T5's
     decoder = config.kind == "decoder"
-    start, source_end = (added, None) if decoder else (None, added)
-    return Loaded(Saved(0, experiment, tokenizer, {}, {}), program, params, start=start, source_end=source_end)
+    return Loaded(
+        Saved(0, experiment, tokenizer, {}, {}),
+        program,
+        params,
+        decoder_start_ids=added_ids if decoder else None,
+        encoder_eos_ids=None if decoder else added_ids,
+    )
 
 
 def default_experiment(model: Any, library: Any) -> Experiment:

@@ -18,7 +18,7 @@ from jaxnlp.errors import FieldError, UserError
 
 NAMES = ("[CLS]", "[SEP]", "[MASK]")
 TOKENIZER = ByteTokenizer((*NAMES, *sentinels(8)))
-CLS, SEP, MASK = (TOKENIZER.special(name) for name in NAMES)
+CLS, SEP, MASK = (TOKENIZER.special_id(name) for name in NAMES)
 DOCUMENTS = 40
 
 

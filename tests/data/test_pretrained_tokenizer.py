@@ -38,13 +38,13 @@ def kinds(tmp_path_factory):
 def test_new_tokens_are_the_last_and_the_others_as_they_were(kinds, kind):
     old = kinds[kind]
     new = extended(old, NEW)
-    assert [new.special(name) for name in NEW] == [old.vocab_size + i for i in range(3)]
+    assert [new.special_id(name) for name in NEW] == [old.vocab_size + i for i in range(3)]
     assert new.vocab_size == old.vocab_size + 3 and new.eos_id == old.eos_id
     assert new.encode_batch([TEXT]) == old.encode_batch([TEXT])  # their names in a text are text
     assert new.decode(old.encode_batch([TEXT])[0]) == old.decode(old.encode_batch([TEXT])[0])
     assert same_ids(old, new) and not same_ids(new, old) and fingerprint(old) != fingerprint(new)
     again = from_json(json.loads(json.dumps(new.to_json())))
-    assert fingerprint(again) == fingerprint(new) and again.special(NEW[2]) == new.special(NEW[2])
+    assert fingerprint(again) == fingerprint(new) and again.special_id(NEW[2]) == new.special_id(NEW[2])
     assert extended(new, NEW[:1]) is new
 
 
@@ -62,7 +62,7 @@ def test_the_tokenizer_of_a_run_and_of_a_folder_in_hugging_faces_layout(kinds, t
         item.mkdir(parents=True)
         (item / "metadata").write_text(json.dumps(kinds[kind].to_json()))
     found = PretrainedTokenizer(path=str(tmp_path / "run"), special_tokens=("<start>",)).build(None, tmp_path)
-    assert found.special("<start>") == 258 and same_ids(kinds["bytes"], found)
+    assert found.special_id("<start>") == 258 and same_ids(kinds["bytes"], found)
     library().save(str(tmp_path / "tokenizer.json"))
     loaded = PretrainedTokenizer(path=str(tmp_path)).build(None, tmp_path)
     assert fingerprint(loaded) == fingerprint(kinds["huggingface"])
@@ -82,6 +82,6 @@ def test_a_tokenizer_of_ones_own_needs_a_way(kinds):
     class Other(ByteTokenizer):
         extended = Tokenizer.extended  # as a tokenizer that does not define it
 
-    assert extended(Own(("[CLS]",)), ["[CLS]"]).special("[CLS]") == 257
+    assert extended(Own(("[CLS]",)), ["[CLS]"]).special_id("[CLS]") == 257
     with pytest.raises(UserError, match=r"Other has no method extended\(names\) to add <start>"):
         extended(Other(("[CLS]",)), ["[CLS]", "<start>"])

@@ -12,8 +12,8 @@ def test_there_and_back(tmp_path):
         text = "<extra_id_0>the <extra_id_10><extra_id_1> mat <extra_id_11> é <extra_id_"
         ids = tokenizer.encode_batch([text, "", "<extra_id_3>"])
         assert [tokenizer.decode(row) for row in ids] == [text, "", "<extra_id_3>"]
-        names = [plain.special(f"<extra_id_{i}>") for i in (0, 10, 1)]
-        assert [i for i in ids[0] if i in names] == names and ids[2] == [plain.special("<extra_id_3>")]
+        names = [plain.special_id(f"<extra_id_{i}>") for i in (0, 10, 1)]
+        assert [i for i in ids[0] if i in names] == names and ids[2] == [plain.special_id("<extra_id_3>")]
         token_bytes = tokenizer.token_bytes()
         assert token_bytes[names[1]] == b"<extra_id_10>" and token_bytes[tokenizer.eos_id] is None
         assert tokenizer.decode([*ids[0], tokenizer.eos_id]) == text

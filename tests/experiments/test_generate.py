@@ -107,9 +107,9 @@ BAD = {
     "stop in beams": (["--stop=x", "--num_beams=2"], "--stop: not with --num_beams"),
     "stream of beams": (["--stream", "--num_beams=2"], "--stream: not with --num_beams"),
     "early stopping": (["--early_stopping=often"], "--early_stopping=often: value should be one of"),
-    "start": (["--start=<s>"], "--start=<s>: the vocabulary has no such special token"),
+    "start": (["--decoder_start_token=<s>"], "--decoder_start_token=<s>: the vocabulary has no such special token"),
     "too long": (["--forced_prefix=" + "a" * 80], "exceed model.max_length=64"),
-    "nothing first": (["--start=none"], "empty prompt; the model has no start token"),
+    "nothing first": (["--decoder_start_token=none"], "empty prompt; the model has no start token"),
 }
 
 

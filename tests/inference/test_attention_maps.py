@@ -128,7 +128,7 @@ def test_a_fine_tuned_model_shows_its_trunk():
 def test_masks_in_a_text_are_filled_in():
     run = made(BertConfig(**SIZES, heads=("masked_lm",)), objective=MaskedLM())
     row = encoder_row(bound(run)[0], "a[MASK]c[MASK]")
-    assert row.masks == [2, 4] and row.tokens[2] == run.saved.tokenizer.special("[MASK]")
+    assert row.masks == [2, 4] and row.tokens[2] == run.saved.tokenizer.special_id("[MASK]")
     found = fill_mask(*bound(run), "a[MASK]c[MASK]", top=3)
     logits = run.program.apply(run.params, row.tokens[None])["masked_lm"][0]
     for guesses, place in zip(found, row.masks, strict=True):
@@ -148,7 +148,7 @@ def test_the_space_before_a_mask_belongs_to_it_where_tokens_carry_spaces(tmp_pat
     config = SentencePiece(vocab_size=300, special_tokens=SPECIALS)
     tokenizer = config.build(lambda: iter([f"the cat and the dog {i}\n" for i in range(200)]), tmp_path)
     run = dataclasses.replace(run, saved=dataclasses.replace(run.saved, tokenizer=tokenizer))
-    mask = tokenizer.special("[MASK]")
+    mask = tokenizer.special_id("[MASK]")
     tokens = encoder_row(bound(run)[0], "the [MASK] dog").tokens.tolist()
     assert tokens[1:-1] == [*tokenizer.encode_batch(["the"])[0], mask, *tokenizer.encode_batch([" dog"])[0]]
 

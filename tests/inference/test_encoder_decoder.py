@@ -101,7 +101,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="forced_prefix: 1 prefixes for 2 prompts"):
         generator(params, [[1], [2]], 3, forced_prefix=[[1]])
     assert generator.fit_max_new_tokens([[1] * 80], 200, [[1, 2]]) == 87
-    bare, params, _ = tiny("transformer", source_end=())
+    bare, params, _ = tiny("transformer", encoder_eos_ids=())
     with pytest.raises(UserError, match="empty source"):
         bare(params, [[]], 3)
 
@@ -113,4 +113,4 @@ def test_the_decoder_begins_as_it_did_in_training():
         model = dataclasses.replace(KINDS["t5"], vocab_size=258)
         program = build(Experiment(model=model, data=data, objective=Seq2Seq()), jax.devices()[:1])
         generator = make_generator(program.bind(tokenizer))
-        assert generator.first == wanted and generator.last == (256,) and generator.encoder_decoder
+        assert generator.start_ids == wanted and generator.source_end_ids == (256,) and generator.encoder_decoder

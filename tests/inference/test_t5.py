@@ -44,7 +44,9 @@ def theirs(tmp_path_factory):
     model.save_pretrained(folder)
     config, params, _ = load(folder)
     apply = make_apply(config.build())
-    ours = Generator(apply, config.init_cache, config.length_limit, END, 17, start=(PAD,), encoder_decoder=True)
+    ours = Generator(
+        apply, config.init_cache, config.length_limit, END, 17, decoder_start_ids=(PAD,), encoder_decoder=True
+    )
     return model, ours, params
 
 

@@ -117,7 +117,7 @@ def test_stop_strings_and_streams_of_text():
 
 
 def test_a_text_need_not_begin_with_the_separator():
-    generator, params, _ = model(start=())
+    generator, params, _ = model(decoder_start_ids=())
     _, _, apply = model()
     row = np.full((1, 120), 256)
     row[0, :3] = [10, 20, 30]
@@ -126,7 +126,7 @@ def test_a_text_need_not_begin_with_the_separator():
     assert generator.fit_max_new_tokens([[10, 20, 30]], 200) == 117
     with pytest.raises(UserError, match="empty prompt; the model has no start token"):
         generator(params, [[]], 3)
-    two, _, _ = model(start=(256, 9))
+    two, _, _ = model(decoder_start_ids=(256, 9))
     with pytest.raises(UserError, match="3 prompt tokens, 2 start tokens and max_new_tokens=116"):
         two(params, [[1, 2, 3]], 116)
 

@@ -95,7 +95,14 @@ def test_generation_after_a_prompt_is_that_of_its_words(name):
     tuning, apply, base, tuned = begun(name)
     config = MODELS[name]
     make = lambda apply: Generator(
-        apply, config.init_cache, config.length_limit, 1, V, start=(0,), source_end=(), encoder_decoder=True
+        apply,
+        config.init_cache,
+        config.length_limit,
+        1,
+        V,
+        decoder_start_ids=(0,),
+        encoder_eos_ids=(),
+        encoder_decoder=True,
     )
     sources = [[7, 5, 11], [8, 3, 20]] if name == "learned" else [[7, 5, 11], [8]]
     found = make(tuning.apply(apply)).generate(merge(base, moved(tuned, 0.0)), sources, 5)

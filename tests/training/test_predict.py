@@ -68,7 +68,7 @@ def test_windows_of_a_record_are_one_answer():
     assert len(examples) > 8  # more than two batches, and records across their borders
 
     def says(tokens, token_type_ids, segment_ids):  # X, or else the [CLS]
-        logits = jnp.where(tokens == ord("X"), 5.0, 0.0) + jnp.where(tokens == BYTES.special("[CLS]"), 1.0, 0.0)
+        logits = jnp.where(tokens == ord("X"), 5.0, 0.0) + jnp.where(tokens == BYTES.special_id("[CLS]"), 1.0, 0.0)
         return jnp.stack([logits, logits], -1)
 
     found = list(answers(program(data, says), None, BYTES, records, examples))

@@ -261,7 +261,7 @@ def test_a_folder_in_hugging_faces_layout(tmp_path):
     params = fresh(program(model), seed=3).params
     huggingface.save(tmp_path, model, params, library())
     tokenizer = PretrainedTokenizer(path=str(tmp_path), special_tokens=("[NEW]",)).build(None, tmp_path)
-    assert isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.special("[NEW]") == 3
+    assert isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.special_id("[NEW]") == 3
     trunk = pretrained.model(str(tmp_path), heads=("pooler",))
     assert trunk.vocab_size is None and trunk.num_layers == 2
     trunk = dataclasses.replace(trunk, vocab_size=4)

@@ -67,7 +67,7 @@ def task(tmp_path) -> Experiment:
 
 def test_vectors_stand_where_the_template_has_their_places(task):
     e, tokenizer = prepare(task)
-    assert isinstance(e.peft, PTuning) and e.peft.placeholder == tokenizer.special("<prompt>")
+    assert isinstance(e.peft, PTuning) and e.peft.placeholder == tokenizer.special_id("<prompt>")
     program = build(e, jax.devices()[:1])
     batch = next(TrainBatches(open_split(e.data, "train", tokenizer), e.data, tokenizer=tokenizer))
     state = program.init()

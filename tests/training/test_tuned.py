@@ -193,7 +193,7 @@ def test_an_encoder_decoder_writes_after_a_prompt_that_its_encoder_read():
     with program.context(any_length=True, batch=None):
         apply = jax.jit(program.apply)
         for source, found in zip(([5, 6, 7], [9]), generator.generate(params, [[5, 6, 7], [9]], 4), strict=True):
-            read, text = [*source, *generator.last], [*generator.first, *found.ids]
+            read, text = [*source, *generator.source_end_ids], [*generator.start_ids, *found.ids]
             wanted = jax.nn.log_softmax(apply(params, np.asarray([read]), np.asarray([text]))[0])
             for i, (token, value) in enumerate(zip(found.ids, found.log_probs, strict=True)):
                 np.testing.assert_allclose(wanted[i, token], value, rtol=1e-3, atol=1e-4)

@@ -177,7 +177,7 @@ class Template(Layout):
 def special_id(tokenizer: Tokenizer, field: str, name: str) -> int:
     """The id of the special token `name`. Raises FieldError naming the layout's field."""
     try:
-        return tokenizer.special(name)
+        return tokenizer.special_id(name)
     except FieldError as e:
         raise FieldError(f"data.task.layout.{field}", e.value, e.expected) from None
 

@@ -81,11 +81,13 @@ class TextPairs(LabelledTask):
     def _settings(self) -> tuple[str, str]:
         return "data.seq_len", "data.seq_len" if self.target_len is None else "data.task.target_len"
 
-    def collate(self, examples: Sequence[Example | None], length: int, fill: int, start: int | None = None) -> Batch:
-        """The arrays of `encoder_decoder.batch`. start: the decoder's start token; None is `fill`."""
+    def collate(
+        self, examples: Sequence[Example | None], length: int, fill: int, decoder_start_id: int | None = None
+    ) -> Batch:
+        """The arrays of `encoder_decoder.batch`. decoder_start_id: the decoder's start token; None is `fill`."""
         pairs: list[Any] = [e and tuple(sequence.tokens for sequence in e.sequences) for e in examples]
-        start = fill if start is None else start
-        return encoder_decoder.batch(pairs, length, self.target_len or length, fill, start)
+        decoder_start_id = fill if decoder_start_id is None else decoder_start_id
+        return encoder_decoder.batch(pairs, length, self.target_len or length, fill, decoder_start_id)
 
     def prompt(self, record: Record) -> str:
         return text_field(record, self.source, "data.task.source")
@@ -124,10 +126,10 @@ class TextPairReader(RecordReader):
         super().__init__(task, store, tokenizer, length)
         assert tokenizer is not None
         name = task.decoder_start_token
-        self._pairs, self._start = task, tokenizer.eos_id if name is None else tokenizer.special(name)
+        self._pairs, self._decoder_start_id = task, tokenizer.eos_id if name is None else tokenizer.special_id(name)
 
     def batch(self, records: Sequence[Example | None], indices: Sequence[int]) -> Batch:
-        return self._pairs.collate(records, self.length, self.fill, self._start)
+        return self._pairs.collate(records, self.length, self.fill, self._decoder_start_id)
 
 
 def _ended(ids: Sequence[int], end: int) -> TokenSequence:

@@ -150,7 +150,7 @@ class MaskedReader(Reader):
 
     def __init__(self, config: Masked, store: TokenStore, tokenizer: Tokenizer, length: int, seed: int):
         self._config, self._length, self._seed, self._eos_id = config, length, seed, store.meta.eos_id
-        cls, sep, self._mask = (tokenizer.special(name) for name in (config.cls, config.sep, config.mask))
+        cls, sep, self._mask = (tokenizer.special_id(name) for name in (config.cls, config.sep, config.mask))
         self._words = Words(tokenizer)
         self._text = config.text.open(store, self._words, cls, sep, length)
         self._special_V = self._words.special_V

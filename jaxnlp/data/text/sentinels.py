@@ -18,7 +18,7 @@ def sentinels(count: int) -> tuple[str, ...]:
 def with_sentinels(tokenizer: Tokenizer) -> Tokenizer:
     """Wraps a tokenizer to encode and decode sentinels in text. Unchanged if its vocabulary has no sentinels."""
     known = itertools.takewhile(tokenizer.has_special, map(SENTINEL.format, itertools.count()))
-    names = {name: tokenizer.special(name) for name in known}
+    names = {name: tokenizer.special_id(name) for name in known}
     return SentinelTokenizer(tokenizer, names) if names else tokenizer
 
 
@@ -54,8 +54,8 @@ class SentinelTokenizer(Tokenizer):
         found = self._tokenizer.token_bytes()
         return [self._names[i].encode() if i in self._names else piece for i, piece in enumerate(found)]
 
-    def special(self, name: str) -> int:
-        return self._tokenizer.special(name)
+    def special_id(self, name: str) -> int:
+        return self._tokenizer.special_id(name)
 
     def to_json(self) -> dict[str, Any]:
         return self._tokenizer.to_json()

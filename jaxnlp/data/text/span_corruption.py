@@ -91,11 +91,11 @@ class SpanCorruptionReader(Reader):
         self._config, self._store, self._seed, self._eos_id = config, store, seed, store.meta.eos_id
         self._size = seq_len
         self._text, self._target_size = config.lengths(seq_len)
-        self._start = (
-            self._eos_id if config.decoder_start_token is None else tokenizer.special(config.decoder_start_token)
+        self._decoder_start_id = (
+            self._eos_id if config.decoder_start_token is None else tokenizer.special_id(config.decoder_start_token)
         )
         names = sentinels(config.counts(self._text)[1])
-        self._sentinels = np.asarray([tokenizer.special(name) for name in names], np.int32)
+        self._sentinels = np.asarray([tokenizer.special_id(name) for name in names], np.int32)
 
     def __len__(self) -> int:
         # The remainder at the end is an example of its own if it has a token to drop and one to keep.
@@ -114,7 +114,7 @@ class SpanCorruptionReader(Reader):
             random = np.random.default_rng((self._seed, position))
             texts = corrupt(tokens, *self._config.counts(len(tokens)), self._sentinels, random)
             pairs.append(tuple(np.append(text, np.int32(self._eos_id)) for text in texts))
-        return encoder_decoder.batch(pairs, self._size, self._target_size, self._eos_id, self._start)
+        return encoder_decoder.batch(pairs, self._size, self._target_size, self._eos_id, self._decoder_start_id)
 
 
 def corrupt(

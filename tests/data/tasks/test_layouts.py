@@ -20,7 +20,7 @@ from jaxnlp.errors import UserError
 
 NAMES = ("[CLS]", "[SEP]", "<s>", "</s>", "<start>", "<delimiter>", "<extract>")
 TOKENIZER = ByteTokenizer((*NAMES, "<prompt>"))
-CLS, SEP, S, E, START, DELIMITER, EXTRACT = (TOKENIZER.special(name) for name in NAMES)
+CLS, SEP, S, E, START, DELIMITER, EXTRACT = (TOKENIZER.special_id(name) for name in NAMES)
 A, B, C, D = b"ABCD"
 FILL = TOKENIZER.eos_id
 silent = lambda text: None
@@ -86,7 +86,7 @@ def test_texts_as_sequences(layout, inputs, fields, tokens, token_type_ids, pool
     assert ("lm_targets" in batch) == isinstance(layout, DecoderLayout)
 
 
-P, Q = TOKENIZER.special("<prompt>"), ord("?")
+P, Q = TOKENIZER.special_id("<prompt>"), ord("?")
 
 
 @pytest.mark.parametrize(
