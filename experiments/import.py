@@ -20,7 +20,7 @@ EOS_TOKEN = flags.DEFINE_string("eos_token", None, "Token that separates documen
 
 def main() -> None:
     from jaxnlp.interop.huggingface import load
-    from jaxnlp.training.init.import_run import seed_run
+    from jaxnlp.training.init.import_run import create_run
 
     if SOURCE.value is None:
         raise UserError("--source: not given; expected a folder in Hugging Face's layout, or a hub id")
@@ -29,7 +29,7 @@ def main() -> None:
     model, params, tokenizer = load(SOURCE.value)
     if tokenizer is None:
         raise UserError(f"{SOURCE.value}: has no tokenizer.json, and no vocab.json with merges.txt; a run needs one")
-    count = seed_run(CONFIG.value, model, params, tokenizer, EOS_TOKEN.value, WORKDIR.value)
+    count = create_run(CONFIG.value, model, params, tokenizer, EOS_TOKEN.value, WORKDIR.value)
     print(f"{type(model).__name__}, {count:,} parameters, written to {WORKDIR.value} as step 0. Next:")
     python = runtime.python()
     print(f'  generate   {python} -m experiments.generate --workdir={WORKDIR.value} --prompt="The"')

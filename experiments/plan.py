@@ -96,16 +96,16 @@ def planned() -> int:
 
     devices = topology.topology_devices(TOPOLOGY.value)
     experiment = resolved(CONFIG.value)
-    tell = lambda line: print(line, file=sys.stderr, flush=True)
+    log = lambda line: print(line, file=sys.stderr, flush=True)
     busy = waiting if sys.stderr.isatty() else contextlib.nullcontext  # the search itself tells of each table
     if SEARCH.value:
-        plans = search(experiment, devices, tell, busy, TABLES.value or ())
+        plans = search(experiment, devices, log, busy, TABLES.value or ())
         print(format_ranking(plans) if plans else "nothing fits; more devices, a smaller batch, or model.remat='full'")
     else:
         with waiting(f"compiling for {len(devices)} x {devices[0].device_kind}"):
             plan = plan_step(experiment, devices, experiment_name())
         if plan.fits:
-            tell(f"compiled in {plan.compile_seconds:,.0f} s")
+            log(f"compiled in {plan.compile_seconds:,.0f} s")
         elif plan.device_memory_limit is not None:
             plan = with_remedies(plan, experiment, devices, topology.larger_topology(TOPOLOGY.value), waiting)
         plans = [plan]
@@ -115,7 +115,7 @@ def planned() -> int:
         plan = [one.to_dict() for one in plans]
         save_png(draw_plans(plan, f"{experiment_name()} on {TOPOLOGY.value}"), out / "plan.png")
         (out / "plan.json").write_text(json.dumps({"topology": TOPOLOGY.value, "plans": plan}, indent=1) + "\n")
-        tell(f"written: {out / 'plan.json'}, {out / 'plan.png'}")
+        log(f"written: {out / 'plan.json'}, {out / 'plan.png'}")
     return 0 if plans and plans[0].fits else 1
 
 

@@ -35,7 +35,7 @@ def main() -> None:
     from rich.progress import track
 
     from jaxnlp.data.tasks.labelled_task import LabelledTask
-    from jaxnlp.evals.predictions import answers
+    from jaxnlp.evals.predictions import predict
     from jaxnlp.training.load import load
 
     if WORKDIR.value is None:
@@ -47,16 +47,16 @@ def main() -> None:
     if not isinstance(data.task, LabelledTask) or data.task.output != "logits":
         raise UserError(f"--workdir={WORKDIR.value}: not a run of a labelled task ({type(data.task).__name__}())")
     records = given(data.task)
-    tell = lambda text: print(text, file=sys.stderr)
-    examples = data.task.encode(records, tokenizer, data.seq_len, tell, labelled=False)
-    found = answers(run.program, run.params, tokenizer, records, examples)
+    log = lambda text: print(text, file=sys.stderr)
+    examples = data.task.encode(records, tokenizer, data.seq_len, log, labelled=False)
+    found = predict(run.program, run.params, tokenizer, records, examples)
     shown = track(found, "predicting", len(records), console=Console(stderr=True), transient=True)
     with contextlib.ExitStack() as stack:
         out = sys.stdout if OUT.value is None else stack.enter_context(opened(OUT.value))
         for record, answer in zip(records, shown, strict=True):
             print(json.dumps({**record.fields, "prediction": answer}, ensure_ascii=False, default=str), file=out)
     if OUT.value is not None:
-        tell(f"step {run.saved.step:,}, {len(records):,} records written to {OUT.value}")
+        log(f"step {run.saved.step:,}, {len(records):,} records written to {OUT.value}")
 
 
 def given(task: "LabelledTask") -> "list[Record]":

@@ -71,7 +71,7 @@ class Rollouts(Feed):
 
     def next(self, state: TrainState) -> Batch:
         size, length, eos_id = self._data.batch_size, self._data.seq_len, self._generator.eos_id
-        texts = self._generator(state.model, [[]] * size, length, Sampling(temperature=1.0), int(state.step))
+        texts = self._generator(state.all_params, [[]] * size, length, Sampling(temperature=1.0), int(state.step))
         targets_BT = np.full((size, length), eos_id, np.int32)
         weights_BT = np.zeros((size, length), np.float32)
         for row, ids in enumerate(texts):

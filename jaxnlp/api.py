@@ -25,7 +25,7 @@ from jaxnlp.data.text.sentinels import with_sentinels
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
 from jaxnlp.evals.loss import evaluate as evaluate_loss
-from jaxnlp.evals.predictions import answers
+from jaxnlp.evals.predictions import predict
 from jaxnlp.inference.attention_maps import Map, attention_maps
 from jaxnlp.inference.decode import Generation
 from jaxnlp.inference.fill_mask import Guess, encoder_row, fill_mask
@@ -86,7 +86,7 @@ def train(
         raise UserError(f"train: got {type(experiment).__name__}; {expected}")
     result = supervised.train(experiment, workdir, hooks=hooks, make_feed=make_feed)
     saved = Saved(int(result.state.step), result.experiment, result.tokenizer, {}, {})
-    return Model(Loaded(saved, result.program, result.state.model), str(workdir), result)
+    return Model(Loaded(saved, result.program, result.state.all_params), str(workdir), result)
 
 
 def evaluate(source: str | pathlib.Path, split: str = "validation", checkpoint: str = "latest") -> dict[str, float]:
@@ -195,7 +195,7 @@ class Model:
         parsed = [Record(f"records[{i}]", _fields(task, record)) for i, record in enumerate(records)]
         note = functools.partial(print, file=sys.stderr)
         examples = task.encode(parsed, self.tokenizer, data.seq_len, note, labelled=False)
-        return list(answers(self.program, self.params, self.tokenizer, parsed, examples))
+        return list(predict(self.program, self.params, self.tokenizer, parsed, examples))
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[Guess]]:
         """The `top` most likely tokens at each mask of a text, for an encoder with a masked-word head."""

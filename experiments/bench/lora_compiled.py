@@ -113,10 +113,10 @@ def forward(of: Any) -> int:
 
     print("compiling the forward pass", file=sys.stderr, flush=True)
     objective = of.experiment.objective
-    own = {(x.shape, x.dtype) for x in jax.tree.leaves(of.abstract.model)}
+    own = {(x.shape, x.dtype) for x in jax.tree.leaves(of.abstract.all_params)}
 
     def kept(state, batch):
-        whole = lambda params: dataclasses.replace(state, params=params).model
+        whole = lambda params: dataclasses.replace(state, params=params).all_params
         loss = lambda p: objective.loss(of.apply, whole(p), objective.prepare(batch), jax.random.key(0))[0]
         return [x for x in jax.tree.leaves(jax.vjp(loss, state.params)[1]) if (x.shape, x.dtype) not in own]
 
@@ -132,7 +132,7 @@ def step(of: Any, name: str) -> dict[str, int]:
     from jaxnlp.planning.planner import compiled_memory
 
     done = compiled(of, f"the step of {name}")
-    stacks = {x.shape for x in jax.tree.leaves(of.abstract.model) if x.ndim > 2 and math.prod(x.shape[1:]) > 1e6}
+    stacks = {x.shape for x in jax.tree.leaves(of.abstract.all_params) if x.ndim > 2 and math.prod(x.shape[1:]) > 1e6}
     trained = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(of.abstract.params))
     result = {"trained": trained, "weight gradients": weight_gradients(done.as_text(), stacks)}
     return compiled_memory(done.memory_analysis()) | result

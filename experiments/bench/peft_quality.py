@@ -108,12 +108,12 @@ class Bench:
 
     def state(self, method: str, rate: float | None, seed: int) -> Any:
         """A method's state at step 0: the pretrained body and a head initialised by the seed, equal for all methods."""
-        from jaxnlp.training.init.frozen_base import first_state
+        from jaxnlp.training.init.frozen_base import init_state
         from jaxnlp.training.step.program import build
 
         e = self.experiment(method, rate, seed)
         if seed not in self._bases:
-            self._bases[seed] = first_state(build(dataclasses.replace(e, peft=None)), self.tokenizer, say)[0].params
+            self._bases[seed] = init_state(build(dataclasses.replace(e, peft=None)), self.tokenizer, say)[0].params
         return build(e).init_from_params(self._bases[seed])
 
     def run(self, method: str, rate: float | None, seed: int, steps: int, report: Callable[[int, float], Any]) -> Any:
@@ -138,7 +138,7 @@ class Bench:
         rows = [[*chosen[i : i + EVAL_ROWS]] for i in range(0, len(chosen), EVAL_ROWS)]
         full = [[*(reader[i] for i in some), *[None] * (EVAL_ROWS - len(some))] for some in rows]
         batches = (reader.batch(some, ()) for some in full)
-        return evaluate(program.eval_step, state.model, batches, e.objective)
+        return evaluate(program.eval_step, state.all_params, batches, e.objective)
 
     def search(self, results: dict[str, Any]) -> None:
         """Adds the validation accuracy of each learning rate, at seed 0 after the first part of the run."""

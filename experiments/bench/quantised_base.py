@@ -46,7 +46,9 @@ def measured(dtype: str) -> tuple[int, dict[str, int]]:
     program = build(e, chips)
     with program.context():
         compiled = program.step.lower(program.abstract, step_batch(program)).compile()
-    return sum(map(device_bytes, jax.tree.leaves(program.abstract.model))), compiled_memory(compiled.memory_analysis())
+    return sum(map(device_bytes, jax.tree.leaves(program.abstract.all_params))), compiled_memory(
+        compiled.memory_analysis()
+    )
 
 
 if __name__ == "__main__":

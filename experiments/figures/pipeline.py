@@ -44,7 +44,7 @@ def main() -> None:
     print(f"bubble, formula        {bubble(schedule, p, m):.4f} = {FORMULAS[SCHEDULE.value]}")
     print(f"(p - 1) / (m + p - 1)  {(p - 1) / (m + p - 1):.4f}")
     if OUT.value is not None:
-        cells = [[None if w is None else (w.microbatch, w.forward, w.lap) for w in slot] for slot in table]
+        cells = [[None if w is None else (w.microbatch, w.forward, w.virtual_stage) for w in slot] for slot in table]
         title = f"{SCHEDULE.value}, {p} stages, {m} microbatches: bubble {100 * idle(table):.1f}%"
         save_png(draw_schedule(cells, title), pathlib.Path(OUT.value))
         print(f"written: {OUT.value}")

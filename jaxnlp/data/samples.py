@@ -57,7 +57,7 @@ class SampledModel(abc.ABC):
         """
 
     @abc.abstractmethod
-    def answers(self, records: Sequence["Record"], examples: Sequence["Example"]) -> Iterator[dict[str, Any]]:
+    def predict(self, records: Sequence["Record"], examples: Sequence["Example"]) -> Iterator[dict[str, Any]]:
         """A labelled task's prediction for each record. examples: the task's examples of the records, in order."""
 
 

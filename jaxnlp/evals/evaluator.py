@@ -22,7 +22,7 @@ from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.loss import evaluate
-from jaxnlp.evals.predictions import answers
+from jaxnlp.evals.predictions import predict
 from jaxnlp.inference.decode import Generator
 from jaxnlp.inference.scoring import LENGTH_MULTIPLE, filled, score_continuations
 from jaxnlp.metrics.metric import Metric, Scores, bootstrap_interval, metric_named
@@ -189,7 +189,7 @@ class PredictionEvaluator(RecordEvaluator):
         examples = store.encoded(task, model.tokenizer, model.data.seq_len)
         chosen = [example for example in examples if example.record < len(records)]
         predictions = []
-        for prediction in answers(model.program, model.params, model.tokenizer, records, chosen):
+        for prediction in predict(model.program, model.params, model.tokenizer, records, chosen):
             model.between_batches()
             predictions.append(prediction)
         return self.outcome(task, records, predictions)
@@ -263,7 +263,7 @@ class RankingEvaluator(RecordEvaluator):
         examples = store.encoded(task, model.tokenizer, model.data.seq_len)
         chosen = [example for example in examples if example.record < len(records)]
         ranked = Ranked(records, [], [], [])
-        for prediction in answers(model.program, model.params, model.tokenizer, records, chosen):
+        for prediction in predict(model.program, model.params, model.tokenizer, records, chosen):
             model.between_batches()
             scores = prediction.get("probabilities")
             if scores is None:

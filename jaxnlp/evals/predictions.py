@@ -15,7 +15,7 @@ from jaxnlp.inference.loop import replicate
 INPUTS = ("token_type_ids", "segment_ids", "pool_positions")
 
 
-def answers(
+def predict(
     program: Any, params: Any, tokenizer: Tokenizer, records: Sequence[Record], examples: Sequence[Example]
 ) -> Iterator[Prediction]:
     """Yields the task's prediction for each record, in order, computed one batch at a time.

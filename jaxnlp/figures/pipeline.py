@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 DPI = 100
-FORWARD = ("#7ea6d9", "#a9c9ec", "#cfe2f7")  # a shade for each lap, repeated if there are more laps
+FORWARD = ("#7ea6d9", "#a9c9ec", "#cfe2f7")  # a shade for each virtual stage, repeated if there are more
 BACKWARD = ("#8fbf7f", "#b3d8a6", "#d6ecce")
 IDLE = "#f2f2f2"
 SIDE, WIDEST = 0.3, 60.0  # inches: side of a cell, width of the figure
 
-Cell = tuple[int, bool, int]  # microbatch, whether forward, lap
+Cell = tuple[int, bool, int]  # microbatch, whether forward, virtual stage
 
 
 def draw_schedule(table: Sequence[Sequence[Cell | None]], title: str) -> Any:
@@ -26,7 +26,7 @@ def draw_schedule(table: Sequence[Sequence[Cell | None]], title: str) -> Any:
     figure = Figure(figsize=(max(side * slots + 1.3, 6.0), SIDE * stages + 1.3), dpi=DPI)
     width, height = figure.get_size_inches()
     axis = figure.add_axes((1.0 / width, 0.6 / height, side * slots / width, SIDE * stages / height))
-    laps = 1 + max((cell[2] for slot in table for cell in slot if cell is not None), default=0)
+    virtual_stages = 1 + max((cell[2] for slot in table for cell in slot if cell is not None), default=0)
     for t, slot in enumerate(table):
         for stage, cell in enumerate(slot):
             axis.add_patch(Rectangle((t, stage), 1, 1, facecolor=_colour(cell), edgecolor="white", lw=0.8))
@@ -40,9 +40,9 @@ def draw_schedule(table: Sequence[Sequence[Cell | None]], title: str) -> Any:
     for spine in axis.spines.values():
         spine.set_visible(False)
     figure.suptitle(title, fontsize=11, weight="bold", x=0.1 / width, y=1 - 0.15 / height, ha="left", va="top")
-    lap = lambda i: f", lap {i + 1}" if laps > 1 else ""
-    colours = {f"forward{lap(i)}": _colour((0, True, i)) for i in range(laps)}
-    colours |= {f"backward{lap(i)}": _colour((0, False, i)) for i in range(laps)} | {"idle": IDLE}
+    label = lambda i: f", virtual stage {i + 1}" if virtual_stages > 1 else ""
+    colours = {f"forward{label(i)}": _colour((0, True, i)) for i in range(virtual_stages)}
+    colours |= {f"backward{label(i)}": _colour((0, False, i)) for i in range(virtual_stages)} | {"idle": IDLE}
     handles = [Rectangle((0, 0), 1, 1, facecolor=colour, label=name) for name, colour in colours.items()]
     figure.legend(handles=handles, loc="lower right", ncols=len(handles), fontsize=8, frameon=False)
     return figure

@@ -94,7 +94,7 @@ def _weights(model: BoundModel, params: Any, inputs: list[np.ndarray], arguments
     config, tuning = model.config.body, model.tuning
     capture = make_capture(config.build())
     if tuning is not None:
-        if tuning.method.front:
+        if tuning.method.num_virtual_tokens:
             name = type(tuning.method).__name__
             raise UserError(f"--workdir: the run's {name}() is read before the text, and has no words to label; no map")
         capture = tuning.apply(capture, () if config is model.config else ("trunk",))

@@ -63,18 +63,21 @@ def make_generator(model: BoundModel) -> Generator:
     def context(rows: int) -> contextlib.AbstractContextManager[Any]:
         return model.context() if rows % model.batch_ways == 0 else model.context(batch=None)
 
-    front = 0 if tuning is None else tuning.method.cache_front(config.kind == "encoder-decoder")
+    encoder_decoder = config.kind == "encoder-decoder"
+    num_virtual_tokens = 0 if tuning is None else tuning.method.num_cached_virtual_tokens(encoder_decoder)
     generator = Generator(
         model.apply,
         config.init_cache,
-        None if config.length_limit is None else config.length_limit - front,
+        None if config.length_limit is None else config.length_limit - num_virtual_tokens,
         model.tokenizer.eos_id,
         model.tokenizer.vocab_size,
         context,
         decoder_start_ids=None if model.task.decoder_start_token is None else (model.decoder_start_id,),
-        encoder_decoder=config.kind == "encoder-decoder",
-        num_virtual_tokens=front,
-        prefill_prefix=functools.partial(tuning.begin_cache, model.apply) if tuning is not None and front else None,
+        encoder_decoder=encoder_decoder,
+        num_virtual_tokens=num_virtual_tokens,
+        prefill_prefix=functools.partial(tuning.begin_cache, model.apply)
+        if tuning is not None and num_virtual_tokens
+        else None,
     )
     one_cpu = model.mesh.size == 1 and model.mesh.devices.flat[0].platform == "cpu"
     return _output_major(generator, model) if one_cpu and config.policy is not None else generator

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxnlp.errors import UserError
 from jaxnlp.interop import adapter_config, huggingface, ia3, lora, soft_prompts
-from jaxnlp.interop.module_names import CONFIG, WEIGHTS, Place, layers_of, opened, places
+from jaxnlp.interop.module_names import CONFIG, WEIGHTS, HFModule, layers_of, modules_of, opened
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.method import PEFTMethod
@@ -49,7 +49,7 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
     fields = adapter_config.read(folder / CONFIG, KINDS)
     kind = fields["peft_type"]
     tensors = huggingface.read_tensors(folder / WEIGHTS)
-    hf_modules = places(config)
+    hf_modules = modules_of(config)
     tensors = _checked_copies(folder / WEIGHTS, tensors, hf_modules, base)
     unrolled = dataclasses.replace(config, scan_layers=False) if config.scan_layers else config
     shapes, _ = abstract_params(unrolled.build(), *unrolled.example_inputs(1, 2))
@@ -95,7 +95,7 @@ def _zeros(tuning: TunedModel) -> Any:
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tuning.shapes)
 
 
-def _checked_copies(path, tensors: Mapping[str, np.ndarray], hf_modules: Mapping[str, Place], base: Any):
+def _checked_copies(path, tensors: Mapping[str, np.ndarray], hf_modules: Mapping[str, HFModule], base: Any):
     """The tensors without copies of base parameters. Raises UserError if a copy differs: it is another base."""
     adapter_tensors = {}
     flat = {path_name(at): x for at, x in jax.tree_util.tree_leaves_with_path(huggingface.unstacked(base or {}))}
@@ -104,12 +104,12 @@ def _checked_copies(path, tensors: Mapping[str, np.ndarray], hf_modules: Mapping
         if not copied:
             adapter_tensors[name] = array
             continue
-        place = hf_modules.get(module)
-        if place is None:
+        hf_module = hf_modules.get(module)
+        if hf_module is None:
             raise UserError(f"{path}: tensor {name} matches no module of this model")
         if base is None:
             raise UserError(f"{path}: tensor {name} is a copy of a base parameter; pass base= to compare the two")
-        parameter = place.tensor.to_tensor([np.asarray(flat[name]) for name in place.tensor.paths])
+        parameter = hf_module.tensor.to_tensor([np.asarray(flat[name]) for name in hf_module.tensor.paths])
         if parameter.shape != array.shape or (parameter != array).any():
             raise UserError(
                 f"{path}: tensor {name} differs from the base parameter; the adapter was trained on another base"
@@ -117,8 +117,8 @@ def _checked_copies(path, tensors: Mapping[str, np.ndarray], hf_modules: Mapping
     return adapter_tensors
 
 
-def _by_module(path, tensors: Mapping[str, np.ndarray], hf_modules: Mapping[str, Place], fields: Mapping[str, Any]):
-    """The tensors of a file by module: {module: (place, {leaf: array})}.
+def _by_module(path, tensors: Mapping[str, np.ndarray], hf_modules: Mapping[str, HFModule], fields: Mapping[str, Any]):
+    """The tensors of a file by module: {module: (hf_module, {leaf: array})}.
 
     Args:
         tensors: named `base_model.model.<module>.<leaf>`.
@@ -128,16 +128,18 @@ def _by_module(path, tensors: Mapping[str, np.ndarray], hf_modules: Mapping[str,
     """
     without_prefix = lambda name: name.partition(".")[2]
     count = collections.Counter(map(without_prefix, hf_modules))  # an encoder and a decoder share names without prefix
-    bare = {without_prefix(name): place for name, place in hf_modules.items() if count[without_prefix(name)] == 1}
-    by_module: dict[str, tuple[Place, dict[str, np.ndarray]]] = {}
+    bare = {
+        without_prefix(name): hf_module for name, hf_module in hf_modules.items() if count[without_prefix(name)] == 1
+    }
+    by_module: dict[str, tuple[HFModule, dict[str, np.ndarray]]] = {}
     for name, array in tensors.items():
         module, leaf = _split(name.removeprefix(PREFIX))
-        place = hf_modules.get(module) or bare.get(module)  # adapters of headless models lack the prefix
-        if place is None or not leaf:
+        hf_module = hf_modules.get(module) or bare.get(module)  # adapters of headless models lack the prefix
+        if hf_module is None or not leaf:
             raise UserError(f"{path}: tensor {name} matches no module of this model")
-        by_module.setdefault(module, (place, {}))[1][leaf] = array
-    for module, (place, arrays) in by_module.items():
-        expected = _kinds(fields, place)
+        by_module.setdefault(module, (hf_module, {}))[1][leaf] = array
+    for module, (hf_module, arrays) in by_module.items():
+        expected = _kinds(fields, hf_module)
         if set(arrays) != set(expected):
             raise UserError(
                 f"{path}: module {module} has tensors {', '.join(sorted(arrays))}; expected {', '.join(expected)} for "
@@ -152,11 +154,11 @@ def _split(name: str) -> tuple[str, str]:
     return (module, leaf) if leaf.startswith(("lora_", "ia3_")) else (name, "")
 
 
-def _kinds(fields: Mapping[str, Any], place: Place) -> list[str]:
+def _kinds(fields: Mapping[str, Any], hf_module: HFModule) -> list[str]:
     """Names of the leaves that an adapted module has in a PEFT file."""
     if fields["peft_type"] == "IA3":
         return ["ia3_l"]
-    if place.tensor.kind == "table":
+    if hf_module.tensor.kind == "table":
         return ["lora_embedding_A", "lora_embedding_B"]
     return ["lora_A", "lora_B", *(["lora_magnitude_vector"] if fields.get("use_dora") else [])]
 
@@ -194,7 +196,7 @@ def save_adapter(
         )
     leaves = huggingface.unstacked(tuning.expanded(tuned))
     flat = {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(leaves)}
-    hf_modules = places(config)
+    hf_modules = modules_of(config)
     if isinstance(method, LoRA):
         fields, arrays = lora.write(tuning, flat, hf_modules)
     else:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxnlp.errors import UserError
 from jaxnlp.interop.adapter_config import of_module, positive, rate
-from jaxnlp.interop.module_names import CONFIG, WEIGHTS, Place, inputs_of, outputs_of, patterns
+from jaxnlp.interop.module_names import CONFIG, WEIGHTS, HFModule, inputs_of, outputs_of, patterns
 from jaxnlp.peft.lora import MAGNITUDE, A, B, LoRA
 from jaxnlp.peft.tuning import TunedModel
 
@@ -25,7 +25,7 @@ def read(
     """(method, tuned leaves by path of an unrolled model).
 
     Args:
-        fields: adapter_config.json. modules: {module: (place, {leaf: array})} from the file.
+        fields: adapter_config.json. modules: {module: (hf_module, {leaf: array})} from the file.
         sizes: our parameters' shapes by path. folder: the adapter's, for error messages.
 
     Raises:
@@ -35,12 +35,12 @@ def read(
     rank, alpha = positive(fields, "r", path), float(positive(fields, "lora_alpha", path, float))
     rank_root = math.sqrt if fields.get("use_rslora") else float
     leaves, targets = {}, []
-    for module, (place, arrays) in modules.items():
-        table = place.tensor.kind == "table"
+    for module, (hf_module, arrays) in modules.items():
+        table = hf_module.tensor.kind == "table"
         a, b = (arrays[f"lora_embedding_{x}" if table else f"lora_{x}"] for x in "AB")
         module_rank = of_module(fields, "rank_pattern", module, path, rank)
         module_scale = of_module(fields, "alpha_pattern", module, path, alpha) / rank_root(module_rank)
-        inputs, parts = inputs_of(place, sizes), outputs_of(place, sizes)
+        inputs, parts = inputs_of(hf_module, sizes), outputs_of(hf_module, sizes)
         expected = ((module_rank, math.prod(inputs)), (sum(map(math.prod, parts)), module_rank))
         if (a.shape, b.shape) != expected:
             raise UserError(
@@ -53,8 +53,8 @@ def read(
                 f"{folder / WEIGHTS}: module {module} has {lengths.size} DoRA magnitudes; expected {b.shape[0]}"
             )
         starts = np.cumsum([0, *map(math.prod, parts)])
-        for i, (module_path, out) in enumerate(zip(place.paths, parts, strict=True)):
-            a_part, b_part = _block(a, b[starts[i] : starts[i + 1]], i, len(parts), rank, place.name, folder)
+        for i, (module_path, out) in enumerate(zip(hf_module.paths, parts, strict=True)):
+            a_part, b_part = _block(a, b[starts[i] : starts[i + 1]], i, len(parts), rank, hf_module.name, folder)
             b_part = b_part.astype(np.float32) * (module_scale / (alpha / rank_root(rank)))
             leaves[*module_path, A] = np.ascontiguousarray(a_part.T.reshape(*inputs, rank), np.float32)
             leaves[*module_path, B] = np.ascontiguousarray(b_part.T.reshape(rank, *out), np.float32)
@@ -92,49 +92,49 @@ def _block(a, b, i: int, parts: int, rank: int, name: str, folder):
 
 
 def write(
-    tuning: TunedModel, flat: Any, hf_modules: Mapping[str, Place]
+    tuning: TunedModel, flat: Any, hf_modules: Mapping[str, HFModule]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(adapter_config.json, tensors by name).
 
     Args:
-        flat: tuned leaves by path of an unrolled model. hf_modules: places of PEFT's modules.
+        flat: tuned leaves by path of an unrolled model. hf_modules: PEFT's modules by name.
 
     Raises:
         UserError: PEFT has no equivalent: an adapted output map tied to the embedding, or DoRA on part of a matrix.
     """
     method: Any = tuning.method
     for target in tuning.targets.values():
-        if method.tied and target.num_in is None and set(target.others) & set(method.methods):
+        if method.tied and target.num_in is None and set(target.others) & set(method.intercepted_methods):
             raise UserError(
                 f"{target.name}: LoRA also adapts the tied output map, and PEFT adapts only the embedding lookup; "
                 "train with LoRA(tied=False), or merge the adapter"
             )
     arrays, ranks, alphas, targets = {}, {}, {}, []
-    for place in hf_modules.values():
-        leaves = [_lora_of(flat, path) for path in place.paths]
+    for hf_module in hf_modules.values():
+        leaves = [_lora_of(flat, path) for path in hf_module.paths]
         if not any(leaves):
             continue
         first = next(x for x in leaves if x)
         sizes = [math.prod(x[1].shape[1:]) if x else math.prod(first[1].shape[1:]) for x in leaves]
-        table = place.tensor.kind == "table"
+        table = hf_module.tensor.kind == "table"
         same_a = all(x and np.array_equal(x[0], first[0]) for x in leaves)
         if same_a:
             a = first[0].reshape(-1, method.rank).T
             b = np.concatenate([x[1].reshape(method.rank, -1).T for x in leaves])
         else:
             a, b = _joined(leaves, sizes, method.rank)
-            ranks[place.name], growth = a.shape[0], a.shape[0] / method.rank
-            alphas[place.name] = method.alpha * (math.sqrt(growth) if method.use_rslora else growth)
+            ranks[hf_module.name], growth = a.shape[0], a.shape[0] / method.rank
+            alphas[hf_module.name] = method.alpha * (math.sqrt(growth) if method.use_rslora else growth)
         names = ("lora_embedding_A", "lora_embedding_B") if table else ("lora_A.weight", "lora_B.weight")
-        arrays |= {f"{place.name}.{name}": x for name, x in zip(names, (a, b), strict=True)}
+        arrays |= {f"{hf_module.name}.{name}": x for name, x in zip(names, (a, b), strict=True)}
         if method.use_dora:
             if not all(leaves):
                 raise UserError(
-                    f"{place.name}: PEFT has no equivalent of DoRA on some parts of a matrix; target all its parts"
+                    f"{hf_module.name}: PEFT has no equivalent of DoRA on some parts of a matrix; target all its parts"
                 )
             lengths = np.concatenate([x[2].reshape(-1) for x in leaves])
-            arrays[f"{place.name}.lora_magnitude_vector"] = lengths
-        targets.append(place.name)
+            arrays[f"{hf_module.name}.lora_magnitude_vector"] = lengths
+        targets.append(hf_module.name)
     fields = {
         "peft_type": "LORA",
         "r": method.rank,

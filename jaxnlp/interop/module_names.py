@@ -12,7 +12,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class HFModule:
     """A Hugging Face module: its full name, and the paths of our modules in the order of its outputs."""
 
     name: str
@@ -20,7 +20,7 @@ class Place:
     tensor: Tensor
 
 
-def places(config: Any) -> dict[str, Place]:
+def modules_of(config: Any) -> dict[str, HFModule]:
     """Every Hugging Face module with a matrix or a table, by name, for one of our configs.
 
     Raises:
@@ -36,20 +36,20 @@ def places(config: Any) -> dict[str, Place]:
     for tensor in family.tensors(config):
         if tensor.kind != "vector":
             name = tensor.name.removesuffix(".weight")
-            by_name[name] = Place(name, tuple(tuple(path.split("/"))[:-1] for path in tensor.paths), tensor)
+            by_name[name] = HFModule(name, tuple(tuple(path.split("/"))[:-1] for path in tensor.paths), tensor)
     return by_name
 
 
-def inputs_of(place: Place, sizes: Any) -> tuple[int, ...]:
+def inputs_of(hf_module: HFModule, sizes: Any) -> tuple[int, ...]:
     """Shape of our input axes. sizes: our shapes by path."""
-    shape = sizes[place.tensor.paths[0]]
-    return shape[:1] if place.tensor.kind == "table" else shape[: place.tensor.num_in]
+    shape = sizes[hf_module.tensor.paths[0]]
+    return shape[:1] if hf_module.tensor.kind == "table" else shape[: hf_module.tensor.num_in]
 
 
-def outputs_of(place: Place, sizes: Any) -> list[tuple[int, ...]]:
+def outputs_of(hf_module: HFModule, sizes: Any) -> list[tuple[int, ...]]:
     """Shapes of the output axes of each of our modules. sizes: our shapes by path."""
-    num_in = 1 if place.tensor.kind == "table" else place.tensor.num_in
-    return [sizes[path][num_in:] for path in place.tensor.paths]
+    num_in = 1 if hf_module.tensor.kind == "table" else hf_module.tensor.num_in
+    return [sizes[path][num_in:] for path in hf_module.tensor.paths]
 
 
 def patterns(paths: Sequence[str], sizes: Any) -> tuple[str, ...]:

@@ -155,11 +155,11 @@ class Bert(nn.Module):
         embed = Embed(c.vocab_size, c.embed_dim, c.policy, name="embed")
         kinds = Embed(c.num_types, c.embed_dim, c.policy, axes=("types", "embed"), name="types")
         x_BTD = embed(tokens_BT) + kinds(token_type_ids)
-        vectors = c.positions.module(c.max_length, c.embed_dim, c.policy, name="positions")
+        vectors = c.positions.build(c.max_length, c.embed_dim, c.policy, name="positions")
         if vectors is not None:
             x_BTD = x_BTD + vectors(positions)
         if c.norm_position == "post":
-            x_BTD = c.norm.module(c.policy, name="embed_norm")(x_BTD)
+            x_BTD = c.norm.build(c.policy, name="embed_norm")(x_BTD)
         x_BTD = constrain(nn.Dropout(c.dropout_rate)(x_BTD, deterministic), "batch", "residual", "activation")
         self.sow("intermediates", "hidden", x_BTD)
         bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
@@ -168,7 +168,7 @@ class Bert(nn.Module):
         mask = Mask(causal=False, query_segments_BT=segment_ids, key_segments_BS=segment_ids)
         x_BTD, _ = stack(Block, c, x_BTD, None, mask, positions, bias, deterministic)
         if c.norm_position == "pre":
-            x_BTD = c.norm.module(c.policy, name="norm")(x_BTD)
+            x_BTD = c.norm.build(c.policy, name="norm")(x_BTD)
         return self.outputs(x_BTD, embed, masked_positions, deterministic)
 
     def outputs(self, x_BTD, embed: Embed, masked_positions, deterministic) -> dict[str, jax.Array]:
@@ -208,10 +208,10 @@ class Block(nn.Module):
             dropout_rate=c.dropout_rate,
             name="attention",
         )
-        feed = c.mlp.module(
+        feed = c.mlp.build(
             hidden=c.hidden_dim, dim=c.embed_dim, use_bias=True, out_init=INIT, policy=c.policy, name="mlp"
         )
-        norm_1, norm_2 = (c.norm.module(c.policy, name=name) for name in ("attention_norm", "mlp_norm"))
+        norm_1, norm_2 = (c.norm.build(c.policy, name=name) for name in ("attention_norm", "mlp_norm"))
         drop = lambda x: nn.Dropout(c.dropout_rate)(x, deterministic)
         self_attend = lambda x: attend(x, mask, positions, bias=bias, deterministic=deterministic)[0]
         if c.norm_position == "pre":
@@ -234,6 +234,6 @@ class MaskedWords(nn.Module):
         c = self.config
         assert c.vocab_size is not None
         dense = Linear((c.embed_dim,), ("embed", "embed_out"), c.policy, kernel_init=INIT, name="dense")
-        x_BMD = c.norm.module(c.policy, name="norm")(ACTIVATIONS[c.mlp.activation](dense(x_BMD)))
+        x_BMD = c.norm.build(c.policy, name="norm")(ACTIVATIONS[c.mlp.activation](dense(x_BMD)))
         bias = parameter(self, "bias", nn.initializers.zeros, ("vocab",), (c.vocab_size,), c.policy.param_dtype)
         return embed.logits(x_BMD) + bias.astype(jnp.float32)

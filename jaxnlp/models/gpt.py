@@ -170,7 +170,7 @@ class GPT(nn.Module):
         assert c.vocab_size is not None, "vocab_size is resolved before a model is built"
         embed = Embed(c.vocab_size, c.embed_dim, c.policy, name="embed")
         x_BTD = embed(tokens_BT)
-        vectors = c.positions.module(c.max_length, c.embed_dim, c.policy, name="positions")
+        vectors = c.positions.build(c.max_length, c.embed_dim, c.policy, name="positions")
         if vectors is not None:
             x_BTD = x_BTD + vectors(inputs.positions_BT)
         x_BTD = nn.Dropout(c.dropout_rate)(x_BTD, deterministic=deterministic)
@@ -180,7 +180,7 @@ class GPT(nn.Module):
         x_BTD, layers = stack(Block, c, x_BTD, inputs.layers, *shared)
         x_BTD = x_BTD if logits_to_keep is None else x_BTD[:, -logits_to_keep:]
         if c.norm_position == "pre":
-            x_BTD = c.norm.module(c.policy, name="norm")(x_BTD)
+            x_BTD = c.norm.build(c.policy, name="norm")(x_BTD)
         out = (self.logits(x_BTD, embed), x_BTD) if with_hidden else self.logits(x_BTD, embed)
         return out if cache is None else (out, inputs.next_cache(layers))
 
@@ -222,10 +222,10 @@ class Block(nn.Module):
             out_init=out_init,
             name="attention",
         )
-        feed = c.mlp.module(
+        feed = c.mlp.build(
             hidden=c.hidden_dim, dim=c.embed_dim, use_bias=c.use_bias, out_init=out_init, policy=c.policy, name="mlp"
         )
-        norm_1, norm_2 = (c.norm.module(c.policy, name=name) for name in ("attention_norm", "mlp_norm"))
+        norm_1, norm_2 = (c.norm.build(c.policy, name=name) for name in ("attention_norm", "mlp_norm"))
         drop = nn.Dropout(c.dropout_rate)
         if c.norm_position == "pre":
             y_BTD, cache = attend(norm_1(x_BTD), mask, positions, cache=cache, bias=bias, deterministic=deterministic)

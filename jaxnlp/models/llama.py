@@ -134,7 +134,7 @@ class Llama(nn.Module):
         bias = inputs.bias(c.positions.bias(c.num_heads, c.policy, name="position_bias"))
         shared = (inputs.mask, inputs.positions_BT, bias, deterministic)
         x_BTD, layers = stack(Block, c, x_BTD, inputs.layers, *shared)
-        x_BTD = c.norm.module(c.policy, name="norm")(x_BTD if logits_to_keep is None else x_BTD[:, -logits_to_keep:])
+        x_BTD = c.norm.build(c.policy, name="norm")(x_BTD if logits_to_keep is None else x_BTD[:, -logits_to_keep:])
         if c.tie_embeddings:
             logits_BTV = embed.logits(x_BTD)
         else:
@@ -164,10 +164,10 @@ class Block(nn.Module):
             qk_norm=c.qk_norm,
             name="attention",
         )
-        feed = c.mlp.module(
+        feed = c.mlp.build(
             hidden=c.mlp_dim, dim=c.embed_dim, use_bias=False, out_init=INIT, policy=c.policy, name="mlp"
         )
-        norm_1, norm_2 = (c.norm.module(c.policy, name=name) for name in ("attention_norm", "mlp_norm"))
+        norm_1, norm_2 = (c.norm.build(c.policy, name=name) for name in ("attention_norm", "mlp_norm"))
         y_BTD, cache = attend(norm_1(x_BTD), mask, positions, cache=cache, bias=bias, deterministic=deterministic)
         x_BTD = x_BTD + y_BTD
         x_BTD = x_BTD + feed(norm_2(x_BTD))

@@ -199,7 +199,7 @@ class Encoder(nn.Module):
         x_BSD = dropped(c, x_BSD, deterministic)
         positions = jnp.broadcast_to(places, (B, S))
         x_BSD, _ = stack(EncoderBlock, c, x_BSD, None, mask, positions, bias, deterministic)
-        return dropped(c, c.norm.module(c.policy, name="norm")(x_BSD), deterministic)
+        return dropped(c, c.norm.build(c.policy, name="norm")(x_BSD), deterministic)
 
 
 class Decoder(nn.Module):
@@ -218,7 +218,7 @@ class Decoder(nn.Module):
         masks = (inputs.mask, cross_mask(inputs, input_segments))
         shared = (memory_BSD, *masks, inputs.positions_BT, bias, deterministic)
         x_BTD, layers = stack(DecoderBlock, c, dropped(c, x_BTD, deterministic), layers, *shared)
-        x_BTD = dropped(c, c.norm.module(c.policy, name="norm")(x_BTD), deterministic)
+        x_BTD = dropped(c, c.norm.build(c.policy, name="norm")(x_BTD), deterministic)
         if cache is None:
             return x_BTD, None
         layers, cross = detach_cross_cache(layers, c)
@@ -238,10 +238,10 @@ class EncoderBlock(nn.Module):
     def __call__(self, x_BSD, cache, mask, positions, bias, deterministic):
         c = self.config
         attend, feed = heads(c, "attention"), feed_forward(c)
-        normed = c.norm.module(c.policy, name="attention_norm")(x_BSD)
+        normed = c.norm.build(c.policy, name="attention_norm")(x_BSD)
         y_BSD, _ = attend(normed, mask, positions, bias=bias, deterministic=deterministic)
         x_BSD = x_BSD + dropped(c, y_BSD, deterministic)
-        x_BSD = x_BSD + dropped(c, feed(c.norm.module(c.policy, name="mlp_norm")(x_BSD)), deterministic)
+        x_BSD = x_BSD + dropped(c, feed(c.norm.build(c.policy, name="mlp_norm")(x_BSD)), deterministic)
         self.sow("intermediates", "hidden", x_BSD)
         return x_BSD, cache
 
@@ -256,14 +256,14 @@ class DecoderBlock(nn.Module):
         c = self.config
         self_cache, cross = (None, None) if cache is None else cache
         attend, cross_attend, feed = heads(c, "attention"), heads(c, "cross_attention"), feed_forward(c)
-        normed = c.norm.module(c.policy, name="attention_norm")(x_BTD)
+        normed = c.norm.build(c.policy, name="attention_norm")(x_BTD)
         y_BTD, self_cache = attend(normed, mask, positions, cache=self_cache, bias=bias, deterministic=deterministic)
         x_BTD = x_BTD + dropped(c, y_BTD, deterministic)
         pair, cross = cross_keys_values(cross_attend, memory_BSD, cross)
-        normed = c.norm.module(c.policy, name="cross_attention_norm")(x_BTD)
+        normed = c.norm.build(c.policy, name="cross_attention_norm")(x_BTD)
         y_BTD, _ = cross_attend(normed, across, keys_values=pair, deterministic=deterministic)
         x_BTD = x_BTD + dropped(c, y_BTD, deterministic)
-        x_BTD = x_BTD + dropped(c, feed(c.norm.module(c.policy, name="mlp_norm")(x_BTD)), deterministic)
+        x_BTD = x_BTD + dropped(c, feed(c.norm.build(c.policy, name="mlp_norm")(x_BTD)), deterministic)
         self.sow("intermediates", "hidden", x_BTD)
         return x_BTD, None if cache is None else (self_cache, cross)
 
@@ -289,7 +289,7 @@ def heads(c: T5Config, name: str) -> attention.MultiHeadAttention:
 
 
 def feed_forward(c: T5Config) -> Any:
-    return c.mlp.module(
+    return c.mlp.build(
         hidden=c.mlp_dim,
         dim=c.embed_dim,
         use_bias=False,

@@ -205,7 +205,7 @@ class Encoder(nn.Module):
             bias = bias(jnp.arange(S), jnp.arange(S))
         mask = Mask(causal=False, query_segments_BT=segments_BS, key_segments_BS=segments_BS)
         x_BSD, _ = stack(EncoderBlock, c, x_BSD, None, mask, positions, bias, deterministic)
-        return x_BSD if c.norm_position == "post" else c.norm.module(c.policy, name="norm")(x_BSD)
+        return x_BSD if c.norm_position == "post" else c.norm.build(c.policy, name="norm")(x_BSD)
 
 
 class Decoder(nn.Module):
@@ -226,7 +226,7 @@ class Decoder(nn.Module):
         shared = (memory_BSD, *masks, inputs.positions_BT, bias, deterministic)
         x_BTD, layers = stack(DecoderBlock, c, x_BTD, layers, *shared)
         if c.norm_position == "pre":
-            x_BTD = c.norm.module(c.policy, name="norm")(x_BTD)
+            x_BTD = c.norm.build(c.policy, name="norm")(x_BTD)
         if cache is None:
             return x_BTD, None
         layers, cross = detach_cross_cache(layers, c)
@@ -237,7 +237,7 @@ def placed(c: TransformerConfig, x_BTD, positions_BT, deterministic) -> jax.Arra
     """Embeddings plus positions, with dropout. Call it within a compact module."""
     T = x_BTD.shape[1]
     c.check_length(T)
-    vectors = c.positions.module(c.max_length, c.embed_dim, c.policy, name="positions")
+    vectors = c.positions.build(c.max_length, c.embed_dim, c.policy, name="positions")
     if vectors is not None:
         x_BTD = x_BTD + vectors(positions_BT)
     return constrain(nn.Dropout(c.dropout_rate)(x_BTD, deterministic), "batch", "residual", "activation")
@@ -287,7 +287,7 @@ class DecoderBlock(nn.Module):
 
 def residual(c: TransformerConfig, norm: str, sublayer, x_BTD, deterministic) -> jax.Array:
     """norm(x + sublayer(x)), or with pre-norm x + sublayer(norm(x)), with dropout on the sublayer's output."""
-    normed = c.norm.module(c.policy, name=norm)
+    normed = c.norm.build(c.policy, name=norm)
     drop = lambda x: nn.Dropout(c.dropout_rate)(x, deterministic)
     if c.norm_position == "pre":
         return x_BTD + drop(sublayer(normed(x_BTD)))
@@ -312,7 +312,7 @@ def heads(c: TransformerConfig, name: str) -> attention.MultiHeadAttention:
 
 
 def feed_forward(c: TransformerConfig) -> Any:
-    return c.mlp.module(
+    return c.mlp.build(
         hidden=c.hidden_dim,
         dim=c.embed_dim,
         use_bias=c.use_bias,

@@ -33,7 +33,7 @@ ROWS = (((2,), (2,)), ((0,), (0,)))  # (B, T, D) and (B, S, D) to (B, T, S), for
 class Dot:
     """q . k (Luong et al. 2015, arXiv:1508.04025, section 3.1, "dot")."""
 
-    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+    def build(self, policy: Policy, name: str | None = None) -> nn.Module:
         return _DotScore(False, policy, name=name)
 
 
@@ -41,7 +41,7 @@ class Dot:
 class ScaledDot:
     """q . k / sqrt(D) (Vaswani et al. 2017, section 3.2.1)."""
 
-    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+    def build(self, policy: Policy, name: str | None = None) -> nn.Module:
         return _DotScore(True, policy, name=name)
 
 
@@ -49,7 +49,7 @@ class ScaledDot:
 class General:
     """q W k, the multiplicative score (Luong et al. 2015, "general"); queries and keys may differ in size."""
 
-    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+    def build(self, policy: Policy, name: str | None = None) -> nn.Module:
         return _GeneralScore(policy, name=name)
 
 
@@ -66,7 +66,7 @@ class Additive:
         if self.hidden_dim is not None and self.hidden_dim < 1:
             raise FieldError("hidden_dim", self.hidden_dim, "expected a positive number of units, or None")
 
-    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+    def build(self, policy: Policy, name: str | None = None) -> nn.Module:
         return _AdditiveScore(self.hidden_dim, policy, name=name)
 
 
@@ -127,7 +127,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, q_BTD, k_BSD, v_BSD, mask: Mask | None = None) -> tuple[jax.Array, jax.Array]:
         """Returns (context_BTD, weights_BTS). A fully masked row gets the mean of all values."""
-        scores_BTS = self.score.module(self.policy, name="score")(q_BTD, k_BSD)
+        scores_BTS = self.score.build(self.policy, name="score")(q_BTD, k_BSD)
         allowed = None if mask is None else mask.dense(q_BTD.shape[1], k_BSD.shape[1])
         if allowed is not None:
             scores_BTS = jnp.where(allowed[:, 0], scores_BTS, MASKED)
@@ -175,8 +175,8 @@ class MultiHeadAttention(nn.Module):
         self.key = heads(self.num_kv_heads, "kv_heads", self.key_value_init)
         self.value = heads(self.num_kv_heads, "kv_heads", self.key_value_init)
         if self.qk_norm is not None:
-            self.query_norm = self.qk_norm.module(self.policy)
-            self.key_norm = self.qk_norm.module(self.policy)
+            self.query_norm = self.qk_norm.build(self.policy)
+            self.key_norm = self.qk_norm.build(self.policy)
 
     def keys_values(self, x_BSD, positions_BS=None) -> tuple[jax.Array, jax.Array]:
         """Keys and values of a sequence, each (B, S, N, K); the keys are rotated by its positions, if given."""

@@ -87,7 +87,7 @@ class FeedForward:
         if self.activation not in ACTIVATIONS:
             raise FieldError("activation", self.activation, f"expected one of {', '.join(ACTIVATIONS)}")
 
-    def module(
+    def build(
         self,
         *,
         hidden: int,

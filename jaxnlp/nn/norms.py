@@ -27,7 +27,7 @@ class Norm:
         if not self.epsilon > 0:
             raise FieldError("epsilon", self.epsilon, "expected a positive number, as 1e-5")
 
-    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+    def build(self, policy: Policy, name: str | None = None) -> nn.Module:
         """The Linen module, called as `module(x)` with x (..., D)."""
         raise TypeError(f"{type(self).__name__}: a norm must define module()")
 
@@ -38,7 +38,7 @@ class LayerNorm(Norm):
 
     use_bias: bool = True
 
-    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+    def build(self, policy: Policy, name: str | None = None) -> nn.Module:
         return _Norm(self.epsilon, True, self.use_bias, policy, name=name)
 
 
@@ -48,7 +48,7 @@ class RMSNorm(Norm):
 
     epsilon: float = 1e-6
 
-    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+    def build(self, policy: Policy, name: str | None = None) -> nn.Module:
         return _Norm(self.epsilon, False, False, policy, name=name)
 
 

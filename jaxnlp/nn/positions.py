@@ -30,7 +30,7 @@ class PositionEncoding:
     bounded = False
     biased = False
 
-    def module(self, max_length: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
+    def build(self, max_length: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
         """A module positions_BT -> vectors_BTD, which are added to the embeddings; None: nothing is added."""
         return None
 
@@ -62,7 +62,7 @@ class Learned(PositionEncoding):
         if self.first < 0:
             raise FieldError("first", self.first, "expected zero or more")
 
-    def module(self, max_length: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
+    def build(self, max_length: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
         return _LearnedPositions(max_length, self.first, embed_dim, policy, name=name)
 
 
@@ -75,7 +75,7 @@ class Sinusoidal(PositionEncoding):
     def check(self) -> None:
         _check_base("max_wavelength", self.max_wavelength)
 
-    def module(self, max_length: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
+    def build(self, max_length: int, embed_dim: int, policy: Policy, name: str) -> nn.Module | None:
         if embed_dim % 2:
             raise FieldError("embed_dim", embed_dim, "expected an even number with Sinusoidal() positions")
         return _SinusoidalPositions(embed_dim, self.max_wavelength, policy, name=name)

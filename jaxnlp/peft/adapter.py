@@ -37,7 +37,7 @@ class Adapter(PEFTMethod):
     bottleneck: int = 64
     activation: str = "gelu"
 
-    computes = ("activation",)
+    computation_fields = ("activation",)
 
     def check(self) -> None:
         super().check()

@@ -54,8 +54,8 @@ class LoRA(PEFTMethod):
     tied: bool = True
     lora_plus_ratio: float = 1.0
 
-    methods = ("__call__", "logits", "attend")
-    computes = ("scale", "tied")
+    intercepted_methods = ("__call__", "logits", "attend")
+    computation_fields = ("scale", "tied")
 
     def check(self) -> None:
         super().check()
@@ -145,7 +145,7 @@ class LoRA(PEFTMethod):
         return self._with(target, weights, leaves, -1)
 
     def _with(self, target: Target, weights, leaves, sign: int):
-        if not self.tied and set(self.methods) & set(target.others):
+        if not self.tied and set(self.intercepted_methods) & set(target.others):
             raise UserError(f"LoRA(tied=False): {target.name} cannot be merged, since it is also the output map")
         name = TABLE if target.num_in is None else KERNEL
         kernel, update = weights[name].astype(jnp.float32), self.scale * jnp.tensordot(leaves[A], leaves[B], axes=1)

@@ -53,10 +53,10 @@ class PEFTMethod:
     base_block: int = 64
     skip_modules: tuple[str, ...] | None = None
 
-    methods = ("__call__",)  # methods of a module whose calls the PEFT method changes
-    computes: ClassVar[tuple[str, ...]] = ()  # fields that change what the same parameters compute
-    front: ClassVar[int] = 0  # number of positions before the text's in a decoder's cache
-    one_text: ClassVar[bool] = False  # whether it changes only one of several texts in a row
+    intercepted_methods = ("__call__",)  # methods of a module whose calls the PEFT method changes
+    computation_fields: ClassVar[tuple[str, ...]] = ()  # fields that change what the same parameters compute
+    num_virtual_tokens: ClassVar[int] = 0  # number of positions before the text's in a decoder's cache
+    single_text_only: ClassVar[bool] = False  # whether it changes only one of several texts in a row
 
     def check(self) -> None:
         """Raises FieldError for the first invalid field. The base class checks the types of the fields."""
@@ -123,9 +123,9 @@ class PEFTMethod:
         """The changed call of the module of `outer`; fn(*args, **kwargs) is the module's own call."""
         return fn(*args, **kwargs)
 
-    def cache_front(self, encoder_decoder: bool) -> int:
+    def num_cached_virtual_tokens(self, encoder_decoder: bool) -> int:
         """Number of positions that the method takes at the front of a decoder's cache."""
-        return self.front
+        return self.num_virtual_tokens
 
     def begin_cache(self, run: Callable, params: Any, cache: Any) -> Any:
         """An empty cache with the method's prompt or prefix already in it; see `TunedModel.begin_cache`."""

@@ -37,7 +37,7 @@ class Prefix(PEFTMethod):
     targets: tuple[str, ...] = ("attention",)
     hidden_dim: int | None = None
 
-    methods = ("__call__", "keys_values")
+    intercepted_methods = ("__call__", "keys_values")
 
     def check(self) -> None:
         super().check()
@@ -47,7 +47,7 @@ class Prefix(PEFTMethod):
             raise FieldError("hidden_dim", self.hidden_dim, "expected a positive number of units, or None")
 
     @property
-    def front(self) -> int:
+    def num_virtual_tokens(self) -> int:
         return self.length
 
     def check_pipeline(self, stages: int) -> None:

@@ -94,14 +94,15 @@ class Prompt(PEFTMethod):
             )
 
     @property
-    def front(self) -> int:
+    def num_virtual_tokens(self) -> int:
         return self.length if self.placeholder is None else 0
 
-    def cache_front(self, encoder_decoder: bool) -> int:
-        return 0 if encoder_decoder else self.front  # an encoder-decoder's prompt is in front of the encoder's input
+    def num_cached_virtual_tokens(self, encoder_decoder: bool) -> int:
+        # An encoder-decoder's prompt is in front of the encoder's input.
+        return 0 if encoder_decoder else self.num_virtual_tokens
 
     @property
-    def one_text(self) -> bool:
+    def single_text_only(self) -> bool:
         """Whether the prompt would reach only one of several texts packed in a row."""
         return self.placeholder is None
 

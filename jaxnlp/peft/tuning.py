@@ -177,7 +177,7 @@ class TunedModel:
         leaves = self.leaves.get(call.path)
         if (*call.path, KERNEL) in self.blocks:
             fn = codes_kept(fn, call.module, KERNEL)
-        if leaves is None or call.method not in self.method.methods or call.module.is_initializing():
+        if leaves is None or call.method not in self.method.intercepted_methods or call.module.is_initializing():
             return fn(*args, **kwargs)
         if not call.module.has_variable("params", next(iter(leaves))):
             return fn(*args, **kwargs)

@@ -109,11 +109,11 @@ def _residuals(program: Program, ways: dict[str, int]) -> list[Any]:
     )
 
     def residuals(params, frozen, batch, key):
-        model_of = lambda p: dataclasses.replace(state, params=p, frozen=frozen).model
+        model_of = lambda p: dataclasses.replace(state, params=p, frozen=frozen).all_params
         loss = lambda p: e.objective.loss(single.apply, model_of(p), e.objective.prepare(batch), key)[0]
         return jax.tree.leaves(jax.vjp(loss, params)[1])
 
     with dataclasses.replace(program, mesh=mesh).context():
         residual_avals = jax.make_jaxpr(residuals)(state.params, state.frozen, batch, key).out_avals
-    param_types = {(x.shape, x.dtype) for x in jax.tree.leaves(state.model)}
+    param_types = {(x.shape, x.dtype) for x in jax.tree.leaves(state.all_params)}
     return [x for x in residual_avals if (x.shape, x.dtype) not in param_types]

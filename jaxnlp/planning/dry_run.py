@@ -17,7 +17,7 @@ from jaxnlp.trees import merge
 def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
     """(path, shape, logical axes, mesh axes, bytes per device) of each parameter."""
     rows = []
-    leaves = jax.tree_util.tree_leaves_with_path(program.abstract.model)
+    leaves = jax.tree_util.tree_leaves_with_path(program.abstract.all_params)
     axes = jax.tree.leaves(program.all_axes, is_leaf=lambda x: isinstance(x, tuple))
     for (path, leaf), names in zip(leaves, axes, strict=True):
         spec = tuple(leaf.sharding.spec) + (None,) * (leaf.ndim - len(leaf.sharding.spec))
@@ -31,7 +31,7 @@ def parameter_rows(program: Program) -> list[tuple[str, str, str, str, int]]:
 def parameter_count(program: Program) -> int:
     """Number of parameters of the model and its adapters. Quantised parameters count with their original size."""
     if program.tuning is None:
-        return sum(x.size for x in jax.tree.leaves(program.abstract.model))
+        return sum(x.size for x in jax.tree.leaves(program.abstract.all_params))
     return sum(x.size for x in jax.tree.leaves(merge(program.tuning.shapes, program.abstract.params)))
 
 
@@ -76,7 +76,7 @@ def estimate_memory(program: Program) -> dict[str, int]:
     device, host = optimizer_bytes(program)
     saved, offloaded = saved_activation_bytes(program)
     sizes = {
-        "parameters": total(state.model),
+        "parameters": total(state.all_params),
         "optimizer state": device,
         "gradients": gradient_bytes(program),
         "activations": saved,

@@ -99,7 +99,7 @@ def step_batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
 def estimate_step(program: Program, name: str = "") -> StepPlan:
     """The part of a plan that needs no compilation."""
     e, device = program.experiment, program.mesh.devices.flat[0]
-    leaves = jax.tree.leaves(program.abstract.model)
+    leaves = jax.tree.leaves(program.abstract.all_params)
     tokens = e.data.batch_size * e.data.seq_len
     dtype = (e.model.body.policy or Policy()).operand_dtype
     schedule = program.pipeline_schedule

@@ -75,9 +75,9 @@ def hbm_traffic(plan: StepPlan, program: Program) -> float:
     The update reads and writes parameters and optimizer state, and reads the gradients. State in host memory is written
     and read once more on its way to the device, and on its way back.
     """
-    e, params, schedule = program.experiment, program.abstract.model, program.pipeline_schedule
+    e, params, schedule = program.experiment, program.abstract.all_params, program.pipeline_schedule
     policy = e.model.body.policy or Policy()
-    layout = shardings(params, program.all_axes, e.sharding.used, program.mesh)
+    layout = shardings(params, program.all_axes, e.sharding.compute_rules, program.mesh)
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(layout), strict=True)
     width = lambda x: min(x.dtype.itemsize, policy.operand_dtype.itemsize)
     weights = sum(math.prod(s.shard_shape(x.shape)) * width(x) for x, s in pairs)

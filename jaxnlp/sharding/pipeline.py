@@ -60,11 +60,12 @@ class OneFOneB:
 
 @dataclasses.dataclass(kw_only=True)
 class Circular:
-    """Interleaved schedule: each stage has `virtual_stages` groups of layers, and a microbatch makes that many laps.
+    """Interleaved schedule: each stage has `virtual_stages` groups of layers.
 
-    Microbatches run in groups of `stages`, as in Megatron-LM, so that a microbatch that starts its next lap runs
-    immediately and is not buffered. Layers are stored in order over the stages. At the start of each step they are
-    exchanged, so that each stage holds the layers of its virtual stages.
+    A microbatch passes through all stages once for each group. Microbatches run in groups of `stages`, as in
+    Megatron-LM, so that a microbatch that starts its next pass runs immediately and is not buffered. Layers are stored
+    in order over the stages. At the start of each step they are exchanged, so that each stage holds the layers of its
+    virtual stages.
     """
 
     virtual_stages: int = 2
@@ -89,11 +90,11 @@ def named_schedule(schedule: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One unit of work of a stage: the forward or backward pass of a microbatch through the layers of one lap."""
+    """One unit of work of a stage: the forward or backward pass of a microbatch through one virtual stage."""
 
     microbatch: int
     forward: bool
-    lap: int = 0
+    virtual_stage: int = 0
 
 
 Timetable = list[list[Work | None]]
@@ -147,8 +148,8 @@ def timetable(schedule: Any, stages: int, microbatches: int) -> Timetable:
     def at(k, forward):
         if not 0 <= k < schedule.virtual_stages * m:
             return None
-        lap, i = item(k, p, schedule.virtual_stages)
-        return Work(i, forward, lap)
+        virtual_stage, i = item(k, p, schedule.virtual_stages)
+        return Work(i, forward, virtual_stage)
 
     passes = [(t, True) for t in range(count)] + [(t, False) for t in reversed(range(count))]
     return [[at(t - s, forward) for s in range(p)] for t, forward in passes]
@@ -160,7 +161,7 @@ def idle(table: Timetable) -> float:
 
 
 def item(k: Any, stages: int, virtual_stages: int) -> tuple[Any, Any]:
-    """(virtual stage, microbatch) of a stage's k-th unit of work; a group of p microbatches runs all its laps first."""
+    """(virtual stage, microbatch) of a stage's k-th unit of work; p microbatches run through all of them first."""
     if virtual_stages == 1:
         return k * 0, k
     group, offset = k // (stages * virtual_stages), k % (stages * virtual_stages)
@@ -203,13 +204,13 @@ def through_stages(
     weights, narrow = in_float32(weights)
     x_MB, narrow_x = in_float32(x_MB)
     shared, narrow_shared = in_float32(shared)
-    if keys is not None:  # as (stages, virtual_stages, M, layers of a lap, words)
+    if keys is not None:  # as (stages, virtual_stages, M, layers of a virtual stage, words)
         keys = jnp.moveaxis(by_stage(jnp.moveaxis(keys, 1, 0)), 3, 2)
 
     @functools.partial(jax.checkpoint, policy=functools.partial(_all_but_slices, policy), prevent_cse=False)
-    def work(weights, shared, keys, x, lap, i):
-        key = None if keys is None else _at(_at(keys, lap), i)
-        return run(narrow(_at(weights, lap)), x, narrow_shared(_at(shared, i)), key)
+    def work(weights, shared, keys, x, virtual_stage, i):
+        key = None if keys is None else _at(_at(keys, virtual_stage), i)
+        return run(narrow(_at(weights, virtual_stage)), x, narrow_shared(_at(shared, i)), key)
 
     def stage(weights, x_MB, shared, keys):
         weights, keys = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (weights, keys))
@@ -226,24 +227,24 @@ def through_stages(
 
 
 def _forward_ticks(work: Callable, x_MB: jax.Array, stages: int, virtual_stages: int) -> jax.Array:
-    """All ticks of this stage: calls work(x, lap, microbatch) and sends the result to the next stage.
+    """All ticks of this stage: calls work(x, virtual_stage, microbatch) and sends the result to the next stage.
 
     Returns:
-        What leaves this stage in the last lap, like x_MB: on the last stage, the output of the last layer.
+        What leaves this stage in the last virtual stage, like x_MB: on the last stage, the output of the last layer.
     """
     p, v, m = stages, virtual_stages, x_MB.shape[0]
     s, count = jax.lax.axis_index(STAGE), v * m + p - 1
     next_stage = [(i, (i + 1) % p) for i in range(p)]
     entering = [item(min(t, v * m - 1), p, v)[1] for t in range(count)]
-    leaving = sorted((i, t + p - 1) for t in range(v * m) for lap, i in [item(t, p, v)] if lap == v - 1)
+    leaving = sorted((i, t + p - 1) for t in range(v * m) for group, i in [item(t, p, v)] if group == v - 1)
 
     def tick(x, now):
         t, fresh = now
         k = jnp.clip(t - s, 0, v * m - 1)
-        lap, i = item(k, p, v)
+        virtual_stage, i = item(k, p, v)
         # A stage outside its schedule reruns some microbatch; the result is discarded.
-        x = jnp.where((t < s) | (t - s >= v * m) | ((s == 0) & (lap == 0)), fresh, x)
-        y = work(x, lap, i)
+        x = jnp.where((t < s) | (t - s >= v * m) | ((s == 0) & (virtual_stage == 0)), fresh, x)
+        y = work(x, virtual_stage, i)
         return jax.lax.ppermute(y, STAGE, next_stage), y
 
     fresh = x_MB[jnp.asarray(entering)]
@@ -353,7 +354,7 @@ def in_float32(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 def _all_but_slices(policy: Callable, primitive: Any, *args: Any, **params: Any) -> Any:
-    """`policy`, except that slices are never saved: each tick would save a copy of its lap's weights."""
+    """`policy`, except that slices are never saved: each tick would save a copy of its virtual stage's weights."""
     return primitive not in _SLICES and policy(primitive, *args, **params)
 
 

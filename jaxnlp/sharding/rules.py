@@ -89,7 +89,7 @@ class Sharding:
         return dataclasses.replace(new, mesh=MeshConfig(**{"data": 1, **sizes}))
 
     @property
-    def used(self) -> dict[str, Any]:
+    def compute_rules(self) -> dict[str, Any]:
         """Rules of parameters at use: those at rest without the batch axes, over which parameters are all-gathered."""
         batch = set(as_tuple(self.activations.get("batch")))
         at_use = {name: tuple(a for a in as_tuple(axes) if a not in batch) for name, axes in self.params.items()}

@@ -115,7 +115,7 @@ class Experiment:
         if self.init_peft_from is not None and self.peft is None:
             raise FieldError("init_peft_from", self.init_peft_from, "needs a PEFT method; set peft, as peft=Prompt()")
         several = self.data.task.packs_documents and not self.data.attend_across_documents
-        if self.peft is not None and self.peft.one_text and several:
+        if self.peft is not None and self.peft.single_text_only and several:
             name, task = type(self.peft).__name__, type(self.data.task).__name__
             message = f"needs one document per row, but data.task={task}() packs several"
             raise FieldError("peft", f"{name}()", f"{message}; set data.attend_across_documents=True, or use Prefix()")

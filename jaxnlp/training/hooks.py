@@ -213,7 +213,7 @@ class Evaluate(Hook):
             batches = eval_batches(store, e.data, self.limit, program.local_row_indices, setup.tokenizer)
             metrics = evaluate(
                 program.eval_step,
-                loop.state.model,
+                loop.state.all_params,
                 self._on_mesh(loop, batches),
                 e.objective,
                 bytes_per_token(e, store),
@@ -252,7 +252,7 @@ class RunEvaluator(Hook):
             if loop.run.interrupted:
                 raise StoppedBySignal
 
-        setup, params = loop.setup, loop.state.model
+        setup, params = loop.setup, loop.state.all_params
         log = loop.run.info
         model = EvaluatedModel(
             setup.program, params, setup.tokenizer, self._generator, setup.stores, between_batches, log
@@ -271,6 +271,6 @@ class Samples(Hook):
 
         setup = loop.setup
         with loop.run.pause("sampling"):
-            model = SampledRun(setup.program, loop.state.model, setup.tokenizer, setup.stores["validation"])
+            model = SampledRun(setup.program, loop.state.all_params, setup.tokenizer, setup.stores["validation"])
             lines = model.lines()
         loop.run.info("\n".join(lines))

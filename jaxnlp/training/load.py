@@ -13,7 +13,7 @@ from jaxnlp.inference.decode import Generator
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh, tpu_slices
 from jaxnlp.training.experiment import Experiment, check_batch
-from jaxnlp.training.init.frozen_base import with_base
+from jaxnlp.training.init.frozen_base import attach_base
 from jaxnlp.training.run_folder.checkpoint import Reader, Saved
 from jaxnlp.training.step.program import Program, build
 
@@ -66,7 +66,7 @@ def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:
     if program.tuning is not None:
         log = lambda text: print(text, file=sys.stderr)
         state = dataclasses.replace(program.abstract, params=params)
-        params = with_base(program, state, saved.tokenizer, saved.data, log).model
+        params = attach_base(program, state, saved.tokenizer, saved.data, log).all_params
     return Loaded(saved, program, params)
 
 

@@ -27,7 +27,7 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     """
     assert result.validation is not None
     e, step, store = result.experiment, int(result.state.step), result.stores["validation"]
-    model = SampledRun(result.program, result.state.model, result.tokenizer, store)
+    model = SampledRun(result.program, result.state.all_params, result.tokenizer, store)
     baselines = e.data.task.baselines(model)
     picture = None
     if jax.process_index() == 0:

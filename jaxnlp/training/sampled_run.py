@@ -11,7 +11,7 @@ from jaxnlp.data.samples import SampledModel
 from jaxnlp.data.source import Record
 from jaxnlp.data.tasks.encoding import Example
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.evals.predictions import answers
+from jaxnlp.evals.predictions import predict
 from jaxnlp.inference.bound_model import make_generator
 from jaxnlp.inference.loop import replicate
 from jaxnlp.inference.sampling import Sampling
@@ -47,5 +47,5 @@ class SampledRun(SampledModel):
         room = generator.fit_max_new_tokens(prompts, max_new_tokens)
         return generator(self._params, prompts, room, Sampling(**sampling), seed=self._program.experiment.seed)
 
-    def answers(self, records: Sequence[Record], examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
-        return answers(self._program, self._params, self.tokenizer, records, examples)
+    def predict(self, records: Sequence[Record], examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        return predict(self._program, self._params, self.tokenizer, records, examples)

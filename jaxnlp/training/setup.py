@@ -8,8 +8,8 @@ from jaxnlp.data.pipeline import open_split, open_tokenizer
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.training.experiment import Experiment, resolve
-from jaxnlp.training.init.frozen_base import first_state, with_base
-from jaxnlp.training.init.transfer import transferred
+from jaxnlp.training.init.frozen_base import attach_base, init_state
+from jaxnlp.training.init.transfer import transfer_params
 from jaxnlp.training.run_folder import resume
 from jaxnlp.training.run_folder.checkpoint import Saved, versions
 from jaxnlp.training.run_folder.run_folder import RunFolder
@@ -61,14 +61,14 @@ def set_up(experiment: Experiment | None, run: RunFolder) -> Setup:
 
 def _initial(program: Program, tokenizer: Tokenizer, run: RunFolder) -> TrainState:
     """A new state. If parameters are loaded, prints and saves the report of what was loaded."""
-    state, report = first_state(program, tokenizer, run.info)
+    state, report = init_state(program, tokenizer, run.info)
     if report is not None:
         run.info("\n".join(report.lines()))
         if run.is_first:
             report.save(run.path)
     if program.tuning is not None:
         run.info(program.tuning.report())
-    return transferred(program, state, run.info)
+    return transfer_params(program, state, run.info)
 
 
 def _restored(program: Program, tokenizer: Tokenizer, run: RunFolder, saved: Saved) -> TrainState:
@@ -83,4 +83,4 @@ def _restored(program: Program, tokenizer: Tokenizer, run: RunFolder, saved: Sav
             f"does not divide the step of the checkpoint, {saved.step}; set it to 1, or another divisor",
         )
     state = run.reader.restore(saved.step, program.abstract)
-    return with_base(program, state, tokenizer, saved.data, run.info)
+    return attach_base(program, state, tokenizer, saved.data, run.info)

@@ -11,7 +11,7 @@ from jaxnlp.data.text.sources import PythonStdlib
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.peft.prompt import Prompt
 from jaxnlp.sharding.rules import Sharding
-from jaxnlp.training.init.frozen_base import first_state
+from jaxnlp.training.init.frozen_base import init_state
 from jaxnlp.training.init.pretrained import Pretrained
 from jaxnlp.training.load import load
 from jaxnlp.training.loops.supervised import train
@@ -69,7 +69,7 @@ def test_it_goes_on_from_a_run_with_its_ids_on_other_texts(corpus, base):
 @pytest.mark.slow
 def test_frozen_parts_stay_and_another_run_begins_from_the_whole(corpus, base, tmp_path):
     result = train(shortened(f"{base},{corpus}/train.txt,upper", corpus), tmp_path / "upper")
-    before, after = load(base).params, result.state.model
+    before, after = load(base).params, result.state.all_params
     assert set(result.state.params) == {"block_1", "norm"}
     jax.tree.map(np.testing.assert_array_equal, after["embed"], before["embed"])
     for i, same in ((0, True), (1, False)):
@@ -97,4 +97,4 @@ def test_frozen_parts_stay_and_another_run_begins_from_the_whole(corpus, base, t
 
 def begun(variant: str, corpus):
     e, tokenizer = prepare(shortened(variant, corpus))
-    return first_state(build(e), tokenizer, print)
+    return init_state(build(e), tokenizer, print)

@@ -14,7 +14,7 @@ import pytest
 from jaxnlp.errors import UserError
 from jaxnlp.interop.adapters import load_adapter, save_adapter, task_type, trunk_alone
 from jaxnlp.interop.huggingface import load, read_tensors, write_tensors
-from jaxnlp.interop.module_names import places
+from jaxnlp.interop.module_names import modules_of
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.heads import ModelWithHead, SequenceClassificationHead
@@ -252,4 +252,4 @@ def test_a_model_that_transformers_has_not_is_told_by_its_field():
     with pytest.raises(
         UserError, match=r"no class for this model, because of positions=Rotary\(base=100.0, scaling=None\)"
     ):
-        places(GPTConfig(**TINY, positions=positions.Rotary(base=100.0)))
+        modules_of(GPTConfig(**TINY, positions=positions.Rotary(base=100.0)))

@@ -127,7 +127,7 @@ def test_norms_equal_flax_in_value_and_gradient(rng, norm):
     def loss(module, params, x):
         return jnp.sin(module.apply({"params": params}, x)).sum()
 
-    found = jax.value_and_grad(loss, (1, 2))(norm.module(Policy()), params, x)
+    found = jax.value_and_grad(loss, (1, 2))(norm.build(Policy()), params, x)
     wanted = jax.value_and_grad(loss, (1, 2))(theirs, params, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, wanted)
 

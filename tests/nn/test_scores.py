@@ -26,14 +26,14 @@ def init(module, *args):
 @pytest.mark.parametrize("score", [attention.Dot(), attention.ScaledDot()])
 def test_dot_scores(rng, score):
     q, k = sequences(rng)
-    found = score.module(F32).apply({}, q, k)
+    found = score.build(F32).apply({}, q, k)
     wanted = np.einsum("btd,bsd->bts", q, k) / (6**0.5 if isinstance(score, attention.ScaledDot) else 1)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_general_score(rng):
     q, k = sequences(rng, D=4, E=6)
-    module = attention.General().module(F32)
+    module = attention.General().build(F32)
     params = init(module, q, k)
     wanted = np.einsum("btd,de,bse->bts", q, params["params"]["query"]["kernel"], k)
     np.testing.assert_allclose(module.apply(params, q, k), wanted, atol=1e-5)
@@ -41,7 +41,7 @@ def test_general_score(rng):
 
 def test_additive_score(rng):
     q, k = sequences(rng, D=4, E=6)
-    module = attention.Additive(hidden_dim=3).module(F32)
+    module = attention.Additive(hidden_dim=3).build(F32)
     params = init(module, q, k)
     p = params["params"]
     for b, t, s in [(0, 0, 0), (1, 4, 6), (1, 2, 3)]:
@@ -51,7 +51,7 @@ def test_additive_score(rng):
 
 def test_a_dot_product_of_unequal_sizes_says_what_to_use(rng):
     with pytest.raises(UserError, match=r"4 features and keys 6.*General"):
-        attention.Dot().module(F32).apply({}, *sequences(rng, D=4, E=6))
+        attention.Dot().build(F32).apply({}, *sequences(rng, D=4, E=6))
 
 
 @pytest.mark.parametrize("score", [attention.Dot(), attention.General(), attention.Additive()])

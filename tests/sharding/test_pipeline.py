@@ -48,8 +48,8 @@ def test_every_microbatch_passes_every_stage_in_order_and_back(schedule):
         found = when(schedule, p, m)
         assert len(found) == 2 * m * p * schedule.virtual_stages
         for i in range(m):
-            way = [(Work(i, True, lap), s) for lap in range(schedule.virtual_stages) for s in range(p)]
-            way += [(Work(i, False, work.lap), s) for work, s in reversed(way)]
+            way = [(Work(i, True, v), s) for v in range(schedule.virtual_stages) for s in range(p)]
+            way += [(Work(i, False, work.virtual_stage), s) for work, s in reversed(way)]
             slots = [found[step] for step in way]
             assert slots == sorted(set(slots)), (p, m, i)
 

@@ -66,7 +66,7 @@ def staged(name: str, schedule, sizes: dict[str, int], num_layers: int, scale=No
     table, active: rules of parameters and activations; kept: of gradients, and parameters are gathered where used.
     """
     table, active = table or STAGED, active or ACTIVE
-    tables = (active,) if kept is None else (active, Sharding(params=table, activations=active).used, kept)
+    tables = (active,) if kept is None else (active, Sharding(params=table, activations=active).compute_rules, kept)
     objective, apply, params, axes, rows = parts(name, num_layers)
     mesh = make_mesh(MeshConfig(**{"data": 1, **sizes}), jax.devices()[: math.prod(sizes.values())])
     layout = shardings(params, axes, table, mesh)

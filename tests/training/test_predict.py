@@ -17,7 +17,7 @@ from jaxnlp.data.tasks.samples import verdict
 from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
 from jaxnlp.data.tasks.span_extraction import SpanExtractionTask
 from jaxnlp.data.tokenizer import Bytes, ByteTokenizer
-from jaxnlp.evals.predictions import answers
+from jaxnlp.evals.predictions import predict
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.objectives.regression import Regression
 from jaxnlp.objectives.sequence_classification import SequenceClassification
@@ -55,7 +55,7 @@ def test_records_are_answered_in_order_whatever_the_batches():
     records = [Record(f"r:{i}", {"text": "xy"[i % 3 == 1]}) for i in range(10)]
     examples = task.encode(records, BYTES, 8, print, labelled=False)
     says = lambda tokens, **_: jnp.stack([tokens[:, 0, 1] == ord("x"), tokens[:, 0, 1] == ord("y")], -1) * 9.0
-    found = list(answers(program(data, says), None, BYTES, records, examples))
+    found = list(predict(program(data, says), None, BYTES, records, examples))
     assert [a["label"] for a in found] == [record.fields["text"] for record in records]
 
 
@@ -71,7 +71,7 @@ def test_windows_of_a_record_are_one_answer():
         logits = jnp.where(tokens == ord("X"), 5.0, 0.0) + jnp.where(tokens == BYTES.special_id("[CLS]"), 1.0, 0.0)
         return jnp.stack([logits, logits], -1)
 
-    found = list(answers(program(data, says), None, BYTES, records, examples))
+    found = list(predict(program(data, says), None, BYTES, records, examples))
     assert [a["answer"] for a in found] == ["X", "", "X", ""]
     assert [a["start"] for a in found] == [3, None, 15, None]
 

@@ -67,7 +67,7 @@ def fresh(made, seed=0):
     draw = lambda x: jax.device_put(random.normal(size=x.shape).astype(x.dtype), x.sharding)
     scalar = jax.device_put(np.int32(0))
     params = jax.tree.map(draw, made.abstract.params)
-    return TrainState(step=scalar, params=params, opt_state=(), key=scalar, skipped=scalar, scaling=None)
+    return TrainState(step=scalar, params=params, opt_state=(), key=scalar, skipped=scalar, loss_scale=None)
 
 
 def flat(tree):

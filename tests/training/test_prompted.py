@@ -72,7 +72,7 @@ def test_vectors_stand_where_the_template_has_their_places(task):
     batch = next(TrainBatches(open_split(e.data, "train", tokenizer), e.data, tokenizer=tokenizer))
     state = program.init()
     assert program.tuning is not None
-    params = program.tuning.expanded(state.model)
+    params = program.tuning.expanded(state.all_params)
     also = ("token_type_ids", "segment_ids", "pool_positions")
     logits = lambda params, batch: program.apply(params, batch["tokens"], **{n: batch[n] for n in also})["logits"]
     found = logits(params, program.shard_batch(batch))

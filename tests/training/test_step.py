@@ -234,7 +234,7 @@ def test_float16_scales_the_loss_and_trains_as_float32_does():
     state, losses = run(half)
     _, wanted = plain()
     np.testing.assert_allclose(losses, wanted, rtol=5e-3)
-    assert float(state.scaling["scale"]) == 2.0**10 and int(state.scaling["good"]) == 3
+    assert float(state.loss_scale["scale"]) == 2.0**10 and int(state.loss_scale["good"]) == 3
 
 
 def test_float16_overflow_halves_the_scale_and_leaves_the_parameters():
@@ -244,7 +244,7 @@ def test_float16_overflow_halves_the_scale_and_leaves_the_parameters():
     state = program.init()
     before = jax.device_get(state.params)
     state, metrics = program.step(state, program.shard_batch(batch()))
-    assert float(state.scaling["scale"]) == 2.0**23 and metrics["skipped"] == 1 and metrics["finite"] == 1
+    assert float(state.loss_scale["scale"]) == 2.0**23 and metrics["skipped"] == 1 and metrics["finite"] == 1
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
     for i in range(20):
         state, metrics = program.step(state, program.shard_batch(batch(i)))

@@ -17,7 +17,7 @@ from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import PROMPT, Prompt, PTuning
 from jaxnlp.peft.tuning import TunedModel, attach
 from jaxnlp.training.experiment import Experiment
-from jaxnlp.training.init.transfer import transferred
+from jaxnlp.training.init.transfer import transfer_params
 from jaxnlp.training.load import Loaded, load
 from jaxnlp.training.loops.supervised import train
 from jaxnlp.training.step.program import build
@@ -46,13 +46,13 @@ def sources(corpus, tmp_path_factory) -> dict[str, str]:
 def begun(e: Experiment):
     """(tuned parameters at step 0, what was told)."""
     program, told = build(e, jax.devices()[:1]), []
-    return transferred(program, program.init(), told.append).params, told
+    return transfer_params(program, program.init(), told.append).params, told
 
 
 def refused(e: Experiment):
     """What is asked before anything is compiled."""
     program = build(e, jax.devices()[:1])
-    transferred(program, program.abstract, print)
+    transfer_params(program, program.abstract, print)
 
 
 def target(source: str, method: PEFTMethod, **changes) -> Experiment:
@@ -128,7 +128,7 @@ def test_low_rank_updates_go_on_too_and_the_optimizer_begins_with_them(sources, 
     e = target(sources["prompt"], LoRA(rank=2), init_peft_from=path)
     e = dataclasses.replace(e, optim=dataclasses.replace(e.optim, master_dtype="float32"))
     program = build(e, jax.devices()[:1])
-    state = transferred(program, program.init(), print)
+    state = transfer_params(program, program.init(), print)
     jax.tree.map(np.testing.assert_array_equal, state.params, tuned)
     jax.tree.map(np.testing.assert_array_equal, state.opt_state["master"], tuned)
 

@@ -155,7 +155,7 @@ def test_a_run_resumes_to_the_bit_and_its_checkpoints_hold_what_was_trained(corp
     halves = train(tuned_run(corpus, base), tmp_path / "halves")
     jax.tree.map(np.testing.assert_array_equal, halves.state.params, straight.state.params)
     found = load(tmp_path / "halves")
-    jax.tree.map(np.testing.assert_array_equal, found.params, straight.state.model)
+    jax.tree.map(np.testing.assert_array_equal, found.params, straight.state.all_params)
     trained = set(json.loads((tmp_path / "halves/checkpoints/8/MANIFEST.json").read_text()))
     assert sum(x.size for x in jax.tree.leaves(straight.state.params)) == 2 * 2 * 2 * 16 + 2 * (257 + 16)
     assert any("params" in name for name in trained)
@@ -187,7 +187,7 @@ def test_an_encoder_decoder_writes_after_a_prompt_that_its_encoder_read():
         peft=Prompt(length=3),
     )
     program = build(e, jax.devices()[:1])
-    params = program.init().model
+    params = program.init().all_params
     generator = make_generator(program.bind(ByteTokenizer()))
     assert generator.num_virtual_tokens == 0 and generator.prefill_prefix is None
     with program.context(any_length=True, batch=None):
@@ -235,7 +235,7 @@ def test_a_quantised_base_is_made_again_from_its_run(corpus, base, tmp_path):
     halves = train(tuned_run(corpus, base, peft=method), tmp_path / "halves")
     jax.tree.map(np.testing.assert_array_equal, halves.state.params, straight.state.params)
     found, trained = load(tmp_path / "halves"), load(base)
-    jax.tree.map(np.testing.assert_array_equal, found.params, straight.state.model)
+    jax.tree.map(np.testing.assert_array_equal, found.params, straight.state.all_params)
     tuning = found.program.tuning
     assert tuning is not None and len(tuning.blocks) == 6
     frozen = tuning.frozen(trained.params)

@@ -21,7 +21,7 @@ def answers_beside_references(task: "LabelledTask", model: SampledModel) -> list
     chosen = [example for example in examples if example.record in spaced]
     numbers = [number for number, _ in itertools.groupby(example.record for example in chosen)]
     lines = ["", "validation examples, the reference and the model's answer:"]
-    for number, answer in zip(numbers, model.answers(records, chosen), strict=True):
+    for number, answer in zip(numbers, model.predict(records, chosen), strict=True):
         text = task.display(records[number])
         lines += ["", f"  | {text if len(text) <= WIDTH else text[: WIDTH - 3] + '...'}"]
         lines.append(f"  {verdict(task.reference(records[number]), answer)}")

@@ -32,7 +32,7 @@ REMEDY = "read contexts in overlapping windows with data.task.stride=64"
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class AnswerSpan:
     """Location of an answer in a sequence.
 
     start, end: positions of its first and last token, 0 if there is no answer.
@@ -103,7 +103,7 @@ class SpanExtractionTask(LabelledTask):
                 span = self._tokens(record, context) if labelled else None
                 for begin, end in _windows(len(context.ids), max(room, 1), self.stride):
                     sequence = self.layout.sequence([question, context.ids[begin:end]], special_ids)
-                    place = _place(span, context, begin, end, sequence.begins[1])
+                    place = _answer_span(span, context, begin, end, sequence.begins[1])
                     examples.append(Example(number * CHUNK + i, (sequence,), place))
         truncator.report(log)
         return examples
@@ -111,7 +111,7 @@ class SpanExtractionTask(LabelledTask):
     def context_of(self, record: Record) -> str:
         return text_field(record, self.context, "data.task.context")
 
-    def gold_answers(self, record: Record) -> list[tuple[int, str]]:
+    def reference_answers(self, record: Record) -> list[tuple[int, str]]:
         """A record's answers, each as (start character, text).
 
         Raises:
@@ -158,7 +158,7 @@ class SpanExtractionTask(LabelledTask):
 
     def reference(self, record: Record) -> Prediction:
         """The first answer, its start character, and the texts of all answers."""
-        answers = self.gold_answers(record)
+        answers = self.reference_answers(record)
         start, text = answers[0] if answers else (None, "")
         return {"answer": text, "start": start, "answers": [text for _, text in answers]}
 
@@ -177,7 +177,7 @@ class SpanExtractionTask(LabelledTask):
 
     def _tokens(self, record: Record, context: Pieces) -> tuple[int, int] | None:
         """Indices of the first and last context token that overlap the first answer, or None if there is no answer."""
-        answers = self.gold_answers(record)
+        answers = self.reference_answers(record)
         if not answers:
             return None
         start, text = answers[0]
@@ -214,16 +214,16 @@ def _windows(size: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
             yield begin, min(size, begin + room)
 
 
-def _place(span: tuple[int, int] | None, context: Pieces, begin: int, end: int, first: int) -> Place:
+def _answer_span(span: tuple[int, int] | None, context: Pieces, begin: int, end: int, first: int) -> AnswerSpan:
     starts, stops = context.starts[begin:end], context.stops[begin:end]
     if span is None or span[0] < begin or span[1] >= end:
-        return Place(0, 0, first, starts, stops)
-    return Place(span[0] - begin + first, span[1] - begin + first, first, starts, stops)
+        return AnswerSpan(0, 0, first, starts, stops)
+    return AnswerSpan(span[0] - begin + first, span[1] - begin + first, first, starts, stops)
 
 
-def best_span(logits_T2: np.ndarray, answerable_T: np.ndarray, longest: int) -> tuple[int, int, float]:
+def best_span(logits_T2: np.ndarray, answer_mask_T: np.ndarray, longest: int) -> tuple[int, int, float]:
     """The highest-scoring (start, end) of at most `longest` tokens, and its score, the sum of the two logits."""
-    may = answerable_T > 0
+    may = answer_mask_T > 0
     starts_T, ends_T = (np.where(may, logits_T2[:, k].astype(np.float64), -np.inf) for k in range(2))
     scores_TT = starts_T[:, None] + ends_T[None]
     allowed = np.triu(np.ones_like(scores_TT, bool)) & ~np.triu(np.ones_like(scores_TT, bool), longest)

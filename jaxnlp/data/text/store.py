@@ -171,13 +171,13 @@ def build_store(
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    tell = lambda text: progress(f"{split}: {text}")
+    log = lambda text: progress(f"{split}: {text}")
     try:
         temporary.mkdir(parents=True)
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         write, close = (_memmap_writer if format == "memmap" else _array_record_writer)(temporary)
         parts = _tokenize(documents, tokenizer, dtype, workers)
-        counts = _write_all(write, dtype.type(tokenizer.eos_id), parts, tell)
+        counts = _write_all(write, dtype.type(tokenizer.eos_id), parts, log)
         close()
         if not counts["num_documents"]:
             raise UserError(f"{split}: the source has no documents in this split")
@@ -218,7 +218,7 @@ def _holds(path: pathlib.Path, meta: Meta) -> bool:
 
 
 def _write_all(
-    write: Callable[[np.ndarray], Any], eos_id: Any, parts: Iterable[Any], tell: Callable[[str], Any]
+    write: Callable[[np.ndarray], Any], eos_id: Any, parts: Iterable[Any], log: Callable[[str], Any]
 ) -> dict[str, Any]:
     """Writes `eos_id` and then the parts (ids, number of documents, number of bytes).
 
@@ -239,7 +239,7 @@ def _write_all(
         if time.monotonic() - told > 0.5:
             told = time.monotonic()
             megabytes = counts["num_bytes"] / 1e6
-            tell(f"{counts['num_tokens']:,} tokens, {megabytes:,.0f} MB, {megabytes / (told - begun):.1f} MB/s")
+            log(f"{counts['num_tokens']:,} tokens, {megabytes:,.0f} MB, {megabytes / (told - begun):.1f} MB/s")
     return {**counts, "tokens_fingerprint": hasher.hexdigest()}
 
 

@@ -15,7 +15,9 @@ from jaxnlp.training.step.state import TrainState
 BASE = "base"  # key of the fingerprint in a checkpoint's data
 
 
-def with_base(program: Program, state: TrainState, tokenizer: Any, data: Any, log: Callable[[str], Any]) -> TrainState:
+def attach_base(
+    program: Program, state: TrainState, tokenizer: Any, data: Any, log: Callable[[str], Any]
+) -> TrainState:
     """A state read from a checkpoint, with its frozen parameters. Full fine-tuning: returned unchanged.
 
     Args:
@@ -26,7 +28,7 @@ def with_base(program: Program, state: TrainState, tokenizer: Any, data: Any, lo
     """
     if program.tuning is None:
         return state
-    frozen = first_state(program, tokenizer, log)[0].frozen
+    frozen = init_state(program, tokenizer, log)[0].frozen
     if fingerprint(frozen) != data[BASE]:
         e = program.experiment
         source = "seed" if e.init_from is None else f"init_from.path={e.init_from.path}"
@@ -37,7 +39,7 @@ def with_base(program: Program, state: TrainState, tokenizer: Any, data: Any, lo
     return dataclasses.replace(state, frozen=frozen)
 
 
-def first_state(program: Program, tokenizer: Any, log: Callable[[str], Any]) -> tuple[TrainState, Any]:
+def init_state(program: Program, tokenizer: Any, log: Callable[[str], Any]) -> tuple[TrainState, Any]:
     """(the state at step 0, the report of what was loaded); the report is None without `init_from`."""
     state, init_from = program.init(), program.experiment.init_from
     return (state, None) if init_from is None else init_from.begin(program, state, tokenizer, log)

@@ -21,7 +21,7 @@ from jaxnlp.training.step.program import build
 from jaxnlp.training.step.state import saved_trees
 
 
-def seed_run(
+def create_run(
     experiment: Experiment | None, model: Any, params: Any, tokenizer: Any, eos_token: str | None, workdir: str
 ) -> int:
     """Writes the checkpoint. With several processes all must call it.

@@ -17,7 +17,7 @@ HEADS = ("masked_lm", "next_sentence", "pooler", "head")
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class ParamSource:
     """The source of a parameter.
 
     sources: paths in the pretrained model. stacked: each source is one layer, and they are stacked. layer: the layer to
@@ -33,16 +33,16 @@ class Piece:
 
 
 @dataclasses.dataclass(frozen=True)
-class Match:
-    """pieces: the source of each loaded parameter. unexpected: paths of the source that no parameter uses.
+class ParamMapping:
+    """loaded: the source of each loaded parameter. unexpected: paths of the source that no parameter uses.
     rows: for each extended parameter, its number of rows in the source."""
 
-    pieces: dict[str, Piece]
+    loaded: dict[str, ParamSource]
     unexpected: list[str]
     rows: dict[str, int]
 
 
-def match(
+def map_params(
     source: Shapes,
     target: Shapes,
     axes: dict[str, Any],
@@ -52,7 +52,7 @@ def match(
     allowed: Callable[[str], bool],
     dropped: Callable[[str], bool],
     name: str,
-) -> Match:
+) -> ParamMapping:
     """Finds the source of each parameter of the target.
 
     Args:
@@ -66,14 +66,16 @@ def match(
         UserError: naming the first parameter of another shape, or the first missing or unexpected one of a body.
     """
     source_prefix, target_prefix = prefixes
-    pieces: dict[str, Piece] = {}
+    loaded: dict[str, ParamSource] = {}
     rows: dict[str, int] = {}
     for path, shape in target.items():
         is_head = not path.startswith(target_prefix)
         if is_head and not (same_head and path in source):
             continue
         piece = (
-            Piece((path,)) if is_head else _find(f"{source_prefix}{path.removeprefix(target_prefix)}", shape, source)
+            ParamSource((path,))
+            if is_head
+            else _find(f"{source_prefix}{path.removeprefix(target_prefix)}", shape, source)
         )
         if piece is None:
             continue
@@ -81,37 +83,39 @@ def match(
         if source_shape != shape:
             piece = _extended(piece, path, source_shape, shape, axes[path], name)
             rows[path] = source_shape[piece.axis]
-        pieces[path] = piece
-    used = [(path, piece.layer) for piece in pieces.values() for path in piece.sources]
+        loaded[path] = piece
+    used = [(path, piece.layer) for piece in loaded.values() for path in piece.sources]
     unexpected = [path for path, shape in source.items() if not _is_used(path, shape, used)]
-    _check(sorted(set(target) - set(pieces)), target_prefix, allowed, f"is not in {name}", "init_from.missing_ok")
+    _check(sorted(set(target) - set(loaded)), target_prefix, allowed, f"is not in {name}", "init_from.missing_ok")
     _check(sorted(unexpected), source_prefix, dropped, f"of {name} is not in this model", "init_from.unexpected_ok")
-    return Match(pieces, unexpected, rows)
+    return ParamMapping(loaded, unexpected, rows)
 
 
-def _find(path: str, shape: tuple[int, ...], source: Shapes) -> Piece | None:
+def _find(path: str, shape: tuple[int, ...], source: Shapes) -> ParamSource | None:
     if path in source:
-        return Piece((path,))
+        return ParamSource((path,))
     if scanned := re.fullmatch(r"(.*/)?blocks/(.*)", path):
         prefix, suffix = scanned[1] or "", scanned[2]
         layers = tuple(f"{prefix}block_{i}/{suffix}" for i in range(shape[0]))
-        return Piece(layers, stacked=True) if all(layer in source for layer in layers) else None
+        return ParamSource(layers, stacked=True) if all(layer in source for layer in layers) else None
     if single := re.fullmatch(r"(.*/)?block_(\d+)/(.*)", path):
         stacked_path, layer = f"{single[1] or ''}blocks/{single[3]}", int(single[2])
         return (
-            Piece((stacked_path,), layer=layer) if stacked_path in source and layer < source[stacked_path][0] else None
+            ParamSource((stacked_path,), layer=layer)
+            if stacked_path in source and layer < source[stacked_path][0]
+            else None
         )
     return None
 
 
-def _shape(piece: Piece, source: Shapes) -> tuple[int, ...]:
+def _shape(piece: ParamSource, source: Shapes) -> tuple[int, ...]:
     shape = source[piece.sources[0]]
     if piece.stacked:
         return (len(piece.sources), *shape)
     return shape if piece.layer is None else shape[1:]
 
 
-def _extended(piece: Piece, path: str, source_shape: tuple, shape: tuple, axes: tuple, name: str) -> Piece:
+def _extended(piece: ParamSource, path: str, source_shape: tuple, shape: tuple, axes: tuple, name: str) -> ParamSource:
     differ = [i for i, (a, b) in enumerate(zip(source_shape, shape, strict=False)) if a != b]
     if len(source_shape) == len(shape) and len(differ) == 1 and axes[differ[0]] == "vocab":
         axis = differ[0]

@@ -31,7 +31,7 @@ from jaxnlp.nn.quantised import dequantised
 from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import REPLICATED, path_name, shardings
 from jaxnlp.training.init.init_from import InitFrom
-from jaxnlp.training.init.param_mapping import Match, match
+from jaxnlp.training.init.param_mapping import ParamMapping, map_params
 from jaxnlp.training.load import load
 from jaxnlp.training.run_folder.checkpoint import Reader
 from jaxnlp.trees import select
@@ -79,7 +79,7 @@ class Pretrained(InitFrom):
         is_names = lambda x: isinstance(x, tuple)
         axes = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(spec_axes, is_leaf=is_names)}
         model = program.experiment.model
-        matching = match(
+        matching = map_params(
             {path: x.shape for path, x in flat.items()},
             {path: x.shape for path, x in target.items()},
             axes,
@@ -94,7 +94,7 @@ class Pretrained(InitFrom):
             lambda initial, source_params: assemble(matching, dequantised(initial), source_params), out_shardings=layout
         )
         report = Report.of(source.name, matching, target)
-        params = build(select(state.model, specs), flat)
+        params = build(select(state.all_params, specs), flat)
         if program.tuning is None:
             return dataclasses.replace(state, params=params), report
         trained = {"/".join(path) for path in program.tuning.replaced}
@@ -111,7 +111,7 @@ def trained_patterns(paths: Iterable[str]) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class PretrainedSource:
     """A pretrained model. read(mesh, rules, ignore): its parameters, laid out over a mesh. tokenizer: None if
     unknown. head: as `head_of` returns it."""
 
@@ -147,8 +147,8 @@ def model(path: str, **changes: Any) -> Any:
     return dataclasses.replace(body, **changes)
 
 
-def open_source(path: str, checkpoint: str, log: Callable[[str], Any]) -> Source:
-    """Opens a run, or a model in Hugging Face's layout. Its parameters are read later, by `Source.read`."""
+def open_source(path: str, checkpoint: str, log: Callable[[str], Any]) -> PretrainedSource:
+    """Opens a run, or a model in Hugging Face's layout. Its parameters are read later, by `PretrainedSource.read`."""
     reader = Reader(path)
     if reader.steps():
         return _open_run(path, reader, checkpoint, log)
@@ -174,10 +174,10 @@ def open_source(path: str, checkpoint: str, log: Callable[[str], Any]) -> Source
             _check_indivisible(path, e, log)
             return huggingface.load(path, mesh=mesh, rules=REPLICATED, ignore=tuple(ignore))[1]
 
-    return Source(path, config, tokenizer if tokenizer is None else wrap(tokenizer), read)
+    return PretrainedSource(path, config, tokenizer if tokenizer is None else wrap(tokenizer), read)
 
 
-def _open_run(path: str, reader: Reader, checkpoint: str, log: Callable[[str], Any]) -> Source:
+def _open_run(path: str, reader: Reader, checkpoint: str, log: Callable[[str], Any]) -> PretrainedSource:
     if checkpoint == "latest":
         step = reader.newest(lambda step, e: log(f"note: {path}: the checkpoint of step {step} is damaged ({e})"))
     elif checkpoint == "best":
@@ -207,7 +207,7 @@ def _open_run(path: str, reader: Reader, checkpoint: str, log: Callable[[str], A
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
         return reader.restore_item(step, "params", target)
 
-    return Source(f"{path}, step {step:,}", config, saved.tokenizer, read, head_of(saved.experiment))
+    return PretrainedSource(f"{path}, step {step:,}", config, saved.tokenizer, read, head_of(saved.experiment))
 
 
 def _merged(path: str, step: int) -> Any:
@@ -229,7 +229,7 @@ def _check_indivisible(path: str, error: UserError, log: Callable[[str], Any]) -
     log(f"note: {path} is read in full on every device and sharded afterwards ({error})")
 
 
-def check_ids(source: Source, tokenizer: Any) -> None:
+def check_ids(source: PretrainedSource, tokenizer: Any) -> None:
     """Raises UserError if an id means another token in the run's tokenizer than in the pretrained model's."""
     original = source.tokenizer
     if isinstance(original, HuggingFaceTokenizer) and isinstance(tokenizer, HuggingFaceTokenizer):
@@ -256,11 +256,11 @@ def by_path(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def assemble(matching: Match, initial: Any, source_params: dict[str, jax.Array]) -> Any:
+def assemble(matching: ParamMapping, initial: Any, source_params: dict[str, jax.Array]) -> Any:
     """The parameters: from `source_params` if the match has a source for them, else from `initial`."""
 
     def assembled(path: Any, leaf: jax.Array) -> jax.Array:
-        piece = matching.pieces.get(path_name(path))
+        piece = matching.loaded.get(path_name(path))
         if piece is None:
             return leaf
         arrays = [source_params[name] for name in piece.sources]
@@ -292,20 +292,20 @@ class Report:
     numbers: tuple[int, int]
 
     @classmethod
-    def of(cls, source: str, matching: Match, target: dict[str, Any]) -> "Report":
+    def of(cls, source: str, matching: ParamMapping, target: dict[str, Any]) -> "Report":
         more_rows = {
             path: (matching.rows[path], target[path].shape[piece.axis])
-            for path, piece in sorted(matching.pieces.items())
+            for path, piece in sorted(matching.loaded.items())
             if piece.extended
         }
         size = {path: x.size for path, x in target.items()}
         loaded = sum(
-            size[p] if p not in more_rows else size[p] // more_rows[p][1] * more_rows[p][0] for p in matching.pieces
+            size[p] if p not in more_rows else size[p] // more_rows[p][1] * more_rows[p][0] for p in matching.loaded
         )
-        missing = sorted(set(target) - set(matching.pieces))
+        missing = sorted(set(target) - set(matching.loaded))
         return cls(
             source,
-            sorted(matching.pieces),
+            sorted(matching.loaded),
             more_rows,
             missing,
             sorted(matching.unexpected),

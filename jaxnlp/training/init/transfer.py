@@ -34,7 +34,7 @@ TRUNK = "trunk/"  # prefix of the layers of a fine-tuned model; a language model
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TunedSource:
     """Tuned parameters from elsewhere. name: for messages. arrays: by path. base: fingerprint of their base."""
 
     name: str
@@ -43,7 +43,7 @@ class Source:
     base: str
 
 
-def transferred(program: Program, state: TrainState, log: Callable[[str], Any]) -> TrainState:
+def transfer_params(program: Program, state: TrainState, log: Callable[[str], Any]) -> TrainState:
     """The state at step 0 with the tuned parameters of `init_peft_from`, if it is set. Heads stay freshly initialised.
 
     Raises:
@@ -79,17 +79,17 @@ def transferred(program: Program, state: TrainState, log: Callable[[str], Any]) 
     return dataclasses.replace(state, params=params, opt_state=jax.jit(optimizer.init, out_shardings=layout)(params))
 
 
-def _of_file(path: str, program: Program) -> Source:
+def _of_file(path: str, program: Program) -> TunedSource:
     method, header, arrays = files.read(path)
     e = program.experiment
     try:
         tuning = attach(dataclasses.replace(method, modules_to_save=(), base_dtype=None), *_module(e.model))
     except UserError as error:
         raise UserError(f"{FIELD}={path!r}: saved for another model: {error}") from None
-    return Source(path, tuning, arrays, header["base"])
+    return TunedSource(path, tuning, arrays, header["base"])
 
 
-def _of_run(path: str, program: Program, log: Callable[[str], Any]) -> Source:
+def _of_run(path: str, program: Program, log: Callable[[str], Any]) -> TunedSource:
     reader = Reader(path)
     step = reader.newest(lambda step, e: log(f"note: {path}: the checkpoint of step {step} is damaged ({e})"))
     if step is None:
@@ -106,7 +106,7 @@ def _of_run(path: str, program: Program, log: Callable[[str], Any]) -> Source:
     target = jax.eval_shape(tuning.init, jax.random.key(0), shapes)
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), target)
     tuned = reader.restore_item(step, "params", target)
-    return Source(f"{path}, step {step:,}", tuning, _flat(tuned), saved.data[BASE])
+    return TunedSource(f"{path}, step {step:,}", tuning, _flat(tuned), saved.data[BASE])
 
 
 def _module(model: Any) -> tuple[Any, ...]:
@@ -121,10 +121,10 @@ def _without_heads(tuning: TunedModel, arrays: dict[str, Any]) -> dict[str, Any]
     return {name.removeprefix(TRUNK): x for name, x in arrays.items() if not name.startswith(tops)}
 
 
-def _check(source: Source, arrays: dict[str, Any], tuning: TunedModel, expected: dict[str, Any]) -> None:
+def _check(source: TunedSource, arrays: dict[str, Any], tuning: TunedModel, expected: dict[str, Any]) -> None:
     """Raises UserError if the source's arrays are not those that the run expects."""
     source_method, method = source.tuning.method, tuning.method
-    fields = method.computes if type(source_method) is type(method) else ()
+    fields = method.computation_fields if type(source_method) is type(method) else ()
     for field, value in field_values(method, *fields).items() if fields else ():
         source_value = field_values(source_method, field)[field]
         if source_value != value:

@@ -27,7 +27,7 @@ def step_flops(program: Program) -> float:
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def gradients(state, batch, key):
-        model_of = lambda params: dataclasses.replace(state, params=params).model
+        model_of = lambda params: dataclasses.replace(state, params=params).all_params
         loss = lambda params: e.objective.loss(single.apply, model_of(params), e.objective.prepare(batch), key)[0]
         return jax.grad(loss)(state.params)
 

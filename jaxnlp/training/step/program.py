@@ -76,8 +76,8 @@ class Program:
     def base_params_spec(self) -> tuple[Any, Any]:
         """(shapes and shardings, logical axes) of the model's own parameters; quantised ones as before quantisation."""
         if self.tuning is None:
-            return self.abstract.model, self.axes
-        specs, rules = select(self.abstract.model, self.tuning.shapes), self.experiment.sharding.params
+            return self.abstract.all_params, self.axes
+        specs, rules = select(self.abstract.all_params, self.tuning.shapes), self.experiment.sharding.params
         for path in self.tuning.blocks:
             x, names = get_at(self.tuning.shapes, path), get_at(self.tuning.base_axes, path)
             spec = resolve("/".join(path), names, x.shape, rules, self.mesh.shape)
@@ -272,7 +272,9 @@ def _program(
         step=in_context(
             jax.jit(step, in_shardings=(layout, stack), out_shardings=(layout, replicated), donate_argnums=0)
         ),
-        eval_step=in_context(jax.jit(eval_step, in_shardings=(layout.model, batch_sharding), out_shardings=replicated)),
+        eval_step=in_context(
+            jax.jit(eval_step, in_shardings=(layout.all_params, batch_sharding), out_shardings=replicated)
+        ),
         batch_sharding=batch_sharding,
         init_from_params=in_context(jax.jit(init_from_params, out_shardings=layout)),
         tuning=tuning,
@@ -320,7 +322,7 @@ def _within(mesh, sharding, fn):
 
 def _context(mesh, sharding, changes) -> contextlib.ExitStack:
     activations, at_rest = {**sharding.activations, **changes}, sharding.params
-    at_use, gradients = sharding.used, at_rest if sharding.gradients is None else sharding.gradients
+    at_use, gradients = sharding.compute_rules, at_rest if sharding.gradients is None else sharding.gradients
     uniform = all(
         as_tuple(at_rest.get(name)) == as_tuple(at_use.get(name)) == as_tuple(gradients.get(name)) for name in at_rest
     )

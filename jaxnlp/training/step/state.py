@@ -17,7 +17,7 @@ from jaxnlp.trees import merge
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "opt_state", "key", "skipped", "scaling", "frozen"],
+    data_fields=["step", "params", "opt_state", "key", "skipped", "loss_scale", "frozen"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TrainState:
     step: steps taken. params, opt_state: of the model and the optimizer.
     key: the run's root key (its raw data); a step's keys are folded from it and the step.
     skipped: steps whose update was skipped because it was not finite.
-    scaling: under float16, the loss `scale` and the number of `good` steps since it last changed; else None.
+    loss_scale: under float16, the `scale` of the loss and the number of `good` steps since it last changed; else None.
     frozen: under a PEFT method, the parameters that are not trained (`params` has those that are); else None.
     """
 
@@ -36,11 +36,11 @@ class TrainState:
     opt_state: Any
     key: jax.Array
     skipped: jax.Array
-    scaling: dict[str, jax.Array] | None
+    loss_scale: dict[str, jax.Array] | None
     frozen: Any = None
 
     @property
-    def model(self) -> Any:
+    def all_params(self) -> Any:
         """All parameters, as the model reads them."""
         return self.params if self.frozen is None else merge(self.frozen, self.params)
 
@@ -57,7 +57,7 @@ def new_state(
         params=params,
         opt_state=optimizer.init(params),
         skipped=jnp.int32(0),
-        scaling=scaling,
+        loss_scale=scaling,
         key=jax.random.key_data(jax.random.key(seed)),
         frozen=frozen,
     )
@@ -66,7 +66,7 @@ def new_state(
 def saved_trees(state: TrainState) -> dict[str, Any]:
     """The trees that a checkpoint stores: "params" (those trained) and "rest". Frozen parameters are not saved."""
     rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key, "skipped": state.skipped}
-    return {"params": state.params, "rest": {**rest, "scaling": state.scaling}}
+    return {"params": state.params, "rest": {**rest, "scaling": state.loss_scale}}
 
 
 def from_saved_trees(trees: dict[str, Any]) -> TrainState:
@@ -131,6 +131,6 @@ def state_shardings(state: TrainState, axes: Any, config: Sharding, mesh: Any, f
         opt_state=opt_state,
         key=replicated,
         skipped=replicated,
-        scaling=jax.tree.map(lambda _: replicated, state.scaling),
+        loss_scale=jax.tree.map(lambda _: replicated, state.loss_scale),
         frozen=None if state.frozen is None else shardings(state.frozen, frozen_axes, config.params, mesh),
     )

@@ -55,14 +55,14 @@ def make_step(
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        scale = None if state.scaling is None else state.scaling["scale"]
+        scale = None if state.loss_scale is None else state.loss_scale["scale"]
         batch = objective.prepare(batch)
         if sums is None:
             forward = apply if state.frozen is None else functools.partial(_on_frozen, apply, state.frozen)
             totals, grads = sum_gradients(forward, objective, state.params, batch, key, accum_steps, scale, gradients)
         else:
             layout = gradients if state.frozen is None else None
-            totals, grads = sums(apply, objective, state.model, batch, key, accum_steps, scale, layout)
+            totals, grads = sums(apply, objective, state.all_params, batch, key, accum_steps, scale, layout)
         total, weight, extra = totals
         weight = jnp.maximum(weight, 1e-9)  # a batch of nothing but padding has loss 0
         divisor = weight if scale is None else weight * scale
@@ -92,14 +92,14 @@ def _update(optimizer, layouts, grads, state, finite):
 def _advance(state: TrainState, params: Any, opt_state: Any, finite: jax.Array, guarded: bool) -> TrainState:
     """The state after an update. guarded: whether an update that is not finite was skipped."""
     skipped = state.skipped + (1 - finite) if guarded else state.skipped
-    scaling = None if state.scaling is None else next_scaling(state.scaling, finite)
+    scaling = None if state.loss_scale is None else next_scaling(state.loss_scale, finite)
     return TrainState(state.step + 1, params, opt_state, state.key, skipped, scaling, state.frozen)
 
 
 def _progress(state: TrainState, new: TrainState, schedule: Callable[[Any], Any]) -> dict[str, Any]:
     """Metrics of the step from state `state` to `new`: learning rate, skipped updates and loss scale."""
     metrics = {"learning_rate": schedule(state.step - state.skipped), "skipped": new.skipped}
-    return metrics if state.scaling is None else {**metrics, "loss_scale": state.scaling["scale"]}
+    return metrics if state.loss_scale is None else {**metrics, "loss_scale": state.loss_scale["scale"]}
 
 
 def _scalars(metrics: dict[str, Any]) -> dict[str, jax.Array]:
