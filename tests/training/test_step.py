@@ -21,7 +21,7 @@ from jaxnlp.sharding.presets import ZERO3
 from jaxnlp.sharding.rules import FSDP, TENSOR, Sharding
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
-from jaxnlp.training.step.state import new_state
+from jaxnlp.training.step.state import from_saved_trees, new_state, saved_trees
 from jaxnlp.training.step.step import make_step, next_scaling
 
 SEP = 16
@@ -249,6 +249,15 @@ def test_float16_overflow_halves_the_scale_and_leaves_the_parameters():
     for i in range(20):
         state, metrics = program.step(state, program.shard_batch(batch(i)))
     assert int(state.step) - int(state.skipped) > 3 and jnp.isfinite(metrics["loss"])
+
+
+def test_a_saved_state_keeps_its_names_and_is_restored():
+    """Checkpoints written before a field was renamed must load."""
+    state = new_state({"w": jnp.ones(2)}, optax.sgd(0.1), 0, 8.0)
+    trees = saved_trees(state)
+    assert set(trees) == {"params", "rest"}
+    assert set(trees["rest"]) == {"step", "opt_state", "key", "skipped", "scaling"}
+    jax.tree.map(np.testing.assert_array_equal, from_saved_trees(trees), state)
 
 
 def test_the_loss_scale_doubles_after_2000_good_steps():

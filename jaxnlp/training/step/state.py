@@ -64,14 +64,18 @@ def new_state(
 
 
 def saved_trees(state: TrainState) -> dict[str, Any]:
-    """The trees that a checkpoint stores: "params" (those trained) and "rest". Frozen parameters are not saved."""
+    """The trees that a checkpoint stores: "params" (those trained) and "rest". Frozen parameters are not saved.
+
+    `loss_scale` keeps the name under which the first checkpoints stored it, "scaling".
+    """
     rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key, "skipped": state.skipped}
     return {"params": state.params, "rest": {**rest, "scaling": state.loss_scale}}
 
 
 def from_saved_trees(trees: dict[str, Any]) -> TrainState:
     """The inverse of `saved_trees`: a state without frozen parameters."""
-    return TrainState(params=trees["params"], **trees["rest"])
+    rest = {("loss_scale" if name == "scaling" else name): tree for name, tree in trees["rest"].items()}
+    return TrainState(params=trees["params"], **rest)
 
 
 def gradient_shardings(params: Any, axes: Any, config: Sharding, mesh: Any) -> Any:

@@ -91,8 +91,8 @@ MUTANTS = (
     Mutant(
         id="training/step/resumed-key",
         file="training/step/state.py",
-        old='return TrainState(params=trees["params"], **trees["rest"])',
-        new='return TrainState(params=trees["params"], **{**trees["rest"], "key": trees["rest"]["key"] + 1})',
+        old='return TrainState(params=trees["params"], **rest)',
+        new='return TrainState(params=trees["params"], **{**rest, "key": rest["key"] + 1})',
         fault="a resumed run draws from another key",
         tests=(KILLED_AND_RESUMED,),
     ),
