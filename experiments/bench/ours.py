@@ -146,7 +146,7 @@ def forward(out, a) -> None:
 def loop(out, a) -> None:
     """The full training loop of `experiments.train`: steps, reading, logging, progress and checks."""
     from jaxnlp.training.feeds import BatchFeed
-    from jaxnlp.training.loops.supervised import SupervisedLoop, house_hooks
+    from jaxnlp.training.loops.supervised import SupervisedLoop, default_hooks
     from jaxnlp.training.run_folder.run_folder import RunFolder
     from jaxnlp.training.setup import set_up
 
@@ -155,7 +155,7 @@ def loop(out, a) -> None:
     with RunFolder(pathlib.Path(tempfile.mkdtemp())) as run:
         setup = set_up(e, run)
         feed = BatchFeed(setup.program, setup.stores["train"], setup.tokenizer)
-        loop = SupervisedLoop(setup, run, feed, house_hooks(e))
+        loop = SupervisedLoop(setup, run, feed, default_hooks(e))
         steps = run.steps(loop.stride)
 
         def step():

@@ -58,7 +58,7 @@ class Blocks:
     axis: axis along which blocks run, counted from the end (-1 is the last).
     size: numbers in a block, even.
     dtype: dtype of the kernel before quantisation.
-    used: dtype in which the layer computes with the kernel.
+    compute_dtype: dtype in which the layer computes with the kernel.
     axes: logical axis names of the kernel, without the axis of stacked layers.
     """
 
@@ -66,7 +66,7 @@ class Blocks:
     axis: int
     size: int
     dtype: str
-    used: str
+    compute_dtype: str
     axes: tuple[str | None, ...]
 
 
@@ -85,9 +85,9 @@ class Quantised(nn.meta.AxisMetadata):
     how: Blocks
 
     def unbox(self, dtype: str | None = None) -> jax.Array:
-        """The dequantised kernel of one layer. dtype: default `how.used`. Under ZeRO-3 the codes are all-gathered."""
+        """The dequantised kernel of one layer; under ZeRO-3 the codes are all-gathered. dtype: None: `compute_dtype`."""
         codes, scales = gather_for_compute(self.codes, self.how.axes), gather_for_compute(self.scales, self.how.axes)
-        return _dequantised(codes, scales, self.how, dtype or self.how.used)
+        return _dequantised(codes, scales, self.how, dtype or self.how.compute_dtype)
 
     def floats(self) -> jax.Array:
         """The dequantised kernel, or stack of kernels, in its original dtype: (..., N S, ...)."""

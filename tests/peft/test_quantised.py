@@ -161,7 +161,7 @@ def test_axes_without_blocks_are_told_and_can_be_kept():
         attach(lora, Odd(17), tokens)
     left = attach(dataclasses.replace(lora, skip_modules=("first", "lm_head")), Odd(17), tokens)
     assert set(left.blocks) == {("shared", "kernel"), ("noisy", "kernel")}
-    assert left.blocks["shared", "kernel"].used == "bfloat16"
+    assert left.blocks["shared", "kernel"].compute_dtype == "bfloat16"
 
 
 def test_layers_that_draw_and_keep_within_their_call():

@@ -87,12 +87,12 @@ def train(
             BatchFeed(setup.program, setup.stores["train"], setup.tokenizer) if make_feed is None else make_feed(setup)
         )
         extra = () if profile is None else (Profile(first=profile[0], last=profile[1]),)
-        loop = SupervisedLoop(setup, run, feed, (*extra, *house_hooks(setup.experiment, hooks)))
+        loop = SupervisedLoop(setup, run, feed, (*extra, *default_hooks(setup.experiment, hooks)))
         loop.train()
         return loop.result()
 
 
-def house_hooks(experiment: Experiment, hooks: Sequence[Hook] = ()) -> list[Hook]:
+def default_hooks(experiment: Experiment, hooks: Sequence[Hook] = ()) -> list[Hook]:
     """The hooks of a run in order. Evaluations come before the checkpoint, which is saved with their score."""
     e = experiment
     before_checkpoint: list[Hook] = [Log(), Evaluate(every=e.eval_every, limit=e.eval_batches)]

@@ -97,12 +97,12 @@ class Offload:
 
         def update_layer(n, carry):
             # Without this constraint XLA would keep p in the optimizer's sharding, and gather all of it each time.
-            p, s = {i: self._kept(x, i) for i, x in carry[0].items()}, carry[1]
+            p, s = {i: self._at_rest(x, i) for i, x in carry[0].items()}, carry[1]
             row: Any = lambda x, i: jax.lax.dynamic_slice_in_dim(x, n, 1, self.stacked[i])
             write = lambda x, new, i: jax.lax.dynamic_update_slice_in_dim(x, new, n, self.stacked[i])
             p_n, g_n = ({i: row(x, i) for i, x in leaves.items()} for leaves in (p, g))
             new_p, new_s = self._update_part(p_n, g_n, {j: row(x, self.owner[j]) for j, x in s.items()}, shared)
-            p = {i: self._kept(write(x, new_p[i], i), i) for i, x in p.items()}
+            p = {i: self._at_rest(write(x, new_p[i], i), i) for i, x in p.items()}
             return p, {j: write(x, new_s[j], self.owner[j]) for j, x in s.items()}
 
         return jax.lax.fori_loop(0, count, update_layer, (p, s))
@@ -114,7 +114,7 @@ class Offload:
             for j, x in s.items()
         }
         new_p, new_s = self._new(p, g, s, shared)
-        new_p = {i: self._kept(x, i) for i, x in new_p.items()}
+        new_p = {i: self._at_rest(x, i) for i, x in new_p.items()}
         return new_p, {j: jax.device_put(new_s[j], self.slot_shardings[j]) for j in s}
 
     def _new(self, p: Leaves, g: Leaves, s: Leaves, shared: Shared) -> tuple[Leaves, Leaves]:
@@ -129,6 +129,6 @@ class Offload:
             new = jax.tree.map(lambda x, old: jnp.where(finite, x, old), new, [p, s])
         return new[0], new[1]
 
-    def _kept(self, x: jax.Array, i: int) -> jax.Array:
+    def _at_rest(self, x: jax.Array, i: int) -> jax.Array:
         """Parameter i, or one layer of it, in its sharding at rest."""
         return jax.lax.with_sharding_constraint(x, self.shardings[i])
