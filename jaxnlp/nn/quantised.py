@@ -85,7 +85,7 @@ class Quantised(nn.meta.AxisMetadata):
     how: Blocks
 
     def unbox(self, dtype: str | None = None) -> jax.Array:
-        """The dequantised kernel of one layer; under ZeRO-3 the codes are all-gathered. dtype: None: `compute_dtype`."""
+        """The dequantised kernel of one layer; under ZeRO-3 the codes are gathered. dtype: None: `compute_dtype`."""
         codes, scales = gather_for_compute(self.codes, self.how.axes), gather_for_compute(self.scales, self.how.axes)
         return _dequantised(codes, scales, self.how, dtype or self.how.compute_dtype)
 
