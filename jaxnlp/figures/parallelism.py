@@ -161,7 +161,7 @@ class Piece:
 
 
 DEVICE_COLOURS = ("#a9c8e8", "#f6c493", "#b5d8a9", "#e3b5d3", "#f3e19b", "#b9e0de", "#d3c6e6", "#e8b9ad")
-WHOLE = "#ededed"
+REPLICATED = "#ededed"
 SIDE, BETWEEN, ROW, MARGIN = 1.0, 0.34, 1.95, 0.35  # inches
 WIDE = 1.5  # space for a word between two pieces
 
@@ -186,7 +186,7 @@ def draw_split(layers: Mapping[str, Sequence[Piece]], ways: int, title: str) -> 
             x += SIDE + _room(piece)
     x = 0.15
     for device in [*range(ways), None]:
-        colour = WHOLE if device is None else DEVICE_COLOURS[device % len(DEVICE_COLOURS)]
+        colour = REPLICATED if device is None else DEVICE_COLOURS[device % len(DEVICE_COLOURS)]
         axis.add_patch(_rectangle(x, 0.12, 0.16, 0.16, colour))
         label = "replicated" if device is None else f"device {device}"
         axis.text(x + 0.22, 0.2, label, fontsize=8, va="center")
@@ -201,7 +201,7 @@ def _room(piece: Piece) -> float:
 def _paint(axis: Any, piece: Piece, x: float, y: float, ways: int) -> None:
     """Draws a piece with its lower left corner at (x, y), and its `after`."""
     if piece.split is None:
-        axis.add_patch(_rectangle(x, y, SIDE, SIDE, WHOLE))
+        axis.add_patch(_rectangle(x, y, SIDE, SIDE, REPLICATED))
     for i in range(ways if piece.split else 0):
         colour, part = DEVICE_COLOURS[i % len(DEVICE_COLOURS)], SIDE / ways
         if piece.split == "columns":

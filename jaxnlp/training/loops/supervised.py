@@ -231,11 +231,11 @@ class SupervisedLoop:
 
     def _named_hooks(self) -> dict[str, Hook]:
         """The hooks by the name under which their state is saved: the class, with a number from the second on."""
-        named: dict[str, Hook] = {}
+        hooks_by_name: dict[str, Hook] = {}
         for hook in self.hooks:
-            name, count = type(hook).__name__, sum(type(other) is type(hook) for other in named.values())
-            named[f"{name} {count + 1}" if count else name] = hook
-        return named
+            name, count = type(hook).__name__, sum(type(earlier) is type(hook) for earlier in hooks_by_name.values())
+            hooks_by_name[f"{name} {count + 1}" if count else name] = hook
+        return hooks_by_name
 
     def _stop_nonfinite(self, step: int, batch: Batch, values: dict[str, np.ndarray]) -> None:
         index = int(np.argmin(values["finite"]))
