@@ -6,7 +6,7 @@ from matplotlib.colors import to_hex
 
 from jaxnlp.figures.parallelism import (
     DEVICE_COLOURS,
-    WHOLE,
+    REPLICATED,
     Memory,
     Piece,
     amount,
@@ -45,8 +45,8 @@ def test_a_split_matrix_has_a_part_of_each_device():
     figure = draw_split({"mlp": row}, 4, "split")
     (axis,) = figure.axes
     colours = [to_hex(patch.get_facecolor()) for patch in axis.patches]
-    legend = [*DEVICE_COLOURS[:4], WHOLE]
-    assert sorted(colours) == sorted([WHOLE, *DEVICE_COLOURS[:4], *DEVICE_COLOURS[:4], *legend])
+    legend = [*DEVICE_COLOURS[:4], REPLICATED]
+    assert sorted(colours) == sorted([REPLICATED, *DEVICE_COLOURS[:4], *DEVICE_COLOURS[:4], *legend])
     parts = [patch for patch in axis.patches if to_hex(patch.get_facecolor()) == DEVICE_COLOURS[0]]
     sizes = [(round(p.get_width(), 3), round(p.get_height(), 3)) for p in parts[:2]]
     assert sizes == [(0.25, 1.0), (1.0, 0.25)]
