@@ -1,4 +1,4 @@
-"""Auxiliary language-model loss for fine-tuning a decoder on a task, as in GPT.
+"""Objectives on one label per example, with an auxiliary language-model loss on its tokens, as in GPT.
 
 Radford et al. 2018, section 3.2, equation 5: L3 = L2 + lambda L1. Here L2 is a mean over examples and L1 a mean over
 tokens.
@@ -6,6 +6,9 @@ tokens.
 Shape legend: B batch, C sequences per example, T length, V vocabulary.
 """
 
+import abc
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,36 +16,70 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.losses import token_nll, weighted_sum
+from jaxnlp.objectives.objective import Metrics, Objective
 
 
-def check(lm_weight: float) -> None:
-    if not lm_weight >= 0:
-        raise FieldError("lm_weight", lm_weight, "expected zero or more, as 0.5")
+@dataclasses.dataclass(kw_only=True)
+class ObjectiveWithLM(Objective):
+    """Base class: the mean loss of a task, plus lm_weight times the mean language-model loss of the tokens.
 
+    Subclasses define `task_loss`.
 
-def prepare(batch: dict[str, jax.Array], lm_weight: float) -> dict[str, jax.Array]:
-    """Adds `lm_shares`, token weights scaled so that dividing by the examples' weight gives both means.
-
-    Call it on the full batch: the result does not depend on how the batch is split into microbatches.
-
-    Args:
-        lm_weight: lambda; at 0 the batch is returned unchanged.
-
-    Raises:
-        UserError: lm_weight is positive and the batch has no `lm_targets`.
+    lm_weight: lambda in equation 5; GPT uses 0.5. Needs a decoder, and a task whose examples have `lm_targets`.
     """
-    if not lm_weight:
-        return batch
-    if "lm_targets" not in batch:
-        raise UserError(
-            f"objective.lm_weight={lm_weight}: these examples have no targets of a language model; let data.task "
-            "make them, or set it to 0"
-        )
-    share = jnp.sum(batch["weights"]) / jnp.maximum(jnp.sum(batch["lm_weights"]), 1.0)
-    return {**batch, "lm_shares": lm_weight * share * batch["lm_weights"]}
+
+    lm_weight: float = 0.0
+
+    def check(self) -> None:
+        if not self.lm_weight >= 0:
+            raise FieldError("lm_weight", self.lm_weight, "expected zero or more, as 0.5")
+
+    @abc.abstractmethod
+    def task_loss(self, logits: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
+        """(sum of losses over examples, metrics), with "loss" among the metrics: the sum without regularisers."""
+
+    def prepare(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Adds `lm_shares`, token weights scaled so that dividing by the examples' weight gives both means.
+
+        Call it on the full batch: the result does not depend on how the batch is split into microbatches. If lm_weight
+        is 0, the batch is returned unchanged.
+
+        Raises:
+            UserError: lm_weight is positive and the batch has no `lm_targets`.
+        """
+        if not self.lm_weight:
+            return batch
+        if "lm_targets" not in batch:
+            raise UserError(
+                f"objective.lm_weight={self.lm_weight}: these examples have no targets of a language model; let "
+                "data.task make them, or set it to 0"
+            )
+        share = jnp.sum(batch["weights"]) / jnp.maximum(jnp.sum(batch["lm_weights"]), 1.0)
+        return {**batch, "lm_shares": self.lm_weight * share * batch["lm_weights"]}
+
+    def loss(
+        self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None
+    ) -> tuple[Any, Any, Metrics]:
+        """Sums over a batch that `prepare` has processed.
+
+        Args:
+            apply: (params, tokens, token_type_ids=, segment_ids=, pool_positions=, key=) -> {"logits": as `task_loss`
+                reads them}, with "lm" logits if the model is a decoder.
+            batch: `tokens`, `token_type_ids`, `segment_ids` (B, C, T); `pool_positions` (B, C); `labels` and `weights`
+                (B,).
+
+        Returns:
+            (sum of losses, number of examples, metrics): the metrics of `task_loss`, and "lm_loss" with its number of
+            tokens.
+        """
+        arguments = {name: batch.get(name) for name in ("token_type_ids", "segment_ids", "pool_positions")}
+        out = apply(params, batch["tokens"], **arguments, key=key)
+        total, metrics = self.task_loss(out["logits"], batch)
+        lm_total, lm_metrics = lm_loss(out, batch)
+        return total + lm_total, jnp.sum(batch["weights"]), {**lm_metrics, **metrics}
 
 
-def loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[Any, dict[str, Any]]:
+def lm_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[Any, Metrics]:
     """The term to add to the sum over examples, in nats, and the metric "lm_loss" with its number of tokens.
 
     Returns (0, {}) if the batch has no `lm_shares`, which `prepare` adds.

@@ -90,8 +90,8 @@ MUTANTS = (
     Mutant(
         id="objectives/auxiliary-lm-share",
         file="objectives/auxiliary_lm.py",
-        old='lm_weight * share * batch["lm_weights"]',
-        new='lm_weight * batch["lm_weights"]',
+        old='self.lm_weight * share * batch["lm_weights"]',
+        new='self.lm_weight * batch["lm_weights"]',
         fault="the auxiliary language-model loss is a sum over tokens and not their mean",
         tests=(
             "tests/objectives/test_finetuning.py::test_the_loss_is_the_tasks_mean_plus_lambda_times_the_mean_of_the_tokens",
