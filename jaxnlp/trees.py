@@ -5,6 +5,12 @@ from typing import Any
 
 Path = tuple[str, ...]
 
+PyTree = Any
+"""A tree of arrays, or a tree of the same structure with a shape, an axis name or a sharding for each array."""
+
+Params = Any
+"""Parameters: nested dicts of arrays, by the names of modules."""
+
 
 def merge(base: Any, tuned: Any) -> Any:
     """The union of two trees. A parameter in both is taken from `tuned`."""

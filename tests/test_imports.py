@@ -70,6 +70,8 @@ def test_the_check_sees_an_arrow_that_runs_back(tmp_path):
     file = tmp_path / "x.py"
     file.write_text("def f():\n    from jaxnlp.training import loops\n    import flax.linen as nn\n")
     assert {"jaxnlp.training", "jaxnlp.training.loops", "flax.linen"} <= imports(file)
+    file.write_text("if TYPE_CHECKING:\n    import flax\nelse:\n    import optax\n")
+    assert imports(file) == {"optax"}
     file.write_text("from ..train import loop\n")
     with pytest.raises(AssertionError, match="absolute"):
         imports(file)

@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,10 @@ from jaxnlp.inference.decode import Generator
 from jaxnlp.inference.scoring import LENGTH_MULTIPLE, filled, score_continuations
 from jaxnlp.metrics.metric import Metric, Scores, bootstrap_interval, metric_named
 from jaxnlp.metrics.ranking import ranking
+from jaxnlp.trees import Params
+
+if TYPE_CHECKING:
+    from jaxnlp.training.step.program import Program
 
 Store = TokenStore | RecordStore
 
@@ -42,13 +46,13 @@ class EvaluatedModel:
     log: called with messages.
     """
 
-    program: Any
-    params: Any
+    program: "Program"
+    params: Params
     tokenizer: Tokenizer
     generator: Callable[[], Generator]
     stores: dict[str, Store] = dataclasses.field(default_factory=dict)
-    between_batches: Callable[[], Any] = lambda: None
-    log: Callable[[str], Any] = lambda text: None
+    between_batches: Callable[[], object] = lambda: None
+    log: Callable[[str], object] = lambda text: None
 
     @property
     def data(self) -> DataConfig:

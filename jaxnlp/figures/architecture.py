@@ -4,7 +4,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Table = Sequence[tuple[tuple[str, ...], tuple[int, ...], tuple[str | None, ...]]]
 
@@ -204,7 +207,7 @@ def _colour(box: Box, depth: int) -> str:
 class _Part:
     """A part of the model on the page, with its left edge at `x` and `width` in inches."""
 
-    axis: Any
+    axis: "Axes"
     x: float
     width: float
     columns: _Columns

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jaxnlp.data.task import Task
 from jaxnlp.data.tokenizer import Tokenizer
@@ -36,8 +37,8 @@ class BoundModel:
     apply: Callable
     tokenizer: Tokenizer
     task: Task
-    mesh: Any
-    context: Callable[..., contextlib.AbstractContextManager[Any]]
+    mesh: Mesh
+    context: Callable[..., contextlib.AbstractContextManager[object]]
     batch_ways: int = 1
     tuning: TunedModel | None = None
 

@@ -22,6 +22,7 @@ from jaxnlp.inference.cache import cache_lengths
 from jaxnlp.inference.processors import NEVER
 from jaxnlp.inference.rows import Ids, Rows, decoder_length, make_rows
 from jaxnlp.inference.sampling import Sampling
+from jaxnlp.trees import Params, PyTree
 
 CHUNK = 8  # steps between two calls of `on_tokens`
 OnTokens = Callable[[int, list[int]], Any]
@@ -76,17 +77,17 @@ class Generator:
     """
 
     apply: Callable
-    init_cache: Callable[[int, int], Any]
+    init_cache: Callable[[int, int], PyTree]
     length_limit: int | None
     eos_id: int
     vocab_size: int
-    context: Callable[[int], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-    prepare_params: Callable[[Any], Any] = lambda params: params
+    context: Callable[[int], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    prepare_params: Callable[[Params], Params] = lambda params: params
     decoder_start_ids: tuple[int, ...] | None = None
     encoder_eos_ids: tuple[int, ...] | None = None
     encoder_decoder: bool = False
     num_virtual_tokens: int = 0
-    prefill_prefix: Callable[[Any, Any], Any] | None = None
+    prefill_prefix: Callable[[Params, PyTree], PyTree] | None = None
     length_multiple: int = 1
 
     def __call__(

@@ -18,6 +18,7 @@ from jaxnlp.inference.cache import cache_lengths, grow
 from jaxnlp.inference.processors import process, seen_in
 from jaxnlp.inference.rows import Rows
 from jaxnlp.inference.sampling import Sampling, sample
+from jaxnlp.trees import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +42,12 @@ class DecodeState:
     seen: (B, V), the tokens that the repetition penalty applies to, or None. cache: the key-value cache.
     """
 
-    step: Any
-    tokens: Any
-    log_probs: Any
-    done: Any
-    seen: Any
-    cache: Any
+    step: jax.Array
+    tokens: jax.Array
+    log_probs: jax.Array | None
+    done: jax.Array
+    seen: jax.Array | None
+    cache: PyTree
 
 
 jax.tree_util.register_dataclass(DecodeState, ["step", "tokens", "log_probs", "done", "seen", "cache"], [])
@@ -167,7 +168,7 @@ def _readable(state: DecodeState) -> DecodeState:
     )
 
 
-def replicate(x: jax.Array) -> jax.Array:
+def replicate(x: PyTree) -> PyTree:
     """x replicated on every device, and so readable in every process."""
     several = jax.sharding.get_abstract_mesh().size > 1
     return jax.lax.with_sharding_constraint(x, PartitionSpec()) if several else x

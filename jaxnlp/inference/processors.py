@@ -7,10 +7,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnlp.errors import FieldError
 
 NEVER = -jnp.inf
+Array = jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ def process(
     return scores_RV
 
 
-def seen_in(tokens_RT: jax.Array, counts_RT: jax.Array, vocab: int) -> jax.Array:
+def seen_in(tokens_RT: Array, counts_RT: Array, vocab: int) -> jax.Array:
     """(R, V): whether each token occurs in the row, at the positions where `counts_RT` is true."""
     R, _ = tokens_RT.shape
     ids_RT = jnp.where(counts_RT, tokens_RT, vocab)  # an id out of range is dropped

@@ -17,6 +17,7 @@ import numpy as np
 from jaxnlp.errors import UserError
 
 Ids = Sequence[Sequence[int]]
+Array = jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +28,11 @@ class Rows:
     adapter_ids: (B,), the adapter of each row (`peft/multi_adapter.py`), or None.
     """
 
-    tokens: Any
-    segments: Any
-    inputs: Any = None
-    input_segments: Any = None
-    adapter_ids: Any = None
+    tokens: Array
+    segments: Array
+    inputs: Array | None = None
+    input_segments: Array | None = None
+    adapter_ids: Array | None = None
 
     @property
     def count_B(self) -> Any:

@@ -7,7 +7,7 @@ Shape legend: B batch, C sequences of an example, T length, D model, N classes, 
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,31 +15,11 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn import checks
+from jaxnlp.nn.head import Head
 from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.linear import Linear
 from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.nn.policy import Policy
-
-
-class Head:
-    """Base class of the heads: one linear map of the body's states.
-
-    of_tokens: the head reads the state of every token; False: one state for each sequence.
-    use_bias: whether the linear map has a bias. features: size of its output.
-    num_classes: number of classes of the task; None: the task has no classes.
-    """
-
-    of_tokens: ClassVar[bool] = False
-    use_bias: ClassVar[bool] = True
-    num_classes: int | None = None
-
-    @property
-    def features(self) -> int:
-        return self.num_classes or 1
-
-    def logits(self, states: jax.Array, linear: Linear) -> jax.Array:
-        """The head's logits from the states: (B, T, D) of tokens, or (B, C, D) of sequences."""
-        return linear(states)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -8,7 +8,6 @@ and value heads, K head size.
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,11 +16,13 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.kernels import MASKED, Blocked, DotProduct, Einsum, Flash, attention_weights
+from jaxnlp.nn.kernels import MASKED, AttentionKernel, Blocked, DotProduct, Einsum, Flash, attention_weights
 from jaxnlp.nn.linear import Initializer, Linear
 from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.norms import Norm
 from jaxnlp.nn.partitioning import gather_sequence, parameter, scatter_sequence, shard_heads
 from jaxnlp.nn.policy import Policy
+from jaxnlp.nn.positions import PositionEncoding
 
 __all__ = ["Blocked", "DotProduct", "Einsum", "Flash"]  # old configs name them in this module
 
@@ -30,7 +31,16 @@ ROWS = (((2,), (2,)), ((0,), (0,)))  # (B, T, D) and (B, S, D) to (B, T, S), for
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Dot:
+class Score:
+    """Base class of the score functions."""
+
+    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+        """A module (q_BTD, k_BSD) -> scores_BTS, float32."""
+        raise TypeError(f"{type(self).__name__}: a score function must define module()")
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Dot(Score):
     """q . k (Luong et al. 2015, arXiv:1508.04025, section 3.1, "dot")."""
 
     def build(self, policy: Policy, name: str | None = None) -> nn.Module:
@@ -38,7 +48,7 @@ class Dot:
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class ScaledDot:
+class ScaledDot(Score):
     """q . k / sqrt(D) (Vaswani et al. 2017, section 3.2.1)."""
 
     def build(self, policy: Policy, name: str | None = None) -> nn.Module:
@@ -46,7 +56,7 @@ class ScaledDot:
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class General:
+class General(Score):
     """q W k, the multiplicative score (Luong et al. 2015, "general"); queries and keys may differ in size."""
 
     def build(self, policy: Policy, name: str | None = None) -> nn.Module:
@@ -54,7 +64,7 @@ class General:
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Additive:
+class Additive(Score):
     """v . tanh(W q + U k + b) (Bahdanau et al. 2015, arXiv:1409.0473, appendix A.1.2).
 
     hidden_dim: A, units of the hidden layer; None: the size of the keys.
@@ -121,7 +131,7 @@ class _AdditiveScore(nn.Module):
 class Attention(nn.Module):
     """softmax(score(q, k)) v with one head, as in recurrent seq2seq decoders."""
 
-    score: Any
+    score: Score
     policy: Policy
 
     @nn.compact
@@ -151,12 +161,12 @@ class MultiHeadAttention(nn.Module):
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    implementation: Any
-    positions: Any
+    implementation: AttentionKernel
+    positions: PositionEncoding
     policy: Policy
     use_bias: bool = True
     use_qkv_bias: bool | None = None
-    qk_norm: Any = None
+    qk_norm: Norm | None = None
     softcap: float | None = None
     scale: float | None = None
     dropout_rate: float = 0.0

@@ -14,6 +14,7 @@ from jax import lax
 from jaxnlp.errors import UserError
 from jaxnlp.nn.attention import MultiHeadAttention
 from jaxnlp.nn.masks import Mask
+from jaxnlp.trees import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class DecoderInputs:
 
     positions_BT: jax.Array
     mask: Mask
-    layers: Any
+    layers: PyTree
 
     def bias(self, module: nn.Module | None) -> jax.Array | None:
         """Attention bias (1, H, T, S) of a `PositionEncoding.bias` module, by place in the row; None without a module.

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.errors import UserError
+from jaxnlp.nn.head import Head
 from jaxnlp.nn.kernels import AttentionKernel
 from jaxnlp.nn.policy import Policy
 
@@ -54,7 +55,7 @@ class ModelTraits:
     num_layers: int = 0
     num_decoder_layers: int | None = None
     scan_layers: bool | None = None
-    remat: Any = None
+    remat: object = None  # a name or a Remat; typed so that flags can set it
     num_heads: int | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None
@@ -65,7 +66,7 @@ class ModelTraits:
     num_types: int = 1
     heads: tuple[str, ...] = ()
     dropout_rate: float = 0.0
-    head: Any = None
+    head: Head | None = None
 
 
 @dataclasses.dataclass(kw_only=True)

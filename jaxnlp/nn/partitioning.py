@@ -8,8 +8,8 @@ An axis that no rule names is an error and is never silently replicated.
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import flax.errors
 import flax.linen as nn
@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from jaxnlp.errors import UserError
 from jaxnlp.nn import trace_context
-from jaxnlp.nn.trace_context import Layout
+from jaxnlp.nn.trace_context import Layout, MeshAxes, Rules
 
 WITHIN = ("batch", "length", "activation")  # inputs of attention and feed-forward layers
 BETWEEN = ("batch", "residual", "activation")  # the residual stream
@@ -69,9 +69,9 @@ _resharded.defvjp(
 
 @contextlib.contextmanager
 def axis_rules(
-    activations: Mapping[str, Any],
-    compute_rules: Mapping[str, Any] | None = None,
-    gradients: Mapping[str, Any] | None = None,
+    activations: Rules,
+    compute_rules: Rules | None = None,
+    gradients: Rules | None = None,
 ) -> Iterator[None]:
     """Within the block the logical axes of activations and parameters resolve by these tables; see `Layout`."""
     with trace_context.replaced(layout=Layout(activations, compute_rules, gradients)):
@@ -159,11 +159,11 @@ def _residual_differs() -> bool:
     return mesh_axes(("residual",)) != mesh_axes(("length",))
 
 
-def _tuple(axes: Any) -> tuple[str, ...]:
+def _tuple(axes: MeshAxes) -> tuple[str, ...]:
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
 
-def _spec(names: tuple[str | None, ...], table: Mapping[str, Any]) -> PartitionSpec | None:
+def _spec(names: tuple[str | None, ...], table: Rules) -> PartitionSpec | None:
     """Mesh axes by a table, without the manual axes of a surrounding `shard_map`; None if the table lacks a name."""
     ruled = [name for name in names if name is not None and name in table]
     if len(ruled) < len(names):

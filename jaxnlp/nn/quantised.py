@@ -80,8 +80,8 @@ class Quantised(nn.meta.AxisMetadata):
     scales: float32, with N numbers along the blocks' axis.
     """
 
-    codes: Any
-    scales: Any
+    codes: jax.Array
+    scales: jax.Array
     how: Blocks
 
     def unbox(self, dtype: str | None = None) -> jax.Array:

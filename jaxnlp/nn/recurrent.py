@@ -8,11 +8,13 @@ Shape legend: B batch, T length, D input features, G gates, H hidden units, P fe
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn import checks
@@ -23,8 +25,36 @@ from jaxnlp.nn.policy import Policy
 AXES = ("embed", "gates", "mlp")
 
 
+class Cell:
+    """Base class of the cells. Subclasses define `start` and `step`.
+
+    gates: number of gates. hidden_bias: whether the product with the hidden state has a bias of its own.
+    projection_dim: size of the output, if it is projected; None: no projection.
+    """
+
+    gates: ClassVar[int]
+    hidden_bias: ClassVar[bool] = False
+    projection_dim: int | None = None
+
+    def outputs(self, features: int) -> int:
+        """Size of the output of a layer of `features` hidden units."""
+        return features
+
+    def bias_init(self, key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        """The initial bias of the gates (G, H)."""
+        return jnp.zeros(shape, dtype)
+
+    def start(self, batch: int, features: int) -> tuple[jax.Array, ...]:
+        """The zero state, whose last array is the output h."""
+        raise TypeError(f"{type(self).__name__}: a cell must define start()")
+
+    def step(self, state: Any, x_BGH: jax.Array, hidden: Callable, project: Callable) -> tuple[jax.Array, ...]:
+        """The next state. x_BGH: W x + b. hidden: h -> U h, with its bias. project: h -> V h."""
+        raise TypeError(f"{type(self).__name__}: a cell must define step()")
+
+
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class LSTM:
+class LSTM(Cell):
     """Long short-term memory with forget gate (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
 
     i, f, o = sigmoid(W x + U h + b), g = tanh(...), c' = f c + i g, h' = o tanh(c').
@@ -73,7 +103,7 @@ class LSTM:
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class GRU:
+class GRU(Cell):
     """Gated recurrent unit (Cho et al. 2014, arXiv:1406.1078), with the reset gate after the product as in cuDNN.
 
     r, z = sigmoid(W x + U h + b), n = tanh(W x + b + r (U h + b')), h' = (1 - z) n + z h.
@@ -81,13 +111,6 @@ class GRU:
 
     gates = 3
     hidden_bias = True
-    projection_dim = None
-
-    def outputs(self, features: int) -> int:
-        return features
-
-    def bias_init(self, key, shape, dtype):
-        return jnp.zeros(shape, dtype)
 
     def start(self, batch: int, features: int) -> tuple[jax.Array]:
         return (jnp.zeros((batch, features)),)
@@ -111,7 +134,7 @@ class Recurrent(nn.Module):
     `hidden` (P, G, H); a GRU also has `hidden_bias` (G, H), and a projection `projection` (H, P).
     """
 
-    cell: Any
+    cell: Cell
     features: int
     policy: Policy
     num_layers: int = 1
@@ -162,7 +185,7 @@ class RecurrentLayer(nn.Module):
     reverse: scan from the last token to the first; the outputs keep the order of the tokens.
     """
 
-    cell: Any
+    cell: Cell
     features: int
     reverse: bool
     policy: Policy

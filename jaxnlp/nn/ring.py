@@ -23,6 +23,7 @@ from jaxnlp.nn.masks import Mask
 from jaxnlp.nn.partitioning import mesh_axes, num_shards, sharded_call
 from jaxnlp.nn.policy import Policy
 from jaxnlp.nn.sharded_rng import bits_at, words_and_share
+from jaxnlp.nn.trace_context import MeshAxes
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -86,8 +87,8 @@ class _Dropped:
     rate: float
     heads: int
     length: int
-    batch_axes: Any
-    head_axes: Any
+    batch_axes: MeshAxes
+    head_axes: MeshAxes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ class _Circle:
     """Static values. axes: mesh axes whose devices form the ring. ways: number of these devices. steps: shares that
     each device receives, its own included. piece: number of queries (t) in one piece."""
 
-    axes: Any
+    axes: MeshAxes
     ways: int
     steps: int
     piece: int

@@ -13,8 +13,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxnlp.nn import remat, trace_context
 from jaxnlp.nn.interceptors import Interceptor, intercept_calls_at
+from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.nn.partitioning import gathers_parameters
 from jaxnlp.nn.policy import Policy
+from jaxnlp.trees import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +30,11 @@ class ScannedLayers:
     """
 
     block: type[nn.Module]
-    config: Any
+    config: ModelConfig
     path: tuple[str, ...]
-    shared: tuple[Any, ...]
+    shared: tuple[PyTree, ...]
     keys: jax.Array | None
-    names: tuple[Any, ...] = ()
+    names: tuple[str | int, ...] = ()
     interceptors: tuple[Interceptor, ...] = ()
 
     @property
@@ -41,7 +43,7 @@ class ScannedLayers:
 
         It is needed because JAX applies only the outermost policy.
         """
-        name = self.config.remat
+        name: Any = self.config.remat
         return remat.all_but_gathered if name == "none" else remat.policy(name, remat.INPUT)
 
     def run(self, params: Any, x: jax.Array, shared: tuple[Any, ...], keys: jax.Array | None) -> jax.Array:

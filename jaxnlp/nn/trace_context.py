@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from jaxnlp.nn.interceptors import Interceptor
     from jaxnlp.nn.stack import ScannedLayers
 
+MeshAxes = str | tuple[str, ...] | None
+"""The mesh axes over which an axis of an array is split: one, several, or None if it is replicated."""
+
+Rules = Mapping[str, MeshAxes]
+"""A table from logical axes to mesh axes."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -33,9 +39,9 @@ class Layout:
     gradients: rules for the parameters' gradients at the end of the backward pass; None: `compute_rules`.
     """
 
-    activations: Mapping[str, Any]
-    compute_rules: Mapping[str, Any] | None = None
-    gradients: Mapping[str, Any] | None = None
+    activations: Rules
+    compute_rules: Rules | None = None
+    gradients: Rules | None = None
 
 
 @dataclasses.dataclass

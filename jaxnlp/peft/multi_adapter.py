@@ -21,7 +21,7 @@ import numpy as np
 from jaxnlp.errors import UserError
 from jaxnlp.peft.lora import A, B, LoRA
 from jaxnlp.peft.tuning import TunedModel, checked_adapter_ids
-from jaxnlp.trees import Path, get_at, merge, set_at
+from jaxnlp.trees import Params, Path, get_at, merge, set_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class MultiAdapter:
     """tuning: the model with all adapters. tuned: their parameters, each with an axis of E. num_adapters: E."""
 
     tuning: TunedModel
-    tuned: Any
+    tuned: Params
     num_adapters: int
 
     def params(self, base: Any) -> Any:

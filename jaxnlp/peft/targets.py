@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxnlp.errors import UserError
 from jaxnlp.nn.interceptors import ModuleCall, intercept_calls
@@ -29,7 +30,7 @@ class Parameter:
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
-    dtype: Any
+    dtype: DTypeLike
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ from jaxnlp.peft.method import SHARED, AdapterParam, PEFTMethod, picked
 from jaxnlp.peft.quantised import chosen_blocks
 from jaxnlp.peft.targets import KERNEL, Parameter, Target, find_targets
 from jaxnlp.sharding.functional import abstract_params
-from jaxnlp.trees import Path, get_at, set_at, without
+from jaxnlp.trees import Path, PyTree, get_at, set_at, without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ class TunedModel:
     shared: dict[str, AdapterParam]
     replaced: list[Path]
     outer: Path | None
-    shapes: Any
-    base_axes: Any
+    shapes: PyTree
+    base_axes: PyTree
     blocks: dict[Path, Blocks] = dataclasses.field(default_factory=dict)
     num_adapters: int | None = None
 

@@ -14,12 +14,16 @@ Every array here is on one device. Training in this project uses `training/step/
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxnlp.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxnlp.objectives.objective import Objective
 
 
 @dataclasses.dataclass
@@ -53,8 +57,8 @@ class Central:
     """
 
     apply: Callable
-    objective: Any
-    optimizer: Any
+    objective: "Objective"
+    optimizer: optax.GradientTransformation
     devices: Sequence[Any]
 
     def step(self, params: Any, opt_state: Any, batch: Any, traffic: Traffic) -> tuple[Any, Any, jax.Array]:

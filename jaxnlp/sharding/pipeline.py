@@ -75,14 +75,16 @@ class Circular:
             raise FieldError("virtual_stages", self.virtual_stages, "expected a positive number, as 2")
 
 
+Schedule = Naive | GPipe | OneFOneB | Circular
+
 SCHEDULES = {"naive": Naive, "gpipe": GPipe, "1f1b": OneFOneB, "circular": Circular}
 
 
-def named_schedule(schedule: Any) -> Any:
+def named_schedule(schedule: object) -> Schedule:
     """The schedule itself, or the schedule of that name, e.g. "1f1b". Raises FieldError for any other value."""
     if isinstance(schedule, str) and schedule in SCHEDULES:
         return SCHEDULES[schedule]()
-    if not isinstance(schedule, tuple(SCHEDULES.values())):
+    if not isinstance(schedule, Schedule):
         message = f"expected one of {', '.join(SCHEDULES)}, or a schedule as Circular(virtual_stages=3)"
         raise FieldError("pipeline", schedule, message)
     return schedule
@@ -101,7 +103,7 @@ Timetable = list[list[Work | None]]
 
 
 def check_stages(
-    schedule: Any, stages: int, num_layers: int, microbatches: int, field: str = "model.num_layers"
+    schedule: Schedule, stages: int, num_layers: int, microbatches: int, field: str = "model.num_layers"
 ) -> None:
     """Raises FieldError if the layers or the microbatches do not divide over the stages as the schedule requires."""
     groups, name = stages * schedule.virtual_stages, type(schedule).__name__
@@ -116,7 +118,7 @@ def check_stages(
         raise FieldError("accum_steps", microbatches, f"{name}() needs a multiple of mesh.stage={stages}; use {up}")
 
 
-def ticks(schedule: Any, stages: int, microbatches: int) -> int:
+def ticks(schedule: Schedule, stages: int, microbatches: int) -> int:
     """Number of ticks of the forward passes, equal to that of the backward passes: half of a step's permutes."""
     p, m = stages, microbatches
     if isinstance(schedule, Naive):
@@ -126,12 +128,12 @@ def ticks(schedule: Any, stages: int, microbatches: int) -> int:
     return schedule.virtual_stages * m + p - 1
 
 
-def bubble(schedule: Any, stages: int, microbatches: int) -> float:
+def bubble(schedule: Schedule, stages: int, microbatches: int) -> float:
     """Idle fraction of a stage's time, by the formula; forward and backward passes count as equally long."""
     return 1 - schedule.virtual_stages * microbatches / ticks(schedule, stages, microbatches)
 
 
-def timetable(schedule: Any, stages: int, microbatches: int) -> Timetable:
+def timetable(schedule: Schedule, stages: int, microbatches: int) -> Timetable:
     """The work of each stage in each time slot, or None if idle. A 1F1B tick has two slots: forward and backward."""
     p, m = stages, microbatches
     if isinstance(schedule, Naive):
@@ -172,7 +174,7 @@ Run = Callable[[Any, jax.Array, Any, Any], jax.Array]
 
 
 def through_stages(
-    schedule: Any,
+    schedule: Schedule,
     run: Run,
     weights: Any,
     x_MB: jax.Array,

@@ -16,12 +16,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnlp.config import field_values
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.nn.trace_context import MeshAxes, Rules
 from jaxnlp.sharding.mesh import AXES, MeshConfig
 from jaxnlp.sharding.pipeline import named_schedule
 
-Rules = Mapping[str, Any]
-
-REPLICATED: dict[str, Any] = dict.fromkeys(
+REPLICATED: dict[str, MeshAxes] = dict.fromkeys(
     (
         *("embed", "embed_out", "mlp", "heads", "kv_heads", "kv", "vocab", "length", "types", "buckets", "gates"),
         *("classes", "layers", "norm", "rank", "characters", "char", "width", "filters"),
@@ -29,13 +28,19 @@ REPLICATED: dict[str, Any] = dict.fromkeys(
 )
 """Every parameter replicated on every device: one device, or plain data parallelism."""
 
-FSDP: dict[str, Any] = {**REPLICATED, "embed": "fsdp"}
+FSDP: dict[str, MeshAxes] = {**REPLICATED, "embed": "fsdp"}
 """Parameters sharded over their model dimension and all-gathered at use."""
 
-TENSOR: dict[str, Any] = {**REPLICATED, "mlp": "tensor", "heads": "tensor", "kv_heads": "tensor", "vocab": "tensor"}
+TENSOR: dict[str, MeshAxes] = {
+    **REPLICATED,
+    "mlp": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "vocab": "tensor",
+}
 """Heads, feed-forward and vocabulary sharded as in Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053)."""
 
-ACTIVATIONS: dict[str, Any] = {
+ACTIVATIONS: dict[str, MeshAxes] = {
     "batch": ("data", "fsdp"),
     "length": "sequence",
     "residual": "sequence",
@@ -73,11 +78,11 @@ class Sharding:
     """
 
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    params: dict[str, Any] = dataclasses.field(default_factory=REPLICATED.copy)
-    gradients: dict[str, Any] | None = None
-    optimizer: dict[str, Any] | None = None
+    params: dict[str, MeshAxes] = dataclasses.field(default_factory=REPLICATED.copy)
+    gradients: dict[str, MeshAxes] | None = None
+    optimizer: dict[str, MeshAxes] | None = None
     optimizer_memory: str = "device"
-    activations: dict[str, Any] = dataclasses.field(default_factory=ACTIVATIONS.copy)
+    activations: dict[str, MeshAxes] = dataclasses.field(default_factory=ACTIVATIONS.copy)
     pipeline: object = None  # a name or a schedule; typed so that flags can set it
 
     def over(self, **sizes: Any) -> "Sharding":
@@ -89,7 +94,7 @@ class Sharding:
         return dataclasses.replace(new, mesh=MeshConfig(**{"data": 1, **sizes}))
 
     @property
-    def compute_rules(self) -> dict[str, Any]:
+    def compute_rules(self) -> dict[str, MeshAxes]:
         """Rules of parameters at use: those at rest without the batch axes, over which parameters are all-gathered."""
         batch = set(as_tuple(self.activations.get("batch")))
         at_use = {name: tuple(a for a in as_tuple(axes) if a not in batch) for name, axes in self.params.items()}
@@ -125,7 +130,7 @@ class Sharding:
                         )
 
 
-def as_tuple(axes: Any) -> tuple[str, ...]:
+def as_tuple(axes: MeshAxes) -> tuple[str, ...]:
     """A rule's value as a tuple of mesh axes."""
     if axes is None:
         return ()

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxnlp.data.pipeline import TrainBatches, corpus_fingerprint
@@ -17,7 +18,7 @@ from jaxnlp.training.step.program import Program
 class Batch:
     """The input of one call. arrays: the argument `batch` of `Program.step`."""
 
-    arrays: dict[str, Any]
+    arrays: dict[str, jax.Array] | dict[str, np.ndarray]
 
     def describe(self, index: int) -> str:
         """Describes batch `index` of the call's `steps_per_call` batches, for an error message."""

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import sys
-from typing import Any
 
 import jax
 
@@ -16,6 +15,7 @@ from jaxnlp.training.experiment import Experiment, check_batch
 from jaxnlp.training.init.frozen_base import attach_base
 from jaxnlp.training.run_folder.checkpoint import Reader, Saved
 from jaxnlp.training.step.program import Program, build
+from jaxnlp.trees import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Loaded:
 
     saved: Saved
     program: Program
-    params: Any
+    params: Params
     decoder_start_ids: tuple[int, ...] | None = None
     encoder_eos_ids: tuple[int, ...] | None = None
 

@@ -1,12 +1,12 @@
 """Sets up a loop from a config and a run folder: program, tokenizer, data and state."""
 
 import dataclasses
-from typing import Any
 
 from jaxnlp import config as configs
 from jaxnlp.data.pipeline import open_split, open_tokenizer
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.evals.evaluator import Store
 from jaxnlp.training.experiment import Experiment, resolve
 from jaxnlp.training.init.frozen_base import attach_base, init_state
 from jaxnlp.training.init.transfer import transfer_params
@@ -24,7 +24,7 @@ class Setup:
     experiment: Experiment
     tokenizer: Tokenizer
     program: Program
-    stores: dict[str, Any]
+    stores: dict[str, Store]
     state: TrainState
 
 

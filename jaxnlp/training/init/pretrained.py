@@ -19,22 +19,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnlp.config import did_you_mean
 from jaxnlp.data.pretrained_tokenizer import same_ids
-from jaxnlp.data.tokenizer import HuggingFaceTokenizer, wrap
+from jaxnlp.data.tokenizer import HuggingFaceTokenizer, Tokenizer, wrap
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.interop import huggingface
+from jaxnlp.nn.head import Head
 from jaxnlp.nn.kernels import Einsum
+from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.nn.quantised import dequantised
 from jaxnlp.sharding.functional import abstract_params
-from jaxnlp.sharding.rules import REPLICATED, path_name, shardings
+from jaxnlp.sharding.rules import REPLICATED, Rules, path_name, shardings
 from jaxnlp.training.init.init_from import InitFrom
 from jaxnlp.training.init.param_mapping import ParamMapping, map_params
 from jaxnlp.training.load import load
 from jaxnlp.training.run_folder.checkpoint import Reader
-from jaxnlp.trees import select
+from jaxnlp.trees import Params, select
 
 REPORT = "init.json"
 NUM_LISTED = 8  # paths in a line of the report; the file lists all
@@ -116,10 +118,10 @@ class PretrainedSource:
     unknown. head: as `head_of` returns it."""
 
     name: str
-    model: Any
-    tokenizer: Any
-    read: Callable[[Any, Any, Iterable[str]], Any]
-    head: Any = None
+    model: ModelConfig
+    tokenizer: Tokenizer | None
+    read: Callable[[Mesh, Rules, Iterable[str]], Params]
+    head: tuple[Head, tuple[str, ...] | None] | None = None
 
 
 def model(path: str, **changes: Any) -> Any:

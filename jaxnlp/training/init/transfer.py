@@ -39,7 +39,7 @@ class TunedSource:
 
     name: str
     tuning: TunedModel
-    arrays: dict[str, Any]
+    arrays: dict[str, np.ndarray]
     base: str
 
 

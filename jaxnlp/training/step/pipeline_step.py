@@ -22,9 +22,11 @@ from jax.sharding import PartitionSpec
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.sharded_rng import local_key, plain_key
 from jaxnlp.nn.stack import ScannedLayers, override_stack
+from jaxnlp.objectives.objective import Objective
 from jaxnlp.sharding.pipeline import (
     Naive,
     OneFOneB,
+    Schedule,
     check_stages,
     in_float32,
     named_schedule,
@@ -62,7 +64,7 @@ def staged(experiment: Experiment, stages: int) -> Callable:
 
 def sum_gradients(
     apply: Callable,
-    objective: Any,
+    objective: Objective,
     params: Any,
     batch: Any,
     key: jax.Array,
@@ -70,7 +72,7 @@ def sum_gradients(
     scale: Any = None,
     layout: Any = None,
     *,
-    schedule: Any,
+    schedule: Schedule,
     batch_axes: tuple[str, ...],
 ):
     """`step.sum_gradients` with a pipeline schedule over the mesh's stages. There are `accum_steps` microbatches.
@@ -168,8 +170,8 @@ def _stacks(apply, objective, params, micro, key) -> list[_Stack]:
 class _Staged:
     """An objective whose model runs over pipeline stages. `loss` runs one microbatch, as an objective does."""
 
-    objective: Any
-    schedule: Any
+    objective: Objective
+    schedule: Schedule
     stacks: list[_Stack]
     batch: tuple[str, ...]
 

@@ -5,11 +5,11 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
@@ -21,7 +21,7 @@ from jaxnlp.optim import LAYERWISE, make_optimizer
 from jaxnlp.peft.tuning import TunedModel, attach
 from jaxnlp.sharding.functional import abstract_params, init_params, make_apply
 from jaxnlp.sharding.mesh import make_mesh
-from jaxnlp.sharding.pipeline import named_schedule
+from jaxnlp.sharding.pipeline import Schedule, named_schedule
 from jaxnlp.sharding.rules import as_tuple, resolve
 from jaxnlp.training.experiment import Experiment, check_batch
 from jaxnlp.training.step.offload import Offload
@@ -37,7 +37,10 @@ from jaxnlp.training.step.validate import (
     check_stages,
 )
 from jaxnlp.training.step.zero_update import Layouts
-from jaxnlp.trees import get_at, merge, select, set_at
+from jaxnlp.trees import Params, PyTree, get_at, merge, select, set_at
+
+if TYPE_CHECKING:
+    import flax.linen as nn
 
 TUNED = 0x7D  # folded into the run's key for the tuned parameters' initial values
 
@@ -56,15 +59,15 @@ class Program:
     """
 
     experiment: Experiment
-    mesh: Any
+    mesh: Mesh
     apply: Callable
-    axes: Any
+    axes: PyTree
     abstract: TrainState
     init: Callable[[], TrainState]
-    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    eval_step: Callable[[Any, Any], dict[str, jax.Array]]
+    step: Callable[[TrainState, PyTree], tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: Callable[[Params, PyTree], dict[str, jax.Array]]
     batch_sharding: NamedSharding
-    init_from_params: Callable[[Any], TrainState]
+    init_from_params: Callable[[Params], TrainState]
     tuning: TunedModel | None = None
 
     @property
@@ -85,7 +88,7 @@ class Program:
         return specs, self.tuning.base_axes
 
     @property
-    def pipeline_schedule(self) -> Any:
+    def pipeline_schedule(self) -> Schedule | None:
         """The schedule of `sharding/pipeline.py`; None without pipeline parallelism."""
         return named_schedule(self.experiment.sharding.pipeline) if self.mesh.shape["stage"] > 1 else None
 
@@ -181,25 +184,33 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
     return _program(e, mesh, network, state, abstract, layout, step, NamedSharding(mesh, rows))
 
 
+class _OwnModel(TypedDict):
+    """Arguments of the checks in `validate.py`: the model before any PEFT method, with its abstract parameters."""
+
+    apply: Callable
+    params: PyTree
+    mesh: Mesh
+
+
 @dataclasses.dataclass(frozen=True)
 class _Network:
     """An abstract model with its PEFT method.
 
-    model: `apply`, `params` and `mesh` of the model before any PEFT method, for checks.
+    model: the model before any PEFT method, for checks.
     inputs: shapes of the module's arguments.
     apply, shapes, axes: the forward pass with the method; shapes and logical axes of the trained parameters.
     tuning, frozen, rates: the method's; None without one.
     """
 
-    model: dict[str, Any]
-    module: Any
+    model: _OwnModel
+    module: "nn.Module"
     inputs: tuple[jax.ShapeDtypeStruct, ...]
     apply: Callable
-    shapes: Any
-    axes: Any
+    shapes: PyTree
+    axes: PyTree
     tuning: TunedModel | None = None
-    frozen: Any = None
-    rates: Any = None
+    frozen: PyTree = None
+    rates: PyTree = None
 
 
 def _network(e: Experiment, mesh: Any) -> _Network:
@@ -209,7 +220,7 @@ def _network(e: Experiment, mesh: Any) -> _Network:
     inputs = e.model.example_inputs(e.data.batch_size // e.accum_steps, e.data.seq_len)
     shapes, axes = abstract_params(module, *inputs)
     check_heads(e, axes, mesh.shape)
-    network = _Network({"apply": apply, "params": shapes, "mesh": mesh}, module, inputs, apply, shapes, axes)
+    network = _Network(_OwnModel(apply=apply, params=shapes, mesh=mesh), module, inputs, apply, shapes, axes)
     all_axes = [axes]
     if e.peft is not None:
         check_stages(e.peft, mesh.shape["stage"])

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.remat import HOST
 from jaxnlp.sharding.rules import Sharding, shardings
-from jaxnlp.trees import merge
+from jaxnlp.trees import Params, PyTree, merge
 
 
 @functools.partial(
@@ -32,12 +32,12 @@ class TrainState:
     """
 
     step: jax.Array
-    params: Any
-    opt_state: Any
+    params: Params
+    opt_state: PyTree
     key: jax.Array
     skipped: jax.Array
     loss_scale: dict[str, jax.Array] | None
-    frozen: Any = None
+    frozen: Params = None
 
     @property
     def all_params(self) -> Any:

@@ -7,6 +7,8 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnlp.trees import PyTree
+
 
 @dataclasses.dataclass(frozen=True)
 class Layouts:
@@ -18,9 +20,9 @@ class Layouts:
     axes: logical axes. updated: shardings during the optimizer's update. at_rest: shardings at rest.
     """
 
-    axes: Any
-    updated: Any
-    at_rest: Any
+    axes: PyTree
+    updated: PyTree
+    at_rest: PyTree
 
     def apply_updates(self, params: Any, updates: Any) -> Any:
         """params + updates, in the sharding of the update."""
