@@ -139,8 +139,8 @@ class TokenStore:
 
         def read(start: int, stop: int) -> np.ndarray:
             first, last = start // BLOCK, max(start, stop - 1) // BLOCK
-            found = blocks.__getitems__(list(range(first, last + 1)))
-            row = np.concatenate([np.frombuffer(block, self._dtype) for block in found])
+            records = blocks.__getitems__(list(range(first, last + 1)))
+            row = np.concatenate([np.frombuffer(record, self._dtype) for record in records])
             return row[start - first * BLOCK : stop - first * BLOCK]
 
         return read
@@ -192,13 +192,7 @@ def build_store(
             **counts,
         )
         (temporary / "meta.json").write_text(json.dumps(meta.to_json(), indent=1))
-        if not _holds(path, meta):  # else another process has finished the same store first
-            shutil.rmtree(path, ignore_errors=True)
-            try:
-                temporary.rename(path)
-            except OSError:
-                if not _holds(path, meta):
-                    raise
+        _move(temporary, path, meta)
     except OSError as e:
         raise UserError(
             f"{path}: cannot be written ({e.strerror or e}); free some space or choose another folder "
@@ -207,6 +201,18 @@ def build_store(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return TokenStore(path)
+
+
+def _move(temporary: pathlib.Path, path: pathlib.Path, meta: Meta) -> None:
+    """Moves a store to its path, unless another process has finished the same store there first."""
+    if _holds(path, meta):
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        temporary.rename(path)
+    except OSError:
+        if not _holds(path, meta):
+            raise
 
 
 def _holds(path: pathlib.Path, meta: Meta) -> bool:
@@ -229,17 +235,17 @@ def _write_all(
     first = np.array([eos_id])
     hasher = hashlib.blake2b(first.tobytes(), digest_size=12)
     write(first)
-    begun = told = time.monotonic()
+    begun = reported = time.monotonic()
     for ids, num_documents, num_bytes in parts:
         write(ids)
         hasher.update(np.ascontiguousarray(ids).tobytes())
         counts["num_tokens"] += len(ids)
         counts["num_documents"] += num_documents
         counts["num_bytes"] += num_bytes
-        if time.monotonic() - told > 0.5:
-            told = time.monotonic()
+        if time.monotonic() - reported > 0.5:
+            reported = time.monotonic()
             megabytes = counts["num_bytes"] / 1e6
-            log(f"{counts['num_tokens']:,} tokens, {megabytes:,.0f} MB, {megabytes / (told - begun):.1f} MB/s")
+            log(f"{counts['num_tokens']:,} tokens, {megabytes:,.0f} MB, {megabytes / (reported - begun):.1f} MB/s")
     return {**counts, "tokens_fingerprint": hasher.hexdigest()}
 
 
