@@ -8,7 +8,8 @@ import json
 import pathlib
 from collections.abc import Iterable
 
-from jaxnlp.data.tokenizer import HuggingFace, Texts, Tokenizer, TokenizerConfig, from_json
+from jaxnlp.data.huggingface_tokenizer import HuggingFace
+from jaxnlp.data.tokenizer import Texts, Tokenizer, TokenizerConfig, from_json
 from jaxnlp.errors import FieldError, UserError
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, sentencepiece trained on the source, and Hugging Face files.
+"""Tokenizers: the base classes, bytes, and sentencepiece trained on the source.
 
 A config object names a tokenizer and its `build` makes it. The tokenizer can be written to JSON and read back without
 the files that it was built from.
@@ -88,6 +88,8 @@ class TokenizerConfig(abc.ABC):
 
 def from_json(data: dict[str, Any]) -> Tokenizer:
     """Restores a tokenizer from the output of `to_json`. Raises UserError for an unknown kind."""
+    from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer  # it imports this module
+
     kinds = {"bytes": ByteTokenizer, "sentencepiece": SentencePieceTokenizer, "huggingface": HuggingFaceTokenizer}
     if data.get("kind") not in kinds:
         raise UserError(f"tokenizer: kind {data.get('kind')!r} is unknown; expected one of {', '.join(kinds)}")
@@ -100,7 +102,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _no_special(name: str, known: Iterable[str]) -> FieldError:
+def no_special(name: str, known: Iterable[str]) -> FieldError:
     has = ", ".join(known) or "none"
     return FieldError(
         "data.tokenizer.special_tokens", name, f"the vocabulary has no such special token (it has: {has}); add it there"
@@ -128,7 +130,7 @@ class ByteTokenizer(Tokenizer):
 
     def special_id(self, name: str) -> int:
         if name not in self._special_tokens:
-            raise _no_special(name, self._special_tokens)
+            raise no_special(name, self._special_tokens)
         return 257 + self._special_tokens.index(name)
 
     def token_bytes(self) -> list[bytes | None]:
@@ -262,7 +264,7 @@ class SentencePieceTokenizer(Tokenizer):
         found = self._processor.piece_to_id(name)
         if self._processor.id_to_piece(found) != name or not self._processor.is_control(found):
             names = (self._processor.id_to_piece(i) for i in range(self.vocab_size) if self._processor.is_control(i))
-            raise _no_special(name, names)
+            raise no_special(name, names)
         return found
 
     def token_bytes(self) -> list[bytes | None]:
@@ -305,151 +307,6 @@ class SentencePieceTokenizer(Tokenizer):
         return cls(base64.b64decode(data["model"]))
 
 
-@dataclasses.dataclass(kw_only=True)
-class HuggingFace(TokenizerConfig):
-    """A Hugging Face tokenizer from local files.
-
-    path: a `tokenizer.json`, or a folder with one or with GPT-2's `vocab.json` and `merges.txt`.
-    eos_token: the token that separates documents; None uses the first of the usual ones (<|endoftext|>, </s>, ...) that
-        the vocabulary has.
-    """
-
-    path: str = ""
-    eos_token: str | None = None
-
-    def build(self, texts: Texts, cache_dir: pathlib.Path) -> "HuggingFaceTokenizer":
-        import tokenizers
-
-        path = pathlib.Path(self.path)
-        if not self.path or not path.exists():
-            raise FieldError(
-                "data.tokenizer.path", self.path, "no such file or folder; expected a tokenizer.json or its folder"
-            )
-        file = path / "tokenizer.json" if path.is_dir() else path
-        try:
-            if file.exists():
-                model = tokenizers.Tokenizer.from_file(str(file))
-            else:
-                model = byte_level_bpe(path)
-        except Exception as e:  # tokenizers raises bare Exception for a malformed file
-            if isinstance(e, UserError):
-                raise
-            raise FieldError("data.tokenizer.path", str(file), f"not a tokenizer file ({e})") from None
-        return wrap(model, self.eos_token)
-
-
-def wrap(model: Any, eos_token: str | None = None) -> "HuggingFaceTokenizer":
-    """Wraps a tokenizer of the `tokenizers` library as a `HuggingFaceTokenizer`.
-
-    eos_token: the token that separates documents; None uses the first of `EOS_TOKENS` that the vocabulary has.
-
-    Raises:
-        FieldError: the vocabulary has no such token, or text can be encoded as it.
-    """
-    names = EOS_TOKENS if eos_token is None else (eos_token,)
-    name = next((name for name in names if model.token_to_id(name) is not None), None)
-    if name is None:
-        raise FieldError(
-            "data.tokenizer.eos_token",
-            eos_token,
-            f"the vocabulary has no {' or '.join(names)}; name one of its tokens",
-        )
-    tokenizer = HuggingFaceTokenizer(model.to_str(), name)
-    if tokenizer.eos_id in tokenizer.encode_batch([name])[0]:
-        raise FieldError(
-            "data.tokenizer.eos_token",
-            name,
-            "text can become this token too; name a special token of the vocabulary",
-        )
-    return tokenizer
-
-
-def byte_level_bpe(folder: pathlib.Path) -> Any:
-    """Builds GPT-2's tokenizer, an object of the `tokenizers` library, from its vocab.json and merges.txt."""
-    from tokenizers import Tokenizer as Fast
-    from tokenizers import decoders, models, pre_tokenizers
-
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    for file in (vocab, merges):
-        if not file.exists():
-            raise FieldError("data.tokenizer.path", str(folder), f"holds neither tokenizer.json nor {file.name}")
-    model = Fast(models.BPE.from_file(str(vocab), str(merges)))
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
-    model.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    return model
-
-
-class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer of the `tokenizers` library. model: its JSON. eos_token: name of the end-of-text token."""
-
-    def __init__(self, model: str, eos_token: str):
-        import tokenizers
-
-        self._name, self._text = eos_token, model
-        self._model: Any = tokenizers.Tokenizer.from_str(model)
-        self._model.no_truncation()
-        self._model.no_padding()
-        self._model.encode_special_tokens = True  # a special token's name in a text is text
-        self.vocab_size = self._model.get_vocab_size(with_added_tokens=True)
-        self.eos_id = self._model.token_to_id(eos_token)
-        prefix = json.loads(model)["model"].get("continuing_subword_prefix")
-        self.continuation: bytes | None = prefix.encode() if prefix else None
-
-    def special_id(self, name: str) -> int:
-        special_tokens = {t.content: i for i, t in self._model.get_added_tokens_decoder().items() if t.special}
-        if name not in special_tokens:
-            raise _no_special(name, special_tokens)
-        return special_tokens[name]
-
-    def token_bytes(self) -> list[bytes | None]:
-        special_tokens = {i for i, token in self._model.get_added_tokens_decoder().items() if token.special}
-        names = [None if i in special_tokens else self._model.id_to_token(i) for i in range(self.vocab_size)]
-        if self.continuation is not None:
-            return [None if name is None else name.encode() for name in names]
-        return [None if name is None else _unescape(name) for name in names]
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [e.ids for e in self._model.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def encode_spans(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Ids and the (start, stop) characters of each token, for each text."""
-        return [(e.ids, e.offsets) for e in self._model.encode_batch(texts, add_special_tokens=False)]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        ids = [int(i) for i in ids if i < self.vocab_size and i != self.eos_id]
-        return self._model.decode(ids, skip_special_tokens=False)
-
-    @property
-    def library(self) -> Any:
-        """The underlying `tokenizers` object, with the post-processing and padding that its file configures."""
-        import tokenizers
-
-        return tokenizers.Tokenizer.from_str(self._text)
-
-    def extended(self, names: list[str]) -> "HuggingFaceTokenizer":
-        library = self.library
-        library.add_special_tokens(names)
-        return HuggingFaceTokenizer(library.to_str(), self._name)
-
-    def extends(self, old: Tokenizer) -> bool:
-        if not isinstance(old, HuggingFaceTokenizer) or old.eos_id != self.eos_id:
-            return False
-        if old.to_json() == self.to_json():
-            return True
-        ours, theirs = json.loads(self._text), json.loads(old._text)
-        more, special_tokens = ours.pop("added_tokens"), theirs.pop("added_tokens")
-        framing = ("truncation", "padding", "post_processor")  # added around a text, which the package does itself
-        same = all(ours.get(key) == theirs.get(key) for key in {*ours, *theirs} - {*framing})
-        return same and old.vocab_size < self.vocab_size and more[: len(special_tokens)] == special_tokens
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": "huggingface", "separator": self._name, "tokenizer": self._text}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "HuggingFaceTokenizer":
-        return cls(data["tokenizer"], data["separator"])
-
-
 def _control_piece(name: str) -> bytes:
     """The bytes that add a control symbol to a sentencepiece model when appended to it.
 
@@ -459,20 +316,3 @@ def _control_piece(name: str) -> bytes:
     assert len(text) < 100, name  # lengths in one byte
     piece = b"\x0a" + bytes([len(text)]) + text + b"\x18\x03"
     return b"\x0a" + bytes([len(piece)]) + piece
-
-
-def _unescape(name: str) -> bytes:
-    """The bytes of a piece of a byte-level BPE or of a sentencepiece vocabulary."""
-    if all(c in _BYTES for c in name):
-        return bytes(_BYTES[c] for c in name)
-    return name.replace("\u2581", " ").encode()
-
-
-def _byte_letters() -> dict[str, int]:
-    """Maps GPT-2's letter for each byte to the byte. Printable bytes map to themselves, others to U+0100 onwards."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_BYTES = _byte_letters()

@@ -73,7 +73,7 @@ def _encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
         name = f"{type(tokenizer).__module__}.{type(tokenizer).__name__}"
         raise UserError(
             f"tokenizer={name}: encode_batch returns a list of {type(ids[0]).__name__}; expected lists of ids; "
-            "wrap it with jaxnlp.data.tokenizer.wrap(), or use jaxnlp.load(folder).generate(texts)"
+            "wrap it with jaxnlp.data.huggingface_tokenizer.wrap(), or use jaxnlp.load(folder).generate(texts)"
         )
     return ids
 

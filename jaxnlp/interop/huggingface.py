@@ -336,7 +336,7 @@ def unstacked(params: dict[str, Any]) -> dict[str, Any]:
 def _tokenizer(folder: pathlib.Path) -> Any:
     import tokenizers
 
-    from jaxnlp.data.tokenizer import byte_level_bpe
+    from jaxnlp.data.huggingface_tokenizer import byte_level_bpe
 
     if (folder / "tokenizer.json").exists():
         return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -3,7 +3,7 @@
 import pathlib
 
 from jaxnlp import distributed
-from jaxnlp.data.tokenizer import HuggingFaceTokenizer
+from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxnlp.interop import huggingface
 from jaxnlp.training.load import Loaded
 from jaxnlp.trees import select

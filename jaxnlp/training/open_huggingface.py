@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from jaxnlp import config as configs
+from jaxnlp.data.huggingface_tokenizer import wrap
 from jaxnlp.data.text.span_corruption import SpanCorruption
-from jaxnlp.data.tokenizer import wrap
 from jaxnlp.errors import UserError
 from jaxnlp.interop import huggingface
 from jaxnlp.objectives.seq2seq import Seq2Seq

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from jaxnlp.data.huggingface_tokenizer import wrap
 from jaxnlp.data.pretrained_tokenizer import PretrainedTokenizer, extended, same_ids
-from jaxnlp.data.tokenizer import ByteTokenizer, SentencePiece, Tokenizer, fingerprint, from_json, wrap
+from jaxnlp.data.tokenizer import ByteTokenizer, SentencePiece, Tokenizer, fingerprint, from_json
 from jaxnlp.errors import UserError
 
 NEW = ("<start>", "<extract>", "\u00e9nd")

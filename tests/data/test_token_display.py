@@ -3,6 +3,7 @@
 import pytest
 
 from jaxnlp.data import tokenizer as tokenizers
+from jaxnlp.data.huggingface_tokenizer import HuggingFace
 from jaxnlp.data.token_display import token_labels
 
 from .test_tokenizer import CORPUS, huggingface_file
@@ -21,7 +22,7 @@ def test_labels_are_the_text_in_order(kind, tmp_path):
     config = (
         tokenizers.SentencePiece(vocab_size=400, special_tokens=("[SEP]",))
         if kind == "sentencepiece"
-        else tokenizers.HuggingFace(path=str(huggingface_file(tmp_path)))
+        else HuggingFace(path=str(huggingface_file(tmp_path)))
     )
     tokenizer = config.build(lambda: iter(CORPUS), tmp_path)
     text = "def function_7(value):\n    return 中 \\xe4 \u200b"

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from jaxnlp.data import tokenizer as tokenizers
+from jaxnlp.data.huggingface_tokenizer import HuggingFace
 from jaxnlp.errors import UserError
 
 TEXTS = [
@@ -43,7 +44,7 @@ def tokenizer(request, tmp_path_factory):
     if request.param == "bytes":
         config = tokenizers.Bytes()
     elif request.param == "huggingface":
-        config = tokenizers.HuggingFace(path=str(huggingface_file(folder)))
+        config = HuggingFace(path=str(huggingface_file(folder)))
     else:
         config = tokenizers.SentencePiece(vocab_size=330, model_type=request.param)
     return config.build(lambda: CORPUS, folder)
@@ -75,7 +76,7 @@ def test_the_saved_form_does_not_change(tmp_path):
     assert tokenizers.ByteTokenizer().to_json() == {"kind": "bytes"}
     assert tokenizers.fingerprint(special) == "cd4012f208601e23"
     assert tokenizers.fingerprint(tokenizers.ByteTokenizer()) == "a953d733df3b2b06"
-    file = tokenizers.HuggingFace(path=str(huggingface_file(tmp_path))).build(lambda: CORPUS, tmp_path)
+    file = HuggingFace(path=str(huggingface_file(tmp_path))).build(lambda: CORPUS, tmp_path)
     assert file.to_json().keys() == {"kind", "separator", "tokenizer"}
     assert file.to_json()["separator"] == "<|endoftext|>"
     piece = tokenizers.SentencePiece(vocab_size=330).build(lambda: CORPUS, tmp_path)
@@ -100,7 +101,7 @@ def test_a_vocabulary_too_large_for_the_text_is_a_clear_error(tmp_path):
 
 
 def test_huggingface_files_that_are_not_there_or_not_tokenizers(tmp_path):
-    build = lambda path, **kw: tokenizers.HuggingFace(path=str(path), **kw).build(list, tmp_path)
+    build = lambda path, **kw: HuggingFace(path=str(path), **kw).build(list, tmp_path)
     with pytest.raises(UserError, match="no such file"):
         build(tmp_path / "none.json")
     with pytest.raises(UserError, match=r"holds neither tokenizer.json nor vocab.json"):
@@ -118,7 +119,7 @@ GPT2 = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "gpt2_b
 @pytest.mark.skipif(not GPT2.is_dir(), reason="the GPT-2 BPE files are not on this machine")
 def test_gpt2_files_encode_as_the_reference_does(tmp_path):
     transformers = pytest.importorskip("transformers")
-    ours = tokenizers.HuggingFace(path=str(GPT2)).build(list, tmp_path)
+    ours = HuggingFace(path=str(GPT2)).build(list, tmp_path)
     theirs = transformers.GPT2Tokenizer(str(GPT2 / "vocab.json"), str(GPT2 / "merges.txt"))
     texts = [
         *TEXTS,
@@ -144,4 +145,4 @@ def test_a_separator_that_text_can_make_is_refused(tmp_path):
     model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     model.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="data.tokenizer.eos_token='</s>': text can become this token too"):
-        tokenizers.HuggingFace(path=str(tmp_path / "tokenizer.json")).build(lambda: CORPUS, tmp_path)
+        HuggingFace(path=str(tmp_path / "tokenizer.json")).build(lambda: CORPUS, tmp_path)

@@ -3,7 +3,8 @@
 import pytest
 import tokenizers
 
-from jaxnlp.data.tokenizer import ByteTokenizer, SentencePiece, wrap
+from jaxnlp.data.huggingface_tokenizer import wrap
+from jaxnlp.data.tokenizer import ByteTokenizer, SentencePiece
 from jaxnlp.errors import FieldError
 from jaxnlp.inference.stream import TextStream
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from jaxnlp import config as configs
+from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer, wrap
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.pretrained_tokenizer import PretrainedTokenizer, extended
 from jaxnlp.data.tasks.layout import DecoderLayout
 from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
-from jaxnlp.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, wrap
+from jaxnlp.data.tokenizer import ByteTokenizer
 from jaxnlp.errors import UserError
 from jaxnlp.interop import huggingface
 from jaxnlp.models.bert import BertConfig

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from jaxnlp import config as configs
+from jaxnlp.data.huggingface_tokenizer import HuggingFace, wrap
 from jaxnlp.data.pipeline import corpus_fingerprint, open_split
-from jaxnlp.data.tokenizer import HuggingFace, wrap
 from jaxnlp.errors import UserError
 from jaxnlp.training.experiment import Experiment, resolve
 from jaxnlp.training.open_huggingface import default_experiment

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnlp.config import did_you_mean
+from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer, wrap
 from jaxnlp.data.pretrained_tokenizer import same_ids
-from jaxnlp.data.tokenizer import HuggingFaceTokenizer, Tokenizer, wrap
+from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.interop import huggingface
 from jaxnlp.nn.head import Head

@@ -296,7 +296,7 @@ def test_answers_of_logits():
 
 
 def test_sequences_are_those_of_transformers_bert_tokenizer(tmp_path):
-    from jaxnlp.data.tokenizer import HuggingFace
+    from jaxnlp.data.huggingface_tokenizer import HuggingFace
 
     from ...reference import transformers
 

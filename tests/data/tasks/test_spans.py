@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
+from jaxnlp.data.huggingface_tokenizer import byte_level_bpe, wrap
 from jaxnlp.data.records import Record
 from jaxnlp.data.tasks.offsets import Offsets
 from jaxnlp.data.tasks.span_extraction import SpanExtractionTask, best_span
-from jaxnlp.data.tokenizer import ByteTokenizer, SentencePiece, byte_level_bpe, wrap
+from jaxnlp.data.tokenizer import ByteTokenizer, SentencePiece
 from jaxnlp.errors import UserError
 
 SPECIALS = ("[CLS]", "[SEP]")
