@@ -261,11 +261,11 @@ class SentencePieceTokenizer(Tokenizer):
         self._block = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in "\u2581".encode()]
 
     def special_id(self, name: str) -> int:
-        found = self._processor.piece_to_id(name)
-        if self._processor.id_to_piece(found) != name or not self._processor.is_control(found):
+        token_id = self._processor.piece_to_id(name)
+        if self._processor.id_to_piece(token_id) != name or not self._processor.is_control(token_id):
             names = (self._processor.id_to_piece(i) for i in range(self.vocab_size) if self._processor.is_control(i))
             raise no_special(name, names)
-        return found
+        return token_id
 
     def token_bytes(self) -> list[bytes | None]:
         return [self._piece(i) for i in range(self.vocab_size)]

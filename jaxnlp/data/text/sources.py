@@ -54,8 +54,8 @@ class PythonStdlib(Source):
     def files(self) -> list[pathlib.Path]:
         root = pathlib.Path(sysconfig.get_paths()["stdlib"])
         skip = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-        found = [p for p in root.rglob("*.py") if not skip & set(p.relative_to(root).parts)]
-        return sorted((p for p in found if p.is_file()), key=lambda p: p.relative_to(root).as_posix())
+        paths = [p for p in root.rglob("*.py") if not skip & set(p.relative_to(root).parts)]
+        return sorted((p for p in paths if p.is_file()), key=lambda p: p.relative_to(root).as_posix())
 
     def documents(self, split: str) -> Iterator[str]:
         check_split(split)
@@ -82,8 +82,8 @@ def docstrings(source: str) -> str:
         warnings.simplefilter("ignore")  # the library parses its own deprecated escapes
         tree = ast.parse(source)
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
-    return "\n\n".join(text for text in found if text)
+    texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    return "\n\n".join(text for text in texts if text)
 
 
 class FileSource(Source):
@@ -119,7 +119,7 @@ class FileSource(Source):
                 taken |= {p.resolve() for p in expand(f"data.source.{other}", self.own_files(other))}
         files = [p for p in expand("data.source.train", self.train) if p.resolve() not in taken]
         if not files:
-            raise FieldError("data.source.train", self.train, "every file here is given to validation or test as well")
+            raise FieldError("data.source.train", self.train, "every file here is also listed for validation or test")
         return files
 
     def fingerprint(self, split: str) -> str:

@@ -22,7 +22,7 @@ def expand(field: str, patterns: str) -> list[pathlib.Path]:
     Raises:
         FieldError: a pattern matches no file, a file is empty, or a path cannot be read.
     """
-    found: list[pathlib.Path] = []
+    files: list[pathlib.Path] = []
     for pattern in patterns.split(","):
         path = pathlib.Path(pattern.strip()).expanduser()
         if not _readable(path):
@@ -35,11 +35,11 @@ def expand(field: str, patterns: str) -> list[pathlib.Path]:
             matches = sorted(pathlib.Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
         if not matches:
             raise FieldError(field, pattern.strip(), "no such file, and no file matches; check the path")
-        found += matches
-    for path in found:
+        files += matches
+    for path in files:
         if path.stat().st_size == 0:
             raise FieldError(field, str(path), "the file is empty; remove it or leave it out")
-    return found
+    return files
 
 
 def _readable(path: pathlib.Path) -> bool:
