@@ -79,7 +79,7 @@ def test_folders_and_globs(tmp_path):
     assert read(str(tmp_path)) == ["in a.txt", "in b.txt", "in deep/c.txt"]
     assert read(f"{tmp_path}/b.txt, {tmp_path}/a.*") == ["in b.txt", "in a.txt"]
     assert read(f"{tmp_path}/**/c.txt") == ["in deep/c.txt"]
-    with pytest.raises(UserError, match="every file here is given to validation or test as well"):
+    with pytest.raises(UserError, match="every file here is also listed for validation or test"):
         read(f"{tmp_path}/v.txt")
 
 
