@@ -25,8 +25,8 @@ MUTANTS = (
     Mutant(
         id="sharding/tensor-table-without-feed-forward",
         file="sharding/rules.py",
-        old='TENSOR: dict[str, Any] = {**REPLICATED, "mlp": "tensor",',
-        new='TENSOR: dict[str, Any] = {**REPLICATED, "mlp": None,',
+        old='"mlp": "tensor",\n    "heads": "tensor",\n    "kv_heads": "tensor",\n    "vocab"',
+        new='"mlp": None,\n    "heads": "tensor",\n    "kv_heads": "tensor",\n    "vocab"',
         fault="tensor parallelism replicates the feed-forward layers",
         tests=("tests/sharding/test_constraints.py::test_tensor_parallel_splits_matrices_and_logits",),
     ),
