@@ -34,9 +34,9 @@ ROWS = (((2,), (2,)), ((0,), (0,)))  # (B, T, D) and (B, S, D) to (B, T, S), for
 class Score:
     """Base class of the score functions."""
 
-    def module(self, policy: Policy, name: str | None = None) -> nn.Module:
+    def build(self, policy: Policy, name: str | None = None) -> nn.Module:
         """A module (q_BTD, k_BSD) -> scores_BTS, float32."""
-        raise TypeError(f"{type(self).__name__}: a score function must define module()")
+        raise TypeError(f"{type(self).__name__}: a score function must define build()")
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
