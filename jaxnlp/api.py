@@ -8,22 +8,24 @@
 Shape legend: B batch, T length, D model.
 """
 
+import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnlp import config as configs
 from jaxnlp.data.pipeline import eval_batches, open_split
 from jaxnlp.data.source import Record
 from jaxnlp.data.tasks.labelled_task import LabelledTask
 from jaxnlp.data.text.sentinels import with_sentinels
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import UserError
+from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.loss import evaluate as evaluate_loss
 from jaxnlp.evals.predictions import predict
 from jaxnlp.inference.attention_maps import Map, attention_maps
@@ -59,9 +61,14 @@ def load(source: str | pathlib.Path, checkpoint: str = "latest") -> "Model":
     Raises:
         UserError: nothing to load at `source`, or a damaged checkpoint.
     """
+    if not isinstance(source, (str, pathlib.Path)):
+        raise UserError(f"load: {source!r}: expected the path of a folder, or a hub id")
     if Reader(source).steps():
         return Model(load_run(source, checkpoint), str(source))
-    return Model(open_huggingface(source), str(source))
+    model = Model(open_huggingface(source), str(source))
+    if checkpoint != "latest":
+        raise UserError(f"load: checkpoint={checkpoint!r}: {source} is a single model; only a run has checkpoints")
+    return model
 
 
 def train(
@@ -149,18 +156,28 @@ class Model:
             the new text of each prompt, without the prompt.
 
         Raises:
-            UserError: the model cannot generate.
+            UserError: the model cannot generate; an unknown or invalid option.
         """
-        prompts = [texts] if isinstance(texts, str) else list(texts)
+        prompts = [texts] if isinstance(texts, str) else texts
         generated = [str(generation.text) for generation in self.generations(prompts, max_new_tokens, **options)]
         return generated[0] if isinstance(texts, str) else generated
 
     def generations(self, texts: Sequence[str], max_new_tokens: int = 64, **options: Any) -> list[Generation]:
         """As `generate`, but returns each text with its tokens, their log-probabilities and the reason why it ended."""
-        text_options = {name: options.pop(name) for name in TEXT_OPTIONS if name in options}
+        texts = _list_of_texts("generate", "texts", texts)
+        if max_new_tokens < 1:
+            raise FieldError("max_new_tokens", max_new_tokens, "expected a positive number")
+        sampling_options = [field.name for field in dataclasses.fields(Sampling)]
+        for name in options:
+            if name not in (*TEXT_OPTIONS, *sampling_options):
+                near = configs.did_you_mean(name, [*TEXT_OPTIONS, *sampling_options])
+                raise UserError(f"generate: no option {name!r}{near}")
+        text_options = {name: value for name, value in options.items() if name in TEXT_OPTIONS}
+        sampling = Sampling(**{name: value for name, value in options.items() if name not in TEXT_OPTIONS})
         generator, tokenizer = self._generator, self._generation_tokenizer
-        num_tokens = generator.fit_max_new_tokens(tokenizer.encode_batch(list(texts)), max_new_tokens)
-        sampling = Sampling(**options)
+        if not texts:
+            return []
+        num_tokens = generator.fit_max_new_tokens(tokenizer.encode_batch(texts), max_new_tokens)
         return generate_text(generator, tokenizer, self.params, texts, num_tokens, sampling, **text_options)
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[float]:
@@ -171,13 +188,15 @@ class Model:
         Raises:
             UserError: the model cannot generate; different numbers of prompts and continuations; a text too long.
         """
+        prompts = _list_of_texts("score", "prompts", prompts)
+        continuations = _list_of_texts("score", "continuations", continuations)
         if len(prompts) != len(continuations):
             raise UserError(
                 f"score: {len(prompts)} prompts for {len(continuations)} continuations; expected one per prompt"
             )
         generator, encode = self._generator, self._generation_tokenizer.encode_batch
         size = max(1, min(BATCH, len(prompts)))
-        rows = score_continuations(generator, self.params, encode(list(prompts)), encode(list(continuations)), size)
+        rows = score_continuations(generator, self.params, encode(prompts), encode(continuations), size)
         return [sum(row) for row in rows]
 
     def predict(self, records: Sequence[dict[str, Any] | str]) -> list[Any]:
@@ -187,18 +206,27 @@ class Model:
             records: dicts of the fields that the run's task reads; or texts, for a task that reads a single text.
 
         Raises:
-            UserError: the model was not fine-tuned on labelled records.
+            UserError: the model was not fine-tuned with a head on labelled records; a record lacks a field of the task.
         """
         task, data = self.experiment.data.task, self.experiment.data
         if not isinstance(task, LabelledTask):
             raise self._cannot("predict", f"its task is {type(task).__name__}(); expected a run fine-tuned on records")
+        if task.output != "logits":
+            raise self._cannot("predict", f"its task, {type(task).__name__}(), has texts as answers; use generate")
+        if isinstance(records, (str, dict)):
+            raise UserError(f"predict: records={records!r}: expected a list of records, as [{records!r}]")
         parsed = [Record(f"records[{i}]", _fields(task, record)) for i, record in enumerate(records)]
         note = functools.partial(print, file=sys.stderr)
         examples = task.encode(parsed, self.tokenizer, data.seq_len, note, labelled=False)
         return list(predict(self.program, self.params, self.tokenizer, parsed, examples))
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[Guess]]:
-        """The `top` most likely tokens at each mask of a text, for an encoder with a masked-word head."""
+        """The `top` most likely tokens at each mask of a text, for an encoder with a masked-word head.
+
+        Raises:
+            UserError: another kind of model; a text without a mask, or too long.
+        """
+        _list_of_texts("fill_mask", "text", [text])
         return fill_mask(self.loaded.bound, self.params, text, top)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -210,9 +238,12 @@ class Model:
         body = self.config.body
         if body.kind not in ("decoder", "encoder"):
             raise self._cannot("embed", f"its kind is {body.kind!r}; expected a decoder or an encoder")
+        texts = _list_of_texts("embed", "texts", texts)
         rows = [self._row(text) for text in texts]
         limit = body.length_limit
-        for text, row in zip(texts, rows, strict=True):
+        for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
+            if not row:
+                raise UserError(f"embed: texts[{i}] is empty, and the model has no start token; give it a text")
             if limit is not None and len(row) > limit:
                 raise UserError(
                     f"embed: {text[:40]!r} has {len(row)} tokens; model.max_length is {limit}; shorten the text"
@@ -242,7 +273,11 @@ class Model:
 
         Args:
             target: the decoder's text of an encoder-decoder, or the second text of an encoder's pair.
+
+        Raises:
+            UserError: a model without attention; a text that is too long; a target that is missing or not supported.
         """
+        _list_of_texts("attention", "text", [text] if target is None else [text, target])
         return attention_maps(self.loaded.bound, self.params, text, target)
 
     def report(self) -> str:
@@ -277,11 +312,7 @@ class Model:
         """The tokens that the model reads for a text, as in training."""
         if self.config.body.kind == "encoder":
             return encoder_row(self.loaded.bound, text).tokens.tolist()
-        return [*self._body_start_ids, *self.tokenizer.encode_batch([text])[0]]
-
-    @property
-    def _body_start_ids(self) -> tuple[int, ...]:
-        return (self.tokenizer.eos_id,) if self.loaded.decoder_start_ids is None else self.loaded.decoder_start_ids
+        return [*self.loaded.bound.decoder_prefix_ids, *self.tokenizer.encode_batch([text])[0]]
 
     def _states(self, rows: list[list[int]]) -> np.ndarray:
         longest = max(map(len, rows))
@@ -315,9 +346,24 @@ class Model:
 TEXT_OPTIONS = ("seed", "stop", "forced_prefix", "on_text", "chunk")
 
 
+def _list_of_texts(method: str, argument: str, texts: Sequence[str]) -> list[str]:
+    """The texts as a list. Raises UserError for a single text, or for anything that is no text."""
+    if isinstance(texts, str):
+        raise UserError(f"{method}: {argument}={texts!r}: expected a list of texts, as [{texts!r}]")
+    if not isinstance(texts, Iterable):
+        raise UserError(f"{method}: {argument}={texts!r}: expected texts, got {type(texts).__name__}")
+    texts = list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"{method}: {argument}: {text!r}: expected a text, got {type(text).__name__}")
+    return texts
+
+
 def _fields(task: LabelledTask, record: dict[str, Any] | str) -> dict[str, Any]:
     if isinstance(record, dict):
         return record
+    if not isinstance(record, str):
+        raise UserError(f"predict: {record!r}: expected a dict of fields, or a text, got {type(record).__name__}")
     field = task.text_field
     if field is None:
         raise UserError(f"predict: {type(task).__name__}() reads several fields; expected dicts with these fields")

@@ -124,7 +124,43 @@ def test_what_a_model_cannot_do_is_an_error_that_names_it(pair):
         ours.fill_mask("a [MASK]")
     with pytest.raises(UserError, match=r"report: .*expected the result of train"):
         ours.report()
-    assert ours.attention("a line of")[0].weights_LHTS.shape[:2] == (2, ours.config.num_heads)
+
+
+def test_attention_is_that_of_transformers(pair):
+    ours, theirs, encode, _ = pair
+    theirs.set_attn_implementation("eager")
+    (layers,) = ours.attention("a line of words")
+    with torch.no_grad():
+        ids = torch.tensor([encode.encode("a line of words").ids])
+        wanted = torch.cat(theirs(ids, output_attentions=True).attentions)
+    np.testing.assert_allclose(layers.weights_LHTS, wanted.numpy(), atol=1e-4)
+    assert len(layers.queries) == len(layers.keys) == ids.shape[1]
+
+
+def test_no_texts_are_no_answers_and_what_is_no_text_is_refused(pair):
+    ours, _, _, folder = pair
+    assert ours.generate([]) == ours.score([], []) == [] and ours.embed([]).shape == (0, 16)
+    for call, message in (
+        (lambda: ours.generate(3), "generate: texts=3: expected texts, got int"),
+        (lambda: ours.generate(["a", 3]), "generate: texts: 3: expected a text, got int"),
+        (lambda: ours.generate("a", max_new_tokens=0), "max_new_tokens=0: expected a positive number"),
+        (lambda: ours.generate("a", temprature=1.0), "generate: no option 'temprature'; did you mean 'temperature'"),
+        (lambda: ours.generate("a", temperature=-1.0), "temperature=-1.0: expected zero"),
+        (lambda: ours.score("a", "b"), r"score: prompts='a': expected a list of texts, as \['a'\]"),
+        (lambda: ours.score(["a"], [None]), "score: continuations: None: expected a text, got NoneType"),
+        (lambda: ours.embed("a b"), "embed: texts='a b': expected a list of texts"),
+        (lambda: ours.attention(["a"]), r"attention: text: \['a'\]: expected a text, got list"),
+        (lambda: ours.attention("a", "b"), "target: the model is a decoder alone; give the full text as text"),
+        (lambda: ours.fill_mask(3), "fill_mask: text: 3: expected a text, got int"),
+        (lambda: jaxnlp.load(3), "load: 3: expected the path of a folder, or a hub id"),
+        (lambda: jaxnlp.load(folder, "best"), "load: checkpoint='best': .* is a single model; only a run has"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+    if ours.loaded.start == ():  # nothing to begin with
+        for call in (lambda: ours.embed([""]), lambda: ours.attention(""), lambda: ours.score([""], ["a"])):
+            with pytest.raises(UserError, match="empty.* and the model has no start token; give it a text"):
+                call()
 
 
 def test_a_folder_that_holds_nothing(tmp_path):

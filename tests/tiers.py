@@ -22,6 +22,7 @@ FAST: dict[str, tuple[str, ...]] = {
     "tests/experiments/test_training.py::test_resuming_needs_no_config": (),
     "tests/experiments/test_generate.py::test_stop_strings_prefixes_and_streams": (),
     "tests/experiments/test_generate.py::test_log_probabilities_of_draws_and_beams": (),
+    "tests/training/test_hooks.py::test_a_run_ends_when_the_best_no_longer_improves_also_when_resumed": (),
     "tests/evals/test_evaluators.py::test_a_language_model_on_a_mesh_ranks_while_it_trains": (),
     "tests/evals/test_evaluators.py::test_candidates_are_ranked_and_a_loss_has_data_of_its_own": (),
     "tests/inference/test_encoder_decoder.py::test_a_wide_beam_is_exhaustive_search": (),

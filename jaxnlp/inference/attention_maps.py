@@ -44,9 +44,9 @@ class Map:
 def attention_maps(model: BoundModel, params: Any, text: str, target: str | None = None) -> list[Map]:
     """The weights of every attention layer of the model for a text.
 
-    A decoder reads `eos_id` and the text, as in training. An encoder reads [CLS] text [SEP]. The encoder of an
-    encoder-decoder reads the text and `eos_id`, and its decoder reads its start token (by default `eos_id`)
-    and `target`; both texts may name sentinels. For a fine-tuned model, the maps are those of its body.
+    A decoder reads its start tokens and the text, as in training. An encoder reads [CLS] text [SEP]. The encoder of an
+    encoder-decoder reads the text and its end tokens, and its decoder reads its start tokens and `target`; both texts
+    may name sentinels. For a fine-tuned model, the maps are those of its body.
 
     Args:
         target: the decoder's text, or the second text of an encoder's pair.
@@ -59,29 +59,33 @@ def attention_maps(model: BoundModel, params: Any, text: str, target: str | None
         params = params["trunk"]
     if config.attention is None:
         raise _without_attention(config)
-    eos_id, begin = tokenizer.eos_id, model.decoder_start_id
     if config.kind == "encoder-decoder":
         tokenizer = with_sentinels(tokenizer)
     encode = lambda text: tokenizer.encode_batch([text])[0]
     arguments: dict[str, Any] = {}
     if config.kind == "encoder-decoder":
         if target is None:
-            raise UserError("--target: not given; expected the text that the decoder of this model reads")
-        rows = {"inputs": [*encode(text), eos_id], "tokens": [begin, *encode(target)]}
+            raise UserError("target: not given; expected the text that the decoder of this model reads")
+        rows = {
+            "inputs": [*encode(text), *model.source_suffix_ids],
+            "tokens": [*model.decoder_prefix_ids, *encode(target)],
+        }
     elif config.can_generate:
         if target is not None:
-            raise UserError("--target: the run's model is a decoder alone; give the whole text as --text")
-        rows = {"tokens": [begin, *encode(text)]}
+            raise UserError("target: the model is a decoder alone; give the full text as text")
+        rows = {"tokens": [*model.decoder_prefix_ids, *encode(text)]}
     else:
         row = encoder_row(model, text, target)
         rows = {"tokens": row.tokens}
         if config.num_types > 1:
             arguments["token_type_ids"] = row.token_type_ids[None]
     limit = config.length_limit
+    arguments_of = {"inputs": "text", "tokens": "target" if "inputs" in rows else "text"}
     for name, ids in rows.items():
+        if len(ids) == 0:
+            raise UserError(f"{arguments_of[name]}: is empty, and the model has no start token; give it a text")
         if limit is not None and len(ids) > limit:
-            flag = "--target" if name == "tokens" and "inputs" in rows else "--text"
-            raise UserError(f"{flag}: has {len(ids)} tokens and the model {limit} positions; shorten it")
+            raise UserError(f"{arguments_of[name]}: has {len(ids)} tokens and the model {limit} positions; shorten it")
     labels = {name: token_labels(tokenizer, ids) for name, ids in rows.items()}
     inputs = [np.asarray([ids], np.int32) for ids in rows.values()]
     weights = collect(_weights(model, params, inputs, arguments))
@@ -96,7 +100,7 @@ def _weights(model: BoundModel, params: Any, inputs: list[np.ndarray], arguments
     if tuning is not None:
         if tuning.method.num_virtual_tokens:
             name = type(tuning.method).__name__
-            raise UserError(f"--workdir: the run's {name}() is read before the text, and has no words to label; no map")
+            raise UserError(f"the model's {name}() is read before the text, and has no words to label; no map")
         capture = tuning.apply(capture, () if config is model.config else ("trunk",))
 
     def weights(params: Any) -> Any:
@@ -111,7 +115,7 @@ def _weights(model: BoundModel, params: Any, inputs: list[np.ndarray], arguments
 
 
 def _without_attention(config: ModelConfig) -> UserError:
-    return UserError(f"--workdir: the run's model, {type(config).__name__}, has no attention to look at")
+    return UserError(f"the model, {type(config).__name__}, has no attention to look at")
 
 
 def _labelled(kind: str, layers: tuple[int, ...], weights_LHTS: np.ndarray, labels: dict[str, list[str]]) -> Map:

@@ -31,6 +31,8 @@ class BoundModel:
     batch_ways: number of devices over which the rows of a batch are split.
     task: the task of the model's run, which names its special tokens.
     tuning: the model with its PEFT method; None without one.
+    decoder_start_ids, encoder_eos_ids: the tokens with which texts start and sources end, for an imported model; None:
+        as in the task.
     """
 
     config: ModelConfig
@@ -41,12 +43,21 @@ class BoundModel:
     context: Callable[..., contextlib.AbstractContextManager[object]]
     batch_ways: int = 1
     tuning: TunedModel | None = None
+    decoder_start_ids: tuple[int, ...] | None = None
+    encoder_eos_ids: tuple[int, ...] | None = None
 
     @property
-    def decoder_start_id(self) -> int:
-        """The token with which the decoder's input began in training: by default the end-of-text token."""
+    def decoder_prefix_ids(self) -> tuple[int, ...]:
+        """The tokens with which the decoder's input began in training: by default the end-of-text token."""
+        if self.decoder_start_ids is not None:
+            return self.decoder_start_ids
         name = self.task.decoder_start_token
-        return self.tokenizer.eos_id if name is None else self.tokenizer.special_id(name)
+        return (self.tokenizer.eos_id if name is None else self.tokenizer.special_id(name),)
+
+    @property
+    def source_suffix_ids(self) -> tuple[int, ...]:
+        """The tokens with which an encoder-decoder's source ends."""
+        return (self.tokenizer.eos_id,) if self.encoder_eos_ids is None else self.encoder_eos_ids
 
 
 def make_generator(model: BoundModel) -> Generator:
@@ -64,6 +75,7 @@ def make_generator(model: BoundModel) -> Generator:
     def context(rows: int) -> contextlib.AbstractContextManager[Any]:
         return model.context() if rows % model.batch_ways == 0 else model.context(batch=None)
 
+    default_start = model.decoder_start_ids is None and model.task.decoder_start_token is None
     encoder_decoder = config.kind == "encoder-decoder"
     num_virtual_tokens = 0 if tuning is None else tuning.method.num_cached_virtual_tokens(encoder_decoder)
     generator = Generator(
@@ -73,7 +85,8 @@ def make_generator(model: BoundModel) -> Generator:
         model.tokenizer.eos_id,
         model.tokenizer.vocab_size,
         context,
-        decoder_start_ids=None if model.task.decoder_start_token is None else (model.decoder_start_id,),
+        decoder_start_ids=None if default_start else model.decoder_prefix_ids,
+        encoder_eos_ids=model.encoder_eos_ids,
         encoder_decoder=encoder_decoder,
         num_virtual_tokens=num_virtual_tokens,
         prefill_prefix=functools.partial(tuning.begin_cache, model.apply)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import UserError
+from jaxnlp.errors import FieldError, UserError
 from jaxnlp.inference.bound_model import BoundModel
 
 NAMES = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "mask": ("[MASK]", "<mask>")}
@@ -43,7 +43,7 @@ def special_token(model: BoundModel, role: str) -> tuple[str, int]:
     for name in names:
         if tokenizer.has_special(name):
             return name, tokenizer.special_id(name)
-    raise UserError(f"--workdir: its tokenizer has no {' or '.join(names)}, which an encoder's text needs")
+    raise UserError(f"the model's tokenizer has no {' or '.join(names)}, which an encoder's text needs")
 
 
 def encoder_row(model: BoundModel, text: str, second: str | None = None) -> Row:
@@ -60,7 +60,7 @@ def encoder_row(model: BoundModel, text: str, second: str | None = None) -> Row:
     if second is not None and config.num_types > 1:
         token_type_ids[1 + len(parts[0]) :] = 1
     if config.length_limit is not None and len(tokens) > config.length_limit:
-        raise UserError(f"--text: has {len(tokens)} tokens and the model {config.length_limit} positions; shorten it")
+        raise UserError(f"text: has {len(tokens)} tokens and the model {config.length_limit} positions; shorten it")
     mask = _mask(model)
     return Row(tokens, token_type_ids, [] if mask is None else np.flatnonzero(tokens == mask[1]).tolist())
 
@@ -100,13 +100,13 @@ def fill_mask(model: BoundModel, params: Any, text: str, top: int = 5) -> list[l
     """
     if "masked_lm" not in model.config.heads:
         kind = type(model.config).__name__
-        raise UserError(
-            f"--workdir: its model, {kind}, has no masked-word head; train one as configs/bert/tiny_pretrain.py"
-        )
+        raise UserError(f"the model, {kind}, has no masked-word head; train one as configs/bert/tiny_pretrain.py")
+    if top < 1:
+        raise FieldError("top", top, "expected a positive number of tokens")
     name, _ = special_token(model, "mask")
     row = encoder_row(model, text)
     if not row.masks:
-        raise UserError(f"--text={text!r}: has no {name}; put it where a word is to be guessed")
+        raise UserError(f"text={text!r}: has no {name}; put it where a word is to be guessed")
     masked_positions = np.asarray([row.masks], np.int32)
 
     def probabilities(params: Any) -> jax.Array:

@@ -35,13 +35,14 @@ class Loaded:
     @property
     def bound(self) -> BoundModel:
         """The model's forward pass and tokenizer, without its parameters."""
-        return self.program.bind(self.saved.tokenizer)
+        bound = self.program.bind(self.saved.tokenizer)
+        return dataclasses.replace(
+            bound, decoder_start_ids=self.decoder_start_ids, encoder_eos_ids=self.encoder_eos_ids
+        )
 
     def generator(self) -> Generator:
         """The generator of the model. Raises UserError if the model cannot generate."""
-        generator = make_generator(self.bound)
-        start_ids = generator.decoder_start_ids if self.decoder_start_ids is None else self.decoder_start_ids
-        return dataclasses.replace(generator, decoder_start_ids=start_ids, encoder_eos_ids=self.encoder_eos_ids)
+        return make_generator(self.bound)
 
 
 def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:

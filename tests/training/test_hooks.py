@@ -201,5 +201,7 @@ def test_hooks_that_cannot_work_are_named(corpus):
 def test_what_is_no_experiment_is_refused(corpus, tmp_path):
     with pytest.raises(UserError, match="train: got GPTConfig; expected an Experiment, as jaxnlp.load_config"):
         jaxnlp.train(experiment(corpus).model, tmp_path)
+    with pytest.raises(FieldError, match=r"hooks\[0\]='log': expected a hook of jaxnlp.training.hooks"):
+        jaxnlp.train(experiment(corpus), tmp_path, hooks=["log"])
     with pytest.raises(UserError, match="no checkpoint to resume from"):
         jaxnlp.train(None, tmp_path / "new")

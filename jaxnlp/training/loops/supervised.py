@@ -17,7 +17,7 @@ from jaxnlp import config as configs
 from jaxnlp.data.record_store import RecordStore
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import UserError
+from jaxnlp.errors import FieldError, UserError
 from jaxnlp.peft.files import fingerprint
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.feeds import Batch, BatchFeed, Feed
@@ -81,6 +81,10 @@ def train(
     """
     if experiment is not None:
         configs.check(experiment)
+    for i, hook in enumerate(hooks):
+        if not isinstance(hook, Hook):
+            raise FieldError(f"hooks[{i}]", hook, "expected a hook of jaxnlp.training.hooks, as Evaluate(every=10)")
+        configs.check(hook, f"hooks[{i}].")
     with RunFolder(workdir) as run:
         setup = set_up(experiment, run)
         feed = (
