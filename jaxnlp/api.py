@@ -136,7 +136,7 @@ class Model:
 
     def apply(self, params: Any, *inputs: Any, **arguments: Any) -> Any:
         """The model's forward pass: `apply(model.params, tokens_BT)`. May be jitted and differentiated."""
-        with self.program.context(any_length=True, batch=None):
+        with self.program.context(any_length=True, inside_jit=True, batch=None):
             return self.program.apply(params, *inputs, **arguments)
 
     @overload
@@ -312,7 +312,7 @@ class Model:
         """The tokens that the model reads for a text, as in training."""
         if self.config.body.kind == "encoder":
             return encoder_row(self.loaded.bound, text).tokens.tolist()
-        return [*self.loaded.bound.decoder_prefix_ids, *self.tokenizer.encode_batch([text])[0]]
+        return [*self.loaded.bound.start_ids, *self.tokenizer.encode_batch([text])[0]]
 
     def _states(self, rows: list[list[int]]) -> np.ndarray:
         longest = max(map(len, rows))

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -145,7 +146,7 @@ def test_no_texts_are_no_answers_and_what_is_no_text_is_refused(pair):
         (lambda: ours.generate(["a", 3]), "generate: texts: 3: expected a text, got int"),
         (lambda: ours.generate("a", max_new_tokens=0), "max_new_tokens=0: expected a positive number"),
         (lambda: ours.generate("a", temprature=1.0), "generate: no option 'temprature'; did you mean 'temperature'"),
-        (lambda: ours.generate("a", temperature=-1.0), "temperature=-1.0: expected zero"),
+        (lambda: ours.generate("a", temperature=-1.0), "temperature=-1.0: expected 0"),
         (lambda: ours.score("a", "b"), r"score: prompts='a': expected a list of texts, as \['a'\]"),
         (lambda: ours.score(["a"], [None]), "score: continuations: None: expected a text, got NoneType"),
         (lambda: ours.embed("a b"), "embed: texts='a b': expected a list of texts"),
@@ -157,9 +158,9 @@ def test_no_texts_are_no_answers_and_what_is_no_text_is_refused(pair):
     ):
         with pytest.raises(UserError, match=message):
             call()
-    if ours.loaded.start == ():  # nothing to begin with
+    if ours.loaded.decoder_start_ids == ():  # nothing to begin with
         for call in (lambda: ours.embed([""]), lambda: ours.attention(""), lambda: ours.score([""], ["a"])):
-            with pytest.raises(UserError, match="empty.* and the model has no start token; give it a text"):
+            with pytest.raises(UserError, match="empty.*the model has no start token"):
                 call()
 
 
@@ -188,7 +189,12 @@ def test_a_trained_model_evaluates_generates_and_loads_again(trained):
     assert model.score(["def"], [" x"])[0] < 0
     assert "this model" in model.report()
     tokens = np.zeros((1, 4), np.int32)
-    assert again.apply(again.params, tokens).shape == (1, 4, again.config.vocab_size)
+    logits = again.apply(again.params, tokens)
+    assert logits.shape == (1, 4, again.config.vocab_size)
+    total = lambda params: again.apply(params, tokens).sum()
+    value, gradient = jax.jit(jax.value_and_grad(total))(again.params)
+    np.testing.assert_allclose(value, logits.sum(), rtol=1e-4)
+    assert jax.tree.structure(gradient) == jax.tree.structure(again.params)
 
 
 def test_a_config_file_is_an_experiment(corpus):

@@ -116,7 +116,7 @@ def test_what_an_encoder_cannot_do_is_named(bert):
         (lambda: ours.fill_mask("a of"), r"text='a of': has no \[MASK\]; put it where a word is to be guessed"),
         (lambda: ours.fill_mask("a [MASK]", top=0), "top=0: expected a positive number"),
         (lambda: ours.fill_mask("[MASK]" + " a" * 20), "text: has 23 tokens and the model 16 positions"),
-        (lambda: ours.embed(["a " * 20]), "has 22 tokens and the model 16 positions"),
+        (lambda: ours.embed(["a " * 20]), "text: has 22 tokens and the model 16 positions"),
         (lambda: ours.attention("a " * 20), "text: has 22 tokens and the model 16 positions"),
     ):
         with pytest.raises(UserError, match=message):
@@ -162,7 +162,7 @@ def test_predictions_are_the_heads_probabilities(tmp_path):
     assert answers == model.predict([{"text": text} for text in texts]) and len(answers) == 11  # of batches of 8
     apply = jax.jit(model.apply)
     for text, answer in zip(texts[:3], answers, strict=False):
-        cls, sep = (model.tokenizer.special(name) for name in ("[CLS]", "[SEP]"))
+        cls, sep = (model.tokenizer.special_id(name) for name in ("[CLS]", "[SEP]"))
         row = np.asarray([[[cls, *text.encode(), sep]]], np.int32)
         wanted = jax.nn.softmax(apply(model.params, row)["logits"][0])
         np.testing.assert_allclose([*answer["probabilities"].values()], wanted, rtol=1e-4)
@@ -175,7 +175,7 @@ def test_predictions_are_the_heads_probabilities(tmp_path):
         (lambda: model.predict([{"words": "yes"}]), r"records\[0\] has no such field \(it has: words\)"),
         (lambda: model.predict(["x" * 40]), r"data.seq_len=32: .*records\[0\]"),
         (lambda: model.generate("yes"), "ModelWithHead: cannot generate, it answers with experiments.predict"),
-        (lambda: model.embed(["yes"]), "embed: .*is fine-tuned; load the model that it began from"),
+        (lambda: model.embed(["yes"]), "embed: .*is fine-tuned; load the pretrained model"),
         (lambda: model.fill_mask("[MASK]"), "the model, ModelWithHead, has no masked-word head"),
         (lambda: model.save(tmp_path / "x"), "ModelWithHead"),
     ):
@@ -191,7 +191,7 @@ def test_a_task_of_several_texts_needs_records(tmp_path):
     model = opened(e)
     (answer,) = model.predict([{"context": "a", "options": ["b", "c"]}])
     assert answer["option"] in (0, 1) and sum(answer["probabilities"]) == pytest.approx(1)
-    with pytest.raises(UserError, match=r"MultipleChoiceTask\(\) reads more than one text; give records"):
+    with pytest.raises(UserError, match=r"MultipleChoiceTask\(\) reads several fields; expected dicts"):
         model.predict(["a"])
     with pytest.raises(FieldError, match="expected a list of 2 texts"):
         model.predict([{"context": "a", "options": ["b"]}])

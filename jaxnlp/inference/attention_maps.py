@@ -67,13 +67,13 @@ def attention_maps(model: BoundModel, params: Any, text: str, target: str | None
         if target is None:
             raise UserError("target: not given; expected the text that the decoder of this model reads")
         rows = {
-            "inputs": [*encode(text), *model.source_suffix_ids],
-            "tokens": [*model.decoder_prefix_ids, *encode(target)],
+            "inputs": [*encode(text), *model.source_end_ids],
+            "tokens": [*model.start_ids, *encode(target)],
         }
     elif config.can_generate:
         if target is not None:
             raise UserError("target: the model is a decoder alone; give the full text as text")
-        rows = {"tokens": [*model.decoder_prefix_ids, *encode(text)]}
+        rows = {"tokens": [*model.start_ids, *encode(text)]}
     else:
         row = encoder_row(model, text, target)
         rows = {"tokens": row.tokens}

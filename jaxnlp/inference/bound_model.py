@@ -47,7 +47,7 @@ class BoundModel:
     encoder_eos_ids: tuple[int, ...] | None = None
 
     @property
-    def decoder_prefix_ids(self) -> tuple[int, ...]:
+    def start_ids(self) -> tuple[int, ...]:
         """The tokens with which the decoder's input began in training: by default the end-of-text token."""
         if self.decoder_start_ids is not None:
             return self.decoder_start_ids
@@ -55,7 +55,7 @@ class BoundModel:
         return (self.tokenizer.eos_id if name is None else self.tokenizer.special_id(name),)
 
     @property
-    def source_suffix_ids(self) -> tuple[int, ...]:
+    def source_end_ids(self) -> tuple[int, ...]:
         """The tokens with which an encoder-decoder's source ends."""
         return (self.tokenizer.eos_id,) if self.encoder_eos_ids is None else self.encoder_eos_ids
 
@@ -85,7 +85,7 @@ def make_generator(model: BoundModel) -> Generator:
         model.tokenizer.eos_id,
         model.tokenizer.vocab_size,
         context,
-        decoder_start_ids=None if default_start else model.decoder_prefix_ids,
+        decoder_start_ids=None if default_start else model.start_ids,
         encoder_eos_ids=model.encoder_eos_ids,
         encoder_decoder=encoder_decoder,
         num_virtual_tokens=num_virtual_tokens,

@@ -92,15 +92,16 @@ class Program:
         """The schedule of `sharding/pipeline.py`; None without pipeline parallelism."""
         return named_schedule(self.experiment.sharding.pipeline) if self.mesh.shape["stage"] > 1 else None
 
-    def context(self, *, any_length: bool = False, **rules: Any) -> contextlib.ExitStack:
+    def context(self, *, any_length: bool = False, inside_jit: bool = False, **rules: Any) -> contextlib.ExitStack:
         """A context with the mesh and the rule tables, for code that traces the model.
 
         Args:
             any_length: sequences may have any length, not only the data's `seq_len`, so the length is not split.
+            inside_jit: it may be entered inside `jit` and `grad`, where JAX allows only an abstract mesh.
             rules: rules of activations that replace the experiment's.
         """
         unsharded: dict[str, Any] = {"length": None, "residual": None} if any_length else {}
-        return _context(self.mesh, self.experiment.sharding, {**unsharded, **rules})
+        return _context(self.mesh, self.experiment.sharding, {**unsharded, **rules}, inside_jit)
 
     def bind(self, tokenizer: Tokenizer) -> BoundModel:
         """The model as `jaxnlp.inference` uses it."""
@@ -331,13 +332,14 @@ def _within(mesh, sharding, fn):
     return call
 
 
-def _context(mesh, sharding, changes) -> contextlib.ExitStack:
+def _context(mesh, sharding, changes, inside_jit: bool = False) -> contextlib.ExitStack:
     activations, at_rest = {**sharding.activations, **changes}, sharding.params
     at_use, gradients = sharding.compute_rules, at_rest if sharding.gradients is None else sharding.gradients
     uniform = all(
         as_tuple(at_rest.get(name)) == as_tuple(at_use.get(name)) == as_tuple(gradients.get(name)) for name in at_rest
     )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.set_mesh(mesh))
+        abstract = lambda: jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+        stack.enter_context(abstract() if inside_jit else jax.set_mesh(mesh))
         stack.enter_context(axis_rules(activations) if uniform else axis_rules(activations, at_use, gradients))
         return stack.pop_all()
