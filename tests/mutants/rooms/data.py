@@ -201,4 +201,12 @@ MUTANTS = (
         fault="a decoder reads two texts twice in the same order",
         tests=("tests/data/tasks/test_layouts.py::test_texts_as_sequences",),
     ),
+    Mutant(
+        id="data/unigram-in-nats",
+        file="data/baselines.py",
+        old="share * np.log2(share)",
+        new="share * np.log(share)",
+        fault="the unigram baseline is in nats",
+        tests=("tests/evals/test_evals.py::test_unigram_entropy_is_the_best_loss_of_a_model_without_context",),
+    ),
 )

@@ -19,12 +19,4 @@ MUTANTS = (
         fault="bits per byte are bits per token",
         tests=("tests/evals/test_evals.py::test_the_loss_is_that_of_every_token_once",),
     ),
-    Mutant(
-        id="evals/unigram-in-nats",
-        file="data/baselines.py",
-        old="share * np.log2(share)",
-        new="share * np.log(share)",
-        fault="the unigram baseline is in nats",
-        tests=("tests/evals/test_evals.py::test_unigram_entropy_is_the_best_loss_of_a_model_without_context",),
-    ),
 )
