@@ -15,12 +15,14 @@ from jaxnlp.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-TEXT = flags.DEFINE_string("text", None, "Text to look at; an encoder-decoder's source.")
-TARGET = flags.DEFINE_string("target", None, "Text of the decoder, or the second one of an encoder's pair.")
-PARTS = flags.DEFINE_list("parts", None, "Parts to draw, as decoder/cross_attention; by default all.")
-LAYERS = flags.DEFINE_list("layers", None, "Layers to draw, from 0, as 0,3; by default all.")
-HEADS = flags.DEFINE_list("heads", None, "Heads to draw, from 0; by default all.")
-OUT = flags.DEFINE_string("out", None, "PNG to write; by default WORKDIR/attention_map.png.")
+TEXT = flags.DEFINE_string("text", None, "Input text; for an encoder-decoder, the encoder input.")
+TARGET = flags.DEFINE_string(
+    "target", None, "Decoder input of an encoder-decoder, or the second text of an encoder's pair."
+)
+PARTS = flags.DEFINE_list("parts", None, "Parts to draw, for example decoder/cross_attention. Default: all.")
+LAYERS = flags.DEFINE_list("layers", None, "Indices of the layers to draw, for example 0,3. Default: all.")
+HEADS = flags.DEFINE_list("heads", None, "Indices of the heads to draw. Default: all.")
+OUT = flags.DEFINE_string("out", None, "PNG file to write. Default: WORKDIR/attention_map.png.")
 
 
 def main() -> None:
@@ -32,27 +34,30 @@ def main() -> None:
     from jaxnlp.training.load import load
 
     if WORKDIR.value is None:
-        raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")
+        raise UserError("--workdir: not given; expected the folder of a trained run, for example runs/tiny")
     if not TEXT.value:
-        raise UserError('--text: not given; expected a text to look at, as --text="def main"')
+        raise UserError('--text: not given; expected a text, for example --text="def main"')
     layers, heads = numbers("layers", LAYERS.value), numbers("heads", HEADS.value)
     out = pathlib.Path(OUT.value or f"{WORKDIR.value}/attention_map.png")
     if out.suffix != ".png":
-        raise UserError(f"--out={out}: expected a name that ends in .png")
-    run = load(WORKDIR.value, CHECKPOINT.value)
-    whole = {found.name: found for found in attention_maps(run.bound, run.params, TEXT.value, TARGET.value)}
+        raise UserError(f"--out={out}: expected a file name that ends in .png")
+    model = load(WORKDIR.value, CHECKPOINT.value)
+    maps_by_name = {
+        attention_map.name: attention_map
+        for attention_map in attention_maps(model.bound, model.params, TEXT.value, TARGET.value)
+    }
     for name in PARTS.value or ():
-        if name not in whole:
-            raise UserError(f"--parts={name}: the model has {', '.join(whole)}")
-    maps = [select(whole[name], layers, heads) for name in PARTS.value or whole]
+        if name not in maps_by_name:
+            raise UserError(f"--parts={name}: no such part; expected one of {', '.join(maps_by_name)}")
+    maps = [select(maps_by_name[name], layers, heads) for name in PARTS.value or maps_by_name]
     if distributed.first():
-        save_png(draw(maps, f"{WORKDIR.value}, step {run.saved.step:,}"), out)
+        save_png(draw(maps, f"{WORKDIR.value}, step {model.saved.step:,}"), out)
     print(f"written: {out}")
-    for found in maps:
-        shown = habits(found)
-        told = "; the head that most looks at" if shown else ""
-        print(f"\n{found.name}, {len(found.queries)} x {len(found.keys)} tokens{told}")
-        for place, layer, head, weight in shown:
+    for attention_map in maps:
+        rows = habits(attention_map)
+        heading = "; for each pattern, the head with the most weight" if rows else ""
+        print(f"\n{attention_map.name}, {len(attention_map.queries)} x {len(attention_map.keys)} tokens{heading}")
+        for place, layer, head, weight in rows:
             print(f"  {place:40} layer {layer}, head {head}: {weight:.2f} of its weight")
 
 
@@ -61,7 +66,7 @@ def numbers(flag: str, values: list[str] | None) -> list[int] | None:
     if values is None:
         return None
     if not values or not all(value.strip().isdigit() for value in values):
-        raise UserError(f"--{flag}={','.join(values)}: expected numbers from 0, as 0,3")
+        raise UserError(f"--{flag}={','.join(values)}: expected numbers from 0, for example 0,3")
     return [int(value) for value in values]
 
 

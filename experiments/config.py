@@ -17,7 +17,7 @@ CONFIG = cli.define_config()
 AGAINST = flags.DEFINE_string(
     "against", None, "Another config: file.py, file.py:variant, file.json, or a run's folder."
 )
-JSON = flags.DEFINE_bool("json", False, "Print JSON that --config_json reads.")
+JSON = flags.DEFINE_bool("json", False, "Print JSON for --config_json.")
 
 
 def main() -> None:

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-SPLIT = flags.DEFINE_string("split", None, "train, validation or test; by default each evaluator's own.")
-INPUT = flags.DEFINE_string("input", None, "Evaluate on this file (or glob, or folder) instead of a split.")
+SPLIT = flags.DEFINE_string("split", None, "train, validation or test. Default: the split of each evaluator.")
+INPUT = flags.DEFINE_string("input", None, "File, glob or folder to evaluate on instead of a split.")
 EVALUATORS = flags.DEFINE_string(
-    "evaluators", "", "Names of the run's evaluators, separated by commas, or of the defaults loss and predictions."
+    "evaluators", "", "Comma-separated names of the run's evaluators, or the defaults loss and predictions."
 )
 JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of a table.")
-OUT = flags.DEFINE_string("out", None, "JSON file to write the metrics to.")
-PREDICTIONS = flags.DEFINE_string("predictions", None, "JSON-lines file to write predictions and references to.")
+OUT = flags.DEFINE_string("out", None, "JSON file for the metrics.")
+PREDICTIONS = flags.DEFINE_string("predictions", None, "JSON-lines file for predictions and references.")
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     from jaxnlp.training.load import load
 
     if WORKDIR.value is None:
-        raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")
+        raise UserError("--workdir: not given; expected the folder of a trained run, for example runs/tiny")
     run = load(WORKDIR.value, CHECKPOINT.value)
     log = lambda text: print(text, file=sys.stderr)
     model = EvaluatedModel(run.program, run.params, run.saved.tokenizer, run.generator, log=log)
@@ -46,7 +46,7 @@ def main() -> None:
         outcome = evaluator.evaluate(model)
         scores[evaluator.name] = outcome.metrics
         rows += [{"evaluator": evaluator.name, **row} for row in outcome.rows]
-    flat = scores.pop("loss", {})  # the loss's metrics are the run's own and need no prefix
+    flat = scores.pop("loss", {})  # metrics of the loss evaluator have no prefix
     flat |= {f"{name}/{metric}": x for name, metrics in scores.items() for metric, x in metrics.items()}
     result = {"step": run.saved.step, "split": INPUT.value or SPLIT.value or "validation", **flat}
     if OUT.value is not None:
@@ -63,11 +63,13 @@ def chosen(experiment) -> "list[Evaluator]":
     """The evaluators to run, on the split or file of the command line."""
     from jaxnlp.evals.evaluator import default_evaluators, find
 
-    known = [*default_evaluators(experiment.data), *experiment.evaluators]
+    evaluators_available = [*default_evaluators(experiment.data), *experiment.evaluators]
     if EVALUATORS.value:
-        evaluators = find(known, EVALUATORS.value.split(","))
+        evaluators = find(evaluators_available, EVALUATORS.value.split(","))
     else:
-        evaluators = [known[0], *experiment.evaluators] if experiment.evaluators else known
+        evaluators = (
+            [evaluators_available[0], *experiment.evaluators] if experiment.evaluators else evaluators_available
+        )
     if INPUT.value is not None:
         of_records = experiment.data.source.has_records
         source = lambda evaluator: file_source(INPUT.value, of_records or evaluator.reads_records)

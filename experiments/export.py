@@ -17,15 +17,15 @@ from jaxnlp.errors import UserError
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
 OUT = flags.DEFINE_string(
-    "out", None, "Folder to write; made if need be, a checkpoint in it is replaced. With --adapter, or a file."
+    "out", None, "Output folder; an existing checkpoint is overwritten. With --adapter, may be a .safetensors file."
 )
 ADAPTER = flags.DEFINE_bool(
-    "adapter", False, "What was tuned alone, in PEFT's layout; or if OUT ends in .safetensors, as one file."
+    "adapter", False, "Export only the adapter, in PEFT's layout; as one file if OUT ends in .safetensors."
 )
 BASE = flags.DEFINE_string(
-    "base_name", None, "With --adapter: hub id or folder where PEFT finds its base; None: what the run began from."
+    "base_name", None, "With --adapter: hub id or folder of the base model for PEFT. Default: the path in init_from."
 )
-SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Files larger than this are split.")
+SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Maximum size of a file in gigabytes; larger checkpoints are split.")
 
 
 def main() -> None:
@@ -35,21 +35,23 @@ def main() -> None:
     from jaxnlp.training.load import load
 
     if WORKDIR.value is None:
-        raise UserError("--workdir: not given; expected the folder of a trained run, as runs/gpt2")
+        raise UserError("--workdir: not given; expected the folder of a trained run, for example runs/gpt2")
     if OUT.value is None:
-        raise UserError("--out: not given; expected a folder to write, as exported/gpt2")
+        raise UserError("--out: not given; expected a folder to write, for example exported/gpt2")
     if not SHARD.value > 0:
         raise UserError(f"--max_shard_gb={SHARD.value}: expected a positive number of gigabytes")
     run, out = load(WORKDIR.value, CHECKPOINT.value), pathlib.Path(OUT.value)
     if ADAPTER.value:
         params = distributed.all_gather(run.params)
         if run.program.tuning is None:
-            raise UserError(f"--adapter: {WORKDIR.value} tuned no adapter, it trained the model; leave the flag out")
+            raise UserError(
+                f"--adapter: {WORKDIR.value} has no adapter, as all parameters were trained; remove the flag"
+            )
         if distributed.first():
             write_adapter(out, run, params)
         return
     if BASE.value is not None:
-        raise UserError(f"--base_name={BASE.value}: is of adapters; expected --adapter with it")
+        raise UserError(f"--base_name={BASE.value}: applies to adapters only; expected --adapter with it")
     has_tokenizer = save(run, out, int(SHARD.value * 1e9))
     if not distributed.first():
         return
@@ -58,7 +60,7 @@ def main() -> None:
         print(f"  {path.name:36} {path.stat().st_size:>15,} bytes")
     if not has_tokenizer:
         kind = type(run.saved.tokenizer).__name__
-        print(f"note: no tokenizer.json: this run's {kind} has no form there; it stays in {WORKDIR.value}")
+        print(f"note: no tokenizer.json, as the layout does not support {kind}; the tokenizer is in {WORKDIR.value}")
 
 
 def write_adapter(out: Any, run: Any, params: Any) -> None:
@@ -69,17 +71,17 @@ def write_adapter(out: Any, run: Any, params: Any) -> None:
 
     tuning, tuned = run.program.tuning, select(params, run.program.abstract.params)
     source = BASE.value or getattr(run.saved.experiment.init_from, "path", None)
-    message = f"step {run.saved.step:,}: what was tuned on {source} written to {out}"
+    message = f"step {run.saved.step:,}: adapter of {source} written to {out}"
     if out.suffix == ".safetensors":
         files.save(out, tuning, tuned, params)
         print(f"{message}, for jaxnlp.peft.files.load")
         return
-    model, tuning, tuned, left = trunk_alone(run.saved.experiment.model, tuning, tuned)
+    model, tuning, tuned, dropped = trunk_alone(run.saved.experiment.model, tuning, tuned)
     save_adapter(out, model, tuning, tuned, base_name=source, task_type=task_type(model))
     print(f"{message}, for PEFT's from_pretrained")
-    if left:
-        names = ", ".join(left)
-        print(f"note: it is the trunk's alone; {names} of the head are left behind: they stay in {WORKDIR.value}")
+    if dropped:
+        names = ", ".join(dropped)
+        print(f"note: the adapter covers the trunk only; the head's parameters {names} remain in {WORKDIR.value}")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from jaxnlp.errors import UserError
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
 TEXT = flags.DEFINE_multi_string(
-    "text", [], "Text with [MASK] where words are to be guessed; several times for several."
+    "text", [], "Text in which [MASK] marks each word to predict. Repeat the flag for several texts."
 )
-TOP = flags.DEFINE_integer("top", 5, "Guesses to show for each mask.")
+TOP = flags.DEFINE_integer("top", 5, "Number of predictions to print for each mask.")
 
 
 def main() -> None:
@@ -21,16 +21,16 @@ def main() -> None:
     from jaxnlp.training.load import load
 
     if WORKDIR.value is None:
-        raise UserError("--workdir: not given; expected the folder of a trained encoder, as runs/bert")
+        raise UserError("--workdir: not given; expected the folder of a trained encoder, for example runs/bert")
     if not TEXT.value:
-        raise UserError('--text: not given; expected a text with a mask, as --text="for i in [MASK](10):"')
+        raise UserError('--text: not given; expected a text with a mask, for example --text="for i in [MASK](10):"')
     if TOP.value < 1:
         raise UserError(f"--top={TOP.value}: expected a positive number")
     run = load(WORKDIR.value, CHECKPOINT.value)
     for text in TEXT.value:
-        found = fill_mask(run.bound, run.params, text, TOP.value)
+        masks = fill_mask(run.bound, run.params, text, TOP.value)
         print(text)
-        for k, guesses in enumerate(found):
+        for k, guesses in enumerate(masks):
             print(f"  mask {k + 1}")
             for guess in guesses:
                 print(f"    {guess.probability:6.1%}  {'special token' if guess.piece is None else repr(guess.piece)}")

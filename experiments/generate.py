@@ -19,35 +19,39 @@ from jaxnlp.errors import FieldError, UserError
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
 PROMPT = flags.DEFINE_multi_string(
-    "prompt", [], "Text to continue; give it several times for several. None begins a document."
+    "prompt", [], "Prompt. Repeat the flag for a batch. Default: the start of a document."
 )
 TOKENS = flags.DEFINE_integer(
-    "max_new_tokens", None, "Tokens to generate at most; by default 120, or as many as the model has positions for."
+    "max_new_tokens",
+    None,
+    "Maximum number of new tokens. Default: 120, or fewer if the model has fewer positions left.",
 )
-MIN_TOKENS = flags.DEFINE_integer("min_new_tokens", 0, "Tokens before which no text may end.")
-TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token each time.")
-TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k most likely tokens; 0 from all.")
-TOP_P = flags.DEFINE_float("top_p", 0.95, "Draw from the fewest tokens whose probability reaches p; 1 from all.")
-MIN_P = flags.DEFINE_float("min_p", 0.0, "Draw from tokens at least p times as likely as the likeliest; 0 from all.")
-REPETITION = flags.DEFINE_float("repetition_penalty", 1.0, "Above 1 makes tokens that are there already less likely.")
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Continuations of each prompt.")
-BEAMS = flags.DEFINE_integer("num_beams", 0, "Beam search so wide instead of drawing; num_samples best are shown.")
-PENALTY = flags.DEFINE_float("length_penalty", 1.0, "Of beam search: above 0 favours long texts.")
+MIN_TOKENS = flags.DEFINE_integer("min_new_tokens", 0, "Minimum number of new tokens.")
+TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Sampling temperature; 0 is greedy decoding.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from the k most likely tokens; 0: all.")
+TOP_P = flags.DEFINE_float("top_p", 0.95, "Sample from the smallest set of tokens with total probability p; 1: all.")
+MIN_P = flags.DEFINE_float(
+    "min_p", 0.0, "Sample from tokens at least p times as likely as the most likely one; 0: all."
+)
+REPETITION = flags.DEFINE_float("repetition_penalty", 1.0, "Values above 1 make tokens that already occur less likely.")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Number of continuations per prompt.")
+BEAMS = flags.DEFINE_integer("num_beams", 0, "Beam width; 0 samples instead. The num_samples best beams are printed.")
+PENALTY = flags.DEFINE_float("length_penalty", 1.0, "Beam-search length penalty; values above 0 favour longer texts.")
 EARLY = flags.DEFINE_enum(
-    "early_stopping", "false", ["true", "false", "never"], "Of beam search: when to stop (docs/guides/generation.md)."
+    "early_stopping", "false", ["true", "false", "never"], "When beam search stops (docs/guides/generation.md)."
 )
 STOP = flags.DEFINE_multi_string(
-    "stop", [], "Text that ends a continuation where it appears; several times for several."
+    "stop", [], "Stop string: ends a continuation where it appears. Repeat the flag for several."
 )
-PREFIX = flags.DEFINE_string("forced_prefix", "", "What the new text must begin with.")
+PREFIX = flags.DEFINE_string("forced_prefix", "", "Text that each continuation must begin with.")
 START = flags.DEFINE_string(
     "decoder_start_token",
     None,
-    "Special token at the start of the decoder's input, or none; by default the one of the training.",
+    "Special token at the start of the decoder's input, or none. Default: the token used in training.",
 )
-STREAM = flags.DEFINE_boolean("stream", False, "Print the text as it comes; of several, the first.")
+STREAM = flags.DEFINE_boolean("stream", False, "Print tokens as they are generated (first continuation only).")
 LOG_PROBS = flags.DEFINE_boolean("log_probs", False, "Print the log-probability of each token.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+SEED = flags.DEFINE_integer("seed", 0, "Random seed for sampling.")
 
 
 def main() -> None:
@@ -68,21 +72,21 @@ def main() -> None:
         tokenizer = with_sentinels(tokenizer)
     texts = [text for text in PROMPT.value or [""] for _ in range(1 if BEAMS.value else NUM_SAMPLES.value)]
     prompts, prefixes = tokenizer.encode_batch(texts), tokenizer.encode_batch([PREFIX.value] * len(texts))
-    count = generator.fit_max_new_tokens(prompts, 120, prefixes) if TOKENS.value is None else TOKENS.value
+    num_tokens = generator.fit_max_new_tokens(prompts, 120, prefixes) if TOKENS.value is None else TOKENS.value
     heads = [[]] * len(prompts) if generator.encoder_decoder else prompts
-    shown = [tokenizer.decode(head) for head in heads]
-    printer = _Printer([head for head in shown for _ in range(NUM_SAMPLES.value if BEAMS.value else 1)], tokenizer)
+    heads_text = [tokenizer.decode(head) for head in heads]
+    printer = _Printer([head for head in heads_text for _ in range(NUM_SAMPLES.value if BEAMS.value else 1)], tokenizer)
     if BEAMS.value:
-        found = beam_search(generator, run.params, prompts, count, options, forced_prefix=prefixes)
-        for i, (head, h) in enumerate((head, h) for head, row in zip(heads, found, strict=True) for h in row):
-            printer.whole(i, continuation(tokenizer, head, h.ids), h, f", score {h.score:.4f}")
+        hypotheses = beam_search(generator, run.params, prompts, num_tokens, options, forced_prefix=prefixes)
+        for i, (head, h) in enumerate((head, h) for head, row in zip(heads, hypotheses, strict=True) for h in row):
+            printer.complete(i, continuation(tokenizer, head, h.ids), h, f", score {h.score:.4f}")
         return
-    drawn = generate_text(
+    generations = generate_text(
         generator,
         tokenizer,
         run.params,
         texts,
-        count,
+        num_tokens,
         options,
         SEED.value,
         stop=STOP.value,
@@ -90,15 +94,15 @@ def main() -> None:
         on_text=printer.piece if STREAM.value else None,
         chunk=4 if STREAM.value else 16,
     )
-    for i, g in enumerate(drawn):
-        printer.whole(i, g.text, g)
+    for i, g in enumerate(generations):
+        printer.complete(i, g.text, g)
 
 
 class _Printer:
     """Prints texts one after the other. The first text can be streamed piece by piece."""
 
-    def __init__(self, shown: list[str], tokenizer: Any):
-        self.shown, self._tokenizer = shown, tokenizer
+    def __init__(self, prompts: list[str], tokenizer: Any):
+        self.shown, self._tokenizer = prompts, tokenizer
         self._now, self._printed = -1, ""
 
     def piece(self, row: int, text: str) -> None:
@@ -108,19 +112,19 @@ class _Printer:
             print(text, end="", flush=True)
             self._printed += text
 
-    def whole(self, row: int, text: str | None, result: Any, told: str = "") -> None:
+    def complete(self, row: int, text: str | None, result: Any, suffix: str = "") -> None:
         """Prints the part of a complete row that has not been printed yet."""
         assert text is not None
-        self._begin(row, told)
+        self._begin(row, suffix)
         print(text[len(self._printed) :])
         if LOG_PROBS.value:
             _print_log_probs(result, self._tokenizer)
 
-    def _begin(self, row: int, told: str) -> None:
+    def _begin(self, row: int, suffix: str) -> None:
         if row == self._now:
             return
         if len(self.shown) > 1:
-            print(f"{'' if row == 0 else chr(10)}--- {row + 1} of {len(self.shown)}{told}")
+            print(f"{'' if row == 0 else chr(10)}--- {row + 1} of {len(self.shown)}{suffix}")
         self._now, self._printed = row, ""
         print(self.shown[row], end="")
 
@@ -148,20 +152,22 @@ def _special(tokenizer: Any, name: str) -> int:
 
 def _check() -> None:
     if WORKDIR.value is None:
-        raise UserError("--workdir: not given; expected the folder of a trained run, as runs/tiny")
+        raise UserError("--workdir: not given; expected the folder of a trained run, for example runs/tiny")
     if NUM_SAMPLES.value < 1:
         raise UserError(f"--num_samples={NUM_SAMPLES.value}: expected a positive number")
     if BEAMS.value < 0:
-        raise UserError(f"--num_beams={BEAMS.value}: expected a positive number, or 0 to draw")
+        raise UserError(f"--num_beams={BEAMS.value}: expected a positive number, or 0 for sampling")
     if 0 < BEAMS.value < NUM_SAMPLES.value:
-        raise UserError(f"--num_samples={NUM_SAMPLES.value}: beam search finds --num_beams={BEAMS.value} texts at most")
+        raise UserError(f"--num_samples={NUM_SAMPLES.value}: expected at most --num_beams={BEAMS.value}")
     if not 0 <= SEED.value < 2**32:
-        raise UserError(f"--seed={SEED.value}: expected a number in [0, 2^32)")
+        raise UserError(f"--seed={SEED.value}: expected an integer in [0, 2^32)")
     if "" in STOP.value:
-        raise UserError("--stop=: expected a text that is not empty")
+        raise UserError("--stop=: expected a non-empty text")
     if BEAMS.value and (STOP.value or STREAM.value):
         name = "--stop" if STOP.value else "--stream"
-        raise UserError(f"{name}: not with --num_beams, whose texts are known only at the end; leave one out")
+        raise UserError(
+            f"{name}: not supported with --num_beams, as beams are only complete at the end; remove one of them"
+        )
 
 
 def _options() -> Any:

@@ -4,7 +4,7 @@ python -m experiments.import --source=path/to/gpt2 --workdir=runs/gpt2
 python -m experiments.generate --workdir=runs/gpt2 --prompt="The"
 python -m experiments.train --workdir=runs/gpt2 --config.num_steps=1000 --config.optim.learning_rate=1e-5
 
-The model comes from --source. Data, optimizer and lengths come from --config=FILE, if given.
+The model comes from --source. Data, optimizer and lengths come from --config=FILE, or are defaults.
 """
 
 from absl import flags
@@ -15,7 +15,9 @@ from jaxnlp.errors import UserError
 SOURCE = flags.DEFINE_string("source", None, "Folder with config.json and *.safetensors, or a hub id.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the new run.")
 CONFIG = cli.define_config()
-EOS_TOKEN = flags.DEFINE_string("eos_token", None, "Token that separates documents; by default one of the usual ones.")
+EOS_TOKEN = flags.DEFINE_string(
+    "eos_token", None, "End-of-text token. Default: one of the common names that is in the vocabulary."
+)
 
 
 def main() -> None:
@@ -25,15 +27,15 @@ def main() -> None:
     if SOURCE.value is None:
         raise UserError("--source: not given; expected a folder in Hugging Face's layout, or a hub id")
     if WORKDIR.value is None:
-        raise UserError("--workdir: not given; expected a folder for the new run, as runs/gpt2")
+        raise UserError("--workdir: not given; expected a folder for the new run, for example runs/gpt2")
     model, params, tokenizer = load(SOURCE.value)
     if tokenizer is None:
-        raise UserError(f"{SOURCE.value}: has no tokenizer.json, and no vocab.json with merges.txt; a run needs one")
+        raise UserError(f"{SOURCE.value}: no tokenizer; expected tokenizer.json, or vocab.json with merges.txt")
     count = create_run(CONFIG.value, model, params, tokenizer, EOS_TOKEN.value, WORKDIR.value)
     print(f"{type(model).__name__}, {count:,} parameters, written to {WORKDIR.value} as step 0. Next:")
     python = runtime.python()
     print(f'  generate   {python} -m experiments.generate --workdir={WORKDIR.value} --prompt="The"')
-    print(f"  train on   {python} -m experiments.train --workdir={WORKDIR.value} --config.num_steps=1000")
+    print(f"  train      {python} -m experiments.train --workdir={WORKDIR.value} --config.num_steps=1000")
 
 
 if __name__ == "__main__":

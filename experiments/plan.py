@@ -28,19 +28,23 @@ from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
-TOPOLOGY = flags.DEFINE_string("topology", "local", "Devices to plan for: as v5e:16x16, or local.")
-SEARCH = flags.DEFINE_bool("search", False, "Try the presets and microbatch counts that fit, and rank them.")
-TABLES = flags.DEFINE_list("tables", None, "Of a search, the tables to try, by how their names begin: as ZERO3,TP.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run, whose measured step is put beside its plan.")
-OUT = flags.DEFINE_string("out", None, "Folder for plan.json and plan.png (a run's: measured.json, measured.png).")
+TOPOLOGY = flags.DEFINE_string("topology", "local", "Devices to plan for: a topology such as v5e:16x16, or local.")
+SEARCH = flags.DEFINE_bool("search", False, "Rank sharding presets and microbatch counts that fit in memory.")
+TABLES = flags.DEFINE_list(
+    "tables", None, "With --search: only presets whose names start with these prefixes, for example ZERO3,TP."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run, to compare its measured step with the plan.")
+OUT = flags.DEFINE_string(
+    "out", None, "Output folder for plan.json and plan.png; with --workdir, for measured.json and measured.png."
+)
 
 
 def main() -> int:
     if CONFIG.value is None and WORKDIR.value is None:
-        raise UserError("--config: not given; expected a config file, or --config_json=FILE, or a run's --workdir")
+        raise UserError("--config: not given; expected --config=FILE, --config_json=FILE, or --workdir of a run")
     if SEARCH.value and WORKDIR.value is not None:
-        raise UserError("--search, --workdir: give one of them")
-    # For the job's own devices every process plans, because each compiles for all. For a topology, only process 0 does.
+        raise UserError("--search, --workdir: both are set; expected only one of them")
+    # For attached devices every process plans, as compilation is collective. For a topology, only process 0 does.
     with contextlib.nullcontext(True) if TOPOLOGY.value == "local" else distributed.by_first() as works:
         return 0 if not works else planned() if WORKDIR.value is None else compared()
 
@@ -70,15 +74,15 @@ def compared() -> int:
             if texts and experiment.steps_per_call > 1:
                 texts = [multi_step_program_text(experiment, devices)]
     except UserError as error:
-        where = "give the devices of the run, as --topology=v5e:4x4, or with JAX_NUM_CPU_DEVICES=8"
-        raise UserError(f"{error}; {where}") from None
+        remedy = "set the devices of the run, for example --topology=v5e:4x4 or JAX_NUM_CPU_DEVICES=8"
+        raise UserError(f"{error}; {remedy}") from None
     run = measure_run(workdir, plan, hlo.instruction_classes(texts[0]) if texts else {}, experiment.steps_per_call)
     print(f"{format_plan(plan)}\n\n{format_comparison(run, plan)}")
     if distributed.first():
         out = workdir if OUT.value is None else pathlib.Path(OUT.value)
         save_png(draw_measured(run.to_dict(), plan.to_dict(), str(workdir)), out / "measured.png")
-        both = {"topology": TOPOLOGY.value, "measured": run.to_dict(), "plan": plan.to_dict()}
-        (out / "measured.json").write_text(json.dumps(both, indent=1) + "\n")
+        comparison = {"topology": TOPOLOGY.value, "measured": run.to_dict(), "plan": plan.to_dict()}
+        (out / "measured.json").write_text(json.dumps(comparison, indent=1) + "\n")
         print(f"written: {out / 'measured.json'}, {out / 'measured.png'}", file=sys.stderr)
     return 0
 
@@ -97,10 +101,11 @@ def planned() -> int:
     devices = topology.topology_devices(TOPOLOGY.value)
     experiment = resolved(CONFIG.value)
     log = lambda line: print(line, file=sys.stderr, flush=True)
-    busy = waiting if sys.stderr.isatty() else contextlib.nullcontext  # the search itself tells of each table
+    progress = waiting if sys.stderr.isatty() else contextlib.nullcontext  # the search logs each table itself
     if SEARCH.value:
-        plans = search(experiment, devices, log, busy, TABLES.value or ())
-        print(format_ranking(plans) if plans else "nothing fits; more devices, a smaller batch, or model.remat='full'")
+        plans = search(experiment, devices, log, progress, TABLES.value or ())
+        nothing = "no plan fits in memory; use more devices, a smaller batch, or model.remat='full'"
+        print(format_ranking(plans) if plans else nothing)
     else:
         with waiting(f"compiling for {len(devices)} x {devices[0].device_kind}"):
             plan = plan_step(experiment, devices, experiment_name())
@@ -112,7 +117,7 @@ def planned() -> int:
         print(format_plan(plan))
     if OUT.value is not None and plans and distributed.first():
         out = pathlib.Path(OUT.value)
-        plan = [one.to_dict() for one in plans]
+        plan = [p.to_dict() for p in plans]
         save_png(draw_plans(plan, f"{experiment_name()} on {TOPOLOGY.value}"), out / "plan.png")
         (out / "plan.json").write_text(json.dumps({"topology": TOPOLOGY.value, "plans": plan}, indent=1) + "\n")
         log(f"written: {out / 'plan.json'}, {out / 'plan.png'}")
@@ -125,8 +130,8 @@ def resolved(experiment: Any) -> Any:
     from jaxnlp.data import pipeline
     from jaxnlp.training.setup import prepare
 
-    tells = getattr(experiment.peft, "text", None) or getattr(experiment.layout, "num_places", 0)
-    if experiment.model.body.vocab_size is None or tells:
+    needs_tokenizer = getattr(experiment.peft, "text", None) or getattr(experiment.layout, "num_places", 0)
+    if experiment.model.body.vocab_size is None or needs_tokenizer:
         return prepare(experiment)[0]
     configs.check(experiment)
     return dataclasses.replace(experiment, data=pipeline.resolved(experiment.data))

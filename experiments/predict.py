@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-INPUT = flags.DEFINE_string("input", None, "Records: .jsonl, .csv, .tsv (these also .gz or .zst) or .parquet.")
-TEXT = flags.DEFINE_string("text", None, "One text instead, for a task that reads a single one.")
-OUT = flags.DEFINE_string("out", None, "File to write; by default they are printed.")
+INPUT = flags.DEFINE_string(
+    "input", None, "Records to predict: .jsonl, .csv, .tsv (also compressed: .gz, .zst) or .parquet."
+)
+TEXT = flags.DEFINE_string("text", None, "A text to predict, instead of --input, for tasks that read one text.")
+OUT = flags.DEFINE_string("out", None, "File to write. Default: standard output.")
 
 
 def main() -> None:
@@ -39,27 +41,29 @@ def main() -> None:
     from jaxnlp.training.load import load
 
     if WORKDIR.value is None:
-        raise UserError("--workdir: not given; expected the folder of a fine-tuned run, as runs/bert-topics")
+        raise UserError("--workdir: not given; expected the folder of a fine-tuned run, for example runs/bert-topics")
     if (INPUT.value is None) == (TEXT.value is None):
-        raise UserError("--input, --text: give one of them")
+        raise UserError("--input, --text: expected exactly one of them")
     run = load(WORKDIR.value, CHECKPOINT.value)
     data, tokenizer = run.saved.experiment.data, run.saved.tokenizer
     if not isinstance(data.task, LabelledTask) or data.task.output != "logits":
-        raise UserError(f"--workdir={WORKDIR.value}: not a run of a labelled task ({type(data.task).__name__}())")
-    records = given(data.task)
+        raise UserError(
+            f"--workdir={WORKDIR.value}: its task is {type(data.task).__name__}(); expected a labelled task"
+        )
+    records = input_records(data.task)
     log = lambda text: print(text, file=sys.stderr)
     examples = data.task.encode(records, tokenizer, data.seq_len, log, labelled=False)
-    found = predict(run.program, run.params, tokenizer, records, examples)
-    shown = track(found, "predicting", len(records), console=Console(stderr=True), transient=True)
+    predictions = predict(run.program, run.params, tokenizer, records, examples)
+    progress = track(predictions, "predicting", len(records), console=Console(stderr=True), transient=True)
     with contextlib.ExitStack() as stack:
         out = sys.stdout if OUT.value is None else stack.enter_context(opened(OUT.value))
-        for record, answer in zip(records, shown, strict=True):
+        for record, answer in zip(records, progress, strict=True):
             print(json.dumps({**record.fields, "prediction": answer}, ensure_ascii=False, default=str), file=out)
     if OUT.value is not None:
         log(f"step {run.saved.step:,}, {len(records):,} records written to {OUT.value}")
 
 
-def given(task: "LabelledTask") -> "list[Record]":
+def input_records(task: "LabelledTask") -> "list[Record]":
     """The records to predict, from --text or --input."""
     from jaxnlp.data.records import read_records
     from jaxnlp.data.source import Record
@@ -68,12 +72,12 @@ def given(task: "LabelledTask") -> "list[Record]":
     if TEXT.value is not None:
         field = task.text_field
         if field is None:
-            raise UserError("--text: this run's task reads more than one text; give records with --input=FILE")
+            raise UserError("--text: the run's task reads several fields; expected records with --input=FILE")
         return [Record("--text", {field: TEXT.value})]
-    found = [record for path in expand("--input", INPUT.value or "") for record in read_records(path)]
-    if not found:
-        raise UserError(f"--input={INPUT.value}: holds no records")
-    return found
+    records = [record for path in expand("--input", INPUT.value or "") for record in read_records(path)]
+    if not records:
+        raise UserError(f"--input={INPUT.value}: contains no records")
+    return records
 
 
 def opened(path: str):

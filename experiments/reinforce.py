@@ -41,8 +41,8 @@ from jaxnlp.training.setup import prepare
 from jaxnlp.training.step.program import Program, build
 from jaxnlp.training.step.state import TrainState, from_saved_trees, saved_trees
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints and logs. A checkpoint there resumes.")
-STEPS = flags.DEFINE_integer("num_steps", 200, "Length of the run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, for checkpoints and logs. A run in it is resumed.")
+STEPS = flags.DEFINE_integer("num_steps", 200, "Number of training steps.")
 CHECKPOINT = flags.DEFINE_integer("checkpoint_every", 50, "Steps between checkpoints.")
 
 
@@ -76,7 +76,7 @@ class Rollouts(Feed):
         weights_BT = np.zeros((size, length), np.float32)
         for row, ids in enumerate(texts):
             targets_BT[row, : len(ids)] = ids
-            weights_BT[row, : len(ids) + 1] = 1  # a text that ends also chose to end
+            weights_BT[row, : len(ids) + 1] = 1  # the end of a text is sampled too
         tokens_BT = np.concatenate([np.full((size, 1), eos_id, np.int32), targets_BT[:, :-1]], axis=1)
         rewards_B = np.asarray([reward(bytes(ids)) for ids in texts], np.float32)
         self.mean_reward = float(rewards_B.mean())
@@ -98,12 +98,12 @@ def get_experiment() -> Experiment:
 
 def main() -> None:
     if WORKDIR.value is None:
-        raise UserError("--workdir: not given; expected a folder for the run, as runs/reinforce")
+        raise UserError("--workdir: not given; expected a folder for the run, for example runs/reinforce")
     e, tokenizer = prepare(get_experiment())
     with RunFolder(WORKDIR.value) as run:
         program = build(e)
         feed = Rollouts(program, make_generator(program.bind(tokenizer)))
-        policy = dataclasses.replace(e, objective=CausalLM())  # as experiments.generate and others load it
+        policy = dataclasses.replace(e, objective=CausalLM())  # for experiments.generate and others
         records = {"config": configs.to_dict(policy), "tokenizer": tokenizer.to_json(), "data": feed.state()}
         state = from_saved_trees(run.restore(saved_trees(program.init())))
         run.start(e.num_steps, e.log_every, e.keep_last)

@@ -17,13 +17,13 @@ from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
-OUT = flags.DEFINE_string("out", None, "Folder to write: tokenizer.json, and a store for each split.")
+OUT = flags.DEFINE_string("out", None, "Output folder, for tokenizer.json and a token store per split.")
 FORMAT = flags.DEFINE_enum(
-    "format", "memmap", ["memmap", "array_record"], "One memory-mapped file, or ArrayRecord files."
+    "format", "memmap", ["memmap", "array_record"], "Format of the store: one memory-mapped file, or ArrayRecord files."
 )
-WORKERS = flags.DEFINE_integer("workers", 0, "Processes to tokenize in; 0 works in this one.")
-SPLITS = flags.DEFINE_list("splits", ["train", "validation", "test"], "Which splits.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write over a folder that already holds a corpus.")
+WORKERS = flags.DEFINE_integer("workers", 0, "Number of worker processes; 0 tokenizes in the main process.")
+SPLITS = flags.DEFINE_list("splits", ["train", "validation", "test"], "Splits to tokenize.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Overwrite a corpus in the output folder.")
 
 
 def main() -> None:
@@ -35,25 +35,23 @@ def main() -> None:
     if CONFIG.value is None:
         raise UserError("--config: not given; expected a config file whose data.source is to be tokenized")
     if OUT.value is None:
-        raise UserError("--out: not given; expected a folder to write, as data/stdlib")
+        raise UserError("--out: not given; expected a folder to write, for example data/stdlib")
     if WORKERS.value < 0:
-        raise UserError(f"--workers={WORKERS.value}: expected zero or more")
+        raise UserError(f"--workers={WORKERS.value}: expected 0 or more")
     for split in SPLITS.value:
         check_split(split)
     data = CONFIG.value.data
     configs.check(data, "data.")
     if isinstance(data.source, Tokens):
-        raise UserError(f"data.source: {data.source.path} is tokenized already")
+        raise UserError(f"data.source: {data.source.path} is already tokenized")
     out = pathlib.Path(OUT.value)
     if (out / "tokenizer.json").exists() and not OVERWRITE.value:
-        raise UserError(
-            f"--out={out}: already holds a corpus; choose another folder, or write over it with --overwrite"
-        )
+        raise UserError(f"--out={out}: already contains a corpus; choose another folder, or set --overwrite")
     print("tokenizer ...", file=sys.stderr)
     tokenizer = open_tokenizer(data)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        written = out / f".tokenizer.{os.getpid()}.tmp"
+        temporary = out / f".tokenizer.{os.getpid()}.tmp"
         for split in SPLITS.value:
             store = build_store(
                 out / split,
@@ -68,11 +66,11 @@ def main() -> None:
             meta = store.meta
             counts = f"{meta.num_tokens:,} tokens, {meta.num_documents:,} documents, {meta.num_bytes:,} bytes"
             print(f"{split}: {counts} -> {store.path}")
-        written.write_text(json.dumps(tokenizer.to_json()))
-        written.rename(out / "tokenizer.json")
+        temporary.write_text(json.dumps(tokenizer.to_json()))
+        temporary.rename(out / "tokenizer.json")
     except OSError as e:
         raise UserError(f"--out={out}: cannot be written ({e.strerror})") from None
-    print(f"\ntrain from it with data.source=Tokens(path={str(out)!r})  (from jaxnlp.data.pipeline import Tokens)")
+    print(f"\ntrain on it with data.source=Tokens(path={str(out)!r})  (from jaxnlp.data.pipeline import Tokens)")
 
 
 if __name__ == "__main__":

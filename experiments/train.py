@@ -3,7 +3,7 @@
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/tiny
   python -m experiments.train --config=configs/gpt/tiny.py --workdir=runs/deep --config.model.num_layers=8
   python -m experiments.train --workdir=runs/tiny                        resume from its newest checkpoint
-  python -m experiments.train --workdir=runs/tiny --config.num_steps=2000    the same, with a field changed
+  python -m experiments.train --workdir=runs/tiny --config.num_steps=2000    resume with a changed field
   python -m experiments.train --config=configs/gpt/gpt2.py:xl --dry_run        parameters, FLOPs, memory
 
 Ctrl-C or SIGTERM finishes the step, saves a checkpoint, and prints the command that resumes the run.
@@ -21,18 +21,18 @@ from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run: checkpoints, logs, pictures. One that holds a checkpoint resumes."
+    "workdir", None, "Folder of the run, for checkpoints, logs and figures. A run in it is resumed."
 )
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the parameter table, FLOPs and memory, and stop.")
-PROFILE = flags.DEFINE_string("profile_steps", None, "first:last, steps to write a JAX trace of, as 10:15.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the parameter table, FLOPs and memory without training.")
+PROFILE = flags.DEFINE_string("profile_steps", None, "Steps first:last to record a JAX trace of, for example 10:15.")
 
 
 def main() -> int:
-    begun = time.monotonic()
+    start = time.monotonic()
     if DRY_RUN.value:
         return dry_run()
     if WORKDIR.value is None:
-        raise UserError("--workdir: not given; expected a folder for the run, as runs/tiny")
+        raise UserError("--workdir: not given; expected a folder for the run, for example runs/tiny")
     from jaxnlp.training.loops.supervised import train
     from jaxnlp.training.run_folder.metric_log import plot
 
@@ -40,18 +40,18 @@ def main() -> int:
     result = train(CONFIG.value, workdir, profile_steps(PROFILE.value))
     import jax
 
-    speak = print if jax.process_index() == 0 else lambda *_, **__: None
+    log = print if jax.process_index() == 0 else lambda *_, **__: None
     if result.signal is not None:
         name, step, steps = signal.Signals(result.signal).name, int(result.state.step), result.experiment.num_steps
         if jax.process_index() == 0:
             plot(workdir)
-        speak(f"\nstopped by {name} at step {step:,} of {steps:,}, saved; go on with:")
-        speak(f"  {runtime.python()} -m experiments.train --workdir={workdir}")
+        log(f"\nstopped by {name} at step {step:,} of {steps:,}; the checkpoint is saved. Resume with:")
+        log(f"  {runtime.python()} -m experiments.train --workdir={workdir}")
         return 128 + result.signal
     from jaxnlp.training.report import report
 
-    speak(report(result, workdir))
-    speak(f"\n{time.monotonic() - begun:,.0f} seconds in all", file=sys.stderr)
+    log(report(result, workdir))
+    log(f"\n{time.monotonic() - start:,.0f} seconds in total", file=sys.stderr)
     return 0
 
 
@@ -61,7 +61,7 @@ def dry_run() -> int:
     from jaxnlp.training.step.program import build
 
     if CONFIG.value is None:
-        raise UserError("--dry_run: give a config with --config=FILE")
+        raise UserError("--dry_run: no config; expected --config=FILE")
     experiment, _ = prepare(CONFIG.value)
     print(dry_run_report(build(experiment, only_traced=True)))
     return 0
@@ -72,7 +72,7 @@ def profile_steps(text: str | None) -> tuple[int, int] | None:
         return None
     first, _, last = text.partition(":")
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise UserError(f"--profile_steps={text}: expected first:last with 1 <= first <= last, as 10:15")
+        raise UserError(f"--profile_steps={text}: expected first:last with 1 <= first <= last, for example 10:15")
     return int(first), int(last)
 
 

@@ -14,7 +14,7 @@ from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
-OUT = flags.DEFINE_string("out", None, "PNG to write.")
+OUT = flags.DEFINE_string("out", None, "PNG file to write.")
 
 
 def main() -> None:
@@ -27,9 +27,9 @@ def main() -> None:
     if CONFIG.value is None:
         raise UserError("--config: not given; expected a config file, or --config_json=FILE")
     if OUT.value is None or not OUT.value.endswith(".png"):
-        raise UserError(f"--out={OUT.value}: expected a name that ends in .png")
+        raise UserError(f"--out={OUT.value}: expected a file name that ends in .png")
     experiment = CONFIG.value
-    if experiment.model.vocab_size is None:  # the tokenizer's, which may have to be trained first
+    if experiment.model.vocab_size is None:  # filled in from the tokenizer, which may have to be trained first
         experiment, _ = prepare(experiment)
     configs.check(experiment)
     model, name = experiment.model, type(experiment.model).__name__.removesuffix("Config")

@@ -6,7 +6,7 @@
 Runs on virtual CPU devices. The naive form works as torch.nn.DataParallel: one device scatters the batch and the
 parameters, gathers outputs and gradients, and updates. Every array transfer is counted. DDP all-reduces the gradients;
 the all-reduces of the compiled program are counted with the traffic of a ring algorithm. The default config is
-configs/gpt/tiny.py with two layers of width 64, untied embeddings, 32 tokens a sequence, a batch of 8 and no warm-up.
+configs/gpt/tiny.py with two layers of width 64, untied embeddings, sequences of 32 tokens, a batch of 8 and no warm-up.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
-DEVICES = flags.DEFINE_integer("devices", 8, "Virtual CPU devices.")
-STEPS = flags.DEFINE_integer("steps", 3, "Steps after which the parameters are compared.")
-OUT = flags.DEFINE_string("out", None, "PNG to write.")
+DEVICES = flags.DEFINE_integer("devices", 8, "Number of virtual CPU devices.")
+STEPS = flags.DEFINE_integer("steps", 3, "Number of steps before the parameters are compared.")
+OUT = flags.DEFINE_string("out", None, "PNG file to write.")
 
-Moved = dict[str, list[tuple[int, int]]]  # what is moved -> bytes (sent, received) of each device
+TrafficBytes = dict[str, list[tuple[int, int]]]  # category -> bytes (sent, received) of each device
 
 
 def main() -> None:
@@ -33,9 +33,9 @@ def main() -> None:
     from jaxnlp.figures.parallelism import draw_traffic
 
     if DEVICES.value < 2 or STEPS.value < 1:
-        raise UserError(f"--devices={DEVICES.value} --steps={STEPS.value}: expected two devices and one step at least")
+        raise UserError(f"--devices={DEVICES.value} --steps={STEPS.value}: expected at least two devices and one step")
     if OUT.value is not None and not OUT.value.endswith(".png"):
-        raise UserError(f"--out={OUT.value}: expected a name that ends in .png")
+        raise UserError(f"--out={OUT.value}: expected a file name that ends in .png")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES.value)
     comparison = compare(default() if CONFIG.value is None else CONFIG.value, jax.devices(), STEPS.value)
@@ -59,23 +59,23 @@ def default() -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Comparison:
     """Traffic and results of the compared methods.
 
     param_bytes: bytes of all parameters (Psi). naive, ddp: category -> (sent, received) bytes of each device per step.
-    apart: relative distance (`distance`) of the final parameters of "naive" and "DDP", and of the initial parameters
+    distances: relative distance (`distance`) of the final parameters of "naive" and "DDP", and of the initial parameters
         ("start"), from the final parameters of one device.
     losses: method -> loss of each step.
     """
 
     param_bytes: int
-    naive: Moved
-    ddp: Moved
-    apart: dict[str, float]
+    naive: TrafficBytes
+    ddp: TrafficBytes
+    distances: dict[str, float]
     losses: dict[str, list[float]]
 
 
-def compare(experiment: Any, devices: list[Any], steps: int) -> Found:
+def compare(experiment: Any, devices: list[Any], steps: int) -> Comparison:
     """Trains on one device, with the naive form and with DDP, on the same batches from the same parameters.
 
     Raises:
@@ -92,26 +92,26 @@ def compare(experiment: Any, devices: list[Any], steps: int) -> Found:
     e, tokenizer = prepare(dataclasses.replace(experiment, accum_steps=1, steps_per_call=1))
     if e.model.dropout_rate:
         raise UserError(
-            f"model.dropout_rate={e.model.dropout_rate}: the ways would drop other units, and could not be compared; "
-            "expected 0"
+            f"model.dropout_rate={e.model.dropout_rate}: the methods would draw different dropout masks; expected 0"
         )
-    over = lambda count: dataclasses.replace(e, sharding=Sharding(mesh=MeshConfig(data=count)))
-    one, many = build(over(1), devices[:1]), build(over(len(devices)), devices)
+    on_devices = lambda count: dataclasses.replace(e, sharding=Sharding(mesh=MeshConfig(data=count)))
+    single, parallel = build(on_devices(1), devices[:1]), build(on_devices(len(devices)), devices)
     batches = TrainBatches(open_split(e.data, "train", tokenizer), e.data, tokenizer=tokenizer)
     stack = [next(batches) for _ in range(steps)]
-    params = one.init().params
-    naive, losses, moved = train_centrally(one, stack, devices)
-    ends = {"one device": train(one, stack), "naive": (naive, losses), "DDP": train(many, stack)}
-    alone = ends["one device"][0]
-    hlo = many.step.lower(many.abstract, stack[0]).compile().as_text()
-    return Found(
+    params = single.init().params
+    naive, losses, traffic = train_centrally(single, stack, devices)
+    results = {"one device": train(single, stack), "naive": (naive, losses), "DDP": train(parallel, stack)}
+    reference = results["one device"][0]
+    hlo = parallel.step.lower(parallel.abstract, stack[0]).compile().as_text()
+    return Comparison(
         param_bytes=sum(x.nbytes for x in jax.tree.leaves(params)),
-        naive=moved,
+        naive=traffic,
         ddp=all_reduced(hlo, len(devices)),
-        apart={
-            name: distance(end, alone) for name, end in (("naive", naive), ("DDP", ends["DDP"][0]), ("start", params))
+        distances={
+            name: distance(end, reference)
+            for name, end in (("naive", naive), ("DDP", results["DDP"][0]), ("start", params))
         },
-        losses={name: losses for name, (_, losses) in ends.items()},
+        losses={name: losses for name, (_, losses) in results.items()},
     )
 
 
@@ -124,8 +124,8 @@ def train(program: Any, batches: list[Any]) -> tuple[Any, list[float]]:
     return state.params, losses
 
 
-def train_centrally(program: Any, batches: list[Any], devices: list[Any]) -> tuple[Any, list[float], Moved]:
-    """(parameters, losses, traffic per step) of the naive form, from the initial parameters of one-device `program`."""
+def train_centrally(program: Any, batches: list[Any], devices: list[Any]) -> tuple[Any, list[float], TrafficBytes]:
+    """(parameters, losses, traffic per step) of the naive form, from `program`'s initial parameters."""
     import jax
 
     from jaxnlp.optim import make_optimizer
@@ -141,55 +141,59 @@ def train_centrally(program: Any, batches: list[Any], devices: list[Any]) -> tup
         params, opt_state, loss = central.step(params, opt_state, batch, traffic)
         losses.append(float(loss))
     step = {
-        what: [
+        kind: [
             (a // len(batches), b // len(batches))
-            for a, b in zip(traffic.sent[what], traffic.received[what], strict=True)
+            for a, b in zip(traffic.sent[kind], traffic.received[kind], strict=True)
         ]
-        for what in traffic.sent
+        for kind in traffic.sent
     }
     return params, losses, step
 
 
-def all_reduced(hlo: str, num_devices: int) -> Moved:
+def all_reduced(hlo: str, num_devices: int) -> TrafficBytes:
     """Traffic of DDP's program: all-reduced gradients, and scalars such as the loss."""
     from jaxnlp.planning.hlo import collectives
     from jaxnlp.sharding.data_parallel import ring_bytes
 
-    size = sum(one.bytes * one.count for one in collectives(hlo) if one.kind == "all-reduce")
+    size = sum(
+        collective.bytes * collective.count for collective in collectives(hlo) if collective.kind == "all-reduce"
+    )
     ring = ring_bytes(size, num_devices)
     return {"gradients": [(ring, ring)] * num_devices}
 
 
-def distance(params: Any, others: Any) -> float:
+def distance(params: Any, reference: Any) -> float:
     """The norm of the difference of two trees divided by the norm of the second."""
     import jax
     import numpy as np
 
-    flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (params, others)]
+    flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (params, reference)]
     return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]))
 
 
-def report(comparison: Found) -> str:
+def report(comparison: Comparison) -> str:
     """The comparison as text."""
     from jaxnlp.sharding.data_parallel import central_bytes, ring_bytes
 
     size, count = comparison.param_bytes, len(comparison.ddp["gradients"])
-    columns = {f"naive {what}": comparison.naive[what] for what in comparison.naive} | {
+    columns = {f"naive {kind}": comparison.naive[kind] for kind in comparison.naive} | {
         "DDP gradients": comparison.ddp["gradients"]
     }
     head = ("device", *columns)
-    table = [[str(i), *(f"{moved[i][0]:,} / {moved[i][1]:,}" for moved in columns.values())] for i in range(count)]
+    table = [
+        [str(i), *(f"{traffic[i][0]:,} / {traffic[i][1]:,}" for traffic in columns.values())] for i in range(count)
+    ]
     widths = [max(len(row[i]) for row in (head, *table)) for i in range(len(head))]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in (head, *table)]
-    both = [sum(sum(comparison.naive[what][i]) for what in ("parameters", "gradients")) for i in (0, 1)]
-    formula, ring, apart = central_bytes(size, count), ring_bytes(size, count), comparison.apart
+    naive_bytes = [sum(sum(comparison.naive[kind][i]) for kind in ("parameters", "gradients")) for i in (0, 1)]
+    formula, ring, distances = central_bytes(size, count), ring_bytes(size, count), comparison.distances
     lines = ["bytes sent / received in a step", *lines, "", f"parameters: {size:,} bytes (Psi), {count} devices (N)"]
     lines += [
-        f"naive, parameters and gradients: the centre moves {both[0]:,}; 2 (N - 1) Psi = {formula[0]:,}",
-        f"                                 the others {both[1]:,} each; 2 Psi = {formula[1]:,}",
-        f"DDP: each sends and receives {comparison.ddp['gradients'][0][0]:,}; 2 Psi (N - 1) / N = {ring:,}",
-        f"parameters after {len(comparison.losses['DDP'])} steps, apart from one device's by (relative): naive "
-        f"{apart['naive']:.1e}, DDP {apart['DDP']:.1e}; where they began {apart['start']:.2g}",
+        f"naive, parameters and gradients: device 0 moves {naive_bytes[0]:,}; 2 (N - 1) Psi = {formula[0]:,}",
+        f"                                 each other device {naive_bytes[1]:,}; 2 Psi = {formula[1]:,}",
+        f"DDP: each device sends and receives {comparison.ddp['gradients'][0][0]:,}; 2 Psi (N - 1) / N = {ring:,}",
+        f"parameters after {len(comparison.losses['DDP'])} steps, relative distance from those of one device: naive "
+        f"{distances['naive']:.1e}, DDP {distances['DDP']:.1e}; initial parameters {distances['start']:.2g}",
     ]
     lines += [f"losses, {name}: {', '.join(f'{x:.6f}' for x in losses)}" for name, losses in comparison.losses.items()]
     return "\n".join(lines)

@@ -15,10 +15,10 @@ from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 SCHEDULE = flags.DEFINE_string("schedule", "gpipe", "naive, gpipe, 1f1b or circular.")
-STAGES = flags.DEFINE_integer("stages", 4, "Stages (p).")
-MICROBATCHES = flags.DEFINE_integer("microbatches", 8, "Microbatches of a batch (m).")
-VIRTUAL_STAGES = flags.DEFINE_integer("virtual_stages", 2, "Virtual stages of a circular schedule (v).")
-OUT = flags.DEFINE_string("out", None, "PNG to write.")
+STAGES = flags.DEFINE_integer("stages", 4, "Number of stages (p).")
+MICROBATCHES = flags.DEFINE_integer("microbatches", 8, "Number of microbatches per batch (m).")
+VIRTUAL_STAGES = flags.DEFINE_integer("virtual_stages", 2, "Virtual stages per stage of the circular schedule (v).")
+OUT = flags.DEFINE_string("out", None, "PNG file to write.")
 
 
 def main() -> None:
@@ -33,13 +33,13 @@ def main() -> None:
     if SCHEDULE.value not in SCHEDULES:
         raise UserError(f"--schedule={SCHEDULE.value}: expected one of {', '.join(SCHEDULES)}")
     if OUT.value is not None and not OUT.value.endswith(".png"):
-        raise UserError(f"--out={OUT.value}: expected a name that ends in .png")
+        raise UserError(f"--out={OUT.value}: expected a file name that ends in .png")
     kind = SCHEDULES[SCHEDULE.value]
     schedule = kind(virtual_stages=v) if SCHEDULE.value == "circular" else kind()
     if schedule.virtual_stages > 1 and m % p:
-        raise UserError(f"--microbatches={m}: virtual_stages need a multiple of --stages={p}; use {-(-m // p) * p}")
+        raise UserError(f"--microbatches={m}: virtual stages need a multiple of --stages={p}; use {-(-m // p) * p}")
     table = timetable(schedule, p, m)
-    print(f"{SCHEDULE.value}, {p} stages, {m} microbatches: {2 * ticks(schedule, p, m)} slots of time")
+    print(f"{SCHEDULE.value}, {p} stages, {m} microbatches: {2 * ticks(schedule, p, m)} time slots")
     print(f"bubble, counted        {idle(table):.4f}")
     print(f"bubble, formula        {bubble(schedule, p, m):.4f} = {FORMULAS[SCHEDULE.value]}")
     print(f"(p - 1) / (m + p - 1)  {(p - 1) / (m + p - 1):.4f}")
@@ -53,7 +53,7 @@ def main() -> None:
 FORMULAS = {
     "naive": "1 - 1 / p",
     "gpipe": "(p - 1) / (m + p - 1)",
-    "1f1b": "2 (p - 1) / (m + 2 (p - 1)), all stages in step",
+    "1f1b": "2 (p - 1) / (m + 2 (p - 1)), all stages in lockstep",
     "circular": "(p - 1) / (v m + p - 1)",
 }
 

@@ -16,10 +16,10 @@ from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
 PRESET = flags.DEFINE_string(
-    "preset", None, "A table of jaxnlp/sharding/presets.py, as TP; by default the config's own."
+    "preset", None, "Preset of jaxnlp/sharding/presets.py, for example TP. Default: the config's table."
 )
-WAYS = flags.DEFINE_integer("ways", 4, "Devices along the tensor axis.")
-OUT = flags.DEFINE_string("out", None, "PNG to write.")
+WAYS = flags.DEFINE_integer("ways", 4, "Number of devices along the tensor axis.")
+OUT = flags.DEFINE_string("out", None, "PNG file to write.")
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -34,9 +34,9 @@ def main() -> None:
     if CONFIG.value is None:
         raise UserError("--config: not given; expected a config file, or --config_json=FILE")
     if OUT.value is None or not OUT.value.endswith(".png"):
-        raise UserError(f"--out={OUT.value}: expected a name that ends in .png")
+        raise UserError(f"--out={OUT.value}: expected a file name that ends in .png")
     if WAYS.value < 2:
-        raise UserError(f"--ways={WAYS.value}: expected two devices at least")
+        raise UserError(f"--ways={WAYS.value}: expected at least two devices")
     if PRESET.value is not None and PRESET.value not in PRESETS:
         near = configs.did_you_mean(PRESET.value, list(PRESETS))
         raise UserError(f"--preset={PRESET.value}: no such preset{near}; expected one of {', '.join(PRESETS)}")
@@ -48,9 +48,7 @@ def main() -> None:
     layers = split_layers(experiment.model, sharding, WAYS.value)
     name = PRESET.value or "the config's table"
     if sharding.pipeline is not None and not any(piece.split for row in layers.values() for piece in row):
-        raise UserError(
-            f"{name}: cuts layers and splits no matrix; draw its schedule with experiments.figures.pipeline"
-        )
+        raise UserError(f"{name}: splits layers but no matrix; draw its schedule with experiments.figures.pipeline")
     save_png(draw_split(layers, WAYS.value, f"{name} over {WAYS.value} devices"), pathlib.Path(OUT.value))
     print(f"written: {OUT.value}")
 
@@ -96,9 +94,9 @@ def matrix(kernel: Any, inputs: int, sharding: Any, ways: int) -> Any:
     path, shape, axes = kernel
     spec = resolve("/".join(path), axes, shape, sharding.params, {**dict.fromkeys(AXES, 1), "tensor": ways})
     places = [i for i, mesh_axes in enumerate(spec) if "tensor" in as_tuple(mesh_axes)]
-    split = None if not places else "rows" if places[0] < inputs else "columns"
+    split_axis = None if not places else "rows" if places[0] < inputs else "columns"
     labels = [f"{axis} {size}" for axis, size in zip(axes, shape, strict=True)]
-    return Piece(path[-2], f"{' '.join(labels[:inputs])}\n{TIMES} {' '.join(labels[inputs:])}", split)
+    return Piece(path[-2], f"{' '.join(labels[:inputs])}\n{TIMES} {' '.join(labels[inputs:])}", split_axis)
 
 
 def layer(first: list[Any], between: str, last: Any, sequence: bool) -> list[Any]:
@@ -107,7 +105,7 @@ def layer(first: list[Any], between: str, last: Any, sequence: bool) -> list[Any
 
     arrow = lambda forward, backward: f"forward: {forward}\nbackward: {backward}"
     gather, scatter = ("all-gather", "reduce-scatter") if sequence else ("nothing", "all-reduce")
-    split, note = ("rows" if sequence else None), "a share of the tokens" if sequence else "every token"
+    split, note = ("rows" if sequence else None), "a part of the tokens" if sequence else "every token"
     enter = arrow(gather, scatter) if first[-1].split == "columns" else TIMES
     leave = arrow("reduce-scatter" if sequence else "all-reduce", gather) if last.split == "rows" else "="
     pieces = [dataclasses.replace(piece, after=",") for piece in first[:-1]]

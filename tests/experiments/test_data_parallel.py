@@ -76,8 +76,8 @@ def test_what_stays_where_it_is_moves_no_bytes():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--devices=1"], "--devices=1 --steps=3: expected two devices and one step at least"),
-        (["--out=x.pdf"], "--out=x.pdf: expected a name that ends in .png"),
+        (["--devices=1"], "--devices=1 --steps=3: expected at least two devices and one step"),
+        (["--out=x.pdf"], "--out=x.pdf: expected a file name that ends in .png"),
         (["--devices=3"], "data.batch_size=8: "),
         (["--devices=2", "--config.model.dropout_rate=0.1"], "model.dropout_rate=0.1: "),
     ],

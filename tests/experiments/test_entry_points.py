@@ -135,7 +135,7 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
     )
     yield "one dash", train, ["-config=nope.py", workdir], "--config=nope.py: no such file"
     yield "alone", train, [small, workdir, "--distributed"], "--distributed: cannot join the other processes"
-    yield "huge seed", "experiments.generate", [workdir, f"--seed={2**40}"], f"--seed={2**40}: expected a number in"
+    yield "huge seed", "experiments.generate", [workdir, f"--seed={2**40}"], f"--seed={2**40}: expected an integer"
     yield "no temperature", "experiments.generate", [workdir, "--temperature=nan"], "temperature=nan: expected 0"
     yield (
         "cache in a file",
@@ -302,7 +302,7 @@ def test_a_tokenized_corpus_trains_the_same_run(corpus, tmp_path, format):
         losses.append([row["loss"] for row in rows])
     assert losses[0] == losses[1]
     again = run("experiments.tokenize", small, f"--out={tmp_path / 'tokens'}")
-    assert again.code == 2 and "already holds a corpus" in again.err
+    assert again.code == 2 and "already contains a corpus" in again.err
 
 
 def test_config_prints_and_compares(tmp_path):

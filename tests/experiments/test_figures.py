@@ -59,14 +59,18 @@ def test_an_architecture_from_a_config(tmp_path):
         ("attention_map", ["--workdir=GPT"], "--text: not given"),
         ("attention_map", ["--workdir=GPT", "--text=a", "--layers=one"], "--layers=one: expected numbers from 0"),
         ("attention_map", ["--workdir=GPT", "--text=a", "--layers=3"], "--layers=3: the model has 0 to 0"),
-        ("attention_map", ["--workdir=GPT", "--text=a", "--parts=cross"], "--parts=cross: the model has attention"),
+        (
+            "attention_map",
+            ["--workdir=GPT", "--text=a", "--parts=cross"],
+            "--parts=cross: no such part; expected one of attention",
+        ),
         ("attention_map", ["--workdir=GPT", "--text=a", "--heads=0,7"], "--heads=7: the model has 0 to 1"),
         ("attention_map", ["--workdir=GPT", "--text=a", "--target=b"], "target: the model is a decoder alone"),
         ("attention_map", ["--workdir=GPT", f"--text={'a' * 64}"], "text: has 65 tokens and the model 64 positions"),
         (
             "attention_map",
             ["--workdir=GPT", "--text=a", "--out=x.pdf"],
-            "--out=x.pdf: expected a name that ends in .png",
+            "--out=x.pdf: expected a file name that ends in .png",
         ),
         (
             "attention_map",
@@ -78,7 +82,11 @@ def test_an_architecture_from_a_config(tmp_path):
         ("fill_mask", ["--workdir=GPT", "--text=[MASK]"], "the model, GPTConfig, has no masked-word head"),
         ("fill_mask", ["--workdir=BERT"], "--text: not given"),
         ("figures.architecture", ["--out=x.png"], "--config: not given"),
-        ("figures.architecture", ["--config=configs/gpt/tiny.py"], "--out=None: expected a name that ends in .png"),
+        (
+            "figures.architecture",
+            ["--config=configs/gpt/tiny.py"],
+            "--out=None: expected a file name that ends in .png",
+        ),
         (
             "figures.architecture",
             ["--config=configs/gpt/tiny.py", "--out=setup.py/x.png"],

@@ -146,10 +146,10 @@ def test_predict(tuned, task, tmp_path):
     assert rows[1]["id"] == 7 and rows[1]["label"] == "unknown"
     assert "2 records" in done.err
     for args, words in (
-        ([], "--input, --text: give one of them"),
+        ([], "--input, --text: expected exactly one of them"),
         ([f"--input={tmp_path}/none.jsonl"], "none.jsonl"),
         ([f"--text={'long ' * 60}"], "data.seq_len=48"),
-        (["--input=x", "--text=x"], "--input, --text: give one of them"),
+        (["--input=x", "--text=x"], "--input, --text: expected exactly one of them"),
     ):
         done = run("experiments.predict", f"--workdir={workdir}", *args)
         assert done.code == 2 and words in done.err and done.err.count("\n") == 1, done.err

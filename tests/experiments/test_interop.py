@@ -51,7 +51,7 @@ def test_there_and_back_is_the_same_and_it_trains_on(theirs, corpus, tmp_path):
     beams = run("experiments.generate", f"--workdir={workdir}", "--prompt=a", "--num_beams=3", "--num_samples=2")
     assert beams.code == 0 and "--- 2 of 2, score -" in beams.out, beams.err
     beams = run("experiments.generate", f"--workdir={workdir}", "--num_beams=2", "--num_samples=3")
-    assert beams.code == 2 and "--num_samples=3: beam search finds --num_beams=2" in beams.err
+    assert beams.code == 2 and "--num_samples=3: expected at most --num_beams=2" in beams.err
     done = run("experiments.train", f"--workdir={workdir}", "--config.num_steps=4")
     assert done.code == 0, done.err
     assert "resuming at step 0 of 4" in done.err and re.search(r"checkpoints/4\b", done.out)
@@ -89,7 +89,7 @@ BAD = {
     "no source": (["--workdir={t}/r"], "--source: not given"),
     "no such source": (["--source={t}/nothing here", "--workdir={t}/r"], "no such folder"),
     "encoder": (["--source={t}/bert", "--workdir={t}/r"], "BertConfig: not a language model"),
-    "no tokenizer": (["--source={t}/gpt", "--workdir={t}/r"], "has no tokenizer.json"),
+    "no tokenizer": (["--source={t}/gpt", "--workdir={t}/r"], "no tokenizer; expected tokenizer.json"),
     "too long": (["--source={theirs}", "--workdir={t}/r", "--config=configs/gpt/tiny.py"], "data.seq_len=128"),
 }
 

@@ -110,7 +110,7 @@ def test_tokenize_is_the_work_of_process_0_and_the_other_waits(corpus, tmp_path)
     same_files(one, two)
     again = begin(2, "experiments.tokenize", config, f"--out={two}")
     assert [entry.wait(60).code for entry in again] == [2, 2]
-    assert again[0].err.strip().startswith(f"error: --out={two}: already holds a corpus")
+    assert again[0].err.strip().startswith(f"error: --out={two}: already contains a corpus")
 
 
 @pytest.mark.full

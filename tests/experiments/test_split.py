@@ -19,10 +19,10 @@ def test_a_picture_of_each_table(tmp_path):
     ("args", "message"),
     [
         (["--out=x.png"], "--config: not given"),
-        ([CONFIG], "--out=None: expected a name that ends in .png"),
-        ([CONFIG, "--out=x.png", "--ways=1"], "--ways=1: expected two devices at least"),
+        ([CONFIG], "--out=None: expected a file name that ends in .png"),
+        ([CONFIG, "--out=x.png", "--ways=1"], "--ways=1: expected at least two devices"),
         ([CONFIG, "--out=x.png", "--preset=ZERO4"], "--preset=ZERO4: no such preset; did you mean 'ZERO"),
-        ([CONFIG, "--out=x.png", "--preset=PP"], "PP: cuts layers and splits no matrix; draw its schedule with"),
+        ([CONFIG, "--out=x.png", "--preset=PP"], "PP: splits layers but no matrix; draw its schedule with"),
         ([CONFIG, "--out=x.png", "--preset=TP", "--ways=5"], "attention/query/kernel: heads=12 does not divide over"),
         (["--config=configs/elmo/tiny.py", "--out=x.png"], "has no block of attention and a feed-forward layer"),
     ],

@@ -132,7 +132,7 @@ def test_a_signal_saves_and_says_how_to_go_on(corpus, tmp_path, number):
     going.wait()
     assert going.code == 128 + number
     step = max(Reader(tmp_path / "run").steps())
-    assert f"stopped by {number.name} at step {step:,} of 100,000, saved; go on with:" in going.out
+    assert f"stopped by {number.name} at step {step:,} of 100,000; the checkpoint is saved. Resume with:" in going.out
     command = going.out.strip().splitlines()[-1]
     assert command.strip().endswith(f"python -m experiments.train --workdir={tmp_path / 'run'}")
     # The command as printed, with an end in sight.

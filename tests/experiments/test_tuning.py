@@ -61,7 +61,7 @@ def test_the_entry_points_know_a_tuned_run(runs, corpus, tmp_path):
     assert method == found.saved.experiment.peft and header["base"] == found.saved.data["base"]
     assert len(tensors) == len(jax.tree.leaves(found.program.abstract.params))
     done = run("experiments.export", f"--workdir={runs / 'base'}", "--adapter", f"--out={tmp_path / 'x'}")
-    assert done.code == 2 and "tuned no adapter" in done.err
+    assert done.code == 2 and "has no adapter" in done.err
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -46,9 +46,9 @@ def test_the_entry_point_prints_the_bubble_beside_the_formula(name, tmp_path):
         (["--stages=0"], "--stages=0: expected a positive number"),
         (
             ["--schedule=circular", "--microbatches=6"],
-            "--microbatches=6: virtual_stages need a multiple of --stages=4; use 8",
+            "--microbatches=6: virtual stages need a multiple of --stages=4; use 8",
         ),
-        (["--out=x.pdf"], "--out=x.pdf: expected a name that ends in .png"),
+        (["--out=x.pdf"], "--out=x.pdf: expected a file name that ends in .png"),
     ],
 )
 def test_bad_input_is_one_line(args, message):

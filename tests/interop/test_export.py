@@ -22,7 +22,7 @@ def test_a_tuned_classifiers_trunk_is_exported_and_its_head_told(tmp_path):
         assert done.code == 0, done.err
     told = run("experiments.export", f"--workdir={tuned}", f"--out={out}", "--adapter", "--base_name=hub/base")
     assert told.code == 0, told.err
-    assert f"trunk's alone; head/bias, head/kernel of the head are left behind: they stay in {tuned}" in told.out
+    assert f"adapter covers the trunk only; the head's parameters head/bias, head/kernel remain in {tuned}" in told.out
     said = json.loads((out / "adapter_config.json").read_text())
     assert (said["base_model_name_or_path"], said["task_type"]) == ("hub/base", "FEATURE_EXTRACTION")
     found = load(tuned)
@@ -31,4 +31,4 @@ def test_a_tuned_classifiers_trunk_is_exported_and_its_head_told(tmp_path):
     given = found.params["trunk"]["block_0"]["attention"]["query"]["lora_b"]
     assert (leaves["block_0"]["attention"]["query"]["lora_b"] == given).all() and given.any()
     wrong = run("experiments.export", f"--workdir={tuned}", f"--out={out}", "--base_name=hub/base")
-    assert wrong.code == 2 and "--base_name=hub/base: is of adapters; expected --adapter" in wrong.err
+    assert wrong.code == 2 and "--base_name=hub/base: applies to adapters only; expected --adapter" in wrong.err

@@ -237,7 +237,7 @@ def test_a_run_is_put_beside_its_plan(tmp_path):
     assert found["plan"]["seconds"]["compute"] > 0 and found["measured"]["mfu"] < 1
     assert (tmp_path / "measured.png").read_bytes().startswith(b"\x89PNG")
     alone = run("experiments.plan", f"--workdir={tmp_path}", env={"JAX_NUM_CPU_DEVICES": "3"})
-    assert alone.code == 2 and "give the devices of the run" in alone.err and alone.err.count("error:") == 1
+    assert alone.code == 2 and "set the devices of the run" in alone.err and alone.err.count("error:") == 1
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):

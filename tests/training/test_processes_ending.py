@@ -77,7 +77,7 @@ def test_sigterm_to_one_saves_the_same_step_in_both_and_says_how_to_go_on(corpus
     assert [entry.wait(60).code for entry in running] == [128 + signal.SIGTERM] * 2
     (step,) = Reader(tmp_path / "run").steps()
     assert step % 2 == 0  # agreed on at a logged step
-    assert f"stopped by SIGTERM at step {step} of 60, saved; go on with:" in running[0].out
+    assert f"stopped by SIGTERM at step {step} of 60; the checkpoint is saved. Resume with:" in running[0].out
     assert f"-m experiments.train --workdir={tmp_path / 'run'}" in running[0].out
     Reader(tmp_path / "run").verify(step)
     goes_on(corpus, tmp_path / "run", whole)
