@@ -11,7 +11,7 @@ from jaxnlp.errors import UserError
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
 TEXT = flags.DEFINE_multi_string(
-    "text", [], "Text in which [MASK] marks each word to predict. Repeat the flag for several texts."
+    "text", [], "Text in which [MASK] marks each word to predict. Repeat the flag for several."
 )
 TOP = flags.DEFINE_integer("top", 5, "Number of predictions to print for each mask.")
 

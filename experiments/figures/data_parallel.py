@@ -63,8 +63,8 @@ class Comparison:
     """Traffic and results of the compared methods.
 
     param_bytes: bytes of all parameters (Psi). naive, ddp: category -> (sent, received) bytes of each device per step.
-    distances: relative distance (`distance`) of the final parameters of "naive" and "DDP", and of the initial parameters
-        ("start"), from the final parameters of one device.
+    distances: relative distance (`distance`) of the final parameters of "naive" and "DDP" and of the initial
+        parameters ("start") from the final parameters of one device.
     losses: method -> loss of each step.
     """
 
