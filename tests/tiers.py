@@ -42,6 +42,7 @@ FAST: dict[str, tuple[str, ...]] = {
     ),
     "tests/peft/test_prompts.py::test_a_cache_begun_with_the_prompt_goes_on_as_one_pass": ("scanned-method1",),
     "tests/peft/test_prompts.py::test_what_a_network_makes_is_all_that_is_left_when_tuning_is_done": ("gpt-method2",),
+    "tests/peft/test_files_before_the_renames.py::test_the_tuned_model_is_what_it_was": ("dora", "prefix"),
     "tests/peft/test_files.py::test_every_method_comes_back_to_the_bit": (
         "gpt scanned-lora everywhere",
         "gpt scanned-dora",
