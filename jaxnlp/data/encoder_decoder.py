@@ -11,9 +11,9 @@ import numpy as np
 
 def shapes(S: int, T: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shape (without the batch axis) and dtype of each array of `batch`."""
-    found: dict[str, Any] = dict.fromkeys(("inputs", "input_segments"), ((S,), np.int32))
-    found |= dict.fromkeys(("tokens", "segment_ids", "targets"), ((T,), np.int32))
-    return {**found, "weights": ((T,), np.float32)}
+    fields: dict[str, Any] = dict.fromkeys(("inputs", "input_segments"), ((S,), np.int32))
+    fields |= dict.fromkeys(("tokens", "segment_ids", "targets"), ((T,), np.int32))
+    return {**fields, "weights": ((T,), np.float32)}
 
 
 def batch(
@@ -29,14 +29,14 @@ def batch(
         `inputs`, `input_segments` (B, S) int32; `targets`, `tokens` (the decoder's input: the targets shifted right by
         one) and `segment_ids` (B, T) int32; `weights` (B, T) float32. Segment 0 is padding.
     """
-    found = {name: np.zeros((len(pairs), *shape), dtype) for name, (shape, dtype) in shapes(S, T).items()}
+    batch = {name: np.zeros((len(pairs), *shape), dtype) for name, (shape, dtype) in shapes(S, T).items()}
     for name in ("inputs", "tokens", "targets"):
-        found[name][:] = fill
-    found["tokens"][:, 0] = decoder_start_id
+        batch[name][:] = fill
+    batch["tokens"][:, 0] = decoder_start_id
     for i, pair in enumerate(pairs):
         if pair is not None:
             source, target = pair
-            found["inputs"][i, : len(source)], found["input_segments"][i, : len(source)] = source, 1
-            found["targets"][i, : len(target)], found["tokens"][i, 1 : len(target)] = target, target[:-1]
-            found["segment_ids"][i, : len(target)] = found["weights"][i, : len(target)] = 1
-    return found
+            batch["inputs"][i, : len(source)], batch["input_segments"][i, : len(source)] = source, 1
+            batch["targets"][i, : len(target)], batch["tokens"][i, 1 : len(target)] = target, target[:-1]
+            batch["segment_ids"][i, : len(target)] = batch["weights"][i, : len(target)] = 1
+    return batch

@@ -35,9 +35,9 @@ class PretrainedTokenizer(TokenizerConfig):
 
     def _pretrained(self, texts: Texts, cache_dir: pathlib.Path) -> Tokenizer:
         folder = pathlib.Path(self.path)
-        found = [p for p in folder.glob("checkpoints/*/tokenizer/metadata") if p.parent.parent.name.isdigit()]
-        if found:  # every checkpoint of a run has the same
-            newest = max(found, key=lambda p: int(p.parent.parent.name))
+        checkpoints = [p for p in folder.glob("checkpoints/*/tokenizer/metadata") if p.parent.parent.name.isdigit()]
+        if checkpoints:  # every checkpoint of a run has the same
+            newest = max(checkpoints, key=lambda p: int(p.parent.parent.name))
             try:
                 return from_json(json.loads(newest.read_text()))
             except (OSError, ValueError, KeyError) as e:

@@ -69,9 +69,9 @@ class Records(RecordSource, sources.FileSource):
 def texts(records: Iterable[Record]) -> Iterator[str]:
     """Yields a document for each record: its strings, nested ones included, joined by newlines."""
     for record in records:
-        found = "\n".join(_texts(record.fields))
-        if found:
-            yield found
+        text = "\n".join(_texts(record.fields))
+        if text:
+            yield text
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -119,12 +119,12 @@ def read_records(path: pathlib.Path) -> Iterator[Record]:
 
 def parse_json(line: str, where: str) -> Record:
     """Parses a line of JSON into a record. Raises UserError, naming `where`, if it is not a JSON object."""
-    found = text_files.json_line(line, where)
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: holds {type(found).__name__}, expected an object with fields")
+    fields = text_files.json_line(line, where)
+    if not isinstance(fields, dict):
+        raise UserError(f"{where}: holds {type(fields).__name__}, expected an object with fields")
     if "\\u" in line:
-        text_files.check_surrogates(json.dumps(found, ensure_ascii=False), where)
-    return Record(where, found)
+        text_files.check_surrogates(json.dumps(fields, ensure_ascii=False), where)
+    return Record(where, fields)
 
 
 def _read_jsonl(path: pathlib.Path, lines: Any) -> Iterator[Record]:

@@ -16,11 +16,11 @@ def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
     the usual names.
     """
     pieces, names = tokenizer.token_bytes(), special_names(tokenizer)
-    found = []
+    shown = []
     for i in map(int, ids):
         piece = pieces[i]
-        found.append(names.get(i, f"<special {i}>") if piece is None else _visible(piece))
-    return found
+        shown.append(names.get(i, f"<special {i}>") if piece is None else _visible(piece))
+    return shown
 
 
 def special_names(tokenizer: Tokenizer) -> dict[int, str]:

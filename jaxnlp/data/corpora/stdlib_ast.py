@@ -75,23 +75,23 @@ def library() -> tuple[File, ...]:
     path = folder / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or not what was written
         return tuple(map(_file, json.loads(path.read_text())))
-    found = tuple(_read(files))
+    parsed = tuple(_read(files))
     with contextlib.suppress(OSError):  # a folder that cannot be written only costs the next process its seconds
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{uuid.uuid4().hex}.tmp"
-        temporary.write_text(json.dumps([dataclasses.asdict(file) for file in found]))
+        temporary.write_text(json.dumps([dataclasses.asdict(file) for file in parsed]))
         temporary.replace(path)
-    return found
+    return parsed
 
 
-def _file(found: dict[str, Any]) -> File:
+def _file(saved: dict[str, Any]) -> File:
     """Restores a File from its JSON values."""
     parameter = lambda name, default: Parameter(name, default and (default[0], default[1]))
     made = (
         Definition(**{**one, "parameters": tuple(parameter(**p) for p in one["parameters"])})
-        for one in found["definitions"]
+        for one in saved["definitions"]
     )
-    return File(**{**found, "definitions": tuple(made), "statements": tuple(found["statements"])})
+    return File(**{**saved, "definitions": tuple(made), "statements": tuple(saved["statements"])})
 
 
 def _read(files: Iterable[pathlib.Path]) -> Iterator[File]:
@@ -143,7 +143,7 @@ def _summary(doc: str | None) -> str | None:
 
 def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str | None, tuple[Parameter, ...]]:
     """The signature, as "def name(a, b=1)", and its parameters without self and cls; (None, ()) if it is too long."""
-    a, text, found = node.args, f"def {node.name}(", []
+    a, text, parameters = node.args, f"def {node.name}(", []
     plain = [*a.posonlyargs, *a.args]
     defaults: list[ast.expr | None] = [None] * (len(plain) - len(a.defaults)) + list(a.defaults)
     parts: list[tuple[str, str, ast.expr | None]] = [("", x.arg, d) for x, d in zip(plain, defaults, strict=True)]
@@ -156,10 +156,10 @@ def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str | None
         if value is not None:
             text += "="
         if name not in ("", "self", "cls"):
-            found.append(Parameter(name, None if value is None else (value, len(text))))
+            parameters.append(Parameter(name, None if value is None else (value, len(text))))
         text += value or ""
     text += ")"
-    return (text, tuple(found)) if len(text) <= LONGEST else (None, ())
+    return (text, tuple(parameters)) if len(text) <= LONGEST else (None, ())
 
 
 def _statements(tree: ast.Module, source: str, file: str, seen: set[str]) -> Iterator[str]:

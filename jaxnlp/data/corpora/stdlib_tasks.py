@@ -107,15 +107,15 @@ class StdlibDocstrings(StdlibTask):
     def _dealt(self, files: list[File]) -> dict[str, list[File]]:
         sizes = {file.name: len(_documented(file)) for file in files}
         budget = self.holdout * sum(sizes.values())
-        found: dict[str, list[File]] = {split: [] for split in sources.SPLITS}
+        by_split: dict[str, list[File]] = {split: [] for split in sources.SPLITS}
         held = dict.fromkeys(("validation", "test"), 0)
         for file in sorted(files, key=lambda f: drawn_number(f.name)):
             size = sizes[file.name]
             to = next((split for split in held if held[split] + size <= 1.5 * budget), "train")
-            found[to].append(file)
+            by_split[to].append(file)
             if to in held:
                 held[to] += size
-        return {split: sorted(some, key=lambda f: f.name) for split, some in found.items()}
+        return {split: sorted(some, key=lambda f: f.name) for split, some in by_split.items()}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -171,9 +171,9 @@ class StdlibTags(StdlibTask):
     def make(self, files: list[File]) -> Iterator[Record]:
         for file in files:
             for number, line in enumerate(file.statements):
-                found = _tagged(line)
-                if found:
-                    words, tags = zip(*found, strict=True)
+                tagged = _tagged(line)
+                if tagged:
+                    words, tags = zip(*tagged, strict=True)
                     yield Record(f"{file.name}, statement {number}", {"words": list(words), "tags": list(tags)})
 
 
@@ -222,13 +222,13 @@ class _Others:
         self._docs = [(file.name, d.doc) for file in files for d in _functions(file)]
 
     def draw(self, file: File, key: str, count: int) -> list[Any]:
-        found: list[Any] = []
+        others: list[Any] = []
         for n in itertools.count():
             name, doc = self._docs[drawn_number(f"{key} {n}") % len(self._docs)]
-            if name != file.name and doc not in found:
-                found.append(doc)
-            if len(found) == count:
-                return found
+            if name != file.name and doc not in others:
+                others.append(doc)
+            if len(others) == count:
+                return others
         raise AssertionError
 
 
@@ -240,10 +240,10 @@ def _functions(file: File) -> list[Definition]:
     return [d for d in _documented(file) if d.signature]
 
 
-def _drawn(file: File, found: list[Definition]) -> list[Definition]:
+def _drawn(file: File, definitions: list[Definition]) -> list[Definition]:
     """At most OF_FILE of the definitions, chosen by hash, in their order."""
-    kept = sorted(found, key=lambda d: drawn_number(d.where))[:OF_FILE]
-    return [d for d in found if d in kept]
+    kept = sorted(definitions, key=lambda d: drawn_number(d.where))[:OF_FILE]
+    return [d for d in definitions if d in kept]
 
 
 def _top(name: str) -> str:
@@ -264,7 +264,7 @@ def _call(signature: str) -> str:
 
 def _tagged(line: str) -> list[tuple[str, str]]:
     """The tokens of a line and their tags; [] if there are fewer than four, or if one has no tag in TAGS."""
-    found = []
+    tagged = []
     try:
         for token in tokenize.generate_tokens(io.StringIO(line + "\n").readline):
             if token.type in (tokenize.NEWLINE, tokenize.ENDMARKER, tokenize.NL):
@@ -274,7 +274,7 @@ def _tagged(line: str) -> list[tuple[str, str]]:
                 kind = "keyword" if keyword.iskeyword(token.string) else "name"
             if kind is None:
                 return []
-            found.append((token.string, kind))
+            tagged.append((token.string, kind))
     except (tokenize.TokenError, SyntaxError, IndentationError):
         return []
-    return found if len(found) > 3 else []
+    return tagged if len(tagged) > 3 else []

@@ -125,7 +125,7 @@ class SpanExtractionTask(LabelledTask):
             value = [{"text": t, "answer_start": s} for t, s in zip(texts, starts, strict=True)]
         if not isinstance(value, (list, tuple)):
             raise self._malformed(record, value)
-        found, context = [], self.context_of(record)
+        answers, context = [], self.context_of(record)
         for one in value:
             text, start = (one.get("text"), one.get("answer_start")) if isinstance(one, dict) else (None, None)
             if not isinstance(text, str) or not text or not isinstance(start, int):
@@ -135,8 +135,8 @@ class SpanExtractionTask(LabelledTask):
                 raise FieldError(
                     ANSWERS, self.answers, f"{record.where}: the context has {there!r} at {start}, and not {text!r}"
                 )
-            found.append((start, text))
-        return found
+            answers.append((start, text))
+        return answers
 
     def decode(self, record: Record, examples: Sequence[Example], outputs: np.ndarray) -> Prediction:
         """The best span over all windows, its start character, and its score minus the no-answer score.

@@ -117,10 +117,10 @@ class TokenClassificationTask(LabelledTask):
 
     def listed(self, record: Record, name: str, setting: str) -> list[Any]:
         value = field(record, name, setting)
-        found = value.split() if isinstance(value, str) else value
-        if not isinstance(found, (list, tuple)) or not found or not all(isinstance(x, (str, int)) for x in found):
+        values = value.split() if isinstance(value, str) else value
+        if not isinstance(values, (list, tuple)) or not values or not all(isinstance(x, (str, int)) for x in values):
             raise FieldError(setting, name, f"{record.where} holds {value!r} there, expected a list of one or more")
-        return list(found)
+        return list(values)
 
     def collate(self, examples: Sequence[Example | None], length: int, fill: int) -> Batch:
         """`tokens`, `segment_ids`, `token_type_ids`, `labels` and `weights` (B, T); the weight is 1 at first pieces."""

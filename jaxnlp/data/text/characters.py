@@ -55,10 +55,10 @@ class Characters(Task):
 
     def shapes(self, config: "DataConfig") -> Shapes:
         T = config.seq_len
-        found: dict[str, Any] = {"tokens": ((T, self.max_chars), np.int32), "segment_ids": ((T,), np.int32)}
+        fields: dict[str, Any] = {"tokens": ((T, self.max_chars), np.int32), "segment_ids": ((T,), np.int32)}
         for way in ("forward", "backward"):
-            found |= {f"{way}_targets": ((T,), np.int32), f"{way}_weights": ((T,), np.float32)}
-        return found
+            fields |= {f"{way}_targets": ((T,), np.int32), f"{way}_weights": ((T,), np.float32)}
+        return fields
 
     def sample(self, model: SampledModel) -> list[str]:
         """Words of the first window that both directions predict, with the predictions."""

@@ -101,11 +101,11 @@ class Masked(Task):
 
     def shapes(self, config: "DataConfig") -> Shapes:
         T, M = config.seq_len, self.num_predictions(config.seq_len)
-        found: dict[str, Any] = dict.fromkeys(("tokens", "token_type_ids", "segment_ids"), ((T,), np.int32))
-        found |= {"masked_positions": ((M,), np.int32), "targets": ((M,), np.int32), "weights": ((M,), np.float32)}
+        fields: dict[str, Any] = dict.fromkeys(("tokens", "token_type_ids", "segment_ids"), ((T,), np.int32))
+        fields |= {"masked_positions": ((M,), np.int32), "targets": ((M,), np.int32), "weights": ((M,), np.float32)}
         if self.text.pairs:
-            found |= {"next_sentence": ((), np.int32), "pair_weights": ((), np.float32)}
-        return found
+            fields |= {"next_sentence": ((), np.int32), "pair_weights": ((), np.float32)}
+        return fields
 
     def predicted_fraction(self, config: "DataConfig") -> float:
         return self.num_predictions(config.seq_len) / config.seq_len
@@ -186,13 +186,13 @@ class MaskedReader(Reader):
         ordinary = np.flatnonzero(~self._special_V[tokens])
         wanted = min(limit, max(1, round(self._config.rate * len(ordinary))))
         groups = self._config.choose.groups(self._words, tokens, ordinary)
-        found: list[int] = []
+        chosen: list[int] = []
         for k in random.permutation(len(groups)):
-            if len(found) == wanted:
+            if len(chosen) == wanted:
                 break
-            if len(found) + len(groups[k]) <= wanted:
-                found.extend(groups[k])
-        return np.sort(np.asarray(found, np.int32))
+            if len(chosen) + len(groups[k]) <= wanted:
+                chosen.extend(groups[k])
+        return np.sort(np.asarray(chosen, np.int32))
 
     def _masked(self, tokens: np.ndarray, places: np.ndarray, random: np.random.Generator) -> np.ndarray:
         tokens, c = tokens.copy(), self._config

@@ -168,10 +168,10 @@ class SentencePairReader(SentenceReader):
 
 def borders_of(store: TokenStore) -> np.ndarray:
     """Positions of the end-of-text tokens in the store, in order: before each document and after the last."""
-    found = []
+    ends = []
     for start in range(0, len(store), 1 << 22):
-        found.append(start + np.flatnonzero(store.read(start, start + (1 << 22)) == store.meta.eos_id))
-    return np.concatenate(found)
+        ends.append(start + np.flatnonzero(store.read(start, start + (1 << 22)) == store.meta.eos_id))
+    return np.concatenate(ends)
 
 
 def pad(records: list[SentenceInput | None], length: int, fill: int) -> dict[str, Any]:

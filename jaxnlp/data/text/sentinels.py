@@ -44,15 +44,15 @@ class SentinelTokenizer(Tokenizer):
         ]
 
     def decode(self, ids: Iterable[int]) -> str:
-        told = []
+        texts = []
         for special, group in itertools.groupby(map(int, ids), self._names.__contains__):
             run = list(group)
-            told.append("".join(self._names[i] for i in run) if special else self._tokenizer.decode(run))
-        return "".join(told)
+            texts.append("".join(self._names[i] for i in run) if special else self._tokenizer.decode(run))
+        return "".join(texts)
 
     def token_bytes(self) -> list[bytes | None]:
-        found = self._tokenizer.token_bytes()
-        return [self._names[i].encode() if i in self._names else piece for i, piece in enumerate(found)]
+        pieces = self._tokenizer.token_bytes()
+        return [self._names[i].encode() if i in self._names else piece for i, piece in enumerate(pieces)]
 
     def special_id(self, name: str) -> int:
         return self._tokenizer.special_id(name)
