@@ -89,10 +89,10 @@ def matrix(kernel: Any, inputs: int, sharding: Any, ways: int) -> Any:
     """A kernel as a matrix of the figure. Its first `inputs` dimensions are the rows."""
     from jaxnlp.figures.parallelism import Piece
     from jaxnlp.sharding.mesh import AXES
-    from jaxnlp.sharding.rules import as_tuple, resolve
+    from jaxnlp.sharding.rules import as_tuple, resolve_spec
 
     path, shape, axes = kernel
-    spec = resolve("/".join(path), axes, shape, sharding.params, {**dict.fromkeys(AXES, 1), "tensor": ways})
+    spec = resolve_spec("/".join(path), axes, shape, sharding.params, {**dict.fromkeys(AXES, 1), "tensor": ways})
     places = [i for i, mesh_axes in enumerate(spec) if "tensor" in as_tuple(mesh_axes)]
     split_axis = None if not places else "rows" if places[0] < inputs else "columns"
     labels = [f"{axis} {size}" for axis, size in zip(axes, shape, strict=True)]

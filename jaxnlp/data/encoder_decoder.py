@@ -10,13 +10,13 @@ import numpy as np
 
 
 def shapes(S: int, T: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shape (without the batch axis) and dtype of each array of `batch`."""
+    """Shape (without the batch axis) and dtype of each array of `collate_pairs`."""
     fields: dict[str, Any] = dict.fromkeys(("inputs", "input_segments"), ((S,), np.int32))
     fields |= dict.fromkeys(("tokens", "segment_ids", "targets"), ((T,), np.int32))
     return {**fields, "weights": ((T,), np.float32)}
 
 
-def batch(
+def collate_pairs(
     pairs: Sequence[tuple[np.ndarray, np.ndarray] | None], S: int, T: int, fill: int, decoder_start_id: int
 ) -> dict[str, np.ndarray]:
     """Collates pairs of texts into the arrays of a batch.

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn import checks
-from jaxnlp.nn.characters import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, CharacterCNN, spell
+from jaxnlp.nn.character_cnn import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, CharacterCNN, spell
 from jaxnlp.nn.linear import Embed
 from jaxnlp.nn.model_config import Kind, ModelConfig
 from jaxnlp.nn.norms import normalise
@@ -114,7 +114,7 @@ class Elmo(nn.Module):
         """A dict of layers and logits. Under `jit`, unused results are not computed.
 
         Args:
-            tokens_BTC: character ids, as returned by `nn.characters.spell`.
+            tokens_BTC: character ids, as returned by `nn.character_cnn.spell`.
             segment_ids: (B, T) integers; a new id begins a new sentence, from the zero state, and 0 is padding.
                 None: one sentence per row, with padding where all characters of a word are 0.
             deterministic: False applies dropout, which needs the "dropout" key.

@@ -237,7 +237,7 @@ class EncoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BSD, cache, mask, positions, bias, deterministic):
         c = self.config
-        attend, feed = heads(c, "attention"), feed_forward(c)
+        attend, feed = multi_head_attention(c, "attention"), feed_forward(c)
         normed = c.norm.build(c.policy, name="attention_norm")(x_BSD)
         y_BSD, _ = attend(normed, mask, positions, bias=bias, deterministic=deterministic)
         x_BSD = x_BSD + dropped(c, y_BSD, deterministic)
@@ -255,7 +255,8 @@ class DecoderBlock(nn.Module):
     def __call__(self, x_BTD, cache, memory_BSD, mask, across, positions, bias, deterministic):
         c = self.config
         self_cache, cross = (None, None) if cache is None else cache
-        attend, cross_attend, feed = heads(c, "attention"), heads(c, "cross_attention"), feed_forward(c)
+        attend, cross_attend = (multi_head_attention(c, name) for name in ("attention", "cross_attention"))
+        feed = feed_forward(c)
         normed = c.norm.build(c.policy, name="attention_norm")(x_BTD)
         y_BTD, self_cache = attend(normed, mask, positions, cache=self_cache, bias=bias, deterministic=deterministic)
         x_BTD = x_BTD + dropped(c, y_BTD, deterministic)
@@ -268,7 +269,7 @@ class DecoderBlock(nn.Module):
         return x_BTD, None if cache is None else (self_cache, cross)
 
 
-def heads(c: T5Config, name: str) -> attention.MultiHeadAttention:
+def multi_head_attention(c: T5Config, name: str) -> attention.MultiHeadAttention:
     """T5's attention: the scores are not scaled, and the query kernel is initialised smaller instead."""
     normal = nn.initializers.normal
     return attention.MultiHeadAttention(

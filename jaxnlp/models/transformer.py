@@ -199,7 +199,7 @@ class Encoder(nn.Module):
         c, (B, S, _) = self.config, x_BSD.shape
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(S), (B, S))
-        x_BSD = placed(c, x_BSD, positions, deterministic)
+        x_BSD = add_positions(c, x_BSD, positions, deterministic)
         bias = c.positions.bias(c.num_heads, c.policy, name="position_bias")
         if bias is not None:
             bias = bias(jnp.arange(S), jnp.arange(S))
@@ -220,7 +220,7 @@ class Decoder(nn.Module):
         inputs = decoder_inputs(x_BTD.shape[:2], segment_ids, positions, cache)
         if cache is not None:
             layers = attach_cross_cache(inputs.layers, cache.get("cross") if memory_BSD is None else None, c)
-        x_BTD = placed(c, x_BTD, inputs.positions_BT, deterministic)
+        x_BTD = add_positions(c, x_BTD, inputs.positions_BT, deterministic)
         bias = inputs.bias(c.positions.bias(c.num_heads, c.policy, name="position_bias"))
         masks = (inputs.mask, cross_mask(inputs, input_segments))
         shared = (memory_BSD, *masks, inputs.positions_BT, bias, deterministic)
@@ -233,7 +233,7 @@ class Decoder(nn.Module):
         return x_BTD, {**inputs.next_cache(layers), "cross": cross, "input_segments": input_segments}
 
 
-def placed(c: TransformerConfig, x_BTD, positions_BT, deterministic) -> jax.Array:
+def add_positions(c: TransformerConfig, x_BTD, positions_BT, deterministic) -> jax.Array:
     """Embeddings plus positions, with dropout. Call it within a compact module."""
     T = x_BTD.shape[1]
     c.check_length(T)
@@ -251,7 +251,7 @@ class EncoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BSD, cache, mask, positions, bias, deterministic):
         c = self.config
-        attend, feed = heads(c, "attention"), feed_forward(c)
+        attend, feed = multi_head_attention(c, "attention"), feed_forward(c)
         self_attend = lambda x: attend(x, mask, positions, bias=bias, deterministic=deterministic)[0]
         x_BSD = residual(c, "attention_norm", self_attend, x_BSD, deterministic)
         x_BSD = residual(c, "mlp_norm", feed, x_BSD, deterministic)
@@ -268,7 +268,8 @@ class DecoderBlock(nn.Module):
     def __call__(self, x_BTD, cache, memory_BSD, mask, across, positions, bias, deterministic):
         c = self.config
         self_cache, cross = (None, None) if cache is None else cache
-        attend, cross_attend, feed = heads(c, "attention"), heads(c, "cross_attention"), feed_forward(c)
+        attend, cross_attend = (multi_head_attention(c, name) for name in ("attention", "cross_attention"))
+        feed = feed_forward(c)
 
         def self_attend(x):
             nonlocal self_cache
@@ -294,7 +295,7 @@ def residual(c: TransformerConfig, norm: str, sublayer, x_BTD, deterministic) ->
     return normed(x_BTD + drop(sublayer(x_BTD)))
 
 
-def heads(c: TransformerConfig, name: str) -> attention.MultiHeadAttention:
+def multi_head_attention(c: TransformerConfig, name: str) -> attention.MultiHeadAttention:
     return attention.MultiHeadAttention(
         c.num_heads,
         c.num_heads,

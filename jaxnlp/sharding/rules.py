@@ -137,7 +137,9 @@ def as_tuple(axes: MeshAxes) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else tuple(axes)
 
 
-def resolve(path: str, names: tuple[str | None, ...], shape: tuple[int, ...], rules: Rules, sizes: Mapping[str, int]):
+def resolve_spec(
+    path: str, names: tuple[str | None, ...], shape: tuple[int, ...], rules: Rules, sizes: Mapping[str, int]
+):
     """The PartitionSpec of one array.
 
     Args:
@@ -186,7 +188,7 @@ def shardings(shapes: Any, names: Any, rules: Rules, mesh: Any) -> Any:
     """
 
     def sharding_of(path, leaf, axes):
-        return NamedSharding(mesh, resolve(path_name(path), axes, leaf.shape, rules, mesh.shape))
+        return NamedSharding(mesh, resolve_spec(path_name(path), axes, leaf.shape, rules, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(sharding_of, shapes, names)
 

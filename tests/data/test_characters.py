@@ -8,7 +8,7 @@ from jaxnlp.data.text.characters import Characters
 from jaxnlp.data.text.store import build_store
 from jaxnlp.data.tokenizer import Bytes, ByteTokenizer
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.nn.characters import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, spell
+from jaxnlp.nn.character_cnn import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, spell
 
 TOKENIZER = ByteTokenizer()
 TEXTS = ["abcdefg", "hi", "", "jklmnopqrstuvwxyz", "A"]

@@ -10,7 +10,7 @@ import pytest
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.models.elmo import ElmoConfig, ScalarMix, features
-from jaxnlp.nn.characters import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, NUM_CHARACTERS, PADDING, CharacterCNN, spell
+from jaxnlp.nn.character_cnn import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, NUM_CHARACTERS, PADDING, CharacterCNN, spell
 from jaxnlp.nn.policy import Policy
 from jaxnlp.objectives.bilm import BiLM
 from jaxnlp.sharding.functional import abstract_params, init_params, make_apply

@@ -8,7 +8,7 @@ import pytest
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.text.characters import Characters
 from jaxnlp.models.elmo import ElmoConfig
-from jaxnlp.nn.characters import NO_WORD, spell
+from jaxnlp.nn.character_cnn import NO_WORD, spell
 from jaxnlp.objectives.bilm import BiLM
 from jaxnlp.objectives.objective import means
 from jaxnlp.optim import OptimConfig

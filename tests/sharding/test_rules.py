@@ -7,16 +7,16 @@ from jax.sharding import PartitionSpec as P
 from jaxnlp import config as configs
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh
-from jaxnlp.sharding.rules import FSDP, TENSOR, Sharding, resolve
+from jaxnlp.sharding.rules import FSDP, TENSOR, Sharding, resolve_spec
 
 SIZES = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
 def test_resolution():
     rules = {**TENSOR, "embed": ("data", "fsdp")}
-    assert resolve("w", ("embed", "mlp"), (8, 6), rules, SIZES) == P(("data", "fsdp"), "tensor")
-    assert resolve("w", ("heads", "kv", "embed"), (2, 5, 8), {**rules, "embed": None}, SIZES) == P("tensor")
-    assert resolve("w", ("norm",), (7,), FSDP, SIZES) == P()
+    assert resolve_spec("w", ("embed", "mlp"), (8, 6), rules, SIZES) == P(("data", "fsdp"), "tensor")
+    assert resolve_spec("w", ("heads", "kv", "embed"), (2, 5, 8), {**rules, "embed": None}, SIZES) == P("tensor")
+    assert resolve_spec("w", ("norm",), (7,), FSDP, SIZES) == P()
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_resolution():
 )
 def test_what_cannot_be_resolved_names_parameter_axis_and_fix(names, shape, rules, message):
     with pytest.raises(UserError, match=message):
-        resolve("block/w", names, shape, rules, SIZES)
+        resolve_spec("block/w", names, shape, rules, SIZES)
 
 
 def test_mesh_sizes():

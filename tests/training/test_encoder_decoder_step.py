@@ -28,7 +28,7 @@ S, T = 12, 9
 def batch(seed):
     random = np.random.default_rng(seed)
     text = lambda longest: random.integers(0, 31, random.integers(1, longest + 1))
-    return encoder_decoder.batch([(text(S), text(T)) for _ in range(8)], S, T, fill=31, decoder_start_id=31)
+    return encoder_decoder.collate_pairs([(text(S), text(T)) for _ in range(8)], S, T, fill=31, decoder_start_id=31)
 
 
 def run(name, devices, **fields):

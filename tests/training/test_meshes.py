@@ -144,7 +144,9 @@ def batch(name: str, seed: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     if name in PAIRS:
         text = lambda: random.integers(0, V - 1, random.integers(1, T + 1))
-        return encoder_decoder.batch([(text(), text()) for _ in range(B)], T, T, fill=V - 1, decoder_start_id=V - 1)
+        return encoder_decoder.collate_pairs(
+            [(text(), text()) for _ in range(B)], T, T, fill=V - 1, decoder_start_id=V - 1
+        )
     if name in ("gpt", "llama"):
         windows = random.integers(0, V - 1, (B, T + 1)).astype(np.int32)
         windows[random.random((B, T + 1)) < 0.15] = V - 1

@@ -134,7 +134,7 @@ def chunks(records: Sequence[Record], log: Logger) -> Iterator[Sequence[Record]]
         yield records[start : start + CHUNK]
 
 
-def stack(
+def stack_examples(
     examples: Sequence[Example | None], num_sequences: int, length: int, fill: int, language_model: bool
 ) -> dict[str, np.ndarray]:
     """Stacks examples into the arrays of a batch.

@@ -17,7 +17,7 @@ from jaxnlp.data.record_store import RecordStore
 from jaxnlp.data.samples import SampledModel
 from jaxnlp.data.source import Record
 from jaxnlp.data.task import Batch, Reader, Shapes, Task, require_tokenizer
-from jaxnlp.data.tasks.encoding import Example, Logger, Truncator, encode_texts, stack
+from jaxnlp.data.tasks.encoding import Example, Logger, Truncator, encode_texts, stack_examples
 from jaxnlp.data.tasks.layout import EncoderLayout, Layout
 from jaxnlp.data.tasks.samples import answers_beside_references
 from jaxnlp.data.tokenizer import Tokenizer
@@ -195,7 +195,7 @@ class SequenceTask(LabelledTask):
 
     def collate(self, examples: Sequence[Example | None], length: int, fill: int) -> Batch:
         """The arrays of `stack`, and `labels` (B,) of dtype `label_dtype`."""
-        batch = stack(examples, self.num_sequences, length, fill, self.layout.language_model)
+        batch = stack_examples(examples, self.num_sequences, length, fill, self.layout.language_model)
         return {**batch, "labels": np.asarray([e.label if e else 0 for e in examples], self.label_dtype)}
 
     def prompt(self, record: Record) -> str:

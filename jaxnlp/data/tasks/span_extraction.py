@@ -18,7 +18,7 @@ import numpy as np
 from jaxnlp.data.records import text_field
 from jaxnlp.data.source import Record
 from jaxnlp.data.task import Batch
-from jaxnlp.data.tasks.encoding import CHUNK, Example, Logger, Truncator, chunks, stack
+from jaxnlp.data.tasks.encoding import CHUNK, Example, Logger, Truncator, chunks, stack_examples
 from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
 from jaxnlp.data.tasks.layout import EncoderLayout, Layout
 from jaxnlp.data.tasks.offsets import Offsets, Pieces
@@ -191,7 +191,7 @@ class SpanExtractionTask(LabelledTask):
             `tokens`, `segment_ids`, `token_type_ids` (B, T) and `starts`, `ends` (B,), int32; `weights` (B,) and
             `answer_mask` (B, T), float32. `answer_mask` is 1 at [CLS] and at the context's tokens.
         """
-        rows = stack(examples, 1, length, fill, language_model=False)
+        rows = stack_examples(examples, 1, length, fill, language_model=False)
         batch = {name: rows[name][:, 0] for name in ("tokens", "segment_ids", "token_type_ids")}
         batch["starts"] = np.asarray([e.label.start if e else 0 for e in examples], np.int32)
         batch["ends"] = np.asarray([e.label.end if e else 0 for e in examples], np.int32)

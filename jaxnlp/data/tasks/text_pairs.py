@@ -84,10 +84,10 @@ class TextPairs(LabelledTask):
     def collate(
         self, examples: Sequence[Example | None], length: int, fill: int, decoder_start_id: int | None = None
     ) -> Batch:
-        """The arrays of `encoder_decoder.batch`. decoder_start_id: the decoder's start token; None is `fill`."""
+        """The arrays of `encoder_decoder.collate_pairs`. decoder_start_id: the decoder's first token; None: `fill`."""
         pairs: list[Any] = [e and tuple(sequence.tokens for sequence in e.sequences) for e in examples]
         decoder_start_id = fill if decoder_start_id is None else decoder_start_id
-        return encoder_decoder.batch(pairs, length, self.target_len or length, fill, decoder_start_id)
+        return encoder_decoder.collate_pairs(pairs, length, self.target_len or length, fill, decoder_start_id)
 
     def prompt(self, record: Record) -> str:
         return text_field(record, self.source, "data.task.source")

@@ -17,7 +17,7 @@ from jaxnlp.data.records import field
 from jaxnlp.data.source import Record, Source
 from jaxnlp.data.task import Batch
 from jaxnlp.data.tasks.classes import check_classes, class_index, classes_of
-from jaxnlp.data.tasks.encoding import Example, Logger, Truncator, chunks, stack, text_room
+from jaxnlp.data.tasks.encoding import Example, Logger, Truncator, chunks, stack_examples, text_room
 from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
 from jaxnlp.data.tasks.layout import EncoderLayout, Layout
 from jaxnlp.data.tokenizer import Tokenizer
@@ -124,7 +124,7 @@ class TokenClassificationTask(LabelledTask):
 
     def collate(self, examples: Sequence[Example | None], length: int, fill: int) -> Batch:
         """`tokens`, `segment_ids`, `token_type_ids`, `labels` and `weights` (B, T); the weight is 1 at first pieces."""
-        rows = stack(examples, 1, length, fill, language_model=False)
+        rows = stack_examples(examples, 1, length, fill, language_model=False)
         batch = {name: rows[name][:, 0] for name in ("tokens", "segment_ids", "token_type_ids")}
         batch["labels"] = np.zeros((len(examples), length), np.int32)
         batch["weights"] = np.zeros((len(examples), length), np.float32)

@@ -27,7 +27,7 @@ from jaxnlp.data.text.sentences import borders_of
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
-from jaxnlp.nn.characters import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, spell
+from jaxnlp.nn.character_cnn import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, spell
 
 WORDS_SHOWN, WIDTH = 12, 20  # of a sample: words, and characters of a word
 

@@ -85,7 +85,7 @@ class SpanCorruption(Task):
 
 
 class SpanCorruptionReader(Reader):
-    """Batches hold the arrays of `encoder_decoder.batch`."""
+    """Batches hold the arrays of `encoder_decoder.collate_pairs`."""
 
     def __init__(self, config: SpanCorruption, store: TokenStore, tokenizer: Tokenizer, seq_len: int, seed: int):
         self._config, self._store, self._seed, self._eos_id = config, store, seed, store.meta.eos_id
@@ -114,7 +114,7 @@ class SpanCorruptionReader(Reader):
             random = np.random.default_rng((self._seed, position))
             texts = corrupt(tokens, *self._config.counts(len(tokens)), self._sentinels, random)
             pairs.append(tuple(np.append(text, np.int32(self._eos_id)) for text in texts))
-        return encoder_decoder.batch(pairs, self._size, self._target_size, self._eos_id, self._decoder_start_id)
+        return encoder_decoder.collate_pairs(pairs, self._size, self._target_size, self._eos_id, self._decoder_start_id)
 
 
 def corrupt(

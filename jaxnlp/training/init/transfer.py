@@ -26,7 +26,7 @@ from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.training.init.frozen_base import BASE
 from jaxnlp.training.run_folder.checkpoint import Reader
-from jaxnlp.training.step.program import Program, heads
+from jaxnlp.training.step.program import Program, head_patterns
 from jaxnlp.training.step.state import TrainState
 
 FIELD = "init_peft_from"
@@ -101,7 +101,7 @@ def _of_run(path: str, program: Program, log: Callable[[str], Any]) -> TunedSour
     method = dataclasses.replace(method, base_dtype=None)
     module, *inputs = _module(saved.experiment.model)
     shapes, _ = abstract_params(module, *inputs)
-    tuning = attach(method, module, *inputs, head=heads(shapes))
+    tuning = attach(method, module, *inputs, head=head_patterns(shapes))
     replicated = NamedSharding(program.mesh, PartitionSpec())
     target = jax.eval_shape(tuning.init, jax.random.key(0), shapes)
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), target)
@@ -117,7 +117,7 @@ def _module(model: Any) -> tuple[Any, ...]:
 
 def _without_heads(tuning: TunedModel, arrays: dict[str, Any]) -> dict[str, Any]:
     """Tuned parameters by their path below the trunk, without those of heads."""
-    tops = tuple(pattern.removesuffix("*") for pattern in heads(tuning.shapes))
+    tops = tuple(pattern.removesuffix("*") for pattern in head_patterns(tuning.shapes))
     return {name.removeprefix(TRUNK): x for name, x in arrays.items() if not name.startswith(tops)}
 
 

@@ -41,7 +41,7 @@ from jaxnlp.trees import get_at, set_at, without
 ONE_STACK = "supports one layer stack, and an encoder-decoder has two; use GPipe(), or 'gpipe' on the command line"
 
 
-def staged(experiment: Experiment, stages: int) -> Callable:
+def make_sum_gradients(experiment: Experiment, stages: int) -> Callable:
     """`sum_gradients` with the experiment's pipeline schedule, for `make_step`.
 
     Raises:

@@ -22,10 +22,10 @@ from jaxnlp.peft.tuning import TunedModel, attach
 from jaxnlp.sharding.functional import abstract_params, init_params, make_apply
 from jaxnlp.sharding.mesh import make_mesh
 from jaxnlp.sharding.pipeline import Schedule, named_schedule
-from jaxnlp.sharding.rules import as_tuple, resolve
+from jaxnlp.sharding.rules import as_tuple, resolve_spec
 from jaxnlp.training.experiment import Experiment, check_batch
 from jaxnlp.training.step.offload import Offload
-from jaxnlp.training.step.pipeline_step import staged
+from jaxnlp.training.step.pipeline_step import make_sum_gradients
 from jaxnlp.training.step.state import TrainState, gradient_shardings, new_state, state_shardings, update_shardings
 from jaxnlp.training.step.step import Step, make_step, many_steps
 from jaxnlp.training.step.validate import (
@@ -83,7 +83,7 @@ class Program:
         specs, rules = select(self.abstract.all_params, self.tuning.shapes), self.experiment.sharding.params
         for path in self.tuning.blocks:
             x, names = get_at(self.tuning.shapes, path), get_at(self.tuning.base_axes, path)
-            spec = resolve("/".join(path), names, x.shape, rules, self.mesh.shape)
+            spec = resolve_spec("/".join(path), names, x.shape, rules, self.mesh.shape)
             specs = set_at(specs, path, jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec)))
         return specs, self.tuning.base_axes
 
@@ -155,7 +155,7 @@ def build(experiment: Experiment, devices: Sequence[Any] | None = None, *, only_
     """
     e, mesh = experiment, make_mesh(experiment.sharding.mesh, devices)
     check_batch(e, mesh.size)
-    sums = staged(e, mesh.shape["stage"]) if mesh.shape["stage"] > 1 else None
+    sums = make_sum_gradients(e, mesh.shape["stage"]) if mesh.shape["stage"] > 1 else None
     if not only_traced:
         check_kernel(e.model.attention, mesh.devices.flat[0].platform)
     network = _network(e, mesh)
@@ -225,7 +225,7 @@ def _network(e: Experiment, mesh: Any) -> _Network:
     all_axes = [axes]
     if e.peft is not None:
         check_stages(e.peft, mesh.shape["stage"])
-        tuning = attach(e.peft, module, *inputs, head=heads(shapes))
+        tuning = attach(e.peft, module, *inputs, head=head_patterns(shapes))
         check_blocks(e, tuning, mesh.shape)
         trained = jax.eval_shape(tuning.init, jax.random.key(0), shapes)
         all_axes.append(tuning.axes)
@@ -299,7 +299,7 @@ def _loss_scale(e: Experiment) -> float | None:
     return e.loss_scale if policy is not None and policy.compute_dtype == "float16" else None
 
 
-def heads(shapes: Any) -> tuple[str, ...]:
+def head_patterns(shapes: Any) -> tuple[str, ...]:
     """Patterns of the parameters beside a fine-tuned model's trunk: they are new, so every method trains them fully."""
     return tuple(f"{name}/*" for name in shapes if name != "trunk") if "trunk" in shapes else ()
 

@@ -222,7 +222,7 @@ MUTANTS = (
     ),
     Mutant(
         id="nn/highway-gate",
-        file="nn/characters.py",
+        file="nn/character_cnn.py",
         old="(t_NF * nn.relu(y_NF) + (1 - t_NF) * x_NF)",
         new="((1 - t_NF) * nn.relu(y_NF) + t_NF * x_NF)",
         fault="a highway layer's gate is turned round",
