@@ -19,13 +19,13 @@ DAYS_KEPT = 14
 def programs(flags: str) -> pathlib.Path:
     """The folder of compiled programs, which differ by versions, by XLA's flags and by the processor's instructions."""
     versions = [f"{name}-{importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]
-    return FOLDER / "xla" / "-".join([*versions, f"py{platform.python_version()}", _digest(flags, _processor())])
+    return FOLDER / "xla" / "-".join([*versions, f"py{platform.python_version()}", _fingerprint(flags, _processor())])
 
 
 def data() -> pathlib.Path:
     """The folder of corpora and tokenizers, which differ by the code that makes them; removes those long unused."""
     sources = sorted((ROOT / "jaxnlp" / "data").rglob("*.py"))
-    folder = FOLDER / "data" / _digest(*(path.read_text() for path in sources))
+    folder = FOLDER / "data" / _fingerprint(*(path.read_text() for path in sources))
     for other in folder.parent.glob("*"):
         if other != folder and time.time() - other.stat().st_mtime > DAYS_KEPT * 24 * 3600:
             shutil.rmtree(other, ignore_errors=True)
@@ -34,7 +34,7 @@ def data() -> pathlib.Path:
     return folder
 
 
-def _digest(*texts: str) -> str:
+def _fingerprint(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
 
 

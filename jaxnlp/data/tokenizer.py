@@ -189,17 +189,17 @@ class SentencePiece(TokenizerConfig):
 
     def build(self, texts: Texts, cache_dir: pathlib.Path) -> "SentencePieceTokenizer":
         setting = " ".join((str(self.vocab_size), self.model_type, *self.special_tokens))
-        pieces, key = [], hashlib.blake2b(setting.encode(), digest_size=16)
+        pieces, hasher = [], hashlib.blake2b(setting.encode(), digest_size=16)
         room = self.train_bytes
         for text in texts():
             for start in range(0, len(text), 4000):  # sentencepiece wants short "sentences"
                 piece = text[start : start + 4000]
                 pieces.append(piece)
-                key.update(piece.encode())
+                hasher.update(piece.encode())
                 room -= len(piece.encode())
             if room <= 0:
                 break
-        path = cache_dir / "tokenizers" / f"sentencepiece-{key.hexdigest()}.model"
+        path = cache_dir / "tokenizers" / f"sentencepiece-{hasher.hexdigest()}.model"
         if not path.exists():
             model = self._train(pieces)
             temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
