@@ -28,7 +28,7 @@ OUT = flags.DEFINE_string("out", None, "PNG file to write. Default: WORKDIR/atte
 def main() -> None:
     import pathlib
 
-    from jaxnlp.figures.attention import draw
+    from jaxnlp.figures.attention import draw_attention
     from jaxnlp.figures.files import save_png
     from jaxnlp.inference.attention_maps import attention_maps, habits, select
     from jaxnlp.training.load import load
@@ -51,7 +51,7 @@ def main() -> None:
             raise UserError(f"--parts={name}: no such part; expected one of {', '.join(maps_by_name)}")
     maps = [select(maps_by_name[name], layers, heads) for name in PARTS.value or maps_by_name]
     if distributed.first():
-        save_png(draw(maps, f"{WORKDIR.value}, step {model.saved.step:,}"), out)
+        save_png(draw_attention(maps, f"{WORKDIR.value}, step {model.saved.step:,}"), out)
     print(f"written: {out}")
     for attention_map in maps:
         rows = habits(attention_map)

@@ -42,13 +42,11 @@ def main() -> None:
         raise UserError(f"--max_shard_gb={SHARD.value}: expected a positive number of gigabytes")
     run, out = load(WORKDIR.value, CHECKPOINT.value), pathlib.Path(OUT.value)
     if ADAPTER.value:
-        params = distributed.all_gather(run.params)
         if run.program.tuning is None:
             raise UserError(
                 f"--adapter: {WORKDIR.value} has no adapter, as all parameters were trained; remove the flag"
             )
-        if distributed.first():
-            write_adapter(out, run, params)
+        write_adapter(out, run)
         return
     if BASE.value is not None:
         raise UserError(f"--base_name={BASE.value}: applies to adapters only; expected --adapter with it")
@@ -63,22 +61,17 @@ def main() -> None:
         print(f"note: no tokenizer.json, as the layout does not support {kind}; the tokenizer is in {WORKDIR.value}")
 
 
-def write_adapter(out: Any, run: Any, params: Any) -> None:
-    """Writes a run's adapter as a PEFT folder, or as one file if `out` ends in .safetensors. params: not sharded."""
-    from jaxnlp.interop.adapters import save_adapter, task_type, trunk_alone
-    from jaxnlp.peft import files
-    from jaxnlp.trees import select
+def write_adapter(out: Any, run: Any) -> None:
+    """Writes a run's adapter as a PEFT folder, or as one file if `out` ends in .safetensors."""
+    from jaxnlp.training.export import save_tuned
 
-    tuning, tuned = run.program.tuning, select(params, run.program.abstract.params)
-    source = BASE.value or getattr(run.saved.experiment.init_from, "path", None)
-    message = f"step {run.saved.step:,}: adapter of {source} written to {out}"
-    if out.suffix == ".safetensors":
-        files.save(out, tuning, tuned, params)
-        print(f"{message}, for jaxnlp.peft.files.load")
+    as_file, init_from = out.suffix == ".safetensors", run.saved.experiment.init_from
+    dropped = save_tuned(run, out, BASE.value, as_file=as_file)
+    if not distributed.first():
         return
-    model, tuning, tuned, dropped = trunk_alone(run.saved.experiment.model, tuning, tuned)
-    save_adapter(out, model, tuning, tuned, base_name=source, task_type=task_type(model))
-    print(f"{message}, for PEFT's from_pretrained")
+    reader = "jaxnlp.peft.files.load" if as_file else "PEFT's from_pretrained"
+    source = BASE.value or (init_from and init_from.path)
+    print(f"step {run.saved.step:,}: adapter of {source} written to {out}, for {reader}")
     if dropped:
         names = ", ".join(dropped)
         print(f"note: the adapter covers the trunk only; the head's parameters {names} remain in {WORKDIR.value}")

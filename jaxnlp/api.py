@@ -10,9 +10,10 @@ Shape legend: B batch, T length, D model.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import jax
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp import config as configs
-from jaxnlp.data.pipeline import eval_batches, open_split
+from jaxnlp.data.pipeline import TrainBatches, eval_batches, open_split
 from jaxnlp.data.source import Record
 from jaxnlp.data.tasks.labelled_task import LabelledTask
 from jaxnlp.data.text.sentinels import with_sentinels
@@ -28,7 +29,8 @@ from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.loss import evaluate as evaluate_loss
 from jaxnlp.evals.predictions import predict
-from jaxnlp.inference.attention_maps import Map, attention_maps
+from jaxnlp.figures.architecture import Box, tree
+from jaxnlp.inference.attention_maps import AttentionMap, attention_maps
 from jaxnlp.inference.decode import Generation
 from jaxnlp.inference.fill_mask import Guess, encoder_row, fill_mask
 from jaxnlp.inference.loop import replicate
@@ -36,6 +38,8 @@ from jaxnlp.inference.sampling import Sampling
 from jaxnlp.inference.scoring import score_continuations
 from jaxnlp.inference.text import generate_text
 from jaxnlp.nn.model_config import ModelConfig
+from jaxnlp.peft.files import fingerprint
+from jaxnlp.sharding.functional import parameter_table
 from jaxnlp.training import export
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.feeds import Feed
@@ -47,6 +51,8 @@ from jaxnlp.training.open_huggingface import open_huggingface
 from jaxnlp.training.report import report
 from jaxnlp.training.run_folder.checkpoint import Reader, Saved
 from jaxnlp.training.setup import Setup
+from jaxnlp.training.step.program import build
+from jaxnlp.trees import select
 
 BATCH = 16  # texts in one call of the model
 
@@ -106,6 +112,29 @@ def load_config(path: str) -> Experiment:
     from jaxnlp import cli
 
     return cli.load(path)
+
+
+def batches(
+    experiment: Experiment, tokenizer: Tokenizer, split: str = "validation", limit: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of a split as host arrays: of "train" without end and in the run's order, of another split once.
+
+    Args:
+        experiment, tokenizer: from `prepare`. limit: maximum number of batches; None: no limit.
+    """
+    store = open_split(experiment.data, split, tokenizer)
+    if split == "train":
+        return itertools.islice(TrainBatches(store, experiment.data, tokenizer=tokenizer), limit)
+    return eval_batches(store, experiment.data, limit, tokenizer=tokenizer)
+
+
+def architecture(experiment: Experiment) -> Box:
+    """The modules of a resolved experiment's model in call order, with their parameters' shapes and logical axes."""
+    model, name = experiment.model, type(experiment.model).__name__.removesuffix("Config")
+    # Scanning and remat do not change the parameters. Without them the table lists modules in call order.
+    if model.scan_layers is not None:
+        model = model.with_body(scan_layers=False, remat="none")
+    return tree(name, parameter_table(model.build(), *model.example_inputs(1, experiment.data.seq_len)))
 
 
 class Model:
@@ -268,8 +297,8 @@ class Model:
         sharded_batches = map(program.shard_batch, batches)
         return evaluate_loss(program.eval_step, self.params, sharded_batches, e.objective, bytes_per_token(e, store))
 
-    def attention(self, text: str, target: str | None = None) -> list[Map]:
-        """The weights of every attention layer for a text, which `figures.attention.draw` plots.
+    def attention(self, text: str, target: str | None = None) -> list[AttentionMap]:
+        """The weights of every attention layer for a text, which `figures.draw_attention` plots.
 
         Args:
             target: the decoder's text of an encoder-decoder, or the second text of an encoder's pair.
@@ -286,18 +315,54 @@ class Model:
             raise self._cannot("report", "expected the result of train() for a run that has finished")
         return report(self.result, pathlib.Path(self.source))
 
-    def save(self, folder: str | pathlib.Path, format: str = "huggingface") -> None:
-        """Writes the model in another library's layout, which `load` and transformers' from_pretrained read.
-
-        Args:
-            format: "huggingface", with tuned parameters merged.
+    def merged(self) -> "Model":
+        """The model with its tuned parameters merged into its base: the same outputs, without a PEFT method.
 
         Raises:
-            UserError: an unknown format, or a model that the layout does not support.
+            UserError: full fine-tuning, or a method that cannot be merged.
         """
-        if format != "huggingface":
-            raise UserError(f"save: format={format!r} is not supported; expected 'huggingface'")
-        export.save(self.loaded, pathlib.Path(folder))
+        tuning = self.program.tuning
+        if tuning is None:
+            raise self._cannot("merged", "expected a run with a PEFT method")
+        experiment = dataclasses.replace(self.experiment, peft=None, init_from=None, init_peft_from=None)
+        saved = dataclasses.replace(self.loaded.saved, experiment=experiment)
+        params = tuning.merge(select(self.params, tuning.shapes), select(self.params, self.program.abstract.params))
+        return Model(
+            dataclasses.replace(self.loaded, saved=saved, program=build(experiment), params=params), self.source
+        )
+
+    def base_fingerprint(self) -> str:
+        """A hash of the parameters that a PEFT run does not train. Each checkpoint of the run holds it.
+
+        Raises:
+            UserError: full fine-tuning.
+        """
+        if self.program.tuning is None:
+            raise self._cannot("base_fingerprint", "expected a run with a PEFT method")
+        return fingerprint(select(self.params, self.program.abstract.frozen))
+
+    def save(self, path: str | pathlib.Path, format: str = "huggingface") -> None:
+        """Writes the model, or what a PEFT method tuned.
+
+        Args:
+            format: "huggingface": a folder that `load` and transformers' from_pretrained read, with tuned parameters
+                merged. "peft": a folder with the adapter of the model's body, which PEFT's from_pretrained reads.
+                "safetensors": all tuned parameters as one file, which `peft.files.load` reads.
+
+        Raises:
+            UserError: an unknown format, or a model or method that the layout does not support.
+        """
+        path = pathlib.Path(path)
+        if format == "huggingface":
+            export.save(self.loaded, path)
+        elif format not in ("peft", "safetensors"):
+            raise UserError(
+                f"save: format={format!r} is not supported; expected 'huggingface', 'peft' or 'safetensors'"
+            )
+        elif self.program.tuning is None:
+            raise self._cannot("save", f"format={format!r} needs a run with a PEFT method")
+        else:
+            export.save_tuned(self.loaded, path, as_file=format == "safetensors")
 
     @functools.cached_property
     def _generator(self) -> Any:

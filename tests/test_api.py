@@ -1,5 +1,7 @@
 """The Python API: from a folder to text, against transformers and the entry points."""
 
+import dataclasses
+import importlib
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 import tokenizers
 
 import jaxnlp
+from jaxnlp.data.pipeline import open_split
 from jaxnlp.errors import UserError
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import Sharding
@@ -200,6 +203,52 @@ def test_a_trained_model_evaluates_generates_and_loads_again(trained):
 def test_a_config_file_is_an_experiment(corpus):
     e = jaxnlp.load_config(f"{ROOT}/tests/experiments/small.py:{corpus}")
     assert isinstance(e, jaxnlp.Experiment) and e.num_steps == 12
+
+
+def test_an_adapted_run_is_merged_and_saved(corpus, tmp_path):
+    from jaxnlp.peft import LoRA, files
+
+    e = jaxnlp.load_config(f"{ROOT}/tests/experiments/small.py:{corpus}")
+    e.peft, e.num_steps, e.checkpoint_every = LoRA(rank=2, targets=("query",)), 4, 4
+    e.sharding = Sharding(mesh=MeshConfig(data=-1))
+    model = jaxnlp.train(e, tmp_path / "run")
+    merged, tokens = model.merged(), np.arange(8)[None]
+    assert merged.experiment.peft is None and "lora_A" not in str(jax.tree.structure(merged.params))
+    np.testing.assert_allclose(merged.apply(merged.params, tokens), model.apply(model.params, tokens), atol=1e-4)
+    again = jaxnlp.load(tmp_path / "run")
+    assert again.base_fingerprint() == model.base_fingerprint()
+    changed = jax.tree.map(lambda x: x + 1, model.params)
+    other = jaxnlp.Model(dataclasses.replace(model.loaded, params=changed), "x")
+    assert other.base_fingerprint() != model.base_fingerprint()
+    model.save(tmp_path / "tuned.safetensors", format="safetensors")
+    assert files.read(tmp_path / "tuned.safetensors")[0] == model.experiment.peft
+    model.save(tmp_path / "peft", format="peft")
+    assert (tmp_path / "peft" / "adapter_config.json").exists()
+    for call in (merged.merged, merged.base_fingerprint, lambda: merged.save(tmp_path / "x", format="peft")):
+        with pytest.raises(UserError, match="a run with a PEFT method"):
+            call()
+
+
+def test_batches_and_architecture_of_a_config(corpus):
+    e, tokenizer = jaxnlp.prepare(jaxnlp.load_config(f"{ROOT}/tests/experiments/small.py:{corpus}"))
+    first, second = jaxnlp.batches(e, tokenizer, "train", limit=2)
+    assert first["tokens"].shape == (e.data.batch_size, e.data.seq_len) and (first["tokens"] != second["tokens"]).any()
+    total = sum(int(batch["weights"].sum()) for batch in jaxnlp.batches(e, tokenizer))
+    assert total == len(open_split(e.data, "validation", tokenizer)) - 1  # each token once, but the first
+    program = jaxnlp.build(e, jax.devices()[:1])
+    assert jaxnlp.architecture(e).count == sum(x.size for x in jax.tree.leaves(program.abstract.params))
+    assert f"parameters: {jaxnlp.architecture(e).count:,}" in jaxnlp.dry_run_report(program)
+    assert jaxnlp.estimate_memory(program)["parameters"] == 4 * jaxnlp.architecture(e).count
+
+
+@pytest.mark.parametrize("room", ["figures", "nn", "peft", "sharding"])
+def test_the_public_names_of_a_room(room):
+    package = importlib.import_module(f"jaxnlp.{room}")
+    assert dir(package) == sorted(package.__all__)
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match=f"'jaxnlp.{room}' has no attribute 'nothing'; its public names are"):
+        package.nothing  # noqa: B018
 
 
 def test_the_package_imports_nothing_until_a_name_is_used():

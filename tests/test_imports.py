@@ -4,10 +4,11 @@ import pytest
 
 from tests.import_graph import ROOT, imports
 
-BASE = {"errors", "config", "renamed", "trees"}  # plain helpers that every room may use
+BASE = {"errors", "config", "renamed", "trees", "lazy"}  # plain helpers that every room may use
 LAYERS = BASE | {"nn"}
 ALLOWED = {
     "errors": set(),
+    "lazy": set(),
     "renamed": set(),
     "config": {"errors", "renamed"},
     "config_json": {"config"},

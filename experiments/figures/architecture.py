@@ -18,10 +18,10 @@ OUT = flags.DEFINE_string("out", None, "PNG file to write.")
 
 
 def main() -> None:
+    from jaxnlp import architecture
     from jaxnlp import config as configs
-    from jaxnlp.figures.architecture import draw, tree
+    from jaxnlp.figures.architecture import draw_architecture
     from jaxnlp.figures.files import save_png
-    from jaxnlp.sharding.functional import parameter_table
     from jaxnlp.training.setup import prepare
 
     if CONFIG.value is None:
@@ -32,13 +32,9 @@ def main() -> None:
     if experiment.model.vocab_size is None:  # filled in from the tokenizer, which may have to be trained first
         experiment, _ = prepare(experiment)
     configs.check(experiment)
-    model, name = experiment.model, type(experiment.model).__name__.removesuffix("Config")
-    # Scanning and remat do not change the parameters. Without them the table lists modules in call order.
-    if model.scan_layers is not None:
-        model = model.with_body(scan_layers=False, remat="none")
-    root = tree(name, parameter_table(model.build(), *model.example_inputs(1, experiment.data.seq_len)))
+    root = architecture(experiment)
     out = pathlib.Path(OUT.value)
-    save_png(draw(root, f"{name}, {config_name()}"), out)
+    save_png(draw_architecture(root, f"{root.name}, {config_name()}"), out)
     print(f"written: {out} ({root.count:,} parameters)")
 
 

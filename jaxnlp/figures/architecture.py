@@ -134,7 +134,7 @@ LETTER = 0.066  # width of a letter in 8 point, in inches
 DPI = 100
 
 
-def draw(root: Box, title: str) -> Any:
+def draw_architecture(root: Box, title: str) -> Any:
     """A matplotlib figure of a model: its parts from top to bottom in table order, and the parameter count."""
     from matplotlib.figure import Figure
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxnlp.errors import UserError
 from jaxnlp.figures.fonts import legible
-from jaxnlp.inference.attention_maps import Map
+from jaxnlp.inference.attention_maps import AttentionMap
 
 DPI = 100
 MAX_PIXELS = 12_000  # limit of width and height; common viewers open no larger image
@@ -16,7 +16,7 @@ GAP, HEADING = 0.08, 0.42  # inches
 LEGEND = "Each row is a query and each column a key; masked pairs are grey."
 
 
-def draw(maps: Sequence[Map], title: str) -> Any:
+def draw_attention(maps: Sequence[AttentionMap], title: str) -> Any:
     """A matplotlib figure of the maps, one below the other, with one colour bar.
 
     Weights of exactly 0, i.e. masked positions, are grey.
@@ -58,7 +58,7 @@ def draw(maps: Sequence[Map], title: str) -> Any:
 class _Part:
     """The panels of one map, and their layout in inches."""
 
-    def __init__(self, attention: Map):
+    def __init__(self, attention: AttentionMap):
         self.map = attention
         self.queries, self.query_fonts = legible(attention.queries)
         self.keys, self.key_fonts = legible(attention.keys)

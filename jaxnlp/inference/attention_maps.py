@@ -24,7 +24,7 @@ LAYER = re.compile(r"^(?:block_(\d+)|blocks)$")
 
 
 @dataclasses.dataclass(frozen=True)
-class Map:
+class AttentionMap:
     """The weights of one kind of attention.
 
     name: as "attention" or "decoder/cross_attention".
@@ -40,8 +40,12 @@ class Map:
     queries: Sequence[str]
     keys: Sequence[str]
 
+    def habits(self) -> list[tuple[str, int | str, int | str, float]]:
+        """For each simple pattern, the head that follows it most; see `habits`."""
+        return habits(self)
 
-def attention_maps(model: BoundModel, params: Any, text: str, target: str | None = None) -> list[Map]:
+
+def attention_maps(model: BoundModel, params: Any, text: str, target: str | None = None) -> list[AttentionMap]:
     """The weights of every attention layer of the model for a text.
 
     A decoder reads its start tokens and the text, as in training. An encoder reads [CLS] text [SEP]. The encoder of an
@@ -118,12 +122,14 @@ def _without_attention(config: ModelConfig) -> UserError:
     return UserError(f"the model, {type(config).__name__}, has no attention to look at")
 
 
-def _labelled(kind: str, layers: tuple[int, ...], weights_LHTS: np.ndarray, labels: dict[str, list[str]]) -> Map:
+def _labelled(
+    kind: str, layers: tuple[int, ...], weights_LHTS: np.ndarray, labels: dict[str, list[str]]
+) -> AttentionMap:
     """A map with its tokens' labels. Inputs label an encoder's queries and keys, and the keys of cross-attention."""
     inputs, tokens = labels.get("inputs", labels["tokens"]), labels["tokens"]
     queries = inputs if kind.startswith("encoder") else tokens
     keys = inputs if kind.startswith("encoder") or "cross" in kind else tokens
-    return Map(kind, layers, tuple(range(weights_LHTS.shape[1])), weights_LHTS, queries, keys)
+    return AttentionMap(kind, layers, tuple(range(weights_LHTS.shape[1])), weights_LHTS, queries, keys)
 
 
 def collect(seen: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
@@ -154,7 +160,9 @@ def collect(seen: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.ndar
     }
 
 
-def select(whole: Map, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Map:
+def select(
+    whole: AttentionMap, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
+) -> AttentionMap:
     """The given layers and heads, in that order; None selects all. Raises UserError for one that does not exist."""
     rows = _places("--layers", layers, whole.layers)
     columns = _places("--heads", heads, whole.heads)
@@ -183,7 +191,7 @@ PATTERNS = {
 }
 
 
-def habits(attention: Map) -> list[tuple[str, int | str, int | str, float]]:
+def habits(attention: AttentionMap) -> list[tuple[str, int | str, int | str, float]]:
     """For each pattern in `PATTERNS`, the head that follows it most: (pattern, layer, head, mean weight on it).
 
     The mean is over queries after the first that have a key of the pattern and can attend to more than one key. A

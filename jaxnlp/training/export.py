@@ -5,6 +5,8 @@ import pathlib
 from jaxnlp import distributed
 from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxnlp.interop import huggingface
+from jaxnlp.interop.adapters import save_adapter, task_type, trunk_alone
+from jaxnlp.peft import files
 from jaxnlp.training.load import Loaded
 from jaxnlp.trees import select
 
@@ -40,6 +42,34 @@ def save(run: Loaded, folder: pathlib.Path, max_shard_bytes: int = MAX_SHARD_BYT
         max_shard_bytes=max_shard_bytes,
     )
     return library is not None
+
+
+def save_tuned(run: Loaded, path: pathlib.Path, base_name: str | None = None, *, as_file: bool) -> list[str]:
+    """Writes what a PEFT run tuned, without its base. All processes must call it.
+
+    Args:
+        base_name: hub id or folder where PEFT finds the base; None: the path that the run began from.
+        as_file: writes all tuned parameters as one file for `peft.files.load`. Otherwise writes a folder in PEFT's
+            layout, which has no place for a head.
+
+    Returns:
+        the parameters that were not written (a head's).
+
+    Raises:
+        UserError: a method or model that PEFT does not have, or a path that cannot be written.
+    """
+    params, tuning = distributed.all_gather(run.params), run.program.tuning
+    assert tuning is not None
+    if not distributed.first():
+        return []
+    tuned, experiment = select(params, run.program.abstract.params), run.saved.experiment
+    if as_file:
+        files.save(path, tuning, tuned, params)
+        return []
+    model, tuning, tuned, dropped = trunk_alone(experiment.model, tuning, tuned)
+    source = base_name or (experiment.init_from and experiment.init_from.path)
+    save_adapter(path, model, tuning, tuned, base_name=source, task_type=task_type(model))
+    return dropped
 
 
 def special_ids(run: Loaded) -> dict[str, int]:

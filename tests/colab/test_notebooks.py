@@ -51,6 +51,43 @@ def test_a_notebook_is_thin(path):
         assert not re.search(r"""["'][/~]|://""", source)
 
 
+def modules_of(sources: list[str]) -> set[str]:
+    """The jaxnlp modules that cells import from. `from jaxnlp import x` of a module x is an import from `jaxnlp.x`."""
+    modules = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module
+            for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                modules.add(name if is_ours(name) and is_module(name) else node.module)
+    return {module for module in modules if is_ours(module)}
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def is_ours(module: str) -> bool:
+    return module.split(".")[0] == "jaxnlp"
+
+
+def test_imports_are_counted_by_module():
+    cells = [
+        "import os, jaxnlp",
+        "from jaxnlp import trees, load\nfrom jaxnlp.peft import lora, LoRA, Full",
+        "import jax",
+    ]
+    assert modules_of(cells) == {"jaxnlp", "jaxnlp.trees", "jaxnlp.peft.lora", "jaxnlp.peft"}
+
+
+@each
+def test_a_notebook_imports_from_at_most_three_modules(path):
+    modules = modules_of(code_of(path))
+    assert "jaxnlp" in modules and len(modules) <= 3, sorted(modules)
+
+
 @each
 def test_its_links_lead_to_files(path):
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
@@ -82,7 +119,7 @@ SHOWN = {  # pictures, and a text among the outputs
     "01_attention_to_gpt": (5, "validation split"),
     "02_bert": (2, "validation split"),
     "03_parallelism": (5, "the same losses"),
-    "04_lora": (1, "the base is as it was"),
+    "04_lora": (1, "the base is unchanged"),
 }
 
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from jaxnlp.figures.architecture import TIMES, draw, tree
+from jaxnlp.figures.architecture import TIMES, draw_architecture, tree
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.transformer import TransformerConfig
@@ -65,7 +65,7 @@ def test_every_parameter_is_in_the_figure_once_and_the_counts_add_up(name):
     root = tree(name, table)
     assert root.count == sum(math.prod(shape) for _, shape, _ in table)
     assert root.count == sum(times * math.prod(s for s, _ in sizes) for _, sizes, times in leaves(root))
-    figure = draw(root, "title")
+    figure = draw_architecture(root, "title")
     texts = [text.get_text() for text in figure.axes[0].texts]
     found = list(leaves(root))
     for _, sizes, _ in found:
@@ -110,12 +110,12 @@ def test_a_tree_of_any_shape_is_drawn():
     ]
     root = tree("mine", table)
     assert root.count == 1 + 24 + 3
-    texts = [text.get_text() for text in draw(root, "mine").axes[0].texts]
+    texts = [text.get_text() for text in draw_architecture(root, "mine").axes[0].texts]
     assert {"scale", "one number", f"3 embed {TIMES} 4", f"cells_0 … cells_1   {TIMES} 2", "3 layers"} <= set(texts)
 
 
 def test_an_encoder_and_a_decoder_stand_side_by_side_within_the_page():
-    figure = draw(tree("transformer", table_of(MODELS["transformer"])), "title")
+    figure = draw_architecture(tree("transformer", table_of(MODELS["transformer"])), "title")
     axis = figure.axes[0]
     boxes = {text.get_text(): text for text in axis.texts}
     assert boxes["encoder"].get_position()[1] == boxes["decoder"].get_position()[1]
@@ -130,7 +130,7 @@ def test_an_encoder_and_a_decoder_stand_side_by_side_within_the_page():
 
 
 def test_longest_lines_do_not_run_into_each_other():
-    figure = draw(tree("transformer", table_of(MODELS["transformer"])), "title")
+    figure = draw_architecture(tree("transformer", table_of(MODELS["transformer"])), "title")
     renderer = FigureCanvasAgg(figure).get_renderer()
     extents = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
     for i, a in enumerate(extents):

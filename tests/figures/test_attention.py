@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from jaxnlp.errors import UserError
-from jaxnlp.figures.attention import draw
+from jaxnlp.figures.attention import draw_attention
 from jaxnlp.figures.fonts import legible
-from jaxnlp.inference.attention_maps import Map, collect, habits, select
+from jaxnlp.inference.attention_maps import AttentionMap, collect, habits, select
 
 
 def causal(layers=3, heads=2, length=6, seed=0):
@@ -14,7 +14,7 @@ def causal(layers=3, heads=2, length=6, seed=0):
     weights = np.tril(np.exp(scores))
     weights = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
     tokens = ["<|endoftext|>", "a", "b", "␣c", "a", "b"][:length]
-    return Map("attention", tuple(range(layers)), tuple(range(heads)), weights, tokens, tokens)
+    return AttentionMap("attention", tuple(range(layers)), tuple(range(heads)), weights, tokens, tokens)
 
 
 def panels(figure):
@@ -23,7 +23,7 @@ def panels(figure):
 
 def test_one_panel_a_head_holds_its_weights():
     found = causal()
-    axes = panels(draw([found], "a run"))
+    axes = panels(draw_attention([found], "a run"))
     assert set(axes) == {f"attention, layer {i}, head {j}" for i in range(3) for j in range(2)}
     for i in range(3):
         for j in range(2):
@@ -34,7 +34,7 @@ def test_one_panel_a_head_holds_its_weights():
 
 def test_labels_are_the_tokens_and_share_one_scale():
     found = causal()
-    figure = draw([found], "a run")
+    figure = draw_attention([found], "a run")
     axes = panels(figure)
     text = lambda labels: [label.get_text() for label in labels]
     assert text(axes["attention, layer 0, head 0"].get_yticklabels()) == list(found.queries)
@@ -46,8 +46,8 @@ def test_labels_are_the_tokens_and_share_one_scale():
 
 def test_parts_of_an_encoder_decoder_do_not_overlap():
     weights = np.full((1, 2, 3, 5), 0.2, np.float32)
-    cross = Map("decoder/cross_attention", (0,), (0, 1), weights, ["x", "y", "z"], list("abcde"))
-    figure = draw([causal(), cross], "a run")
+    cross = AttentionMap("decoder/cross_attention", (0,), (0, 1), weights, ["x", "y", "z"], list("abcde"))
+    figure = draw_attention([causal(), cross], "a run")
     boxes = [axis.get_position() for axis in panels(figure).values()]
     assert len(boxes) == 8
     for i, a in enumerate(boxes):
@@ -76,7 +76,10 @@ def test_some_layers_and_heads():
     found = select(causal(), layers=[2, 0], heads=[1])
     assert (found.layers, found.heads) == ((2, 0), (1,))
     np.testing.assert_array_equal(found.weights_LHTS, causal().weights_LHTS[[2, 0]][:, [1]])
-    assert list(panels(draw([found], "a run"))) == ["attention, layer 2, head 1", "attention, layer 0, head 1"]
+    assert list(panels(draw_attention([found], "a run"))) == [
+        "attention, layer 2, head 1",
+        "attention, layer 0, head 1",
+    ]
     with pytest.raises(UserError, match="--heads=2: the model has 0 to 1"):
         select(causal(), heads=[2])
 
@@ -84,7 +87,7 @@ def test_some_layers_and_heads():
 def test_a_picture_too_large_to_open_is_refused_with_the_way_out():
     with pytest.raises(UserError, match=r"--text: the figure would have .*attention: 40 layers, 2 heads, 40 x 40"):
         wide = np.full((40, 2, 40, 40), 1 / 40, np.float32)
-        draw([Map("attention", tuple(range(40)), (0, 1), wide, ["t"] * 40, ["t"] * 40)], "a run")
+        draw_attention([AttentionMap("attention", tuple(range(40)), (0, 1), wide, ["t"] * 40, ["t"] * 40)], "a run")
 
 
 def test_habits_name_the_head_that_has_them():
@@ -96,13 +99,13 @@ def test_habits_name_the_head_that_has_them():
         weights[1, 0, t, 0] = 1
         weights[1, 1, t, t - 2 if t > 3 else 0] = 1  # after the earlier a, b and c
     weights += np.tril(np.full((7, 7), 1e-9, np.float32))  # what is not masked is never exactly 0
-    found = {place: rest for place, *rest in habits(Map("attention", (0, 1), (0, 1), weights, tokens, tokens))}
+    found = {place: rest for place, *rest in habits(AttentionMap("attention", (0, 1), (0, 1), weights, tokens, tokens))}
     assert found["its own token"] == [0, 0, pytest.approx(1.0)]
     assert found["the token before"] == [0, 1, pytest.approx(1.0)]
     assert found["the first token"] == [1, 0, pytest.approx(1.0)]
     assert found["what came after the same token before"] == [1, 1, pytest.approx(1.0)]
     assert "the token after" not in found  # nothing looks ahead
-    few = Map("attention", (0, 1), (0, 1), weights[..., :6, :6], tokens[:6], tokens[:6])
+    few = AttentionMap("attention", (0, 1), (0, 1), weights[..., :6, :6], tokens[:6], tokens[:6])
     assert "what came after the same token before" not in [place for place, *_ in habits(few)]  # two are no habit
 
 
