@@ -30,12 +30,12 @@ from experiments.bench.shapes import PREDICTED, SHAPES, masked_lm_flops, train_f
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
-SUITES = flags.DEFINE_list("suites", None, "Which suites; all of them by default.")
-ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds, each timing every contender once.")
-SECONDS = flags.DEFINE_float("seconds", 1.0, "Seconds of one contender's turn, or one step if that is longer.")
+SUITES = flags.DEFINE_list("suites", None, "Suites to run. Default: all.")
+ROUNDS = flags.DEFINE_integer("rounds", 9, "Number of rounds; each times every contender once.")
+SECONDS = flags.DEFINE_float("seconds", 1.0, "Seconds per turn of a contender; at least one step.")
 SAVE = flags.DEFINE_bool("save", True, "Write performance.json and performance_tables.md in docs/measurements.")
 
-TUNABLES = "glibc.malloc.hugetlb=1"  # as the Makefile sets it
+TUNABLES = "glibc.malloc.hugetlb=1"  # as in the Makefile
 SYSTEM = {"JAXNLP_ALLOCATOR": "system", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "true", "GLIBC_TUNABLES": ""}
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -46,7 +46,7 @@ def main() -> None:
     names = SUITES.value or list(ALL)
     for name in names:
         if name not in ALL:
-            raise UserError(f"--suites={name}: no such suite; expected some of {', '.join(ALL)}")
+            raise UserError(f"--suites={name}: no such suite; expected one or more of {', '.join(ALL)}")
     if ROUNDS.value < 1 or SECONDS.value <= 0:
         raise UserError(f"--rounds={ROUNDS.value} --seconds={SECONDS.value}: expected positive numbers")
     results = {}
@@ -88,8 +88,8 @@ def gemm_limit(dtype: str = "float32") -> float:
         "from jaxnlp.hardware import measure_matmul_flops\n"
         f"print(max(measure_matmul_flops({dtype!r}, size) for size in (1024, 2048)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return float(result.stdout)
 
 
 def machine() -> str:
@@ -192,30 +192,30 @@ def bf16(shape: str) -> dict[str, Any]:
     return run(f"Training step, bfloat16, {shape}", "tokens/s", contenders, bases, gemm_limit("bfloat16"), note)
 
 
-def bert(what: str, bf16: bool) -> dict[str, Any]:
+def bert(task: str, bf16: bool) -> dict[str, Any]:
     """BERT-base: the forward pass, or a training step of masked-language modelling, against transformers.
 
     All contenders have the same tokens, token types and full attention mask, and no dropout. transformers applies the
     output layer to every position; the row "all positions" does the same work here.
     """
-    s, forward = SHAPES["bert"], what == "forward"
+    s, forward = SHAPES["bert"], task == "forward"
     flops = trunk_flops(s) if forward else masked_lm_flops(s, s["length"])
     size: dict[str, Any] = {"units": s["batch"] * s["length"], "flops": flops}
-    args = [what, "--shape=bert", *(["--bf16"] if bf16 else [])]
+    args = [task, "--shape=bert", *(["--bf16"] if bf16 else [])]
     kind = " bf16 autocast" if bf16 else ""
     hf = f"HF {'BertModel' if forward else 'BertForMaskedLM'}{kind}"
     contenders = [
-        torch_peer(f"{hf}, {attention}{words}", *args, "--impl=bert", f"--attention={attention}", *keep, **size)
+        torch_peer(f"{hf}, {attention}{suffix}", *args, "--impl=bert", f"--attention={attention}", *allocator, **size)
         for attention in ("eager", "sdpa")
-        for words, keep in (("", []), (", our allocator settings", ["--keep"]))
+        for suffix, allocator in (("", []), (", our allocator settings", ["--keep"]))
     ]
-    mine = "jaxnlp, bf16 products" if bf16 else "jaxnlp"
+    our_name = "jaxnlp, bf16 products" if bf16 else "jaxnlp"
     if forward:
-        contenders.append(ours(mine, *args, **size))
+        contenders.append(ours(our_name, *args, **size))
     else:
-        few = {**size, "flops": masked_lm_flops(s, PREDICTED)}
-        contenders.append(ours(f"{mine}, the {PREDICTED} masked positions", *args, **few))
-        contenders.append(ours(f"{mine}, all positions", *args, f"--predict={s['length']}", **size))
+        predicted_size = {**size, "flops": masked_lm_flops(s, PREDICTED)}
+        contenders.append(ours(f"{our_name}, the {PREDICTED} masked positions", *args, **predicted_size))
+        contenders.append(ours(f"{our_name}, all positions", *args, f"--predict={s['length']}", **size))
     if not bf16 and forward:
         contenders.append(ours("jaxnlp, system allocator", *args, env=SYSTEM, **size))
     bases = {
@@ -239,13 +239,13 @@ def decode(shape: str, cases: list[tuple[int, int, int]], beams: int = 1) -> dic
         args = ["decode", f"--shape={shape}", f"--batch={batch}", f"--prompt={prompt}", f"--new={new}"]
         args.append(f"--beams={beams}")
         name = f"batch {batch}, {prompt}+{new}"
-        hf, mine = f"HF generate, {name}", f"jaxnlp, {name}"
-        kept = f"HF generate, our allocator settings, {name}"
-        contenders = [torch_peer(hf, *args, units=batch * new), ours(mine, *args, units=batch * new)]
+        hf, our_name = f"HF generate, {name}", f"jaxnlp, {name}"
+        hf_same_allocator = f"HF generate, our allocator settings, {name}"
+        contenders = [torch_peer(hf, *args, units=batch * new), ours(our_name, *args, units=batch * new)]
         bases = {"HF": hf}
         if beams > 1:
-            contenders.insert(1, torch_peer(kept, *args, "--keep", units=batch * new))
-            bases["HF, same allocator"] = kept
+            contenders.insert(1, torch_peer(hf_same_allocator, *args, "--keep", units=batch * new))
+            bases["HF, same allocator"] = hf_same_allocator
         section = run("", "", contenders, bases, None, "")
         rows += section["rows"]
         note = section["note"]
@@ -282,14 +282,14 @@ def start() -> dict[str, Any]:
             f"--workdir={workdir}",
             "--config.log_every=1",
         ]
-        begun = time.monotonic()
+        start_time = time.monotonic()
         env = {**os.environ, "JAXNLP_CACHE": cache}
         process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("step "):
                 break
-        times.append(time.monotonic() - begun)
+        times.append(time.monotonic() - start_time)
         process.kill()
         process.wait()
         shutil.rmtree(workdir)

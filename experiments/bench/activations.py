@@ -22,11 +22,11 @@ from absl import flags
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
-JSON = flags.DEFINE_string("json", "docs/measurements/activations.json", "JSON to write.")
-OUT = flags.DEFINE_string("out", "docs/images/activations.png", "PNG to write.")
+JSON = flags.DEFINE_string("json", "docs/measurements/activations.json", "JSON file to write.")
+OUT = flags.DEFINE_string("out", "docs/images/activations.png", "PNG file to write.")
 
 TOPOLOGY, LENGTH, BATCH = "v5p:1x1x1", 1024, 32
-SIZES = (2, 4)  # batches that are compiled where the full one does not fit
+SIZES = (2, 4)  # batch sizes to compile if the full one does not fit
 POLICIES = ("none", "dots", "names", "offload", "full")
 
 
@@ -78,17 +78,21 @@ def measured(policy: str) -> dict[str, Any]:
     Raises:
         UserError: the smaller batches do not fit either.
     """
-    tries: tuple[tuple[int, ...], ...] = ((BATCH,), SIZES)
-    for sizes in tries:
+    batch_sets: tuple[tuple[int, ...], ...] = ((BATCH,), SIZES)
+    for sizes in batch_sets:
         results = [compiled(policy, batch) for batch in sizes]  # None: out of memory
         if None not in results:
             break
     else:
-        raise UserError(f"batch {SIZES[-1]} does not fit {TOPOLOGY} under remat={policy!r} either")
+        raise UserError(f"remat={policy!r}: batch sizes {BATCH} and {SIZES[-1]} do not fit in the memory of {TOPOLOGY}")
     row = {"policy": policy, "batches": list(sizes)}
     for name, part in (("activations", "temporaries"), ("host", "host")):
-        at: list[int] = [one[part] for one in results if one is not None]
-        row[name] = at[0] if len(at) == 1 else (at[1] - at[0]) / (SIZES[1] - SIZES[0]) * BATCH
+        sizes_by_batch: list[int] = [result[part] for result in results if result is not None]
+        row[name] = (
+            sizes_by_batch[0]
+            if len(sizes_by_batch) == 1
+            else (sizes_by_batch[1] - sizes_by_batch[0]) / (SIZES[1] - SIZES[0]) * BATCH
+        )
     return row
 
 
@@ -142,9 +146,9 @@ def picture(results: dict[str, Any]) -> Any:
     axis = figure.subplots()
     names = [row["policy"] for row in results["rows"]]
     for part, colour, label in (("activations", "#7ea6d9", "device"), ("host", "#f0a35e", "host")):
-        left = [0.0 if part == "activations" else row["activations"] / 1e9 for row in results["rows"]]
+        offsets = [0.0 if part == "activations" else row["activations"] / 1e9 for row in results["rows"]]
         axis.barh(
-            names, [row[part] / 1e9 for row in results["rows"]], left=left, color=colour, height=0.62, label=label
+            names, [row[part] / 1e9 for row in results["rows"]], left=offsets, color=colour, height=0.62, label=label
         )
     for y, row in enumerate(results["rows"]):
         text = f"{row['activations'] / 1e9:.3g}" + (f" + {row['host'] / 1e9:.3g}" if row["host"] else "")

@@ -105,7 +105,7 @@ class Contender:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.name} died while it was timed")
+            raise RuntimeError(f"{self.name} ended while it was timed")
         self.process.send_signal(signal.SIGSTOP)
         return json.loads(line)
 
@@ -117,7 +117,7 @@ class Contender:
 
 
 def measure(
-    contenders: list[Contender], rounds: int, seconds: float, logs: pathlib.Path, say: Callable[[str], Any]
+    contenders: list[Contender], rounds: int, seconds: float, logs: pathlib.Path, log: Callable[[str], Any]
 ) -> None:
     """Appends one value per round to `walls` and `cpus` (seconds per step) of each contender.
 
@@ -126,17 +126,20 @@ def measure(
     """
     try:
         for c in contenders:
-            say(f"starting {c.name}")
+            log(f"starting {c.name}")
             c.start(logs)
             if c.error:
-                say(f"  {c.error}")
+                log(f"  {c.error}")
         live = [c for c in contenders if not c.error]
         for c in live:
-            once = c.ask(1)["wall"]
-            once = min(once, c.ask(max(1, min(20, int(0.3 / once))))["wall"] / max(1, min(20, int(0.3 / once))))
-            c.count = max(1, round(seconds / once))
+            step_seconds = c.ask(1)["wall"]
+            step_seconds = min(
+                step_seconds,
+                c.ask(max(1, min(20, int(0.3 / step_seconds))))["wall"] / max(1, min(20, int(0.3 / step_seconds))),
+            )
+            c.count = max(1, round(seconds / step_seconds))
         for i in range(rounds):
-            say(f"round {i + 1} of {rounds}")
+            log(f"round {i + 1} of {rounds}")
             for c in live if i % 2 == 0 else live[::-1]:
                 answer = c.ask(c.count)
                 c.walls.append(answer["wall"] / c.count)

@@ -27,10 +27,10 @@ from experiments.bench.lora_figures import compiled_table, weight_gradients
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
-JSON = flags.DEFINE_string("json", "docs/measurements/lora_compiled.json", "JSON to write.")
-TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "The chip, as of jaxnlp.planning.topology.")
-BATCH = flags.DEFINE_integer("batch_size", 2, "Rows of 1,024 tokens.")
-VARIANT = flags.DEFINE_string("variant", "xl-tpu", "Of configs/gpt/gpt2.py.")
+JSON = flags.DEFINE_string("json", "docs/measurements/lora_compiled.json", "JSON file to write.")
+TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "Chip, in the format of jaxnlp.planning.topology.")
+BATCH = flags.DEFINE_integer("batch_size", 2, "Batch size, in rows of 1,024 tokens.")
+VARIANT = flags.DEFINE_string("variant", "xl-tpu", "Variant of configs/gpt/gpt2.py.")
 
 LAYERS = (1, 3)
 
@@ -47,14 +47,14 @@ def main() -> None:
             results[part] = measure()
             store(results)
     for name in ("LoRA", "full"):
-        results[f"{name}, flops"] = taken_on(results[f"{name}, {LAYERS[0]}"], results[f"{name}, {LAYERS[1]}"])
+        results[f"{name}, flops"] = extrapolated(results[f"{name}, {LAYERS[0]}"], results[f"{name}, {LAYERS[1]}"])
     results["memory ratio"] = (results["LoRA"]["temporaries"] - results["LoRA"]["trained"]) / results["activations"]
     results["flops ratio"] = results["LoRA, flops"] / results["full, flops"]
     store(results)
     print(compiled_table(results))
-    print(f"kept by the forward pass: {results['activations'] / 1e9:.2f} GB")
-    print(f"temporaries, less what is trained, over what the forward pass keeps: {results['memory ratio']:.2f}x")
-    print(f"operations over full fine-tuning's: {results['flops ratio']:.2f}x")
+    print(f"residuals of the forward pass: {results['activations'] / 1e9:.2f} GB")
+    print(f"temporaries without trained parameters, over those residuals: {results['memory ratio']:.2f}x")
+    print(f"operations, over those of full fine-tuning: {results['flops ratio']:.2f}x")
     print(f"written: {JSON.value}")
 
 
@@ -98,44 +98,46 @@ def program(tuned: bool, num_layers: int | None = None) -> Any:
     )
 
 
-def compiled(of: Any, label: str) -> Any:
+def compiled(program: Any, label: str) -> Any:
     from jaxnlp.planning.planner import step_batch
 
     print(f"compiling {label}", file=sys.stderr, flush=True)
-    return of.step.lower(of.abstract, step_batch(of)).compile()
+    return program.step.lower(program.abstract, step_batch(program)).compile()
 
 
-def forward(of: Any) -> int:
+def forward(program: Any) -> int:
     """Bytes of the residuals that the compiled forward pass returns, without parameters."""
     import jax
 
     from jaxnlp.planning.planner import step_batch
 
     print("compiling the forward pass", file=sys.stderr, flush=True)
-    objective = of.experiment.objective
-    own = {(x.shape, x.dtype) for x in jax.tree.leaves(of.abstract.all_params)}
+    objective = program.experiment.objective
+    param_types = {(x.shape, x.dtype) for x in jax.tree.leaves(program.abstract.all_params)}
 
-    def kept(state, batch):
+    def residuals(state, batch):
         whole = lambda params: dataclasses.replace(state, params=params).all_params
-        loss = lambda p: objective.loss(of.apply, whole(p), objective.prepare(batch), jax.random.key(0))[0]
-        return [x for x in jax.tree.leaves(jax.vjp(loss, state.params)[1]) if (x.shape, x.dtype) not in own]
+        loss = lambda p: objective.loss(program.apply, whole(p), objective.prepare(batch), jax.random.key(0))[0]
+        return [x for x in jax.tree.leaves(jax.vjp(loss, state.params)[1]) if (x.shape, x.dtype) not in param_types]
 
-    with of.context():
-        done: Any = jax.jit(kept).lower(of.abstract, step_batch(of)).compile()
-    return done.memory_analysis().output_size_in_bytes
+    with program.context():
+        executable: Any = jax.jit(residuals).lower(program.abstract, step_batch(program)).compile()
+    return executable.memory_analysis().output_size_in_bytes
 
 
-def step(of: Any, name: str) -> dict[str, int]:
+def step(program: Any, name: str) -> dict[str, int]:
     """The compiler's memory analysis of a step, bytes of trained parameters, and number of weight gradients."""
     import jax
 
     from jaxnlp.planning.planner import compiled_memory
 
-    done = compiled(of, f"the step of {name}")
-    stacks = {x.shape for x in jax.tree.leaves(of.abstract.all_params) if x.ndim > 2 and math.prod(x.shape[1:]) > 1e6}
-    trained = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(of.abstract.params))
-    result = {"trained": trained, "weight gradients": weight_gradients(done.as_text(), stacks)}
-    return compiled_memory(done.memory_analysis()) | result
+    executable = compiled(program, f"the step of {name}")
+    stacks = {
+        x.shape for x in jax.tree.leaves(program.abstract.all_params) if x.ndim > 2 and math.prod(x.shape[1:]) > 1e6
+    }
+    trained = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.abstract.params))
+    result = {"trained": trained, "weight gradients": weight_gradients(executable.as_text(), stacks)}
+    return compiled_memory(executable.memory_analysis()) | result
 
 
 def operations(tuned: bool, name: str, layers: int) -> float:
@@ -143,10 +145,10 @@ def operations(tuned: bool, name: str, layers: int) -> float:
     return compiled(program(tuned, layers), f"{layers} layers of {name}, for operations").cost_analysis()["flops"]
 
 
-def taken_on(fewer: float, more: float) -> float:
+def extrapolated(flops_1: float, flops_3: float) -> float:
     """Extrapolates linearly from the counts at `LAYERS` to the model's number of layers."""
     depth = cli.load(f"configs/gpt/gpt2.py:{VARIANT.value}").model.num_layers
-    return fewer + (depth - LAYERS[0]) * (more - fewer) / (LAYERS[1] - LAYERS[0])
+    return flops_1 + (depth - LAYERS[0]) * (flops_3 - flops_1) / (LAYERS[1] - LAYERS[0])
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ def compiled_table(results: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     lines = ["| step | temporaries | peak | results as large as a stack of kernels | operations |", f"|{'---|' * 5}"]
     for name in ("LoRA", "full"):
-        one = results[name]
-        sizes = f"{one['temporaries'] / 1e9:.2f} GB | {one['peak'] / 1e9:.2f} GB"
-        lines.append(f"| {name} | {sizes} | {one['weight gradients']} | {results[f'{name}, flops'] / 1e12:.1f}e12 |")
+        result = results[name]
+        sizes = f"{result['temporaries'] / 1e9:.2f} GB | {result['peak'] / 1e9:.2f} GB"
+        lines.append(f"| {name} | {sizes} | {result['weight gradients']} | {results[f'{name}, flops'] / 1e12:.1f}e12 |")
     return "\n".join(lines)
 
 
 def weight_gradients(text: str, shapes: Iterable[tuple[int, ...]]) -> int:
     """Number of arithmetic results in the HLO text of a compiled program that have one of these shapes."""
-    wanted = {",".join(map(str, shape)) for shape in shapes}
-    made = collections.Counter(shape for shape, kind in RESULT.findall(text) if kind in MADE)
-    return sum(count for shape, count in made.items() if shape in wanted)
+    dimensions = {",".join(map(str, shape)) for shape in shapes}
+    results = collections.Counter(shape for shape, kind in RESULT.findall(text) if kind in MADE)
+    return sum(count for shape, count in results.items() if shape in dimensions)

@@ -56,13 +56,13 @@ def main() -> None:
         return (optax.apply_updates(params, updates), opt_state), value
 
     jitted = jax.jit(train_step, donate_argnums=0)
-    held = {"state": (params, optimizer.init(params)), "loss": None, "i": 0}
+    current = {"state": (params, optimizer.init(params)), "loss": None, "i": 0}
 
     def step():
-        held["state"], held["loss"] = jitted(held["state"], data[held["i"] % 16])
-        held["i"] += 1
+        current["state"], current["loss"] = jitted(current["state"], data[current["i"] % 16])
+        current["i"] += 1
 
-    harness.serve(out, step, lambda: float(held["loss"]), info={"jax": jax.__version__})
+    harness.serve(out, step, lambda: float(current["loss"]), info={"jax": jax.__version__})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("what", choices=["train", "forward", "decode", "loop", "loop-step", "input"])
 parser.add_argument("--shape", default="baby")
 parser.add_argument("--bf16", action="store_true")
-parser.add_argument("--predict", type=int, default=PREDICTED, help="words of each sequence that BERT predicts")
+parser.add_argument("--predict", type=int, default=PREDICTED, help="masked positions per sequence of BERT")
 parser.add_argument("--batch", type=int, default=1)
 parser.add_argument("--prompt", type=int, default=32)
 parser.add_argument("--new", type=int, default=128)
@@ -90,17 +90,17 @@ def train(out, a) -> None:
     from jaxnlp.training.step.program import build
 
     e = bert_experiment(a) if a.shape == "bert" else experiment(a)
-    if a.what == "loop-step":  # the loop's own model: it reads bytes
+    if a.what == "loop-step":  # the vocabulary of the loop's model, which reads bytes
         e.model = dataclasses.replace(e.model, vocab_size=257)
     program = build(e, jax.devices()[:1])
     batches = jax.device_put(examples(e, a.predict), program.batch_sharding)
-    held = {"state": program.init(), "metrics": None, "i": 0}
+    current = {"state": program.init(), "metrics": None, "i": 0}
 
     def step():
-        held["state"], held["metrics"] = program.step(held["state"], batches[held["i"] % 16])
-        held["i"] += 1
+        current["state"], current["metrics"] = program.step(current["state"], batches[current["i"] % 16])
+        current["i"] += 1
 
-    harness.serve(out, step, lambda: float(held["metrics"]["loss"]), info={"jax": jax.__version__})
+    harness.serve(out, step, lambda: float(current["metrics"]["loss"]), info={"jax": jax.__version__})
 
 
 def examples(e, predict: int) -> list[dict[str, Any]]:
@@ -113,10 +113,10 @@ def examples(e, predict: int) -> list[dict[str, Any]]:
         weights = np.ones((B, T), np.float32)
         return [{"tokens": t[:, :-1], "targets": t[:, 1:], "weights": weights} for t in tokens]
     places = np.sort(random.permuted(np.broadcast_to(np.arange(T, dtype=np.int32), (16, B, T)), axis=-1)[..., :predict])
-    same = {"token_type_ids": np.zeros((B, T), np.int32), "segment_ids": np.ones((B, T), np.int32)}
-    same |= {"weights": np.ones((B, predict), np.float32)}
+    fixed = {"token_type_ids": np.zeros((B, T), np.int32), "segment_ids": np.ones((B, T), np.int32)}
+    fixed |= {"weights": np.ones((B, predict), np.float32)}
     pairs = zip(tokens[..., :-1], places, strict=True)
-    return [{"tokens": t, "masked_positions": p, "targets": np.take_along_axis(t, p, -1), **same} for t, p in pairs]
+    return [{"tokens": t, "masked_positions": p, "targets": np.take_along_axis(t, p, -1), **fixed} for t, p in pairs]
 
 
 def forward(out, a) -> None:
@@ -128,19 +128,19 @@ def forward(out, a) -> None:
     program = build(bert_experiment(a), jax.devices()[:1])
     params = program.init().params
     batches = jax.device_put(examples(program.experiment, a.predict), program.batch_sharding)
-    run = jax.jit(
+    jitted = jax.jit(
         lambda params, b: program.apply(
             params, b["tokens"], token_type_ids=b["token_type_ids"], segment_ids=b["segment_ids"]
         )
     )
-    held: dict[str, Any] = {"i": 0}
+    current: dict[str, Any] = {"i": 0}
 
     def step():
-        held["out"] = run(params, batches[held["i"] % 16])
-        held["i"] += 1
+        current["out"] = jitted(params, batches[current["i"] % 16])
+        current["i"] += 1
 
     with program.context():
-        harness.serve(out, step, lambda: float(held["out"]["pooled"][0, 0]), info={"jax": jax.__version__})
+        harness.serve(out, step, lambda: float(current["out"]["pooled"][0, 0]), info={"jax": jax.__version__})
 
 
 def loop(out, a) -> None:
@@ -152,11 +152,11 @@ def loop(out, a) -> None:
 
     e = experiment(a)
     e.model = dataclasses.replace(e.model, vocab_size=257)
-    with RunFolder(pathlib.Path(tempfile.mkdtemp())) as run:
-        setup = set_up(e, run)
+    with RunFolder(pathlib.Path(tempfile.mkdtemp())) as run_folder:
+        setup = set_up(e, run_folder)
         feed = BatchFeed(setup.program, setup.stores["train"], setup.tokenizer)
-        loop = SupervisedLoop(setup, run, feed, default_hooks(e))
-        steps = run.steps(loop.stride)
+        loop = SupervisedLoop(setup, run_folder, feed, default_hooks(e))
+        steps = run_folder.steps(loop.stride)
 
         def step():
             next(steps)

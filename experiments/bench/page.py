@@ -12,13 +12,13 @@ BEGIN, END = "<!-- tables: written by `make bench` from performance.json -->", "
 
 def save(results: dict[str, Any]) -> None:
     """Merges suites into the JSON file and rewrites the tables of the page."""
-    stored = json.loads(JSON.read_text()) if JSON.exists() else {}
-    stored.update(results)
-    JSON.write_text(json.dumps(stored, indent=1) + "\n")
+    suites = json.loads(JSON.read_text()) if JSON.exists() else {}
+    suites.update(results)
+    JSON.write_text(json.dumps(suites, indent=1) + "\n")
     text = PAGE.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    tables = "\n\n".join(markdown(suite) for suite in stored.values())
+    before, tail = text.split(BEGIN)
+    after = tail.split(END)[1]
+    tables = "\n\n".join(markdown(suite) for suite in suites.values())
     PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
 
 

@@ -10,7 +10,7 @@ from jaxnlp.errors import UserError
 FOLDER = pathlib.Path(".bench")
 TORCH = ["torch==2.13.0", "transformers==5.23.0", "numpy"]
 NANODO = ["jax==0.10.2", "flax==0.12.8", "optax==0.2.8", "numpy"]
-SOURCES = {  # what is measured, by commit
+SOURCES = {  # the measured commits
     "nanogpt": ("https://github.com/karpathy/nanoGPT", "3adf61e"),
     "nanodo": ("https://github.com/google-deepmind/nanodo", "10aefde"),
 }
@@ -20,12 +20,12 @@ def environment(name: str, packages: list[str]) -> str:
     """The Python executable of a virtual environment with these packages, which is created if missing."""
     folder = FOLDER / name
     python = (folder / "bin" / "python").absolute()
-    done = folder / "installed"
-    if not done.exists() or done.read_text() != " ".join(packages):
+    marker = folder / "installed"
+    if not marker.exists() or marker.read_text() != " ".join(packages):
         print(f"installing {', '.join(packages)} in {folder} ...", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
-        done.write_text(" ".join(packages))
+        marker.write_text(" ".join(packages))
     return str(python)
 
 
@@ -47,5 +47,5 @@ def checkout(name: str) -> str:
             subprocess.run(["git", "clone", "--quiet", url, str(folder)], check=True)
             subprocess.run(["git", "-C", str(folder), "checkout", "--quiet", commit], check=True)
         except (subprocess.CalledProcessError, OSError) as e:
-            raise UserError(f"{url}: cannot be cloned ({e}); give a checkout with {name.upper()}=FOLDER") from None
+            raise UserError(f"{url}: cannot be cloned ({e}); set {name.upper()}=FOLDER to a checkout") from None
     return str(folder.absolute())

@@ -26,14 +26,14 @@ from experiments.bench.shapes import SHAPES
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
-JSON = flags.DEFINE_string("json", "docs/measurements/peft_latency.json", "JSON to write.")
-PAGE = flags.DEFINE_string("page", "docs/measurements/peft.md", "Page to write the tables into; none if empty.")
+JSON = flags.DEFINE_string("json", "docs/measurements/peft_latency.json", "JSON file to write.")
+PAGE = flags.DEFINE_string("page", "docs/measurements/peft.md", "Page to write the tables into; empty: none.")
 WHICH = flags.DEFINE_list("shapes", ["gpt2", "baby"], f"Shapes to measure, of {', '.join(SHAPES)}.")
-ONLY = flags.DEFINE_list("methods", None, "Which methods, by their names in the table; all of them by default.")
-ROUNDS = flags.DEFINE_integer("rounds", 11, "Rounds, each with a turn of every contender.", lower_bound=1)
-PROMPT = flags.DEFINE_integer("prompt", 16, "Tokens of the prompt.", lower_bound=1)
-NEW = flags.DEFINE_integer("new", 32, "Tokens that are written.", lower_bound=1)
-SECONDS = flags.DEFINE_float("seconds", 0.5, "Least seconds of a turn.", lower_bound=0.0)
+ONLY = flags.DEFINE_list("methods", None, "Methods to measure, by their names in the table. Default: all.")
+ROUNDS = flags.DEFINE_integer("rounds", 11, "Number of rounds; each times every contender once.", lower_bound=1)
+PROMPT = flags.DEFINE_integer("prompt", 16, "Number of prompt tokens.", lower_bound=1)
+NEW = flags.DEFINE_integer("new", 32, "Number of new tokens.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 0.5, "Minimum seconds per turn.", lower_bound=0.0)
 
 AGAIN = "base, again"
 
@@ -42,7 +42,9 @@ def main() -> None:
     results = {}
     for name in WHICH.value:
         if name not in SHAPES or name == "bert":
-            raise UserError(f"--shapes={name}: no such decoder; expected some of {', '.join(set(SHAPES) - {'bert'})}")
+            raise UserError(
+                f"--shapes={name}: no such decoder; expected one or more of {', '.join(set(SHAPES) - {'bert'})}"
+            )
         results[name] = measured(contenders(SHAPES[name]), ROUNDS.value, SECONDS.value, say)
         print(f"\n{name}\n{latency_table(results[name])}", flush=True)
     try:
@@ -50,7 +52,7 @@ def main() -> None:
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
     if PAGE.value:
-        text = "\n\n".join(f"{name}:\n\n{latency_table(one)}" for name, one in results.items())
+        text = "\n\n".join(f"{name}:\n\n{latency_table(result)}" for name, result in results.items())
         into_page(PAGE.value, "peft_latency", text)
     print(f"\nwritten: {', '.join(filter(None, (JSON.value, PAGE.value)))}")
 
@@ -80,7 +82,7 @@ def contenders(shape: dict[str, int]) -> dict[str, Callable[[], Any]]:
     calls = {"base": writer(base, params), AGAIN: writer(base, params)}
     for name in ONLY.value or methods:
         if name not in methods:
-            raise UserError(f"--methods={name}: no such method; expected some of {', '.join(methods)}")
+            raise UserError(f"--methods={name}: no such method; expected one or more of {', '.join(methods)}")
         method = methods[name]
         program = build(experiment(shape, method), jax.devices()[:1])
         assert program.tuning is not None
@@ -137,19 +139,19 @@ def writer(program: Any, params: Any) -> Callable[[], list[int]]:
 
 
 def measured(
-    calls: dict[str, Callable[[], Any]], rounds: int, seconds: float, report: Callable[[str], Any]
+    calls: dict[str, Callable[[], Any]], rounds: int, seconds: float, log: Callable[[str], Any]
 ) -> dict[str, Any]:
     """Wall-clock and CPU seconds (over all cores) per call of each contender, one value per round."""
     counts: dict[str, int] = {}
     for name, call in calls.items():
-        report(f"compiling {name}")
+        log(f"compiling {name}")
         call()
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         call()
-        counts[name] = max(1, round(seconds / (time.perf_counter() - begun)))
+        counts[name] = max(1, round(seconds / (time.perf_counter() - start_time)))
     walls, cpus = ({name: [] for name in calls} for _ in range(2))
     for i in range(rounds):
-        report(f"round {i + 1} of {rounds}")
+        log(f"round {i + 1} of {rounds}")
         for name in list(calls) if i % 2 == 0 else list(calls)[::-1]:
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(counts[name]):

@@ -29,20 +29,20 @@ from experiments.bench.peft_tables import RATES, into_page, picture, quality_tab
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
-JSON = flags.DEFINE_string("json", "docs/measurements/peft_quality.json", "JSON to go on from and to write.")
-OUT = flags.DEFINE_string("out", "docs/images/peft_quality.png", "PNG to write.")
-PAGE = flags.DEFINE_string("page", "docs/measurements/peft.md", "Page to write the table into; none if empty.")
-METHODS = flags.DEFINE_list("methods", None, "Which methods of the config; all of them by default.")
-FOLDER = flags.DEFINE_string("folder", "", "Another encoder: a run's folder or one in Hugging Face's layout.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each method.", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", None, "Length of a run; the config's by default.", lower_bound=21)
-ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds of the timing.", lower_bound=1)
-TURN = flags.DEFINE_integer("turn", 4, "Steps of one turn of the timing.", lower_bound=1)
-SEARCH = flags.DEFINE_bool("search", False, "Search learning rates instead.")
-SEARCH_STEPS = flags.DEFINE_integer("search_steps", 50, "Steps of a run of the search.", lower_bound=1)
+JSON = flags.DEFINE_string("json", "docs/measurements/peft_quality.json", "JSON file to resume from and to write.")
+OUT = flags.DEFINE_string("out", "docs/images/peft_quality.png", "PNG file to write.")
+PAGE = flags.DEFINE_string("page", "docs/measurements/peft.md", "Page to write the tables into; empty: none.")
+METHODS = flags.DEFINE_list("methods", None, "Methods of the config to measure. Default: all.")
+FOLDER = flags.DEFINE_string("folder", "", "Folder of another encoder: a run, or Hugging Face's layout.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Number of runs per method.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", None, "Steps per run. Default: those of the config.", lower_bound=21)
+ROUNDS = flags.DEFINE_integer("rounds", 9, "Number of timing rounds.", lower_bound=1)
+TURN = flags.DEFINE_integer("turn", 4, "Steps per turn of the timing.", lower_bound=1)
+SEARCH = flags.DEFINE_bool("search", False, "Search learning rates instead of measuring.")
+SEARCH_STEPS = flags.DEFINE_integer("search_steps", 50, "Steps per run of the search.", lower_bound=1)
 
 CONFIG = "configs/bert/tune_docstrings.py"
-EVAL_ROWS = 32  # of an evaluation's batch
+EVAL_ROWS = 32  # evaluation batch size
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
 
     methods = METHODS.value or list(RATES)
     if unknown := [name for name in methods if name not in RATES]:
-        raise UserError(f"--methods={unknown[0]}: no such method; expected some of {', '.join(RATES)}")
+        raise UserError(f"--methods={unknown[0]}: no such method; expected one or more of {', '.join(RATES)}")
     bench = Bench(methods)
     results = bench.stored()
     if SEARCH.value:
@@ -134,10 +134,10 @@ class Bench:
         program = self.program(method, rate)
         e = program.experiment
         reader = e.data.task.open(self.stores[split], self.tokenizer, e.data)
-        chosen = range(0, len(reader), every)
-        rows = [[*chosen[i : i + EVAL_ROWS]] for i in range(0, len(chosen), EVAL_ROWS)]
-        full = [[*(reader[i] for i in some), *[None] * (EVAL_ROWS - len(some))] for some in rows]
-        batches = (reader.batch(some, ()) for some in full)
+        indices = range(0, len(reader), every)
+        rows = [[*indices[i : i + EVAL_ROWS]] for i in range(0, len(indices), EVAL_ROWS)]
+        full = [[*(reader[i] for i in row), *[None] * (EVAL_ROWS - len(row))] for row in rows]
+        batches = (reader.batch(row, ()) for row in full)
         return evaluate(program.eval_step, state.all_params, batches, e.objective)
 
     def search(self, results: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ class Bench:
         from jaxnlp.data.pipeline import TrainBatches
         from jaxnlp.planning.planner import compiled_memory, step_batch
 
-        methods = [m for m in RATES if m in results["runs"]]  # all anew: ratios are those of times of one round
+        methods = [m for m in RATES if m in results["runs"]]  # all again, as ratios compare times of the same round
         if all(len(results["costs"].get(m, {}).get("seconds", ())) >= ROUNDS.value for m in methods):
             return
         batches = TrainBatches(self.stores["train"], self.experiment(methods[0]).data, tokenizer=self.tokenizer)
@@ -198,8 +198,8 @@ class Bench:
             for i in range(ROUNDS.value):
                 for k, method in enumerate(methods if i % 2 == 0 else methods[::-1]):
                     wall, cpu = time.perf_counter(), time.process_time()
-                    for one in fixed:
-                        states[method], metrics = self.program(method).step(states[method], one)
+                    for batch in fixed:
+                        states[method], metrics = self.program(method).step(states[method], batch)
                         loss = float(metrics["loss"])
                     seconds[method].append((time.perf_counter() - wall) / TURN.value)
                     cpus[method].append((time.process_time() - cpu) / TURN.value)
@@ -215,14 +215,14 @@ class Bench:
             return {"settings": self.settings, "search": {}, "runs": {}, "costs": {}}
         try:
             results = json.loads(path.read_text())
-            was = results["settings"]
+            settings = results["settings"]
         except (OSError, ValueError, KeyError) as e:
-            raise UserError(f"--json={JSON.value}: cannot be read ({e}); remove it, or name another") from None
+            raise UserError(f"--json={JSON.value}: cannot be read ({e}); remove it, or choose another file") from None
         for name, value in self.settings.items():
-            if was.get(name) != value:
+            if settings.get(name) != value:
                 raise UserError(
-                    f"--json={JSON.value}: holds runs with {name} {was.get(name)!r}, and these have {value!r}; "
-                    "remove it, or name another"
+                    f"--json={JSON.value}: contains runs with {name}={settings.get(name)!r}; "
+                    f"the current runs have {value!r}; remove the file, or choose another"
                 )
         return results
 
@@ -245,10 +245,10 @@ def work(total: int) -> Iterator[Callable[[int, float, str], None]]:
     """A progress bar over `total` steps. Yields a function of (steps done, loss, current task)."""
     from jaxnlp.training.run_folder.progress import Progress
 
-    begun = time.monotonic()
+    start_time = time.monotonic()
     with Progress(total, 0) as bar:
-        left = lambda done: (time.monotonic() - begun) / done * (total - done)
-        yield lambda done, loss, what: bar.update(done, f"loss {loss:.4f}  {what}", left(done))
+        seconds_left = lambda step: (time.monotonic() - start_time) / step * (total - step)
+        yield lambda step, loss, task: bar.update(step, f"loss {loss:.4f}  {task}", seconds_left(step))
 
 
 def most_frequent(store: Any) -> float:

@@ -46,7 +46,7 @@ def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
 
     Rows also have the ratios of wall-clock and CPU time to full fine-tuning, or None if it was not measured.
     """
-    made = []
+    table_rows = []
     for method in (m for m in RATES if m in results["runs"] and m in results["costs"]):
         cost, full, runs = results["costs"][method], results["costs"].get("full"), results["runs"][method]
         accuracies = [run["accuracy"] for run in runs.values()]
@@ -55,8 +55,8 @@ def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
         row["seconds"] = statistics.median(cost["seconds"])
         for key in ("seconds", "cpu seconds"):
             row[f"{key} over full"] = full and median_ratio(cost[key], full[key])
-        made.append(row | {"rate": next(iter(runs.values()))["rate"]})
-    return made
+        table_rows.append(row | {"rate": next(iter(runs.values()))["rate"]})
+    return table_rows
 
 
 def median_ratio(seconds: list[float], base: list[float]) -> float:
@@ -112,9 +112,9 @@ def latency_table(results: dict[str, Any]) -> str:
     """Milliseconds per token, and ratios to the base by wall-clock and CPU time, as a Markdown table."""
     lines = ["| | ms a token | over the base | CPU time over the base |", "|---|---|---|---|"]
     for name, walls in results["seconds"].items():
-        each = 1e3 * statistics.median(walls) / results["new"]
+        milliseconds = 1e3 * statistics.median(walls) / results["new"]
         lines.append(
-            f"| {name} | {each:.2f} | {over(results['seconds'], name)} | {over(results['cpu seconds'], name)} |"
+            f"| {name} | {milliseconds:.2f} | {over(results['seconds'], name)} | {over(results['cpu seconds'], name)} |"
         )
     return "\n".join(lines)
 
@@ -130,8 +130,8 @@ def into_page(path: str, name: str, text: str) -> None:
     """Inserts text between the markers `name` of a page. Raises UserError if the page has no such markers."""
     page, begin, end = pathlib.Path(path), f"<!-- {name} -->", f"<!-- end of {name} -->"
     try:
-        before, rest = page.read_text().split(begin)
-        after = rest.split(end)[1]
+        before, tail = page.read_text().split(begin)
+        after = tail.split(end)[1]
         page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
     except (OSError, ValueError, IndexError) as e:
-        raise UserError(f"--page={path}: has no place for the table, from {begin} to {end} ({e})") from None
+        raise UserError(f"--page={path}: markers {begin} and {end} are missing ({e})") from None

@@ -13,14 +13,16 @@ from absl import flags
 
 from jaxnlp import cli, distributed, runtime
 
-TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "The chip, as of jaxnlp.planning.topology.")
-BATCH = flags.DEFINE_integer("batch_size", 8, "Rows of 1,024 tokens.")
-REMAT = flags.DEFINE_string("remat", "full", "Of the model.")
-DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16", "int8", "nf4"], "Of the base.")
+TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "Chip, in the format of jaxnlp.planning.topology.")
+BATCH = flags.DEFINE_integer("batch_size", 8, "Batch size, in rows of 1,024 tokens.")
+REMAT = flags.DEFINE_string("remat", "full", "Rematerialisation policy of the model.")
+DTYPES = flags.DEFINE_list(
+    "dtypes", ["float32", "bfloat16", "int8", "nf4"], "Dtypes of the base parameters to compare."
+)
 
 
 def main() -> None:
-    print("| base | base, told | arguments | temporaries | peak |\n|---|---|---|---|---|")
+    print("| base | base, estimated | arguments | temporaries | peak |\n|---|---|---|---|---|")
     for dtype in DTYPES.value:
         base_bytes, memory = measured(dtype)
         sizes = [base_bytes, *(memory[part] for part in ("arguments", "temporaries", "peak"))]

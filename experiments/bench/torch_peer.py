@@ -63,10 +63,12 @@ def build(a, torch, positions: int) -> Any:
     transformers: Any = importlib.import_module("transformers")
     if a.impl == "bert":
         model = transformers.BertForMaskedLM(bert_config(a, transformers, positions))
-        whole = torch.ones((s["batch"], positions), dtype=torch.long)
+        full_mask = torch.ones((s["batch"], positions), dtype=torch.long)
         return (
             model,
-            lambda model, x, y: model(input_ids=x, attention_mask=whole, token_type_ids=whole - 1, labels=y).loss,
+            lambda model, x, y: (
+                model(input_ids=x, attention_mask=full_mask, token_type_ids=full_mask - 1, labels=y).loss
+            ),
         )
     config = transformers.GPT2Config(
         vocab_size=s["vocab"],
@@ -107,8 +109,8 @@ def examples(a, torch) -> list[Any]:
     data = random.integers(0, s["vocab"], (16, s["batch"], s["length"] + 1))
     if a.impl != "bert":
         return [(torch.from_numpy(b[:, :-1].copy()), torch.from_numpy(b[:, 1:].copy())) for b in data]
-    chosen = random.permuted(np.broadcast_to(np.arange(s["length"]), data[..., 1:].shape), axis=-1) < PREDICTED
-    labels = np.where(chosen, data[..., 1:], -100)
+    is_predicted = random.permuted(np.broadcast_to(np.arange(s["length"]), data[..., 1:].shape), axis=-1) < PREDICTED
+    labels = np.where(is_predicted, data[..., 1:], -100)
     return [(torch.from_numpy(x.copy()), torch.from_numpy(y)) for x, y in zip(data[..., :-1], labels, strict=True)]
 
 
@@ -120,26 +122,26 @@ def train(out, a, torch) -> None:
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
     else:
         decay = [p for p in model.parameters() if p.dim() >= 2]
-        rest = [p for p in model.parameters() if p.dim() < 2]
-        groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+        no_decay = [p for p in model.parameters() if p.dim() < 2]
+        groups = [{"params": decay, "weight_decay": 0.1}, {"params": no_decay, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
-    run: Any = torch.compile(model) if a.compile else model
+    compiled: Any = torch.compile(model) if a.compile else model
     autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if a.bf16 else contextlib.nullcontext
     batches = examples(a, torch)
-    held = {"i": 0, "loss": None}
+    current = {"i": 0, "loss": None}
 
     def step():
-        x, y = batches[held["i"] % 16]
-        held["i"] += 1
+        x, y = batches[current["i"] % 16]
+        current["i"] += 1
         with autocast():
-            loss = loss_of(run, x, y)
+            loss = loss_of(compiled, x, y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        held["loss"] = loss
+        current["loss"] = loss
 
-    harness.serve(out, step, lambda: float(held["loss"].detach()), info={"torch": torch.__version__})
+    harness.serve(out, step, lambda: float(current["loss"].detach()), info={"torch": torch.__version__})
 
 
 def forward(out, a, torch) -> None:
@@ -147,17 +149,17 @@ def forward(out, a, torch) -> None:
     transformers: Any = importlib.import_module("transformers")
     model = transformers.BertModel(bert_config(a, transformers, SHAPES[a.shape]["length"])).eval()
     tokens = [x for x, _ in examples(a, torch)]
-    whole = torch.ones_like(tokens[0])
+    full_mask = torch.ones_like(tokens[0])
     autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if a.bf16 else contextlib.nullcontext
-    held: dict[str, Any] = {"i": 0}
+    current: dict[str, Any] = {"i": 0}
 
     def step():
         with torch.inference_mode(), autocast():
-            held["out"] = model(tokens[held["i"] % 16], attention_mask=whole, token_type_ids=whole - 1)
-        held["i"] += 1
+            current["out"] = model(tokens[current["i"] % 16], attention_mask=full_mask, token_type_ids=full_mask - 1)
+        current["i"] += 1
 
     info = {"torch": torch.__version__, "transformers": transformers.__version__}
-    harness.serve(out, step, lambda: float(held["out"].pooler_output[0, 0]), info=info)
+    harness.serve(out, step, lambda: float(current["out"].pooler_output[0, 0]), info=info)
 
 
 def decode(out, a, torch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 STAGES = ("DDP", "ZERO1", "ZERO2", "ZERO3")
 PARTS = ("parameters", "gradients", "optimizer state")
-FLOAT32, MIXED = (4, 4, 8), (2, 2, 12)  # bytes a parameter, by part
+FLOAT32, MIXED = (4, 4, 8), (2, 2, 12)  # bytes per parameter, by part
 MANY = 64
 
 
@@ -27,8 +27,11 @@ def large() -> Any:
 
 def formula(count: int, devices: int, bytes_: tuple[int, int, int]) -> dict[str, float]:
     """Stage -> bytes per device by ZeRO's formula. bytes_: per parameter, of each of `PARTS`."""
-    split = {"DDP": (1, 1, 1), "ZERO1": (1, 1, devices), "ZERO2": (1, devices, devices), "ZERO3": (devices,) * 3}
-    return {stage: count * sum(b / by for b, by in zip(bytes_, ways, strict=True)) for stage, ways in split.items()}
+    divisors = {"DDP": (1, 1, 1), "ZERO1": (1, 1, devices), "ZERO2": (1, devices, devices), "ZERO3": (devices,) * 3}
+    return {
+        stage: count * sum(b / ways for b, ways in zip(bytes_, divisor_row, strict=True))
+        for stage, divisor_row in divisors.items()
+    }
 
 
 def of_shardings(experiment: Any, devices: int) -> dict[str, Any]:

@@ -23,12 +23,12 @@ from experiments.bench.zero import MANY, MIXED, STAGES, formula, large, of_shard
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
-JSON = flags.DEFINE_string("json", "docs/measurements/zero_compiled.json", "JSON to write.")
-TABLE = flags.DEFINE_list("table", list(STAGES), f"Stages of the table to compile, of {', '.join(STAGES)}.")
+JSON = flags.DEFINE_string("json", "docs/measurements/zero_compiled.json", "JSON file to write.")
+TABLE = flags.DEFINE_list("table", list(STAGES), f"Stages to compile for the table, of {', '.join(STAGES)}.")
 
 TOPOLOGY = "v5p:4x4x4"
 LADDER = (f"DDP@{TOPOLOGY}", "ZERO1@v6e:8x8", "ZERO2@v5e:8x8", "ZERO3@v5e:8x8")
-RUNGS = flags.DEFINE_list("ladder", list(LADDER), "Which stage on which chips to compile.")
+RUNGS = flags.DEFINE_list("ladder", list(LADDER), "Pairs STAGE@TOPOLOGY to compile.")
 
 
 def main() -> None:
@@ -36,30 +36,30 @@ def main() -> None:
 
     for stage in TABLE.value:
         if stage not in STAGES:
-            raise UserError(f"--table={stage}: no such stage; expected some of {', '.join(STAGES)}")
+            raise UserError(f"--table={stage}: no such stage; expected one or more of {', '.join(STAGES)}")
     for rung in RUNGS.value:
         if rung.partition("@")[0] not in STAGES or "@" not in rung:
-            raise UserError(f"--ladder={rung}: expected STAGE@TOPOLOGY, as {LADDER[1]}")
+            raise UserError(f"--ladder={rung}: expected STAGE@TOPOLOGY, for example {LADDER[1]}")
     shares = of_shardings(large(), MANY)
     theory = formula(shares["parameters"], MANY, MIXED)
     results = stored(JSON.value) | {name: shares[name] for name in ("title", "parameters")}
     steps: dict[str, dict[str, Any]] = {}
     for stage in TABLE.value:
-        one = steps[f"{stage}@{TOPOLOGY}"] = step(stage, TOPOLOGY)
-        row = {"arguments": one["arguments"], "gradients": None, "peak": one["peak"], "formula": theory[stage]}
-        if one["fits"]:
+        result = steps[f"{stage}@{TOPOLOGY}"] = step(stage, TOPOLOGY)
+        row = {"arguments": result["arguments"], "gradients": None, "peak": result["peak"], "formula": theory[stage]}
+        if result["fits"]:
             row["gradients"] = gradients(stage, TOPOLOGY)
             row["states"] = row["arguments"] + row["gradients"]
         else:
             row["states"] = sum(max(part) for part in shares["bytes"][stage].values())
         results["table"][stage] = row
-        peak = f"peak {amount(row['peak'])}" if one["fits"] else f"does not fit {TOPOLOGY}"
+        peak = f"peak {amount(row['peak'])}" if result["fits"] else f"does not fit {TOPOLOGY}"
         print(f"{stage}: states {amount(row['states'])}; formula {amount(row['formula'])}; {peak}", flush=True)
         store(JSON.value, results)
     for rung in RUNGS.value:
-        one = results["ladder"][rung] = steps.get(rung) or step(*rung.split("@"))
-        verdict = f"fits, with a peak of {amount(one['peak'])}" if one["fits"] else "does not fit"
-        print(f"{rung.replace('@', ' on ')} ({amount(one['limit'])} a chip): {verdict}", flush=True)
+        result = results["ladder"][rung] = steps.get(rung) or step(*rung.split("@"))
+        verdict = f"fits, with a peak of {amount(result['peak'])}" if result["fits"] else "does not fit"
+        print(f"{rung.replace('@', ' on ')} ({amount(result['limit'])} per chip): {verdict}", flush=True)
         store(JSON.value, results)
     print(f"written: {JSON.value}")
 
@@ -102,13 +102,13 @@ def step(stage: str, topology: str) -> dict[str, Any]:
     from jaxnlp.planning.planner import step_batch
 
     print(f"compiling the step of {stage} for {topology}", file=sys.stderr, flush=True)
-    of = program(stage, topology)
-    most = device_memory_limit(of.mesh.devices.flat[0])
-    assert most is not None  # every chip of a topology is in `jaxnlp/hardware.py`
-    sizes = compiled_bytes(of.step.lower(of.abstract, step_batch(of)))
+    compiled_program = program(stage, topology)
+    limit = device_memory_limit(compiled_program.mesh.devices.flat[0])
+    assert limit is not None  # every chip of a topology is in `jaxnlp/hardware.py`
+    sizes = compiled_bytes(compiled_program.step.lower(compiled_program.abstract, step_batch(compiled_program)))
     if sizes is None:
-        return {"fits": False, "limit": most, "arguments": None, "peak": None}
-    return {"fits": sizes["peak"] <= most, "limit": most, "arguments": sizes["arguments"], "peak": sizes["peak"]}
+        return {"fits": False, "limit": limit, "arguments": None, "peak": None}
+    return {"fits": sizes["peak"] <= limit, "limit": limit, "arguments": sizes["arguments"], "peak": sizes["peak"]}
 
 
 def gradients(stage: str, topology: str) -> int:
@@ -117,7 +117,7 @@ def gradients(stage: str, topology: str) -> int:
 
     print(f"compiling the gradients of {stage} for {topology}", file=sys.stderr, flush=True)
     sizes = compiled_bytes(lowered_gradients(program(stage, topology)), fast=True)
-    assert sizes is not None, "the step compiled, and its gradients do not"
+    assert sizes is not None, "the gradients do not compile, although the step does"
     return sizes["other outputs"]
 
 

@@ -20,11 +20,13 @@ from experiments.bench.zero import FLOAT32, MANY, PARTS, STAGES, formula, large,
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
-JSON = flags.DEFINE_string("json", "docs/measurements/zero_memory.json", "JSON to write.")
+JSON = flags.DEFINE_string("json", "docs/measurements/zero_memory.json", "JSON file to write.")
 PEAKS = flags.DEFINE_string(
-    "peaks", "docs/measurements/zero_compiled.json", "Output of zero_compiled, drawn beside the states."
+    "peaks",
+    "docs/measurements/zero_compiled.json",
+    "JSON file of zero_compiled, whose peaks are drawn next to the states.",
 )
-OUT = flags.DEFINE_string("out", "docs/images/zero_memory.png", "PNG to write.")
+OUT = flags.DEFINE_string("out", "docs/images/zero_memory.png", "PNG file to write.")
 
 DEVICES = 8
 
@@ -43,7 +45,7 @@ def main() -> None:
         for stage, parts in model["bytes"].items():
             line = ", ".join(f"{part} {amount(max(parts[part]))}" for part in PARTS)
             total = sum(max(parts[part]) for part in PARTS)
-            print(f"  {stage:6} {line}: {amount(total)} a device; formula {amount(model['formula'][stage])}")
+            print(f"  {stage:6} {line}: {amount(total)} per device; formula {amount(model['formula'][stage])}")
     save_png(picture(results, peaks(PEAKS.value)), pathlib.Path(OUT.value))
     try:
         pathlib.Path(JSON.value).write_text(json.dumps(results, indent=1) + "\n")
@@ -73,12 +75,12 @@ def of_arrays(experiment: Any, devices: list[Any]) -> dict[str, Any]:
         e = dataclasses.replace(experiment, sharding=PRESETS[stage].over(**{axis: len(devices)}))
         program = build(e, devices)
         state = program.init()
-        each = sum(device_bytes(x) for x in jax.tree.leaves(abstract_gradients(program)))
+        gradient_bytes = sum(device_bytes(x) for x in jax.tree.leaves(abstract_gradients(program)))
         count = sum(x.size for x in jax.tree.leaves(state.params))
         parts[stage] = {
-            "parameters": lying(state.params, devices),
-            "gradients": [each] * len(devices),
-            "optimizer state": lying(state.opt_state, devices),
+            "parameters": bytes_on_devices(state.params, devices),
+            "gradients": [gradient_bytes] * len(devices),
+            "optimizer state": bytes_on_devices(state.opt_state, devices),
         }
     title = f"configs/gpt/tiny.py, float32, {len(devices)} CPU devices"
     return {
@@ -90,7 +92,7 @@ def of_arrays(experiment: Any, devices: list[Any]) -> dict[str, Any]:
     }
 
 
-def lying(tree: Any, devices: list[Any]) -> list[int]:
+def bytes_on_devices(tree: Any, devices: list[Any]) -> list[int]:
     """Bytes of a tree's arrays on each device."""
     import jax
 
@@ -106,7 +108,7 @@ def peaks(path: str) -> dict[str, float]:
     try:
         table = json.loads(pathlib.Path(path).read_text())["table"]
     except (OSError, ValueError, KeyError) as e:
-        raise UserError(f"--peaks={path}: is not what experiments.bench.zero_compiled writes ({e})") from None
+        raise UserError(f"--peaks={path}: not a file written by experiments.bench.zero_compiled ({e})") from None
     return {stage: row["peak"] for stage, row in table.items() if row["peak"] is not None}
 
 

@@ -99,7 +99,7 @@ def test_a_table_goes_into_its_place_on_a_page(tmp_path):
     page.write_text("a\n\n<!-- x -->\nold\n<!-- end of x -->\n\nb\n")
     into_page(str(page), "x", "new")
     assert page.read_text() == "a\n\n<!-- x -->\n\nnew\n\n<!-- end of x -->\n\nb\n"
-    with pytest.raises(UserError, match="has no place for the table, from <!-- y --> to <!-- end of y -->"):
+    with pytest.raises(UserError, match="markers <!-- y --> and <!-- end of y --> are missing"):
         into_page(str(page), "y", "new")
 
 

@@ -45,7 +45,7 @@ def test_the_last_stage_compiles_to_the_papers_figure_and_the_first_to_nothing(t
     flags = ("--table=ZERO3", "--ladder=DDP@v5p:4x4x4", f"--json={tmp_path / 'zero.json'}")
     done = start("experiments.bench.zero_compiled", *flags, env=tpu.environment()).wait(1200)
     assert done.code == 0, done.err
-    assert "DDP on v5p:4x4x4 (102 GB a chip): does not fit" in done.out
+    assert "DDP on v5p:4x4x4 (102 GB per chip): does not fit" in done.out
     row = json.loads((tmp_path / "zero.json").read_text())["table"]["ZERO3"]
     assert row["states"] == pytest.approx(PAPER["ZERO3"], rel=0.03)
     assert row["states"] == pytest.approx(row["formula"], rel=0.03)
