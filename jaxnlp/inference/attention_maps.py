@@ -174,11 +174,11 @@ def select(
     )
 
 
-def _places(flag: str, wanted: Sequence[int] | None, there: tuple[int | str, ...]) -> list[int]:
+def _places(flag: str, wanted: Sequence[int] | None, numbers: tuple[int | str, ...]) -> list[int]:
     for number in wanted or ():
-        if number not in there:
-            raise UserError(f"{flag}={number}: the model has {there[0]} to {there[-1]}")
-    return [there.index(number) for number in (there if wanted is None else wanted)]
+        if number not in numbers:
+            raise UserError(f"{flag}={number}: the model has {numbers[0]} to {numbers[-1]}")
+    return [numbers.index(number) for number in (numbers if wanted is None else wanted)]
 
 
 FEWEST = 3  # queries, to call it a habit

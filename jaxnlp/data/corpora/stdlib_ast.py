@@ -88,8 +88,8 @@ def _file(saved: dict[str, Any]) -> File:
     """Restores a File from its JSON values."""
     parameter = lambda name, default: Parameter(name, default and (default[0], default[1]))
     made = (
-        Definition(**{**one, "parameters": tuple(parameter(**p) for p in one["parameters"])})
-        for one in saved["definitions"]
+        Definition(**{**definition, "parameters": tuple(parameter(**p) for p in definition["parameters"])})
+        for definition in saved["definitions"]
     )
     return File(**{**saved, "definitions": tuple(made), "statements": tuple(saved["statements"])})
 
@@ -132,13 +132,13 @@ def _definitions(tree: ast.Module, file: str, seen: set[str], signatures: set[st
 
 def _summary(doc: str | None) -> str | None:
     """The first paragraphs of a docstring, on one line; None if the result is too short."""
-    kept = ""
+    text = ""
     for paragraph in (doc or "").split("\n\n"):
-        more = f"{kept} {' '.join(paragraph.split())}".strip()
+        more = f"{text} {' '.join(paragraph.split())}".strip()
         if len(more) > LONGEST:
             break
-        kept = more
-    return kept if len(kept) >= SHORTEST and len(kept.split()) >= LEAST_WORDS else None
+        text = more
+    return text if len(text) >= SHORTEST and len(text.split()) >= LEAST_WORDS else None
 
 
 def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str | None, tuple[Parameter, ...]]:

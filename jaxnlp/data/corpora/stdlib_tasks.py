@@ -242,8 +242,8 @@ def _functions(file: File) -> list[Definition]:
 
 def _drawn(file: File, definitions: list[Definition]) -> list[Definition]:
     """At most OF_FILE of the definitions, chosen by hash, in their order."""
-    kept = sorted(definitions, key=lambda d: drawn_number(d.where))[:OF_FILE]
-    return [d for d in definitions if d in kept]
+    chosen = sorted(definitions, key=lambda d: drawn_number(d.where))[:OF_FILE]
+    return [d for d in definitions if d in chosen]
 
 
 def _top(name: str) -> str:

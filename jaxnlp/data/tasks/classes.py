@@ -26,8 +26,8 @@ def classes_of(source: Source, name: str, setting: str = "data.task.label") -> t
     names = set()
     for record in source.records("train"):
         value = field(record, name, setting)
-        for one in value if isinstance(value, (list, tuple)) else [value]:
-            names.add(name_of(one, record, setting, name))
+        for label in value if isinstance(value, (list, tuple)) else [value]:
+            names.add(name_of(label, record, setting, name))
     if len(names) < 2:
         raise FieldError(setting, name, f"the train split has the one label {', '.join(names)}; expected two or more")
     return tuple(sorted(names, key=lambda n: (int(n), "") if all(map(_is_whole, names)) else (0, n)))

@@ -126,14 +126,14 @@ class SpanExtractionTask(LabelledTask):
         if not isinstance(value, (list, tuple)):
             raise self._malformed(record, value)
         answers, context = [], self.context_of(record)
-        for one in value:
-            text, start = (one.get("text"), one.get("answer_start")) if isinstance(one, dict) else (None, None)
+        for answer in value:
+            text, start = (answer.get("text"), answer.get("answer_start")) if isinstance(answer, dict) else (None, None)
             if not isinstance(text, str) or not text or not isinstance(start, int):
-                raise self._malformed(record, one)
+                raise self._malformed(record, answer)
             if start < 0 or context[start : start + len(text)] != text:
-                there = context[max(start, 0) : max(start, 0) + len(text)]
+                passage = context[max(start, 0) : max(start, 0) + len(text)]
                 raise FieldError(
-                    ANSWERS, self.answers, f"{record.where}: the context has {there!r} at {start}, and not {text!r}"
+                    ANSWERS, self.answers, f"{record.where}: the context has {passage!r} at {start}, and not {text!r}"
                 )
             answers.append((start, text))
         return answers

@@ -124,9 +124,9 @@ def corrupt(
 
     Kept and dropped spans alternate, starting with a kept one. Their lengths are drawn uniformly from all cuts.
     """
-    kept, taken = _cut(len(tokens) - noise, spans, random), _cut(noise, spans, random)
+    kept_lengths, dropped_lengths = _cut(len(tokens) - noise, spans, random), _cut(noise, spans, random)
     source, target, place = [], [], 0
-    for keep, take, sentinel in zip(kept, taken, sentinel_ids, strict=False):
+    for keep, take, sentinel in zip(kept_lengths, dropped_lengths, sentinel_ids, strict=False):
         source += [tokens[place : place + keep], [sentinel]]
         target += [[sentinel], tokens[place + keep : place + keep + take]]
         place += keep + take
