@@ -99,7 +99,7 @@ FAST: dict[str, tuple[str, ...]] = {
         "gpt2",
     ),
     "tests/inference/test_t5.py::test_greedy_equals_transformers": (),
-    "tests/evals/test_evaluators.py::test_a_run_is_measured_and_keeps_the_best_by_a_metric": ("span",),
+    "tests/evals/test_evaluators.py::test_a_run_is_measured_and_keeps_the_best_by_a_metric": ("tags",),
     "tests/evals/test_evaluators.py::test_the_command_evaluates_on_a_file_and_writes_predictions": (),
     "tests/test_api.py::test_generated_text_is_that_of_transformers": ("llama",),
     "tests/training/test_run_folder.py::test_a_killed_kmeans_resumes_to_the_same_bits": (),

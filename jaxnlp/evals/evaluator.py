@@ -328,7 +328,9 @@ def find(evaluators: Sequence[Evaluator], names: Sequence[str]) -> list[Evaluato
     known = {evaluator.name: evaluator for evaluator in evaluators}
     missing = [name for name in names if name not in known]
     if missing:
-        raise UserError(f"--evaluators={','.join(names)}: no evaluator {missing[0]!r}; known: {', '.join(known)}")
+        raise UserError(
+            f"--evaluators={','.join(names)}: no evaluator {missing[0]!r}; expected one of {', '.join(known)}"
+        )
     return [known[name] for name in names]
 
 
