@@ -112,7 +112,7 @@ def plot(workdir: pathlib.Path, baselines: dict[str, float] | None = None) -> pa
     for i, (name, value) in enumerate((baselines or {}).items()):
         loss.axhline(value, color="0.4", linestyle=(":", "--", "-.")[i % 3], linewidth=1, label=name)
     loss.legend()
-    loss.set_ylabel("loss (nats a token)")
+    loss.set_ylabel("loss (nats per token)")
     rate.plot(steps, [row["learning_rate"] for row in train], dot, color="C2")
     rate.set_ylabel("learning rate")
     norm.plot(steps, [row["grad_norm"] for row in train], dot, color="C1", alpha=0.8)
@@ -122,7 +122,7 @@ def plot(workdir: pathlib.Path, baselines: dict[str, float] | None = None) -> pa
         axis("{x:g}")
     timed = [row for row in train if row.get("tokens_per_second")]
     speed.plot([row["step"] for row in timed], [row["tokens_per_second"] for row in timed], dot, color="C4")
-    speed.set_ylabel("tokens a second")
+    speed.set_ylabel("tokens per second")
     speed.set_ylim(bottom=0)
     for panel in axes.flat:
         panel.grid(alpha=0.25)
