@@ -151,7 +151,7 @@ def opened(experiment: Experiment) -> jaxnlp.Model:
     """A model with random parameters, as `load` gives it for a run."""
     resolved, tokenizer = prepare(experiment)
     program = build(resolved)
-    params = program.init().model
+    params = program.init().all_params
     return jaxnlp.Model(Loaded(Saved(1, resolved, tokenizer, {}, {}), program, params), "runs/x")
 
 
