@@ -61,7 +61,8 @@ def main() -> None:
 
 def chosen(experiment) -> "list[Evaluator]":
     """The evaluators to run, on the split or file of the command line."""
-    from jaxnlp.evals.evaluator import default_evaluators, find
+    from jaxnlp.evals.defaults import default_evaluators
+    from jaxnlp.evals.evaluator import find
 
     evaluators_available = [*default_evaluators(experiment.data), *experiment.evaluators]
     if EVALUATORS.value:
@@ -70,9 +71,10 @@ def chosen(experiment) -> "list[Evaluator]":
         evaluators = (
             [evaluators_available[0], *experiment.evaluators] if experiment.evaluators else evaluators_available
         )
-    if INPUT.value is not None:
+    path = INPUT.value
+    if path is not None:
         of_records = experiment.data.source.has_records
-        source = lambda evaluator: file_source(INPUT.value, of_records or evaluator.reads_records)
+        source = lambda evaluator: file_source(path, of_records or evaluator.reads_records)
         return [dataclasses.replace(evaluator, split="test", source=source(evaluator)) for evaluator in evaluators]
     changes = {} if SPLIT.value is None else {"split": SPLIT.value}
     return [dataclasses.replace(evaluator, **changes) for evaluator in evaluators]

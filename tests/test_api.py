@@ -241,7 +241,7 @@ def test_batches_and_architecture_of_a_config(corpus):
     assert jaxnlp.estimate_memory(program)["parameters"] == 4 * jaxnlp.architecture(e).count
 
 
-@pytest.mark.parametrize("room", ["figures", "nn", "peft", "sharding"])
+@pytest.mark.parametrize("room", ["evals", "figures", "nn", "peft", "sharding"])
 def test_the_public_names_of_a_room(room):
     package = importlib.import_module(f"jaxnlp.{room}")
     assert dir(package) == sorted(package.__all__)

@@ -1,12 +1,15 @@
-"""Loss, perplexity and the objective's own metrics over a split."""
+"""Loss, perplexity and the objective's own metrics over a split, and the evaluator of them."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxnlp.data.pipeline import eval_batches
+from jaxnlp.evals.evaluator import EvaluatedModel, Evaluator, Outcome
 from jaxnlp.objectives.objective import Objective, means
 
 
@@ -59,3 +62,22 @@ def evaluate(
         metrics["bits_per_byte"] = metrics["loss"] / math.log(2) / bytes_per_token
     metrics = objective.finalize_metrics({**metrics, "tokens": weight})
     return {name: float(x) for name, x in metrics.items()}
+
+
+@dataclasses.dataclass(kw_only=True)
+class LossEvaluator(Evaluator):
+    """The loss and the objective's metrics over a split."""
+
+    def evaluate(self, model: EvaluatedModel) -> Outcome:
+        data, store = self.open(model)
+        program = model.program
+        objective = program.experiment.objective
+        per_token = store.bytes_per_token if objective.reports_bits_per_byte else None
+        batches = eval_batches(store, data, self.limit, program.local_row_indices, model.tokenizer)
+        return Outcome(evaluate(program.eval_step, model.params, _placed(model, batches), objective, per_token))
+
+
+def _placed(model: EvaluatedModel, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        model.between_batches()
+        yield model.program.shard_batch(batch)

@@ -1,5 +1,6 @@
-"""Batch prediction with a fine-tuned model."""
+"""Batch prediction with a fine-tuned model, and the evaluator of the predictions."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from jaxnlp.data.source import Record
 from jaxnlp.data.tasks.encoding import Example
 from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
 from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import FieldError
+from jaxnlp.evals.evaluator import EvaluatedModel, Outcome, RecordEvaluator
 from jaxnlp.inference.loop import replicate
 
 INPUTS = ("token_type_ids", "segment_ids", "pool_positions")
@@ -52,3 +55,20 @@ def predict(
 def _prediction(task: LabelledTask, records: Sequence[Record], rows: list[tuple[Example, np.ndarray]]) -> Prediction:
     examples, logits = zip(*rows, strict=True)
     return task.decode(records[examples[0].record], examples, np.stack(logits))
+
+
+@dataclasses.dataclass(kw_only=True)
+class PredictionEvaluator(RecordEvaluator):
+    """The task's metrics of a head's predictions, e.g. exact match and F1 of answers, or F1 of entities."""
+
+    def evaluate(self, model: EvaluatedModel) -> Outcome:
+        task, store, records = self.records(model)
+        if task.output != "logits":
+            raise FieldError("data.task", type(task).__name__, f"{self.name} needs a head; use GenerationEvaluator")
+        examples = store.encoded(task, model.tokenizer, model.data.seq_len)
+        chosen = [example for example in examples if example.record < len(records)]
+        predictions = []
+        for prediction in predict(model.program, model.params, model.tokenizer, records, chosen):
+            model.between_batches()
+            predictions.append(prediction)
+        return self.outcome(task, records, predictions)

@@ -12,7 +12,10 @@ from jaxnlp.data.tasks.token_classification import TokenClassificationTask
 from jaxnlp.data.text.packing import Packed
 from jaxnlp.data.text.sources import Files
 from jaxnlp.data.tokenizer import Bytes
-from jaxnlp.evals.evaluator import Evaluator, GenerationEvaluator, PredictionEvaluator, RankingEvaluator
+from jaxnlp.evals.evaluator import Evaluator
+from jaxnlp.evals.generations import GenerationEvaluator
+from jaxnlp.evals.predictions import PredictionEvaluator
+from jaxnlp.evals.rankings import RankingEvaluator
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.heads import ModelWithHead, MultipleChoiceHead, SpanExtractionHead, TokenClassificationHead

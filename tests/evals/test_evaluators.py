@@ -11,7 +11,10 @@ from jaxnlp import config as configs
 from jaxnlp.data.records import Records
 from jaxnlp.data.tasks.multiple_choice import MultipleChoiceTask
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.evals.evaluator import EvaluatedModel, LossEvaluator, PredictionEvaluator, RankingEvaluator, find
+from jaxnlp.evals.evaluator import EvaluatedModel, find
+from jaxnlp.evals.loss import LossEvaluator
+from jaxnlp.evals.predictions import PredictionEvaluator
+from jaxnlp.evals.rankings import RankingEvaluator
 from jaxnlp.metrics.generation import bleu
 from jaxnlp.metrics.question_answering import squad
 from jaxnlp.metrics.tagging import entities

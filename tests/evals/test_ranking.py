@@ -13,7 +13,8 @@ from jaxnlp.data.tasks.multiple_choice import MultipleChoiceTask
 from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
 from jaxnlp.data.tasks.text_pairs import TextPairs
 from jaxnlp.errors import FieldError
-from jaxnlp.evals.evaluator import EvaluatedModel, RankingEvaluator
+from jaxnlp.evals.evaluator import EvaluatedModel
+from jaxnlp.evals.rankings import RankingEvaluator
 from jaxnlp.metrics.ranking import ranking
 from tests.test_api import write
 
