@@ -35,6 +35,33 @@ def prose(page: pathlib.Path) -> list[str]:
     return [line for line in text.splitlines() if line.strip() and not line.startswith(("|", "![", "<!--"))]
 
 
+GUIDES = {  # and the base classes whose members each guide lists
+    "add_a_model.md": ("jaxnlp.nn.model_config:ModelConfig", "jaxnlp.nn.model_config:ModelTraits"),
+    "add_a_task.md": (
+        "jaxnlp.data.task:Task",
+        "jaxnlp.data.tasks.labelled_task:LabelledTask",
+        "jaxnlp.data.tasks.labelled_task:SequenceTask",
+    ),
+    "add_an_objective.md": ("jaxnlp.objectives.objective:Objective",),
+    "add_an_evaluator.md": (
+        "jaxnlp.evals.evaluator:Evaluator",
+        "jaxnlp.evals.evaluator:RecordEvaluator",
+        "jaxnlp.evals.evaluator:EvaluatedModel",
+        "jaxnlp.evals.evaluator:Outcome",
+    ),
+}
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_a_guide_lists_what_its_base_classes_have(guide):
+    words = set(re.findall(r"`([a-z_]+)(?:\(|=|`)", (ROOT / "docs" / "guides" / guide).read_text()))
+    for name in GUIDES[guide]:
+        module, _, cls = name.partition(":")
+        base = vars(importlib.import_module(module))[cls]
+        members = {member for member in [*vars(base), *base.__annotations__] if not member.startswith("_")}
+        assert members <= words, f"{name} has {sorted(members - words)}, and {guide} does not list them"
+
+
 def blocks(page: pathlib.Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import re
 import sys
 
@@ -10,9 +11,13 @@ import pytest
 
 from jaxnlp import config as configs
 from jaxnlp.data.pipeline import DataConfig
+from jaxnlp.data.source import Record
+from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
 from jaxnlp.data.text.sources import Files
 from jaxnlp.data.tokenizer import Bytes
 from jaxnlp.errors import UserError
+from jaxnlp.evals.evaluator import EvaluatedModel
+from jaxnlp.evals.rankings import RankingEvaluator
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.objectives.causal_lm import CausalLM
 from jaxnlp.sharding.functional import make_apply
@@ -23,6 +28,7 @@ from jaxnlp.training.loops.supervised import train
 from jaxnlp.training.report import report
 from jaxnlp.training.run_folder.run_folder import RunFolder
 from tests.entry import ROOT
+from tests.experiments import small_task
 
 
 def copied(folder, name: str, source: str, changes: list[tuple[str, str]]):
@@ -137,6 +143,59 @@ def test_a_task_outside_the_package_gives_its_own_sample_baseline_and_commands(c
     (line,) = [line for line in text.splitlines() if line.startswith("my sample: [")]
     assert f"\n{line}" in messages  # the hook, at the last step, printed the same
     sys.modules.pop("my_task")
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch):
+    """`data/tasks/sequence_classification.py` as `my_labelled_task.py`, which reads each text backwards."""
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = "return self.inputs.texts(record)"
+    changes = [
+        ("SequenceClassificationTask", "MyClassification"),
+        (texts, f"{texts[:7]}[t[::-1] for t in {texts[7:]}]"),
+    ]
+    yield copied(tmp_path, "my_labelled_task", "data/tasks/sequence_classification.py", changes)
+    sys.modules.pop("my_labelled_task")
+
+
+@pytest.fixture
+def evaluator(tmp_path, monkeypatch):
+    """`evals/rankings.py` as `my_evaluator.py`, which ranks the least likely candidate first."""
+    monkeypatch.syspath_prepend(tmp_path)
+    score = "results = self.score(ranking, scores, right)"
+    negated = "scores = [[-x for x in row] for row in scores]"
+    changes = [("RankingEvaluator", "MyEvaluator"), (score, f"{negated}\n        {score}")]
+    yield copied(tmp_path, "my_evaluator", "evals/rankings.py", changes)
+    sys.modules.pop("my_evaluator")
+
+
+def test_copied_task_and_evaluator_files_train_evaluate_and_read_back(task, evaluator, tmp_path):
+    for split in ("train", "validation"):
+        rows = [{"text": f"ab{i}", "label": ("bad", "good")[i % 2]} for i in range(3)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    e = small_task.get_config(str(tmp_path))
+    e.data.task, e.evaluators = task.MyClassification(classes=("bad", "good")), (evaluator.MyEvaluator(name="mine"),)
+    e.num_steps, e.eval_every, e.checkpoint_every, e.best = 2, 0, 2, "mine/mean_reciprocal_rank:max"
+    train(e, tmp_path / "run")
+    run = load(tmp_path / "run")
+    saved = run.saved.experiment
+    assert type(saved.data.task) is task.MyClassification and type(saved.evaluators[0]) is evaluator.MyEvaluator
+    model = EvaluatedModel(run.program, run.params, run.saved.tokenizer, run.generator)
+    outcome = saved.evaluators[0].evaluate(model)
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["mean_reciprocal_rank"] for row in log if row["kind"] == "mine"] == [
+        pytest.approx(outcome.metrics["mean_reciprocal_rank"])
+    ]
+    # The changes are in effect: the other order of the candidates, and the house's task on the texts backwards.
+    house = RankingEvaluator(name="house").evaluate(model)
+    ranks = [results.metrics["mean_reciprocal_rank"] for results in (outcome, house)]
+    assert sum(ranks) == pytest.approx(1.5)  # of two candidates one has rank 1 and the other 2
+    house_task = SequenceClassificationTask(classes=("bad", "good"))
+    encode = lambda task, text: task.encode(
+        [Record("x", {"text": text, "label": "bad"})], run.saved.tokenizer, 8, print
+    )
+    (ours,), (theirs,) = encode(saved.data.task, "ab1"), encode(house_task, "1ba")
+    np.testing.assert_array_equal(ours.sequences[0].tokens, theirs.sequences[0].tokens)
 
 
 def test_a_checkpoint_of_a_fork_that_is_gone_says_what_is_missing(fork, corpus, tmp_path):
