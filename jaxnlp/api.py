@@ -5,7 +5,7 @@
   print(model.score(["2 + 2 ="], [" 4"]))
   model.save("copy", format="huggingface")
 
-Shape legend: B batch, T length, D model.
+Shape legend: B batch, T length.
 """
 
 import dataclasses
@@ -16,8 +16,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp import config as configs
@@ -32,8 +30,8 @@ from jaxnlp.evals.predictions import predict
 from jaxnlp.figures.architecture import Box, tree
 from jaxnlp.inference.attention_maps import AttentionMap, attention_maps
 from jaxnlp.inference.decode import Generation
-from jaxnlp.inference.fill_mask import Guess, encoder_row, fill_mask
-from jaxnlp.inference.loop import replicate
+from jaxnlp.inference.embedding import BATCH, Embedder
+from jaxnlp.inference.fill_mask import Guess, fill_mask
 from jaxnlp.inference.sampling import Sampling
 from jaxnlp.inference.scoring import score_continuations
 from jaxnlp.inference.text import generate_text
@@ -53,8 +51,6 @@ from jaxnlp.training.run_folder.checkpoint import Reader, Saved
 from jaxnlp.training.setup import Setup
 from jaxnlp.training.step.program import build
 from jaxnlp.trees import select
-
-BATCH = 16  # texts in one call of the model
 
 
 def load(source: str | pathlib.Path, checkpoint: str = "latest") -> "Model":
@@ -268,17 +264,10 @@ class Model:
         if body.kind not in ("decoder", "encoder"):
             raise self._cannot("embed", f"its kind is {body.kind!r}; expected a decoder or an encoder")
         texts = _list_of_texts("embed", "texts", texts)
-        rows = [self._row(text) for text in texts]
-        limit = body.length_limit
-        for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
-            if not row:
-                raise UserError(f"embed: texts[{i}] is empty, and the model has no start token; give it a text")
-            if limit is not None and len(row) > limit:
-                raise UserError(
-                    f"embed: {text[:40]!r} has {len(row)} tokens; model.max_length is {limit}; shorten the text"
-                )
-        embeddings = [self._states(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
-        return np.concatenate(embeddings) if embeddings else np.zeros((0, body.embed_dim), np.float32)
+        if texts and body is not self.config:
+            reason = f"{type(self.config).__name__} is fine-tuned; load the pretrained model instead"
+            raise self._cannot("embed", reason)
+        return self._embedder(self.params, texts)
 
     def evaluate(self, split: str = "validation", limit: int | None = None) -> dict[str, float]:
         """The loss and the objective's metrics over a split of the run's data.
@@ -373,36 +362,9 @@ class Model:
         """The tokenizer for generation, in which an encoder-decoder's texts may name sentinels."""
         return with_sentinels(self.tokenizer) if self.config.kind == "encoder-decoder" else self.tokenizer
 
-    def _row(self, text: str) -> list[int]:
-        """The tokens that the model reads for a text, as in training."""
-        if self.config.body.kind == "encoder":
-            return encoder_row(self.loaded.bound, text).tokens.tolist()
-        return [*self.loaded.bound.start_ids, *self.tokenizer.encode_batch([text])[0]]
-
-    def _states(self, rows: list[list[int]]) -> np.ndarray:
-        longest = max(map(len, rows))
-        tokens_BT = np.zeros((len(rows), longest), np.int32)
-        segments_BT = np.zeros_like(tokens_BT)
-        for i, row in enumerate(rows):
-            tokens_BT[i, : len(row)], segments_BT[i, : len(row)] = row, 1
-        with self.program.context(any_length=True, batch=None):
-            return np.asarray(self._mean_states(self.params, tokens_BT, segments_BT))
-
     @functools.cached_property
-    def _mean_states(self) -> Any:
-        config, program = self.config, self.program
-        if config.body is not config:
-            raise self._cannot("embed", f"{type(config).__name__} is fine-tuned; load the pretrained model instead")
-
-        def mean(params: Any, tokens_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-            if config.kind == "encoder":
-                hidden_BTD = program.apply(params, tokens_BT, segment_ids=segments_BT)["hidden"]
-            else:
-                hidden_BTD = program.apply(params, tokens_BT, segment_ids=segments_BT, with_hidden=True)[1]
-            real_BT1 = (segments_BT != 0)[..., None]
-            return replicate((hidden_BTD.astype(jnp.float32) * real_BT1).sum(1) / real_BT1.sum(1))
-
-        return jax.jit(mean)
+    def _embedder(self) -> Embedder:
+        return Embedder(self.loaded.bound)
 
     def _cannot(self, method: str, reason: str) -> UserError:
         return UserError(f"{method}: {self.source}, a {type(self.config).__name__}: {reason}")
