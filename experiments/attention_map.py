@@ -58,7 +58,7 @@ def main() -> None:
         heading = "; for each pattern, the head with the most weight" if rows else ""
         print(f"\n{attention_map.name}, {len(attention_map.queries)} x {len(attention_map.keys)} tokens{heading}")
         for place, layer, head, weight in rows:
-            print(f"  {place:40} layer {layer}, head {head}: {weight:.2f} of its weight")
+            print(f"  {place:40} layer {layer}, head {head}: mean weight {weight:.2f}")
 
 
 def numbers(flag: str, values: list[str] | None) -> list[int] | None:

@@ -1,7 +1,7 @@
 """Generate text from a trained run.
 
 python -m experiments.generate --workdir=runs/tiny --prompt="def main"
-python -m experiments.generate --workdir=runs/tiny --prompt="class " --temperature=0.8 --min_p=0.05 --num_samples=3
+python -m experiments.generate --workdir=runs/tiny --prompt="class" --temperature=0.8 --min_p=0.05 --num_samples=3
 python -m experiments.generate --workdir=runs/tiny --prompt="import " --num_beams=4 --num_samples=2 --log_probs
 python -m experiments.generate --workdir=runs/tiny --prompt="def f(" --stream --stop="def " --repetition_penalty=1.2
 
