@@ -77,7 +77,7 @@ def next_commands(experiment: Experiment, workdir: pathlib.Path) -> list[str]:
     """Commands that continue the run, use its model, look inside it, or repeat it with a change."""
     e, model, prompt = experiment, experiment.model, experiment.sample_prompt or "TEXT"
     run, change = f"{python()} -m experiments", "--config.optim.learning_rate=3e-3"
-    if model.num_layers:
+    if model.num_layers and e.init_from is None:  # loaded parameters fix the number of layers
         change = f"--config.model.num_layers={model.num_layers + 2}"
     commands = [
         ("train on", "train", f"--config.num_steps={2 * e.num_steps}"),

@@ -22,7 +22,8 @@ from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.objectives.regression import Regression
 from jaxnlp.objectives.sequence_classification import SequenceClassification
 from jaxnlp.training.experiment import Experiment
-from jaxnlp.training.report import table
+from jaxnlp.training.init.pretrained import Pretrained
+from jaxnlp.training.report import next_commands, table
 from jaxnlp.training.sampled_run import SampledRun
 
 BYTES = ByteTokenizer(("[CLS]", "[SEP]"))
@@ -113,3 +114,10 @@ def test_a_verdict_on_every_kind_of_answer():
     assert verdict({"tags": ["n", "v"]}, {"tags": ["n", None]}) == "tags: 1 of 2 right; 2: v > None"
     assert verdict({"option": 1}, {"option": 1, "probabilities": [0.1, 0.9]}) == "right  option 1 (90%)"
     assert verdict({"answer": "", "start": None}, {"answer": "x", "start": 3}) == "wrong  answer none > x"
+
+
+def test_proposed_changes_can_run(tmp_path):
+    e = Experiment(model=GPTConfig(num_layers=4), sample_prompt="def")
+    assert "--config.model.num_layers=6" in next_commands(e, tmp_path)[-1]
+    e.init_from = Pretrained(path="runs/tiny")  # its parameters fix the number of layers
+    assert "num_layers" not in next_commands(e, tmp_path)[-1] and "--config.optim" in next_commands(e, tmp_path)[-1]
