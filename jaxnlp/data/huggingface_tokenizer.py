@@ -61,14 +61,14 @@ def wrap(model: Any, eos_token: str | None = None) -> "HuggingFaceTokenizer":
         raise FieldError(
             "data.tokenizer.eos_token",
             eos_token,
-            f"the vocabulary has no {' or '.join(names)}; name one of its tokens",
+            f"the vocabulary has no {' or '.join(names)}; expected one of its tokens",
         )
     tokenizer = HuggingFaceTokenizer(model.to_str(), name)
     if tokenizer.eos_id in tokenizer.encode_batch([name])[0]:
         raise FieldError(
             "data.tokenizer.eos_token",
             name,
-            "text can become this token too; name a special token of the vocabulary",
+            "ordinary text can be encoded to this token; expected a special token of the vocabulary",
         )
     return tokenizer
 
@@ -81,7 +81,7 @@ def byte_level_bpe(folder: pathlib.Path) -> Any:
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     for file in (vocab, merges):
         if not file.exists():
-            raise FieldError("data.tokenizer.path", str(folder), f"holds neither tokenizer.json nor {file.name}")
+            raise FieldError("data.tokenizer.path", str(folder), f"contains neither tokenizer.json nor {file.name}")
     model = Fast(models.BPE.from_file(str(vocab), str(merges)))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     model.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
@@ -98,7 +98,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._model: Any = tokenizers.Tokenizer.from_str(model)
         self._model.no_truncation()
         self._model.no_padding()
-        self._model.encode_special_tokens = True  # a special token's name in a text is text
+        self._model.encode_special_tokens = True  # the name of a special token in a text is encoded as text
         self.vocab_size = self._model.get_vocab_size(with_added_tokens=True)
         self.eos_id = self._model.token_to_id(eos_token)
         prefix = json.loads(model)["model"].get("continuing_subword_prefix")
@@ -145,11 +145,11 @@ class HuggingFaceTokenizer(Tokenizer):
             return False
         if old.to_json() == self.to_json():
             return True
-        ours, theirs = json.loads(self._text), json.loads(old._text)
-        more, special_tokens = ours.pop("added_tokens"), theirs.pop("added_tokens")
-        framing = ("truncation", "padding", "post_processor")  # added around a text, which the package does itself
-        same = all(ours.get(key) == theirs.get(key) for key in {*ours, *theirs} - {*framing})
-        return same and old.vocab_size < self.vocab_size and more[: len(special_tokens)] == special_tokens
+        fields, old_fields = json.loads(self._text), json.loads(old._text)
+        added_tokens, old_added_tokens = fields.pop("added_tokens"), old_fields.pop("added_tokens")
+        ignored = ("truncation", "padding", "post_processor")  # jaxnlp adds special tokens itself
+        equal = all(fields.get(key) == old_fields.get(key) for key in {*fields, *old_fields} - {*ignored})
+        return equal and old.vocab_size < self.vocab_size and added_tokens[: len(old_added_tokens)] == old_added_tokens
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "huggingface", "separator": self._name, "tokenizer": self._text}
@@ -169,8 +169,8 @@ def _unescape(name: str) -> bytes:
 def _byte_letters() -> dict[str, int]:
     """Maps GPT-2's letter for each byte to the byte. Printable bytes map to themselves, others to U+0100 onwards."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+    other_bytes = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(other_bytes)}
 
 
 _BYTES = _byte_letters()

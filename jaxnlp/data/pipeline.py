@@ -36,7 +36,7 @@ class Tokens(Source):
 
     def check(self) -> None:
         if not self.path:
-            raise FieldError("path", self.path, "expected the folder that experiments.tokenize wrote")
+            raise FieldError("path", self.path, "expected a folder written by experiments.tokenize")
 
     def documents(self, split: str) -> Iterator[str]:
         store = TokenStore(pathlib.Path(self.path) / split)
@@ -80,9 +80,9 @@ class DataConfig:
             if size < 1:
                 raise FieldError(field, size, "expected a positive number")
         if not 0 <= self.seed < 2**32:
-            raise FieldError("seed", self.seed, "expected a number in [0, 2^32)")
+            raise FieldError("seed", self.seed, "expected an integer in [0, 2^32)")
         if self.prefetch_threads < 0:
-            raise FieldError("prefetch_threads", self.prefetch_threads, "expected zero or more")
+            raise FieldError("prefetch_threads", self.prefetch_threads, "expected 0 or more")
 
     @property
     def cache(self) -> pathlib.Path:
@@ -101,7 +101,7 @@ def open_tokenizer(config: DataConfig) -> tokenizers.Tokenizer:
             raise FieldError(
                 "data.source.path",
                 config.source.path,
-                "no tokenizer.json here; expected what experiments.tokenize wrote",
+                "no tokenizer.json; expected a folder written by experiments.tokenize",
             )
         return read_tokenizer(path)
     return config.tokenizer.build(lambda: config.source.documents("train"), config.cache)
@@ -138,7 +138,7 @@ def open_split(
     if isinstance(config.source, Tokens):
         store = TokenStore(pathlib.Path(config.source.path) / split)
         if store.meta.tokenizer_fingerprint != tokenizer_fingerprint:
-            raise UserError(f"{store.path}: written with another tokenizer than this run's; tokenize the source again")
+            raise UserError(f"{store.path}: written with a tokenizer other than this run's; tokenize the source again")
         return store
     source_fingerprint = config.source.fingerprint(split)
     fingerprints = f"{source_fingerprint} {tokenizer_fingerprint}"
@@ -178,7 +178,7 @@ class TrainBatches:
         tokenizer: tokenizers.Tokenizer | None = None,
     ):
         if len(store) < 2:
-            raise UserError(f"{store.path}: holds no tokens to train on")
+            raise UserError(f"{store.path}: contains no tokens to train on")
         reader = config.task.open(store, tokenizer, config)
         self.position, self.store, self._config = position, store, config
         self.examples_per_epoch = len(reader)

@@ -28,7 +28,7 @@ class PretrainedTokenizer(TokenizerConfig):
 
     def check(self) -> None:
         if not self.path:
-            raise FieldError("path", self.path, "expected the folder of a trained run, as runs/bert")
+            raise FieldError("path", self.path, "expected the folder of a trained run, for example runs/bert")
 
     def build(self, texts: Texts, cache_dir: pathlib.Path) -> Tokenizer:
         return extended(self._pretrained(texts, cache_dir), self.special_tokens)
@@ -36,7 +36,7 @@ class PretrainedTokenizer(TokenizerConfig):
     def _pretrained(self, texts: Texts, cache_dir: pathlib.Path) -> Tokenizer:
         folder = pathlib.Path(self.path)
         checkpoints = [p for p in folder.glob("checkpoints/*/tokenizer/metadata") if p.parent.parent.name.isdigit()]
-        if checkpoints:  # every checkpoint of a run has the same
+        if checkpoints:  # all checkpoints of a run have the same tokenizer
             newest = max(checkpoints, key=lambda p: int(p.parent.parent.name))
             try:
                 return from_json(json.loads(newest.read_text()))
@@ -48,7 +48,7 @@ class PretrainedTokenizer(TokenizerConfig):
             raise FieldError(
                 "data.tokenizer.path",
                 self.path,
-                "no checkpoint of a run and no tokenizer.json here; expected the folder of a trained run, as runs/bert",
+                "no checkpoint and no tokenizer.json; expected the folder of a trained run, for example runs/bert",
             )
         return HuggingFace(path=self.path, eos_token=self.eos_token).build(texts, cache_dir)
 
@@ -59,8 +59,8 @@ def extended(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:
     Raises:
         UserError: the tokenizer cannot be extended.
     """
-    new = [name for name in names if not tokenizer.has_special(name)]
-    return tokenizer.extended(new) if new else tokenizer
+    missing = [name for name in names if not tokenizer.has_special(name)]
+    return tokenizer.extended(missing) if missing else tokenizer
 
 
 def same_ids(old: Tokenizer, new: Tokenizer) -> bool:

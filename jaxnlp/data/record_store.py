@@ -68,7 +68,9 @@ def open_records(
     """
     if not config.source.has_records:
         source, name = type(config.source).__name__, type(task).__name__
-        raise FieldError("data.source", source, f"holds text; {name}() needs records, as of Records(train='x.jsonl')")
+        raise FieldError(
+            "data.source", source, f"contains text; {name}() needs records, for example Records(train='x.jsonl')"
+        )
     records = list(config.source.records(split))
     examples = task.encode(records, tokenizer, config.seq_len, lambda text: progress(f"{split}: {text}"))
     tokenizer_fingerprint = tokenizers.fingerprint(tokenizer)

@@ -46,20 +46,20 @@ class Records(RecordSource, sources.FileSource):
 
     def check(self) -> None:
         if not self.train:
-            raise FieldError("train", self.train, "expected files, globs or folders, as 'reviews/*.jsonl'")
+            raise FieldError("train", self.train, "expected files, globs or folders, for example 'reviews/*.jsonl'")
         sources.check_holdout(self.holdout)
 
     def records(self, split: str) -> Iterator[Record]:
         sources.check_split(split)
-        own, empty = self.own_files(split), True
+        own_files, empty = self.own_files(split), True
         for path in self.files(split):
             for record in read_records(path):
                 if self.belongs(self._group(record), split):
                     empty = False
                     yield record
         if empty:
-            remedy = "" if own else f"; give data.source.{split}, or more records"
-            raise UserError(f"data.source: the {split} split has no records in {own or self.train}{remedy}")
+            remedy = "" if own_files else f"; set data.source.{split}, or use more records"
+            raise UserError(f"data.source: the {split} split has no records in {own_files or self.train}{remedy}")
 
     def _group(self, record: Record) -> str:
         value = field(record, self.group, "data.source.group") if self.group else record.fields
@@ -96,11 +96,9 @@ def text_field(record: Record, name: str, setting: str) -> str:
     """The value of a text field. Raises FieldError if it is missing, not a string, or blank."""
     value = field(record, name, setting)
     if not isinstance(value, str):
-        raise FieldError(setting, name, f"{record.where} holds {type(value).__name__} there, expected text")
+        raise FieldError(setting, name, f"{record.where} holds {type(value).__name__}; expected text")
     if not value.strip():
-        raise FieldError(
-            setting, name, f"{record.where} holds an empty text there; fill it in, or leave the record out"
-        )
+        raise FieldError(setting, name, f"{record.where} has an empty text; fill it in, or remove the record")
     return value
 
 
@@ -112,7 +110,7 @@ def read_records(path: pathlib.Path) -> Iterator[Record]:
         return
     readers = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".csv": _read_table, ".tsv": _read_table}
     if kind not in readers:
-        raise UserError(f"{path}: not a file of records; expected a name in {', '.join(readers)}, .parquet")
+        raise UserError(f"{path}: not a file of records; expected an extension of {', '.join(readers)}, .parquet")
     with text_files.clear_errors(path), text_files.open_text(path) as lines:
         yield from readers[kind](path, lines)
 
@@ -121,7 +119,7 @@ def parse_json(line: str, where: str) -> Record:
     """Parses a line of JSON into a record. Raises UserError, naming `where`, if it is not a JSON object."""
     fields = text_files.json_line(line, where)
     if not isinstance(fields, dict):
-        raise UserError(f"{where}: holds {type(fields).__name__}, expected an object with fields")
+        raise UserError(f"{where}: expected a JSON object, got {type(fields).__name__}")
     if "\\u" in line:
         text_files.check_surrogates(json.dumps(fields, ensure_ascii=False), where)
     return Record(where, fields)
@@ -134,22 +132,24 @@ def _read_jsonl(path: pathlib.Path, lines: Any) -> Iterator[Record]:
 
 
 def _read_table(path: pathlib.Path, lines: Any) -> Iterator[Record]:
-    if text_files.kind_of(path) == ".tsv":  # where a quotation mark is a character as any other
+    if text_files.kind_of(path) == ".tsv":  # in TSV, quotation marks have no special meaning
         rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         rows = csv.reader(lines, strict=True)
     try:
         names = next(rows, [])
         if len(set(names)) < len(names) or not all(names):
-            raise UserError(f"{path}: its first line is no header: {', '.join(names)[:80]}; name every column once")
+            raise UserError(
+                f"{path}: the first line is not a header: {', '.join(names)[:80]}; expected unique column names"
+            )
         for row in rows:
             if not row:
                 continue
             if len(row) != len(names):
-                raise UserError(f"{path}:{rows.line_num}: has {len(row)} columns, and the header has {len(names)}")
+                raise UserError(f"{path}:{rows.line_num}: has {len(row)} columns; the header has {len(names)}")
             yield Record(f"{path}:{rows.line_num}", dict(zip(names, row, strict=True)))
     except csv.Error as e:
-        raise UserError(f"{path}:{rows.line_num}: not a line of a table ({e})") from None
+        raise UserError(f"{path}:{rows.line_num}: not a valid table row ({e})") from None
 
 
 def _read_parquet(path: pathlib.Path) -> Iterator[Record]:

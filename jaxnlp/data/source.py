@@ -34,7 +34,7 @@ class Source(abc.ABC):
 
     def records(self, split: str) -> Iterator[Record]:
         """Yields the records of a split, in a fixed order. Raises FieldError for a source of plain text."""
-        expected = "holds text, without records; use a source of records, as Records(train='x.jsonl')"
+        expected = "contains text, no records; use a source of records, for example Records(train='x.jsonl')"
         raise FieldError("data.source", type(self).__name__, expected)
 
     @abc.abstractmethod

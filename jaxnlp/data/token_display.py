@@ -16,11 +16,11 @@ def token_labels(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
     the usual names.
     """
     pieces, names = tokenizer.token_bytes(), special_names(tokenizer)
-    shown = []
+    labels = []
     for i in map(int, ids):
         piece = pieces[i]
-        shown.append(names.get(i, f"<special {i}>") if piece is None else _visible(piece))
-    return shown
+        labels.append(names.get(i, f"<special {i}>") if piece is None else _visible(piece))
+    return labels
 
 
 def special_names(tokenizer: Tokenizer) -> dict[int, str]:
@@ -39,5 +39,7 @@ def _visible(piece: bytes) -> str:
 def _character(c: str) -> str:
     if c in VISIBLE or c.isprintable():
         return VISIBLE.get(c, c)
-    code = ord(c) - 0xDC00 if 0xDC80 <= ord(c) <= 0xDCFF else ord(c)  # how Python holds a byte of no whole character
+    code = (
+        ord(c) - 0xDC00 if 0xDC80 <= ord(c) <= 0xDCFF else ord(c)
+    )  # surrogateescape maps an undecodable byte to this range
     return f"<{code:02X}>" if code < 256 else f"<U+{code:04X}>"

@@ -67,7 +67,7 @@ class Tokenizer(abc.ABC):
     def extended(self, names: list[str]) -> "Tokenizer":
         """Returns a tokenizer with new special tokens at the end of its vocabulary. Raises UserError if unsupported."""
         added = ", ".join(names)
-        raise UserError(f"data.tokenizer: {type(self).__name__} has no method extended(names) to add {added}")
+        raise UserError(f"data.tokenizer: {type(self).__name__} cannot add {added}; it has no method extended(names)")
 
     def extends(self, old: "Tokenizer") -> bool:
         """Whether every id of `old` has the same meaning in this tokenizer, which may have more special tokens."""
@@ -88,7 +88,7 @@ class TokenizerConfig(abc.ABC):
 
 def from_json(data: dict[str, Any]) -> Tokenizer:
     """Restores a tokenizer from the output of `to_json`. Raises UserError for an unknown kind."""
-    from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer  # it imports this module
+    from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer  # avoids a circular import
 
     kinds = {"bytes": ByteTokenizer, "sentencepiece": SentencePieceTokenizer, "huggingface": HuggingFaceTokenizer}
     if data.get("kind") not in kinds:
@@ -102,10 +102,10 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def no_special(name: str, known: Iterable[str]) -> FieldError:
-    has = ", ".join(known) or "none"
+def no_special(name: str, special_tokens: Iterable[str]) -> FieldError:
+    listed = ", ".join(special_tokens) or "none"
     return FieldError(
-        "data.tokenizer.special_tokens", name, f"the vocabulary has no such special token (it has: {has}); add it there"
+        "data.tokenizer.special_tokens", name, f"the vocabulary has no such special token (it has: {listed}); add it"
     )
 
 
@@ -180,7 +180,7 @@ class SentencePiece(TokenizerConfig):
     def check(self) -> None:
         if self.vocab_size < 300:
             raise FieldError(
-                "vocab_size", self.vocab_size, "expected at least 300: 256 bytes, special tokens and some pieces"
+                "vocab_size", self.vocab_size, "expected at least 300, for 256 bytes, special tokens and some pieces"
             )
         if self.model_type not in ("bpe", "unigram"):
             raise FieldError("model_type", self.model_type, "expected 'bpe' or 'unigram'")
@@ -192,7 +192,7 @@ class SentencePiece(TokenizerConfig):
         pieces, hasher = [], hashlib.blake2b(setting.encode(), digest_size=16)
         room = self.train_bytes
         for text in texts():
-            for start in range(0, len(text), 4000):  # sentencepiece wants short "sentences"
+            for start in range(0, len(text), 4000):  # sentencepiece expects short "sentences"
                 piece = text[start : start + 4000]
                 pieces.append(piece)
                 hasher.update(piece.encode())
@@ -283,8 +283,8 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode(self, text: str) -> list[int]:
         if "\u2581" not in text:
             return self._processor.encode(text)
-        first, *rest = (self._processor.encode(part) for part in text.split("\u2581"))
-        for part in rest:
+        first, *later = (self._processor.encode(part) for part in text.split("\u2581"))
+        for part in later:
             first += self._block + part
         return first
 
@@ -313,6 +313,6 @@ def _control_piece(name: str) -> bytes:
     The model is a protocol buffer. Its field 1 is a piece, with the fields 1, the text, and 3, the type (3: control).
     """
     text = name.encode()
-    assert len(text) < 100, name  # lengths in one byte
+    assert len(text) < 100, name  # the length is stored in one byte
     piece = b"\x0a" + bytes([len(text)]) + text + b"\x18\x03"
     return b"\x0a" + bytes([len(piece)]) + piece

@@ -32,7 +32,7 @@ class ObjectiveWithLM(Objective):
 
     def check(self) -> None:
         if not self.lm_weight >= 0:
-            raise FieldError("lm_weight", self.lm_weight, "expected zero or more, as 0.5")
+            raise FieldError("lm_weight", self.lm_weight, "expected 0 or more, for example 0.5")
 
     @abc.abstractmethod
     def task_loss(self, logits: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
@@ -94,7 +94,7 @@ def lm_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[Any
     if "lm_shares" not in batch:
         return 0.0, {}
     if "lm" not in out:
-        raise UserError("objective.lm_weight: the trunk is no language model; use a decoder, or set it to 0")
+        raise UserError("objective.lm_weight: the trunk is not a language model; use a decoder, or set it to 0")
     nll_BCT, _ = token_nll(out["lm"], batch["lm_targets"], "vocab")
     weights_BCT = batch["lm_weights"]
     mean = (weighted_sum(nll_BCT, weights_BCT), jnp.sum(weights_BCT))

@@ -27,7 +27,7 @@ class CausalLM(Objective):
 
     def check(self) -> None:
         if self.z_loss < 0:
-            raise FieldError("z_loss", self.z_loss, "expected zero or more, as 1e-4")
+            raise FieldError("z_loss", self.z_loss, "expected 0 or more, for example 1e-4")
 
     def loss(
         self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None

@@ -18,8 +18,8 @@ def class_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.
     """
     hot = lambda x: jax.nn.one_hot(x, logits.shape[-1]) * weights[..., None]
     predicted, true = hot(jnp.argmax(logits, -1)), hot(labels)
-    both = predicted * (labels == jnp.argmax(logits, -1))[..., None]
-    return jnp.stack([x.reshape(-1, x.shape[-1]).sum(0) for x in (both, predicted, true)])
+    hits = predicted * (labels == jnp.argmax(logits, -1))[..., None]
+    return jnp.stack([x.reshape(-1, x.shape[-1]).sum(0) for x in (hits, predicted, true)])
 
 
 def class_scores(sums: Any) -> dict[str, float]:

@@ -51,8 +51,8 @@ class MaskedLM(Objective):
         out = apply(params, batch["tokens"], **arguments, key=key)
         pairs = "next_sentence" in batch
         if "masked_lm" not in out or ("next_sentence" in out) != pairs:
-            needed = '("masked_lm", "next_sentence")' if pairs else '("masked_lm",)'
-            raise UserError(f"model.heads: these examples train the heads {needed}; set model.heads to that")
+            heads = '("masked_lm", "next_sentence")' if pairs else '("masked_lm",)'
+            raise UserError(f"model.heads: the examples train the heads {heads}; set model.heads to these")
         weights_BM = batch["weights"]
         nll_BM, _ = token_nll(out["masked_lm"], batch["targets"], "vocab")
         nll = total = jnp.sum(nll_BM * weights_BM)

@@ -34,7 +34,7 @@ class MultipleChoice(ObjectiveWithLM):
             (sum in nats, metrics): "loss" and "accuracy".
         """
         logits_BC, labels_B, weights_B = logits, batch["labels"], batch["weights"]
-        if batch.get("segment_ids") is not None:  # questions with fewer options than others
+        if batch.get("segment_ids") is not None:  # some questions have fewer options
             logits_BC = jnp.where((batch["segment_ids"] != 0).any(-1), logits_BC, -1e9)
         nll_B, _ = token_nll(logits_BC, labels_B)
         nll, right = weighted_sum(nll_B, weights_B), weighted_sum(jnp.argmax(logits_BC, -1) == labels_B, weights_B)

@@ -11,7 +11,13 @@ from typing import Any, ClassVar
 import jax
 
 Metrics = dict[str, Any]
-IN_TABLE = {"loss", "accuracy", "tokens", "perplexity", "bits_per_byte"}  # in the table of a report, or derived from it
+IN_TABLE = {
+    "loss",
+    "accuracy",
+    "tokens",
+    "perplexity",
+    "bits_per_byte",
+}  # shown in the table of a report, or derived from its values
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -55,8 +61,10 @@ class Objective(abc.ABC):
 
     def describe_metrics(self, metrics: dict[str, float]) -> list[str]:
         """Lines below the table of a run's report: by default all metrics that the table does not have."""
-        rest = sorted(set(metrics) - IN_TABLE)
-        return [", ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in rest)] if rest else []
+        other_names = sorted(set(metrics) - IN_TABLE)
+        return (
+            [", ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in other_names)] if other_names else []
+        )
 
 
 def means(metrics: Metrics, weight: Any) -> Metrics:

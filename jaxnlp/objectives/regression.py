@@ -44,6 +44,6 @@ class Regression(ObjectiveWithLM):
         """Replaces "moments" by "pearson", the correlation of predictions and labels; 0 if either is constant."""
         x, y, xx, yy, xy = metrics["moments"]
         x_spread, y_spread = xx - x * x, yy - y * y
-        varied = x_spread > 1e-6 * xx and y_spread > 1e-6 * yy  # float32 sums resolve no less
+        varied = x_spread > 1e-6 * xx and y_spread > 1e-6 * yy  # the resolution of float32 sums
         pearson = float((xy - x * y) / (x_spread * y_spread) ** 0.5) if varied else 0.0
         return {name: value for name, value in metrics.items() if name != "moments"} | {"pearson": pearson}

@@ -29,9 +29,9 @@ class Seq2Seq(Objective):
 
     def check(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise FieldError("label_smoothing", self.label_smoothing, "expected a share in [0, 1), as 0.1")
+            raise FieldError("label_smoothing", self.label_smoothing, "expected a fraction in [0, 1), for example 0.1")
         if self.z_loss < 0:
-            raise FieldError("z_loss", self.z_loss, "expected zero or more, as 1e-4")
+            raise FieldError("z_loss", self.z_loss, "expected 0 or more, for example 1e-4")
 
     def loss(
         self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None

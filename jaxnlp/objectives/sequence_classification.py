@@ -27,7 +27,7 @@ class SequenceClassification(ObjectiveWithLM):
 
     def check(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise FieldError("label_smoothing", self.label_smoothing, "expected a share in [0, 1), as 0.1")
+            raise FieldError("label_smoothing", self.label_smoothing, "expected a fraction in [0, 1), for example 0.1")
         super().check()
 
     def task_loss(self, logits: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:

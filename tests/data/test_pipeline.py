@@ -158,7 +158,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path):
 
 
 def test_stores_that_cannot_be_used(tmp_path):
-    with pytest.raises(UserError, match=r"no token store here"):
+    with pytest.raises(UserError, match=r"no token store"):
         TokenStore(tmp_path)
     made = store(tmp_path)
     with (made.path / "tokens.bin").open("ab") as file:

@@ -70,9 +70,7 @@ def test_the_tokenizer_of_a_run_and_of_a_folder_in_hugging_faces_layout(kinds, t
     (item / "metadata").write_text("{")
     with pytest.raises(UserError, match="metadata: damaged"):
         PretrainedTokenizer(path=str(tmp_path / "run")).build(None, tmp_path)
-    with pytest.raises(
-        UserError, match="data.tokenizer.path='nowhere': no checkpoint of a run and no tokenizer.json here"
-    ):
+    with pytest.raises(UserError, match="data.tokenizer.path='nowhere': no checkpoint and no tokenizer.json"):
         PretrainedTokenizer(path="nowhere").build(None, tmp_path)
 
 

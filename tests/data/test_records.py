@@ -136,15 +136,19 @@ def test_the_corpus_has_another_name_when_a_text_or_a_label_changes(tmp_path):
 @pytest.mark.parametrize(
     "name, text, words",
     [
-        ("x.jsonl", '{"label": "a"}\n[1]\n', "x.jsonl:2: holds list, expected an object with fields"),
-        ("x.jsonl", '{"text": "a"\n', "x.jsonl:1: not a JSON line"),
-        ("x.jsonl", '{"text": "\\ud800"}\n', "x.jsonl:1: holds half a surrogate pair"),
-        ("x.csv", "text,text\n1,2\n", "x.csv: its first line is no header: text, text"),
-        ("x.csv", "text,label\n1,2\n1\n", "x.csv:3: has 1 columns, and the header has 2"),
-        ("x.csv", 'text,label\n"1,2\n', "not a line of a table"),
-        ("x.txt", "text\n", "x.txt: not a file of records; expected a name in .jsonl, .json, .csv, .tsv, .parquet"),
+        ("x.jsonl", '{"label": "a"}\n[1]\n', "x.jsonl:2: expected a JSON object, got list"),
+        ("x.jsonl", '{"text": "a"\n', "x.jsonl:1: invalid JSON"),
+        ("x.jsonl", '{"text": "\\ud800"}\n', "x.jsonl:1: contains an unpaired surrogate"),
+        ("x.csv", "text,text\n1,2\n", "x.csv: the first line is not a header: text, text"),
+        ("x.csv", "text,label\n1,2\n1\n", "x.csv:3: has 1 columns; the header has 2"),
+        ("x.csv", 'text,label\n"1,2\n', "not a valid table row"),
+        (
+            "x.txt",
+            "text\n",
+            "x.txt: not a file of records; expected an extension of .jsonl, .json, .csv, .tsv, .parquet",
+        ),
         ("x.parquet", "text\n", "x.parquet: not a Parquet file"),
-        ("x.jsonl", '{"text": "a", "label": "x"}\n' * 9, "the train split has the one label x; expected two or more"),
+        ("x.jsonl", '{"text": "a", "label": "x"}\n' * 9, "the train split has only the label x; expected 2 or more"),
     ],
 )
 def test_bad_files_are_one_line(tmp_path, name, text, words):
@@ -168,7 +172,7 @@ def test_text_and_records_are_not_taken_for_each_other(tmp_path):
     (tmp_path / "x.txt").write_text("some text\n")
     source = Files(train=str(tmp_path / "x.txt"))
     with pytest.raises(
-        UserError, match=r"data.source='Files': holds text; SequenceClassificationTask\(\) needs records"
+        UserError, match=r"data.source='Files': contains text; SequenceClassificationTask\(\) needs records"
     ):
         opened(config(None, source=source, task=SequenceClassificationTask(classes=("x", "y"))))
     store = pipeline.open_split(

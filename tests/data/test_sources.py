@@ -79,7 +79,7 @@ def test_folders_and_globs(tmp_path):
     assert read(str(tmp_path)) == ["in a.txt", "in b.txt", "in deep/c.txt"]
     assert read(f"{tmp_path}/b.txt, {tmp_path}/a.*") == ["in b.txt", "in a.txt"]
     assert read(f"{tmp_path}/**/c.txt") == ["in deep/c.txt"]
-    with pytest.raises(UserError, match="every file here is also listed for validation or test"):
+    with pytest.raises(UserError, match="all these files are also listed for validation or test"):
         read(f"{tmp_path}/v.txt")
 
 
@@ -118,7 +118,7 @@ def test_a_path_behind_a_locked_folder(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(pathlib.Path, "is_dir", refuse)
-    with pytest.raises(UserError, match="check the permissions of it and of its folder"):
+    with pytest.raises(UserError, match="check its permissions and those of its folder"):
         text_files.expand("data.source.train", str(tmp_path / "a.txt"))
 
 
@@ -137,14 +137,14 @@ def test_the_fingerprint_follows_the_files(tmp_path):
         ("none/*.txt", None, "data.source.train=.*none/.*: no such file, and no file matches"),
         ("empty.txt", b"", "empty.txt'?: the file is empty"),
         ("binary.txt", b"\x89PNG\xff\xfe\x00", "binary.txt: not UTF-8 text .byte 0x89.; is it a binary file"),
-        ("nul.txt", b"text\x00text", "nul.txt: holds a NUL byte"),
-        ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "bad.jsonl:2: not a JSON line"),
+        ("nul.txt", b"text\x00text", "nul.txt: contains a NUL byte"),
+        ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "bad.jsonl:2: invalid JSON"),
         (
             "field.jsonl",
             b'{"body": "a"}\n',
             r"data.source.field='text': .*field.jsonl:1 has no such field \(it has: body\)",
         ),
-        ("half.jsonl", b'{"text": "\\ud83d"}\n', "half.jsonl:1: holds half a surrogate pair"),
+        ("half.jsonl", b'{"text": "\\ud83d"}\n', "half.jsonl:1: contains an unpaired surrogate"),
         ("number.jsonl", b'{"text": 5}\n', "number.jsonl:1 holds int, expected text"),
         ("list.jsonl", b"[1]\n", "list.jsonl:1 has no such field .it has: list."),
         ("cut.txt.gz", gzip.compress(bytes(range(33, 120)) * 9, mtime=0)[:60], "cut.txt.gz: cannot be read"),
@@ -226,4 +226,4 @@ assert "tensorflow" not in sys.modules
     assert all(f"record {i}" in train for i in range(5))
     assert "field error: data.source.field='text': tiny_tfds has the features" in done.stdout
     assert "test error: data.source.test='nope': cannot be read" in done.stdout
-    assert "name error: data.source.name='no_such_set': TFDS cannot find it" in done.stdout
+    assert "name error: data.source.name='no_such_set': TFDS cannot load it" in done.stdout

@@ -104,7 +104,7 @@ def test_huggingface_files_that_are_not_there_or_not_tokenizers(tmp_path):
     build = lambda path, **kw: HuggingFace(path=str(path), **kw).build(list, tmp_path)
     with pytest.raises(UserError, match="no such file"):
         build(tmp_path / "none.json")
-    with pytest.raises(UserError, match=r"holds neither tokenizer.json nor vocab.json"):
+    with pytest.raises(UserError, match=r"contains neither tokenizer.json nor vocab.json"):
         build(tmp_path)
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(UserError, match="not a tokenizer file"):
@@ -144,5 +144,5 @@ def test_a_separator_that_text_can_make_is_refused(tmp_path):
     model = Tokenizer(models.WordLevel({"[UNK]": 0, "</s>": 1, "a": 2}, unk_token="[UNK]"))
     model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     model.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match="data.tokenizer.eos_token='</s>': text can become this token too"):
+    with pytest.raises(UserError, match="data.tokenizer.eos_token='</s>': ordinary text can be encoded to this token"):
         HuggingFace(path=str(tmp_path / "tokenizer.json")).build(lambda: CORPUS, tmp_path)

@@ -250,7 +250,7 @@ def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
     )
     if os.geteuid() != 0:  # root reads everything
         locked.chmod(stat.S_IWUSR)
-        yield "unreadable folder", train, [small, workdir, f"{data}.train={locked}"], "cannot be read; check the"
+        yield "unreadable folder", train, [small, workdir, f"{data}.train={locked}"], "cannot be read; check its"
 
 
 NAMES = [name for name, *_ in bad_inputs(pathlib.Path(tempfile.mkdtemp()), pathlib.Path("corpus"))]
@@ -277,7 +277,7 @@ def test_an_unreadable_folder(tmp_path, monkeypatch):
     from jaxnlp.errors import UserError
 
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(UserError, match="cannot be read; check the permissions"):
+    with pytest.raises(UserError, match="cannot be read; check its permissions"):
         list(Files(train=str(tmp_path)).documents("train"))
 
 

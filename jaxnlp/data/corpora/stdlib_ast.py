@@ -23,8 +23,8 @@ from typing import Any
 
 from jaxnlp.data.text import sources
 
-LONGEST, SHORTEST, LEAST_WORDS = 300, 25, 4  # of a docstring: characters, characters, words
-OF_FILE = 60  # docstrings, or lines
+LONGEST, SHORTEST, LEAST_WORDS = 300, 25, 4  # limits of a docstring: characters, characters, words
+OF_FILE = 60  # docstrings or lines per file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +73,10 @@ def library() -> tuple[File, ...]:
     key = sources.fingerprint([sys.version, pathlib.Path(__file__).read_text(), *stats])
     folder = pathlib.Path(os.environ.get("JAXNLP_CACHE") or "~/.cache/jaxnlp").expanduser() / "library"
     path = folder / f"{key}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or not what was written
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return tuple(map(_file, json.loads(path.read_text())))
     parsed = tuple(_read(files))
-    with contextlib.suppress(OSError):  # a folder that cannot be written only costs the next process its seconds
+    with contextlib.suppress(OSError):  # without a cache the next process parses again
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{uuid.uuid4().hex}.tmp"
         temporary.write_text(json.dumps([dataclasses.asdict(file) for file in parsed]))
@@ -87,11 +87,11 @@ def library() -> tuple[File, ...]:
 def _file(saved: dict[str, Any]) -> File:
     """Restores a File from its JSON values."""
     parameter = lambda name, default: Parameter(name, default and (default[0], default[1]))
-    made = (
+    definitions = (
         Definition(**{**definition, "parameters": tuple(parameter(**p) for p in definition["parameters"])})
         for definition in saved["definitions"]
     )
-    return File(**{**saved, "definitions": tuple(made), "statements": tuple(saved["statements"])})
+    return File(**{**saved, "definitions": tuple(definitions), "statements": tuple(saved["statements"])})
 
 
 def _read(files: Iterable[pathlib.Path]) -> Iterator[File]:
@@ -103,9 +103,9 @@ def _read(files: Iterable[pathlib.Path]) -> Iterator[File]:
         try:
             source = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):
-            continue  # a handful of library files are in other encodings on purpose
+            continue  # some library files intentionally have other encodings
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the library parses its own deprecated escapes
+            warnings.simplefilter("ignore")  # the library contains deprecated escapes
             tree = ast.parse(source)
         name = path.relative_to(root).as_posix()
         definitions = tuple(_definitions(tree, name, docs, signatures))
@@ -132,13 +132,13 @@ def _definitions(tree: ast.Module, file: str, seen: set[str], signatures: set[st
 
 def _summary(doc: str | None) -> str | None:
     """The first paragraphs of a docstring, on one line; None if the result is too short."""
-    text = ""
+    summary = ""
     for paragraph in (doc or "").split("\n\n"):
-        more = f"{text} {' '.join(paragraph.split())}".strip()
-        if len(more) > LONGEST:
+        longer = f"{summary} {' '.join(paragraph.split())}".strip()
+        if len(longer) > LONGEST:
             break
-        text = more
-    return text if len(text) >= SHORTEST and len(text.split()) >= LEAST_WORDS else None
+        summary = longer
+    return summary if len(summary) >= SHORTEST and len(summary.split()) >= LEAST_WORDS else None
 
 
 def _signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[str | None, tuple[Parameter, ...]]:
@@ -167,11 +167,11 @@ def _statements(tree: ast.Module, source: str, file: str, seen: set[str]) -> Ite
     lines, kinds = source.splitlines(), (ast.Assign, ast.AugAssign, ast.Return, ast.Expr, ast.Assert, ast.Raise)
     nodes: Iterable[Any] = (n for n in ast.walk(tree) if isinstance(n, kinds) and n.lineno == n.end_lineno)
     key: Callable[[Any], int] = lambda node: drawn_number(f"{file} {node.lineno}")
-    chosen = sorted(itertools.islice(sorted(nodes, key=key), OF_FILE), key=lambda node: node.lineno)
-    for node in chosen:
+    selected = sorted(itertools.islice(sorted(nodes, key=key), OF_FILE), key=lambda node: node.lineno)
+    for node in selected:
         if node.lineno <= len(lines):
             line = lines[node.lineno - 1].strip()
-            squeezed = "".join(line.split())  # the tokens are the same however they are spaced
+            squeezed = "".join(line.split())  # spacing does not change the tokens
             if squeezed not in seen and 8 <= len(line) <= 100:
                 seen.add(squeezed)
                 yield line

@@ -94,13 +94,13 @@ class StdlibDocstrings(StdlibTask):
         sources.check_split(split)
         for topic, names in TOPICS.items():
             files = [file for file in library() if _top(file.name) in names.split()]
-            dealt = self._dealt(files)
-            if not all(any(map(_documented, some)) for some in dealt.values()):
+            files_by_split = self._dealt(files)
+            if not all(any(map(_documented, split_files)) for split_files in files_by_split.values()):
                 raise UserError(
-                    f"data.source=StdlibDocstrings(): of the topic {topic!r} the standard library of this Python has "
-                    f"{len(files)} files, too few for three splits; use a complete Python, or raise data.source.holdout"
+                    f"data.source=StdlibDocstrings(): topic {topic!r} has {len(files)} files in this Python's standard "
+                    "library, too few for three splits; use a complete Python, or raise data.source.holdout"
                 )
-            for file in dealt[split]:
+            for file in files_by_split[split]:
                 for d in _documented(file):
                     yield Record(d.where, {"text": d.doc, "label": topic})
 
@@ -108,14 +108,14 @@ class StdlibDocstrings(StdlibTask):
         sizes = {file.name: len(_documented(file)) for file in files}
         budget = self.holdout * sum(sizes.values())
         by_split: dict[str, list[File]] = {split: [] for split in sources.SPLITS}
-        held = dict.fromkeys(("validation", "test"), 0)
+        held_out = dict.fromkeys(("validation", "test"), 0)
         for file in sorted(files, key=lambda f: drawn_number(f.name)):
             size = sizes[file.name]
-            to = next((split for split in held if held[split] + size <= 1.5 * budget), "train")
+            to = next((split for split in held_out if held_out[split] + size <= 1.5 * budget), "train")
             by_split[to].append(file)
-            if to in held:
-                held[to] += size
-        return {split: sorted(some, key=lambda f: f.name) for split, some in by_split.items()}
+            if to in held_out:
+                held_out[to] += size
+        return {split: sorted(split_files, key=lambda f: f.name) for split, split_files in by_split.items()}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -126,12 +126,12 @@ class StdlibEntailment(StdlibTask):
     """
 
     def make(self, files: list[File]) -> Iterator[Record]:
-        others = _Others(files)
+        other_files = _Others(files)
         for file in files:
             for d in _functions(file):
-                own = drawn_number(d.where) % 2 == 0
-                doc = d.doc if own else others.draw(file, d.where, 1)[0]
-                label = "own" if own else "other"
+                is_own = drawn_number(d.where) % 2 == 0
+                doc = d.doc if is_own else other_files.draw(file, d.where, 1)[0]
+                label = "own" if is_own else "other"
                 yield Record(d.where, {"premise": d.signature, "hypothesis": doc, "label": label})
 
 
@@ -140,13 +140,13 @@ class StdlibSimilarity(StdlibTask):
     """Fields: `first`, `second`, docstrings; `label`, "same" (file) or "other", equally often."""
 
     def make(self, files: list[File]) -> Iterator[Record]:
-        others = _Others(files)
+        other_files = _Others(files)
         for file in files:
-            drawn = sorted(_documented(file), key=lambda d: drawn_number(f"similar {d.where}"))
-            for a, b in zip(drawn[::2], drawn[1::2], strict=False):
-                same = drawn_number(a.where) % 2 == 0
-                second = b.doc if same else others.draw(file, a.where, 1)[0]
-                yield Record(a.where, {"first": a.doc, "second": second, "label": "same" if same else "other"})
+            documented = sorted(_documented(file), key=lambda d: drawn_number(f"similar {d.where}"))
+            for a, b in zip(documented[::2], documented[1::2], strict=False):
+                same_file = drawn_number(a.where) % 2 == 0
+                second = b.doc if same_file else other_files.draw(file, a.where, 1)[0]
+                yield Record(a.where, {"first": a.doc, "second": second, "label": "same" if same_file else "other"})
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -155,11 +155,11 @@ class StdlibChoice(StdlibTask):
     the function's own docstring."""
 
     def make(self, files: list[File]) -> Iterator[Record]:
-        others = _Others(files)
+        other_files = _Others(files)
         for file in files:
             for d in _functions(file):
                 label = drawn_number(d.where) % 4
-                options = others.draw(file, d.where, 3)
+                options = other_files.draw(file, d.where, 3)
                 options.insert(label, d.doc or "")
                 yield Record(d.where, {"context": d.signature, "options": options, "label": label})
 
@@ -189,12 +189,13 @@ class StdlibSpans(StdlibTask):
     def make(self, files: list[File]) -> Iterator[Record]:
         for file in files:
             for d in _drawn(file, [d for d in file.definitions if d.parameters and not d.again]):
-                without = [p for p in d.parameters if p.default is None]
-                having = [p for p in d.parameters if p.default is not None]
-                asked = without if (drawn_number(d.where) % 2 or not having) and without else having
-                if not having and drawn_number(f"kept {d.where}") % 4:
+                without_default = [p for p in d.parameters if p.default is None]
+                with_default = [p for p in d.parameters if p.default is not None]
+                ask_without = without_default and (drawn_number(d.where) % 2 or not with_default)
+                candidates = without_default if ask_without else with_default
+                if not with_default and drawn_number(f"kept {d.where}") % 4:
                     continue  # most functions have no defaults at all
-                p = asked[drawn_number(f"asked {d.where}") % len(asked)]
+                p = candidates[drawn_number(f"asked {d.where}") % len(candidates)]
                 answers = {"text": [], "answer_start": []}
                 if p.default is not None:
                     answers = {"text": [p.default[0]], "answer_start": [p.default[1]]}
@@ -222,13 +223,13 @@ class _Others:
         self._docs = [(file.name, d.doc) for file in files for d in _functions(file)]
 
     def draw(self, file: File, key: str, count: int) -> list[Any]:
-        others: list[Any] = []
+        docs: list[Any] = []
         for n in itertools.count():
             name, doc = self._docs[drawn_number(f"{key} {n}") % len(self._docs)]
-            if name != file.name and doc not in others:
-                others.append(doc)
-            if len(others) == count:
-                return others
+            if name != file.name and doc not in docs:
+                docs.append(doc)
+            if len(docs) == count:
+                return docs
         raise AssertionError
 
 
@@ -242,8 +243,8 @@ def _functions(file: File) -> list[Definition]:
 
 def _drawn(file: File, definitions: list[Definition]) -> list[Definition]:
     """At most OF_FILE of the definitions, chosen by hash, in their order."""
-    chosen = sorted(definitions, key=lambda d: drawn_number(d.where))[:OF_FILE]
-    return [d for d in definitions if d in chosen]
+    selected = sorted(definitions, key=lambda d: drawn_number(d.where))[:OF_FILE]
+    return [d for d in definitions if d in selected]
 
 
 def _top(name: str) -> str:

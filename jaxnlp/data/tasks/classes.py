@@ -12,7 +12,7 @@ def name_of(value: Any, record: Record, setting: str, name: str) -> str:
     """The label as a string. Raises FieldError if it is not a non-empty string, an integer or a boolean."""
     if isinstance(value, (str, int)) and value != "":
         return str(value)
-    raise FieldError(setting, name, f"{record.where} holds {value!r} there, expected a label: a text or a whole number")
+    raise FieldError(setting, name, f"{record.where} holds {value!r}; expected a label: a text or an integer")
 
 
 def classes_of(source: Source, name: str, setting: str = "data.task.label") -> tuple[str, ...]:
@@ -29,14 +29,16 @@ def classes_of(source: Source, name: str, setting: str = "data.task.label") -> t
         for label in value if isinstance(value, (list, tuple)) else [value]:
             names.add(name_of(label, record, setting, name))
     if len(names) < 2:
-        raise FieldError(setting, name, f"the train split has the one label {', '.join(names)}; expected two or more")
+        raise FieldError(
+            setting, name, f"the train split has only the label {', '.join(names)}; expected 2 or more labels"
+        )
     return tuple(sorted(names, key=lambda n: (int(n), "") if all(map(_is_whole, names)) else (0, n)))
 
 
 def class_index(value: Any, record: Record, setting: str, name: str, classes: tuple[str, ...]) -> int:
     """The index of a record's label in `classes`. Raises FieldError if it is not one of them."""
     if not classes:
-        raise FieldError("data.task.classes", classes, "not known yet; call data.pipeline.resolved(config) first")
+        raise FieldError("data.task.classes", classes, "not resolved; call data.pipeline.resolved(config) first")
     label = name_of(value, record, setting, name)
     if label not in classes:
         near = did_you_mean(label, [*classes])

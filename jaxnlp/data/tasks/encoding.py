@@ -105,23 +105,26 @@ class Truncator:
         self._too_long[record.where] = max(self._too_long.get(record.where, 0), self.length + excess)
         if not self._keeps_last or not self._truncate:
             return shorten(texts, max(0, room))
-        *others, last = texts
+        *first_texts, last = texts
         if len(last) > room:
             size = self.length - room + len(last)
-            raise FieldError(self._setting, self.length, f"{record.where} has an option of {size} tokens; use {size}")
-        return [*shorten(others, room - len(last)), last]
+            raise FieldError(
+                self._setting, self.length, f"{record.where} has an option of {size} tokens; set it to {size}"
+            )
+        return [*shorten(first_texts, room - len(last)), last]
 
     def report(self, log: Logger) -> None:
         """Logs how many records were truncated. Raises FieldError, naming the longest, if truncation is not allowed."""
         if not self._too_long:
             return
-        where = max(self._too_long, key=lambda name: self._too_long[name])
-        size, count = self._too_long[where], len(self._too_long)
+        longest = max(self._too_long, key=lambda name: self._too_long[name])
+        size, count = self._too_long[longest], len(self._too_long)
         if not self._truncate:
-            others = f" ({count} records are too long, this one the longest)" if count > 1 else ""
-            expected = f"{where} makes {size} tokens{others}; use {size}, or {self._remedy}"
+            note = f" ({count} records are too long, this one is the longest)" if count > 1 else ""
+            expected = f"{longest} has {size} tokens{note}; set it to {size}, or {self._remedy}"
             raise FieldError(self._setting, self.length, expected)
-        log(f"note: {count:,} records cut to {self._setting}={self.length} tokens; the longest, {where}, had {size}")
+        limit = f"{self._setting}={self.length}"
+        log(f"note: {count:,} records truncated to {limit} tokens; the longest, {longest}, had {size}")
 
 
 def chunks(records: Sequence[Record], log: Logger) -> Iterator[Sequence[Record]]:

@@ -138,7 +138,7 @@ class RecordReader(Reader):
     def __init__(self, task: LabelledTask, store: Any, tokenizer: Tokenizer | None, length: int):
         tokenizer = require_tokenizer(tokenizer)
         if not isinstance(store, RecordStore):
-            raise FieldError("data.source", str(store.path), f"holds text; {type(task).__name__}() needs records")
+            raise FieldError("data.source", str(store.path), f"contains text; {type(task).__name__}() needs records")
         self.task, self.length, self.fill = task, length, tokenizer.eos_id
         self._examples = store.encoded(task, tokenizer, length)
 

@@ -136,9 +136,9 @@ class Template(Layout):
 
     def check(self) -> None:
         if not self.place:
-            raise FieldError("place", self.place, f"expected the name of a special token, as {PLACE!r}")
+            raise FieldError("place", self.place, f"expected the name of a special token, for example {PLACE!r}")
         if self.text.count(TEXTS) != 1:
-            raise FieldError("text", self.text, f"expected {TEXTS} in it once, in place of the texts")
+            raise FieldError("text", self.text, f"expected exactly one {TEXTS}, the placeholder of the texts")
 
     @property
     def both_orders(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -161,8 +161,8 @@ class Template(Layout):
         return self._ids(before, tokenizer), self._ids(after, tokenizer), within
 
     def _ids(self, text: str, tokenizer: Tokenizer) -> list[int]:
-        first, *rest = tokenizer.encode_batch(text.split(self.place))
-        return [*first, *(i for words in rest for i in (self.place_id(tokenizer), *words))]
+        first, *later = tokenizer.encode_batch(text.split(self.place))
+        return [*first, *(i for words in later for i in (self.place_id(tokenizer), *words))]
 
     def sequence(self, texts: Sequence[Ids], special_ids: tuple[Any, ...]) -> TokenSequence:
         before, after, within = special_ids
@@ -170,8 +170,8 @@ class Template(Layout):
         parts[0] = [*before, *parts[0]]
         parts[-1] = [*parts[-1], *after]
         joined = self.layout.sequence(parts, within)
-        first, *rest = joined.begins
-        return dataclasses.replace(joined, begins=(first + len(before), *rest))
+        first, *later = joined.begins
+        return dataclasses.replace(joined, begins=(first + len(before), *later))
 
 
 def special_id(tokenizer: Tokenizer, field: str, name: str) -> int:

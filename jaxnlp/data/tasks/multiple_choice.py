@@ -37,10 +37,10 @@ class MultipleChoiceTask(SequenceTask):
 
     def check(self) -> None:
         if self.num_options < 2:
-            raise FieldError("num_options", self.num_options, "expected two or more")
+            raise FieldError("num_options", self.num_options, "expected 2 or more")
         if len(self.options) not in (1, self.num_options):
             several = f"num_options={self.num_options} that hold one each"
-            raise FieldError("options", self.options, f"expected one field that holds a list, or {several}")
+            raise FieldError("options", self.options, f"expected one field with a list, or {several}")
 
     def orders(self) -> list[tuple[int, ...]]:
         return [(0, 1 + k) for k in range(self.num_options)]
@@ -56,7 +56,7 @@ class MultipleChoiceTask(SequenceTask):
         valid = isinstance(options, (list, tuple)) and all(isinstance(x, str) and x.strip() for x in options)
         if not valid or len(options) != self.num_options:
             raise FieldError(
-                setting, name, f"{record.where} holds {options!r} there, expected a list of {self.num_options} texts"
+                setting, name, f"{record.where} holds {options!r}; expected a list of {self.num_options} texts"
             )
         return [context, *options]
 
@@ -68,7 +68,7 @@ class MultipleChoiceTask(SequenceTask):
             raise FieldError(
                 setting,
                 self.label,
-                f"{record.where} holds {value!r} there, expected the number of an option, 0 to {self.num_options - 1}",
+                f"{record.where} holds {value!r}; expected the index of an option, 0 to {self.num_options - 1}",
             )
         return index
 

@@ -40,12 +40,12 @@ class Offsets:
         data = text.encode()
         if b"".join(pieces) != data:
             raise UserError(
-                f"data.tokenizer: {type(self._tokenizer).__name__} changes the text {text[:40]!r}, so the characters "
-                "that its tokens stand for are not known"
+                f"data.tokenizer: {type(self._tokenizer).__name__} changes the text {text[:40]!r}, so the character "
+                "offsets of its tokens are unknown; use another tokenizer"
             )
         ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
         begins = np.concatenate([[0], ends])[:-1]
-        # Index of the character that contains byte i: number of characters begun up to it, minus one.
+        # Index of the character that contains byte i: number of characters that start at or before it, minus one.
         character = np.cumsum(np.frombuffer(data, np.uint8) & 0xC0 != 0x80) - 1
         if not ids:
             return Pieces(ids, begins, ends)
@@ -53,5 +53,5 @@ class Offsets:
 
 
 def _columns(spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    both = np.asarray(spans, np.int64).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
+    columns = np.asarray(spans, np.int64).reshape(-1, 2)
+    return columns[:, 0], columns[:, 1]

@@ -41,7 +41,7 @@ class RegressionTask(SequenceTask):
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise FieldError(setting, self.label, f"{record.where} holds {value!r} there, expected a number")
+            raise FieldError(setting, self.label, f"{record.where} holds {value!r}; expected a number")
         return number
 
     def decode(self, record: Record, examples: Sequence[Example], outputs: np.ndarray) -> Prediction:

@@ -77,9 +77,11 @@ class SpanExtractionTask(LabelledTask):
 
     def check(self) -> None:
         if self.stride < 0:
-            raise FieldError("stride", self.stride, "expected a positive number of tokens, or 0")
+            raise FieldError("stride", self.stride, "expected a positive number of tokens, or 0 for no windows")
         if self.longest_answer < 1:
-            raise FieldError("longest_answer", self.longest_answer, "expected a positive number of tokens, as 30")
+            raise FieldError(
+                "longest_answer", self.longest_answer, "expected a positive number of tokens, for example 30"
+            )
         if self.layout.language_model:
             raise FieldError("layout", type(self.layout).__name__, "a decoder has no [CLS]; expected EncoderLayout()")
 
@@ -98,7 +100,7 @@ class SpanExtractionTask(LabelledTask):
                 if not self.stride or room < 1:
                     truncator(record, [question, context.ids], length - overhead)
                 if self.stride > room > 0:
-                    expected = f"{record.where} has room for {room} tokens of its context; expected no more than that"
+                    expected = f"{record.where} leaves {room} tokens for the context; expected at most that"
                     raise FieldError("data.task.stride", self.stride, expected)
                 span = self._tokens(record, context) if labelled else None
                 for begin, end in _windows(len(context.ids), max(room, 1), self.stride):
@@ -131,9 +133,9 @@ class SpanExtractionTask(LabelledTask):
             if not isinstance(text, str) or not text or not isinstance(start, int):
                 raise self._malformed(record, answer)
             if start < 0 or context[start : start + len(text)] != text:
-                passage = context[max(start, 0) : max(start, 0) + len(text)]
+                actual = context[max(start, 0) : max(start, 0) + len(text)]
                 raise FieldError(
-                    ANSWERS, self.answers, f"{record.where}: the context has {passage!r} at {start}, and not {text!r}"
+                    ANSWERS, self.answers, f"{record.where}: the context has {actual!r} at {start}; expected {text!r}"
                 )
             answers.append((start, text))
         return answers
@@ -143,18 +145,18 @@ class SpanExtractionTask(LabelledTask):
 
         The answer is "" and its start None if no span scores higher than the lowest no-answer score of the windows.
         """
-        none, best, where = np.inf, -np.inf, (0, 0)
+        no_answer_score, best_score, characters = np.inf, -np.inf, (0, 0)
         for example, logits_T2 in zip(examples, outputs, strict=True):
             place = example.label
-            none = min(none, float(logits_T2[0].sum()))
+            no_answer_score = min(no_answer_score, float(logits_T2[0].sum()))
             answer_mask = np.zeros(len(logits_T2))
             answer_mask[place.first : place.first + len(place.starts)] = 1
             start, end, score = best_span(logits_T2, answer_mask, self.longest_answer)
-            if score > best:
-                best, where = score, place.characters(start, end)
-        text = self.context_of(record)[where[0] : where[1]] if best > none else ""
-        start = where[0] + len(text) - len(text.lstrip())
-        return {"answer": text.strip(), "start": start if text else None, "score": best - none}
+            if score > best_score:
+                best_score, characters = score, place.characters(start, end)
+        text = self.context_of(record)[characters[0] : characters[1]] if best_score > no_answer_score else ""
+        start = characters[0] + len(text) - len(text.lstrip())
+        return {"answer": text.strip(), "start": start if text else None, "score": best_score - no_answer_score}
 
     def reference(self, record: Record) -> Prediction:
         """The first answer, its start character, and the texts of all answers."""
@@ -173,7 +175,7 @@ class SpanExtractionTask(LabelledTask):
 
     def _malformed(self, record: Record, value: Any) -> FieldError:
         expected = 'expected {"text": [...], "answer_start": [...]}'
-        return FieldError(ANSWERS, self.answers, f"{record.where} holds {str(value)[:80]} there; {expected}")
+        return FieldError(ANSWERS, self.answers, f"{record.where} holds {str(value)[:80]}; {expected}")
 
     def _tokens(self, record: Record, context: Pieces) -> tuple[int, int] | None:
         """Indices of the first and last context token that overlap the first answer, or None if there is no answer."""
@@ -196,7 +198,7 @@ class SpanExtractionTask(LabelledTask):
         batch["starts"] = np.asarray([e.label.start if e else 0 for e in examples], np.int32)
         batch["ends"] = np.asarray([e.label.end if e else 0 for e in examples], np.int32)
         batch["answer_mask"] = np.zeros((len(examples), length), np.float32)
-        batch["answer_mask"][:, 0] = 1.0  # in rows that fill up too: some place must be possible
+        batch["answer_mask"][:, 0] = 1.0  # also in padding rows, as at least one position must be allowed
         for i, example in enumerate(examples):
             if example is not None:
                 place = example.label

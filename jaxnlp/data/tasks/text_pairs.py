@@ -71,8 +71,9 @@ class TextPairs(LabelledTask):
             targets = [self._target(record) if labelled else "" for record in part]
             tokens = [tokenizer.encode_batch(texts) for texts in (sources, targets)]
             for record, *pair in zip(part, *tokens, strict=True):
-                cut = (fit(record, [ids], n - 1)[0] for fit, ids, n in zip(truncators, pair, lengths, strict=True))
-                examples.append(Example(len(examples), tuple(_ended(ids, tokenizer.eos_id) for ids in cut), 0))
+                sizes = zip(truncators, pair, lengths, strict=True)
+                truncated = (truncate(record, [ids], n - 1)[0] for truncate, ids, n in sizes)
+                examples.append(Example(len(examples), tuple(_ended(ids, tokenizer.eos_id) for ids in truncated), 0))
         for truncator in truncators:
             truncator.report(log)
         return examples

@@ -76,11 +76,11 @@ class TokenClassificationTask(LabelledTask):
                 (tokens,) = truncator(record, [[token for piece in pieces for token in piece]], room)
                 sequence = self.layout.sequence([tokens], special_ids)
                 starts = np.cumsum([0, *map(len, pieces)])[:-1]
-                fits = np.asarray([len(piece) > 0 for piece in pieces]) & (starts < len(tokens))
+                is_labelled = np.asarray([len(piece) > 0 for piece in pieces]) & (starts < len(tokens))
                 num_skipped += sum(not piece for piece in pieces)
-                places = (starts + sequence.begins[0])[fits].astype(np.int32)
-                classes = np.asarray(self.targets(record) if labelled else [0] * len(words), np.int32)[fits]
-                label = FirstPieces(np.flatnonzero(fits), places, classes)
+                places = (starts + sequence.begins[0])[is_labelled].astype(np.int32)
+                classes = np.asarray(self.targets(record) if labelled else [0] * len(words), np.int32)[is_labelled]
+                label = FirstPieces(np.flatnonzero(is_labelled), places, classes)
                 examples.append(Example(len(examples), (sequence,), label))
         truncator.report(log)
         if num_skipped:
@@ -91,7 +91,11 @@ class TokenClassificationTask(LabelledTask):
         """The class index of each word of a record. Raises FieldError if words and tags differ in number."""
         words, tags = self.listed(record, self.words, WORDS), self.listed(record, self.tags, TAGS)
         if len(words) != len(tags):
-            raise FieldError(TAGS, self.tags, f"{record.where} has {len(words)} words and {len(tags)} tags")
+            raise FieldError(
+                TAGS,
+                self.tags,
+                f"{record.where} has {len(words)} words and {len(tags)} tags; expected one tag per word",
+            )
         return [class_index(tag, record, TAGS, self.tags, self.classes) for tag in tags]
 
     def decode(self, record: Record, examples: Sequence[Example], outputs: np.ndarray) -> Prediction:
@@ -119,7 +123,7 @@ class TokenClassificationTask(LabelledTask):
         value = field(record, name, setting)
         values = value.split() if isinstance(value, str) else value
         if not isinstance(values, (list, tuple)) or not values or not all(isinstance(x, (str, int)) for x in values):
-            raise FieldError(setting, name, f"{record.where} holds {value!r} there, expected a list of one or more")
+            raise FieldError(setting, name, f"{record.where} holds {value!r}; expected a non-empty list")
         return list(values)
 
     def collate(self, examples: Sequence[Example | None], length: int, fill: int) -> Batch:

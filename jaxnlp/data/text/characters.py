@@ -29,7 +29,7 @@ from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.character_cnn import BEGIN_SENTENCE, END_SENTENCE, NO_WORD, spell
 
-WORDS_SHOWN, WIDTH = 12, 20  # of a sample: words, and characters of a word
+WORDS_SHOWN, WIDTH = 12, 20  # words per sample, characters per word
 
 if TYPE_CHECKING:
     from jaxnlp.data.pipeline import DataConfig
@@ -70,9 +70,9 @@ class Characters(Task):
 
         guesses = model.run(best, batch)
         # The word at t is predicted forward at t - 1 and backward at t + 1.
-        words, both = batch["forward_targets"][0, :-2], batch["forward_weights"][0, :-2] > 0
-        both &= batch["backward_weights"][0, 2:] > 0
-        table = np.stack([words, guesses["forward"][0, :-2], guesses["backward"][0, 2:]], 1)[both]
+        words, predicted_twice = batch["forward_targets"][0, :-2], batch["forward_weights"][0, :-2] > 0
+        predicted_twice &= batch["backward_weights"][0, 2:] > 0
+        table = np.stack([words, guesses["forward"][0, :-2], guesses["backward"][0, 2:]], 1)[predicted_twice]
         pieces = model.tokenizer.token_bytes()
         middle = table[max(0, len(table) - WORDS_SHOWN) // 2 :][:WORDS_SHOWN]
         rows = [[shown(pieces[token], "(end)")[:WIDTH] for token in row] for row in middle.tolist()]
@@ -106,9 +106,9 @@ class CharacterReader(Reader):
         shift = np.arange(len(borders) - 1)
         self._begins, self._ends = borders[:-1] + shift, borders[1:] + shift
         words = [b"" if piece is None else piece for piece in tokenizer.token_bytes()]
-        spelled = spell([*words, BEGIN_SENTENCE, END_SENTENCE], config.max_chars)
+        spellings = spell([*words, BEGIN_SENTENCE, END_SENTENCE], config.max_chars)
         self._begin, self._end, self._none = len(words), len(words) + 1, len(words) + 2
-        self._characters = np.concatenate([spelled, np.full((1, config.max_chars), NO_WORD, np.int32)])
+        self._characters = np.concatenate([spellings, np.full((1, config.max_chars), NO_WORD, np.int32)])
 
     def __len__(self) -> int:
         return -(-(int(self._ends[-1]) + 1) // self._length)
@@ -127,7 +127,7 @@ class CharacterReader(Reader):
         document = np.clip(document, 0, len(self._begins) - 1)
         begin, end = place == self._begins[document], place == self._ends[document]
         at = np.clip(place - document, 0, len(self._store) - 1)
-        words = self._store.read(int(at[0]), int(at[-1]) + 1)[at - at[0]]  # at markers, the end-of-text token
+        words = self._store.read(int(at[0]), int(at[-1]) + 1)[at - at[0]]  # markers are the end-of-text token
         tokens = np.where(begin, self._begin, np.where(end, self._end, words))
         targets = np.where(begin | end, self._eos_id, words).astype(np.int32)
         inner, document = slice(1, -1), document - document[1]

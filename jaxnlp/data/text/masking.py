@@ -23,7 +23,7 @@ from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.model_config import ModelConfig
 
-SHOWN = 600  # characters of a sample
+SHOWN = 600  # characters per sample
 
 if TYPE_CHECKING:
     from jaxnlp.data.pipeline import DataConfig
@@ -83,12 +83,12 @@ class Masked(Task):
 
     def check(self) -> None:
         if not 0 < self.rate < 1:
-            raise FieldError("rate", self.rate, "expected a share in (0, 1), as 0.15")
+            raise FieldError("rate", self.rate, "expected a fraction in (0, 1), for example 0.15")
         for field, share in (("mask_share", self.mask_share), ("random_share", self.random_share)):
             if not 0 <= share <= 1:
-                raise FieldError(field, share, "expected a share in [0, 1]")
+                raise FieldError(field, share, "expected a fraction in [0, 1]")
         if self.mask_share + self.random_share > 1:
-            raise FieldError("random_share", self.random_share, f"with mask_share={self.mask_share} it is more than 1")
+            raise FieldError("random_share", self.random_share, f"the sum with mask_share={self.mask_share} exceeds 1")
         if self.static_copies < 0:
             raise FieldError("static_copies", self.static_copies, "expected a positive number, or 0 for dynamic masks")
 
@@ -182,22 +182,23 @@ class MaskedReader(Reader):
         return batch
 
     def _chosen(self, tokens: np.ndarray, limit: int, random: np.random.Generator) -> np.ndarray:
-        """Positions of the tokens to predict, in order. A group that would exceed the number wanted is skipped."""
+        """Positions of the tokens to predict, in order. A group that would exceed their number is skipped."""
         ordinary = np.flatnonzero(~self._special_V[tokens])
-        wanted = min(limit, max(1, round(self._config.rate * len(ordinary))))
+        num_wanted = min(limit, max(1, round(self._config.rate * len(ordinary))))
         groups = self._config.choose.groups(self._words, tokens, ordinary)
-        chosen: list[int] = []
+        positions: list[int] = []
         for k in random.permutation(len(groups)):
-            if len(chosen) == wanted:
+            if len(positions) == num_wanted:
                 break
-            if len(chosen) + len(groups[k]) <= wanted:
-                chosen.extend(groups[k])
-        return np.sort(np.asarray(chosen, np.int32))
+            if len(positions) + len(groups[k]) <= num_wanted:
+                positions.extend(groups[k])
+        return np.sort(np.asarray(positions, np.int32))
 
     def _masked(self, tokens: np.ndarray, places: np.ndarray, random: np.random.Generator) -> np.ndarray:
         tokens, c = tokens.copy(), self._config
         draw = random.random(len(places))
-        others = self._ordinary[random.integers(len(self._ordinary), size=len(places))]
-        new = np.where(draw < c.mask_share, self._mask, np.where(draw < c.mask_share + c.random_share, others, -1))
-        tokens[places] = np.where(new < 0, tokens[places], new)
+        random_ids = self._ordinary[random.integers(len(self._ordinary), size=len(places))]
+        unmasked = np.where(draw < c.mask_share + c.random_share, random_ids, -1)  # -1: unchanged
+        replacements = np.where(draw < c.mask_share, self._mask, unmasked)
+        tokens[places] = np.where(replacements < 0, tokens[places], replacements)
         return tokens

@@ -18,7 +18,7 @@ from jaxnlp.data.text.word_boundaries import Words
 from jaxnlp.errors import FieldError, UserError
 
 IS_NEXT, NOT_NEXT = 0, 1
-LOOK_BACK = 16  # tokens: no word is longer
+LOOK_BACK = 16  # maximum tokens per word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +121,8 @@ class SentencePairReader(SentenceReader):
         self._starts, self._sizes = starts[sizes > 0], sizes[sizes > 0]
         if len(self._starts) < 2:
             raise UserError(
-                f"{store.path}: has {len(self._starts)} documents; next-sentence pairs need two or more, since a B "
-                "that does not follow comes from another; use data.task.text=FullSentences()"
+                f"{store.path}: has {len(self._starts)} documents; next-sentence pairs need at least two, as negative "
+                "examples combine two documents; use data.task.text=FullSentences()"
             )
         self._pieces = -(-self._sizes // self._room)
         self._before = np.concatenate([[0], np.cumsum(self._pieces)])
@@ -139,9 +139,9 @@ class SentencePairReader(SentenceReader):
             begin += int(random.integers(0, end - begin - length + 1))
             end = begin + length
         tokens = self._read(document, begin, end)
-        cuts = np.flatnonzero(~self._words.continues(tokens))[1:]  # half a word would give the answer away
+        cuts = np.flatnonzero(~self._words.continues(tokens))[1:]  # cuts inside a word would reveal the label
         cut = int(random.choice(cuts)) if len(cuts) else len(tokens)
-        a, b, label = tokens[: min(cut, self._room - 1)], tokens[cut:], IS_NEXT  # one word may fill it all
+        a, b, label = tokens[: min(cut, self._room - 1)], tokens[cut:], IS_NEXT  # a single word may fill the row
         if not len(b) or random.random() >= self._config.next_rate:
             b, label = self._other(document, max(1, len(b)), random), NOT_NEXT
         row = np.asarray([self._cls, *a, self._sep, *b, self._sep], np.int32)
@@ -154,10 +154,10 @@ class SentencePairReader(SentenceReader):
         other += other >= document
         size = int(self._sizes[other])
         begin = int(random.integers(0, max(1, size - length + 1)))
-        before = min(begin, LOOK_BACK)  # from there on, where words begin is known
+        before = min(begin, LOOK_BACK)  # word starts are known from there on
         tokens = self._read(other, begin - before, min(begin + length, size))
         begins = np.flatnonzero(~self._words.continues(tokens))
-        # As long as the B that follows would be: a shorter B would reveal the label.
+        # As long as the true continuation, since a different length would reveal the label.
         first = before if begin == 0 else int(begins[begins <= before][-1])
         return tokens[first : first + length]
 

@@ -17,8 +17,8 @@ def sentinels(count: int) -> tuple[str, ...]:
 
 def with_sentinels(tokenizer: Tokenizer) -> Tokenizer:
     """Wraps a tokenizer to encode and decode sentinels in text. Unchanged if its vocabulary has no sentinels."""
-    known = itertools.takewhile(tokenizer.has_special, map(SENTINEL.format, itertools.count()))
-    names = {name: tokenizer.special_id(name) for name in known}
+    present = itertools.takewhile(tokenizer.has_special, map(SENTINEL.format, itertools.count()))
+    names = {name: tokenizer.special_id(name) for name in present}
     return SentinelTokenizer(tokenizer, names) if names else tokenizer
 
 
@@ -34,8 +34,8 @@ class SentinelTokenizer(Tokenizer):
         return [self._encode(text) for text in texts]
 
     def _encode(self, text: str) -> list[int]:
-        known = "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True)))
-        parts = re.split(f"({known})", text)  # text, name, text, ...
+        pattern = "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True)))
+        parts = re.split(f"({pattern})", text)  # text, name, text, ...
         encoded = self._tokenizer.encode_batch(parts)
         return [
             i
@@ -46,8 +46,8 @@ class SentinelTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         texts = []
         for special, group in itertools.groupby(map(int, ids), self._names.__contains__):
-            run = list(group)
-            texts.append("".join(self._names[i] for i in run) if special else self._tokenizer.decode(run))
+            group_ids = list(group)
+            texts.append("".join(self._names[i] for i in group_ids) if special else self._tokenizer.decode(group_ids))
         return "".join(texts)
 
     def token_bytes(self) -> list[bytes | None]:

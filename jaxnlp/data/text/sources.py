@@ -63,7 +63,7 @@ class PythonStdlib(Source):
             try:
                 text = path.read_text(encoding="utf-8")
             except (UnicodeDecodeError, OSError):
-                continue  # a handful of library files are in other encodings on purpose
+                continue  # some library files intentionally have other encodings
             if text.strip() and split_of(text, self.holdout) == split:
                 text = docstrings(text) if self.part == "docstrings" else text
                 if text:
@@ -79,7 +79,7 @@ def docstrings(source: str) -> str:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the library parses its own deprecated escapes
+        warnings.simplefilter("ignore")  # the library contains deprecated escapes
         tree = ast.parse(source)
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
@@ -113,13 +113,17 @@ class FileSource(Source):
         """
         if split != "train" and self.own_files(split):
             return expand(f"data.source.{split}", self.own_files(split))
-        taken: set[pathlib.Path] = set()
-        for other in ("validation", "test"):
-            if self.own_files(other):
-                taken |= {p.resolve() for p in expand(f"data.source.{other}", self.own_files(other))}
-        files = [p for p in expand("data.source.train", self.train) if p.resolve() not in taken]
+        assigned: set[pathlib.Path] = set()
+        for other_split in ("validation", "test"):
+            if self.own_files(other_split):
+                assigned |= {p.resolve() for p in expand(f"data.source.{other_split}", self.own_files(other_split))}
+        files = [p for p in expand("data.source.train", self.train) if p.resolve() not in assigned]
         if not files:
-            raise FieldError("data.source.train", self.train, "every file here is also listed for validation or test")
+            raise FieldError(
+                "data.source.train",
+                self.train,
+                "all these files are also listed for validation or test; expected at least one other file",
+            )
         return files
 
     def fingerprint(self, split: str) -> str:
@@ -131,7 +135,7 @@ class FileSource(Source):
         if split != "train" and self.own_files(split):
             return True
         place = split_of(text, self.holdout)
-        if split == "train":  # what is held out for a split with files of its own stays in train
+        if split == "train":  # documents held out for a split that has its own files stay in train
             return place == "train" or bool(self.own_files(place))
         return place == split
 
@@ -159,23 +163,23 @@ class Files(FileSource):
 
     def check(self) -> None:
         if not self.train:
-            raise FieldError("train", self.train, "expected files, globs or folders, as 'corpus/*.jsonl.gz'")
+            raise FieldError("train", self.train, "expected files, globs or folders, for example 'corpus/*.jsonl.gz'")
         if self.document not in ("file", "paragraph", "line"):
             raise FieldError("document", self.document, "expected 'file', 'paragraph' or 'line'")
         check_holdout(self.holdout)
 
     def documents(self, split: str) -> Iterator[str]:
         check_split(split)
-        own, empty = self.own_files(split), True
+        own_files, empty = self.own_files(split), True
         for path in self.files(split):
             for text in read_file(path, self.field, self.document):
                 if self.belongs(text, split):
                     empty = False
                     yield text
-        if empty and not own:
+        if empty and not own_files:
             raise UserError(
-                f"data.source: the {split} split is empty: none of the documents in {self.train} falls into it; "
-                f"give data.source.{split}, or split text files with data.source.document='paragraph'"
+                f"data.source: the {split} split is empty, as no document of {self.train} was held out for it; "
+                f"set data.source.{split}, or split text files with data.source.document='paragraph'"
             )
 
 
@@ -198,17 +202,17 @@ class TFDS(Source):
 
     def check(self) -> None:
         if not self.name:
-            raise FieldError("name", self.name, "expected a TFDS name, as 'lm1b'")
+            raise FieldError("name", self.name, "expected a TFDS name, for example 'lm1b'")
 
     def _open(self, split: str) -> Any:
         import tensorflow_datasets as tfds
 
-        where: dict[str, Any] = {"data_dir": self.data_dir} if self.data_dir else {}
+        options: dict[str, Any] = {"data_dir": self.data_dir} if self.data_dir else {}
         try:
-            builder: Any = tfds.builder(self.name, **where)
+            builder: Any = tfds.builder(self.name, **options)
         except Exception as e:
             reason = str(e).strip().splitlines()[0]
-            raise FieldError("data.source.name", self.name, f"TFDS cannot find it ({reason})") from None
+            raise FieldError("data.source.name", self.name, f"TFDS cannot load it ({reason})") from None
         expression = {"train": self.train, "validation": self.validation, "test": self.test}[split]
         try:
             return builder.as_data_source(split=expression)
@@ -239,7 +243,7 @@ class TFDS(Source):
 
 def check_holdout(holdout: float) -> None:
     if not 0 < holdout < 0.5:
-        raise FieldError("holdout", holdout, "expected a share in (0, 0.5), as 0.05")
+        raise FieldError("holdout", holdout, "expected a fraction in (0, 0.5), for example 0.05")
 
 
 def fingerprint(parts: list[str]) -> str:

@@ -45,9 +45,9 @@ class SpanCorruption(Task):
 
     def check(self) -> None:
         if not 0 < self.noise_density < 1:
-            raise FieldError("noise_density", self.noise_density, "expected a share in (0, 1), as 0.15")
+            raise FieldError("noise_density", self.noise_density, "expected a fraction in (0, 1), for example 0.15")
         if not self.mean_span_length >= 1:
-            raise FieldError("mean_span_length", self.mean_span_length, "expected 1 or more tokens, as 3.0")
+            raise FieldError("mean_span_length", self.mean_span_length, "expected 1 or more tokens, for example 3.0")
 
     def counts(self, length: int) -> tuple[int, int]:
         """(number of dropped tokens, number of spans) for a text of `length` tokens, `length` >= 2."""
@@ -98,9 +98,9 @@ class SpanCorruptionReader(Reader):
         self._sentinels = np.asarray([tokenizer.special_id(name) for name in names], np.int32)
 
     def __len__(self) -> int:
-        # The remainder at the end is an example of its own if it has a token to drop and one to keep.
-        whole, rest = divmod(len(self._store), self._text)
-        return whole + (rest > 1)
+        # The remainder is a separate example if it has a token to drop and one to keep.
+        full, remainder = divmod(len(self._store), self._text)
+        return full + (remainder > 1)
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self._store.read(index * self._text, (index + 1) * self._text)
@@ -124,12 +124,12 @@ def corrupt(
 
     Kept and dropped spans alternate, starting with a kept one. Their lengths are drawn uniformly from all cuts.
     """
-    kept_lengths, dropped_lengths = _cut(len(tokens) - noise, spans, random), _cut(noise, spans, random)
+    kept_sizes, dropped_sizes = _cut(len(tokens) - noise, spans, random), _cut(noise, spans, random)
     source, target, place = [], [], 0
-    for keep, take, sentinel in zip(kept_lengths, dropped_lengths, sentinel_ids, strict=False):
-        source += [tokens[place : place + keep], [sentinel]]
-        target += [[sentinel], tokens[place + keep : place + keep + take]]
-        place += keep + take
+    for num_kept, num_dropped, sentinel in zip(kept_sizes, dropped_sizes, sentinel_ids, strict=False):
+        source += [tokens[place : place + num_kept], [sentinel]]
+        target += [[sentinel], tokens[place + num_kept : place + num_kept + num_dropped]]
+        place += num_kept + num_dropped
     return np.concatenate(source).astype(np.int32), np.concatenate(target).astype(np.int32)
 
 

@@ -77,7 +77,7 @@ class TokenStore:
         meta = self.path / "meta.json"
         if not meta.is_file():
             raise UserError(
-                f"{self.path}: no token store here (no meta.json); write one with: python -m experiments.tokenize"
+                f"{self.path}: no token store (meta.json is missing); write one with: python -m experiments.tokenize"
             )
         try:
             fields = json.loads(meta.read_text())
@@ -110,11 +110,11 @@ class TokenStore:
 
     def documents(self) -> Iterator[np.ndarray]:
         """Yields the tokens of each document, without end-of-text tokens."""
-        rest = np.empty(0, np.int32)
+        tail = np.empty(0, np.int32)
         for start in range(1, len(self), 1 << 20):
-            rest = np.concatenate([rest, self.read(start, start + (1 << 20))])
-            *whole, rest = np.split(rest, np.flatnonzero(rest == self.meta.eos_id) + 1)
-            for document in whole:
+            tail = np.concatenate([tail, self.read(start, start + (1 << 20))])
+            *complete, tail = np.split(tail, np.flatnonzero(tail == self.meta.eos_id) + 1)
+            for document in complete:
                 yield document[:-1]
 
     def _open_memmap(self) -> Callable[[int, int], np.ndarray]:
@@ -195,7 +195,7 @@ def build_store(
         _move(temporary, path, meta)
     except OSError as e:
         raise UserError(
-            f"{path}: cannot be written ({e.strerror or e}); free some space or choose another folder "
+            f"{path}: cannot be written ({e.strerror or e}); free disk space or choose another folder "
             "(for caches: $JAXNLP_CACHE or data.cache_dir)"
         ) from None
     finally:
@@ -235,7 +235,7 @@ def _write_all(
     first = np.array([eos_id])
     hasher = hashlib.blake2b(first.tobytes(), digest_size=12)
     write(first)
-    begun = reported = time.monotonic()
+    start = reported = time.monotonic()
     for ids, num_documents, num_bytes in parts:
         write(ids)
         hasher.update(np.ascontiguousarray(ids).tobytes())
@@ -245,7 +245,7 @@ def _write_all(
         if time.monotonic() - reported > 0.5:
             reported = time.monotonic()
             megabytes = counts["num_bytes"] / 1e6
-            log(f"{counts['num_tokens']:,} tokens, {megabytes:,.0f} MB, {megabytes / (reported - begun):.1f} MB/s")
+            log(f"{counts['num_tokens']:,} tokens, {megabytes:,.0f} MB, {megabytes / (reported - start):.1f} MB/s")
     return {**counts, "tokens_fingerprint": hasher.hexdigest()}
 
 
@@ -258,7 +258,7 @@ def _array_record_writer(folder: pathlib.Path) -> tuple[Callable[[np.ndarray], A
     """Writes blocks of BLOCK tokens, with a new file every 64 MiB. Returns (write, close)."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    rest: list[np.ndarray] = []
+    pending: list[np.ndarray] = []
     state: dict[str, Any] = {"writer": None, "blocks": 0, "files": 0}
 
     def block(row: np.ndarray) -> None:
@@ -272,16 +272,16 @@ def _array_record_writer(folder: pathlib.Path) -> tuple[Callable[[np.ndarray], A
             state.update(writer=None, blocks=0, files=state["files"] + 1)
 
     def write(ids: np.ndarray) -> None:
-        rest.append(ids)
-        if sum(len(r) for r in rest) >= BLOCK:
-            row = np.concatenate(rest)
-            whole = len(row) // BLOCK * BLOCK
-            for start in range(0, whole, BLOCK):
+        pending.append(ids)
+        if sum(len(r) for r in pending) >= BLOCK:
+            row = np.concatenate(pending)
+            num_complete = len(row) // BLOCK * BLOCK
+            for start in range(0, num_complete, BLOCK):
                 block(row[start : start + BLOCK])
-            rest[:] = [row[whole:]]
+            pending[:] = [row[num_complete:]]
 
     def close() -> None:
-        row = np.concatenate(rest) if rest else np.empty(0)
+        row = np.concatenate(pending) if pending else np.empty(0)
         if len(row):
             block(row)
         if state["writer"] is not None:
@@ -299,10 +299,10 @@ def _tokenize(documents, tokenizer, dtype, workers) -> Iterator[tuple[np.ndarray
     setup = {"initializer": _start_worker, "initargs": (tokenizer.to_json(), dtype)}
     with concurrent.futures.ProcessPoolExecutor(workers, context, **setup) as pool:
         # A bounded number of batches is in flight; results are read in order.
-        waiting = [pool.submit(_work, texts) for texts in itertools.islice(batches, 2 * workers)]
-        while waiting:
-            yield waiting.pop(0).result()
-            waiting += [pool.submit(_work, texts) for texts in itertools.islice(batches, 1)]
+        futures = [pool.submit(_work, texts) for texts in itertools.islice(batches, 2 * workers)]
+        while futures:
+            yield futures.pop(0).result()
+            futures += [pool.submit(_work, texts) for texts in itertools.islice(batches, 1)]
 
 
 def _batches(documents: Iterable[str], size: int = 1 << 20) -> Iterator[list[str]]:
@@ -322,7 +322,7 @@ def _encode(tokenizer: Tokenizer, dtype: np.dtype, texts: list[str]) -> tuple[np
     return np.concatenate(row), len(texts), sum(len(text.encode()) for text in texts)
 
 
-_worker: dict[str, Any] = {}  # a worker process's own tokenizer
+_worker: dict[str, Any] = {}  # the tokenizer of a worker process
 
 
 def _start_worker(data: dict[str, Any], dtype: np.dtype) -> None:

@@ -26,7 +26,7 @@ def expand(field: str, patterns: str) -> list[pathlib.Path]:
     for pattern in patterns.split(","):
         path = pathlib.Path(pattern.strip()).expanduser()
         if not _readable(path):
-            raise FieldError(field, str(path), "cannot be read; check the permissions of it and of its folder")
+            raise FieldError(field, str(path), "cannot be read; check its permissions and those of its folder")
         if path.is_dir():
             matches = sorted(p for p in path.rglob("*") if p.is_file())
         elif path.is_file():
@@ -34,11 +34,11 @@ def expand(field: str, patterns: str) -> list[pathlib.Path]:
         else:
             matches = sorted(pathlib.Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
         if not matches:
-            raise FieldError(field, pattern.strip(), "no such file, and no file matches; check the path")
+            raise FieldError(field, pattern.strip(), "no such file, and no file matches the pattern; check the path")
         files += matches
     for path in files:
         if path.stat().st_size == 0:
-            raise FieldError(field, str(path), "the file is empty; remove it or leave it out")
+            raise FieldError(field, str(path), "the file is empty; remove it")
     return files
 
 
@@ -75,13 +75,13 @@ def clear_errors(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not UTF-8 text (byte 0x{e.object[e.start]:02x}); is it a binary file?") from None
+        raise UserError(f"{path}: not UTF-8 text (byte 0x{e.object[e.start]:02x}); expected a text file") from None
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as e:
         raise UserError(f"{path}: cannot be read ({e})") from None
 
 
 def open_text(path: pathlib.Path) -> Any:
-    encoding = "utf-8-sig"  # UTF-8, with or without the mark that some editors begin a file with
+    encoding = "utf-8-sig"  # UTF-8, with or without a byte order mark
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding=encoding, newline="")
     if path.suffix == ".zst":
@@ -104,7 +104,7 @@ class _Zstandard(io.RawIOBase):
             data = data or self._file.read(1 << 16)
             if not data:
                 if self._frame is not None and not self._frame.eof:
-                    raise EOFError("it ends in the middle of a zstandard frame; is it cut short?")
+                    raise EOFError("it ends in the middle of a zstandard frame; the file may be truncated")
                 return 0
             if self._frame is None or self._frame.eof:
                 self._frame = zstandard.ZstdDecompressor().decompressobj()
@@ -121,7 +121,7 @@ class _Zstandard(io.RawIOBase):
 def _read_text(path: pathlib.Path, lines: Any, document: str) -> Iterator[str]:
     for text in _split_text(lines, document):
         if "\x00" in text:
-            raise UserError(f"{path}: holds a NUL byte; is it a binary file?")
+            raise UserError(f"{path}: contains a NUL byte; expected a text file")
         yield text
 
 
@@ -150,8 +150,8 @@ def _read_jsonl(path: pathlib.Path, lines: Any, field: str) -> Iterator[str]:
             continue
         record = json_line(line, f"{path}:{number}")
         if not isinstance(record, dict) or field not in record:
-            has = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            raise FieldError("data.source.field", field, f"{path}:{number} has no such field (it has: {has})")
+            content = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            raise FieldError("data.source.field", field, f"{path}:{number} has no such field (it has: {content})")
         if not isinstance(record[field], str):
             raise FieldError(
                 "data.source.field", field, f"{path}:{number} holds {type(record[field]).__name__}, expected text"
@@ -167,12 +167,12 @@ def json_line(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as e:
-        raise UserError(f"{where}: not a JSON line ({e.msg}); expected one object a line") from None
+        raise UserError(f"{where}: invalid JSON ({e.msg}); expected one object per line") from None
 
 
 def check_surrogates(text: str, where: str) -> None:
     if any("\ud800" <= c <= "\udfff" for c in text):
-        raise UserError(f"{where}: holds half a surrogate pair, which is no text; mend or remove the line")
+        raise UserError(f"{where}: contains an unpaired surrogate, which is not valid text; correct or remove the line")
 
 
 def _read_parquet(path: pathlib.Path, field: str) -> Iterator[str]:

@@ -216,12 +216,12 @@ def test_nothing_is_cut_in_silence():
     fields = [{"premise": "A" * n, "hypothesis": "B" * 3, "label": "x"} for n in (1, 9, 30)]
     records = [Record(f"pairs.jsonl:{i + 1}", f) for i, f in enumerate(fields)]
     strict = SequenceClassificationTask(inputs=Pair(), classes=("x", "y"))
-    with pytest.raises(UserError, match=r"data.seq_len=10: pairs.jsonl:3 makes 36 tokens \(2 records are too long"):
+    with pytest.raises(UserError, match=r"data.seq_len=10: pairs.jsonl:3 has 36 tokens \(2 records are too long"):
         strict.encode(records, TOKENIZER, 10, silent)
     told = []
     cut = SequenceClassificationTask(inputs=Pair(), classes=("x", "y"), truncate=True)
     examples = cut.encode(records, TOKENIZER, 10, told.append)
-    assert told == ["note: 2 records cut to data.seq_len=10 tokens; the longest, pairs.jsonl:3, had 36"]
+    assert told == ["note: 2 records truncated to data.seq_len=10 tokens; the longest, pairs.jsonl:3, had 36"]
     assert examples[2].sequences[0].tokens.tolist() == [CLS, A, A, A, A, SEP, B, B, B, SEP]
     tags = TokenClassificationTask(classes=("n", "v"), truncate=True)
     (example,) = tags.encode(
@@ -236,32 +236,32 @@ def test_nothing_is_cut_in_silence():
     [
         (XY, {"body": "A"}, "inputs.text='text': x:0 has no such field (it has: body)"),
         (XY, {"text": "A"}, "data.task.label='label': x:0 has no such field"),
-        (XY, {"text": " ", "label": "x"}, "x:0 holds an empty text there"),
-        (XY, {"text": 3, "label": "x"}, "x:0 holds int there, expected text"),
+        (XY, {"text": " ", "label": "x"}, "x:0 has an empty text"),
+        (XY, {"text": 3, "label": "x"}, "x:0 holds int; expected text"),
         (
             SequenceClassificationTask(classes=("good", "bad")),
             {"text": "A", "label": "godo"},
             "label 'godo', none of the classes; did you mean 'good'?",
         ),
-        (XY, {"text": "A", "label": None}, "x:0 holds None there, expected a label"),
-        (SequenceClassificationTask(), {"text": "A", "label": "x"}, "data.task.classes=(): not known yet"),
-        (RegressionTask(), {"text": "A", "label": "many"}, "x:0 holds 'many' there, expected a number"),
-        (RegressionTask(), {"text": "A", "label": "nan"}, "x:0 holds 'nan' there, expected a number"),
+        (XY, {"text": "A", "label": None}, "x:0 holds None; expected a label"),
+        (SequenceClassificationTask(), {"text": "A", "label": "x"}, "data.task.classes=(): not resolved"),
+        (RegressionTask(), {"text": "A", "label": "many"}, "x:0 holds 'many'; expected a number"),
+        (RegressionTask(), {"text": "A", "label": "nan"}, "x:0 holds 'nan'; expected a number"),
         (
             MultipleChoiceTask(),
             {"context": "A", "options": ["B"], "label": 0},
-            "x:0 holds ['B'] there, expected a list of 4 texts",
+            "x:0 holds ['B']; expected a list of 4 texts",
         ),
         (
             MultipleChoiceTask(num_options=2),
             {"context": "A", "options": ["B", "C"], "label": 2},
-            "holds 2 there, expected the number of an option, 0 to 1",
+            "holds 2; expected the index of an option, 0 to 1",
         ),
         (TokenClassificationTask(classes=("x", "y")), {"words": "A B", "tags": "x"}, "x:0 has 2 words and 1 tags"),
         (
             TokenClassificationTask(classes=("x", "y")),
             {"words": [], "tags": []},
-            "x:0 holds [] there, expected a list of one or more",
+            "x:0 holds []; expected a non-empty list",
         ),
         (
             SequenceClassificationTask(layout=EncoderLayout(cls="[C]"), classes=("x", "y")),
@@ -323,7 +323,7 @@ def test_options_are_never_cut():
     first, second = real(batch)[0]
     assert first == [CLS, *b"abcd", SEP, *b"long option A", SEP]
     assert second == [CLS, *b"abcd", SEP, *b"long option B", SEP]
-    with pytest.raises(UserError, match=r"data\.seq_len=15: x:0 has an option of 16 tokens; use 16"):
+    with pytest.raises(UserError, match=r"data\.seq_len=15: x:0 has an option of 16 tokens; set it to 16"):
         batch_of(task_, fields, length=15)
 
 

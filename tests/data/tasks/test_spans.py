@@ -149,8 +149,8 @@ def test_the_best_span_is_the_best_of_all_pairs():
         ({"answers": [{"text": "no", "answer_start": -6}]}, 40, "q:1: the context has"),
         ({"answers": {"text": ["no"]}}, 40, 'expected {"text": [...], "answer_start": [...]}'),
         ({"answers": "no"}, 40, "q:1 holds no there"),
-        ({"context": "no " * 30}, 40, "q:1 makes 96 tokens; use 96, or read contexts in overlapping windows with"),
-        ({"question": "q" * 50}, 40, "q:1 makes 59 tokens; use 59"),
+        ({"context": "no " * 30}, 40, "q:1 has 96 tokens; set it to 96, or read contexts in overlapping windows with"),
+        ({"question": "q" * 50}, 40, "q:1 has 59 tokens; set it to 59"),
     ],
 )
 def test_bad_records(fields, length, words):
@@ -162,7 +162,7 @@ def test_bad_records(fields, length, words):
 
 def test_a_stride_may_not_leap_over_tokens():
     record = Record("q:1", {"question": "Who", "context": "no " * 30})
-    with pytest.raises(UserError, match="data.task.stride=40: q:1 has room for 34 tokens of its context"):
+    with pytest.raises(UserError, match="data.task.stride=40: q:1 leaves 34 tokens for the context"):
         SpanExtractionTask(stride=40).encode([record], BYTES, 40, silent)
 
 

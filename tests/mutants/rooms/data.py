@@ -66,8 +66,8 @@ MUTANTS = (
     Mutant(
         id="data/text/masking-shares",
         file="data/text/masking.py",
-        old="np.where(draw < c.mask_share + c.random_share, others, -1)",
-        new="np.where(draw < c.random_share, others, -1)",
+        old="np.where(draw < c.mask_share + c.random_share, random_ids, -1)",
+        new="np.where(draw < c.random_share, random_ids, -1)",
         fault="no chosen token becomes another",
         tests=("tests/data/test_masking.py::test_of_the_chosen_tokens_80_10_10_are_masked_random_and_kept",),
     ),
@@ -106,8 +106,8 @@ MUTANTS = (
     Mutant(
         id="data/text/span-corruption-loses-a-token",
         file="data/text/span_corruption.py",
-        old="tokens[place + keep : place + keep + take]",
-        new="tokens[place + keep : place + keep + take - 1]",
+        old="tokens[place + num_kept : place + num_kept + num_dropped]",
+        new="tokens[place + num_kept : place + num_kept + num_dropped - 1]",
         fault="a corrupted span's last token is in neither text",
         tests=("tests/data/test_masking.py::test_span_corruption_loses_nothing",),
     ),
