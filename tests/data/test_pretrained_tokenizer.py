@@ -82,5 +82,5 @@ def test_a_tokenizer_of_ones_own_needs_a_way(kinds):
         extended = Tokenizer.extended  # as a tokenizer that does not define it
 
     assert extended(Own(("[CLS]",)), ["[CLS]"]).special_id("[CLS]") == 257
-    with pytest.raises(UserError, match=r"Other has no method extended\(names\) to add <start>"):
+    with pytest.raises(UserError, match=r"Other cannot add <start>; it has no method extended\(names\)"):
         extended(Other(("[CLS]",)), ["[CLS]", "<start>"])

@@ -136,7 +136,7 @@ def test_the_fingerprint_follows_the_files(tmp_path):
     [
         ("none/*.txt", None, "data.source.train=.*none/.*: no such file, and no file matches"),
         ("empty.txt", b"", "empty.txt'?: the file is empty"),
-        ("binary.txt", b"\x89PNG\xff\xfe\x00", "binary.txt: not UTF-8 text .byte 0x89.; is it a binary file"),
+        ("binary.txt", b"\x89PNG\xff\xfe\x00", "binary.txt: not UTF-8 text .byte 0x89.; expected a text file"),
         ("nul.txt", b"text\x00text", "nul.txt: contains a NUL byte"),
         ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "bad.jsonl:2: invalid JSON"),
         (

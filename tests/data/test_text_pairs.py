@@ -66,7 +66,7 @@ def test_training_reads_each_pair_once_an_epoch(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"target_len": 3}, r"data\.task\.target_len=3: .*train\.jsonl:1 makes 4 tokens"),
+        ({"target_len": 3}, r"data\.task\.target_len=3: .*train\.jsonl:1 has 4 tokens"),
         ({"source": "src"}, r"data\.task\.source='src'.*no such field"),
         ({"target_len": 1}, "target_len=1"),
     ],

@@ -117,7 +117,7 @@ def test_a_template_stands_around_the_texts_within_the_layout(layout, fields, to
 
 def test_a_template_that_cannot_be_written_is_told():
     for changes, message in (
-        ({"text": "<prompt>"}, "^text='<prompt>': expected {text} in it"),
+        ({"text": "<prompt>"}, "^text='<prompt>': expected exactly one {text}"),
         ({"place": ""}, "^place"),
     ):
         with pytest.raises(UserError, match=message):

@@ -145,10 +145,10 @@ def test_the_best_span_is_the_best_of_all_pairs():
 @pytest.mark.parametrize(
     "fields, length, words",
     [
-        ({"answers": [{"text": "x", "answer_start": 0}]}, 40, "q:1: the context has 'n' at 0, and not 'x'"),
+        ({"answers": [{"text": "x", "answer_start": 0}]}, 40, "q:1: the context has 'n' at 0; expected 'x'"),
         ({"answers": [{"text": "no", "answer_start": -6}]}, 40, "q:1: the context has"),
         ({"answers": {"text": ["no"]}}, 40, 'expected {"text": [...], "answer_start": [...]}'),
-        ({"answers": "no"}, 40, "q:1 holds no there"),
+        ({"answers": "no"}, 40, "q:1 holds no; expected"),
         ({"context": "no " * 30}, 40, "q:1 has 96 tokens; set it to 96, or read contexts in overlapping windows with"),
         ({"question": "q" * 50}, 40, "q:1 has 59 tokens; set it to 59"),
     ],
