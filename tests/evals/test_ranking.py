@@ -56,7 +56,10 @@ def test_candidates_are_ranked_by_their_log_probability(opened):
     batches = []
     outcome = evaluator.evaluate(evaluated(model, lambda: batches.append(1)))
     scores = [row["prediction"]["scores"] for row in outcome.rows]
-    wanted = model.score([row["context"] for row in ROWS for _ in range(3)], [" " + option for option in OPTIONS])
+    prompts, texts = [row["context"] for row in ROWS for _ in range(3)], [" " + option for option in OPTIONS]
+    wanted = model.score([*prompts, "a", "b"], [*texts, "a", "b"])  # in two batches of 16
+    assert len(wanted) == 17
+    wanted = wanted[:15]
     np.testing.assert_allclose(np.ravel(scores), wanted, rtol=1e-5)
     assert len(batches) == 2 and outcome.metrics == ranking(scores, [row["label"] for row in ROWS])
     assert [row["reference"] for row in outcome.rows] == [row["label"] for row in ROWS]
@@ -69,6 +72,9 @@ def test_candidates_are_ranked_by_their_log_probability(opened):
         (row,) = outcome.rows
         np.testing.assert_allclose(row["prediction"]["scores"], np.divide(wanted[:3], length[:3]), rtol=1e-5)
         assert outcome.metrics["size"] == 3
+    outcome = dataclasses.replace(evaluator, separator=" is ", limit=1).evaluate(evaluated(model))
+    wanted = model.score(prompts[:3], [" is " + option for option in OPTIONS[:3]])
+    np.testing.assert_allclose(outcome.rows[0]["prediction"]["scores"], wanted, rtol=1e-5)
 
 
 def test_classes_are_candidates_too(opened):

@@ -86,7 +86,9 @@ def test_a_run_ends_when_the_best_no_longer_improves_also_when_resumed(corpus, t
         }
         step = jaxnlp.train(experiment(corpus, checkpoint_every=1, **fields), tmp_path).step
         message = "early stopping: scripted/score:max has not improved for 2 evaluations"
-        return step, message in capsys.readouterr().err, Reader(tmp_path).best()
+        err = capsys.readouterr().err
+        assert "has not improved for 3 evaluations" not in err
+        return step, message in err, Reader(tmp_path).best()
 
     assert train(3, [0.1, 0.5, 0.4]) == (3, False, 2)
     assert train(9, [0.3, 0.9]) == (4, True, 2)  # the second without improvement: the first was before the resuming
