@@ -19,4 +19,12 @@ MUTANTS = (
         fault="bits per byte are bits per token",
         tests=("tests/evals/test_evals.py::test_the_loss_is_that_of_every_token_once",),
     ),
+    Mutant(
+        id="evals/separator-not-scored",
+        file="evals/rankings.py",
+        old="(prompt, self.separator + text)",
+        new="(prompt, text)",
+        fault="candidates are joined to their prompt without the separator",
+        tests=("tests/evals/test_ranking.py::test_candidates_are_ranked_by_their_log_probability",),
+    ),
 )

@@ -117,4 +117,20 @@ MUTANTS = (
         fault="weights for reading are reshaped and not transposed",
         tests=("tests/inference/test_layout.py::test_logits_are_the_same",),
     ),
+    Mutant(
+        id="inference/ranks-another-batch",
+        file="inference/scoring.py",
+        old="return scores[: len(prompts)]",
+        new="return scores",
+        fault="the rows that fill the last batch are scored too",
+        tests=("tests/evals/test_ranking.py::test_candidates_are_ranked_by_their_log_probability",),
+    ),
+    Mutant(
+        id="inference/start-of-an-import-lost",
+        file="inference/bound_model.py",
+        old="if self.decoder_start_ids is not None:",
+        new="if False:",
+        fault="an imported decoder reads the end-of-text token before every text",
+        tests=("tests/test_api.py::test_attention_is_that_of_transformers",),
+    ),
 )

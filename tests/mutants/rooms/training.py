@@ -195,4 +195,20 @@ MUTANTS = (
         fault="metrics of a step that were not read yet are overwritten",
         tests=("tests/experiments/test_training.py::test_what_a_finished_run_prints_and_leaves",),
     ),
+    Mutant(
+        id="training/patience-forgotten",
+        file="training/hooks.py",
+        old='self._bad, self._lowest = saved["bad"],',
+        new="self._bad, self._lowest = 0,",
+        fault="a resumed run counts the evaluations without improvement from zero",
+        tests=("tests/training/test_hooks.py::test_patience",),
+    ),
+    Mutant(
+        id="training/loops/hooks-share-a-state",
+        file="training/loops/supervised.py",
+        old='f"{name} {count + 1}" if count else name',
+        new="name",
+        fault="of several hooks of one class only the last state is saved",
+        tests=("tests/training/test_hooks.py::test_hooks_and_a_feed_of_ones_own_act_and_keep_their_states",),
+    ),
 )
