@@ -24,7 +24,7 @@ def read(path: pathlib.Path) -> tuple[str, list[ast.AST]]:
 
 
 def long_functions(nodes: list[ast.AST]) -> list[str]:
-    """ "line name: length" of each function of more than MAX_FUNCTION lines, counted from its `def`."""
+    """Each function of more than MAX_FUNCTION lines, counted from its `def`, as "line name: length"."""
     functions = (n for n in nodes if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
     lengths = ((n, (n.end_lineno or n.lineno) - n.lineno + 1) for n in functions)
     return [f"{n.lineno} {n.name}: {length} lines" for n, length in lengths if length > MAX_FUNCTION]
@@ -39,7 +39,7 @@ def sniffs(source: str, nodes: list[ast.AST]) -> dict[int, bool]:
 
 
 def bad_names(nodes: list[ast.AST]) -> list[str]:
-    """ "line name" of each variable or argument whose name is one of NOT_NAMES."""
+    """Each variable or argument whose name is one of NOT_NAMES, as "line name"."""
     variables = {(n.lineno, n.id) for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     arguments = {(n.lineno, n.arg) for n in nodes if isinstance(n, ast.arg)}
     return [f"{line} {name}" for line, name in sorted(variables | arguments) if name in NOT_NAMES]
