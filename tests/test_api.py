@@ -154,7 +154,7 @@ def test_no_texts_are_no_answers_and_what_is_no_text_is_refused(pair):
         (lambda: ours.score(["a"], [None]), "score: continuations: None: expected a text, got NoneType"),
         (lambda: ours.embed("a b"), "embed: texts='a b': expected a list of texts"),
         (lambda: ours.attention(["a"]), r"attention: text: \['a'\]: expected a text, got list"),
-        (lambda: ours.attention("a", "b"), "target: the model is a decoder alone; give the full text as text"),
+        (lambda: ours.attention("a", "b"), "target: not supported for a decoder-only model; expected the full text"),
         (lambda: ours.fill_mask(3), "fill_mask: text: 3: expected a text, got int"),
         (lambda: jaxnlp.load(3), "load: 3: expected the path of a folder, or a hub id"),
         (lambda: jaxnlp.load(folder, "best"), "load: checkpoint='best': .* is a single model; only a run has"),

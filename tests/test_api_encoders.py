@@ -110,14 +110,14 @@ def test_an_encoder_is_saved_as_it_was(bert, tmp_path):
 def test_what_an_encoder_cannot_do_is_named(bert):
     ours, _, _ = bert
     for call, message in (
-        (lambda: ours.generate("a"), "BertConfig: cannot generate, it has no init_cache"),
+        (lambda: ours.generate("a"), "BertConfig: cannot generate text, as it has no decoding cache"),
         (lambda: ours.score(["a"], ["b"]), "BertConfig: cannot generate"),
         (lambda: ours.predict(["a"]), "predict: .*expected a run fine-tuned on records"),
-        (lambda: ours.fill_mask("a of"), r"text='a of': has no \[MASK\]; put it where a word is to be guessed"),
-        (lambda: ours.fill_mask("a [MASK]", top=0), "top=0: expected a positive number"),
-        (lambda: ours.fill_mask("[MASK]" + " a" * 20), "text: has 23 tokens and the model 16 positions"),
-        (lambda: ours.embed(["a " * 20]), "text: has 22 tokens and the model 16 positions"),
-        (lambda: ours.attention("a " * 20), "text: has 22 tokens and the model 16 positions"),
+        (lambda: ours.fill_mask("a of"), r"text='a of': contains no \[MASK\]; put it in place of a word"),
+        (lambda: ours.fill_mask("a [MASK]", top=0), "top=0: expected 1 or more"),
+        (lambda: ours.fill_mask("[MASK]" + " a" * 20), "text: has 23 tokens; model.max_length is 16"),
+        (lambda: ours.embed(["a " * 20]), "text: has 22 tokens; model.max_length is 16"),
+        (lambda: ours.attention("a " * 20), "text: has 22 tokens; model.max_length is 16"),
     ):
         with pytest.raises(UserError, match=message):
             call()
@@ -140,7 +140,7 @@ def test_an_encoder_decoder_does_what_transformers_does(tmp_path):
     ours.save(tmp_path / "saved")
     jax.tree.map(np.testing.assert_array_equal, jaxnlp.load(tmp_path / "saved").params, ours.params)
     for call, message in (
-        (lambda: ours.attention("a"), "target: not given; expected the text that the decoder"),
+        (lambda: ours.attention("a"), "target: not given; expected the decoder input"),
         (lambda: ours.embed(["a"]), "embed: .* its kind is 'encoder-decoder'; expected a decoder or an encoder"),
     ):
         with pytest.raises(UserError, match=message):
@@ -174,9 +174,12 @@ def test_predictions_are_the_heads_probabilities(tmp_path):
         (lambda: model.predict([3]), "predict: 3: expected a dict of fields, or a text, got int"),
         (lambda: model.predict([{"words": "yes"}]), r"records\[0\] has no such field \(it has: words\)"),
         (lambda: model.predict(["x" * 40]), r"data.seq_len=32: .*records\[0\]"),
-        (lambda: model.generate("yes"), "ModelWithHead: cannot generate, it answers with experiments.predict"),
+        (
+            lambda: model.generate("yes"),
+            "ModelWithHead: cannot generate text, as it is fine-tuned; use experiments.predict",
+        ),
         (lambda: model.embed(["yes"]), "embed: .*is fine-tuned; load the pretrained model"),
-        (lambda: model.fill_mask("[MASK]"), "the model, ModelWithHead, has no masked-word head"),
+        (lambda: model.fill_mask("[MASK]"), "ModelWithHead: the model has no masked-word head"),
         (lambda: model.save(tmp_path / "x"), "ModelWithHead"),
     ):
         with pytest.raises(UserError, match=message):

@@ -83,12 +83,12 @@ class Evaluator(abc.ABC):
 
     def check(self) -> None:
         if not self.name or "/" in self.name or ":" in self.name:
-            raise FieldError("name", self.name, "expected a name without / and :, as 'squad'")
+            raise FieldError("name", self.name, "expected a name without / and :, such as 'squad'")
         check_split(self.split)
         if self.every is not None and self.every < 0:
-            raise FieldError("every", self.every, "expected zero or more steps, or None for eval_every")
+            raise FieldError("every", self.every, "expected 0 or more steps, or None for eval_every")
         if self.limit is not None and self.limit < 1:
-            raise FieldError("limit", self.limit, "expected a positive number, or None for the full split")
+            raise FieldError("limit", self.limit, "expected 1 or more, or None for the full split")
 
     @abc.abstractmethod
     def evaluate(self, model: EvaluatedModel) -> Outcome:
@@ -124,7 +124,7 @@ class RecordEvaluator(Evaluator):
     def check(self) -> None:
         super().check()
         if self.bootstrap_samples < 0:
-            raise FieldError("bootstrap_samples", self.bootstrap_samples, "expected zero or more, as 1000")
+            raise FieldError("bootstrap_samples", self.bootstrap_samples, "expected 0 or more, such as 1000")
         for name in self.metrics:
             metric_named(name)
 
@@ -132,7 +132,7 @@ class RecordEvaluator(Evaluator):
         """The task, the opened split, and its records up to `limit`."""
         data, store = self.open(model)
         if not isinstance(data.task, LabelledTask) or not isinstance(store, RecordStore):
-            expected = f"{self.name} needs a task over labelled records, as SequenceClassificationTask()"
+            expected = f"evaluator {self.name!r} needs a labelled task, such as SequenceClassificationTask()"
             raise FieldError("data.task", type(data.task).__name__, expected)
         return data.task, store, store.records[: self.limit]
 
@@ -158,10 +158,10 @@ class RecordEvaluator(Evaluator):
 
 def find(evaluators: Sequence[Evaluator], names: Sequence[str]) -> list[Evaluator]:
     """The evaluators with these names, in that order. Raises UserError for an unknown name."""
-    known = {evaluator.name: evaluator for evaluator in evaluators}
-    missing = [name for name in names if name not in known]
+    by_name = {evaluator.name: evaluator for evaluator in evaluators}
+    missing = [name for name in names if name not in by_name]
     if missing:
         raise UserError(
-            f"--evaluators={','.join(names)}: no evaluator {missing[0]!r}; expected one of {', '.join(known)}"
+            f"--evaluators={','.join(names)}: no evaluator {missing[0]!r}; expected one of {', '.join(by_name)}"
         )
-    return [known[name] for name in names]
+    return [by_name[name] for name in names]

@@ -19,7 +19,7 @@ class GenerationEvaluator(RecordEvaluator):
     def evaluate(self, model: EvaluatedModel) -> Outcome:
         task, _, records = self.records(model)
         if task.output != "text":
-            raise FieldError("data.task", type(task).__name__, f"{self.name} needs a task whose output is text")
+            raise FieldError("data.task", type(task).__name__, f"{self.name!r} needs a task whose output is text")
         generator, data = dataclasses.replace(model.generator(), length_multiple=LENGTH_MULTIPLE), model.data
         prompts = [ids[: data.seq_len - 1] for ids in model.tokenizer.encode_batch([task.prompt(r) for r in records])]
         predictions = []

@@ -64,11 +64,11 @@ class PredictionEvaluator(RecordEvaluator):
     def evaluate(self, model: EvaluatedModel) -> Outcome:
         task, store, records = self.records(model)
         if task.output != "logits":
-            raise FieldError("data.task", type(task).__name__, f"{self.name} needs a head; use GenerationEvaluator")
+            raise FieldError("data.task", type(task).__name__, f"{self.name!r} needs a head; use GenerationEvaluator")
         examples = store.encoded(task, model.tokenizer, model.data.seq_len)
-        chosen = [example for example in examples if example.record < len(records)]
+        evaluated = [example for example in examples if example.record < len(records)]
         predictions = []
-        for prediction in predict(model.program, model.params, model.tokenizer, records, chosen):
+        for prediction in predict(model.program, model.params, model.tokenizer, records, evaluated):
             model.between_batches()
             predictions.append(prediction)
         return self.outcome(task, records, predictions)

@@ -39,7 +39,7 @@ class RankingEvaluator(RecordEvaluator):
     def check(self) -> None:
         super().check()
         if self.normalize not in ("none", "tokens", "bytes"):
-            raise FieldError("normalize", self.normalize, "expected none, tokens or bytes")
+            raise FieldError("normalize", self.normalize, "expected 'none', 'tokens' or 'bytes'")
 
     def evaluate(self, model: EvaluatedModel) -> Outcome:
         with_head = model.program.experiment.model.head is not None
@@ -54,15 +54,15 @@ class RankingEvaluator(RecordEvaluator):
         """The records, and the scores of their candidates under a head."""
         task, store, records = self.records(model)
         if self.task is not None:
-            raise FieldError("task", type(self.task).__name__, f"{self.name}: a model with a head reads the run's task")
+            raise FieldError("task", type(self.task).__name__, f"{self.name!r}: expected None for a model with a head")
         examples = store.encoded(task, model.tokenizer, model.data.seq_len)
-        chosen = [example for example in examples if example.record < len(records)]
+        evaluated = [example for example in examples if example.record < len(records)]
         ranked = Ranked(records, [], [], [])
-        for prediction in predict(model.program, model.params, model.tokenizer, records, chosen):
+        for prediction in predict(model.program, model.params, model.tokenizer, records, evaluated):
             model.between_batches()
             scores = prediction.get("probabilities")
             if scores is None:
-                expected = f"{self.name}: predicts no probabilities of candidates; expected MultipleChoiceTask()"
+                expected = f"{self.name!r}: the task does not predict probabilities; expected MultipleChoiceTask()"
                 raise FieldError("data.task", type(task).__name__, expected)
             names = list(scores) if isinstance(scores, dict) else []
             ranked.predictions.append(prediction)
@@ -75,13 +75,13 @@ class RankingEvaluator(RecordEvaluator):
         generator, source = model.generator(), self.source or model.data.source
         task: Any = model.data.task if self.task is None else self.task
         if not isinstance(task, LabelledTask) or not source.has_records:
-            expected = f"{self.name}: ranks labelled records; give it task=MultipleChoiceTask() and source=Records(...)"
+            expected = f"{self.name!r}: expected a labelled task and source, as MultipleChoiceTask() and Records(...)"
             raise FieldError("task", type(task).__name__, expected)
         task = task.resolved(source)
         records = list(itertools.islice(source.records(self.split), self.limit))
         rows = [task.candidates(record) for record in records]
         if not all(candidates for _, candidates in rows):
-            raise FieldError("task", type(task).__name__, f"{self.name}: has no candidates to rank")
+            raise FieldError("task", type(task).__name__, f"{self.name!r}: the task defines no candidates to rank")
         pairs = [(prompt, self.separator + text) for prompt, candidates in rows for text in candidates]
         prompts, texts = (model.tokenizer.encode_batch(list(part)) for part in zip(*pairs, strict=True))
         size, params = model.data.batch_size, model.params

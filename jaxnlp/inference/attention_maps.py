@@ -69,14 +69,14 @@ def attention_maps(model: BoundModel, params: Any, text: str, target: str | None
     arguments: dict[str, Any] = {}
     if config.kind == "encoder-decoder":
         if target is None:
-            raise UserError("target: not given; expected the text that the decoder of this model reads")
+            raise UserError("target: not given; expected the decoder input")
         rows = {
             "inputs": [*encode(text), *model.source_end_ids],
             "tokens": [*model.start_ids, *encode(target)],
         }
     elif config.can_generate:
         if target is not None:
-            raise UserError("target: the model is a decoder alone; give the full text as text")
+            raise UserError("target: not supported for a decoder-only model; expected the full text in text")
         rows = {"tokens": [*model.start_ids, *encode(text)]}
     else:
         row = encoder_row(model, text, target)
@@ -87,9 +87,13 @@ def attention_maps(model: BoundModel, params: Any, text: str, target: str | None
     arguments_of = {"inputs": "text", "tokens": "target" if "inputs" in rows else "text"}
     for name, ids in rows.items():
         if len(ids) == 0:
-            raise UserError(f"{arguments_of[name]}: is empty, and the model has no start token; give it a text")
+            raise UserError(
+                f"{arguments_of[name]}: is empty; the model has no start token, so at least one token is needed"
+            )
         if limit is not None and len(ids) > limit:
-            raise UserError(f"{arguments_of[name]}: has {len(ids)} tokens and the model {limit} positions; shorten it")
+            raise UserError(
+                f"{arguments_of[name]}: has {len(ids)} tokens; model.max_length is {limit}; shorten the text"
+            )
     labels = {name: token_labels(tokenizer, ids) for name, ids in rows.items()}
     inputs = [np.asarray([ids], np.int32) for ids in rows.values()]
     weights = collect(_weights(model, params, inputs, arguments))
@@ -104,12 +108,12 @@ def _weights(model: BoundModel, params: Any, inputs: list[np.ndarray], arguments
     if tuning is not None:
         if tuning.method.num_virtual_tokens:
             name = type(tuning.method).__name__
-            raise UserError(f"the model's {name}() is read before the text, and has no words to label; no map")
+            raise UserError(f"attention maps are not supported with {name}(): its virtual tokens have no text labels")
         capture = tuning.apply(capture, () if config is model.config else ("trunk",))
 
     def weights(params: Any) -> Any:
-        seen = capture(params, *inputs, **arguments)[1]
-        return {path: x for path, x in seen.items() if path.split("/")[-1] == WEIGHTS}
+        activations = capture(params, *inputs, **arguments)[1]
+        return {path: x for path, x in activations.items() if path.split("/")[-1] == WEIGHTS}
 
     with model.context(batch=None):
         by_path = jax.tree.map(np.asarray, jax.jit(weights)(params))
@@ -119,7 +123,7 @@ def _weights(model: BoundModel, params: Any, inputs: list[np.ndarray], arguments
 
 
 def _without_attention(config: ModelConfig) -> UserError:
-    return UserError(f"the model, {type(config).__name__}, has no attention to look at")
+    return UserError(f"{type(config).__name__}: the model has no attention layers")
 
 
 def _labelled(
@@ -132,20 +136,20 @@ def _labelled(
     return AttentionMap(kind, layers, tuple(range(weights_LHTS.shape[1])), weights_LHTS, queries, keys)
 
 
-def collect(seen: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
+def collect(activations: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
     """Attention weights by kind of attention, from the activations that `make_capture` recorded.
 
     "block_3/attention/attention_weights" (1, H, T, S) is layer 3 of the kind "attention". For scanned layers,
     "blocks/attention/attention_weights" (L, 1, H, T, S) holds all of them.
 
     Args:
-        seen: recorded activations by path, for a batch of one text.
+        activations: recorded activations by path, for a batch of one text.
 
     Returns:
         {kind: (layer numbers, weights_LHTS in float32)}.
     """
     by_part: dict[str, dict[int, np.ndarray]] = {}
-    for path, weights in seen.items():
+    for path, weights in activations.items():
         *parts, last = path.split("/")
         if last != WEIGHTS:
             continue
@@ -161,33 +165,33 @@ def collect(seen: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], np.ndar
 
 
 def select(
-    whole: AttentionMap, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
+    attention_map: AttentionMap, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None
 ) -> AttentionMap:
     """The given layers and heads, in that order; None selects all. Raises UserError for one that does not exist."""
-    rows = _places("--layers", layers, whole.layers)
-    columns = _places("--heads", heads, whole.heads)
+    rows = _places("--layers", layers, attention_map.layers)
+    columns = _places("--heads", heads, attention_map.heads)
     return dataclasses.replace(
-        whole,
-        layers=tuple(whole.layers[i] for i in rows),
-        heads=tuple(whole.heads[i] for i in columns),
-        weights_LHTS=whole.weights_LHTS[rows][:, columns],
+        attention_map,
+        layers=tuple(attention_map.layers[i] for i in rows),
+        heads=tuple(attention_map.heads[i] for i in columns),
+        weights_LHTS=attention_map.weights_LHTS[rows][:, columns],
     )
 
 
-def _places(flag: str, wanted: Sequence[int] | None, numbers: tuple[int | str, ...]) -> list[int]:
-    for number in wanted or ():
+def _places(flag: str, selected: Sequence[int] | None, numbers: tuple[int | str, ...]) -> list[int]:
+    for number in selected or ():
         if number not in numbers:
             raise UserError(f"{flag}={number}: the model has {numbers[0]} to {numbers[-1]}")
-    return [numbers.index(number) for number in (numbers if wanted is None else wanted)]
+    return [numbers.index(number) for number in (numbers if selected is None else selected)]
 
 
-FEWEST = 3  # queries, to call it a habit
+FEWEST = 3  # minimum number of queries of a pattern
 PATTERNS = {
     "its own token": lambda t, s, queries, keys: s == t,
     "the token before": lambda t, s, queries, keys: s == t - 1,
     "the token after": lambda t, s, queries, keys: s == t + 1,
     "the first token": lambda t, s, queries, keys: s == 0,
-    "what came after the same token before": lambda t, s, queries, keys: 0 < s <= t and keys[s - 1] == queries[t],
+    "the token after an earlier copy": lambda t, s, queries, keys: 0 < s <= t and keys[s - 1] == queries[t],
 }
 
 
@@ -199,15 +203,15 @@ def habits(attention: AttentionMap) -> list[tuple[str, int | str, int | str, flo
     token" is used for cross-attention. The last pattern is that of induction heads (Olsson et al. 2022,
     arXiv:2209.11895).
     """
-    own = list(attention.queries) == list(attention.keys)
+    is_self_attention = list(attention.queries) == list(attention.keys)
     choice_T = (attention.weights_LHTS > 0).sum(-1).max((0, 1)) > 1
     rows = []
-    for name, fits in PATTERNS.items():
-        if not own and name != "the first token":
+    for name, matches in PATTERNS.items():
+        if not is_self_attention and name != "the first token":
             continue
         at_TS = np.asarray(
             [
-                [fits(t, s, attention.queries, attention.keys) for s in range(len(attention.keys))]
+                [matches(t, s, attention.queries, attention.keys) for s in range(len(attention.keys))]
                 for t in range(len(attention.queries))
             ]
         )

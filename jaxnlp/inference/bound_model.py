@@ -68,9 +68,13 @@ def make_generator(model: BoundModel) -> Generator:
     """
     config, tuning = model.config, model.tuning
     if not config.can_generate:
-        tuned = "it answers with experiments.predict; generate from the run it began from"
-        why = "it has no init_cache(); expected a decoder's run" if config.body is config else tuned
-        raise UserError(f"{type(config).__name__}: cannot generate, {why}")
+        fine_tuned = "as it is fine-tuned; use experiments.predict, or generate from the pretrained run"
+        reason = (
+            "as it has no decoding cache; expected a decoder or encoder-decoder"
+            if config.body is config
+            else fine_tuned
+        )
+        raise UserError(f"{type(config).__name__}: cannot generate text, {reason}")
 
     def context(rows: int) -> contextlib.AbstractContextManager[Any]:
         return model.context() if rows % model.batch_ways == 0 else model.context(batch=None)

@@ -43,7 +43,7 @@ def special_token(model: BoundModel, role: str) -> tuple[str, int]:
     for name in names:
         if tokenizer.has_special(name):
             return name, tokenizer.special_id(name)
-    raise UserError(f"the model's tokenizer has no {' or '.join(names)}, which an encoder's text needs")
+    raise UserError(f"data.tokenizer: the vocabulary has no {' or '.join(names)}, which encoder inputs need")
 
 
 def encoder_row(model: BoundModel, text: str, second: str | None = None) -> Row:
@@ -60,7 +60,7 @@ def encoder_row(model: BoundModel, text: str, second: str | None = None) -> Row:
     if second is not None and config.num_types > 1:
         token_type_ids[1 + len(parts[0]) :] = 1
     if config.length_limit is not None and len(tokens) > config.length_limit:
-        raise UserError(f"text: has {len(tokens)} tokens and the model {config.length_limit} positions; shorten it")
+        raise UserError(f"text: has {len(tokens)} tokens; model.max_length is {config.length_limit}; shorten the text")
     mask = _mask(model)
     return Row(tokens, token_type_ids, [] if mask is None else np.flatnonzero(tokens == mask[1]).tolist())
 
@@ -77,8 +77,8 @@ def encode_masked(model: BoundModel, text: str) -> list[int]:
     parts = text.split(name)
     if _spaces_in_tokens(tokenizer):
         parts = [part.removesuffix(" ") for part in parts[:-1]] + parts[-1:]
-    first, *rest = tokenizer.encode_batch(parts)
-    return [*first, *(i for part in rest for i in (token, *part))]
+    first, *later = tokenizer.encode_batch(parts)
+    return [*first, *(i for part in later for i in (token, *part))]
 
 
 def _mask(model: BoundModel) -> tuple[str, int] | None:
@@ -100,13 +100,15 @@ def fill_mask(model: BoundModel, params: Any, text: str, top: int = 5) -> list[l
     """
     if "masked_lm" not in model.config.heads:
         kind = type(model.config).__name__
-        raise UserError(f"the model, {kind}, has no masked-word head; train one as configs/bert/tiny_pretrain.py")
+        raise UserError(
+            f"{kind}: the model has no masked-word head; train one, for example with configs/bert/tiny_pretrain.py"
+        )
     if top < 1:
-        raise FieldError("top", top, "expected a positive number of tokens")
+        raise FieldError("top", top, "expected 1 or more")
     name, _ = special_token(model, "mask")
     row = encoder_row(model, text)
     if not row.masks:
-        raise UserError(f"text={text!r}: has no {name}; put it where a word is to be guessed")
+        raise UserError(f"text={text!r}: contains no {name}; put it in place of a word to predict")
     masked_positions = np.asarray([row.masks], np.int32)
 
     def probabilities(params: Any) -> jax.Array:

@@ -21,7 +21,7 @@ def ranking(predictions: Sequence[Sequence[float]], references: Sequence[int | S
         predictions: for each example, a score per candidate; higher is better.
         references: for each example, the index of the correct candidate, or the indices of several.
     """
-    ranks = [_ranks(scores, right) for scores, right in zip(predictions, references, strict=True)]
+    ranks = [_ranks(scores, correct) for scores, correct in zip(predictions, references, strict=True)]
     longest = max(map(len, predictions))
     mean = lambda values: float(np.mean(values))
     recalls = {f"recall_at_{k}": mean([np.mean(rank <= k) for rank in ranks]) for k in TOP if k < longest}
@@ -29,7 +29,7 @@ def ranking(predictions: Sequence[Sequence[float]], references: Sequence[int | S
     return {"accuracy": mean(firsts == 1), "mean_reciprocal_rank": mean(1 / firsts), **recalls}
 
 
-def _ranks(scores: Sequence[float], right: int | Sequence[int]) -> np.ndarray:
+def _ranks(scores: Sequence[float], correct: int | Sequence[int]) -> np.ndarray:
     """The ranks of the correct candidates, from 1: for each the number of candidates that score no less."""
     array = np.asarray(scores)
-    return np.array([np.sum(array >= array[index]) for index in np.atleast_1d(right)])
+    return np.array([np.sum(array >= array[index]) for index in np.atleast_1d(correct)])

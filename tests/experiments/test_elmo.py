@@ -43,9 +43,9 @@ def test_train_resume_evaluate_and_features(corpus, tmp_path):
     assert math.isclose(found["bits_per_byte"], bits, rel_tol=1e-6)
 
     done = run("experiments.generate", f"--workdir={tmp_path / 'whole'}", "--prompt=def")
-    assert done.code == 2 and done.err.splitlines()[-1].startswith("error: ElmoConfig: cannot generate")
+    assert done.code == 2 and done.err.splitlines()[-1].startswith("error: ElmoConfig: cannot generate text")
     done = run("experiments.attention_map", f"--workdir={tmp_path / 'whole'}", "--text=def")
-    assert done.code == 2 and "ElmoConfig, has no attention to look at" in done.err
+    assert done.code == 2 and "ElmoConfig: the model has no attention layers" in done.err
 
     vectors = elmo.features(e.model, saved.params, [["def", "never-seen"], ["x"]])
     assert [x.shape for x in vectors] == [(3, 2, 32), (3, 1, 32)] and np.isfinite(vectors[0]).all()

@@ -65,8 +65,12 @@ def test_an_architecture_from_a_config(tmp_path):
             "--parts=cross: no such part; expected one of attention",
         ),
         ("attention_map", ["--workdir=GPT", "--text=a", "--heads=0,7"], "--heads=7: the model has 0 to 1"),
-        ("attention_map", ["--workdir=GPT", "--text=a", "--target=b"], "target: the model is a decoder alone"),
-        ("attention_map", ["--workdir=GPT", f"--text={'a' * 64}"], "text: has 65 tokens and the model 64 positions"),
+        (
+            "attention_map",
+            ["--workdir=GPT", "--text=a", "--target=b"],
+            "target: not supported for a decoder-only model",
+        ),
+        ("attention_map", ["--workdir=GPT", f"--text={'a' * 64}"], "text: has 65 tokens; model.max_length is 64"),
         (
             "attention_map",
             ["--workdir=GPT", "--text=a", "--out=x.pdf"],
@@ -78,8 +82,8 @@ def test_an_architecture_from_a_config(tmp_path):
             "--out=setup.py/x.png: cannot be written",
         ),
         ("attention_map", ["--workdir=none", "--text=a"], "--workdir=none: no checkpoint here"),
-        ("fill_mask", ["--workdir=BERT", "--text=a"], "has no [MASK]; put it where a word is to be guessed"),
-        ("fill_mask", ["--workdir=GPT", "--text=[MASK]"], "the model, GPTConfig, has no masked-word head"),
+        ("fill_mask", ["--workdir=BERT", "--text=a"], "contains no [MASK]; put it in place of a word to predict"),
+        ("fill_mask", ["--workdir=GPT", "--text=[MASK]"], "GPTConfig: the model has no masked-word head"),
         ("fill_mask", ["--workdir=BERT"], "--text: not given"),
         ("figures.architecture", ["--out=x.png"], "--config: not given"),
         (

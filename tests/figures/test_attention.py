@@ -103,10 +103,10 @@ def test_habits_name_the_head_that_has_them():
     assert found["its own token"] == [0, 0, pytest.approx(1.0)]
     assert found["the token before"] == [0, 1, pytest.approx(1.0)]
     assert found["the first token"] == [1, 0, pytest.approx(1.0)]
-    assert found["what came after the same token before"] == [1, 1, pytest.approx(1.0)]
+    assert found["the token after an earlier copy"] == [1, 1, pytest.approx(1.0)]
     assert "the token after" not in found  # nothing looks ahead
     few = AttentionMap("attention", (0, 1), (0, 1), weights[..., :6, :6], tokens[:6], tokens[:6])
-    assert "what came after the same token before" not in [place for place, *_ in habits(few)]  # two are no habit
+    assert "the token after an earlier copy" not in [place for place, *_ in habits(few)]  # two are no habit
 
 
 def test_characters_that_no_font_has_are_codes():

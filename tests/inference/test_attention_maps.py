@@ -157,9 +157,9 @@ def errors():
     gpt, bert = GPTConfig(**SIZES), BertConfig(**SIZES)
     both = TransformerConfig(**SIZES)
     learned = dataclasses.replace(both, positions=gpt.positions)
-    yield gpt, ("a", "b"), "target: the model is a decoder alone"
-    yield gpt, ("a" * 24,), "text: has 25 tokens and the model 24 positions"
-    yield bert, ("a" * 23,), "text: has 25 tokens and the model 24 positions"
+    yield gpt, ("a", "b"), "target: not supported for a decoder-only model"
+    yield gpt, ("a" * 24,), "text: has 25 tokens; model.max_length is 24"
+    yield bert, ("a" * 23,), "text: has 25 tokens; model.max_length is 24"
     yield both, ("a",), "target: not given"
     yield learned, ("a", "b" * 24), "target: has 25 tokens"
     yield learned, ("a" * 24, "b"), "text: has 25 tokens"
@@ -172,12 +172,12 @@ def test_what_cannot_be_shown_is_refused(model, texts, message):
 
 
 def test_what_cannot_be_filled_in_is_refused():
-    with pytest.raises(UserError, match="the model, GPTConfig, has no masked-word head"):
+    with pytest.raises(UserError, match="GPTConfig: the model has no masked-word head"):
         fill_mask(*bound(made(GPTConfig(**SIZES))), "a[MASK]")
     run = made(BertConfig(**SIZES))
-    with pytest.raises(UserError, match=r"has no \[MASK\]; put it where"):
+    with pytest.raises(UserError, match=r"contains no \[MASK\]; put it in place"):
         fill_mask(*bound(run), "a")
     data = dataclasses.replace(run.saved.experiment.data, task=Masked(cls="<cls>"))
     saved = dataclasses.replace(run.saved, experiment=dataclasses.replace(run.saved.experiment, data=data))
-    with pytest.raises(UserError, match="the model's tokenizer has no <cls>"):
+    with pytest.raises(UserError, match="the vocabulary has no <cls>"):
         fill_mask(*bound(dataclasses.replace(run, saved=saved)), "a[MASK]")
