@@ -101,10 +101,10 @@ def test_a_ranking_stops_between_batches_and_says_what_it_needs(opened):
     with pytest.raises(Stop):
         evaluator.evaluate(evaluated(model, stop))
     for changes, message in (
-        ({"task": None}, r"task='Packed': next: ranks labelled records; give it task=MultipleChoiceTask\(\)"),
-        ({"source": None}, "task='MultipleChoiceTask': next: ranks labelled records; .* and source=Records"),
-        ({"task": TextPairs(source="context")}, "task='TextPairs': next: has no candidates to rank"),
-        ({"normalize": "words"}, "normalize='words': expected none, tokens or bytes"),
+        ({"task": None}, r"task='Packed': 'next': expected a labelled task and source, as MultipleChoiceTask\(\)"),
+        ({"source": None}, "task='MultipleChoiceTask': 'next': expected a labelled task and source, .* and Records"),
+        ({"task": TextPairs(source="context")}, "task='TextPairs': 'next': the task defines no candidates to rank"),
+        ({"normalize": "words"}, "normalize='words': expected 'none', 'tokens' or 'bytes'"),
     ):
         changed = dataclasses.replace(evaluator, **changes)
         with pytest.raises(FieldError, match=message):
