@@ -53,7 +53,7 @@ from jaxnlp.training.step.program import build
 from jaxnlp.trees import select
 
 
-def load(source: str | pathlib.Path, checkpoint: str = "latest") -> "Model":
+def load(source: str | pathlib.Path, checkpoint: str | int = "latest") -> "Model":
     """Loads a trained model onto this machine's devices.
 
     Args:
@@ -66,7 +66,7 @@ def load(source: str | pathlib.Path, checkpoint: str = "latest") -> "Model":
     if not isinstance(source, (str, pathlib.Path)):
         raise UserError(f"load: {source!r}: expected the path of a folder, or a hub id")
     if Reader(source).steps():
-        return Model(load_run(source, checkpoint), str(source))
+        return Model(load_run(source, str(checkpoint)), str(source))
     model = Model(open_huggingface(source), str(source))
     if checkpoint != "latest":
         raise UserError(f"load: checkpoint={checkpoint!r}: {source} is a single model; only a run has checkpoints")
@@ -98,7 +98,9 @@ def train(
     return Model(Loaded(saved, result.program, result.state.all_params), str(workdir), result)
 
 
-def evaluate(source: str | pathlib.Path, split: str = "validation", checkpoint: str = "latest") -> dict[str, float]:
+def evaluate(
+    source: str | pathlib.Path, split: str = "validation", checkpoint: str | int = "latest"
+) -> dict[str, float]:
     """The loss and the objective's metrics of a run over a split; see `Model.evaluate`."""
     return load(source, checkpoint).evaluate(split)
 
@@ -192,11 +194,9 @@ class Model:
         texts = _list_of_texts("generate", "texts", texts)
         if max_new_tokens < 1:
             raise FieldError("max_new_tokens", max_new_tokens, "expected a positive number")
-        sampling_options = [field.name for field in dataclasses.fields(Sampling)]
-        for name in options:
-            if name not in (*TEXT_OPTIONS, *sampling_options):
-                near = configs.did_you_mean(name, [*TEXT_OPTIONS, *sampling_options])
-                raise UserError(f"generate: no option {name!r}{near}")
+        known = [*TEXT_OPTIONS, *(field.name for field in dataclasses.fields(Sampling))]
+        for name in sorted(set(options) - set(known)):
+            raise UserError(f"generate: no option {name!r}{configs.did_you_mean(name, known)}")
         text_options = {name: value for name, value in options.items() if name in TEXT_OPTIONS}
         sampling = Sampling(**{name: value for name, value in options.items() if name not in TEXT_OPTIONS})
         generator, tokenizer = self._generator, self._generation_tokenizer
@@ -276,8 +276,10 @@ class Model:
             limit: maximum number of batches; None is the full split.
 
         Raises:
-            UserError: an imported model, which has no data.
+            UserError: an imported model, which has no data; an unknown split.
         """
+        if limit is not None and limit < 1:
+            raise FieldError("limit", limit, "expected a positive number of batches, or None for the full split")
         e, program = self.experiment, self.program
         if self.step == 0 and self.result is None and not Reader(self.source).steps():
             raise self._cannot("evaluate", "it has no data; import it as a run with experiments.import")

@@ -198,6 +198,16 @@ def test_a_trained_model_evaluates_generates_and_loads_again(trained):
     value, gradient = jax.jit(jax.value_and_grad(total))(again.params)
     np.testing.assert_allclose(value, logits.sum(), rtol=1e-4)
     assert jax.tree.structure(gradient) == jax.tree.structure(again.params)
+    assert jaxnlp.load(folder, 4).step == jaxnlp.load(folder, "4").step == 4
+    for call, message in (
+        (lambda: jaxnlp.load(folder, 3), "checkpoint='3': expected latest, best, or a step of 4"),
+        (lambda: jaxnlp.load(folder, "newest"), "checkpoint='newest': expected latest, best, or a step of 4"),
+        (lambda: model.evaluate("valid"), "'valid': expected one of train, validation, test"),
+        (lambda: model.evaluate(limit=0), "limit=0: expected a positive number of batches"),
+        (lambda: model.predict(["a"]), r"predict: .*its task is Packed\(\); expected a run fine-tuned on records"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
 
 
 def test_a_config_file_is_an_experiment(corpus):
