@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from jaxnlp.errors import UserError
-from jaxnlp.failure_detection import Lifeline, connect
+from jaxnlp.failure_detection import FailureDetector, connect
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("coordinator_address", "num_processes", "process_id")
@@ -80,12 +80,12 @@ def joined(argv: Sequence[str], by: str = ALL) -> Iterator[bool]:
     Raises:
         UserError: incomplete settings, a job that cannot be joined, or several processes with by=ONE.
     """
-    lifeline = join(argv, by)
-    if lifeline is None:
+    failure_detector = join(argv, by)
+    if failure_detector is None:
         yield True
         return
     try:
-        with _voice(speaks=lifeline.index == 0):
+        with _output_of_first(is_first=failure_detector.index == 0):
             try:
                 if by == FIRST:
                     with by_first() as has_work:
@@ -93,15 +93,15 @@ def joined(argv: Sequence[str], by: str = ALL) -> Iterator[bool]:
                 else:
                     yield True
             except SystemExit as e:
-                lifeline.done()
+                failure_detector.done()
                 raise e
     except UserError as e:
         text = " ".join(str(e).split())
-        lifeline.fail(text, 2, lambda: print(f"error: {text}", file=sys.stderr, flush=True))
+        failure_detector.fail(text, 2, lambda: print(f"error: {text}", file=sys.stderr, flush=True))
     except KeyboardInterrupt:
-        lifeline.fail("interrupted", 130, lambda: print("\ninterrupted", file=sys.stderr, flush=True))
+        failure_detector.fail("interrupted", 130, lambda: print("\ninterrupted", file=sys.stderr, flush=True))
     except Exception as e:
-        lifeline.fail(f"{type(e).__name__}: {str(e)[:1000]}", 1, traceback.print_exc)
+        failure_detector.fail(f"{type(e).__name__}: {str(e)[:1000]}", 1, traceback.print_exc)
 
 
 @contextlib.contextmanager
@@ -128,7 +128,7 @@ def by_first() -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _voice(speaks: bool) -> Iterator[None]:
+def _output_of_first(is_first: bool) -> Iterator[None]:
     """Context that discards the output of all processes but the first, and what Gloo prints on stdout."""
     with contextlib.ExitStack() as stack:
         null = stack.enter_context(open(os.devnull, "w"))
@@ -137,7 +137,7 @@ def _voice(speaks: bool) -> Iterator[None]:
         stdout_copy = os.dup(1)
         stack.callback(os.close, stdout_copy)
         stack.callback(os.dup2, stdout_copy, 1)
-        if speaks:
+        if is_first:
             is_terminal = os.isatty(stdout_copy)
             kind: dict[str, Any] = {
                 "buffering": 1 if is_terminal else -1,
@@ -152,7 +152,7 @@ def _voice(speaks: bool) -> Iterator[None]:
         yield
 
 
-def join(argv: Sequence[str], by: str = ALL) -> Lifeline | None:
+def join(argv: Sequence[str], by: str = ALL) -> FailureDetector | None:
     """Joins the job that the flags or the environment describe; None for a single-process job.
 
     Raises:

@@ -40,8 +40,8 @@ class Ending:
     code: int = 1
 
 
-class Lifeline:
-    """The connections of one process: from process 0 to every other process, from the others to process 0.
+class FailureDetector:
+    """Ends all processes when one fails. Connects process 0 with every other process.
 
     Args:
         index, count: index of this process, and number of processes.
@@ -57,7 +57,7 @@ class Lifeline:
         self._failing = threading.Event()  # set when the main thread is about to end this process
         self._heard: Ending | None = None
         self._news, self._alone = threading.Event(), threading.Event()
-        threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
+        threading.Thread(target=self._watch, name="failure_detector", daemon=True).start()
 
     def done(self) -> None:
         """Waits until all processes have finished their work. From then on, one that ends does not end the others."""
@@ -149,7 +149,7 @@ class Lifeline:
         os._exit(code)
 
 
-def connect(index: int, count: int, store: Any, host: str) -> Lifeline:
+def connect(index: int, count: int, store: Any, host: str) -> FailureDetector:
     """Opens the connections (collective call). A process without a connection is covered by JAX's heartbeats only.
 
     Args:
@@ -158,14 +158,14 @@ def connect(index: int, count: int, store: Any, host: str) -> Lifeline:
         host: address of process 0.
     """
     if index == 0:
-        return Lifeline(0, count, _accept(count, store), store)
+        return FailureDetector(0, count, _accept(count, store), store)
     port, secret = store.blocking_key_value_get(KEY, int(CONNECT_SECONDS * 1000)).split()
     try:
         link = _lasting(socket.create_connection((host, int(port)), CONNECT_SECONDS))
         link.sendall(f"{secret} {index}\n".encode())
     except OSError:
-        return Lifeline(index, count, {}, store)
-    return Lifeline(index, count, {0: link}, store)
+        return FailureDetector(index, count, {}, store)
+    return FailureDetector(index, count, {0: link}, store)
 
 
 def _accept(count: int, store: Any) -> dict[int, socket.socket]:
