@@ -91,12 +91,12 @@ def get_config(variant: str = "") -> Experiment:
     task, run, fresh = [*variant.split(","), "", ""][:3]
     if (task or "sequence_classification") not in TASKS:
         raise UserError(
-            f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, as sequence_classification,runs/bert"
+            f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, such as entailment,runs/bert"
         )
     if fresh not in ("", "fresh"):
-        raise UserError(f"finetune.py:{variant}: after TASK,RUN expected nothing, or fresh")
+        raise UserError(f"finetune.py:{variant}: expected TASK,RUN or TASK,RUN,fresh")
     source, examples, head, objective, seq_len, batch_size = TASKS[task or "sequence_classification"]
-    # Next-sentence prediction teaches a BERT this small little, so the pooler that it trains is left out.
+    # Next-sentence prediction helps a model of this size little, so its pooler is not used.
     changes = {"heads": (), "dropout_rate": 0.1}
     if run:
         trunk, tokenizer = pretrained.model(run, **changes), PretrainedTokenizer(path=run)

@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> Experiment:
             num_heads=4,
             embed_dim=192,
             max_length=128,
-            dropout_rate=0.0,  # a run this short never sees a text twice
+            dropout_rate=0.0,  # a run this short reads each text once
             positions=Rotary(),
             heads=("masked_lm", "next_sentence") if examples.text.pairs else ("masked_lm",),
         ),

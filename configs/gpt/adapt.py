@@ -34,11 +34,11 @@ RATES = {"all": 5e-4, "upper": 5e-4, "lora": 3e-3}
 
 
 def get_config(variant: str = "") -> Experiment:
-    run, files, parts, *more = [*variant.split(","), "", ""][: max(3, variant.count(",") + 1)]
+    run, files, parts, *extra = [*variant.split(","), "", ""][: max(3, variant.count(",") + 1)]
     parts = parts or "all"
-    if parts not in PARTS or more or (variant and not run):
+    if parts not in PARTS or extra or (variant and not run):
         raise UserError(
-            f"configs/gpt/adapt.py:{variant}: expected RUN, RUN,FILES or RUN,FILES,PARTS, as runs/tiny,texts,upper; "
+            f"configs/gpt/adapt.py:{variant}: expected RUN, RUN,FILES or RUN,FILES,PARTS, such as runs/tiny,texts,upper; "
             f"parts: {', '.join(PARTS)}"
         )
     e = pretraining()

@@ -76,9 +76,11 @@ TASKS = {  # source, examples, head, objective, seq_len, batch_size
 def get_config(variant: str = "") -> Experiment:
     task, run, fresh = [*variant.split(","), "", ""][:3]
     if (task or "sequence_classification") not in TASKS:
-        raise UserError(f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, as entailment,runs/tiny")
+        raise UserError(
+            f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, for example entailment,runs/tiny"
+        )
     if fresh not in ("", "fresh"):
-        raise UserError(f"finetune.py:{variant}: after TASK,RUN expected nothing, or fresh")
+        raise UserError(f"finetune.py:{variant}: expected TASK,RUN or TASK,RUN,fresh")
     source, examples, head, objective, seq_len, batch_size = TASKS[task or "sequence_classification"]
     if run:
         trunk = pretrained.model(run, dropout_rate=0.1)

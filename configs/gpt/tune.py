@@ -52,10 +52,10 @@ METHODS = {
 
 
 def get_config(variant: str = "lora") -> Experiment:
-    method, run, task, *more = [*variant.split(","), "", ""][: max(3, variant.count(",") + 1)]
-    if method not in METHODS or more or (task and not run):
+    method, run, task, *extra = [*variant.split(","), "", ""][: max(3, variant.count(",") + 1)]
+    if method not in METHODS or extra or (task and not run):
         raise UserError(
-            f"configs/gpt/tune.py:{variant}: expected METHOD,RUN or METHOD,RUN,TASK, as lora,runs/tiny; methods: "
+            f"configs/gpt/tune.py:{variant}: expected METHOD,RUN or METHOD,RUN,TASK, such as lora,runs/tiny; methods: "
             f"{', '.join(METHODS)}; tasks: {', '.join(finetune.TASKS)}"
         )
     optim = OptimConfig(learning_rate=5e-3, warmup_steps=20, weight_decay=0.0)

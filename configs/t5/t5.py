@@ -43,7 +43,7 @@ def get_config(variant: str = "small") -> Experiment:
         raise UserError(f"t5.py:{variant}: no such variant; expected {', '.join((*FIRST, *SECOND))}")
     common = {"scan_layers": True, "remat": "dots", "policy": Policy(compute_dtype="bfloat16"), "vocab_size": 32128}
     if variant in FIRST:
-        model = t5_v1_0(**FIRST[variant], **common, dropout_rate=0.0)  # none in pretraining
+        model = t5_v1_0(**FIRST[variant], **common, dropout_rate=0.0)  # no dropout in pretraining
     else:
         model = T5Config(**SECOND[variant], **common, dropout_rate=0.0)
     return Experiment(

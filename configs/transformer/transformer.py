@@ -31,7 +31,9 @@ SIZES = {  # sizes, dropout rate, steps
 def get_config(variant: str = "base") -> Experiment:
     size, _, folder = variant.partition(",")
     if size not in SIZES:
-        raise UserError(f"transformer.py:{variant}: no such size; expected {', '.join(SIZES)}, as base,data/wmt14")
+        raise UserError(
+            f"transformer.py:{variant}: no such size; expected {', '.join(SIZES)}, for example base,data/wmt14"
+        )
     sizes, dropout_rate, steps = SIZES[size]
     model = TransformerConfig(
         **sizes,

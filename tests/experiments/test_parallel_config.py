@@ -24,5 +24,5 @@ def test_sizes_of_the_mesh():
 
 @pytest.mark.parametrize("variant", ["ZERO4", "TP,tensr=8", "TP,tensor", "TP,tensor=x"])
 def test_a_wrong_variant_is_told(variant):
-    with pytest.raises(UserError, match=f"{variant}: expected a preset and sizes, as ZERO3"):
+    with pytest.raises(UserError, match=f"{variant}: expected PRESET or PRESET,AXIS=SIZE, such as TP"):
         cli.load(f"{FILE}:{variant}")

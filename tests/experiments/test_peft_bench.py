@@ -33,7 +33,7 @@ def get_config():
 
 def test_each_method_has_a_rate_and_a_name_and_a_wrong_one_is_told():
     assert set(METHODS) == set(RATES) == set(NAMES)
-    with pytest.raises(UserError, match="lor: expected METHOD or METHOD,FOLDER, as lora"):
+    with pytest.raises(UserError, match="lor: expected METHOD or METHOD,FOLDER, such as lora"):
         cli.load("configs/bert/tune_docstrings.py:lor")
 
 
