@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> Experiment:
     parts = parts or "all"
     if parts not in PARTS or extra or (variant and not run):
         raise UserError(
-            f"configs/gpt/adapt.py:{variant}: expected RUN, RUN,FILES or RUN,FILES,PARTS, such as runs/tiny,texts,upper; "
+            f"configs/gpt/adapt.py:{variant}: expected RUN, RUN,FILES or RUN,FILES,PARTS, as runs/tiny,texts,upper; "
             f"parts: {', '.join(PARTS)}"
         )
     e = pretraining()

@@ -23,8 +23,8 @@ def get_config(variant: str = "DDP") -> Experiment:
     mesh_sizes = {axis: size for axis, _, size in (part.partition("=") for part in sizes)}
     if name not in PRESETS or not all(a in AXES and size.lstrip("-").isdigit() for a, size in mesh_sizes.items()):
         raise UserError(
-            f"configs/gpt/parallel.py:{variant}: expected PRESET or PRESET,AXIS=SIZE, such as TP,data=2,tensor=4; presets: "
-            f"{', '.join(PRESETS)}; axes: {', '.join(AXES)}"
+            f"configs/gpt/parallel.py:{variant}: expected PRESET or PRESET,AXIS=SIZE, such as TP,data=2,tensor=4; "
+            f"presets: {', '.join(PRESETS)}; axes: {', '.join(AXES)}"
         )
     mesh = {axis: int(size) for axis, size in mesh_sizes.items()}
     sharding = PRESETS[name].over(**mesh) if mesh else PRESETS[name]
