@@ -33,7 +33,7 @@ def main() -> None:
     from jaxnlp.data.text.store import build_store
 
     if CONFIG.value is None:
-        raise UserError("--config: not given; expected a config file whose data.source is to be tokenized")
+        raise UserError("--config: not given; expected a config file with the data.source to tokenize")
     if OUT.value is None:
         raise UserError("--out: not given; expected a folder to write, for example data/stdlib")
     if WORKERS.value < 0:

@@ -36,7 +36,9 @@ class Embedder:
         limit = self.model.config.body.length_limit
         for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
             if not row:
-                raise UserError(f"embed: texts[{i}] is empty, and the model has no start token; give it a text")
+                raise UserError(
+                    f"embed: texts[{i}] is empty; the model has no start token, so at least one token is needed"
+                )
             if limit is not None and len(row) > limit:
                 raise UserError(
                     f"embed: {text[:40]!r} has {len(row)} tokens; model.max_length is {limit}; shorten the text"

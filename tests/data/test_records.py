@@ -162,7 +162,9 @@ def test_bad_files_are_one_line(tmp_path, name, text, words):
 def test_a_label_that_train_lacks_is_named(tmp_path):
     rows = [*ROWS[:2], {"text": "a", "label": "w"}]
     source = Records(train=str(write(tmp_path / "t.jsonl")), validation=str(write(tmp_path / "v.jsonl", rows)))
-    with pytest.raises(UserError, match=r"v.jsonl:3 has the label 'w', none of the classes; expected one of x, y, z"):
+    with pytest.raises(
+        UserError, match=r"v.jsonl:3 has the label 'w', which is not one of the classes; expected one of x, y, z"
+    ):
         opened(config(None, source=source), "validation")
 
 

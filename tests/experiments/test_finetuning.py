@@ -169,7 +169,11 @@ def test_what_cannot_begin_is_one_line(task, pretrained, tmp_path):
         (pretrained, "--config.model.body.embed_dim=32", "and in this model"),
         (pretrained, "--config.model.body.num_layers=2", "trunk/block_1/attention/key/bias (and 15 more) is not in"),
         (pretrained, "--config.data.seq_len=6", "data.seq_len=6:"),
-        (pretrained, bad, "validation.jsonl:2 has the label 'bad', none of the classes; expected one of good, ugly"),
+        (
+            pretrained,
+            bad,
+            "validation.jsonl:2 has the label 'bad', which is not one of the classes; expected one of good, ugly",
+        ),
     ):
         done = run("experiments.train", f"--config={task / 'task.py'}:{variant}", f"--workdir={tmp_path / 'run'}", flag)
         assert done.code == 2 and words in done.err, (words, done.err)

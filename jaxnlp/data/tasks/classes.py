@@ -42,7 +42,9 @@ def class_index(value: Any, record: Record, setting: str, name: str, classes: tu
     label = name_of(value, record, setting, name)
     if label not in classes:
         near = did_you_mean(label, [*classes])
-        raise FieldError(setting, name, f"{record.where} has the label {label!r}, none of the classes{near}")
+        raise FieldError(
+            setting, name, f"{record.where} has the label {label!r}, which is not one of the classes{near}"
+        )
     return classes.index(label)
 
 

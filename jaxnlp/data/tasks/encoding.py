@@ -67,7 +67,7 @@ def encode_texts(
 def text_room(length: int, overhead: int) -> int:
     """The token budget left for text after `overhead` special tokens. Raises FieldError if it is empty."""
     if overhead >= length:
-        raise FieldError("data.seq_len", length, f"special tokens alone take {overhead}; increase it")
+        raise FieldError("data.seq_len", length, f"the special tokens take {overhead} positions; increase it")
     return length - overhead
 
 

@@ -39,7 +39,7 @@ class MultipleChoiceTask(SequenceTask):
         if self.num_options < 2:
             raise FieldError("num_options", self.num_options, "expected 2 or more")
         if len(self.options) not in (1, self.num_options):
-            several = f"num_options={self.num_options} that hold one each"
+            several = f"num_options={self.num_options} with one option each"
             raise FieldError("options", self.options, f"expected one field with a list, or {several}")
 
     def orders(self) -> list[tuple[int, ...]]:

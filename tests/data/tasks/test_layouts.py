@@ -241,7 +241,7 @@ def test_nothing_is_cut_in_silence():
         (
             SequenceClassificationTask(classes=("good", "bad")),
             {"text": "A", "label": "godo"},
-            "label 'godo', none of the classes; did you mean 'good'?",
+            "label 'godo', which is not one of the classes; did you mean 'good'?",
         ),
         (XY, {"text": "A", "label": None}, "x:0 holds None; expected a label"),
         (SequenceClassificationTask(), {"text": "A", "label": "x"}, "data.task.classes=(): not resolved"),
@@ -329,7 +329,7 @@ def test_options_are_never_cut():
 
 def test_a_length_that_special_tokens_fill_is_refused():
     for length in (2, 3):
-        with pytest.raises(UserError, match=rf"data\.seq_len={length}: special tokens alone take 3"):
+        with pytest.raises(UserError, match=rf"data\.seq_len={length}: the special tokens take 3"):
             batch_of(
                 SequenceClassificationTask(inputs=Pair(), classes=("x", "y"), truncate=True),
                 {"premise": "a", "hypothesis": "b", "label": "x"},
@@ -345,5 +345,5 @@ def test_a_length_that_special_tokens_fill_is_refused():
     ],
 )
 def test_so_is_one_of_tags_and_pairs(examples, fields, length, taken):
-    with pytest.raises(UserError, match=rf"data\.seq_len={length}: special tokens alone take {taken}"):
+    with pytest.raises(UserError, match=rf"data\.seq_len={length}: the special tokens take {taken}"):
         examples.encode([Record("x:0", fields)], TOKENIZER, length, silent)
