@@ -116,8 +116,8 @@ def forward(program: Any) -> int:
     param_types = {(x.shape, x.dtype) for x in jax.tree.leaves(program.abstract.all_params)}
 
     def residuals(state, batch):
-        whole = lambda params: dataclasses.replace(state, params=params).all_params
-        loss = lambda p: objective.loss(program.apply, whole(p), objective.prepare(batch), jax.random.key(0))[0]
+        all_params = lambda params: dataclasses.replace(state, params=params).all_params
+        loss = lambda p: objective.loss(program.apply, all_params(p), objective.prepare(batch), jax.random.key(0))[0]
         return [x for x in jax.tree.leaves(jax.vjp(loss, state.params)[1]) if (x.shape, x.dtype) not in param_types]
 
     with program.context():

@@ -161,9 +161,9 @@ class Bench:
         """Trains the runs that are missing in the results, seed by seed for all methods."""
         rate = {m: self.experiment(m).optim.learning_rate for m in self.methods}
         steps = self.experiment(self.methods[0]).num_steps
-        same = lambda row, m: (row.get("rate"), row.get("steps")) == (rate[m], steps)
-        known = lambda m, seed: same(results["runs"].get(m, {}).get(str(seed), {}), m)
-        todo = [(seed, m) for seed in range(SEEDS.value) for m in self.methods if not known(m, seed)]
+        matches = lambda row, m: (row.get("rate"), row.get("steps")) == (rate[m], steps)
+        is_done = lambda m, seed: matches(results["runs"].get(m, {}).get(str(seed), {}), m)
+        todo = [(seed, m) for seed in range(SEEDS.value) for m in self.methods if not is_done(m, seed)]
         with work(len(todo) * steps) as progress:
             for i, (seed, method) in enumerate(todo):
                 report = lambda step, loss, i=i, at=f"{method}, seed {seed}": progress(i * steps + step, loss, at)
