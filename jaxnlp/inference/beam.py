@@ -152,7 +152,7 @@ def _search(model: Generator, decode_params, rows: Rows, max_new_tokens: int, be
     N, T = beams.num_beams, max_new_tokens
     sizes = cache_lengths(P, P + T)
     logits_BTV, cache = model.prefill(decode_params, rows, model.new_cache(decode_params, B, sizes[0]), 1 + forced)
-    logits_BTV = model.real(logits_BTV)
+    logits_BTV = model.mask_padded_ids(logits_BTV)
     forced_BK = log_probs(logits_BTV[:, :-1], rows.tokens[:, P - forced :])
     cache = repeat(cache, N)
     adapter_ids_R = None if rows.adapter_ids is None else jnp.repeat(rows.adapter_ids, N)
@@ -174,7 +174,7 @@ def _search(model: Generator, decode_params, rows: Rows, max_new_tokens: int, be
         cache = reorder(cache, parents_BN)
         last_R1 = jax.lax.dynamic_index_in_dim(live.tokens, step - 1, axis=2).reshape(B * N, 1)
         logits_RTV, cache = model.step(decode_params, last_R1, count_R1 + step - 1, cache, adapter_ids_R)
-        logits_BNV = model.real(logits_RTV[:, -1]).reshape(B, N, -1)
+        logits_BNV = model.mask_padded_ids(logits_RTV[:, -1]).reshape(B, N, -1)
         return step + 1, *extend(step, logits_BNV, live, finished, open_B), cache
 
     carry: Any = (jnp.int32(1), *first_step, cache)

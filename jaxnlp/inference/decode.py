@@ -270,7 +270,7 @@ class Generator:
         tokens = (None, last_R1) if self.encoder_decoder else (last_R1,)
         return self.apply(decode_params, *tokens, **kwargs)
 
-    def real(self, logits_V: jax.Array) -> jax.Array:
+    def mask_padded_ids(self, logits_V: jax.Array) -> jax.Array:
         """Logits (..., V), with -inf at the padding ids of the vocabulary."""
         if logits_V.shape[-1] == self.vocab_size:
             return logits_V

@@ -111,7 +111,7 @@ def _begin(model, plan, params, rows, key) -> tuple[DecodeState, jax.Array | Non
     )
     forced_BK = None
     if plan.log_probs:
-        forced_BK = replicate(log_probs(model.real(logits_BTV[:, :-1]), rows.tokens[:, P - plan.forced :]))
+        forced_BK = replicate(log_probs(model.mask_padded_ids(logits_BTV[:, :-1]), rows.tokens[:, P - plan.forced :]))
     return _choose(model, plan, key, state, logits_BTV), forced_BK
 
 
@@ -130,7 +130,7 @@ def _advance(model, plan, params, rows, key, state, stop) -> DecodeState:
 
 def _choose(model, plan, key, state: DecodeState, logits_BTV) -> DecodeState:
     """The state with one more token, chosen from the logits at the last position."""
-    step, logits_BV = state.step, model.real(logits_BTV[:, -1])
+    step, logits_BV = state.step, model.mask_padded_ids(logits_BTV[:, -1])
     scores_BV = process(logits_BV, plan.sampling, model.eos_id, step, state.seen)
     token_B = sample(scores_BV, jax.random.fold_in(key, step), plan.sampling)
     token_B1 = jnp.where(state.done, model.eos_id, token_B)[:, None]
