@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from jaxnlp.inference.cache import cache_lengths, grow
 from jaxnlp.inference.processors import process, seen_in
-from jaxnlp.inference.rows import Rows
+from jaxnlp.inference.rows import Array, Rows
 from jaxnlp.inference.sampling import Sampling, sample
 from jaxnlp.trees import PyTree
 
@@ -146,7 +146,7 @@ def _choose(model, plan, key, state: DecodeState, logits_BTV) -> DecodeState:
     )
 
 
-def log_probs(logits_BTV: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+def log_probs(logits_BTV: jax.Array, tokens_BT: Array) -> jax.Array:
     """(B, T): the log-probability of each token."""
     chosen_BT = jnp.take_along_axis(logits_BTV, tokens_BT[..., None], axis=-1)[..., 0]
     return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
