@@ -133,7 +133,7 @@ class Masked(Task):
                 words.append(f"[{shown(pieces[targets[k]], '|')} > {shown(pieces[predictions[k]], '|')}]")
         right = sum(targets[k] == predictions[k] for k in slots.values())
         title = f"a validation text, masked words as [original > prediction], {right} of {len(slots)} right:"
-        return ["", title, "", *(f"  | {line}" for line in "".join(words)[:SHOWN].splitlines())]
+        return ["", title, "", *(f"  | {line}" for line in "".join(words)[:SHOWN].strip("\n").splitlines())]
 
     def next_commands(self, model: ModelConfig, prompt: str) -> list[tuple[str, str, str]]:
         return [*super().next_commands(model, prompt), ("fill in", "fill_mask", f'--text="{self.mask} {prompt}"')]
