@@ -1,4 +1,5 @@
-"""The report of a finished run: its metrics beside baselines, a sample, and commands for the next steps.
+"""The report of a finished run: its metrics beside baselines, those of its evaluators, the best checkpoint, a sample,
+and commands for the next steps.
 
 The task supplies the baselines, the sample and the commands, and the objective describes its metrics.
 """
@@ -32,7 +33,7 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     picture = None
     if jax.process_index() == 0:
         picture = plot(workdir, {baseline.name: baseline.loss for baseline in baselines})
-    out = ["", *table(e, result.validation, store.description, baselines)]
+    out = ["", *table(e, result.validation, store.description, baselines), *evaluation_lines(result)]
     out += ["", speed_line(workdir, result.peak), *model.lines(), "", "written:"]
     files = [
         ("checkpoint", workdir / "checkpoints" / str(step)),
@@ -71,6 +72,21 @@ def table(
     head = f"validation split, {description}, {metrics['tokens']:,.0f} {unit}:"
     below = [f"  {line}" for line in objective.describe_metrics(metrics)]
     return [head, "", *lines, *(["", *below] if below else [])]
+
+
+def evaluation_lines(result: Result) -> list[str]:
+    """A line for each evaluator of the run with its newest metrics, and a line for the best checkpoint."""
+    lines = []
+    for evaluator in result.experiment.evaluators:
+        evaluation = result.evaluations.get(evaluator.name)
+        if evaluation is not None:
+            metrics = ", ".join(f"{name.replace('_', ' ')} {x:.4g}" for name, x in evaluation.metrics.items())
+            data = f"{evaluator.split} split" + (f" of {type(evaluator.source).__name__}" if evaluator.source else "")
+            lines.append(f"{evaluator.name} ({data}, step {evaluation.step:,}): {metrics}")
+    if result.best is not None:
+        best = result.best
+        lines.append(f"best {best.metric} {best.score:.4g} at step {best.step} (--checkpoint=best)")
+    return ["", *lines] if lines else []
 
 
 def next_commands(experiment: Experiment, workdir: pathlib.Path) -> list[str]:

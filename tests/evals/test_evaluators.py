@@ -19,7 +19,8 @@ from jaxnlp.metrics.generation import bleu
 from jaxnlp.metrics.question_answering import squad
 from jaxnlp.metrics.tagging import entities
 from jaxnlp.training.load import load
-from jaxnlp.training.loops.supervised import train
+from jaxnlp.training.loops.supervised import BestCheckpoint, train
+from jaxnlp.training.report import report
 from jaxnlp.training.run_folder.checkpoint import Reader
 from tests.entry import ROOT, run
 from tests.evals import runs
@@ -62,6 +63,13 @@ def test_a_run_is_measured_and_keeps_the_best_by_a_metric(name, tmp_path):
     assert max(scores.values()) > min(scores.values())  # or any checkpoint would be the best
     best = Reader(tmp_path / "run").best()
     assert scores[best] == max(scores.values()) == pytest.approx(Reader(tmp_path / "run").score(best))
+    assert result.best == BestCheckpoint(f"{evaluator.name}/{metric}", best, pytest.approx(scores[best]))
+    assert result.evaluations[evaluator.name].step == steps
+    assert result.evaluations[evaluator.name].metrics[metric] == scores[steps]
+    lines = report(result, tmp_path / "run").splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{evaluator.name} (validation split, step {steps}): ")]
+    assert all(f"{name.replace('_', ' ')} {rows[steps][name]:.4g}" in line for name in wanted)
+    assert f"best {evaluator.name}/{metric} {scores[best]:.4g} at step {best} (--checkpoint=best)" in lines
     outcome = evaluator.evaluate(evaluated(load(tmp_path / "run", "best")))
     assert outcome.metrics[metric] == pytest.approx(scores[best])
     assert len(outcome.rows) == 3  # the last batch is filled, and each record is counted once

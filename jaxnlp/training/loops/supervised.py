@@ -38,6 +38,8 @@ class Result:
     state: the final state. signal: the signal that stopped the run, or None.
     validation: metrics over the full validation split, or None if a signal stopped the run.
     peak: a description of the FLOP/s that the utilisation is relative to.
+    evaluations: the newest metrics of each evaluation, by its name.
+    best: the checkpoint that `--checkpoint=best` loads, or None if no checkpoint has a score.
     """
 
     experiment: Experiment
@@ -48,6 +50,8 @@ class Result:
     signal: int | None
     validation: dict[str, float] | None
     peak: str
+    evaluations: "dict[str, Evaluation]"
+    best: "BestCheckpoint | None"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,15 @@ class Evaluation:
 
     step: int
     metrics: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class BestCheckpoint:
+    """The step of the best checkpoint, and its score: the value of `metric`, as "squad/f1"."""
+
+    metric: str
+    step: int
+    score: float
 
 
 def train(
@@ -222,7 +235,15 @@ class SupervisedLoop:
             else None
         )
         signal, peak = self.run.signal, self.run.meter.peak
-        return Result(s.experiment, s.program, s.tokenizer, s.stores, self.state, signal, validation, peak)
+        outputs = (self.state, signal, validation, peak, dict(self.evaluations), self._best_checkpoint())
+        return Result(s.experiment, s.program, s.tokenizer, s.stores, *outputs)
+
+    def _best_checkpoint(self) -> BestCheckpoint | None:
+        best_step = self.run.reader.best()
+        score = None if best_step is None else self.run.reader.score(best_step)
+        if best_step is None or score is None:
+            return None
+        return BestCheckpoint(f"{self.best.evaluator}/{self.best.metric}", best_step, score)
 
     def _act(self, hook: Hook, action: Callable[["SupervisedLoop"], None]) -> None:
         if self._acted.get(id(hook)) == self.run.step:
