@@ -31,6 +31,7 @@ SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Maximum size of a file in gigab
 def main() -> None:
     import pathlib
 
+    from jaxnlp.data.pretrained_tokenizer import FILE
     from jaxnlp.training.export import save
     from jaxnlp.training.load import load
 
@@ -58,7 +59,7 @@ def main() -> None:
         print(f"  {path.name:36} {path.stat().st_size:>15,} bytes")
     if not has_tokenizer:
         kind = type(run.saved.tokenizer).__name__
-        print(f"note: no tokenizer.json, as the layout does not support {kind}; the tokenizer is in {WORKDIR.value}")
+        print(f"note: no tokenizer.json, as the layout does not support {kind}; jaxnlp.load reads {FILE} instead")
 
 
 def write_adapter(out: Any, run: Any) -> None:

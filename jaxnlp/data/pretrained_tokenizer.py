@@ -12,6 +12,9 @@ from jaxnlp.data.huggingface_tokenizer import HuggingFace
 from jaxnlp.data.tokenizer import Texts, Tokenizer, TokenizerConfig, from_json
 from jaxnlp.errors import FieldError, UserError
 
+FILE = "jaxnlp_tokenizer.json"
+"""The tokenizer of an exported model, as checkpoints hold it. Other libraries do not read this file."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class PretrainedTokenizer(TokenizerConfig):
@@ -37,13 +40,10 @@ class PretrainedTokenizer(TokenizerConfig):
         folder = pathlib.Path(self.path)
         checkpoints = [p for p in folder.glob("checkpoints/*/tokenizer/metadata") if p.parent.parent.name.isdigit()]
         if checkpoints:  # all checkpoints of a run have the same tokenizer
-            newest = max(checkpoints, key=lambda p: int(p.parent.parent.name))
-            try:
-                return from_json(json.loads(newest.read_text()))
-            except (OSError, ValueError, KeyError) as e:
-                if isinstance(e, UserError):
-                    raise
-                raise UserError(f"{newest}: damaged ({e})") from None
+            return _read(max(checkpoints, key=lambda p: int(p.parent.parent.name)))
+        exported = read_exported(folder)
+        if exported is not None:
+            return exported
         if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
             raise FieldError(
                 "data.tokenizer.path",
@@ -51,6 +51,29 @@ class PretrainedTokenizer(TokenizerConfig):
                 "no checkpoint and no tokenizer.json; expected the folder of a trained run, for example runs/bert",
             )
         return HuggingFace(path=self.path, eos_token=self.eos_token).build(texts, cache_dir)
+
+
+def write_exported(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
+    """Writes a tokenizer beside an exported model. Raises UserError if the folder cannot be written."""
+    try:
+        (folder / FILE).write_text(json.dumps(tokenizer.to_json()) + "\n")
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written ({e.strerror})") from None
+
+
+def read_exported(folder: pathlib.Path) -> Tokenizer | None:
+    """The tokenizer that `write_exported` wrote; None if the folder has none. Raises UserError for a damaged file."""
+    file = folder / FILE
+    return _read(file) if file.exists() else None
+
+
+def _read(file: pathlib.Path) -> Tokenizer:
+    try:
+        return from_json(json.loads(file.read_text()))
+    except (OSError, ValueError, KeyError) as e:
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"{file}: damaged ({e})") from None
 
 
 def extended(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:

@@ -84,7 +84,7 @@ def read_config(source: str | pathlib.Path) -> tuple[Any, Any]:
 
 def _open_folder(source: str | pathlib.Path) -> tuple[pathlib.Path, Any, Any, dict[str, pathlib.Path]]:
     """(folder, family, config, {tensor name: file}) of a checkpoint."""
-    folder = _folder(source)
+    folder = local_folder(source)
     hf = read_json(folder / CONFIG)
     kind = hf.get("model_type")
     family = next((f for f in FAMILIES if kind in f.MODEL_TYPES), None)
@@ -187,7 +187,8 @@ def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
         raise UserError(f"{path.parent}: cannot be written ({e}); existing files are unchanged") from None
 
 
-def _folder(source: str | pathlib.Path) -> pathlib.Path:
+def local_folder(source: str | pathlib.Path) -> pathlib.Path:
+    """The folder of a checkpoint; a hub id is downloaded. Raises UserError if there is none."""
     path = pathlib.Path(source)
     if path.is_dir():
         return path

@@ -4,6 +4,7 @@ import pathlib
 
 from jaxnlp import distributed
 from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer
+from jaxnlp.data.pretrained_tokenizer import FILE, write_exported
 from jaxnlp.interop import huggingface
 from jaxnlp.interop.adapters import save_adapter, task_type, trunk_alone
 from jaxnlp.peft import files
@@ -14,15 +15,16 @@ MAX_SHARD_BYTES = int(5e9)
 
 
 def save(run: Loaded, folder: pathlib.Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> bool:
-    """Writes config.json, safetensors files and, if the tokenizer has that form, tokenizer.json.
+    """Writes config.json, safetensors files and the tokenizer.
 
+    A Hugging Face tokenizer is written as tokenizer.json; another as `pretrained_tokenizer.FILE`, for jaxnlp only.
     Tuned parameters are merged into their base. All processes must call it.
 
     Args:
         max_shard_bytes: maximum size of one safetensors file.
 
     Returns:
-        whether the tokenizer was written too (False on every process but the first).
+        whether tokenizer.json was written (False on every process but the first).
 
     Raises:
         UserError: a model that the layout does not support.
@@ -41,6 +43,10 @@ def save(run: Loaded, folder: pathlib.Path, max_shard_bytes: int = MAX_SHARD_BYT
         special_ids=special_ids(run),
         max_shard_bytes=max_shard_bytes,
     )
+    stale = FILE if library is not None else "tokenizer.json"
+    (folder / stale).unlink(missing_ok=True)  # of an earlier export into this folder
+    if library is None:
+        write_exported(folder, tokenizer)
     return library is not None
 
 

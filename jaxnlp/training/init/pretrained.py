@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnlp.config import did_you_mean
 from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer, wrap
-from jaxnlp.data.pretrained_tokenizer import same_ids
+from jaxnlp.data.pretrained_tokenizer import read_exported, same_ids
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.interop import huggingface
@@ -168,7 +168,11 @@ def open_source(path: str, checkpoint: str, log: Callable[[str], Any]) -> Pretra
             path,
             f"no such folder; train one with: python -m experiments.train --config=FILE --workdir={path}",
         )
-    config, tokenizer = huggingface.read_config(path)
+    folder = huggingface.local_folder(path)
+    config, library = huggingface.read_config(folder)
+    tokenizer = read_exported(folder)
+    if tokenizer is None and library is not None:
+        tokenizer = wrap(library)
 
     def read(mesh: Any, rules: Any, ignore: Iterable[str]) -> Any:
         try:
@@ -177,7 +181,7 @@ def open_source(path: str, checkpoint: str, log: Callable[[str], Any]) -> Pretra
             _check_indivisible(path, e, log)
             return huggingface.load(path, mesh=mesh, rules=REPLICATED, ignore=tuple(ignore))[1]
 
-    return PretrainedSource(path, config, tokenizer if tokenizer is None else wrap(tokenizer), read)
+    return PretrainedSource(path, config, tokenizer, read)
 
 
 def _open_run(path: str, reader: Reader, checkpoint: str, log: Callable[[str], Any]) -> PretrainedSource:
