@@ -235,7 +235,8 @@ class Model:
         """
         task, data = self.experiment.data.task, self.experiment.data
         if not isinstance(task, LabelledTask):
-            raise self._cannot("predict", f"its task is {type(task).__name__}(); expected a run fine-tuned on records")
+            reason = f"its task is {type(task).__name__}(); expected a run fine-tuned on records, which has a task head"
+            raise self._cannot("predict", f"{reason}; train one from this model, as configs/bert/finetune.py does")
         if task.output != "logits":
             raise self._cannot("predict", f"its task, {type(task).__name__}(), has texts as answers; use generate")
         if isinstance(records, (str, dict)):
@@ -393,7 +394,6 @@ def _fields(task: LabelledTask, record: dict[str, Any] | str) -> dict[str, Any]:
         return record
     if not isinstance(record, str):
         raise UserError(f"predict: {record!r}: expected a dict of fields, or a text, got {type(record).__name__}")
-    field = task.text_field
-    if field is None:
+    if (field := task.text_field) is None:
         raise UserError(f"predict: {type(task).__name__}() reads several fields; expected dicts with these fields")
     return {field: record}
