@@ -1,6 +1,6 @@
 # Every command a person needs. Each target sets up what it needs first.
 #
-#   make train                                      the main job: a GPT on the embedded corpus
+#   make train                                      the main job: a GPT on the Python standard library
 #   make train CONFIG=configs/gpt/tiny.py ARGS="--config.optim.learning_rate=1e-3"
 #   make test                                       lint, types, the default test suite
 

@@ -3,7 +3,7 @@
   import jaxnlp
 
   model = jaxnlp.load("runs/tiny")            # a run, a folder in Hugging Face's layout, or a hub id
-  print(model.generate("def main", max_new_tokens=40, temperature=0.8))
+  print(model.generate("Once upon a time", max_new_tokens=40, temperature=0.8))
 
 The public API, each name imported when it is first used:
 

@@ -180,7 +180,7 @@ def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
     try:
         from safetensors.numpy import save_file
     except ImportError:
-        raise UserError("safetensors is not installed: pip install 'jaxnlp[hf]'") from None
+        raise UserError("safetensors is not installed: pip install -e '.[hf]'") from None
     try:
         save_file({k: np.ascontiguousarray(x) for k, x in arrays.items()}, path, metadata={"format": "pt"})
     except Exception as e:  # safetensors' error type is not public and hides the OSError
@@ -200,9 +200,7 @@ def local_folder(source: str | pathlib.Path) -> pathlib.Path:
         patterns = ["*.json", "*.safetensors", "*.txt"]
         return pathlib.Path(snapshot_download(str(source), allow_patterns=patterns))
     except ImportError:
-        raise UserError(
-            f"{source}: no such folder, and hub ids need huggingface_hub: pip install 'jaxnlp[hf]'"
-        ) from None
+        raise UserError(f"{source}: no such folder, and hub ids need huggingface_hub: pip install -e '.[hf]'") from None
     except Exception as e:  # errors of the hub, or of the network
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise UserError(f"{source}: no such folder, and the download from the hub failed: {reason}") from None
@@ -232,7 +230,7 @@ def _open(path: pathlib.Path) -> Any:
     try:
         from safetensors import safe_open
     except ImportError:
-        raise UserError("safetensors is not installed: pip install 'jaxnlp[hf]'") from None
+        raise UserError("safetensors is not installed: pip install -e '.[hf]'") from None
     try:
         return safe_open(path, framework="numpy")
     except Exception as e:  # safetensors' error type is not public

@@ -29,7 +29,7 @@ class Norm:
 
     def build(self, policy: Policy, name: str | None = None) -> nn.Module:
         """The Linen module, called as `module(x)` with x (..., D)."""
-        raise TypeError(f"{type(self).__name__}: a norm must define module()")
+        raise TypeError(f"{type(self).__name__}: a norm must define build()")
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)

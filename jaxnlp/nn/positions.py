@@ -21,7 +21,7 @@ from jaxnlp.nn.policy import Policy
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class PositionEncoding:
-    """Base class of the position encodings. A subclass overrides one of `module`, `rotate` and `bias`.
+    """Base class of the position encodings. A subclass overrides one of `build`, `rotate` and `bias`.
 
     bounded: positions are rows of a table, so sequences cannot be longer than the model's `max_length`.
     biased: `bias` returns a module.

@@ -187,5 +187,5 @@ def _safetensors() -> Any:
     try:
         import safetensors.numpy
     except ImportError:
-        raise UserError("safetensors is not installed: pip install 'jaxnlp[hf]'") from None
+        raise UserError("safetensors is not installed: pip install -e '.[hf]'") from None
     return safetensors.numpy
