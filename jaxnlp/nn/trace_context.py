@@ -8,6 +8,13 @@ them.
 `Program.context()` (`training/step/program.py`) enters the mesh and the layout. `Program.apply` of a program over
 several devices raises an error outside of this context, since the layout would be missing. A module that is applied on
 its own, on one device, needs no context: the defaults below have no effect.
+
+Two limits follow, because JAX does not know the context:
+
+- A module that is applied on its own under a mesh of several devices, without a layout, is not an error. `constrain`
+  then returns its argument unchanged, and the compiler chooses the shardings. Only `Program.apply` raises an error.
+- The context is not part of the key of `jax.jit`'s cache, while the mesh is. A jitted function that is called within
+  two contexts of the same mesh keeps the layout of its first trace. Jit one function for each context.
 """
 
 import contextlib

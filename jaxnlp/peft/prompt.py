@@ -295,5 +295,9 @@ def check_room(call: ModuleCall, P: int, T: int, field: str) -> None:
 
 
 def takes(module: Any, name: str) -> bool:
-    """Whether the module's `__call__` has an argument `name`."""
+    """Whether the module's `__call__` has an argument `name`.
+
+    The signature is inspected because any Linen module can be tuned, also one without a config that could declare it,
+    and because arguments are extended by their names (`in_front`): what counts is that the module has the argument.
+    """
     return name in inspect.signature(type(module).__call__).parameters
