@@ -1,7 +1,8 @@
 """What the site adds to Sphinx: generated reference pages, links to files of the repository, plain docstrings.
 
-- A page under docs/reference holds `<!-- generate: api jaxnlp.nn -->`, `<!-- generate: config-fields -->` or
-  `<!-- generate: commands -->`; the comment is replaced by what `reference.py` generates from the code.
+- A page under docs/reference holds `<!-- generate: api jaxnlp.nn -->`, `<!-- generate: public-names jaxnlp -->`,
+  `<!-- generate: config-fields -->` or `<!-- generate: commands -->`; the comment is replaced by what `reference.py`
+  generates from the code.
 - A link to a file or folder outside docs leads to a page of the site that shows it.
 - Docstrings are plain text with `code`, so autodoc's reStructuredText is made by `docstrings.py`.
 """

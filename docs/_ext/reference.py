@@ -22,6 +22,9 @@ def generate(kind: str, name: str | None) -> str:
     if kind == "api":
         assert name is not None
         return api(name)
+    if kind == "public-names":
+        assert name is not None
+        return public_names(name)
     return {"config-fields": config_fields, "commands": commands}[kind]()
 
 
@@ -37,6 +40,22 @@ def api(name: str) -> str:
         title = each if each == name else each.removeprefix(f"{name}.")
         sections += [f"## {title}", "", "```{eval-rst}", f".. automodule:: {each}", "```", ""]
     return "\n".join(sections)
+
+
+def public_names(name: str) -> str:
+    """A package's public names, as its docstring lists them ("  name(arguments)  description"), with their modules."""
+    package = importlib.import_module(name)
+    doc = package.__doc__ or ""
+    rows = [match.groups() for match in re.finditer(r"^  ((\w+)(?:\(.*?\))?) {2,}(.+)$", doc, re.M)]
+    listed = {public: (call, text) for call, public, text in rows}
+    summary = doc.partition("\n")[0].removeprefix(f"{name}: ")
+    lines = [f"## {name}", "", markdown(summary[:1].upper() + summary[1:]), ""]
+    lines += ["| name | module | |", "|---|---|---|"]
+    for public, (call, text) in listed.items():
+        lines.append(f"| `{call}` | `{getattr(package, public).__module__}` | {markdown(text)} |")
+    if set(listed) != set(package.__all__):
+        raise ValueError(f"{name}: its docstring lists other names than __all__: {set(listed) ^ set(package.__all__)}")
+    return "\n".join([*lines, ""])
 
 
 def configs() -> list[type]:
