@@ -52,9 +52,8 @@ class PolicyGradient(Objective):
 
     def loss(self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None):
         logits_BTV = apply(params, batch["tokens"], key=key)
-        nll_BT, _ = token_nll(logits_BTV, batch["targets"], "vocab")
-        loss_BT = batch["advantages"][:, None] * nll_BT * batch["weights"]
-        return loss_BT.sum(), batch["weights"].sum(), {"entropy": (nll_BT * batch["weights"]).sum()}
+        nll_BT = token_nll(logits_BTV, batch["targets"], "vocab")[0] * batch["weights"]
+        return (batch["advantages"][:, None] * nll_BT).sum(), batch["weights"].sum(), {"entropy": nll_BT.sum()}
 
 
 def reward(text: bytes) -> float:
@@ -104,16 +103,17 @@ def main() -> None:
         program = build(e)
         feed = Rollouts(program, make_generator(program.bind(tokenizer)))
         policy = dataclasses.replace(e, objective=CausalLM())  # for experiments.generate and others
-        records = {"config": configs.to_dict(policy), "tokenizer": tokenizer.to_json(), "data": feed.state()}
+        records = {"config": configs.to_dict(policy), "tokenizer": tokenizer.to_json()}
         state = from_saved_trees(run.restore(saved_trees(program.init())))
+        if run.saved_step is not None:
+            feed.restore(run.record("data"), run.step)
         run.start(e.num_steps, e.log_every, e.keep_last)
         for _ in run.steps():
-            batch = feed.next(state)
-            state, metrics = program.step(state, batch.arrays)
+            state, metrics = program.step(state, feed.next(state).arrays)
             run.log({"reward": feed.mean_reward, "entropy": metrics["entropy"], "grad_norm": metrics["grad_norm"]})
             if run.due(e.checkpoint_every):
-                run.save(saved_trees(state), records)
-        run.save(saved_trees(state), records)
+                run.save(saved_trees(state), {**records, "data": feed.state()})
+        run.save(saved_trees(state), {**records, "data": feed.state()})
 
 
 if __name__ == "__main__":
