@@ -16,6 +16,7 @@ import pytest
 from jaxnlp import config as configs
 from jaxnlp import renamed
 from jaxnlp.peft.lora import LoRA
+from jaxnlp.training.run_folder.best import Best
 from tests.entry import ROOT, run
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -93,3 +94,8 @@ def test_a_run_saved_before_the_renames_resumes(name, tmp_path):
     assert ours.keys() == theirs.keys() and max(step for step, _ in ours) == 6
     # Another machine, and tests' compiler flags, round otherwise.
     np.testing.assert_allclose([ours[k] for k in theirs], list(theirs.values()), rtol=2e-4)
+
+
+def test_best_of_an_older_config_names_the_current_evaluation():
+    assert str(Best.parse("whole_validation/loss:min")) == "full_validation/loss:min"
+    assert str(Best.parse("squad/f1:max")) == "squad/f1:max"

@@ -143,7 +143,7 @@ class Experiment:
 
     def _check_evaluators(self) -> None:
         hooks = [hook.name for hook in self.hooks if isinstance(hook, Evaluate)]
-        names = ["validation", "whole_validation", *hooks, *(evaluator.name for evaluator in self.evaluators)]
+        names = ["validation", "full_validation", *hooks, *(evaluator.name for evaluator in self.evaluators)]
         for i, evaluator in enumerate(self.evaluators):
             configs.check(evaluator, f"evaluators[{i}].")
             if names.count(evaluator.name) > 1:

@@ -455,8 +455,8 @@ def test_checkpoints_are_scored_on_the_same_batches(corpus, tmp_path):
     reader = Reader(tmp_path / "run")
     scores = [reader.score(step) for step in reader.steps()]
     assert len(scores) == 3 and max(scores) - min(scores) < 1e-6
-    whole = [r for r in read_log(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "whole_validation"]
-    assert [r["step"] for r in whole] == [12] and abs(whole[0]["loss"] - scores[0]) > 1e-4
+    full = [r for r in read_log(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "full_validation"]
+    assert [r["step"] for r in full] == [12] and abs(full[0]["loss"] - scores[0]) > 1e-4
 
 
 def test_the_printed_generate_command_works_where_the_context_is_short(finished):

@@ -121,7 +121,7 @@ def default_hooks(experiment: Experiment, hooks: Sequence[Hook] = ()) -> list[Ho
     at_checkpoint.append(Checkpoint(every=e.checkpoint_every))
     # keep_best compares losses on the same batches, so the evaluation on the full split comes after the checkpoint.
     if e.eval_batches is not None:
-        at_checkpoint.append(Evaluate(name="whole_validation"))
+        at_checkpoint.append(Evaluate(name="full_validation"))
     return [*before_checkpoint, *hooks, *at_checkpoint]
 
 
@@ -228,7 +228,7 @@ class SupervisedLoop:
     def result(self) -> Result:
         """The result of the run."""
         s, step = self.setup, self.run.step
-        evaluation = self.evaluations.get("validation" if s.experiment.eval_batches is None else "whole_validation")
+        evaluation = self.evaluations.get("validation" if s.experiment.eval_batches is None else "full_validation")
         validation = (
             evaluation.metrics
             if evaluation is not None and evaluation.step == step and self.run.signal is None

@@ -3,6 +3,7 @@
 import dataclasses
 
 from jaxnlp.errors import FieldError
+from jaxnlp.renamed import EVALUATORS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Best:
         """Raises FieldError for a text of another form."""
         name, _, mode = text.rpartition(":")
         evaluator, _, metric = name.rpartition("/")
+        evaluator = EVALUATORS.get(evaluator, evaluator)
         if not evaluator or not metric or mode not in ("min", "max"):
             expected = (
                 "expected EVALUATOR/METRIC:min or EVALUATOR/METRIC:max, as 'validation/loss:min' or 'squad/f1:max'"
