@@ -96,7 +96,7 @@ FIELDS: dict[str, dict[str, str]] = {
 """New module and new class name -> {old field: new field}, also for subclasses. A new name "" drops the field."""
 
 EVALUATORS = {"whole_validation": "full_validation"}
-"""Old name -> new name of the built-in evaluations, for `Experiment.best`, as "full_validation/loss:min"."""
+"""Old name -> new name of the built-in evaluations, in `Experiment.best` and in `metrics.jsonl`."""
 
 
 def current_class(name: str) -> str:

@@ -17,6 +17,7 @@ from jaxnlp import config as configs
 from jaxnlp import renamed
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.training.run_folder.best import Best
+from jaxnlp.training.run_folder.metric_log import read_log
 from tests.entry import ROOT, run
 
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -86,10 +87,7 @@ def test_a_run_saved_before_the_renames_resumes(name, tmp_path):
     done = run("experiments.train", f"--workdir={name}", "--config.num_steps=6", cwd=tmp_path)
     assert done.code == 0, done.err
     assert "resuming at step 4 of 6" in done.err
-    rows = [
-        [json.loads(line) for line in path.read_text().splitlines()]
-        for path in (tmp_path / name / "metrics.jsonl", tmp_path / f"{name}.continued.jsonl")
-    ]
+    rows = [read_log(path) for path in (tmp_path / name / "metrics.jsonl", tmp_path / f"{name}.continued.jsonl")]
     ours, theirs = ({(row["step"], row["kind"]): row["loss"] for row in part} for part in rows)
     assert ours.keys() == theirs.keys() and max(step for step, _ in ours) == 6
     # Another machine, and tests' compiler flags, round otherwise.

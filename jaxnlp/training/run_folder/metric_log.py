@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxnlp.errors import UserError
+from jaxnlp.renamed import EVALUATORS
 
 LOG = "metrics.jsonl"
 CURVES = "curves.png"
@@ -58,14 +59,15 @@ class MetricLog:
 
 
 def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file. A line cut short by a crash is skipped."""
+    """The rows of a metrics file, with the current names of evaluations. A line cut short by a crash is skipped."""
     rows = []
     if path.exists():
         for line in path.read_text().splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            rows.append({**row, "kind": EVALUATORS.get(row["kind"], row["kind"])})
     return rows
 
 
