@@ -194,9 +194,9 @@ class Model:
         texts = _list_of_texts("generate", "texts", texts)
         if max_new_tokens < 1:
             raise FieldError("max_new_tokens", max_new_tokens, "expected a positive number")
-        known = [*TEXT_OPTIONS, *(field.name for field in dataclasses.fields(Sampling))]
-        for name in sorted(set(options) - set(known)):
-            raise UserError(f"generate: no option {name!r}{configs.did_you_mean(name, known)}")
+        option_names = [*TEXT_OPTIONS, *(field.name for field in dataclasses.fields(Sampling))]
+        for name in sorted(set(options) - set(option_names)):
+            raise UserError(f"generate: no option {name!r}{configs.did_you_mean(name, option_names)}")
         text_options = {name: value for name, value in options.items() if name in TEXT_OPTIONS}
         sampling = Sampling(**{name: value for name, value in options.items() if name not in TEXT_OPTIONS})
         generator, tokenizer = self._generator, self._generation_tokenizer
