@@ -15,6 +15,8 @@ Tasks:
   multiple_choice          which of four docstrings belongs to a signature?
   token_classification     the kind of each token of a line of source
   span_extraction          where a parameter's default value is in a signature
+
+The runs of the last two tasks have evaluators, whose metrics choose the best checkpoint.
 """
 
 import dataclasses
@@ -38,6 +40,8 @@ from jaxnlp.data.tasks.span_extraction import SpanExtractionTask
 from jaxnlp.data.tasks.token_classification import TokenClassificationTask
 from jaxnlp.data.tokenizer import SentencePiece
 from jaxnlp.errors import UserError
+from jaxnlp.evals.evaluator import Evaluator
+from jaxnlp.evals.predictions import PredictionEvaluator
 from jaxnlp.models.heads import (
     ModelWithHead,
     MultipleChoiceHead,
@@ -77,7 +81,7 @@ TASKS = {  # source, examples, head, objective, seq_len, batch_size
     ),
     "token_classification": (
         StdlibTags(),
-        TokenClassificationTask(classes=TAGS),
+        TokenClassificationTask(classes=TAGS, truncate=True),
         TokenClassificationHead(num_classes=len(TAGS)),
         TokenClassification(),
         80,
@@ -86,16 +90,23 @@ TASKS = {  # source, examples, head, objective, seq_len, batch_size
     "span_extraction": (StdlibSpans(), SpanExtractionTask(stride=64), SpanExtractionHead(), SpanExtraction(), 128, 16),
 }
 
+EVALUATORS: dict[str, tuple[Evaluator, str]] = {  # the evaluator, and the metric that chooses the best checkpoint
+    "token_classification": (PredictionEvaluator(name="tags"), "tags/accuracy:max"),
+    "span_extraction": (PredictionEvaluator(name="squad"), "squad/f1:max"),
+}
+
 
 def get_config(variant: str = "") -> Experiment:
     task, run, fresh = [*variant.split(","), "", ""][:3]
-    if (task or "sequence_classification") not in TASKS:
+    task = task or "sequence_classification"
+    if task not in TASKS:
         raise UserError(
             f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, such as entailment,runs/bert"
         )
     if fresh not in ("", "fresh"):
         raise UserError(f"finetune.py:{variant}: expected TASK,RUN or TASK,RUN,fresh")
-    source, examples, head, objective, seq_len, batch_size = TASKS[task or "sequence_classification"]
+    source, examples, head, objective, seq_len, batch_size = TASKS[task]
+    evaluator, best = EVALUATORS.get(task, (None, "validation/loss:min"))
     # Next-sentence prediction helps a model of this size little, so its pooler is not used.
     changes = {"heads": (), "dropout_rate": 0.1}
     if run:
@@ -121,4 +132,6 @@ def get_config(variant: str = "") -> Experiment:
         eval_every=200,
         eval_batches=None,
         checkpoint_every=200,
+        evaluators=() if evaluator is None else (evaluator,),
+        best=best,
     )

@@ -13,6 +13,7 @@ from jaxnlp.data.corpora.stdlib_tasks import StdlibCalls
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.tasks.text_pairs import TextPairs
 from jaxnlp.data.tokenizer import SentencePiece
+from jaxnlp.evals.generations import GenerationEvaluator
 from jaxnlp.models.transformer import TransformerConfig
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.optim import OptimConfig
@@ -37,4 +38,5 @@ def get_config() -> Experiment:
         eval_every=500,
         eval_batches=None,
         checkpoint_every=500,
+        evaluators=(GenerationEvaluator(name="calls", limit=64),),
     )
