@@ -17,15 +17,17 @@ from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxnlp.data.pipeline import DataConfig
     from jaxnlp.evals.evaluator import Evaluator
+    from jaxnlp.training.experiment import Experiment
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
 SPLIT = flags.DEFINE_string("split", None, "train, validation or test. Default: the split of each evaluator.")
 INPUT = flags.DEFINE_string("input", None, "File, glob or folder to evaluate on instead of a split.")
 EVALUATORS = flags.DEFINE_string(
-    "evaluators", "", "Comma-separated names of the run's evaluators, or the defaults loss and predictions."
+    "evaluators",
+    "",
+    "Comma-separated names: those of the run's config, or loss and predictions. Add other evaluators to the config.",
 )
 JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of a table.")
 OUT = flags.DEFINE_string("out", None, "JSON file for the metrics.")
@@ -41,14 +43,16 @@ def main() -> None:
     run = load(WORKDIR.value, CHECKPOINT.value)
     log = lambda text: print(text, file=sys.stderr)
     model = EvaluatedModel(run.program, run.params, run.saved.tokenizer, run.generator, log=log)
-    scores, rows = {}, []
+    scores, rows, evaluated = {}, [], {}
     for evaluator in chosen(run.saved.experiment):
         outcome = evaluator.evaluate(model)
         scores[evaluator.name] = outcome.metrics
+        source = INPUT.value or type(evaluator.source or run.saved.experiment.data.source).__name__
+        evaluated[evaluator.name] = {"split": evaluator.split, "source": source}
         rows += [{"evaluator": evaluator.name, **row} for row in outcome.rows]
     flat = scores.pop("loss", {})  # metrics of the loss evaluator have no prefix
     flat |= {f"{name}/{metric}": x for name, metrics in scores.items() for metric, x in metrics.items()}
-    result = {"step": run.saved.step, "split": INPUT.value or SPLIT.value or "validation", **flat}
+    result = {"step": run.saved.step, "evaluators": evaluated, **flat}
     if OUT.value is not None:
         write(OUT.value, json.dumps(result, indent=1) + "\n")
     if PREDICTIONS.value is not None:
@@ -56,21 +60,14 @@ def main() -> None:
     if JSON.value:
         print(json.dumps(result))
     else:
-        print_table(result, run.saved.experiment.data)
+        print_table(result, run.saved.experiment)
 
 
 def chosen(experiment) -> "list[Evaluator]":
     """The evaluators to run, on the split or file of the command line."""
-    from jaxnlp.evals.defaults import default_evaluators
-    from jaxnlp.evals.evaluator import find
+    from jaxnlp.evals.defaults import choose
 
-    evaluators_available = [*default_evaluators(experiment.data), *experiment.evaluators]
-    if EVALUATORS.value:
-        evaluators = find(evaluators_available, EVALUATORS.value.split(","))
-    else:
-        evaluators = (
-            [evaluators_available[0], *experiment.evaluators] if experiment.evaluators else evaluators_available
-        )
+    evaluators = choose(experiment.data, experiment.evaluators, EVALUATORS.value.split(",") if EVALUATORS.value else ())
     path = INPUT.value
     if path is not None:
         of_records = experiment.data.source.has_records
@@ -88,15 +85,20 @@ def file_source(path: str, of_records: bool):
     return (Records if of_records else Files)(train=path, test=path)
 
 
-def print_table(result: dict, data: "DataConfig") -> None:
-    count = f", {result['tokens']:,.0f} {data.task.unit}" if "tokens" in result else ""
-    print(f"step {result['step']:,}, {result['split']} split{count}:")
-    order = ("loss", "perplexity")
-    names = [*(name for name in order if name in result), *sorted(set(result) - {*order, "step", "split", "tokens"})]
+def print_table(result: dict, experiment: "Experiment") -> None:
+    unit = experiment.data.task.unit
+    item = unit.split()[-1].removesuffix("s")
+    names = [name for name in result if name not in ("step", "evaluators", "tokens")]
     width = max([14, *map(len, names)])
-    for name in names:
-        unit = " nats/token" if name == "loss" and "perplexity" in result else ""
-        print(f"  {name.replace('_', ' '):{width}} {result[name]:.4f}{unit}")
+    for evaluator, data in result["evaluators"].items():
+        is_loss = evaluator == "loss"
+        count = f", {result['tokens']:,.0f} {unit}" if is_loss else ""
+        where = data["source"] if INPUT.value else f"{data['split']} split of {data['source']}"
+        print(f"step {result['step']:,}, {where}{count}: {evaluator}")
+        own = [name for name in names if ("/" not in name if is_loss else name.startswith(f"{evaluator}/"))]
+        for name in sorted(own, key=lambda name: (name != "loss", name != "perplexity", name)):
+            suffix = f" {experiment.objective.loss_unit}/{item}" if name == "loss" else ""
+            print(f"  {name.replace('_', ' '):{width}} {result[name]:.4f}{suffix}")
 
 
 def write(path: str, text: str) -> None:

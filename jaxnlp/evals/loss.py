@@ -41,8 +41,8 @@ def evaluate(
         progress: called with the number of batches done.
 
     Returns:
-        `loss` without regularisers, `perplexity` if the loss is in nats, `bits_per_byte` unless `bytes_per_token` is
-        None, `tokens` (the sum of weights), and the objective's other metrics.
+        `loss` without regularisers, `perplexity` if the loss is in nats per token, `bits_per_byte` unless
+        `bytes_per_token` is None, `tokens` (the sum of weights), and the objective's other metrics.
 
     Raises:
         ValueError: the sum of weights is 0.
@@ -56,7 +56,7 @@ def evaluate(
         raise ValueError("evaluate: the sum of the targets' weights is 0")
     weight = sums.pop("weight")
     metrics = means(sums, weight)
-    if objective.loss_unit == "nats":
+    if objective.loss_unit == "nats" and objective.predicts_tokens:
         metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
     if bytes_per_token is not None:
         metrics["bits_per_byte"] = metrics["loss"] / math.log(2) / bytes_per_token

@@ -9,7 +9,7 @@ Shape legend: B batch, C sequences per example, T length, V vocabulary.
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ class ObjectiveWithLM(Objective):
 
     lm_weight: lambda in equation 5; GPT uses 0.5. Needs a decoder, and a task whose examples have `lm_targets`.
     """
+
+    predicts_tokens: ClassVar[bool] = False
 
     lm_weight: float = 0.0
 

@@ -26,11 +26,14 @@ class Objective(abc.ABC):
 
     reports_bits_per_byte: whether every token of the text is predicted once, so that the loss converts to bits per
         byte.
-    loss_unit: the unit of the loss. For "nats", its exponential, the perplexity, is also reported.
+    loss_unit: the unit of the loss.
+    predicts_tokens: whether the loss is over tokens of text. If so and its unit is "nats", the perplexity is also
+        reported.
     """
 
     reports_bits_per_byte: ClassVar[bool] = False
     loss_unit: ClassVar[str] = "nats"
+    predicts_tokens: ClassVar[bool] = True
 
     @abc.abstractmethod
     def loss(

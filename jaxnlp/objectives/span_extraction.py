@@ -5,7 +5,7 @@ Shape legend: B batch, T length.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ class SpanExtraction(Objective):
 
     Devlin et al. 2019, sections 4.2 and 4.3. For a question without an answer, the span is the [CLS] token.
     """
+
+    predicts_tokens: ClassVar[bool] = False
 
     def loss(
         self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None

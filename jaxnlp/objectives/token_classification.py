@@ -5,7 +5,7 @@ Shape legend: B batch, T length, N classes.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from jaxnlp.objectives.objective import Metrics, Objective
 @dataclasses.dataclass(kw_only=True)
 class TokenClassification(Objective):
     """Mean cross-entropy over labelled tokens: the first token of each word (Devlin et al. 2019, section 5.3)."""
+
+    predicts_tokens: ClassVar[bool] = False
 
     def loss(
         self, apply: Callable, params: Any, batch: dict[str, jax.Array], key: jax.Array | None

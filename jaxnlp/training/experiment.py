@@ -12,6 +12,7 @@ from jaxnlp.data.pipeline import DataConfig, resolved
 from jaxnlp.data.tasks.layout import Layout, Template
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
+from jaxnlp.evals.defaults import RESERVED
 from jaxnlp.evals.evaluator import Evaluator
 from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.objectives.causal_lm import CausalLM
@@ -146,6 +147,9 @@ class Experiment:
         names = ["validation", "full_validation", *hooks, *(evaluator.name for evaluator in self.evaluators)]
         for i, evaluator in enumerate(self.evaluators):
             configs.check(evaluator, f"evaluators[{i}].")
+            if evaluator.name in RESERVED:
+                expected = "expected a name other than those of the default evaluators, loss and predictions"
+                raise FieldError(f"evaluators[{i}].name", evaluator.name, f"{expected}; rename it, as 'my_loss'")
             if names.count(evaluator.name) > 1:
                 raise FieldError("evaluators", evaluator.name, "expected different names, none of them 'validation'")
             if (evaluator.every or 0) % self.steps_per_call:

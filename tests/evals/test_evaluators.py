@@ -116,6 +116,8 @@ def test_the_command_evaluates_on_a_file_and_writes_predictions(tmp_path):
     assert done.code == 0, done.err
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert {"loss", "ner/f1", "ner/accuracy"} <= set(scores) and scores["tokens"] == 20
+    assert scores["evaluators"]["ner"] == {"split": "test", "source": str(tmp_path / "new.jsonl")}
+    assert "perplexity" not in scores and "nats/word" in done.out
     rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
     assert len(rows) == 5 and rows[0]["reference"] == {"tags": runs.TAGS["tags"]}
     assert len(rows[0]["prediction"]["tags"]) == 4 and rows[0]["evaluator"] == "ner"
@@ -173,6 +175,7 @@ def test_wrong_evaluators_are_named(tmp_path):
     for fields, message in (
         ({"best": "squad/f1:max", "evaluators": ()}, "best='squad/f1:max': no evaluator 'squad'"),
         ({"evaluators": (LossEvaluator(name="validation"),)}, "evaluators='validation': expected different names"),
+        ({"evaluators": (LossEvaluator(name="loss"),)}, r"evaluators\[0\].name='loss': expected a name other than"),
         ({"evaluators": (LossEvaluator(name="a/b"),)}, r"evaluators\[0\].name='a/b': expected a name without / and :"),
     ):
         with pytest.raises(FieldError, match=message):
