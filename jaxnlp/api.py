@@ -25,7 +25,8 @@ from jaxnlp.data.tasks.labelled_task import LabelledTask
 from jaxnlp.data.text.sentinels import with_sentinels
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.evals.loss import evaluate as evaluate_loss
+from jaxnlp.evals.evaluate_model import evaluate_model
+from jaxnlp.evals.evaluator import EvaluatedModel, Evaluator
 from jaxnlp.evals.predictions import predict
 from jaxnlp.figures.architecture import Box, tree
 from jaxnlp.inference.attention_maps import AttentionMap, attention_maps
@@ -41,7 +42,7 @@ from jaxnlp.sharding.functional import parameter_table
 from jaxnlp.training import export
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.feeds import Feed
-from jaxnlp.training.hooks import Hook, bytes_per_token
+from jaxnlp.training.hooks import Hook
 from jaxnlp.training.load import Loaded
 from jaxnlp.training.load import load as load_run
 from jaxnlp.training.loops import supervised
@@ -99,10 +100,13 @@ def train(
 
 
 def evaluate(
-    source: str | pathlib.Path, split: str = "validation", checkpoint: str | int = "latest"
+    source: str | pathlib.Path,
+    split: str | None = None,
+    checkpoint: str | int = "latest",
+    evaluators: Sequence[str | Evaluator] | None = None,
 ) -> dict[str, float]:
-    """The loss and the objective's metrics of a run over a split; see `Model.evaluate`."""
-    return load(source, checkpoint).evaluate(split)
+    """The metrics of a run's evaluators; see `Model.evaluate`."""
+    return load(source, checkpoint).evaluate(split, evaluators=evaluators)
 
 
 def load_config(path: str) -> Experiment:
@@ -270,24 +274,21 @@ class Model:
             raise self._cannot("embed", reason)
         return self._embedder(self.params, texts)
 
-    def evaluate(self, split: str = "validation", limit: int | None = None) -> dict[str, float]:
-        """The loss and the objective's metrics over a split of the run's data.
+    def evaluate(
+        self, split: str | None = None, limit: int | None = None, evaluators: Sequence[str | Evaluator] | None = None
+    ) -> dict[str, float]:
+        """The loss and the objective's metrics, and each other evaluator's as "NAME/METRIC", as "squad/f1".
 
         Args:
-            limit: maximum number of batches; None is the full split.
+            split, limit: of every evaluator (limit: batches for the loss, records for others); None: its own.
+            evaluators: names or `jaxnlp.evals` objects; None: the loss and those of the run.
 
         Raises:
-            UserError: an imported model, which has no data; an unknown split.
+            UserError: an unknown split or name; an imported model, and an evaluator that has no source of its own.
         """
-        if limit is not None and limit < 1:
-            raise FieldError("limit", limit, "expected a positive number of batches, or None for the full split")
-        e, program = self.experiment, self.program
-        if self.step == 0 and self.result is None and not Reader(self.source).steps():
-            raise self._cannot("evaluate", "it has no data; import it as a run with experiments.import")
-        store = open_split(e.data, split, self.tokenizer)
-        batches = eval_batches(store, e.data, limit, program.local_row_indices, self.tokenizer)
-        sharded_batches = map(program.shard_batch, batches)
-        return evaluate_loss(program.eval_step, self.params, sharded_batches, e.objective, bytes_per_token(e, store))
+        has_data = self.step > 0 or self.result is not None or bool(Reader(self.source).steps())
+        model = EvaluatedModel(self.program, self.params, self.tokenizer, lambda: self._generator)
+        return evaluate_model(model, split, limit, evaluators, has_data)
 
     def attention(self, text: str, target: str | None = None) -> list[AttentionMap]:
         """The weights of every attention layer for a text, which `figures.draw_attention` plots.

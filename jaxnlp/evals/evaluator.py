@@ -72,9 +72,11 @@ class Evaluator(abc.ABC):
     every: steps between evaluations; None is eval_every. `best` ranks only checkpoints of evaluated steps.
     limit: maximum number of records, or of batches for a loss; None is the full split.
     reads_records: whether it needs a source of records, also for a run on text.
+    reads_data: whether it reads `source` or the run's data; False also evaluates an imported model.
     """
 
     reads_records: ClassVar[bool] = False
+    reads_data: ClassVar[bool] = True
     name: str
     split: str = "validation"
     source: Source | None = None

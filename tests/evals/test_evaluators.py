@@ -116,6 +116,13 @@ def test_the_command_evaluates_on_a_file_and_writes_predictions(tmp_path):
     assert done.code == 0, done.err
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert {"loss", "ner/f1", "ner/accuracy"} <= set(scores) and scores["tokens"] == 20
+    model = jaxnlp.load(tmp_path / "run")
+    metrics, few = model.evaluate(), PredictionEvaluator(name="few", limit=2)
+    assert {"loss", "ner/f1", "ner/accuracy"} <= set(metrics)
+    assert model.evaluate(evaluators=["ner"]) == {k: x for k, x in metrics.items() if k.startswith("ner/")}
+    assert set(model.evaluate("train", evaluators=[few])) == {f"few/{k}" for k in METRICS["tags"][2]}
+    with pytest.raises(UserError, match="no evaluator 'squad'"):
+        model.evaluate(evaluators=["squad"])
     assert scores["evaluators"]["ner"] == {"split": "test", "source": str(tmp_path / "new.jsonl")}
     assert "perplexity" not in scores and "nats/word" in done.out
     rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
