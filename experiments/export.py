@@ -75,7 +75,7 @@ def write_adapter(out: Any, run: Any) -> None:
     print(f"step {run.saved.step:,}: adapter of {source} written to {out}, for {reader}")
     if dropped:
         names = ", ".join(dropped)
-        print(f"note: the adapter covers the trunk only; the head's parameters {names} remain in {WORKDIR.value}")
+        print(f"note: the adapter covers the body only; the head's parameters {names} remain in {WORKDIR.value}")
 
 
 if __name__ == "__main__":

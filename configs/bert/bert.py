@@ -40,11 +40,11 @@ def get_config(variant: str = "base") -> Experiment:
         raise UserError(f"bert.py:{variant}: no such variant; expected {', '.join(names)}")
     deep = {**SIZES[size], "scan_layers": True, "remat": "dots", "policy": Policy(compute_dtype="bfloat16")}
     if size == variant:
-        model, examples, optim = BertConfig(vocab_size=30522, **deep), Masked(static_copies=10), BERT
+        model, task, optim = BertConfig(vocab_size=30522, **deep), Masked(static_copies=10), BERT
         batch_size, steps = 256, 1_000_000
     else:
         rate, warmup = ROBERTA[size]
-        model, examples, batch_size, steps = roberta(**deep), Masked(text=FullSentences()), 8192, 500_000
+        model, task, batch_size, steps = roberta(**deep), Masked(text=FullSentences()), 8192, 500_000
         optim = OptimConfig(
             learning_rate=rate,
             schedule="linear",
@@ -60,7 +60,7 @@ def get_config(variant: str = "base") -> Experiment:
         data=DataConfig(
             source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=2048, special_tokens=("[CLS]", "[SEP]", "[MASK]")),
-            task=examples,
+            task=task,
             seq_len=512,
             batch_size=batch_size,
         ),

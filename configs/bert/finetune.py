@@ -58,7 +58,7 @@ from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.init import pretrained
 from jaxnlp.training.init.pretrained import Pretrained
 
-TASKS = {  # source, examples, head, objective, seq_len, batch_size
+TASKS = {  # source, task, head, objective, seq_len, batch_size
     "sequence_classification": (
         StdlibDocstrings(),
         SequenceClassificationTask(classes=tuple(TOPICS), truncate=True),
@@ -97,30 +97,30 @@ EVALUATORS: dict[str, tuple[Evaluator, str]] = {  # the evaluator, and the metri
 
 
 def get_config(variant: str = "") -> Experiment:
-    task, run, fresh = [*variant.split(","), "", ""][:3]
-    task = task or "sequence_classification"
-    if task not in TASKS:
+    name, run, fresh = [*variant.split(","), "", ""][:3]
+    name = name or "sequence_classification"
+    if name not in TASKS:
         raise UserError(
             f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, such as entailment,runs/bert"
         )
     if fresh not in ("", "fresh"):
         raise UserError(f"finetune.py:{variant}: expected TASK,RUN or TASK,RUN,fresh")
-    source, examples, head, objective, seq_len, batch_size = TASKS[task]
-    evaluator, best = EVALUATORS.get(task, (None, "validation/loss:min"))
+    source, task, head, objective, seq_len, batch_size = TASKS[name]
+    evaluator, best = EVALUATORS.get(name, (None, "validation/loss:min"))
     # Next-sentence prediction helps a model of this size little, so its pooler is not used.
     changes = {"heads": (), "dropout_rate": 0.1}
     if run:
-        trunk, tokenizer = pretrained.model(run, **changes), PretrainedTokenizer(path=run)
+        body, tokenizer = pretrained.model(run, **changes), PretrainedTokenizer(path=run)
     else:
-        trunk = dataclasses.replace(pretraining().model, **changes)
+        body = dataclasses.replace(pretraining().model, **changes)
         tokenizer = SentencePiece(vocab_size=2048, special_tokens=("[CLS]", "[SEP]"))
     return Experiment(
-        model=ModelWithHead(body=trunk, head=head),
+        model=ModelWithHead(body=body, head=head),
         init_from=Pretrained(path=run) if run and not fresh else None,
         data=DataConfig(
             source=source,
             tokenizer=tokenizer,
-            task=examples,
+            task=task,
             seq_len=seq_len,
             batch_size=batch_size,
             prefetch_threads=0,

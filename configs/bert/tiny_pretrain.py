@@ -19,7 +19,7 @@ from jaxnlp.objectives.masked_lm import MaskedLM
 from jaxnlp.optim import OptimConfig
 from jaxnlp.training.experiment import Experiment
 
-EXAMPLES = {
+TASKS = {
     "": Masked(),
     "whole_words": Masked(choose=WholeWords()),
     "static": Masked(static_copies=10),
@@ -28,9 +28,9 @@ EXAMPLES = {
 
 
 def get_config(variant: str = "") -> Experiment:
-    if variant not in EXAMPLES:
-        raise UserError(f"tiny_pretrain.py:{variant}: no such variant; expected {', '.join(filter(None, EXAMPLES))}")
-    examples = EXAMPLES[variant]
+    if variant not in TASKS:
+        raise UserError(f"tiny_pretrain.py:{variant}: no such variant; expected {', '.join(filter(None, TASKS))}")
+    task = TASKS[variant]
     return Experiment(
         model=BertConfig(
             num_layers=4,
@@ -39,12 +39,12 @@ def get_config(variant: str = "") -> Experiment:
             max_length=128,
             dropout_rate=0.0,  # a run this short reads each text once
             positions=Rotary(),
-            heads=("masked_lm", "next_sentence") if examples.text.pairs else ("masked_lm",),
+            heads=("masked_lm", "next_sentence") if task.text.pairs else ("masked_lm",),
         ),
         data=DataConfig(
             source=PythonStdlib(),
             tokenizer=SentencePiece(vocab_size=2048, special_tokens=("[CLS]", "[SEP]", "[MASK]")),
-            task=examples,
+            task=task,
             seq_len=128,
             batch_size=16,
             prefetch_threads=0,

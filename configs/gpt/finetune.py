@@ -43,7 +43,7 @@ from jaxnlp.training.init.pretrained import Pretrained
 
 LAYOUT = DecoderLayout()
 SPECIALS = (LAYOUT.start, LAYOUT.delimiter, LAYOUT.extract)
-TASKS = {  # source, examples, head, objective, seq_len, batch_size
+TASKS = {  # source, task, head, objective, seq_len, batch_size
     "sequence_classification": (
         StdlibDocstrings(),
         SequenceClassificationTask(classes=tuple(TOPICS), layout=LAYOUT, truncate=True),
@@ -74,27 +74,27 @@ TASKS = {  # source, examples, head, objective, seq_len, batch_size
 
 
 def get_config(variant: str = "") -> Experiment:
-    task, run, fresh = [*variant.split(","), "", ""][:3]
-    if (task or "sequence_classification") not in TASKS:
+    name, run, fresh = [*variant.split(","), "", ""][:3]
+    if (name or "sequence_classification") not in TASKS:
         raise UserError(
             f"finetune.py:{variant}: no such task; expected {', '.join(TASKS)}, for example entailment,runs/tiny"
         )
     if fresh not in ("", "fresh"):
         raise UserError(f"finetune.py:{variant}: expected TASK,RUN or TASK,RUN,fresh")
-    source, examples, head, objective, seq_len, batch_size = TASKS[task or "sequence_classification"]
+    source, task, head, objective, seq_len, batch_size = TASKS[name or "sequence_classification"]
     if run:
-        trunk = pretrained.model(run, dropout_rate=0.1)
+        body = pretrained.model(run, dropout_rate=0.1)
         tokenizer = PretrainedTokenizer(path=run, special_tokens=SPECIALS)
     else:
-        trunk = dataclasses.replace(pretraining().model, dropout_rate=0.1)
+        body = dataclasses.replace(pretraining().model, dropout_rate=0.1)
         tokenizer = SentencePiece(vocab_size=2048, special_tokens=SPECIALS)
     return Experiment(
-        model=ModelWithHead(body=trunk, head=head),
+        model=ModelWithHead(body=body, head=head),
         init_from=Pretrained(path=run) if run and not fresh else None,
         data=DataConfig(
             source=source,
             tokenizer=tokenizer,
-            task=examples,
+            task=task,
             seq_len=seq_len,
             batch_size=batch_size,
             prefetch_threads=0,

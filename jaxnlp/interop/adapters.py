@@ -213,7 +213,7 @@ def save_adapter(
         raise UserError(f"{folder}: cannot be written ({e.strerror or e})") from None
 
 
-def trunk_alone(config: Any, tuning: TunedModel, tuned: Any) -> tuple[Any, TunedModel, Any, list[str]]:
+def body_alone(config: Any, tuning: TunedModel, tuned: Any) -> tuple[Any, TunedModel, Any, list[str]]:
     """Drops the head of a tuned model, for `save_adapter`: (config, tuning, tuned, names of dropped parameters).
 
     Args:
@@ -223,21 +223,21 @@ def trunk_alone(config: Any, tuning: TunedModel, tuned: Any) -> tuple[Any, Tuned
     if config.body is config:
         return config, tuning, tuned, []
     tuned = tuning.expanded(tuned)
-    within_trunk = lambda by_path: {path[1:]: x for path, x in by_path.items() if path[0] == "trunk"}
-    trunk = dataclasses.replace(
+    within_body = lambda by_path: {path[1:]: x for path, x in by_path.items() if path[0] == "trunk"}
+    body_tuning = dataclasses.replace(
         tuning,
-        targets={path: dataclasses.replace(x, path=path) for path, x in within_trunk(tuning.targets).items()},
-        leaves=within_trunk(tuning.leaves),
+        targets={path: dataclasses.replace(x, path=path) for path, x in within_body(tuning.targets).items()},
+        leaves=within_body(tuning.leaves),
         shared={},
-        replaced=list(within_trunk(dict.fromkeys(tuning.replaced))),
+        replaced=list(within_body(dict.fromkeys(tuning.replaced))),
         outer=tuning.outer[1:] if tuning.outer else None,
         shapes=tuning.shapes["trunk"],
         base_axes=tuning.base_axes["trunk"],
-        blocks=within_trunk(tuning.blocks),
+        blocks=within_body(tuning.blocks),
     )
     dropped = {name: x for name, x in tuned.items() if name != "trunk"}
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(dropped)]
-    return config.body, trunk, tuned.get("trunk", {}), names
+    return config.body, body_tuning, tuned.get("trunk", {}), names
 
 
 def task_type(config: Any) -> str | None:

@@ -96,7 +96,7 @@ def lm_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[Any
     if "lm_shares" not in batch:
         return 0.0, {}
     if "lm" not in out:
-        raise UserError("objective.lm_weight: the trunk is not a language model; use a decoder, or set it to 0")
+        raise UserError("objective.lm_weight: the body is not a language model; use a decoder, or set it to 0")
     nll_BCT, _ = token_nll(out["lm"], batch["lm_targets"], "vocab")
     weights_BCT = batch["lm_weights"]
     mean = (weighted_sum(nll_BCT, weights_BCT), jnp.sum(weights_BCT))

@@ -15,9 +15,9 @@ from jaxnlp.training.experiment import Experiment
 
 
 def get_config(folder: str) -> Experiment:
-    trunk = BertConfig(max_length=32, num_layers=1, num_heads=2, embed_dim=16, heads=("pooler",))
+    body = BertConfig(max_length=32, num_layers=1, num_heads=2, embed_dim=16, heads=("pooler",))
     return Experiment(
-        model=ModelWithHead(body=trunk, head=SequenceClassificationHead(num_classes=2)),
+        model=ModelWithHead(body=body, head=SequenceClassificationHead(num_classes=2)),
         data=DataConfig(
             source=Records(train=f"{folder}/train.jsonl", validation=f"{folder}/validation.jsonl"),
             tokenizer=Bytes(special_tokens=("[CLS]", "[SEP]", "[MASK]")),

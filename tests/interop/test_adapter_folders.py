@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxnlp.errors import UserError
-from jaxnlp.interop.adapters import load_adapter, save_adapter, task_type, trunk_alone
+from jaxnlp.interop.adapters import body_alone, load_adapter, save_adapter, task_type
 from jaxnlp.interop.huggingface import load, read_tensors, write_tensors
 from jaxnlp.interop.module_names import modules_of
 from jaxnlp.models.bert import BertConfig
@@ -214,7 +214,7 @@ def test_of_a_model_with_a_head_the_trunks_adapter_is_written(rng, tmp_path):
     model.save_pretrained(tmp_path / "model")
     trunk, base, _ = load(tmp_path / "model")
     config, tuning, params, tuned = headed(LoRA(targets=("query", "down"), rank=2), rng, trunk, base)
-    *given, left = trunk_alone(config, tuning, tuned)
+    *given, left = body_alone(config, tuning, tuned)
     assert left == ["head/bias", "head/kernel"] and task_type(given[0]) == "FEATURE_EXTRACTION"
     save_adapter(tmp_path / "ours", *given)
     adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
@@ -229,7 +229,7 @@ def test_of_a_model_with_a_head_the_trunks_adapter_is_written(rng, tmp_path):
 def test_of_a_model_with_a_head_and_an_encoder_of_prompts_the_vectors_are_written(rng, tmp_path):
     trunk = BertConfig(**TINY, heads=("pooler",))
     config, tuning, _, tuned = headed(PTuning(length=3, hidden_dim=5), rng, trunk, {})
-    *given, left = trunk_alone(config, tuning, tuned)
+    *given, left = body_alone(config, tuning, tuned)
     assert left == ["head/bias", "head/kernel"]
     save_adapter(tmp_path, *given)
     _, read = load_adapter(tmp_path, trunk)
@@ -241,7 +241,7 @@ def test_what_else_is_trained_whole_is_refused(rng, tmp_path):
     config, tuning, _, tuned = headed(
         method, rng, BertConfig(**TINY, heads=()), {"embed_norm": {"bias": jnp.zeros(8), "scale": jnp.zeros(8)}}
     )
-    *given, left = trunk_alone(config, tuning, tuned)
+    *given, left = body_alone(config, tuning, tuned)
     assert left == ["head/bias", "head/kernel"]
     told = r"fully trained parameters embed_norm/bias, embed_norm/scale cannot .* jaxnlp.peft.files.save"
     with pytest.raises(UserError, match=told):

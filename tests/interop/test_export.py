@@ -22,7 +22,7 @@ def test_a_tuned_classifiers_trunk_is_exported_and_its_head_told(tmp_path):
         assert done.code == 0, done.err
     told = run("experiments.export", f"--workdir={tuned}", f"--out={out}", "--adapter", "--base_name=hub/base")
     assert told.code == 0, told.err
-    assert f"adapter covers the trunk only; the head's parameters head/bias, head/kernel remain in {tuned}" in told.out
+    assert f"adapter covers the body only; the head's parameters head/bias, head/kernel remain in {tuned}" in told.out
     said = json.loads((out / "adapter_config.json").read_text())
     assert (said["base_model_name_or_path"], said["task_type"]) == ("hub/base", "FEATURE_EXTRACTION")
     found = load(tuned)

@@ -251,7 +251,7 @@ def test_an_auxiliary_loss_needs_its_targets_and_a_language_model(rng):
     encoder = ModelWithHead(body=BERT, head=SequenceClassificationHead(num_classes=N))
     params = init_params(encoder.build(), jax.random.key(0), jnp.zeros((1, 1, 4), jnp.int32))
     objective = SequenceClassification(lm_weight=0.5)
-    with pytest.raises(UserError, match=r"objective.lm_weight: the trunk is not a language model; use a decoder"):
+    with pytest.raises(UserError, match=r"objective.lm_weight: the body is not a language model; use a decoder"):
         objective.loss(make_apply(encoder.build()), params, objective.prepare(batch), None)
 
 

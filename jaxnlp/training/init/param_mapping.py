@@ -13,7 +13,7 @@ from jaxnlp.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
 HEADS = ("masked_lm", "next_sentence", "pooler", "head")
-"""Names of heads, as the first name of a path below the trunk. Their parameters may be missing or unexpected."""
+"""Names of heads, as the first name of a path in the body. Their parameters may be missing or unexpected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,8 @@ def map_params(
 
     Args:
         source, target: shapes by path. axes: logical axes of the target's parameters.
-        prefixes: path prefixes of the trunk in the source and in the target.
-        same_head: whether the parameters beside the trunks have the same meaning, so that they are loaded too.
+        prefixes: path prefixes of the body in the source and in the target.
+        same_head: whether the parameters beside the bodies have the same meaning, so that they are loaded too.
         allowed, dropped: whether a path, besides those of heads, may be missing or unexpected.
         name: the source's, for messages.
 
@@ -142,7 +142,7 @@ def _check(paths: list[str], prefix: str, allowed: Callable[[str], bool], proble
     if wrong:
         others = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise UserError(
-            f"{wrong[0]}{others} {problem}, so the pretrained trunk would be only partly loaded; take the config of "
+            f"{wrong[0]}{others} {problem}, so the pretrained body would be only partly loaded; take the config of "
             f"that model with pretrained.model(path), or allow it with {field}=({wrong[0]!r},)"
         )
 

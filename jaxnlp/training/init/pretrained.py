@@ -72,7 +72,7 @@ class Pretrained(InitFrom):
 
         Raises:
             UserError: nothing to load at `path`; a tokenizer with other ids; a parameter of another shape; a missing or
-                unexpected parameter of the trunk; a missing parameter that the PEFT method would not train.
+                unexpected parameter of the body; a missing parameter that the PEFT method would not train.
         """
         source = open_source(self.path, self.checkpoint, log)
         check_ids(source, tokenizer)
@@ -255,7 +255,7 @@ def head_of(experiment: Any) -> Any:
 
 
 def prefix(model: Any) -> str:
-    """The path prefix of a model's trunk among its parameters."""
+    """The path prefix of a model's body among its parameters."""
     return "" if model.body is model else "trunk/"
 
 
@@ -342,7 +342,7 @@ class Report:
 
 
 def modules(paths: Iterable[str]) -> list[str]:
-    """The first module below the trunk of each path. Numbered modules become a range: "trunk/block_0 to block_3"."""
+    """The first module of the body in each path. Numbered modules become a range: "trunk/block_0 to block_3"."""
     names = dict.fromkeys(re.match(r"(trunk/)?[^/]+", path)[0] for path in sorted(paths))  # pyright: ignore
     numbered: dict[str, list[int]] = {}
     for name in names:

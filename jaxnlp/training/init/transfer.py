@@ -116,7 +116,7 @@ def _module(model: Any) -> tuple[Any, ...]:
 
 
 def _without_heads(tuning: TunedModel, arrays: dict[str, Any]) -> dict[str, Any]:
-    """Tuned parameters by their path below the trunk, without those of heads."""
+    """Tuned parameters by their path in the body, without those of heads."""
     tops = tuple(pattern.removesuffix("*") for pattern in head_patterns(tuning.shapes))
     return {name.removeprefix(TRUNK): x for name, x in arrays.items() if not name.startswith(tops)}
 

@@ -300,7 +300,7 @@ def _loss_scale(e: Experiment) -> float | None:
 
 
 def head_patterns(shapes: Any) -> tuple[str, ...]:
-    """Patterns of the parameters beside a fine-tuned model's trunk: they are new, so every method trains them fully."""
+    """Patterns of the parameters beside a fine-tuned model's body: they are new, so every method trains them fully."""
     return tuple(f"{name}/*" for name in shapes if name != "trunk") if "trunk" in shapes else ()
 
 
