@@ -12,7 +12,9 @@ import tokenizers
 
 import jaxnlp
 from jaxnlp.data.pipeline import open_split
+from jaxnlp.data.text.sources import Files
 from jaxnlp.errors import UserError
+from jaxnlp.evals.loss import LossEvaluator
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import Sharding
 from tests.entry import ROOT
@@ -124,10 +126,19 @@ def test_what_a_model_cannot_do_is_an_error_that_names_it(pair):
         ours.predict(["a"])
     with pytest.raises(UserError, match="evaluate: .*it has no data"):
         ours.evaluate()
+    with pytest.raises(UserError, match="evaluate: evaluator 'own': .*it has no data; set the evaluator's source"):
+        ours.evaluate(evaluators=[LossEvaluator(name="own")])
     with pytest.raises(UserError, match="no masked-word head"):
         ours.fill_mask("a [MASK]")
     with pytest.raises(UserError, match=r"report: .*expected the result of train"):
         ours.report()
+
+
+def test_an_imported_model_is_evaluated_on_the_source_of_an_evaluator(pair, tmp_path):
+    (tmp_path / "text.txt").write_text("a line of words\n" * 40)
+    source = Files(train=str(tmp_path / "text.txt"), validation=str(tmp_path / "text.txt"))
+    metrics = pair[0].evaluate(evaluators=[LossEvaluator(name="own", source=source, limit=2)])
+    assert metrics["own/loss"] > 0 and metrics["own/tokens"] > 0
 
 
 def test_attention_is_that_of_transformers(pair):
