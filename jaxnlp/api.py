@@ -304,7 +304,7 @@ class Model:
 
     def report(self) -> str:
         """The report of a run that `train` has just ended. Also plots its curves. Raises UserError for other models."""
-        if self.result is None or self.result.validation is None:
+        if self.result is None or self.result.signal is not None:
             raise self._cannot("report", "expected the result of train() for a run that has finished")
         return report(self.result, pathlib.Path(self.source))
 

@@ -69,7 +69,8 @@ class Evaluator(abc.ABC):
 
     name: prefix of its metrics in the log and in `Experiment.best`, as "squad" in "squad/f1:max".
     split: the split to evaluate on. source: its own data source; None is the run's.
-    every: steps between evaluations; None is eval_every. `best` ranks only checkpoints of evaluated steps.
+    every: steps between evaluations; None is eval_every, or 0 if that is None too.
+        `best` ranks only checkpoints of evaluated steps.
     limit: maximum number of records, or of batches for a loss; None is the full split.
     reads_records: whether it needs a source of records, also for a run on text.
     reads_data: whether it reads `source` or the run's data; False also evaluates an imported model.

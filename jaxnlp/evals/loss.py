@@ -10,7 +10,9 @@ import numpy as np
 
 from jaxnlp.data.pipeline import eval_batches
 from jaxnlp.evals.evaluator import EvaluatedModel, Evaluator, Outcome
-from jaxnlp.objectives.objective import Objective, means
+from jaxnlp.objectives.objective import Objective, means, names_missing_array
+
+REMEDY = "set eval_every=None, which never evaluates the loss, or choose a data.task whose batches have this array"
 
 
 def make_eval_step(apply: Callable, objective: Objective) -> Callable:
@@ -46,10 +48,12 @@ def evaluate(
 
     Raises:
         ValueError: the sum of weights is 0.
+        UserError: the objective reads an array that the batches lack.
     """
     sums: Any = None
     for num_batches, batch in enumerate(batches, 1):
-        new = jax.tree.map(lambda x: np.asarray(x, np.float64), eval_step(params, batch))
+        with names_missing_array(objective, batch, "a batch of the split", REMEDY):
+            new = jax.tree.map(lambda x: np.asarray(x, np.float64), eval_step(params, batch))
         sums = new if sums is None else jax.tree.map(lambda a, b: a + b, sums, new)
         progress(num_batches)
     if not sums or not sums["weight"]:

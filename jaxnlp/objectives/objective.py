@@ -4,11 +4,14 @@ An objective returns sums; the train step divides once, after all microbatches a
 """
 
 import abc
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import jax
+
+from jaxnlp.errors import UserError
 
 Metrics = dict[str, Any]
 IN_TABLE = {
@@ -68,6 +71,25 @@ class Objective(abc.ABC):
         return (
             [", ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in other_names)] if other_names else []
         )
+
+
+@contextlib.contextmanager
+def names_missing_array(objective: Objective, batch: Iterable[str], source: str, remedy: str) -> Iterator[None]:
+    """Raises UserError in place of the KeyError of an objective that reads an array which the batch lacks.
+
+    Args:
+        batch: the names of its arrays. source: what made the batch. remedy: what to do.
+    """
+    try:
+        yield
+    except KeyError as error:
+        names = sorted(batch)
+        if not error.args or error.args[0] in names:
+            raise
+        raise UserError(
+            f"objective={type(objective).__name__}(): reads the array {error.args[0]!r}, but {source} has only "
+            f"{', '.join(names)}; {remedy}"
+        ) from error
 
 
 def means(metrics: Metrics, weight: Any) -> Metrics:

@@ -40,6 +40,8 @@ class Experiment:
     steps_per_call: steps in one device call, for models so small that the overhead of a call matters.
         All intervals must be multiples of it.
     log_every, eval_every, checkpoint_every: intervals; 0 is never (the end always evaluates and saves).
+        eval_every=None never evaluates the loss on the validation split, also not at the end: for an objective that
+        reads arrays which only the feed's batches have, as in reinforcement learning.
     eval_batches: validation batches in an evaluation during the run; None is the full split.
         The evaluation at the end always takes the full split.
     keep_last, keep_best: checkpoints kept: the newest, and those with the best value of `best`.
@@ -74,7 +76,7 @@ class Experiment:
     steps_per_call: int = 1
     seed: int = 0
     log_every: int = 10
-    eval_every: int = 200
+    eval_every: int | None = 200
     eval_batches: int | None = 20
     checkpoint_every: int = 200
     keep_last: int = 2
@@ -96,10 +98,10 @@ class Experiment:
                 raise FieldError(field, value, "expected a positive number")
         intervals = ("log_every", "eval_every", "checkpoint_every")
         for field, value in field_values(self, *intervals, "keep_best", "sample_tokens").items():
-            if value < 0:
+            if value is not None and value < 0:
                 raise FieldError(field, value, "expected zero or more")
         for field, value in field_values(self, "num_steps", *intervals).items():
-            if value % self.steps_per_call:
+            if value is not None and value % self.steps_per_call:
                 raise FieldError(field, value, f"not a multiple of steps_per_call={self.steps_per_call}")
         if self.eval_batches is not None and self.eval_batches < 1:
             raise FieldError(
@@ -159,6 +161,10 @@ class Experiment:
                     f"every={evaluator.every} is not a multiple of steps_per_call={self.steps_per_call}",
                 )
         best = Best.parse(self.best)
+        measured = [*hooks, *(evaluator.name for evaluator in self.evaluators)]
+        if self.eval_every is None and self.early_stopping is not None and best.evaluator not in measured:
+            message = f"is not measured with eval_every=None, so early_stopping never acts; expected one of {measured}"
+            raise FieldError("best", self.best, message)
         if best.evaluator not in names:
             raise FieldError("best", self.best, f"no evaluator {best.evaluator!r}; expected one of {', '.join(names)}")
 

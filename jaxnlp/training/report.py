@@ -26,14 +26,14 @@ def report(result: Result, workdir: pathlib.Path) -> str:
 
     With several processes all must call it: the sample is generated on the full mesh.
     """
-    assert result.validation is not None
+    assert result.signal is None
     e, step, store = result.experiment, int(result.state.step), result.stores["validation"]
     model = SampledRun(result.program, result.state.all_params, result.tokenizer, store)
-    baselines = e.data.task.baselines(model)
+    baselines = [] if result.validation is None else e.data.task.baselines(model)
     picture = None
     if jax.process_index() == 0:
         picture = plot(workdir, {baseline.name: baseline.loss for baseline in baselines})
-    out = ["", *table(e, result.validation, store.description, baselines), *evaluation_lines(result)]
+    out = ["", *validation_lines(result, store.description, baselines), *evaluation_lines(result)]
     out += ["", speed_line(workdir, result.peak), *model.lines(), "", "written:"]
     files = [
         ("checkpoint", workdir / "checkpoints" / str(step)),
@@ -44,6 +44,13 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     ]
     out += [f"  {name:12}{path}" for name, path in files if path is not None]
     return "\n".join([*out, "", "next:", *next_commands(e, workdir)])
+
+
+def validation_lines(result: Result, description: str, baselines: Sequence[Baseline]) -> list[str]:
+    """The table of the validation split, or that it was not evaluated."""
+    if result.validation is None:
+        return ["validation split: the loss was not evaluated (eval_every=None)"]
+    return table(result.experiment, result.validation, description, baselines)
 
 
 def table(

@@ -18,6 +18,7 @@ from jaxnlp.data.record_store import RecordStore
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.objectives.objective import names_missing_array
 from jaxnlp.peft.files import fingerprint
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.feeds import Batch, BatchFeed, Feed
@@ -30,13 +31,15 @@ from jaxnlp.training.setup import Setup, set_up
 from jaxnlp.training.step.program import Program
 from jaxnlp.training.step.state import TrainState, saved_trees
 
+ADD_ARRAY = "add it to the arrays of Feed.next, or use another objective"
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
     """A run that has ended, or that a signal has stopped.
 
     state: the final state. signal: the signal that stopped the run, or None.
-    validation: metrics over the full validation split, or None if a signal stopped the run.
+    validation: metrics over the full validation split; None if a signal stopped the run, or with `eval_every=None`.
     peak: a description of the FLOP/s that the utilisation is relative to.
     evaluations: the newest metrics of each evaluation, by its name.
     best: the checkpoint that `--checkpoint=best` loads, or None if no checkpoint has a score.
@@ -112,15 +115,17 @@ def train(
 def default_hooks(experiment: Experiment, hooks: Sequence[Hook] = ()) -> list[Hook]:
     """The hooks of a run in order. Evaluations come before the checkpoint, which is saved with their score."""
     e = experiment
-    before_checkpoint: list[Hook] = [Log(), Evaluate(every=e.eval_every, limit=e.eval_batches)]
+    before_checkpoint: list[Hook] = [Log()]
+    if e.eval_every is not None:
+        before_checkpoint.append(Evaluate(every=e.eval_every, limit=e.eval_batches))
     for evaluator in e.evaluators:
-        interval = e.eval_every if evaluator.every is None else evaluator.every
+        interval = e.eval_every or 0 if evaluator.every is None else evaluator.every
         before_checkpoint.append(RunEvaluator(evaluator=evaluator, every=interval))
     before_checkpoint += e.hooks
     at_checkpoint: list[Hook] = [] if e.early_stopping is None else [e.early_stopping]
     at_checkpoint.append(Checkpoint(every=e.checkpoint_every))
     # keep_best compares losses on the same batches, so the evaluation on the full split comes after the checkpoint.
-    if e.eval_batches is not None:
+    if e.eval_every is not None and e.eval_batches is not None:
         at_checkpoint.append(Evaluate(name="full_validation"))
     return [*before_checkpoint, *hooks, *at_checkpoint]
 
@@ -169,7 +174,9 @@ class SupervisedLoop:
     def train_step(self) -> None:
         """One call of the step, and the hooks that are due after it."""
         batch = self.feed.next(self.state)
-        with jax.profiler.StepTraceAnnotation("train", step_num=self.run.step - self.stride + 1):
+        feed, step_num = type(self.feed).__name__, self.run.step - self.stride + 1
+        needs = names_missing_array(self.setup.experiment.objective, batch.arrays, f"a batch of {feed}", ADD_ARRAY)
+        with needs, jax.profiler.StepTraceAnnotation("train", step_num=step_num):
             self.state, metrics = self.setup.program.step(self.state, batch.arrays)
         # With synchronous dispatch (CPU) the step has ended here; otherwise it has when its metrics can be read.
         loss: Any = metrics["loss"]
@@ -215,15 +222,15 @@ class SupervisedLoop:
             )
         return evaluation.metrics[self.best.metric]
 
-    def save(self) -> None:
-        """Begins to save a checkpoint of the current step."""
+    def save(self, scored: bool = True) -> None:
+        """Begins to save a checkpoint of the current step. scored: with the value of `best`, if it was measured."""
         hooks = {name: hook.state() for name, hook in self._named_hooks().items() if hook.state()}
         records = {
             "data": {**self.feed.state(), **self._base, **({"hooks": hooks} if hooks else {})},
             "config": configs.to_dict(self.setup.experiment),
             "tokenizer": self.setup.tokenizer.to_json(),
         }
-        self.run.save(saved_trees(self.state), records, self.score())
+        self.run.save(saved_trees(self.state), records, self.score() if scored else None)
 
     def result(self) -> Result:
         """The result of the run."""
@@ -253,6 +260,16 @@ class SupervisedLoop:
             action(self)
         except StoppedBySignal:
             self.run.interrupt()
+        except Exception:
+            self._save_before_error(hook)
+            raise
+
+    def _save_before_error(self, hook: Hook) -> None:
+        """Saves the step at which a hook has failed, so that its training is not lost. Several processes do not:
+        all must save together, and the error may be of one alone."""
+        if hook.reads_metrics and not isinstance(hook, Checkpoint) and jax.process_count() == 1:
+            self.save(scored=False)
+            self.run.wait()
 
     def _named_hooks(self) -> dict[str, Hook]:
         """The hooks by the name under which their state is saved: the class, with a number from the second on."""
