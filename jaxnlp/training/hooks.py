@@ -169,10 +169,10 @@ class EarlyStopping(Hook):
         self._stop_if_exhausted(loop)
 
     def act(self, loop: "SupervisedLoop") -> None:
-        score = loop.score()
+        score = loop.evaluations.score()
         if score is None or loop.run.step <= self._counted:  # not evaluated, or evaluated again by a resumed run
             return
-        cost, self._counted = loop.best.cost(score), loop.run.step
+        cost, self._counted = loop.evaluations.best.cost(score), loop.run.step
         if cost < self._lowest - self.min_delta:
             self._bad, self._lowest = 0, cost
         else:
@@ -192,7 +192,7 @@ class EarlyStopping(Hook):
 
     def _stop_if_exhausted(self, loop: "SupervisedLoop") -> None:
         if self._bad >= self.patience:
-            loop.run.stop(f"early stopping: {loop.best} has not improved for {self._bad} evaluations")
+            loop.run.stop(f"early stopping: {loop.evaluations.best} has not improved for {self._bad} evaluations")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -218,7 +218,7 @@ class Evaluate(Hook):
                 e.objective,
                 bytes_per_token(e, store),
             )
-        loop.add_evaluation(self.name, metrics)
+        loop.evaluations.add(self.name, metrics)
 
     def _on_mesh(self, loop: "SupervisedLoop", batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, Any]]:
         """The batches as `eval_step` reads them. With one process a signal ends the evaluation. Several processes
@@ -259,7 +259,7 @@ class RunEvaluator(Hook):
         )
         with loop.run.pause(f"evaluating {self.evaluator.name}"):
             metrics = self.evaluator.run(model)
-        loop.add_evaluation(self.evaluator.name, metrics)
+        loop.evaluations.add(self.evaluator.name, metrics)
 
 
 @dataclasses.dataclass(kw_only=True)

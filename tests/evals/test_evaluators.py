@@ -19,7 +19,8 @@ from jaxnlp.metrics.generation import bleu
 from jaxnlp.metrics.question_answering import squad
 from jaxnlp.metrics.tagging import entities
 from jaxnlp.training.load import load
-from jaxnlp.training.loops.supervised import BestCheckpoint, train
+from jaxnlp.training.loops.evaluations import BestCheckpoint
+from jaxnlp.training.loops.supervised import train
 from jaxnlp.training.report import report
 from jaxnlp.training.run_folder.checkpoint import Reader
 from tests.entry import ROOT, run

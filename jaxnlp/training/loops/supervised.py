@@ -4,7 +4,6 @@ Metrics are read one call late: step n is already dispatched when the metrics of
 never waits for the host.
 """
 
-import copy
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
@@ -17,13 +16,16 @@ from jaxnlp import config as configs
 from jaxnlp.data.record_store import RecordStore
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError
 from jaxnlp.objectives.objective import names_missing_array
 from jaxnlp.peft.files import fingerprint
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.feeds import Batch, BatchFeed, Feed
-from jaxnlp.training.hooks import Checkpoint, Evaluate, Hook, Log, Profile, RunEvaluator, StoppedBySignal
+from jaxnlp.training.hooks import Checkpoint, Evaluate, Hook, Log, Profile, RunEvaluator
 from jaxnlp.training.init.frozen_base import BASE
+from jaxnlp.training.loops.evaluations import BestCheckpoint, Evaluation, Evaluations
+from jaxnlp.training.loops.hook_list import HookList
+from jaxnlp.training.loops.nonfinite import nonfinite_error
 from jaxnlp.training.run_folder.best import Best
 from jaxnlp.training.run_folder.run_folder import RunFolder
 from jaxnlp.training.run_folder.throughput import ThroughputMeter
@@ -53,25 +55,8 @@ class Result:
     signal: int | None
     validation: dict[str, float] | None
     peak: str
-    evaluations: "dict[str, Evaluation]"
-    best: "BestCheckpoint | None"
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """The newest metrics of an evaluation, and the step at which they were measured."""
-
-    step: int
-    metrics: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class BestCheckpoint:
-    """The step of the best checkpoint, and its score: the value of `metric`, as "squad/f1"."""
-
-    metric: str
-    step: int
-    score: float
+    evaluations: dict[str, Evaluation]
+    best: BestCheckpoint | None
 
 
 def train(
@@ -109,7 +94,7 @@ def train(
         extra = () if profile is None else (Profile(first=profile[0], last=profile[1]),)
         loop = SupervisedLoop(setup, run, feed, (*extra, *default_hooks(setup.experiment, hooks)))
         loop.train()
-        return loop.result()
+        return _result(loop)
 
 
 def default_hooks(experiment: Experiment, hooks: Sequence[Hook] = ()) -> list[Hook]:
@@ -134,42 +119,31 @@ class SupervisedLoop:
     """Gradient steps, and the hooks that are due after each of them.
 
     Attributes:
-        stride: steps in one call. state: the state after the newest call. best: the metric that ranks checkpoints.
-        evaluations: the newest metrics of each evaluation, by its name.
+        stride: steps in one call. state: the state after the newest call. evaluations: the newest of each name.
     """
 
     def __init__(self, setup: Setup, run: RunFolder, feed: Feed, hooks: Sequence[Hook]):
         e = setup.experiment
-        self.setup, self.run, self.feed, self.hooks = setup, run, feed, [copy.copy(hook) for hook in hooks]
-        self.state, self.stride, self.best = setup.state, e.steps_per_call, Best.parse(e.best)
-        self.evaluations: dict[str, Evaluation] = {}
+        self.setup, self.run, self.feed, self.state, self.stride = setup, run, feed, setup.state, e.steps_per_call
+        self.evaluations = Evaluations(Best.parse(e.best), run)
         self._pending: tuple[int, Batch, dict[str, jax.Array], float | None] | None = None  # metrics not read yet
-        self._acted: dict[int, int] = {}  # by hook, the step at which it acted last
         self._base = {} if setup.program.tuning is None else {BASE: fingerprint(setup.state.frozen)}
         data = run.record("data")
         if data is not None:
             feed.restore(data, run.step)
-            hook_states = data.get("hooks", {})
-            for name, hook in self._named_hooks().items():
-                if name in hook_states:
-                    hook.restore(hook_states[name])
-        meter = ThroughputMeter.of_program(setup.program)
-        limits = (e.keep_last, e.keep_best, self.best)
-        run.start(e.num_steps, e.log_every, *limits, meter=meter)
+        self.hooks = HookList(hooks, {} if data is None else data.get("hooks", {}))
+        limits = (e.keep_last, e.keep_best, self.evaluations.best)
+        run.start(e.num_steps, e.log_every, *limits, meter=ThroughputMeter.of_program(setup.program))
         if run.is_first:
             configs.save_json(e, run.path / "config.json")
 
     def train(self) -> None:
         """Runs the steps until the end or a signal, and then the hooks that are due at the end."""
-        for hook in self.hooks:
-            hook.begin(self)
+        self.hooks.begin(self)
         for _ in self.run.steps(self.stride):
             self.train_step()
         self.read_metrics()
-        for hook in self.hooks:
-            stopped = self.run.signal is not None
-            if hook.at_stop if stopped else (hook.at_end or self.run.due(hook.every)):
-                self._act(hook, hook.end)
+        self.hooks.end(self)
 
     def train_step(self) -> None:
         """One call of the step, and the hooks that are due after it."""
@@ -184,11 +158,7 @@ class SupervisedLoop:
         self.read_metrics()
         self._pending = (self.run.step, batch, metrics, ended)
         if self.run.step < self.run.num_steps:
-            due = [hook for hook in self.hooks if self.run.due(hook.every)]
-            if any(hook.reads_metrics for hook in due):
-                self.read_metrics()  # a state is saved only once its loss is known to be finite
-            for hook in due:
-                self._act(hook, hook.act)
+            self.hooks.act(self)
 
     def read_metrics(self) -> None:
         """Reads the metrics of the newest call, if that has not been done, and passes them to the hooks.
@@ -201,94 +171,32 @@ class SupervisedLoop:
         (step, batch, metrics, ended), self._pending = self._pending, None
         values = {name: np.atleast_1d(np.asarray(x)) for name, x in metrics.items()}
         if self.setup.experiment.on_nonfinite == "stop" and not values["finite"].all():
-            self._stop_nonfinite(step, batch, values)
-        for hook in self.hooks:
-            hook.on_metrics(self, step, values, ended)
-
-    def add_evaluation(self, name: str, metrics: dict[str, float]) -> None:
-        """Logs an evaluation of the current step; `Experiment.best` may name one of its metrics."""
-        self.evaluations[name] = Evaluation(self.run.step, metrics)
-        self.run.write(name, metrics)
-
-    def score(self) -> float | None:
-        """The value of `best`, if it was measured at the current step."""
-        evaluation = self.evaluations.get(self.best.evaluator)
-        if evaluation is None or evaluation.step != self.run.step:
-            return None
-        if self.best.metric not in evaluation.metrics:
-            names = ", ".join(evaluation.metrics)
-            raise UserError(
-                f"best={str(self.best)!r}: {self.best.evaluator} measures no such metric; expected one of {names}"
-            )
-        return evaluation.metrics[self.best.metric]
+            raise nonfinite_error(self.run, step, batch, values)
+        self.hooks.on_metrics(self, step, values, ended)
 
     def save(self, scored: bool = True) -> None:
         """Begins to save a checkpoint of the current step. scored: with the value of `best`, if it was measured."""
-        hooks = {name: hook.state() for name, hook in self._named_hooks().items() if hook.state()}
+        hooks = self.hooks.states()
         records = {
             "data": {**self.feed.state(), **self._base, **({"hooks": hooks} if hooks else {})},
             "config": configs.to_dict(self.setup.experiment),
             "tokenizer": self.setup.tokenizer.to_json(),
         }
-        self.run.save(saved_trees(self.state), records, self.score() if scored else None)
+        self.run.save(saved_trees(self.state), records, self.evaluations.score() if scored else None)
 
-    def result(self) -> Result:
-        """The result of the run."""
-        s, step = self.setup, self.run.step
-        evaluation = self.evaluations.get("validation" if s.experiment.eval_batches is None else "full_validation")
-        validation = (
-            evaluation.metrics
-            if evaluation is not None and evaluation.step == step and self.run.signal is None
-            else None
-        )
-        signal, peak = self.run.signal, self.run.meter.peak
-        outputs = (self.state, signal, validation, peak, dict(self.evaluations), self._best_checkpoint())
-        return Result(s.experiment, s.program, s.tokenizer, s.stores, *outputs)
 
-    def _best_checkpoint(self) -> BestCheckpoint | None:
-        best_step = self.run.reader.best()
-        score = None if best_step is None else self.run.reader.score(best_step)
-        if best_step is None or score is None:
-            return None
-        return BestCheckpoint(f"{self.best.evaluator}/{self.best.metric}", best_step, score)
-
-    def _act(self, hook: Hook, action: Callable[["SupervisedLoop"], None]) -> None:
-        if self._acted.get(id(hook)) == self.run.step:
-            return
-        self._acted[id(hook)] = self.run.step
-        try:
-            action(self)
-        except StoppedBySignal:
-            self.run.interrupt()
-        except Exception:
-            self._save_before_error(hook)
-            raise
-
-    def _save_before_error(self, hook: Hook) -> None:
-        """Saves the step at which a hook has failed, so that its training is not lost. Several processes do not:
-        all must save together, and the error may be of one alone."""
-        if hook.reads_metrics and not isinstance(hook, Checkpoint) and jax.process_count() == 1:
-            self.save(scored=False)
-            self.run.wait()
-
-    def _named_hooks(self) -> dict[str, Hook]:
-        """The hooks by the name under which their state is saved: the class, with a number from the second on."""
-        hooks_by_name: dict[str, Hook] = {}
-        for hook in self.hooks:
-            name, count = type(hook).__name__, sum(type(earlier) is type(hook) for earlier in hooks_by_name.values())
-            hooks_by_name[f"{name} {count + 1}" if count else name] = hook
-        return hooks_by_name
-
-    def _stop_nonfinite(self, step: int, batch: Batch, values: dict[str, np.ndarray]) -> None:
-        index = int(np.argmin(values["finite"]))
-        first_bad = step - len(values["finite"]) + index + 1
-        self.run.wait()
-        last_good, name = self.run.last_saved(), batch.describe(index)
-        checkpoint = (
-            f"the last good checkpoint is step {last_good}" if last_good is not None else "there is no checkpoint yet"
-        )
-        raise UserError(
-            f"step {first_bad}: the loss is {values['loss'][index]:.4g} and the gradient norm "
-            f"{values['grad_norm'][index]:.4g}, not finite; {checkpoint}; {f'batch: {name}; ' if name else ''}"
-            "lower optim.learning_rate, or skip such steps with --config.on_nonfinite=skip"
-        )
+def _result(loop: SupervisedLoop) -> Result:
+    s, run, evaluations = loop.setup, loop.run, loop.evaluations
+    on_full_split = "validation" if s.experiment.eval_batches is None else "full_validation"
+    return Result(
+        s.experiment,
+        s.program,
+        s.tokenizer,
+        s.stores,
+        state=loop.state,
+        signal=run.signal,
+        validation=evaluations.at_current_step(on_full_split) if run.signal is None else None,
+        peak=run.meter.peak,
+        evaluations=dict(evaluations),
+        best=evaluations.best_checkpoint(),
+    )

@@ -205,7 +205,7 @@ MUTANTS = (
     ),
     Mutant(
         id="training/loops/hooks-share-a-state",
-        file="training/loops/supervised.py",
+        file="training/loops/hook_list.py",
         old='f"{name} {count + 1}" if count else name',
         new="name",
         fault="of several hooks of one class only the last state is saved",
