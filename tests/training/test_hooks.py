@@ -95,14 +95,21 @@ def test_a_run_ends_when_the_best_no_longer_improves_also_when_resumed(corpus, t
     assert train(9, [0.1]) == (4, True, 2)  # its end is evaluated again, and not counted again
 
 
-class ScriptedLoop:
-    """As much of a loop as early stopping needs: a score for each step."""
+class ScriptedEvaluations:
+    """A score for each step."""
 
     def __init__(self, run, mode, scores):
-        self.run, self.best, self.scores = run, Best("scripted", "score", mode), scores
+        self.best, self._run, self._scores = Best("scripted", "score", mode), run, scores
 
     def score(self):
-        return self.scores[self.run.step - 1]
+        return self._scores[self._run.step - 1]
+
+
+class ScriptedLoop:
+    """As much of a loop as early stopping needs."""
+
+    def __init__(self, run, mode, scores):
+        self.run, self.evaluations = run, ScriptedEvaluations(run, mode, scores)
 
 
 NAN = float("nan")
