@@ -14,7 +14,7 @@ from experiments.bench import activations
 from experiments.bench.lora_figures import compiled_table
 from experiments.bench.peft_tables import RATES, latency_table, quality_table
 from tests.entry import ROOT
-from tests.experiments.test_zero_memory import PAPER, found  # noqa: F401
+from tests.experiments.test_zero_memory import PAPER, memory_table  # noqa: F401
 
 FOLDER = ROOT / "docs" / "measurements"
 
@@ -27,9 +27,9 @@ def stored(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", PAPER)
-def test_the_papers_table_as_compiled(found, stage):  # noqa: F811
+def test_the_papers_table_as_compiled(memory_table, stage):  # noqa: F811
     row = stored("zero_compiled")["table"][stage]
-    parts = {part: max(of) for part, of in found["7.5B"]["bytes"][stage].items()}
+    parts = {part: max(of) for part, of in memory_table["7.5B"]["bytes"][stage].items()}
     assert row["states"] == pytest.approx(PAPER[stage], rel=0.03)
     assert row["states"] == pytest.approx(row["formula"], rel=0.03)
     assert row["states"] == pytest.approx(sum(parts.values()), rel=2e-3)  # a batch, and what the compiler pads
@@ -43,8 +43,8 @@ def test_which_stage_fits_which_chip():
     assert fits == {"DDP@v5p:4x4x4": False, "ZERO1@v6e:8x8": True, "ZERO2@v5e:8x8": False, "ZERO3@v5e:8x8": True}
 
 
-def test_the_stored_memory_is_what_the_command_writes(found):  # noqa: F811
-    assert stored("zero_memory") == found, "python -m experiments.bench.zero_memory"
+def test_the_stored_memory_is_what_the_command_writes(memory_table):  # noqa: F811
+    assert stored("zero_memory") == memory_table, "python -m experiments.bench.zero_memory"
 
 
 # Activations of GPT-2 1.5B
@@ -62,10 +62,10 @@ def test_the_formulas_are_those_of_the_notes():
 
 def test_each_policy_keeps_less_than_the_one_before():
     rows = stored("activations")["rows"]
-    kept = {row["policy"]: row for row in rows}
-    sizes = [kept[policy]["activations"] for policy in ("none", "dots", "names", "full")]
+    by_policy = {row["policy"]: row for row in rows}
+    sizes = [by_policy[policy]["activations"] for policy in ("none", "dots", "names", "full")]
     assert sizes == sorted(set(sizes), reverse=True)
-    assert kept["offload"]["activations"] == pytest.approx(kept["full"]["activations"], rel=0.01)
+    assert by_policy["offload"]["activations"] == pytest.approx(by_policy["full"]["activations"], rel=0.01)
     assert [row["policy"] for row in rows if row["host"]] == ["offload"]
 
 

@@ -140,9 +140,9 @@ class Durations:
 def save(measured: dict[str, float]) -> None:
     """Keeps the seconds beside those of other tests, in one move, as other runs may do so at the same time."""
     MEASURED.parent.mkdir(parents=True, exist_ok=True)
-    kept = {**read(MEASURED), **{test: round(seconds, 2) for test, seconds in measured.items()}}
+    merged = {**read(MEASURED), **{test: round(seconds, 2) for test, seconds in measured.items()}}
     with tempfile.NamedTemporaryFile("w", dir=MEASURED.parent, delete=False) as file:
-        json.dump(kept, file)
+        json.dump(merged, file)
     os.replace(file.name, MEASURED)
 
 
@@ -151,9 +151,9 @@ def store(measured: dict[str, float], slow: set[str]) -> None:
     result = collections.defaultdict(float)
     for test, seconds in measured.items():
         result[test if test in slow else file_of(test)] += seconds
-    kept = {**read(COMMITTED), **{name: round(seconds, 1) for name, seconds in result.items()}}
-    files = {file_of(name) for name in kept if (COMMITTED.parents[1] / file_of(name)).exists()}
-    lines = [f"{json.dumps(name)}: {kept[name]}" for name in sorted(kept) if file_of(name) in files]
+    merged = {**read(COMMITTED), **{name: round(seconds, 1) for name, seconds in result.items()}}
+    files = {file_of(name) for name in merged if (COMMITTED.parents[1] / file_of(name)).exists()}
+    lines = [f"{json.dumps(name)}: {merged[name]}" for name in sorted(merged) if file_of(name) in files]
     COMMITTED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 

@@ -21,8 +21,8 @@ def begin(
     address = f"localhost:{free_port()}"
     for i in range(processes):
         place = (f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={i}")
-        given = (*args, *(only or {}).get(i, ()), *(place if processes > 1 else ()))
-        running.append(start(module, *given, env={"JAX_NUM_CPU_DEVICES": str(devices // processes)}))
+        arguments = (*args, *(only or {}).get(i, ()), *(place if processes > 1 else ()))
+        running.append(start(module, *arguments, env={"JAX_NUM_CPU_DEVICES": str(devices // processes)}))
     return running
 
 

@@ -30,9 +30,9 @@ def base() -> str | None:
     merge; the commit ten before this one, as a push is seldom longer. None where history is not there, as in a shallow
     clone: then everything counts as touched.
     """
-    given = os.environ.get("JAXNLP_CI_BASE")
-    if given:
-        return git("rev-parse", "--verify", f"{given}^{{commit}}")
+    revision = os.environ.get("JAXNLP_CI_BASE")
+    if revision:
+        return git("rev-parse", "--verify", f"{revision}^{{commit}}")
     head = git("rev-parse", "HEAD")
     merged = git("merge-base", "HEAD", "origin/main")
     if merged and merged != head:

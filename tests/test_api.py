@@ -98,8 +98,8 @@ def test_scores_are_log_probabilities_of_transformers(pair):
 
 def test_embeddings_are_the_mean_of_the_last_states(pair):
     ours, theirs, encode, _ = pair
-    found = ours.embed(TEXTS)
-    for text, row in zip(TEXTS, found, strict=True):
+    embeddings = ours.embed(TEXTS)
+    for text, row in zip(TEXTS, embeddings, strict=True):
         with torch.no_grad():
             states = theirs(torch.tensor([encode.encode(text).ids]), output_hidden_states=True).hidden_states[-1]
         np.testing.assert_allclose(row, states[0].mean(0).numpy(), atol=2e-4)

@@ -36,10 +36,10 @@ def test_json_round_trip_keeps_values_and_classes(tmp_path):
 def test_diff_names_leaves_and_classes():
     old = experiment()
     new = dataclasses.replace(old, num_steps=7, model=dataclasses.replace(old.model, positions=positions.Learned()))
-    found = configs.diff(old, new)
-    assert ("num_steps", 1000, 7) in found
-    assert ("model.positions", "Rotary()", "Learned()") in found
-    assert ("model.positions.base", 500.0, "-") in found
+    changes = configs.diff(old, new)
+    assert ("num_steps", 1000, 7) in changes
+    assert ("model.positions", "Rotary()", "Learned()") in changes
+    assert ("model.positions.base", 500.0, "-") in changes
     assert configs.diff(old, experiment()) == []
 
 

@@ -75,8 +75,8 @@ def test_float32_operands_are_multiplied_in_tf32_on_a_known_gpu_and_in_bfloat16_
 
 
 def test_the_peak_of_a_cpu_is_measured_and_shared_by_its_devices(monkeypatch):
-    asked = []
-    monkeypatch.setattr(hardware, "measure_matmul_flops", lambda dtype: asked.append(dtype) or 8e9)
+    dtypes = []
+    monkeypatch.setattr(hardware, "measure_matmul_flops", lambda dtype: dtypes.append(dtype) or 8e9)
     flops, source = peak_flops(jax.devices()[0], jnp.bfloat16)
-    assert flops == 8e9 / len(jax.devices()) and asked == [jnp.bfloat16]
+    assert flops == 8e9 / len(jax.devices()) and dtypes == [jnp.bfloat16]
     assert source.endswith("measured here: a bfloat16 1024^3 product")

@@ -151,9 +151,13 @@ def test_muon_reads_matrices_off_their_axes():
         "norm": ("norm",),
         "p": ("length", "embed"),
     }
-    found = matrix_axes(axes)
-    assert found["w"]["kernel"] == ((0,), (1,)) and found["o"] == ((0, 1), (2,)) and found["stacked"] == ((1,), (2, 3))
-    assert all(found[name] is None for name in ("e", "bias", "norm", "p")) and found["w"]["bias"] is None
+    matrices = matrix_axes(axes)
+    assert (
+        matrices["w"]["kernel"] == ((0,), (1,))
+        and matrices["o"] == ((0, 1), (2,))
+        and matrices["stacked"] == ((1,), (2, 3))
+    )
+    assert all(matrices[name] is None for name in ("e", "bias", "norm", "p")) and matrices["w"]["bias"] is None
 
 
 def narrow(tree):
@@ -183,10 +187,10 @@ def trained(master_dtype, start, steps=30, **fields):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_master_copy_is_float32_training_with_parameters_rounded_where_used(name):
-    found, state, wanted, _ = trained("float32", narrow(params()), name=name)
-    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("bfloat16")}
+    actual, state, wanted, _ = trained("float32", narrow(params()), name=name)
+    assert {x.dtype for x in jax.tree.leaves(actual)} == {jnp.dtype("bfloat16")}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), state["master"], wanted)
-    jax.tree.map(np.testing.assert_array_equal, found, narrow(state["master"]))
+    jax.tree.map(np.testing.assert_array_equal, actual, narrow(state["master"]))
 
 
 def test_without_a_master_copy_small_updates_are_lost():

@@ -33,8 +33,8 @@ def api(name: str) -> str:
     module = importlib.import_module(name)
     names = [name]
     if hasattr(module, "__path__"):
-        found = pkgutil.walk_packages(module.__path__, f"{name}.")
-        names = [info.name for info in found if not info.ispkg]
+        modules = pkgutil.walk_packages(module.__path__, f"{name}.")
+        names = [info.name for info in modules if not info.ispkg]
     sections = []
     for each in names:
         title = each if each == name else each.removeprefix(f"{name}.")

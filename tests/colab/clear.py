@@ -17,10 +17,15 @@ def cleared(text: str) -> str:
     notebook: dict[str, Any] = json.loads(text)
     cells = []
     for i, cell in enumerate(notebook["cells"]):
-        kept = {"cell_type": cell["cell_type"], "id": f"cell-{i:02d}", "metadata": {}, "source": _lines(cell["source"])}
+        stripped = {
+            "cell_type": cell["cell_type"],
+            "id": f"cell-{i:02d}",
+            "metadata": {},
+            "source": _lines(cell["source"]),
+        }
         if cell["cell_type"] == "code":
-            kept |= {"execution_count": None, "outputs": []}
-        cells.append(kept)
+            stripped |= {"execution_count": None, "outputs": []}
+        cells.append(stripped)
     whole = {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(whole, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 

@@ -23,14 +23,14 @@ def store(tmp_path_factory):
 
 
 def config(**fields):
-    given = {"tokenizer": Bytes(), "task": Characters(max_chars=6), "seq_len": 5, "batch_size": 3}
-    return DataConfig(**{**given, "prefetch_threads": 0, **fields})
+    defaults = {"tokenizer": Bytes(), "task": Characters(max_chars=6), "seq_len": 5, "batch_size": 3}
+    return DataConfig(**{**defaults, "prefetch_threads": 0, **fields})
 
 
 def rows(store, **fields):
     """All windows of the split, one after the other: (window, place, ...)."""
-    found = list(eval_batches(store, config(**fields), tokenizer=TOKENIZER))
-    return {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    batches = list(eval_batches(store, config(**fields), tokenizer=TOKENIZER))
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def read(characters):
@@ -94,15 +94,15 @@ def test_a_resumed_stream_and_a_process_share_read_the_same(store):
     whole = [next(stream) for _ in range(5)]
     rest = TrainBatches(store, config(), 9, range(1, 3), tokenizer=TOKENIZER)
     for batch in whole[3:]:
-        found = next(rest)
+        resumed = next(rest)
         for name in batch:
-            np.testing.assert_array_equal(found[name], batch[name][1:3])
+            np.testing.assert_array_equal(resumed[name], batch[name][1:3])
 
 
 def test_shapes_are_those_of_the_batches(store):
     batch = next(TrainBatches(store, config(), tokenizer=TOKENIZER))
-    told = config().task.shapes(config())
-    assert {name: ((3, *shape), np.dtype(dtype)) for name, (shape, dtype) in told.items()} == {
+    shapes = config().task.shapes(config())
+    assert {name: ((3, *shape), np.dtype(dtype)) for name, (shape, dtype) in shapes.items()} == {
         name: (x.shape, x.dtype) for name, x in batch.items()
     }
 

@@ -44,8 +44,8 @@ def batches(store, examples, count, position=0, **fields):
     return [next(stream) for _ in range(count)]
 
 
-def joined(found):
-    return {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+def joined(batches):
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def test_of_the_chosen_tokens_80_10_10_are_masked_random_and_kept(store):
@@ -69,8 +69,8 @@ def test_special_tokens_and_padding_are_never_chosen_and_no_place_twice(store):
         real = b["weights"] > 0
         assert not np.isin(b["targets"][real], [CLS, SEP, TOKENIZER.eos_id, MASK]).any()
         assert (np.take_along_axis(b["segment_ids"], b["masked_positions"], 1)[real] == 1).all()
-        for places, there in zip(b["masked_positions"], real, strict=True):
-            assert len(set(places[there])) == there.sum() > 0
+        for places, is_real in zip(b["masked_positions"], real, strict=True):
+            assert len(set(places[is_real])) == is_real.sum() > 0
 
 
 def test_the_text_is_all_there_but_for_the_masks(store):
@@ -137,12 +137,12 @@ def test_whole_words_are_chosen_together(store):
 
 def masks(b):
     """Per text: the set of masks it was seen with."""
-    found = collections.defaultdict(set)
+    by_text = collections.defaultdict(set)
     for i in range(len(b["tokens"])):
         row, real = b["tokens"][i].copy(), b["weights"][i] > 0
         row[b["masked_positions"][i][real]] = b["targets"][i][real]
-        found[row.tobytes()].add(b["masked_positions"][i][real].tobytes())
-    return found
+        by_text[row.tobytes()].add(b["masked_positions"][i][real].tobytes())
+    return by_text
 
 
 def test_static_masks_never_change_and_dynamic_ones_do(store):
@@ -168,8 +168,8 @@ def test_a_resumed_stream_draws_the_same(store, examples):
 def test_shapes_are_those_of_the_batches(store):
     for examples in (Masked(), Masked(text=FullSentences()), SpanCorruption()):
         (batch,) = batches(store, examples, 1)
-        told = examples.shapes(config(examples))
-        assert {k: ((8, *shape), np.dtype(dtype)) for k, (shape, dtype) in told.items()} == {
+        shapes = examples.shapes(config(examples))
+        assert {k: ((8, *shape), np.dtype(dtype)) for k, (shape, dtype) in shapes.items()} == {
             k: (x.shape, x.dtype) for k, x in batch.items()
         }
 
@@ -177,12 +177,12 @@ def test_shapes_are_those_of_the_batches(store):
 def test_an_evaluation_has_every_example_once_and_rows_of_no_weight(store):
     for examples in (Masked(), SpanCorruption()):
         setup = config(examples, batch_size=7)
-        found = list(eval_batches(store, setup, tokenizer=TOKENIZER))
+        first = list(eval_batches(store, setup, tokenizer=TOKENIZER))
         again = list(eval_batches(store, setup, tokenizer=TOKENIZER))
         reader = examples.open(store, TOKENIZER, setup)
-        weights = joined(found)["weights"].sum(1)
+        weights = joined(first)["weights"].sum(1)
         assert (weights[: len(reader)] > 0).all() and (weights[len(reader) :] == 0).all() and len(reader) % 7
-        np.testing.assert_array_equal(joined(found)["targets"], joined(again)["targets"])
+        np.testing.assert_array_equal(joined(first)["targets"], joined(again)["targets"])
 
 
 def undone(b, i):

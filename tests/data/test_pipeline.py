@@ -106,7 +106,7 @@ def test_a_resumed_run_reads_what_was_not_yet_read_at_any_number_of_processes(tm
     setup = config(prefetch_threads=threads)
     wanted = examples(pipeline.TrainBatches(made, setup), 40)
     # 13 batches on one process, then 9 on two, then 18 on four: every process reads its own rows.
-    found, position = [], 0
+    read, position = [], 0
     for processes, count in ((1, 13), (2, 9), (4, 18)):
         share = 4 // processes
         parts = [
@@ -114,10 +114,10 @@ def test_a_resumed_run_reads_what_was_not_yet_read_at_any_number_of_processes(tm
         ]
         for _ in range(count):
             for part in parts:
-                found += examples(part, 1)
+                read += examples(part, 1)
         assert len({part.state["position"] for part in parts}) == 1
         position = parts[0].state["position"]
-    assert found == wanted
+    assert read == wanted
 
 
 def test_evaluation_reads_every_token_once_whatever_the_batch(tmp_path):

@@ -62,8 +62,8 @@ def test_the_tokenizer_of_a_run_and_of_a_folder_in_hugging_faces_layout(kinds, t
         item = tmp_path / "run" / "checkpoints" / str(step) / "tokenizer"
         item.mkdir(parents=True)
         (item / "metadata").write_text(json.dumps(kinds[kind].to_json()))
-    found = PretrainedTokenizer(path=str(tmp_path / "run"), special_tokens=("<start>",)).build(None, tmp_path)
-    assert found.special_id("<start>") == 258 and same_ids(kinds["bytes"], found)
+    tokenizer = PretrainedTokenizer(path=str(tmp_path / "run"), special_tokens=("<start>",)).build(None, tmp_path)
+    assert tokenizer.special_id("<start>") == 258 and same_ids(kinds["bytes"], tokenizer)
     library().save(str(tmp_path / "tokenizer.json"))
     loaded = PretrainedTokenizer(path=str(tmp_path)).build(None, tmp_path)
     assert fingerprint(loaded) == fingerprint(kinds["huggingface"])

@@ -63,11 +63,11 @@ def opened(c, split="train"):
 )
 def test_every_format_gives_the_same_records(tmp_path, name):
     source = Records(train=str(write(tmp_path / name)), holdout=0.2)
-    found = {split: [r.fields for r in source.records(split)] for split in ("train", "validation", "test")}
-    assert sorted(r["text"] for rows in found.values() for r in rows) == sorted(r["text"] for r in ROWS)
-    assert all(len(rows) > 2 for rows in found.values())
+    by_split = {split: [r.fields for r in source.records(split)] for split in ("train", "validation", "test")}
+    assert sorted(r["text"] for rows in by_split.values() for r in rows) == sorted(r["text"] for r in ROWS)
+    assert all(len(rows) > 2 for rows in by_split.values())
     first = next(source.records("train"))
-    assert first.where.startswith(str(tmp_path / name)) and first.fields == found["train"][0]
+    assert first.where.startswith(str(tmp_path / name)) and first.fields == by_split["train"][0]
     assert next(source.documents("train")) == f"{first.fields['text']}\n{first.fields['label']}"
 
 
@@ -101,8 +101,8 @@ def test_the_order_is_one_sequence_that_any_number_of_processes_goes_on_with(tmp
     for position in (4, 20, 4 * (count // 4)):
         parts = [read(position, range(k, k + 2)) for k in (0, 2)]
         for step in range(position // 4, position // 4 + 3):
-            found = [row for part in parts for row in rows(next(part))]
-            assert found == first[4 * step : 4 * step + 4]
+            together = [row for part in parts for row in rows(next(part))]
+            assert together == first[4 * step : 4 * step + 4]
 
 
 def test_an_evaluation_reads_each_once_and_fills_up_the_last_batch(tmp_path):

@@ -20,22 +20,22 @@ def some(monkeypatch, tmp_path):
 
 def test_what_is_kept_is_what_was_read(some, monkeypatch):
     library, folder = some
-    found = library()
-    assert len(found) == 4 and all(file.definitions for file in found)
-    (kept,) = folder.iterdir()
+    parsed = library()
+    assert len(parsed) == 4 and all(file.definitions for file in parsed)
+    (cached,) = folder.iterdir()
     monkeypatch.setattr(reading, "_read", lambda files: pytest.fail("read again"))
-    assert library() == found
-    assert [*folder.iterdir()] == [kept]
+    assert library() == parsed
+    assert [*folder.iterdir()] == [cached]
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: '[{"name": "x"}]'])
 def test_a_damaged_file_is_read_and_kept_anew(some, damage):
     library, folder = some
-    found = library()
-    (kept,) = folder.iterdir()
-    whole = kept.read_text()
-    kept.write_text(damage(whole))
-    assert library() == found and kept.read_text() == whole
+    files = library()
+    (cached,) = folder.iterdir()
+    whole = cached.read_text()
+    cached.write_text(damage(whole))
+    assert library() == files and cached.read_text() == whole
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(some, monkeypatch):

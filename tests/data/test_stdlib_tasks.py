@@ -29,15 +29,15 @@ def file_of(record):
 
 @pytest.mark.parametrize("source", ALL)
 def test_files_are_in_one_split_each_and_their_shares_are_right(source):
-    found = splits(source)
-    files = {split: {file_of(r) for r in records} for split, records in found.items()}
+    by_split = splits(source)
+    files = {split: {file_of(r) for r in records} for split, records in by_split.items()}
     for a, b in itertools.combinations(SPLITS, 2):
         assert not files[a] & files[b]
-    sizes = {split: len(records) for split, records in found.items()}
+    sizes = {split: len(records) for split, records in by_split.items()}
     total = sum(sizes.values())
     assert total > 1500 and all(0.05 < sizes[split] / total < 0.2 for split in ("validation", "test"))
-    assert found == splits(source) and source().fingerprint("train") != source().fingerprint("test")
-    assert max(collections.Counter(file_of(r) for r in found["train"]).values()) <= tasks.OF_FILE
+    assert by_split == splits(source) and source().fingerprint("train") != source().fingerprint("test")
+    assert max(collections.Counter(file_of(r) for r in by_split["train"]).values()) <= tasks.OF_FILE
 
 
 @pytest.mark.parametrize("source", ALL)

@@ -78,12 +78,12 @@ def test_bad_pairs_are_named(fields, message, tmp_path):
 
 
 def test_longer_texts_are_cut_where_the_config_says_so_and_told(tmp_path):
-    told = []
+    messages = []
     record = Record("x:1", {"source": "abcdefgh", "target": "ijkl"})
     task = TextPairs(truncate=True, target_len=3)
-    source, target = task.encode([record], ByteTokenizer(), 6, told.append)[0].sequences
+    source, target = task.encode([record], ByteTokenizer(), 6, messages.append)[0].sequences
     assert bytes(source.tokens[:-1].tolist()) == b"abcde" and bytes(target.tokens[:-1].tolist()) == b"ij"
-    assert source.tokens[-1] == target.tokens[-1] == SEP and len(told) == 2
+    assert source.tokens[-1] == target.tokens[-1] == SEP and len(messages) == 2
 
 
 def test_span_corruption_begins_with_the_token_it_is_told(tmp_path):
@@ -118,8 +118,8 @@ def test_the_embedded_calls_pass_on_every_parameter_and_share_no_signature_betwe
         a = ast.parse(record.fields["source"] + ": pass").body[0].args
         call = ast.parse(record.fields["target"], mode="eval").body
         plain = [x.arg for x in (*a.posonlyargs, *a.args) if x.arg not in ("self", "cls")]
-        given = [x for x in call.args if isinstance(x, ast.Name)]
-        assert [x.id for x in given] == plain
+        passed = [x for x in call.args if isinstance(x, ast.Name)]
+        assert [x.id for x in passed] == plain
         keywords = [x.arg for x in a.kwonlyargs] + ([None] if a.kwarg else [])
         assert [k.arg for k in call.keywords] == keywords
         assert any(isinstance(x, ast.Starred) for x in call.args) == (a.vararg is not None)

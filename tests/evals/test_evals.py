@@ -37,11 +37,11 @@ def test_the_loss_is_that_of_every_token_once(store, batch_size, seq_len, rng):
     nll = -log_p[row[:-1], row[1:]].sum()
     config = DataConfig(seq_len=seq_len, batch_size=batch_size)
     step = jax.jit(make_eval_step(bigram, CausalLM(z_loss=0.1)))
-    found = evaluate(step, params, eval_batches(store, config), CausalLM(), store.bytes_per_token)
-    assert found["tokens"] == len(row) - 1
-    assert found["loss"] == pytest.approx(nll / (len(row) - 1), rel=1e-6)
-    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
-    assert found["bits_per_byte"] == pytest.approx(nll / math.log(2) / sum(len(t.encode()) for t in TEXTS), rel=1e-6)
+    metrics = evaluate(step, params, eval_batches(store, config), CausalLM(), store.bytes_per_token)
+    assert metrics["tokens"] == len(row) - 1
+    assert metrics["loss"] == pytest.approx(nll / (len(row) - 1), rel=1e-6)
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
+    assert metrics["bits_per_byte"] == pytest.approx(nll / math.log(2) / sum(len(t.encode()) for t in TEXTS), rel=1e-6)
 
 
 def test_unigram_entropy_is_the_best_loss_of_a_model_without_context(store):
@@ -50,8 +50,8 @@ def test_unigram_entropy_is_the_best_loss_of_a_model_without_context(store):
     params = jnp.broadcast_to(jnp.log(counts / counts.sum()), (257, 257))
     step = jax.jit(make_eval_step(bigram, CausalLM()))
     batches = eval_batches(store, DataConfig(seq_len=8, batch_size=2))
-    found = evaluate(step, params, batches, CausalLM(), store.bytes_per_token)
-    assert unigram_bits_per_byte(store) == pytest.approx(found["bits_per_byte"], rel=1e-5)
+    metrics = evaluate(step, params, batches, CausalLM(), store.bytes_per_token)
+    assert unigram_bits_per_byte(store) == pytest.approx(metrics["bits_per_byte"], rel=1e-5)
 
 
 def test_compressors_see_the_text_of_the_split(store):

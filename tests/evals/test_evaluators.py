@@ -74,11 +74,11 @@ def test_a_run_is_measured_and_keeps_the_best_by_a_metric(name, tmp_path):
     outcome = evaluator.evaluate(evaluated(load(tmp_path / "run", "best")))
     assert outcome.metrics[metric] == pytest.approx(scores[best])
     assert len(outcome.rows) == 3  # the last batch is filled, and each record is counted once
-    said, right = ([row[key] for row in outcome.rows] for key in ("prediction", "reference"))
+    predictions, references = ([row[key] for row in outcome.rows] for key in ("prediction", "reference"))
     direct = {
-        "span": lambda: squad([p["answer"] for p in said], [r["answers"] for r in right]),
-        "tags": lambda: entities([p["tags"] for p in said], [r["tags"] for r in right]),
-        "pairs": lambda: bleu([p["text"] for p in said], [r["text"] for r in right]),
+        "span": lambda: squad([p["answer"] for p in predictions], [r["answers"] for r in references]),
+        "tags": lambda: entities([p["tags"] for p in predictions], [r["tags"] for r in references]),
+        "pairs": lambda: bleu([p["text"] for p in predictions], [r["text"] for r in references]),
     }[name]()
     assert direct[metric] == outcome.metrics[metric]
     assert configs.from_dict(configs.to_dict(result.experiment)).evaluators == (evaluator,)

@@ -67,8 +67,8 @@ def test_candidates_are_ranked_by_their_log_probability(opened):
 
     lengths = {"tokens": [len(option.split()) for option in OPTIONS], "bytes": [len(option) for option in OPTIONS]}
     for normalize, length in lengths.items():
-        one = dataclasses.replace(evaluator, normalize=normalize, limit=1, metrics=(f"{__name__}:size",))
-        outcome = one.evaluate(evaluated(model))
+        variant = dataclasses.replace(evaluator, normalize=normalize, limit=1, metrics=(f"{__name__}:size",))
+        outcome = variant.evaluate(evaluated(model))
         (row,) = outcome.rows
         np.testing.assert_allclose(row["prediction"]["scores"], np.divide(wanted[:3], length[:3]), rtol=1e-5)
         assert outcome.metrics["size"] == 3

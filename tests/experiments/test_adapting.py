@@ -73,8 +73,8 @@ def test_frozen_parts_stay_and_another_run_begins_from_the_whole(corpus, base, t
     assert set(result.state.params) == {"block_1", "norm"}
     jax.tree.map(np.testing.assert_array_equal, after["embed"], before["embed"])
     for i, same in ((0, True), (1, False)):
-        one = jax.tree.map(lambda x, i=i: x[i], before["blocks"])
-        equal = jax.tree.map(lambda a, b: bool((a == b).all()), after[f"block_{i}"], one)
+        layer = jax.tree.map(lambda x, i=i: x[i], before["blocks"])
+        equal = jax.tree.map(lambda a, b: bool((a == b).all()), after[f"block_{i}"], layer)
         assert all(jax.tree.leaves(equal)) == same
 
     for parts in ("lora", "prompt"):
@@ -82,10 +82,12 @@ def test_frozen_parts_stay_and_another_run_begins_from_the_whole(corpus, base, t
         e = dataclasses.replace(e, peft=Prompt(length=2)) if parts == "prompt" else e
         train(e, tmp_path / parts)
     for parts in ("upper", "lora"):
-        found = load(tmp_path / parts)
-        tuning = found.program.tuning
+        loaded = load(tmp_path / parts)
+        tuning = loaded.program.tuning
         assert tuning is not None
-        wanted = tuning.merge(select(found.params, tuning.shapes), select(found.params, found.program.abstract.params))
+        wanted = tuning.merge(
+            select(loaded.params, tuning.shapes), select(loaded.params, loaded.program.abstract.params)
+        )
         state, report = begun(f"{tmp_path / parts},{corpus}/train.txt", corpus)
         assert report.missing == report.unexpected == []
         jax.tree.map(np.testing.assert_array_equal, state.params, wanted)

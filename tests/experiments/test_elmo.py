@@ -24,8 +24,8 @@ def test_train_resume_evaluate_and_features(corpus, tmp_path):
     done = train(corpus, tmp_path / "whole")
     for words in ("bits/byte", "the mean of two directions: forward", "from the words before", "experiments.evaluate"):
         assert words in done.out, words
-    told = losses(tmp_path / "whole")
-    assert told[12] < told[1] - 0.5
+    logged = losses(tmp_path / "whole")
+    assert logged[12] < logged[1] - 0.5
 
     train(corpus, tmp_path / "half", "--config.num_steps=4", "--config.optim.total_steps=12")
     train(corpus, tmp_path / "half", "--config.num_steps=12")
@@ -33,14 +33,14 @@ def test_train_resume_evaluate_and_features(corpus, tmp_path):
 
     done = run("experiments.evaluate", f"--workdir={tmp_path / 'whole'}", "--json")
     assert done.code == 0, done.err
-    found = json.loads(done.out)
+    metrics = json.loads(done.out)
     saved = load(tmp_path / "whole")
     e, tokenizer = saved.program.experiment, saved.saved.tokenizer
     store = open_split(e.data, "validation", tokenizer)
-    assert found["tokens"] == len(store) - 1  # each token once
-    assert math.isclose(2 * found["loss"], found["forward_nll"] + found["backward_nll"], rel_tol=1e-6)
-    bits = found["loss"] / math.log(2) * (len(store) - 1) / store.meta.num_bytes
-    assert math.isclose(found["bits_per_byte"], bits, rel_tol=1e-6)
+    assert metrics["tokens"] == len(store) - 1  # each token once
+    assert math.isclose(2 * metrics["loss"], metrics["forward_nll"] + metrics["backward_nll"], rel_tol=1e-6)
+    bits = metrics["loss"] / math.log(2) * (len(store) - 1) / store.meta.num_bytes
+    assert math.isclose(metrics["bits_per_byte"], bits, rel_tol=1e-6)
 
     done = run("experiments.generate", f"--workdir={tmp_path / 'whole'}", "--prompt=def")
     assert done.code == 2 and done.err.splitlines()[-1].startswith("error: ElmoConfig: cannot generate text")

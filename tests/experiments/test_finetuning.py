@@ -114,8 +114,8 @@ def test_its_report_has_a_baseline_and_examples(tuned):
 def test_it_has_learnt_and_is_evaluated_as_any_run(tuned):
     done = run("experiments.evaluate", f"--workdir={tuned[0]}", "--json")
     assert done.code == 0, done.err
-    found = json.loads(done.out)
-    assert found["tokens"] == 20 and found["accuracy"] == 1.0 and found["loss"] < 0.5
+    metrics = json.loads(done.out)
+    assert metrics["tokens"] == 20 and metrics["accuracy"] == 1.0 and metrics["loss"] < 0.5
 
 
 def test_a_resumed_run_has_its_own_parameters_and_names_its_classes(tuned, task):

@@ -76,8 +76,8 @@ def test_log_probabilities_of_draws_and_beams(decoder):
         *("--prompt=def ", "--forced_prefix=s", "--max_new_tokens=5", "--min_new_tokens=5", "--temperature=1"),
         *("--min_p=0.01", "--repetition_penalty=1.3", "--log_probs"),
     )
-    found = [float(x) for x in re.findall(r"^ +(-\d+\.\d+) +\d+\.\d+%  ", out, re.M)]
-    assert len(found) == 6 and re.search(r"%  's'\n", out) and f"{sum(found):.2f}"[:-1] in out
+    log_probs = [float(x) for x in re.findall(r"^ +(-\d+\.\d+) +\d+\.\d+%  ", out, re.M)]
+    assert len(log_probs) == 6 and re.search(r"%  's'\n", out) and f"{sum(log_probs):.2f}"[:-1] in out
     assert "sum of 6" in out
     beams = ("--num_beams=3", "--num_samples=2", "--length_penalty=0", "--early_stopping=never", "--log_probs")
     out = generate(decoder, "--prompt=def ", "--max_new_tokens=4", *beams)

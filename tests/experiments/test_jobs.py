@@ -25,18 +25,20 @@ def both(module, *args, write=None):
         write: a flag and two paths, of what one process writes, and two.
     """
     flag, *paths = write or (None, None, None)
-    given = [(*args, f"{flag}={path}") if flag else args for path in paths]
-    one, *two = ended(begin(1, module, *given[0]) + begin(2, module, *given[1]))
-    told = lambda entry, path: entry.out.replace(str(path), "OUT")
-    assert told(two[0], paths[1]) == told(one, paths[0])
-    assert two[1].out == two[1].err == ""
-    return two[0]
+    arguments = [(*args, f"{flag}={path}") if flag else args for path in paths]
+    single, *pair = ended(begin(1, module, *arguments[0]) + begin(2, module, *arguments[1]))
+    output = lambda entry, path: entry.out.replace(str(path), "OUT")
+    assert output(pair[0], paths[1]) == output(single, paths[0])
+    assert pair[1].out == pair[1].err == ""
+    return pair[0]
 
 
-def same_files(one, two):
-    found, wanted = ({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.*")} for folder in (two, one))
-    assert found.keys() == wanted.keys() and found
-    assert [name for name in wanted if found[name] != wanted[name]] == []
+def same_files(by_one, by_two):
+    actual, wanted = (
+        {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.*")} for folder in (by_two, by_one)
+    )
+    assert actual.keys() == wanted.keys() and actual
+    assert [name for name in wanted if actual[name] != wanted[name]] == []
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +60,22 @@ def run(corpus, tmp_path_factory):
             f"--workdir={folder / str(processes)}",
             config,
         )
-    one, two = (load(folder / name) for name in ("1", "2"))
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one.params), jax.device_get(two.params))
-    assert one.saved.experiment.model == two.saved.experiment.model
+    by_one, by_two = (load(folder / name) for name in ("1", "2"))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(by_one.params), jax.device_get(by_two.params))
+    assert by_one.saved.experiment.model == by_two.saved.experiment.model
     return folder / "2"
 
 
 def test_export_writes_the_same_bytes(run, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    both("experiments.export", f"--workdir={run}", "--max_shard_gb=0.000004", write=("--out", one, two))
-    same_files(one, two)
-    assert len([*two.glob("*.safetensors")]) > 1 and (two / "tokenizer.json").exists()
+    by_one, by_two = tmp_path / "one", tmp_path / "two"
+    both("experiments.export", f"--workdir={run}", "--max_shard_gb=0.000004", write=("--out", by_one, by_two))
+    same_files(by_one, by_two)
+    assert len([*by_two.glob("*.safetensors")]) > 1 and (by_two / "tokenizer.json").exists()
 
 
 def test_evaluate(run):
-    found = both("experiments.evaluate", f"--workdir={run}")
-    assert "loss" in found.out and "perplexity" in found.out
+    done = both("experiments.evaluate", f"--workdir={run}")
+    assert "loss" in done.out and "perplexity" in done.out
 
 
 def test_generate_draws_the_same_text(run):
@@ -84,9 +86,9 @@ def test_generate_draws_the_same_text(run):
 
 @pytest.mark.full
 def test_attention_map_draws_the_same_picture(run, tmp_path):
-    one, two = tmp_path / "one.png", tmp_path / "two.png"
-    both("experiments.attention_map", f"--workdir={run}", "--text=def self", write=("--out", one, two))
-    assert one.read_bytes() == two.read_bytes()
+    by_one, by_two = tmp_path / "one.png", tmp_path / "two.png"
+    both("experiments.attention_map", f"--workdir={run}", "--text=def self", write=("--out", by_one, by_two))
+    assert by_one.read_bytes() == by_two.read_bytes()
 
 
 def test_predict_writes_the_same_lines(tmp_path):
@@ -97,29 +99,29 @@ def test_predict_writes_the_same_lines(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     workdir = tmp_path / "run"
     job(2, "experiments.train", f"--config={TASK}:{tmp_path}", f"--workdir={workdir}")
-    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    given = (f"--workdir={workdir}", f"--input={tmp_path / 'validation.jsonl'}")
-    both("experiments.predict", *given, write=("--out", one, two))
-    assert one.read_bytes() == two.read_bytes() and len(two.read_text().splitlines()) == len(rows)
+    by_one, by_two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    flags = (f"--workdir={workdir}", f"--input={tmp_path / 'validation.jsonl'}")
+    both("experiments.predict", *flags, write=("--out", by_one, by_two))
+    assert by_one.read_bytes() == by_two.read_bytes() and len(by_two.read_text().splitlines()) == len(rows)
 
 
 def test_tokenize_is_the_work_of_process_0_and_the_other_waits(corpus, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
+    by_one, by_two = tmp_path / "one", tmp_path / "two"
     config = f"--config={MESHED}:{corpus},DDP"
-    both("experiments.tokenize", config, "--splits=train,validation", write=("--out", one, two))
-    same_files(one, two)
-    again = begin(2, "experiments.tokenize", config, f"--out={two}")
+    both("experiments.tokenize", config, "--splits=train,validation", write=("--out", by_one, by_two))
+    same_files(by_one, by_two)
+    again = begin(2, "experiments.tokenize", config, f"--out={by_two}")
     assert [entry.wait(60).code for entry in again] == [2, 2]
-    assert again[0].err.strip().startswith(f"error: --out={two}: already contains a corpus")
+    assert again[0].err.strip().startswith(f"error: --out={by_two}: already contains a corpus")
 
 
 @pytest.mark.full
 def test_plan_is_of_the_devices_of_all(corpus, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
+    by_one, by_two = tmp_path / "one", tmp_path / "two"
     config = f"--config={MESHED}:{corpus},ZERO3,data=2,fsdp=4"
-    for processes, out in ((1, one), (2, two)):
-        found = job(processes, "experiments.plan", config, f"--out={out}")
-    assert found[1].out == "" and (two / "plan.png").exists()
-    one, two = (json.loads((out / "plan.json").read_text())["plans"][0] for out in (one, two))
+    for processes, out in ((1, by_one), (2, by_two)):
+        entries = job(processes, "experiments.plan", config, f"--out={out}")
+    assert entries[1].out == "" and (by_two / "plan.png").exists()
+    by_one, by_two = (json.loads((out / "plan.json").read_text())["plans"][0] for out in (by_one, by_two))
     for field in ("num_devices", "mesh", "memory", "flops", "traffic"):
-        assert two[field] == one[field], field
+        assert by_two[field] == by_one[field], field

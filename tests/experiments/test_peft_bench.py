@@ -63,9 +63,11 @@ def test_quality_from_an_encoder_to_a_table_goes_on_where_it_was(encoder, tmp_pa
     first = json.loads((tmp_path / "a.json").read_text())
     done = run("experiments.bench.peft_quality", *flags, "--methods=bitfit,head", "--seeds=1", "--turn=1")
     assert done.code == 0 and "bitfit, seed 0:" not in done.err and "head, seed 0:" in done.err
-    found = json.loads((tmp_path / "a.json").read_text())
-    assert found["runs"]["bitfit"] == first["runs"]["bitfit"]
-    assert found["costs"]["head"]["trained"] < found["costs"]["bitfit"]["trained"] < found["costs"]["head"]["total"]
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert results["runs"]["bitfit"] == first["runs"]["bitfit"]
+    assert (
+        results["costs"]["head"]["trained"] < results["costs"]["bitfit"]["trained"] < results["costs"]["head"]["total"]
+    )
 
 
 @pytest.mark.parametrize(("bench", "flag"), [("quality", "--methods=lor"), ("latency", "--shapes=bert")])
@@ -88,10 +90,10 @@ def test_latency_is_measured_of_what_is_live_and_what_is_merged(tmp_path):
     )
     done = run("experiments.bench.peft_latency", *flags)
     assert done.code == 0, done.err
-    found = json.loads((tmp_path / "a.json").read_text())["baby"]
-    assert all(len(walls) == 1 for walls in found["seconds"].values())
-    assert list(found["seconds"]) == ["base", "base, again", "LoRA", "LoRA, merged"]
-    assert latency_table(found).splitlines()[2].startswith("| base |")
+    results = json.loads((tmp_path / "a.json").read_text())["baby"]
+    assert all(len(walls) == 1 for walls in results["seconds"].values())
+    assert list(results["seconds"]) == ["base", "base, again", "LoRA", "LoRA, merged"]
+    assert latency_table(results).splitlines()[2].startswith("| base |")
 
 
 def test_a_table_goes_into_its_place_on_a_page(tmp_path):
@@ -105,9 +107,9 @@ def test_a_table_goes_into_its_place_on_a_page(tmp_path):
 
 def test_a_compiled_lora_step_has_no_result_of_the_shape_of_a_kernel():
     model = GPTConfig(vocab_size=32, max_length=8, num_layers=3, num_heads=2, embed_dim=12, scan_layers=True)
-    data, found = DataConfig(seq_len=8, batch_size=2), {}
+    data, counts = DataConfig(seq_len=8, batch_size=2), {}
     for name, tuning in (("LoRA", LoRA(rank=2, targets=("query", "value", "up", "down"))), ("full", None)):
         program = build(Experiment(model=model, data=data, peft=tuning), jax.devices()[:1])
         text = program.step.lower(program.abstract, step_batch(program)).compile().as_text()
-        found[name] = weight_gradients(text, {(3, 12, 48), (3, 48, 12)})
-    assert found["LoRA"] == 0 < found["full"]
+        counts[name] = weight_gradients(text, {(3, 12, 48), (3, 48, 12)})
+    assert counts["LoRA"] == 0 < counts["full"]

@@ -26,14 +26,14 @@ def arrays(workdir, step):
     """Every array of a checkpoint, by path, as bytes."""
     import orbax.checkpoint as ocp
 
-    found = {}
+    leaves = {}
     for item in ("params", "rest"):
         tree = ocp.StandardCheckpointer().restore(pathlib.Path(workdir).absolute() / "checkpoints" / str(step) / item)
         import jax
 
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
-    return found
+            leaves[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return leaves
 
 
 def assert_same_bits(a, b):
@@ -367,15 +367,15 @@ def test_generate_and_evaluate_need_only_the_run(finished, tmp_path):
     assert several.out.count("--- ") == 4
     logged = [r for r in read_log(finished[0] / "metrics.jsonl") if r["kind"] == "validation"][-1]
     for choice in ("latest", "12"):
-        found = run(
+        done = run(
             "experiments.evaluate",
             f"--workdir={tmp_path / 'run'}",
             "--split=validation",
             "--json",
             f"--checkpoint={choice}",
         )
-        assert found.code == 0, found.err
-        assert json.loads(found.out)["loss"] == pytest.approx(logged["loss"], rel=1e-6)
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["loss"] == pytest.approx(logged["loss"], rel=1e-6)
     eight = run("experiments.evaluate", f"--workdir={tmp_path / 'run'}", "--checkpoint=8")
     assert "step 8, validation split" in eight.out and "bits per byte" in eight.out
 

@@ -53,13 +53,13 @@ def test_the_entry_points_know_a_tuned_run(runs, corpus, tmp_path):
     config, params, _ = load_huggingface(tmp_path / "merged")
     assert config.num_layers == 1 and "lora_a" not in params["block_0"]["attention"]["query"]
     assert run("experiments.export", where, "--adapter", f"--out={tmp_path / 'adapter'}").code == 0
-    said = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
-    assert said["base_model_name_or_path"] == f"{runs}/base" and said["task_type"] == "CAUSAL_LM"
+    adapter_config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert adapter_config["base_model_name_or_path"] == f"{runs}/base" and adapter_config["task_type"] == "CAUSAL_LM"
     assert run("experiments.export", where, "--adapter", f"--out={tmp_path / 'lora.safetensors'}").code == 0
     method, header, tensors = files.read(tmp_path / "lora.safetensors")
-    found = load_run(runs / "lora")
-    assert method == found.saved.experiment.peft and header["base"] == found.saved.data["base"]
-    assert len(tensors) == len(jax.tree.leaves(found.program.abstract.params))
+    loaded = load_run(runs / "lora")
+    assert method == loaded.saved.experiment.peft and header["base"] == loaded.saved.data["base"]
+    assert len(tensors) == len(jax.tree.leaves(loaded.program.abstract.params))
     done = run("experiments.export", f"--workdir={runs / 'base'}", "--adapter", f"--out={tmp_path / 'x'}")
     assert done.code == 2 and "has no adapter" in done.err
 
@@ -84,11 +84,11 @@ def test_the_prompts_of_p_tuning_stand_around_a_tasks_texts():
 
 @pytest.mark.slow
 def test_a_text_by_flag_is_what_the_prompt_begins_as_and_the_run_goes_on(corpus, tmp_path):
-    given = (f"--config={PROMPTED}:{corpus}", f"--workdir={tmp_path}", "--config.peft.text=What follows?")
-    done = run("experiments.train", *given)
+    flags = (f"--config={PROMPTED}:{corpus}", f"--workdir={tmp_path}", "--config.peft.text=What follows?")
+    done = run("experiments.train", *flags)
     assert done.code == 2 and "peft.text='What follows?': has 13 tokens, and peft.length=4;" in done.err
     for steps in (4, 8):
-        done = run("experiments.train", *given, "--config.peft.length=14", f"--config.num_steps={steps}")
+        done = run("experiments.train", *flags, "--config.peft.length=14", f"--config.num_steps={steps}")
         assert done.code == 0, done.err
     assert "resuming at step 4 of 8" in done.err
     tuning = json.loads((tmp_path / "config.json").read_text())["peft"]

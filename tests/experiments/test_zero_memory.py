@@ -11,7 +11,7 @@ PAPER = {"DDP": 120e9, "ZERO1": 31.4e9, "ZERO2": 16.6e9, "ZERO3": 1.9e9}  # arXi
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def memory_table(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero")
     done = run("experiments.bench.zero_memory", f"--json={folder / 'zero.json'}", f"--out={folder / 'zero.png'}")
     assert done.code == 0, done.err
@@ -24,14 +24,14 @@ def total(parts: dict[str, list[int]]) -> int:
 
 
 @pytest.mark.parametrize("stage", PAPER)
-def test_the_papers_table(found, stage):
-    large = found["7.5B"]
+def test_the_papers_table(memory_table, stage):
+    large = memory_table["7.5B"]
     assert total(large["bytes"][stage]) == pytest.approx(PAPER[stage], rel=0.03)
     assert total(large["bytes"][stage]) == pytest.approx(large["formula"][stage], rel=0.03)
 
 
-def test_each_device_holds_its_share_of_what_a_stage_splits(found):
-    tiny = found["tiny"]["bytes"]
+def test_each_device_holds_its_share_of_what_a_stage_splits(memory_table):
+    tiny = memory_table["tiny"]["bytes"]
     split = {"ZERO1": {"optimizer state"}, "ZERO2": {"optimizer state", "gradients"}, "ZERO3": set(tiny["DDP"])}
     for stage, parts in split.items():
         for part, counts in tiny[stage].items():

@@ -44,10 +44,10 @@ def test_the_table_is_the_models_own_in_the_order_of_use(name):
     table = table_of(config)
     assert {path: shape for path, shape, _ in table} == wanted and len(table) == len(wanted)
     for path, _, names in table:
-        there = axes
+        subtree = axes
         for part in path:
-            there = there[part]
-        assert there == names
+            subtree = subtree[part]
+        assert subtree == names
     firsts = list(dict.fromkeys(path[0] for path, *_ in table))
     if name == "gpt":
         assert firsts == ["embed", "positions", *(f"block_{i}" for i in range(12)), "norm", "head"]
@@ -67,11 +67,11 @@ def test_every_parameter_is_in_the_figure_once_and_the_counts_add_up(name):
     assert root.count == sum(times * math.prod(s for s, _ in sizes) for _, sizes, times in leaves(root))
     figure = draw_architecture(root, "title")
     texts = [text.get_text() for text in figure.axes[0].texts]
-    found = list(leaves(root))
-    for _, sizes, _ in found:
+    entries = list(leaves(root))
+    for _, sizes, _ in entries:
         assert f" {TIMES} ".join(f"{size:,} {axis}" for size, axis in sizes) in texts
-    drawn = [p for p in texts if p in {path[-1] for path, *_ in found}]
-    assert len(drawn) == len(found)  # each parameter's line once
+    drawn = [p for p in texts if p in {path[-1] for path, *_ in entries}]
+    assert len(drawn) == len(entries)  # each parameter's line once
     assert f"total  {root.count:,}" in texts
 
 

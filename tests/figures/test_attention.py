@@ -22,23 +22,23 @@ def panels(figure):
 
 
 def test_one_panel_a_head_holds_its_weights():
-    found = causal()
-    axes = panels(draw_attention([found], "a run"))
+    attention = causal()
+    axes = panels(draw_attention([attention], "a run"))
     assert set(axes) == {f"attention, layer {i}, head {j}" for i in range(3) for j in range(2)}
     for i in range(3):
         for j in range(2):
             drawn = axes[f"attention, layer {i}, head {j}"].images[0].get_array()
-            np.testing.assert_array_equal(drawn.filled(0), found.weights_LHTS[i, j])
+            np.testing.assert_array_equal(drawn.filled(0), attention.weights_LHTS[i, j])
             np.testing.assert_array_equal(drawn.mask, np.triu(np.ones((6, 6), bool), 1))  # grey is what is masked
 
 
 def test_labels_are_the_tokens_and_share_one_scale():
-    found = causal()
-    figure = draw_attention([found], "a run")
+    attention = causal()
+    figure = draw_attention([attention], "a run")
     axes = panels(figure)
     text = lambda labels: [label.get_text() for label in labels]
-    assert text(axes["attention, layer 0, head 0"].get_yticklabels()) == list(found.queries)
-    assert text(axes["attention, layer 2, head 1"].get_xticklabels()) == list(found.keys)
+    assert text(axes["attention, layer 0, head 0"].get_yticklabels()) == list(attention.queries)
+    assert text(axes["attention, layer 2, head 1"].get_xticklabels()) == list(attention.keys)
     assert text(axes["attention, layer 1, head 1"].get_xticklabels()) == []
     assert len(figure.axes) == 6 + 1  # one colour bar
     assert len({(a.images[0].norm.vmin, a.images[0].norm.vmax) for a in axes.values()}) == 1
@@ -73,10 +73,10 @@ def test_weights_are_collected_by_kind_from_unrolled_and_scanned_layers():
 
 
 def test_some_layers_and_heads():
-    found = select(causal(), layers=[2, 0], heads=[1])
-    assert (found.layers, found.heads) == ((2, 0), (1,))
-    np.testing.assert_array_equal(found.weights_LHTS, causal().weights_LHTS[[2, 0]][:, [1]])
-    assert list(panels(draw_attention([found], "a run"))) == [
+    selected = select(causal(), layers=[2, 0], heads=[1])
+    assert (selected.layers, selected.heads) == ((2, 0), (1,))
+    np.testing.assert_array_equal(selected.weights_LHTS, causal().weights_LHTS[[2, 0]][:, [1]])
+    assert list(panels(draw_attention([selected], "a run"))) == [
         "attention, layer 2, head 1",
         "attention, layer 0, head 1",
     ]
@@ -99,12 +99,14 @@ def test_habits_name_the_head_that_has_them():
         weights[1, 0, t, 0] = 1
         weights[1, 1, t, t - 2 if t > 3 else 0] = 1  # after the earlier a, b and c
     weights += np.tril(np.full((7, 7), 1e-9, np.float32))  # what is not masked is never exactly 0
-    found = {place: rest for place, *rest in habits(AttentionMap("attention", (0, 1), (0, 1), weights, tokens, tokens))}
-    assert found["its own token"] == [0, 0, pytest.approx(1.0)]
-    assert found["the token before"] == [0, 1, pytest.approx(1.0)]
-    assert found["the first token"] == [1, 0, pytest.approx(1.0)]
-    assert found["the token after an earlier copy"] == [1, 1, pytest.approx(1.0)]
-    assert "the token after" not in found  # nothing looks ahead
+    by_habit = {
+        place: rest for place, *rest in habits(AttentionMap("attention", (0, 1), (0, 1), weights, tokens, tokens))
+    }
+    assert by_habit["its own token"] == [0, 0, pytest.approx(1.0)]
+    assert by_habit["the token before"] == [0, 1, pytest.approx(1.0)]
+    assert by_habit["the first token"] == [1, 0, pytest.approx(1.0)]
+    assert by_habit["the token after an earlier copy"] == [1, 1, pytest.approx(1.0)]
+    assert "the token after" not in by_habit  # nothing looks ahead
     few = AttentionMap("attention", (0, 1), (0, 1), weights[..., :6, :6], tokens[:6], tokens[:6])
     assert "the token after an earlier copy" not in [place for place, *_ in habits(few)]  # two are no habit
 

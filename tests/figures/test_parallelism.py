@@ -53,6 +53,6 @@ def test_a_split_matrix_has_a_part_of_each_device():
     assert {"x", "up", "down", "2 x 8", "forward: nothing", "device 3", "replicated"} <= set(texts(figure))
 
 
-@pytest.mark.parametrize(("count", "told"), [(12, "12 B"), (1.5e3, "1.5 kB"), (31.4e9, "31.4 GB"), (120e9, "120 GB")])
-def test_amounts_in_words(count, told):
-    assert amount(count) == told
+@pytest.mark.parametrize(("count", "words"), [(12, "12 B"), (1.5e3, "1.5 kB"), (31.4e9, "31.4 GB"), (120e9, "120 GB")])
+def test_amounts_in_words(count, words):
+    assert amount(count) == words

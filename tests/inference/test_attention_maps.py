@@ -63,29 +63,31 @@ DECODERS = {
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_decoder_sees_the_separator_and_what_came_before(name):
-    (found,) = attention_maps(*bound(made(DECODERS[name])), "a b\n")
+    (attention,) = attention_maps(*bound(made(DECODERS[name])), "a b\n")
     layers = 3 if name == "llama" else 2
-    assert found.name == "attention" and found.layers == tuple(range(layers)) and found.heads == (0, 1, 2, 3)
-    assert found.queries == found.keys == ["<|endoftext|>", "a", "␣", "b", "↵"]
-    assert found.weights_LHTS.shape == (layers, 4, 5, 5)
-    np.testing.assert_allclose(found.weights_LHTS.sum(-1), 1, atol=1e-6)
+    assert (
+        attention.name == "attention" and attention.layers == tuple(range(layers)) and attention.heads == (0, 1, 2, 3)
+    )
+    assert attention.queries == attention.keys == ["<|endoftext|>", "a", "␣", "b", "↵"]
+    assert attention.weights_LHTS.shape == (layers, 4, 5, 5)
+    np.testing.assert_allclose(attention.weights_LHTS.sum(-1), 1, atol=1e-6)
     unseen = np.triu(np.ones((5, 5), bool), 1)
     if name == "window":
         unseen |= np.tril(np.ones((5, 5), bool), -3)
-    np.testing.assert_array_equal(found.weights_LHTS == 0, np.broadcast_to(unseen, found.weights_LHTS.shape))
+    np.testing.assert_array_equal(attention.weights_LHTS == 0, np.broadcast_to(unseen, attention.weights_LHTS.shape))
 
 
 def test_an_encoder_reads_its_special_tokens_and_a_pair_with_types():
     run = made(BertConfig(**SIZES), objective=MaskedLM())
-    (found,) = attention_maps(*bound(run), "ab", "c")
-    assert found.keys == ["[CLS]", "a", "b", "[SEP]", "c", "[SEP]"]
-    np.testing.assert_allclose(found.weights_LHTS.sum(-1), 1, atol=1e-6)
-    assert (found.weights_LHTS > 0).all()
+    (attention,) = attention_maps(*bound(run), "ab", "c")
+    assert attention.keys == ["[CLS]", "a", "b", "[SEP]", "c", "[SEP]"]
+    np.testing.assert_allclose(attention.weights_LHTS.sum(-1), 1, atol=1e-6)
+    assert (attention.weights_LHTS > 0).all()
     row = encoder_row(bound(run)[0], "ab", "c")
     assert row.token_type_ids.tolist() == [0, 0, 0, 0, 1, 1]
     kinds = run.params["types"]["embedding"]
     moved = dataclasses.replace(run, params={**run.params, "types": {"embedding": kinds.at[1].multiply(-9.0)}})
-    assert not np.allclose(attention_maps(*bound(moved), "ab", "c")[0].weights_LHTS, found.weights_LHTS, atol=1e-3)
+    assert not np.allclose(attention_maps(*bound(moved), "ab", "c")[0].weights_LHTS, attention.weights_LHTS, atol=1e-3)
     np.testing.assert_array_equal(
         attention_maps(*bound(moved), "ab")[0].weights_LHTS, attention_maps(*bound(run), "ab")[0].weights_LHTS
     )
@@ -94,14 +96,14 @@ def test_an_encoder_reads_its_special_tokens_and_a_pair_with_types():
 @pytest.mark.parametrize("scanned", [False, True])
 def test_an_encoder_decoder_has_three_parts(scanned):
     run = made(TransformerConfig(**SIZES, num_decoder_layers=3, scan_layers=scanned))
-    found = {m.name: m for m in attention_maps(*bound(run), "abcd", "xy")}
-    assert list(found) == ["encoder/attention", "decoder/attention", "decoder/cross_attention"]
+    maps = {m.name: m for m in attention_maps(*bound(run), "abcd", "xy")}
+    assert list(maps) == ["encoder/attention", "decoder/attention", "decoder/cross_attention"]
     source, target = ["a", "b", "c", "d", "<|endoftext|>"], ["<|endoftext|>", "x", "y"]
-    labels = {name: (m.queries, m.keys, len(m.layers)) for name, m in found.items()}
+    labels = {name: (m.queries, m.keys, len(m.layers)) for name, m in maps.items()}
     assert labels["encoder/attention"] == (source, source, 2)
     assert labels["decoder/attention"] == (target, target, 3)
     assert labels["decoder/cross_attention"] == (target, source, 3)
-    for m in found.values():
+    for m in maps.values():
         assert m.weights_LHTS.shape[2:] == (len(m.queries), len(m.keys))
         np.testing.assert_allclose(m.weights_LHTS.sum(-1), 1, atol=1e-6)
 
@@ -119,19 +121,19 @@ def test_a_decoder_begins_as_in_training_and_sentinels_have_their_names():
 def test_a_fine_tuned_model_shows_its_trunk():
     bert = BertConfig(**SIZES, heads=())
     run = made(ModelWithHead(body=bert, head=TokenClassificationHead(num_classes=3)))
-    (found,) = attention_maps(*bound(run), "ab")
-    assert found.name == "attention" and found.keys == ["[CLS]", "a", "b", "[SEP]"]
+    (attention,) = attention_maps(*bound(run), "ab")
+    assert attention.name == "attention" and attention.keys == ["[CLS]", "a", "b", "[SEP]"]
     (alone,) = attention_maps(*bound(dataclasses.replace(made(bert), params=run.params["trunk"])), "ab")
-    np.testing.assert_array_equal(found.weights_LHTS, alone.weights_LHTS)
+    np.testing.assert_array_equal(attention.weights_LHTS, alone.weights_LHTS)
 
 
 def test_masks_in_a_text_are_filled_in():
     run = made(BertConfig(**SIZES, heads=("masked_lm",)), objective=MaskedLM())
     row = encoder_row(bound(run)[0], "a[MASK]c[MASK]")
     assert row.masks == [2, 4] and row.tokens[2] == run.saved.tokenizer.special_id("[MASK]")
-    found = fill_mask(*bound(run), "a[MASK]c[MASK]", top=3)
+    filled = fill_mask(*bound(run), "a[MASK]c[MASK]", top=3)
     logits = run.program.apply(run.params, row.tokens[None])["masked_lm"][0]
-    for guesses, place in zip(found, row.masks, strict=True):
+    for guesses, place in zip(filled, row.masks, strict=True):
         best = np.argsort(-logits[place])[:3]
         assert [g.token for g in guesses] == best.tolist()
         np.testing.assert_allclose([g.probability for g in guesses], jax.nn.softmax(logits[place])[best], rtol=1e-4)

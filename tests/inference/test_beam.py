@@ -100,8 +100,8 @@ def test_tokens_and_scores_equal_transformers(theirs, num_beams, length_penalty,
             num_beams=num_beams, num_return=num_beams, length_penalty=length_penalty, early_stopping=early_stopping
         )
         texts, scores = generate(torch, model, beams, max_new_tokens)
-        found = beam_search(ours, params, PROMPTS, max_new_tokens, beams)
-        flat = [hypothesis for row in found for hypothesis in row]
+        rows = beam_search(ours, params, PROMPTS, max_new_tokens, beams)
+        flat = [hypothesis for row in rows for hypothesis in row]
         assert [h.ids for h in flat] == texts
         if scores is not None:  # greedy search has none
             np.testing.assert_allclose([h.score for h in flat], scores, rtol=1e-4, atol=1e-5)
@@ -127,12 +127,12 @@ def test_wide_enough_it_is_exhaustive_search(kind, length_penalty):
     config, params = tiny(kind)
     apply = jax.jit(make_apply(config.build()))
     beams = BeamSearch(num_beams=4**4, num_return=6, length_penalty=length_penalty, early_stopping="never")
-    found = beam_search(generator(config), params, [[1, 2]], 4, beams)[0]
+    hypotheses = beam_search(generator(config), params, [[1, 2]], 4, beams)[0]
     wanted = exhaustive_search(
         apply, params, [SEP, 1, 2], 4, eos_id=SEP, vocab_size=5, length_penalty=length_penalty, num_return=6
     )
-    assert [h.ids for h in found] == [h.ids for h in wanted]
-    np.testing.assert_allclose([h.score for h in found], [h.score for h in wanted], atol=1e-5)
+    assert [h.ids for h in hypotheses] == [h.ids for h in wanted]
+    np.testing.assert_allclose([h.score for h in hypotheses], [h.score for h in wanted], atol=1e-5)
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 2.0])
@@ -141,7 +141,7 @@ def test_no_more_texts_are_found_than_there_are(length_penalty):
     apply = jax.jit(make_apply(config.build()))
     beams = BeamSearch(num_beams=12, num_return=12, length_penalty=length_penalty, early_stopping="never")
     for max_new_tokens, count in ((1, 3), (2, 7)):  # of three tokens, one of which ends a text
-        found = beam_search(generator(config, 3), params, [[1, 2]], max_new_tokens, beams)[0]
+        hypotheses = beam_search(generator(config, 3), params, [[1, 2]], max_new_tokens, beams)[0]
         wanted = exhaustive_search(
             apply,
             params,
@@ -152,8 +152,8 @@ def test_no_more_texts_are_found_than_there_are(length_penalty):
             length_penalty=length_penalty,
             num_return=12,
         )
-        assert len(found) == count and [h.ids for h in found] == [h.ids for h in wanted]
-        np.testing.assert_allclose([h.score for h in found], [h.score for h in wanted], atol=1e-5)
+        assert len(hypotheses) == count and [h.ids for h in hypotheses] == [h.ids for h in wanted]
+        np.testing.assert_allclose([h.score for h in hypotheses], [h.score for h in wanted], atol=1e-5)
 
 
 def test_a_narrow_beam_can_miss_the_best_and_a_wider_one_never_scores_less():
@@ -169,8 +169,8 @@ def test_one_beam_is_greedy_also_where_the_cache_grows():
     config, params = tiny("llama")
     model = generator(config)
     greedy = model(params, PROMPTS_5, 70)
-    found = beam_search(model, params, PROMPTS_5, 70, BeamSearch(num_beams=1))
-    assert [row[0].ids for row in found] == greedy
+    rows = beam_search(model, params, PROMPTS_5, 70, BeamSearch(num_beams=1))
+    assert [row[0].ids for row in rows] == greedy
 
 
 PROMPTS_5 = [[3, 1, 4], [2], [1, 1, 2, 3, 4, 1, 2]]

@@ -18,6 +18,6 @@ def test_beams_take_their_parents_keys_and_values(layers):
     cache["layers"] = [(keys, 2 * keys)]
     parents_BN = jnp.array([[2, 0, 0], [1, 1, 2]])
     expected = np.take(np.asarray(keys), [2, 0, 0, 4, 4, 5], axis=keys.ndim - 4)
-    (found, doubled), *_ = reorder(cache, parents_BN)["layers"]
-    np.testing.assert_array_equal(found, expected)
+    (reordered, doubled), *_ = reorder(cache, parents_BN)["layers"]
+    np.testing.assert_array_equal(reordered, expected)
     np.testing.assert_array_equal(doubled, 2 * expected)

@@ -116,8 +116,8 @@ def test_draws_follow_the_filtered_distribution(sampling, rng):
     p /= p.sum()
     counts = np.bincount(draws, minlength=9)
     assert (counts[p == 0] == 0).all()
-    kept = p > 0
-    chi_square = ((counts[kept] - count * p[kept]) ** 2 / (count * p[kept])).sum()
+    possible = p > 0
+    chi_square = ((counts[possible] - count * p[possible]) ** 2 / (count * p[possible])).sum()
     assert chi_square < 30  # 8 degrees of freedom at most: p < 0.0003 by chance
 
 

@@ -51,27 +51,27 @@ def example_inputs_of(config):
 def test_greedy_equals_recomputing_for_ragged_sources_and_prefixes(kind):
     generator, params, apply = tiny(kind)
     sources, prefixes = [[1, 2, 3, 4, 1], [2], [4, 4]], [[], [3, 1], [2]]
-    found = generator.generate(params, sources, 70, forced_prefix=prefixes)  # the cache grows once
-    assert [g.ids for g in found] == generator(params, sources, 70, forced_prefix=prefixes)
-    for source, prefix, g in zip(sources, prefixes, found, strict=True):
+    generated = generator.generate(params, sources, 70, forced_prefix=prefixes)  # the cache grows once
+    assert [g.ids for g in generated] == generator(params, sources, 70, forced_prefix=prefixes)
+    for source, prefix, g in zip(sources, prefixes, generated, strict=True):
         row = [SEP, *g.ids, *([SEP] if g.finish == "end" else [])]
         assert g.ids[: len(prefix)] == prefix and (g.finish == "end") == (len(g.ids) < 70 + len(prefix))
         logits = np.asarray(apply(params, jnp.asarray([[*source, SEP]]), jnp.asarray([row])))[0, :-1]
         assert np.argmax(logits, -1)[len(prefix) :].tolist() == row[1 + len(prefix) :]
         log_probs = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(row)[1:, None], -1)[:, 0]
-        told = [*g.log_probs, *([] if g.end_log_prob is None else [g.end_log_prob])]
-        np.testing.assert_allclose(told, log_probs, atol=1e-5)
-    assert len({len(g.ids) for g in found}) > 1
+        reported = [*g.log_probs, *([] if g.end_log_prob is None else [g.end_log_prob])]
+        np.testing.assert_allclose(reported, log_probs, atol=1e-5)
+    assert len({len(g.ids) for g in generated}) > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_wide_beam_is_exhaustive_search(kind):
     generator, params, apply = tiny(kind)
     beams = BeamSearch(num_beams=4**3, num_return=6, early_stopping="never")
-    found = beam_search(generator, params, [[1, 2]], 3, beams)[0]
+    hypotheses = beam_search(generator, params, [[1, 2]], 3, beams)[0]
     wanted = exhaustive_search(apply, params, [SEP], 3, source=[1, 2, SEP], eos_id=SEP, vocab_size=5, num_return=6)
-    assert [h.ids for h in found] == [h.ids for h in wanted]
-    np.testing.assert_allclose([h.score for h in found], [h.score for h in wanted], atol=1e-5)
+    assert [h.ids for h in hypotheses] == [h.ids for h in wanted]
+    np.testing.assert_allclose([h.score for h in hypotheses], [h.score for h in wanted], atol=1e-5)
 
 
 def test_a_row_does_not_depend_on_the_sources_beside_it_but_on_its_own():

@@ -43,11 +43,11 @@ def test_logits_are_the_same(name, rows):
     params = p.init().params
     model = dataclasses.replace(p.experiment.model, policy=Policy(weight_layout="output_major"))
     shapes, axes = abstract_params(model.build(), jnp.zeros((1, 1), jnp.int32))
-    held = output_major(params, shapes, axes)
-    assert jax.tree.map(jnp.shape, held) == jax.tree.map(lambda x: x.shape, shapes)
-    assert jax.tree.map(jnp.shape, held) != jax.tree.map(jnp.shape, params)
+    laid_out = output_major(params, shapes, axes)
+    assert jax.tree.map(jnp.shape, laid_out) == jax.tree.map(lambda x: x.shape, shapes)
+    assert jax.tree.map(jnp.shape, laid_out) != jax.tree.map(jnp.shape, params)
     tokens = np.random.default_rng(0).integers(0, 31, (rows, 1))
-    ours, plain = make_apply(model.build())(held, tokens), p.apply(params, tokens)
+    ours, plain = make_apply(model.build())(laid_out, tokens), p.apply(params, tokens)
     np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
 
 

@@ -26,23 +26,23 @@ def test_repetition_penalty(logits, rng):
     for penalty in (0.8, 1.3, 2.0):
         wanted = T.RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(tokens), torch.tensor(logits)).numpy()
         seen = seen_in(jnp.asarray(tokens), jnp.ones(tokens.shape, bool), V)
-        found = process(jnp.asarray(logits), Processors(repetition_penalty=penalty), 0, 3, seen)
-        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+        actual = process(jnp.asarray(logits), Processors(repetition_penalty=penalty), 0, 3, seen)
+        np.testing.assert_allclose(actual, wanted, rtol=1e-6)
     padding = np.array([0, 2, 5, 1, 8, 3])  # which transformers leaves out too
     wanted = T.RepetitionPenaltyLogitsProcessor(2.0, prompt_ignore_length=torch.tensor(padding))
-    there = np.arange(9) >= padding[:, None]
-    found = process(
-        jnp.asarray(logits), Processors(repetition_penalty=2.0), 0, 3, seen_in(jnp.asarray(tokens), there, V)
+    real = np.arange(9) >= padding[:, None]
+    actual = process(
+        jnp.asarray(logits), Processors(repetition_penalty=2.0), 0, 3, seen_in(jnp.asarray(tokens), real, V)
     )
-    np.testing.assert_allclose(found, wanted(torch.tensor(tokens), torch.tensor(logits)), rtol=1e-6)
+    np.testing.assert_allclose(actual, wanted(torch.tensor(tokens), torch.tensor(logits)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("step", [0, 3, 4])
 def test_min_new_tokens(logits, step):
     reference = T.MinNewTokensLengthLogitsProcessor(5, 4, SEP)
     wanted = reference(torch.zeros((6, 5 + step), dtype=torch.long), torch.tensor(logits))
-    found = process(jnp.asarray(logits), Processors(min_new_tokens=4), SEP, step, None)
-    np.testing.assert_array_equal(found, wanted)
+    actual = process(jnp.asarray(logits), Processors(min_new_tokens=4), SEP, step, None)
+    np.testing.assert_array_equal(actual, wanted)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_filters(logits, fields):
         wanted = T.TopPLogitsWarper(sampling.top_p)(None, wanted)
     if sampling.min_p:
         wanted = T.MinPLogitsWarper(sampling.min_p)(None, wanted)
-    found = np.asarray(filtered(jnp.asarray(logits), sampling))
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)
-    assert (np.isfinite(found).sum(1) < V).all()
+    actual = np.asarray(filtered(jnp.asarray(logits), sampling))
+    np.testing.assert_allclose(actual, wanted, rtol=1e-6)
+    assert (np.isfinite(actual).sum(1) < V).all()
 
 
 OPTIONS = [

@@ -59,9 +59,9 @@ def plain(model, count):
     ],
 )
 def test_eight_devices_equal_one(model, mesh, count):
-    found, wanted = outputs(model, MESHES[mesh], 8, PROMPTS[:count]), plain(model, count)
-    assert len({tuple(x.ids) for x in found[0]}) == count
-    for ours, theirs in zip(found, wanted, strict=True):
+    actual, wanted = outputs(model, MESHES[mesh], 8, PROMPTS[:count]), plain(model, count)
+    assert len({tuple(x.ids) for x in actual[0]}) == count
+    for ours, theirs in zip(actual, wanted, strict=True):
         assert [x.ids for x in ours] == [x.ids for x in theirs]
         for x, y in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(x.log_probs, y.log_probs, atol=1e-4)

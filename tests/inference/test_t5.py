@@ -87,8 +87,8 @@ def compare(theirs, max_new_tokens, beams: BeamSearch, prefix=()):
         repetition_penalty=beams.repetition_penalty,
         min_new_tokens=beams.min_new_tokens,
     )
-    found = beam_search(ours, params, SOURCES, max_new_tokens, beams, forced_prefix=[list(prefix)] * len(SOURCES))
-    flat = [h for row in found for h in row]
+    rows = beam_search(ours, params, SOURCES, max_new_tokens, beams, forced_prefix=[list(prefix)] * len(SOURCES))
+    flat = [h for row in rows for h in row]
     assert [h.ids for h in flat] == texts
     if scores is not None:
         np.testing.assert_allclose([h.score for h in flat], scores, rtol=1e-4, atol=1e-5)

@@ -54,7 +54,7 @@ def test_chunks_give_what_the_whole_loop_does():
     wanted = generator.generate(params, prompts, 80, DRAW, 3, forced_prefix=prefixes)  # the cache grows once
     for chunk in (7, 1000):
         rows = [[], [], []]
-        found = generator.generate(
+        actual = generator.generate(
             params,
             prompts,
             80,
@@ -64,9 +64,9 @@ def test_chunks_give_what_the_whole_loop_does():
             on_tokens=lambda i, new, rows=rows: rows[i].extend(new),
             chunk=chunk,
         )
-        assert rows == [g.ids for g in wanted] == [g.ids for g in found]
-        assert [g.finish for g in found] == [g.finish for g in wanted]
-        for a, b in zip(found, wanted, strict=True):
+        assert rows == [g.ids for g in wanted] == [g.ids for g in actual]
+        assert [g.finish for g in actual] == [g.finish for g in wanted]
+        for a, b in zip(actual, wanted, strict=True):
             np.testing.assert_allclose(a.log_probs, b.log_probs, atol=1e-6)
 
 
@@ -79,10 +79,10 @@ def test_a_row_ends_where_it_is_told_to_and_the_others_go_on():
         calls.append(row)
         return row == 1
 
-    found = generator.generate(params, prompts, 80, DRAW, 3, on_tokens=on_tokens, chunk=7)
+    generated = generator.generate(params, prompts, 80, DRAW, 3, on_tokens=on_tokens, chunk=7)
     assert calls.count(1) == 1 < calls.count(0)
-    assert found[1].finish == "stop" and found[1].ids == wanted[1].ids[:1]  # seen after the first token
-    assert [found[i].ids for i in (0, 2)] == [wanted[i].ids for i in (0, 2)]
+    assert generated[1].finish == "stop" and generated[1].ids == wanted[1].ids[:1]  # seen after the first token
+    assert [generated[i].ids for i in (0, 2)] == [wanted[i].ids for i in (0, 2)]
     with pytest.raises(UserError, match="chunk=0"):
         generator.generate(params, prompts, 5, on_tokens=on_tokens, chunk=0)
 
@@ -144,20 +144,20 @@ def test_texts_follow_the_models_filtered_distribution(sampling):
     apply = make_apply(config.build())
     generator = Generator(apply, config.init_cache, config.length_limit, 0, V)  # 0 ends a text, 7 is padding
     rows = generator(params, [[3, 5]] * count, 2, sampling)
-    found = np.zeros((V, V))
+    observed = np.zeros((V, V))
     for row in rows:
         first, second = (*row, 0, 0)[:2]
-        found[first, second] += 1
+        observed[first, second] += 1
     wanted = np.zeros((V, V))
     for first, p in enumerate(probabilities(apply, params, [0, 3, 5], V, sampling)):
         then = [1.0] if first == 0 else probabilities(apply, params, [0, 3, 5, first], V, sampling)
         wanted[first, : len(then)] = p * np.asarray(then)
-    assert found[wanted == 0].sum() == 0
-    kept = count * wanted > 5  # cells large enough for the test
-    rest, rest_found = count - count * wanted[kept].sum(), count - found[kept].sum()
-    chi_square = ((found[kept] - count * wanted[kept]) ** 2 / (count * wanted[kept])).sum()
-    chi_square += (rest_found - rest) ** 2 / max(rest, 1.0)
-    freedom = kept.sum()
+    assert observed[wanted == 0].sum() == 0
+    large = count * wanted > 5  # cells large enough for the test
+    rest, rest_observed = count - count * wanted[large].sum(), count - observed[large].sum()
+    chi_square = ((observed[large] - count * wanted[large]) ** 2 / (count * wanted[large])).sum()
+    chi_square += (rest_observed - rest) ** 2 / max(rest, 1.0)
+    freedom = large.sum()
     assert freedom > 5 and chi_square < freedom + 5 * (2 * freedom) ** 0.5
 
 

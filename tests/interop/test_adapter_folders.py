@@ -127,8 +127,8 @@ def test_adapters_of_some_layers_alone(some, gpt2_adapter, broken, rng):
     folder, config = broken
     if some == "tensors that are missing":
         tensors = read_tensors(folder / "adapter_model.safetensors")
-        kept = {name: x for name, x in tensors.items() if "h.0.attn.c_attn" not in name}
-        write_tensors(kept, folder / "adapter_model.safetensors")
+        remaining = {name: x for name, x in tensors.items() if "h.0.attn.c_attn" not in name}
+        write_tensors(remaining, folder / "adapter_model.safetensors")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
@@ -214,24 +214,24 @@ def test_of_a_model_with_a_head_the_trunks_adapter_is_written(rng, tmp_path):
     model.save_pretrained(tmp_path / "model")
     trunk, base, _ = load(tmp_path / "model")
     config, tuning, params, tuned = headed(LoRA(targets=("query", "down"), rank=2), rng, trunk, base)
-    *given, left = body_alone(config, tuning, tuned)
-    assert left == ["head/bias", "head/kernel"] and task_type(given[0]) == "FEATURE_EXTRACTION"
-    save_adapter(tmp_path / "ours", *given)
+    *body, left = body_alone(config, tuning, tuned)
+    assert left == ["head/bias", "head/kernel"] and task_type(body[0]) == "FEATURE_EXTRACTION"
+    save_adapter(tmp_path / "ours", *body)
     adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
     ids = rng.integers(3, 37, (2, 9))
     with torch.no_grad():
         pooled = adapted(input_ids=torch.from_numpy(ids)).pooler_output.numpy()
     params = merge(params, tuned)
-    found = jax.jit(tuning.apply(make_apply(config.build())))(params, ids[:, None])["logits"]
-    close(found, pooled @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"]))
+    logits = jax.jit(tuning.apply(make_apply(config.build())))(params, ids[:, None])["logits"]
+    close(logits, pooled @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"]))
 
 
 def test_of_a_model_with_a_head_and_an_encoder_of_prompts_the_vectors_are_written(rng, tmp_path):
     trunk = BertConfig(**TINY, heads=("pooler",))
     config, tuning, _, tuned = headed(PTuning(length=3, hidden_dim=5), rng, trunk, {})
-    *given, left = body_alone(config, tuning, tuned)
+    *body, left = body_alone(config, tuning, tuned)
     assert left == ["head/bias", "head/kernel"]
-    save_adapter(tmp_path, *given)
+    save_adapter(tmp_path, *body)
     _, read = load_adapter(tmp_path, trunk)
     np.testing.assert_array_equal(read["embed"]["prompt"], tuning.expanded(tuned)["trunk"]["embed"]["prompt"])
 
@@ -241,11 +241,11 @@ def test_what_else_is_trained_whole_is_refused(rng, tmp_path):
     config, tuning, _, tuned = headed(
         method, rng, BertConfig(**TINY, heads=()), {"embed_norm": {"bias": jnp.zeros(8), "scale": jnp.zeros(8)}}
     )
-    *given, left = body_alone(config, tuning, tuned)
+    *body, left = body_alone(config, tuning, tuned)
     assert left == ["head/bias", "head/kernel"]
-    told = r"fully trained parameters embed_norm/bias, embed_norm/scale cannot .* jaxnlp.peft.files.save"
-    with pytest.raises(UserError, match=told):
-        save_adapter(tmp_path, *given)
+    message = r"fully trained parameters embed_norm/bias, embed_norm/scale cannot .* jaxnlp.peft.files.save"
+    with pytest.raises(UserError, match=message):
+        save_adapter(tmp_path, *body)
 
 
 def test_a_model_that_transformers_has_not_is_told_by_its_field():

@@ -63,13 +63,13 @@ def random_adapter(model, config):
     """The model with an adapter in which nothing is zero or one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = peft.get_peft_model(copy.deepcopy(model), config)
+        adapted = peft.get_peft_model(copy.deepcopy(model), config)
     torch.manual_seed(3)
     with torch.no_grad():
-        for name, parameter in found.named_parameters():
+        for name, parameter in adapted.named_parameters():
             if "lora_" in name or "ia3_" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    return found.eval()
+    return adapted.eval()
 
 
 def wanted_of(model, theirs):
@@ -151,11 +151,11 @@ def test_prompts_and_prefixes_equal_peft_and_it_reads_what_we_write(name, kind, 
     config, base, _ = load(tmp_path / "model")
     ids = rng.integers(3, 37, (3, 11))
     prompt = "prefix" not in kind  # whose places are there in what theirs returns
-    told = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.ones(3, 11, dtype=torch.long)}
+    fields = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.ones(3, 11, dtype=torch.long)}
 
     def wanted_of(adapted):
         with torch.no_grad():
-            out = adapted(**told)
+            out = adapted(**fields)
         return (out["last_hidden_state"] if name == "bert-bare" else out["logits"]).numpy()[:, 3 if prompt else 0 :]
 
     wanted = wanted_of(adapted)
@@ -178,17 +178,17 @@ def test_prompts_of_an_encoder_decoder_equal_peft_and_it_reads_what_we_write(kin
     """PEFT's default has a second prompt, which its forward pass never reads."""
     model, task = build("t5"), "SEQ_2_SEQ_LM"
     model.save_pretrained(tmp_path / "model")
-    said = PROMPTS[kind.removesuffix(" of both")](task)
-    said.num_transformer_submodules = SUBMODULES[kind]
-    adapted = peft.get_peft_model(copy.deepcopy(model), said).eval()
+    settings = PROMPTS[kind.removesuffix(" of both")](task)
+    settings.num_transformer_submodules = SUBMODULES[kind]
+    adapted = peft.get_peft_model(copy.deepcopy(model), settings).eval()
     adapted.save_pretrained(tmp_path / "theirs")
     config, base, _ = load(tmp_path / "model")
     theirs, (args, kwargs), _ = inputs(config, rng)
-    told = {name: torch.from_numpy(x) for name, x in theirs.items()}
+    fields = {name: torch.from_numpy(x) for name, x in theirs.items()}
 
     def wanted_of(adapted):
         with torch.no_grad():
-            return adapted(**told).logits.numpy()
+            return adapted(**fields).logits.numpy()
 
     wanted = wanted_of(adapted)
     method, tuned = load_adapter(tmp_path / "theirs", config)
@@ -227,8 +227,8 @@ def test_parts_of_one_matrix_of_theirs_are_written_as_one_update(use_rslora, rng
     close(wanted_of(again, theirs)[real], np.asarray(wanted)[real])
     back, read = load_adapter(tmp_path / "ours", config)
     whole = attach(back, config.build(), *config.example_inputs(1, 2))
-    found = whole.apply(make_apply(config.build()))(merge(base, read), *args, **kwargs)
-    close(np.asarray(found)[real], np.asarray(wanted)[real])
+    actual = whole.apply(make_apply(config.build()))(merge(base, read), *args, **kwargs)
+    close(np.asarray(actual)[real], np.asarray(wanted)[real])
 
 
 def test_embeddings_and_scanned_layers(rng, tmp_path):
@@ -246,8 +246,8 @@ def test_embeddings_and_scanned_layers(rng, tmp_path):
     method, tuned = load_adapter(tmp_path / "theirs", scanned, base)
     tuning = attach(method, scanned.build(), *scanned.example_inputs(1, 2))
     params = merge(stacked(base), tuned)
-    found = tuning.apply(make_apply(scanned.build()))(params, *args, **kwargs)
-    close(found[real], wanted_of(adapted, theirs)[real])
+    actual = tuning.apply(make_apply(scanned.build()))(params, *args, **kwargs)
+    close(actual[real], wanted_of(adapted, theirs)[real])
     save_adapter(tmp_path / "ours", scanned, tuning, tuned)
     again = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "ours").eval()
     np.testing.assert_allclose(wanted_of(again, theirs)[real], wanted_of(adapted, theirs)[real], rtol=1e-4, atol=1e-5)
@@ -270,7 +270,7 @@ def test_an_encoder_and_a_decoder_of_other_depths_with_scanned_layers(rng, tmp_p
         outs.append(run(merge(params, leaves), *args, **kwargs))
     close(outs[1], outs[0])
     tensors = read_tensors(tmp_path / "theirs" / "adapter_model.safetensors")
-    kept = {name: x for name, x in tensors.items() if "decoder.block.1.layer.0.SelfAttention.q" not in name}
-    write_tensors(kept, tmp_path / "theirs" / "adapter_model.safetensors")
+    remaining = {name: x for name, x in tensors.items() if "decoder.block.1.layer.0.SelfAttention.q" not in name}
+    write_tensors(remaining, tmp_path / "theirs" / "adapter_model.safetensors")
     with pytest.raises(UserError, match="the adapted modules differ between layers"):
         load_adapter(tmp_path / "theirs", scanned)

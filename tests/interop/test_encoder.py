@@ -37,16 +37,16 @@ def test_sentence_embeddings_equal_transformers():
     ids, real = (np.asarray([getattr(e, field) for e in encoded]) for field in ("ids", "attention_mask"))
     apply = make_apply(config.build())
     embed = jax.jit(lambda params, ids, real: unit(mean_pool(apply(params, ids, segment_ids=real)["hidden"], real)))
-    found = embed(params, jnp.asarray(ids), jnp.asarray(real))
+    vectors = embed(params, jnp.asarray(ids), jnp.asarray(real))
 
     model = transformers.BertModel.from_pretrained(FOLDER, attn_implementation="eager").eval()
     with torch.no_grad():
         x = model(torch.from_numpy(ids), attention_mask=torch.from_numpy(real)).last_hidden_state
     weight = torch.from_numpy(real)[..., None].float()
     wanted = torch.nn.functional.normalize((x * weight).sum(1) / weight.sum(1), dim=-1).numpy()
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert f"{found[0] @ found[1]:.4f}" == "0.5552"
-    assert found[0] @ found[2] < 0.2
+    np.testing.assert_allclose(vectors, wanted, atol=1e-5)
+    assert f"{vectors[0] @ vectors[1]:.4f}" == "0.5552"
+    assert vectors[0] @ vectors[2] < 0.2
 
 
 def test_an_adapter_of_it_equals_peft_both_ways(tmp_path):
@@ -62,8 +62,8 @@ def test_an_adapter_of_it_equals_peft_both_ways(tmp_path):
         wanted = adapted(torch.from_numpy(ids)).last_hidden_state.numpy()
     method, tuned = load_adapter(tmp_path / "theirs", config)
     tuning = attach(method, config.build(), *config.example_inputs(1, 2))
-    found = jax.jit(tuning.apply(make_apply(config.build())))(merge(base, tuned), ids)["hidden"]
-    assert np.abs(found - wanted).max() <= 2e-5 * np.abs(wanted).max()
+    hidden = jax.jit(tuning.apply(make_apply(config.build())))(merge(base, tuned), ids)["hidden"]
+    assert np.abs(hidden - wanted).max() <= 2e-5 * np.abs(wanted).max()
     plain = jax.jit(make_apply(config.build()))(base, ids)["hidden"]
     assert np.abs(plain - wanted).max() > 1e-2
 

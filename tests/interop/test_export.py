@@ -20,15 +20,20 @@ def test_a_tuned_classifiers_trunk_is_exported_and_its_head_told(tmp_path):
     for config, workdir in ((f"{SMALL}:{tmp_path}", base), (f"{TUNED}:{tmp_path},{base}", tuned)):
         done = run("experiments.train", f"--config={config}", f"--workdir={workdir}")
         assert done.code == 0, done.err
-    told = run("experiments.export", f"--workdir={tuned}", f"--out={out}", "--adapter", "--base_name=hub/base")
-    assert told.code == 0, told.err
-    assert f"adapter covers the body only; the head's parameters head/bias, head/kernel remain in {tuned}" in told.out
-    said = json.loads((out / "adapter_config.json").read_text())
-    assert (said["base_model_name_or_path"], said["task_type"]) == ("hub/base", "FEATURE_EXTRACTION")
-    found = load(tuned)
-    method, leaves = load_adapter(out, found.saved.experiment.model.body)
+    exported = run("experiments.export", f"--workdir={tuned}", f"--out={out}", "--adapter", "--base_name=hub/base")
+    assert exported.code == 0, exported.err
+    assert (
+        f"adapter covers the body only; the head's parameters head/bias, head/kernel remain in {tuned}" in exported.out
+    )
+    adapter_config = json.loads((out / "adapter_config.json").read_text())
+    assert (adapter_config["base_model_name_or_path"], adapter_config["task_type"]) == (
+        "hub/base",
+        "FEATURE_EXTRACTION",
+    )
+    loaded = load(tuned)
+    method, leaves = load_adapter(out, loaded.saved.experiment.model.body)
     assert method.rank == 2
-    given = found.params["trunk"]["block_0"]["attention"]["query"]["lora_b"]
-    assert (leaves["block_0"]["attention"]["query"]["lora_b"] == given).all() and given.any()
+    trained = loaded.params["trunk"]["block_0"]["attention"]["query"]["lora_b"]
+    assert (leaves["block_0"]["attention"]["query"]["lora_b"] == trained).all() and trained.any()
     wrong = run("experiments.export", f"--workdir={tuned}", f"--out={out}", "--base_name=hub/base")
     assert wrong.code == 2 and "--base_name=hub/base: applies to adapters only; expected --adapter" in wrong.err

@@ -57,9 +57,9 @@ def outputs_of_theirs(model, arguments):
     return {ours: out[theirs] for theirs, ours in names.items() if out.get(theirs) is not None}, layers
 
 
-def close(found, wanted, scale=2e-5, told=""):
-    found, wanted = np.asarray(found), np.asarray(wanted)
-    assert np.abs(found - wanted).max() <= scale * np.abs(wanted).max(), told
+def close(actual, wanted, scale=2e-5, name=""):
+    actual, wanted = np.asarray(actual), np.asarray(wanted)
+    assert np.abs(actual - wanted).max() <= scale * np.abs(wanted).max(), name
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -76,12 +76,12 @@ def test_logits_and_every_layer_equal_transformers_and_it_reads_what_we_write(na
         wanted = {}
     for key, value in wanted.items():
         at = real if value.ndim == 3 else slice(None)
-        close(out[key][at], value.numpy()[at], told=key)
+        close(out[key][at], value.numpy()[at], name=key)
     for side, states in layers.items():
         at = RIGHT.astype(bool) if side == "encoder/" else real
         count = len(states) - 1 - (not isinstance(config, BertConfig))  # a decoder's last comes after its norm
         for i in range(count):
-            close(seen[f"{side}block_{i}/hidden"][at], states[i + 1].numpy()[at], told=f"{side}{i}")
+            close(seen[f"{side}block_{i}/hidden"][at], states[i + 1].numpy()[at], name=f"{side}{i}")
 
     save(tmp_path / "ours", config, params)
     again = type(model).from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
@@ -138,9 +138,9 @@ def test_round_trip_is_exact_also_in_shards(config, tmp_path):
     save(tmp_path, config, params, max_shard_bytes=2000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2 and not (tmp_path / "model.safetensors").exists()
-    again, found, tokenizer = load(tmp_path)
+    again, loaded, tokenizer = load(tmp_path)
     assert tokenizer is None and again == config
-    jax.tree.map(np.testing.assert_array_equal, found, params)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
     save(tmp_path, config, params)  # one file again: nothing of the shards is left to be read
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
@@ -149,9 +149,9 @@ def test_scanned_layers_are_written_apart(tmp_path):
     scanned = tiny(scan_layers=True)
     params = params_of(scanned)
     save(tmp_path, scanned, params)
-    config, found, _ = load(tmp_path)
+    config, loaded, _ = load(tmp_path)
     ids = jnp.arange(8)[None]
-    close(make_apply(config.build())(found, ids), make_apply(scanned.build())(params, ids), 1e-6)
+    close(make_apply(config.build())(loaded, ids), make_apply(scanned.build())(params, ids), 1e-6)
 
 
 def test_parameters_go_straight_to_their_shards(tmp_path):
@@ -160,18 +160,18 @@ def test_parameters_go_straight_to_their_shards(tmp_path):
     save(tmp_path, config, params)
     mesh = make_mesh(MeshConfig(data=1, tensor=4), jax.devices()[:4])
     rules = {**TENSOR, "vocab": None}
-    _, found, _ = load(tmp_path, mesh=mesh, rules=rules)
-    kernel = found["block_0"]["attention"]["query"]["kernel"]
+    _, loaded, _ = load(tmp_path, mesh=mesh, rules=rules)
+    kernel = loaded["block_0"]["attention"]["query"]["kernel"]
     assert {s.data.shape for s in kernel.addressable_shards} == {(16, 1, 4)}
-    jax.tree.map(np.testing.assert_array_equal, found, params)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
 def test_half_precision_files_are_read(tmp_path):
     config = tiny()
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params_of(config))
     save(tmp_path, config, params)
-    _, found, _ = load(tmp_path)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.float32)), found, params)
+    _, loaded, _ = load(tmp_path)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.float32)), loaded, params)
 
 
 def edit(folder, change):

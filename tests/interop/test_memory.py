@@ -31,6 +31,6 @@ def test_peak_memory_is_the_parameters_and_the_largest_tensor(tmp_path):
     root = pathlib.Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "tests.interop.peak", str(tmp_path / "small"), str(tmp_path / "large")]
     peak = int(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)
-    told = f"peak {peak / 1e6:.0f} MB: parameters {total / 1e6:.0f}, largest tensor {largest / 1e6:.0f}"
-    assert 0.9 * total < peak < total + 1.5 * largest, told
-    print(told)
+    message = f"peak {peak / 1e6:.0f} MB: parameters {total / 1e6:.0f}, largest tensor {largest / 1e6:.0f}"
+    assert 0.9 * total < peak < total + 1.5 * largest, message
+    print(message)

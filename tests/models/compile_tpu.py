@@ -35,12 +35,12 @@ def main(kernel: str) -> None:
     batch = {k: jax.ShapeDtypeStruct(shape, d, sharding=program.batch_sharding) for k, d in dtypes.items()}
     compiled = program.step.lower(program.abstract, batch).compile()
     memory = compiled.memory_analysis()
-    found = {
+    result = {
         "kernels": compiled.as_text().count('custom_call_target="tpu_custom_call"'),
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
     }
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

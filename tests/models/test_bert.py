@@ -90,13 +90,13 @@ def test_variants_that_change_no_number(name):
     stacked = {"blocks": jax.tree.map(lambda *x: jnp.stack(x), params["block_0"], params["block_1"])}
     rest = {key: x for key, x in params.items() if not key.startswith("block_")}
     module = BertConfig(**{**SIZES, **VARIANTS[name]}).build()
-    given = {**rest, **stacked} if "scan_layers" in VARIANTS[name] else params
+    variant_params = {**rest, **stacked} if "scan_layers" in VARIANTS[name] else params
     loss = lambda apply: jax.jit(jax.value_and_grad(lambda p: jnp.sin(apply(p, TOKENS)["masked_lm"]).sum()))
-    found, found_grad = loss(make_apply(module))(given)
+    actual, actual_grad = loss(make_apply(module))(variant_params)
     wanted, wanted_grad = loss(apply)(params)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(actual, wanted, rtol=1e-5)
     np.testing.assert_allclose(
-        found_grad["embed"]["embedding"], wanted_grad["embed"]["embedding"], atol=2e-4, rtol=2e-4
+        actual_grad["embed"]["embedding"], wanted_grad["embed"]["embedding"], atol=2e-4, rtol=2e-4
     )
     assert config.length_limit == 24
 

@@ -87,15 +87,15 @@ def test_loss_and_gradients_equal_torch(rng):
     theirs, sums = Elmo(config, params), []
     for b, length in enumerate(lengths):
         _, *logits = theirs(torch.from_numpy(tokens[b, :length]))
-        for way, found in zip(("forward", "backward"), logits, strict=True):
+        for way, direction_logits in zip(("forward", "backward"), logits, strict=True):
             targets = torch.from_numpy(batch[f"{way}_targets"][b, :length]).long()
             weights = torch.from_numpy(batch[f"{way}_weights"][b, :length])
-            sums.append((F.cross_entropy(found, targets, reduction="none") * weights).sum())
+            sums.append((F.cross_entropy(direction_logits, targets, reduction="none") * weights).sum())
     wanted = sum(sums) / 2
     wanted.backward()
     loss = lambda params: BiLM().loss(apply, params, batch, None)[0]
-    found, grads = jax.jit(jax.value_and_grad(loss))(params)
-    assert float(found) == pytest.approx(wanted.item(), rel=1e-5)
+    actual, grads = jax.jit(jax.value_and_grad(loss))(params)
+    assert float(actual) == pytest.approx(wanted.item(), rel=1e-5)
     total, P = sum(n for _, n in config.filters), config.embed_dim
     pairs = [
         (grads["softmax"]["embed"]["embedding"], theirs.softmax.weight.grad),
@@ -112,8 +112,8 @@ def test_loss_and_gradients_equal_torch(rng):
             (grads[name]["bias"].reshape(-1), lstm.bias_ih_l0.grad),
         ]
     assert len(pairs) == 5 + 4 * 4
-    for found, wanted in pairs:
-        np.testing.assert_allclose(found, wanted.numpy(), atol=2e-5 * wanted.abs().max().item(), rtol=0)
+    for actual, wanted in pairs:
+        np.testing.assert_allclose(actual, wanted.numpy(), atol=2e-5 * wanted.abs().max().item(), rtol=0)
 
 
 def test_cells_and_outputs_stay_within_their_clips(rng):
@@ -158,8 +158,8 @@ def test_each_direction_sees_its_own_side_only(way, sees):
             "filter_0": {"kernel": jnp.eye(P)[None], "bias": jnp.full(P, 100.0)},
             "projection": {"kernel": jnp.eye(P), "bias": jnp.full(P, -100.0)},
         }
-        given = {"segment_ids": jnp.ones((1, T), jnp.int32)}
-        out = make_apply(plain.build())({**params, "words": words_params}, words, **given)
+        fields = {"segment_ids": jnp.ones((1, T), jnp.int32)}
+        out = make_apply(plain.build())({**params, "words": words_params}, words, **fields)
         states = out["layers"][:, 0, :, first : first + P].sum(-1)
         return jnp.concatenate([states, out[way][0, None, :, 3]])
 
@@ -262,14 +262,14 @@ def test_words_are_spelled_as_allennlp_spells_them():
 def test_features_of_any_words_are_those_of_the_sentence_alone():
     config, params, apply = built()
     many = [*SENTENCES, [], ["unheard-of", "Wörter"], ["w"] * 20]
-    found = features(config, params, many, batch_size=4)
-    assert [x.shape for x in found] == [(3, len(words), 12) for words in many]
-    for words, vectors in zip(many, found, strict=True):
+    batched = features(config, params, many, batch_size=4)
+    assert [x.shape for x in batched] == [(3, len(words), 12) for words in many]
+    for words, vectors in zip(many, batched, strict=True):
         tokens = spell([BEGIN_SENTENCE, *words, END_SENTENCE], config.max_chars)[None]
         np.testing.assert_allclose(vectors, apply(params, tokens)["layers"][:, 0, 1:-1], atol=2e-6)
-    one, other = features(config, params, [["the", "bank", "lends"], ["a", "river", "bank"]])
-    np.testing.assert_allclose(one[0, 1], other[0, 2], atol=2e-6)  # the same word
-    assert np.abs(one[2, 1] - other[2, 2]).max() > 0.01  # and two contexts
+    finance, river = features(config, params, [["the", "bank", "lends"], ["a", "river", "bank"]])
+    np.testing.assert_allclose(finance[0, 1], river[0, 2], atol=2e-6)  # the same word
+    assert np.abs(finance[2, 1] - river[2, 2]).max() > 0.01  # and two contexts
     assert features(config, params, []) == []
 
 
@@ -302,15 +302,15 @@ def test_the_mix_is_equation_1(rng):
     config, params, _ = built()
     layers = features(config, params, SENTENCES)
     begins = init_params(ScalarMix(), jax.random.key(0), layers[0])
-    for found, wanted in zip(features(config, params, SENTENCES, mix=begins), layers, strict=True):
-        np.testing.assert_allclose(found, wanted.mean(0), atol=2e-6)
+    for mixed, wanted in zip(features(config, params, SENTENCES, mix=begins), layers, strict=True):
+        np.testing.assert_allclose(mixed, wanted.mean(0), atol=2e-6)
     mix = {"weights": jnp.asarray([0.3, -1.0, 2.0]), "gamma": jnp.asarray(1.7)}
     s = np.exp([0.3, -1.0, 2.0]) / np.exp([0.3, -1.0, 2.0]).sum()
     for norm in (False, True):
-        for found, h in zip(features(config, params, SENTENCES, mix=mix, norm=norm), layers, strict=True):
+        for mixed, h in zip(features(config, params, SENTENCES, mix=mix, norm=norm), layers, strict=True):
             if norm:
                 h = (h - h.mean(-1, keepdims=True)) / h.std(-1, keepdims=True)
-            np.testing.assert_allclose(found, 1.7 * np.einsum("l,lnd->nd", s, h), atol=2e-5)
+            np.testing.assert_allclose(mixed, 1.7 * np.einsum("l,lnd->nd", s, h), atol=2e-5)
     # A task learns the mix: both of its parameters get a gradient.
     grads = jax.grad(lambda mix: jnp.sin(ScalarMix().apply({"params": mix}, layers[0])).sum())(mix)
     assert all(np.abs(g).min() > 0 for g in jax.tree.leaves(grads))

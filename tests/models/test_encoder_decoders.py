@@ -113,9 +113,9 @@ def test_variants_that_change_no_number(name):
     loss = lambda c: jax.value_and_grad(lambda p: jnp.sin(make_apply(c.build())(p, INPUTS, TOKENS)).sum())
     wanted, wanted_grad = jax.jit(loss(config))(params)
     for changes in ({"scan_layers": True}, {"scan_layers": True, "remat": "full"}, {"remat": "dots"}):
-        given = {**params, **stacked} if "scan_layers" in changes else params
-        found, grad = jax.jit(loss(dataclasses.replace(config, **changes)))(given)
-        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        variant_params = {**params, **stacked} if "scan_layers" in changes else params
+        actual, grad = jax.jit(loss(dataclasses.replace(config, **changes)))(variant_params)
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5)
         np.testing.assert_allclose(grad["embed"]["embedding"], wanted_grad["embed"]["embedding"], atol=5e-4, rtol=5e-4)
 
 

@@ -120,8 +120,8 @@ def test_remat_changes_memory_and_not_the_gradient(remat, scan):
         loss = lambda p: jnp.sin(apply(p, tokens(), key=jax.random.key(3))).sum()
         return jax.jit(jax.grad(loss))(params), jax.make_jaxpr(jax.grad(loss))(params)
 
-    (found, program), (wanted, _) = grads(remat), grads("none")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, wanted)
+    (actual, program), (wanted, _) = grads(remat), grads("none")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), actual, wanted)
     assert "checkpoint" in str(program) or "remat" in str(program)
 
 

@@ -59,7 +59,7 @@ def test_logits_and_gradients(shape, rng):
         out = apply(params, jnp.asarray(ids), segment_ids=jnp.asarray(padding), positions=jnp.asarray(positions))
         return (out * weight.numpy()).sum()
 
-    found = jax.jit(jax.grad(loss))(params)
+    actual = jax.jit(jax.grad(loss))(params)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.grad
         assert parameter.grad is not None, name
@@ -69,7 +69,7 @@ def test_logits_and_gradients(shape, rng):
         difference, size = np.abs(a - b).max(), np.abs(b).max()
         assert difference <= 5e-5 * size + 1e-6, f"{jax.tree_util.keystr(path)}: {difference} of {size}"
 
-    jax.tree_util.tree_map_with_path(close, found, wanted)
+    jax.tree_util.tree_map_with_path(close, actual, wanted)
 
 
 def test_fifty_adamw_steps_follow_torch(rng):

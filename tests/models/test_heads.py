@@ -69,8 +69,8 @@ def example(config, rng, length=T):
 
 
 def call(apply, params, batch, **changes):
-    given = {**batch, **changes}
-    return apply(params, given.pop("tokens"), **given)
+    fields = {**batch, **changes}
+    return apply(params, fields.pop("tokens"), **fields)
 
 
 @pytest.mark.parametrize(("trunk", "head"), PAIRS)
@@ -146,8 +146,8 @@ def test_the_order_of_summed_sequences_does_not_count_and_that_of_options_does(r
     turned = {name: x[:, ::-1] for name, x in batch.items()}
     np.testing.assert_allclose(call(apply, params, turned)["logits"], call(apply, params, batch)["logits"], atol=1e-6)
     config, params, apply = built("gpt", "choice")
-    found, wanted = call(apply, params, turned)["logits"], call(apply, params, batch)["logits"]
-    np.testing.assert_allclose(found, wanted[:, ::-1], atol=1e-6)
+    actual, wanted = call(apply, params, turned)["logits"], call(apply, params, batch)["logits"]
+    np.testing.assert_allclose(actual, wanted[:, ::-1], atol=1e-6)
 
 
 def test_kinds_of_tokens_count_where_the_trunk_has_some(rng):
@@ -237,7 +237,7 @@ def test_a_head_of_ones_own(rng):
     configs.check(config)
     params = init_params(config.build(), jax.random.key(0), jnp.zeros((1, C, 4), jnp.int32))
     batch = example(config, rng)
-    found = call(make_apply(config.build()), params, batch)["logits"]
-    assert found.shape == (B,) and (found > 0).all()
+    logits = call(make_apply(config.build()), params, batch)["logits"]
+    assert logits.shape == (B,) and (logits > 0).all()
     same = {name: np.repeat(x[:, :1], C, 1) for name, x in batch.items()}
     np.testing.assert_allclose(call(make_apply(config.build()), params, same)["logits"], 0, atol=1e-10)

@@ -71,11 +71,11 @@ LINEAR = ("classifier", "qa_outputs", "score", "multiple_choice_head.summary")
 def head_of(model, config):
     """Our parameters of their linear map, by its weights or, after a backward pass, its gradients."""
     name, module = next((name, m) for name, m in model.named_modules() if name in LINEAR)
-    found = {"kernel": jnp.asarray(module.weight.detach().numpy().T)}
+    weights = {"kernel": jnp.asarray(module.weight.detach().numpy().T)}
     if config.head.use_bias:  # some of theirs have none
         bias = np.zeros(config.head.features) if module.bias is None else module.bias.detach().numpy()
-        found["bias"] = jnp.asarray(bias, jnp.float32)
-    return name, module, found
+        weights["bias"] = jnp.asarray(bias, jnp.float32)
+    return name, module, weights
 
 
 def read(model, head, folder):
@@ -126,10 +126,10 @@ def batches(config, model, rng):
     }, ours
 
 
-def close(found, wanted, scale=2e-5):
-    found, wanted = np.asarray(found), np.asarray(wanted)
-    assert found.shape == wanted.shape
-    assert np.abs(found - wanted).max() <= scale * np.abs(wanted).max()
+def close(actual, wanted, scale=2e-5):
+    actual, wanted = np.asarray(actual), np.asarray(wanted)
+    assert actual.shape == wanted.shape
+    assert np.abs(actual - wanted).max() <= scale * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -155,18 +155,18 @@ def test_logits_and_loss_equal_transformers(name, rng, tmp_path):
 
     @jax.jit
     def run(params):
-        given = {name: batch[name] for name in ("token_type_ids", "segment_ids", "pool_positions") if name in batch}
-        return apply(params, batch["tokens"], **given), objective.loss(apply, params, objective.prepare(batch), None)
+        extra = {name: batch[name] for name in ("token_type_ids", "segment_ids", "pool_positions") if name in batch}
+        return apply(params, batch["tokens"], **extra), objective.loss(apply, params, objective.prepare(batch), None)
 
-    found, (total, weight, metrics) = run(params)
+    outputs, (total, weight, metrics) = run(params)
     real = batch["segment_ids"].astype(bool) if head.of_tokens else slice(None)
-    close(found["logits"][real], wanted.numpy()[real])
+    close(outputs["logits"][real], wanted.numpy()[real])
     task_loss = out["mc_loss"] if lm_weight else out["loss"]
     expected = task_loss.item() + (lm_weight * out["loss"].item() if lm_weight else 0.0)
     assert float(total / weight) == pytest.approx(expected, rel=2e-5)
     if lm_weight:
         real = batch["segment_ids"].astype(bool)
-        close(found["lm"][real], out["logits"].numpy()[real])
+        close(outputs["lm"][real], out["logits"].numpy()[real])
         assert float(means(metrics, weight)["lm_loss"]) == pytest.approx(out["loss"].item(), rel=2e-5)
 
 

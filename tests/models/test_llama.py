@@ -68,9 +68,9 @@ def test_cached_steps_and_packed_documents_equal_the_plain_run(name):
 def test_it_generates():
     config, params, apply = built("qwen3-like")
     generator = Generator(apply, config.init_cache, config.length_limit, eos_id=32, vocab_size=33)
-    found = generator(params, [[1, 2, 3], [4]], 6)
+    generated = generator(params, [[1, 2, 3], [4]], 6)
     row = [32, 1, 2, 3]
-    for token in found[0]:
+    for token in generated[0]:
         assert token == int(apply(params, jnp.asarray([row]))[0, -1].argmax())
         row.append(token)
 

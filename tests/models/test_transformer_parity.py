@@ -80,15 +80,15 @@ def ours(model, dim, layers, decoder_layers, heads, inner):
     shapes, _ = abstract_params(config.build(), *config.example_inputs(1, 1))
     by_path = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     state = {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
-    found = {}
+    converted = {}
     for tensor in tensors:
-        found |= tensor.to_params(state[tensor.name], by_path)
-    return config, jax.tree_util.tree_map_with_path(lambda path, _: found[path_name(path)], shapes)
+        converted |= tensor.to_params(state[tensor.name], by_path)
+    return config, jax.tree_util.tree_map_with_path(lambda path, _: converted[path_name(path)], shapes)
 
 
-def close(found, wanted, told=""):
-    found, wanted = np.asarray(found), np.asarray(wanted)
-    assert np.abs(found - wanted).max() <= 2e-5 * np.abs(wanted).max(), told
+def close(actual, wanted, name=""):
+    actual, wanted = np.asarray(actual), np.asarray(wanted)
+    assert np.abs(actual - wanted).max() <= 2e-5 * np.abs(wanted).max(), name
 
 
 def example(rng):
@@ -165,10 +165,10 @@ def test_pre_norm_equals_torch(rng):
         tensors += linear(f"{at}.linear1", f"{block}/mlp/up") + linear(f"{at}.linear2", f"{block}/mlp/down")
         tensors += norm(f"{at}.norm{len(kinds) + 1}", f"{block}/mlp_norm") + norm(f"{side}.norm", f"{side}/norm")
     embedding = rng.standard_normal((V, 12)).astype(np.float32)
-    found = {"embed/embedding": jax.numpy.asarray(embedding)}
+    converted = {"embed/embedding": jax.numpy.asarray(embedding)}
     for tensor in tensors:
-        found |= tensor.to_params(state[tensor.name], by_path)
-    params = jax.tree_util.tree_map_with_path(lambda path, _: found[path_name(path)], shapes)
+        converted |= tensor.to_params(state[tensor.name], by_path)
+    params = jax.tree_util.tree_map_with_path(lambda path, _: converted[path_name(path)], shapes)
     ids, written = rng.integers(1, V, (B, S)), rng.integers(1, V, (B, T))
     embed = lambda x: torch.from_numpy(np.array(embedding[x] * 12**0.5 + sinusoid(np.arange(x.shape[1]), 12)))
     padding = torch.from_numpy(RIGHT == 0)

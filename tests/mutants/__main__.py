@@ -57,8 +57,8 @@ def stale(mutants: list[Mutant]) -> list[str]:
 
 def row(result: runner.Result) -> str:
     m = result.mutant
-    told = result.killed_by or f"{result.status.upper()}: {result.detail}"
-    return f"{m.id:<48} {m.tier:<5} {result.seconds:6.1f} s  {told}"
+    outcome = result.killed_by or f"{result.status.upper()}: {result.detail}"
+    return f"{m.id:<48} {m.tier:<5} {result.seconds:6.1f} s  {outcome}"
 
 
 def summary(results: list[runner.Result]) -> str:
@@ -66,8 +66,8 @@ def summary(results: list[runner.Result]) -> str:
     counts = collections.Counter((r.mutant.room, r.mutant.tier if r.status == runner.KILLED else "") for r in results)
     lines = ["", f"{'room':<24} {'mutants':>8} {'fast':>6} {'slow':>6} {'alive':>6}"]
     for room in sorted({r.mutant.room for r in results}):
-        found = [counts[room, kind] for kind in ("fast", "slow", "")]
-        lines.append(f"{room:<24} {sum(found):>8} {found[0]:>6} {found[1]:>6} {found[2]:>6}")
+        numbers = [counts[room, kind] for kind in ("fast", "slow", "")]
+        lines.append(f"{room:<24} {sum(numbers):>8} {numbers[0]:>6} {numbers[1]:>6} {numbers[2]:>6}")
     total = [sum(counts[room, kind] for room, k in list(counts) if k == kind) for kind in ("fast", "slow", "")]
     lines.append(f"{'all':<24} {sum(total):>8} {total[0]:>6} {total[1]:>6} {total[2]:>6}")
     return "\n".join(lines)

@@ -125,16 +125,16 @@ def check_clean(mutants: Sequence[Mutant], tree: pathlib.Path, cache: pathlib.Pa
     for tier in sorted({m.tier for m in mutants}):
         of_tier = [m for m in mutants if m.tier == tier]
         tests = sorted({test for m in of_tier for test in m.tests})
-        found = run_tests(tree, cache, [*tier_options(tier), *tests], CLEAN_TIMEOUT)
-        problems += [f"{name}: fails without a mutant" for name, x in found["tests"].items() if x == "failed"]
-        problems += found["broken"]
-        if found["timed_out"]:
+        report = run_tests(tree, cache, [*tier_options(tier), *tests], CLEAN_TIMEOUT)
+        problems += [f"{name}: fails without a mutant" for name, x in report["tests"].items() if x == "failed"]
+        problems += report["broken"]
+        if report["timed_out"]:
             problems.append(f"the {tier} tests took more than {CLEAN_TIMEOUT} s")
         for m in of_tier:
-            if not any(_matches(name, test) for name in found["tests"] for test in m.tests):
+            if not any(_matches(name, test) for name in report["tests"] for test in m.tests):
                 problems.append(f"{m.id}: no {tier} test among {', '.join(m.tests)}")
-        if not found["tests"]:
-            problems.append(found["log"][-2000:])
+        if not report["tests"]:
+            problems.append(report["log"][-2000:])
     return problems
 
 
@@ -154,20 +154,20 @@ def run_mutant(mutant: Mutant, tree: pathlib.Path, clean_cache: pathlib.Path) ->
     begun = time.monotonic()
     try:
         _write(path, mutant.applied(source))
-        found = run_tests(tree, cache, ["-x", *tier_options(mutant.tier), *mutant.tests])
+        report = run_tests(tree, cache, ["-x", *tier_options(mutant.tier), *mutant.tests])
     finally:
         _write(path, source)
         shutil.rmtree(cache)
         shutil.rmtree(tree / "tmp", ignore_errors=True)
     seconds = time.monotonic() - begun
-    failed = next((name for name, outcome in found["tests"].items() if outcome == "failed"), None)
-    if found["timed_out"]:
+    failed = next((name for name, outcome in report["tests"].items() if outcome == "failed"), None)
+    if report["timed_out"]:
         return Result(mutant, TIMED_OUT, None, seconds, f"its tests took more than {TIMEOUT} s")
     if failed is not None:
         return Result(mutant, KILLED, failed, seconds)
-    if found["broken"] or not found["tests"]:  # a fault that keeps tests from being collected shows nothing
-        return Result(mutant, BROKEN, None, seconds, "; ".join(found["broken"]) or found["log"][-500:])
-    return Result(mutant, SURVIVED, None, seconds, f"{len(found['tests'])} tests passed")
+    if report["broken"] or not report["tests"]:  # a fault that keeps tests from being collected shows nothing
+        return Result(mutant, BROKEN, None, seconds, "; ".join(report["broken"]) or report["log"][-500:])
+    return Result(mutant, SURVIVED, None, seconds, f"{len(report['tests'])} tests passed")
 
 
 def _write(path: pathlib.Path, text: str) -> None:

@@ -52,10 +52,12 @@ def test_there_are_enough_and_every_room_has_some():
 
 
 def test_a_stale_mutant_is_an_error():
-    one = Mutant(id="nn/x", file="nn/x.py", old="a + b", new="a - b", fault="minus", tests=("tests/nn/test_masks.py",))
-    assert one.applied("c = a + b\n") == "c = a - b\n"
+    mutant = Mutant(
+        id="nn/x", file="nn/x.py", old="a + b", new="a - b", fault="minus", tests=("tests/nn/test_masks.py",)
+    )
+    assert mutant.applied("c = a + b\n") == "c = a - b\n"
     for source, message in (("c = b + a\n", "0 times"), ("c = a + b\nd = a + b\n", "2 times")):
         with pytest.raises(StaleMutant, match=message):
-            one.applied(source)
+            mutant.applied(source)
     with pytest.raises(StaleMutant, match="means the same"):
-        one.applied("# a + b\n")
+        mutant.applied("# a + b\n")

@@ -23,11 +23,11 @@ def main(*policies: str) -> None:
     model = GPTConfig(vocab_size=256, max_length=512, num_layers=8, num_heads=2, embed_dim=256, scan_layers=True)
     model = dataclasses.replace(model, policy=precision)
     e = Experiment(model=model, data=DataConfig(seq_len=512, batch_size=16), num_steps=10)
-    found = {}
+    memory = {}
     for policy in policies:
         program = build(dataclasses.replace(e, model=dataclasses.replace(model, remat=policy)), devices)
-        found[policy] = compiled_bytes(lowered_gradients(program))
-    print(json.dumps(found))
+        memory[policy] = compiled_bytes(lowered_gradients(program))
+    print(json.dumps(memory))
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def main(kernel: str, length: int) -> None:
     with jax.set_mesh(mesh), axis_rules(ACTIVATIONS):
         compiled = jax.jit(jax.grad(loss, (0, 1, 2)), out_shardings=(split,) * 3).lower(x, x, x).compile()
     text = compiled.as_text()
-    found = {"temporaries": compiled.memory_analysis().temp_size_in_bytes, "gathers": text.count("all-gather(")}
-    print(json.dumps({**found, "permutes": text.count("collective-permute-start(")}))
+    result = {"temporaries": compiled.memory_analysis().temp_size_in_bytes, "gathers": text.count("all-gather(")}
+    print(json.dumps({**result, "permutes": text.count("collective-permute-start(")}))
 
 
 if __name__ == "__main__":

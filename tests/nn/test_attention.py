@@ -64,8 +64,8 @@ def test_kernels_have_the_same_gradients(rng, kernel):
         return (kernel(q, k, v, MASKS["segments"], policy=F32) * weight).sum()
 
     wanted = jax.jit(jax.grad(functools.partial(loss, kernels.Einsum()), (0, 1, 2)))(*args)
-    found = jax.jit(jax.grad(functools.partial(loss, KERNELS[kernel]), (0, 1, 2)))(*args)
-    for a, b in zip(found, wanted, strict=True):
+    actual = jax.jit(jax.grad(functools.partial(loss, KERNELS[kernel]), (0, 1, 2)))(*args)
+    for a, b in zip(actual, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-6)
 
 
@@ -131,8 +131,8 @@ def test_the_tpu_kernel_in_interpreter_equals_einsum(rng, softcap, K):
 
     flash, einsum = kernels.Flash(block=128, interpret=True), kernels.Einsum()
     for kernel_grad in ((lambda f: f), functools.partial(jax.grad, argnums=(0, 1, 2))):
-        found, wanted = (kernel_grad(functools.partial(loss, k_))(q, k, v) for k_ in (flash, einsum))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, wanted)
+        actual, wanted = (kernel_grad(functools.partial(loss, k_))(q, k, v) for k_ in (flash, einsum))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), actual, wanted)
 
 
 def test_heads_are_kept_in_full_lanes(rng):
@@ -149,7 +149,7 @@ def test_heads_are_kept_in_full_lanes(rng):
         return jnp.sin(f(*arrays)).sum()
 
     plain = lambda q, k, v: run(q, k, v, ids)
-    found, wanted = (jax.value_and_grad(functools.partial(loss, f), (0, 1, 2))(q, k, v) for f in (whole, plain))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, wanted)
-    kept = [x.shape for x in jax.tree.leaves(jax.vjp(whole, q, k, v)[1])]
-    assert (16, 128) in kept and (2, 2, 16, 32) not in kept, kept
+    actual, wanted = (jax.value_and_grad(functools.partial(loss, f), (0, 1, 2))(q, k, v) for f in (whole, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), actual, wanted)
+    residuals = [x.shape for x in jax.tree.leaves(jax.vjp(whole, q, k, v)[1])]
+    assert (16, 128) in residuals and (2, 2, 16, 32) not in residuals, residuals

@@ -28,8 +28,8 @@ def test_matmul_and_its_gradients_are_the_ordinary_ones(rng, form, transpose, sh
     w = jnp.asarray(rng.standard_normal(shape[::-1] if transpose else shape), jnp.float32)
     ours = lambda x, w: jnp.sin(matmul(x, w, Policy(weight_gradient=form), transpose)).sum()
     plain = lambda x, w: jnp.sin(x @ (w.T if transpose else w)).sum()
-    found, wanted = (jax.jit(jax.value_and_grad(f, (0, 1)))(x, w) for f in (ours, plain))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, wanted)
+    actual, wanted = (jax.jit(jax.value_and_grad(f, (0, 1)))(x, w) for f in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), actual, wanted)
 
 
 def test_weight_gradients_of_low_precision_products_are_float32(rng):
@@ -90,12 +90,12 @@ def test_activations_equal_jax_in_value_and_gradient_and_keep_their_input_alone(
     }
     x = jnp.asarray(rng.standard_normal(1000) * 4, jnp.float32)
     value = lambda f: jax.value_and_grad(lambda x: jnp.sin(f(x)).sum())(x)
-    found, wanted = value(ACTIVATIONS[name]), value(theirs[name])
+    actual, wanted = value(ACTIVATIONS[name]), value(theirs[name])
     tolerance = 1e-5 if name == "gelu_tanh" else 2e-6  # by which JAX's own derivative of that form is off, x < -5
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=tolerance), found, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=tolerance), actual, wanted)
 
-    kept = jax.tree.leaves(jax.vjp(ACTIVATIONS[name], x)[1])
-    assert [leaf.shape for leaf in kept] == [(1000,)] and (kept[0] == x).all()
+    residuals = jax.tree.leaves(jax.vjp(ACTIVATIONS[name], x)[1])
+    assert [leaf.shape for leaf in residuals] == [(1000,)] and (residuals[0] == x).all()
 
 
 def test_linear_contracts_several_axes(rng):
@@ -127,9 +127,9 @@ def test_norms_equal_flax_in_value_and_gradient(rng, norm):
     def loss(module, params, x):
         return jnp.sin(module.apply({"params": params}, x)).sum()
 
-    found = jax.value_and_grad(loss, (1, 2))(norm.build(Policy()), params, x)
+    actual = jax.value_and_grad(loss, (1, 2))(norm.build(Policy()), params, x)
     wanted = jax.value_and_grad(loss, (1, 2))(theirs, params, x)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), actual, wanted)
 
 
 def test_sinusoid_is_the_papers_formula_and_shifts_linearly():
@@ -222,8 +222,8 @@ def test_token_nll_equals_optax_and_its_gradient(rng):
         nll = optax.softmax_cross_entropy_with_integer_labels(z, targets)
         return (nll * weight).sum() + 0.1 * (jax.nn.logsumexp(z, -1) ** 2).sum()
 
-    found, wanted = (jax.value_and_grad(f)(logits) for f in (ours, theirs))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
+    actual, wanted = (jax.value_and_grad(f)(logits) for f in (ours, theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, wanted)
 
 
 def products(jaxpr) -> int:
@@ -237,7 +237,7 @@ def test_a_weight_that_is_not_trained_has_no_gradient_and_its_input_is_not_kept(
     loss = lambda x, w: jnp.sum(jnp.sin(matmul(jnp.cos(x), w, policy)))
     assert products(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(x, w).jaxpr) == 3
     assert products(jax.make_jaxpr(jax.grad(loss))(x, w).jaxpr) == 2
-    kept = jax.tree.leaves(jax.vjp(lambda x: matmul(x, w, policy), x)[1])
-    assert (5, 4) not in [leaf.shape for leaf in kept]
-    kept = jax.tree.leaves(jax.vjp(lambda w: matmul(x, w, policy), w)[1])
-    assert (5, 4) in [leaf.shape for leaf in kept]
+    residuals = jax.tree.leaves(jax.vjp(lambda x: matmul(x, w, policy), x)[1])
+    assert (5, 4) not in [leaf.shape for leaf in residuals]
+    residuals = jax.tree.leaves(jax.vjp(lambda w: matmul(x, w, policy), w)[1])
+    assert (5, 4) in [leaf.shape for leaf in residuals]

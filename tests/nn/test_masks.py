@@ -69,8 +69,8 @@ def test_kernels_agree_under_every_mask_with_bias_and_scale(rng, kernel):
         mask = make(case)
         dense = mask.dense(T, T)
         some = np.ones((2, T), bool) if dense is None else np.broadcast_to(dense, (2, 1, T, T))[:, 0].any(-1)
-        found, wanted = (np.asarray(run(which, mask)) for which in (kernel, kernels.Einsum()))
-        np.testing.assert_allclose(found[some], wanted[some], atol=2e-6, err_msg=str(case))
+        actual, wanted = (np.asarray(run(which, mask)) for which in (kernel, kernels.Einsum()))
+        np.testing.assert_allclose(actual[some], wanted[some], atol=2e-6, err_msg=str(case))
 
 
 def test_bias_reaches_its_gradient(rng):
@@ -80,8 +80,8 @@ def test_bias_reaches_its_gradient(rng):
     def loss(kernel, bias):
         return jnp.sin(kernel(q, k, v, Mask(), policy=Policy(), bias=bias)).sum()
 
-    found, wanted = (jax.grad(functools.partial(loss, k))(bias) for k in (kernels.Blocked(block=5), kernels.Einsum()))
-    np.testing.assert_allclose(found, wanted, atol=2e-6)
+    actual, wanted = (jax.grad(functools.partial(loss, k))(bias) for k in (kernels.Blocked(block=5), kernels.Einsum()))
+    np.testing.assert_allclose(actual, wanted, atol=2e-6)
     assert np.abs(np.asarray(wanted)).max() > 1e-2
 
 
@@ -91,7 +91,7 @@ def test_the_tpu_kernel_knows_windows_and_keys_that_are_padding(rng):
     keys = jnp.asarray([[1] * 200 + [0] * 56])
     for mask in (Mask(window=40), Mask(causal=False, window=40), Mask(causal=False, key_segments_BS=keys)):
         run = lambda kernel, mask=mask: kernel(q, k, v, mask, policy=Policy(), scale=0.1)
-        found, wanted = run(kernels.Flash(block=128, interpret=True)), run(kernels.Einsum())
-        np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4)
+        actual, wanted = run(kernels.Flash(block=128, interpret=True)), run(kernels.Einsum())
+        np.testing.assert_allclose(actual, wanted, rtol=2e-4, atol=2e-4)
     with pytest.raises(UserError, match="prefix"):
         kernels.Flash(block=128, interpret=True)(q, k, v, Mask(prefix_B=jnp.asarray([3])), policy=Policy())

@@ -50,25 +50,27 @@ def test_there_and_back_is_the_papers_definition(kind, name):
     shape, axis, size = SHAPES[name]
     x = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)  # two layers
     x[0, 0] = 0.0  # blocks of zeros
-    found = quantise(jnp.asarray(x), how(kind, shape, axis, size))
+    quantised = quantise(jnp.asarray(x), how(kind, shape, axis, size))
     wanted = reference(x, axis, size, kind)
-    np.testing.assert_allclose(found.floats(), wanted, atol=1e-6 * np.abs(x).max())
-    one = jax.tree.map(lambda leaf: leaf[1], found)  # as a scan gives it
-    np.testing.assert_array_equal(one.unbox(), found.floats()[1])
-    assert found.codes.nbytes == x.size * BITS[kind] // 8
-    assert found.scales.nbytes == 4 * x.size // size
+    np.testing.assert_allclose(quantised.floats(), wanted, atol=1e-6 * np.abs(x).max())
+    layer = jax.tree.map(lambda leaf: leaf[1], quantised)  # as a scan gives it
+    np.testing.assert_array_equal(layer.unbox(), quantised.floats()[1])
+    assert quantised.codes.nbytes == x.size * BITS[kind] // 8
+    assert quantised.scales.nbytes == 4 * x.size // size
 
 
 def test_again_is_the_same_and_bfloat16_is_rounded_once():
     shape, axis, size = SHAPES["(embed, mlp)"]
     x = jax.random.normal(jax.random.key(0), shape)
     for kind in BITS:
-        found = quantise(x, how(kind, shape, axis, size))
-        again = quantise(found.floats(), found.how)
-        np.testing.assert_array_equal(again.codes, found.codes)
-        narrow = Quantised(found.codes, found.scales, Blocks(kind, axis, size, "float32", "bfloat16", (None, None)))
-        np.testing.assert_array_equal(narrow.unbox(), found.floats().astype(jnp.bfloat16))
-        assert dequantised({"a": {"kernel": found}, "b": x})["a"]["kernel"].dtype == jnp.float32
+        quantised = quantise(x, how(kind, shape, axis, size))
+        again = quantise(quantised.floats(), quantised.how)
+        np.testing.assert_array_equal(again.codes, quantised.codes)
+        narrow = Quantised(
+            quantised.codes, quantised.scales, Blocks(kind, axis, size, "float32", "bfloat16", (None, None))
+        )
+        np.testing.assert_array_equal(narrow.unbox(), quantised.floats().astype(jnp.bfloat16))
+        assert dequantised({"a": {"kernel": quantised}, "b": x})["a"]["kernel"].dtype == jnp.float32
 
 
 def test_sizes_of_blocks():
@@ -80,14 +82,14 @@ def test_sizes_of_blocks():
 
 def test_a_policy_that_keeps_all_but_what_is_gathered_keeps_no_floats_of_codes():
     kernel = quantise(jax.random.normal(jax.random.key(0), (16, 8)), how("nf4", (16, 8), -2, 8))
-    kept = {}
+    saved = {}
     for name, policy in (("all", jax.checkpoint_policies.everything_saveable), ("ours", all_but_gathered)):
         layer = jax.checkpoint(lambda x, kernel: jnp.sum(jnp.tanh(x @ kernel.unbox())), policy=policy)
         pull = lambda x, kernel, layer=layer: jax.tree.leaves(jax.vjp(lambda x: layer(x, kernel), x)[1])
         shapes = jax.make_jaxpr(pull)(jnp.ones((3, 16)), kernel).out_avals
-        kept[name] = {leaf.shape for leaf in shapes if leaf.dtype == jnp.float32}
-    assert (16, 8) in kept["all"]
-    assert (16, 8) not in kept["ours"]
+        saved[name] = {leaf.shape for leaf in shapes if leaf.dtype == jnp.float32}
+    assert (16, 8) in saved["all"]
+    assert (16, 8) not in saved["ours"]
 
 
 def test_shares_of_a_kernel_are_made_floats_where_they_lie():

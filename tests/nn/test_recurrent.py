@@ -60,8 +60,8 @@ def test_outputs_states_and_gradients_equal_torch(rng, cell, bidirectional):
     (wanted * torch.from_numpy(weight)).sum().backward()
 
     run = lambda x: module.apply({"params": params}, x, jnp.asarray(mask))
-    (found, states), grad = run(x), jax.grad(lambda x: (run(x)[0] * weight).sum())(x)
-    np.testing.assert_allclose(found, wanted.detach().numpy(), atol=1e-5)
+    (outputs, states), grad = run(x), jax.grad(lambda x: (run(x)[0] * weight).sum())(x)
+    np.testing.assert_allclose(outputs, wanted.detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(grad, x_torch.grad.numpy(), atol=2e-5)
     last = last[::-1] if isinstance(last, tuple) else (last,)  # PyTorch's are (h, c)
     for i, wanted in enumerate(last):
@@ -104,10 +104,10 @@ def test_clips_hold_and_dropout_is_between_layers(rng):
     out, states = module.apply(params, x)
     assert np.abs(np.asarray(out)).max() == pytest.approx(0.02)
     assert max(np.abs(np.asarray(c)).max() for c, _ in states) == pytest.approx(0.1)
-    one = network("gru", num_layers=1, dropout_rate=0.5)
-    params = {"params": init(one, x)}
-    dropped, _ = one.apply(params, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
-    np.testing.assert_array_equal(dropped, one.apply(params, x)[0])
+    gru = network("gru", num_layers=1, dropout_rate=0.5)
+    params = {"params": init(gru, x)}
+    dropped, _ = gru.apply(params, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(dropped, gru.apply(params, x)[0])
     two = network("gru", dropout_rate=0.5)
     params = {"params": init(two, x)}
     dropped, _ = two.apply(params, x, deterministic=False, rngs={"dropout": jax.random.key(0)})

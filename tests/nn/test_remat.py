@@ -23,13 +23,13 @@ def loss(choice, scan, **fields):
     return (lambda p: jnp.square(model.apply(p, tokens)).mean()), params
 
 
-def kept(choice, **fields):
+def saved_bytes(choice, **fields):
     """Bytes kept for the backward pass, parameters aside: (on the device, on the host)."""
     f, params = loss(choice, True, **fields)
-    found = jax.make_jaxpr(lambda p: jax.tree.leaves(jax.vjp(f, p)[1]))(params).out_avals
+    residuals = jax.make_jaxpr(lambda p: jax.tree.leaves(jax.vjp(f, p)[1]))(params).out_avals
     weights = {x.shape for x in jax.tree.leaves(params)}
     sizes = {False: 0, True: 0}
-    for x in found:
+    for x in residuals:
         sizes[x.memory_space == jax.memory.Space.Host] += 0 if x.shape in weights else x.size * x.dtype.itemsize
     return sizes[False], sizes[True]
 
@@ -39,18 +39,18 @@ def test_gradients_are_the_same_under_every_policy(scan):
     f, params = loss("none", scan)
     wanted = jax.jit(jax.grad(f))(params)
     for choice in CHOICES[1:]:
-        found = jax.jit(jax.grad(loss(choice, scan)[0]))(params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), found, wanted)
+        actual = jax.jit(jax.grad(loss(choice, scan)[0]))(params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), actual, wanted)
 
 
 def test_policies_keep_less_and_less():
-    sizes = [kept(choice)[0] for choice in ("none", "dots", "names", "full")]
+    sizes = [saved_bytes(choice)[0] for choice in ("none", "dots", "names", "full")]
     assert sizes == sorted(set(sizes), reverse=True)
 
 
 def test_offloaded_places_are_in_the_hosts_memory_and_the_device_keeps_as_little_as_full():
-    device, host = kept("offload")
-    assert device == kept("full")[0]
+    device, host = saved_bytes("offload")
+    assert device == saved_bytes("full")[0]
     layer = 2 * 16 * 16 * 4  # B x T x D x float32
     assert host == 3 * (3 + 1 + 4) * layer  # query, key, value; attention_out; mlp_hidden
 
@@ -60,8 +60,8 @@ def test_every_place_that_a_gradient_reads_is_kept_when_asked(place):
     # mlp_out is read by no gradient of a pre-norm block: the sum after it is the next block's input.
     fields = {"mlp": GatedMLP()} if place == "mlp_hidden" else {}
     size = {"mlp_hidden": 2 * 48}.get(place, 16) * 2 * 16 * 4 * 3
-    assert kept(Remat(offload=(place,)), **fields) == (kept("full", **fields)[0], size)
-    assert kept(Remat(save=(place,)), **fields) == (kept("full", **fields)[0] + size, 0)
+    assert saved_bytes(Remat(offload=(place,)), **fields) == (saved_bytes("full", **fields)[0], size)
+    assert saved_bytes(Remat(save=(place,)), **fields) == (saved_bytes("full", **fields)[0] + size, 0)
 
 
 @pytest.mark.parametrize(

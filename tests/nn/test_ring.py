@@ -72,9 +72,9 @@ def both(kernel, arrays, mask, weight, policy=Policy(), **scores):
     return {"out": out, **grads}
 
 
-def close(found, wanted, tolerance=1e-5):
+def close(actual, wanted, tolerance=1e-5):
     for name in wanted:
-        a, b = (np.asarray(x[name], np.float32) for x in (found, wanted))
+        a, b = (np.asarray(x[name], np.float32) for x in (actual, wanted))
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max(), (name, np.abs(a - b).max() / np.abs(b).max())
 
 
@@ -84,10 +84,10 @@ def equal(rng, mask, sizes, kernel=None, rules=None, tolerance=1e-5, policy=Poli
     weight = jnp.asarray(rng.standard_normal(arrays["q"].shape), jnp.float32) * real[..., None, None]
     wanted = both(Einsum(), arrays, mask, weight, policy, **scores)
     with over(sizes, **(rules or {})):
-        found = both(kernel or Ring(), arrays, mask, weight, policy, **scores)
-    assert all(np.isfinite(x).all() for x in found.values())
+        actual = both(kernel or Ring(), arrays, mask, weight, policy, **scores)
+    assert all(np.isfinite(x).all() for x in actual.values())
     real = real[..., None, None]
-    close({**found, "out": found["out"] * real}, {**wanted, "out": wanted["out"] * real}, tolerance)
+    close({**actual, "out": actual["out"] * real}, {**wanted, "out": wanted["out"] * real}, tolerance)
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -148,11 +148,11 @@ def test_rows_with_nothing_to_attend_to_are_those_of_einsum(rng):
     zeros, arrays = jnp.zeros((2, T), jnp.int32), inputs(rng)
     mask = Mask(query_segments_BT=zeros, key_segments_BS=zeros)
     with over(MESHES["data"]):
-        found = both(Ring(), arrays, mask, 1.0)
+        actual = both(Ring(), arrays, mask, 1.0)
     np.testing.assert_allclose(
-        found["out"], jnp.broadcast_to(arrays["v"].mean(1, keepdims=True), (2, T, 4, 8)), atol=1e-6
+        actual["out"], jnp.broadcast_to(arrays["v"].mean(1, keepdims=True), (2, T, 4, 8)), atol=1e-6
     )
-    assert all(np.isfinite(x).all() for x in found.values())
+    assert all(np.isfinite(x).all() for x in actual.values())
 
 
 def test_keys_of_another_length_and_one_device_are_einsum(rng):
@@ -209,9 +209,9 @@ def test_memory_is_a_tenth_of_dense_attention():
 
 @pytest.mark.slow
 def test_memory_on_a_real_topology():
-    found = {name: tpu.compiled("tests.nn.compile_ring_tpu", name, "16384") for name in ("ring", "einsum")}
-    assert found["ring"]["temporaries"] * 10 <= found["einsum"]["temporaries"], found
-    assert found["ring"]["gathers"] == 0 and found["ring"]["permutes"], found
+    compiled = {name: tpu.compiled("tests.nn.compile_ring_tpu", name, "16384") for name in ("ring", "einsum")}
+    assert compiled["ring"]["temporaries"] * 10 <= compiled["einsum"]["temporaries"], compiled
+    assert compiled["ring"]["gathers"] == 0 and compiled["ring"]["permutes"], compiled
 
 
 def test_a_length_that_does_not_divide_is_told(rng):

@@ -26,9 +26,9 @@ def init(module, *args):
 @pytest.mark.parametrize("score", [attention.Dot(), attention.ScaledDot()])
 def test_dot_scores(rng, score):
     q, k = sequences(rng)
-    found = score.build(F32).apply({}, q, k)
+    actual = score.build(F32).apply({}, q, k)
     wanted = np.einsum("btd,bsd->bts", q, k) / (6**0.5 if isinstance(score, attention.ScaledDot) else 1)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(actual, wanted, atol=1e-5)
 
 
 def test_general_score(rng):
@@ -102,8 +102,8 @@ def test_cross_attention_and_its_weights_equal_torch(rng):
         return module(q, mask, keys_values=module.keys_values(memory))
 
     mask = Mask(causal=False, key_segments_BS=jnp.asarray(~padding, jnp.int32))
-    (found, _), seen = nn.apply(cross, module, mutable=["intermediates"])({"params": params}, q, memory, mask)
-    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+    (outputs, _), seen = nn.apply(cross, module, mutable=["intermediates"])({"params": params}, q, memory, mask)
+    np.testing.assert_allclose(outputs, wanted.numpy(), atol=1e-5)
     np.testing.assert_allclose(seen["intermediates"][attention.WEIGHTS][0], weights.numpy(), atol=1e-6)
 
 
@@ -113,8 +113,8 @@ def test_weights_are_computed_only_on_request(rng):
     params = init(module, x, Mask())
     assert set(params) == {"params"}
     program = str(jax.make_jaxpr(lambda p: module.apply(p, x, Mask()))(params))
-    asked = str(jax.make_jaxpr(lambda p: module.apply(p, x, Mask(), mutable=["intermediates"]))(params))
-    assert program.count("dot_general") < asked.count("dot_general")
+    with_weights = str(jax.make_jaxpr(lambda p: module.apply(p, x, Mask(), mutable=["intermediates"]))(params))
+    assert program.count("dot_general") < with_weights.count("dot_general")
     _, seen = module.apply(params, x, Mask(), mutable=["intermediates"])
     weights = seen["intermediates"][attention.WEIGHTS][0]
     assert weights.shape == (2, 4, 5, 5)

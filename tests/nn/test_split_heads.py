@@ -41,8 +41,8 @@ def equal(rng, kernel, rules, sizes, H, N):
     arrays = inputs(rng, H, N)
     wanted = both(kernels.Einsum(), arrays)
     with jax.set_mesh(make_mesh(MeshConfig(**sizes))), axis_rules(rules):
-        found = both(kernel, arrays)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, wanted)
+        actual = both(kernel, arrays)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), actual, wanted)
 
 
 @pytest.mark.parametrize("N", [2, 4], ids=["as many key heads as a device has query heads", "more"])
@@ -74,23 +74,23 @@ def test_keys_that_are_split_as_queries_are_not_repeated(rng):
 
 def test_cudnn_is_given_keys_that_are_split_as_queries_are(rng, monkeypatch):
     """It runs on no CPU: what it is given is computed by XLA's form."""
-    plain, given = jax.nn.dot_product_attention, []
+    plain, key_heads = jax.nn.dot_product_attention, []
 
     def instead(q, k, v, *args, implementation, **scores):
         assert implementation == "cudnn"
-        given.append(k.shape[2])
+        key_heads.append(k.shape[2])
         return plain(q, k, v, *args, implementation="xla", **scores)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
     kernel = kernels.DotProduct(implementation="cudnn")
     equal(rng, kernel, WHOLE_KEYS, {"data": 2, "tensor": 4}, 8, 2)
     equal(rng, kernel, ACTIVATIONS, {"data": 2, "tensor": 4}, 8, 4)
-    assert given[0] == 8 and given[-1] == 4
+    assert key_heads[0] == 8 and key_heads[-1] == 4
 
 
 def test_key_heads_that_do_not_divide_are_told(rng):
-    told = r"activations\['kv_heads'\]='tensor': .*kv_heads=2, .* 4 devices; .*None"
+    message = r"activations\['kv_heads'\]='tensor': .*kv_heads=2, .* 4 devices; .*None"
     run = functools.partial(FLASH, mask=Mask(), policy=Policy())
     mesh = make_mesh(MeshConfig(data=2, tensor=4))
-    with jax.set_mesh(mesh), axis_rules(ACTIVATIONS), pytest.raises(UserError, match=told):
+    with jax.set_mesh(mesh), axis_rules(ACTIVATIONS), pytest.raises(UserError, match=message):
         jax.eval_shape(run, *inputs(rng, 8, 2))

@@ -42,9 +42,9 @@ def test_layers_run_in_two_halves_equal_the_stack_dropout_included(name, dropout
         return x
 
     with override_stack(halves):
-        found = jax.jit(apply)({k: v for k, v in params.items() if k != "blocks"})
+        actual = jax.jit(apply)({k: v for k, v in params.items() if k != "blocks"})
     assert seen == [("blocks",)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), actual, wanted)
     if dropout:
         quiet = model.apply({"params": params}, tokens, segment_ids=segments)
         assert any(np.abs(a - b).max() > 1e-2 for a, b in zip(*map(jax.tree.leaves, (quiet, wanted)), strict=True))

@@ -26,14 +26,14 @@ def batch(rng):
     words = [bytes(rng.integers(97, 123, rng.integers(1, 4)).tolist()) for _ in range(B * T)]
     segments = np.where(np.arange(T) < rng.integers(2, T + 1, (B, 1)), 1 + (np.arange(T) > 2), 0)
     segments[-1] = 0
-    found = {
+    fields = {
         "tokens": np.where(segments[..., None] > 0, spell(words, C).reshape(B, T, C), NO_WORD),
         "segment_ids": segments.astype(np.int32),
     }
     for way in ("forward", "backward"):
-        found[f"{way}_targets"] = rng.integers(0, V, (B, T)).astype(np.int32)
-        found[f"{way}_weights"] = ((segments > 0) & (rng.random((B, T)) < 0.8)).astype(np.float32)
-    return found
+        fields[f"{way}_targets"] = rng.integers(0, V, (B, T)).astype(np.int32)
+        fields[f"{way}_weights"] = ((segments > 0) & (rng.random((B, T)) < 0.8)).astype(np.float32)
+    return fields
 
 
 def test_the_loss_is_torchs_cross_entropy_of_both_directions(rng, batch):
@@ -50,10 +50,10 @@ def test_the_loss_is_torchs_cross_entropy_of_both_directions(rng, batch):
     total, weight, metrics = BiLM().loss(lambda *_, **__: out, {}, batch, None)
     assert count["forward"] != count["backward"] and float(weight) == sum(count.values()) / 2
     assert float(total) == pytest.approx(sum(wanted.values()) / 2, rel=1e-5)
-    found = means(metrics, weight)
+    averages = means(metrics, weight)
     assert float(total / weight) == pytest.approx(sum(wanted.values()) / sum(count.values()), rel=1e-5)
     for way in wanted:
-        assert float(found[f"{way}_nll"]) == pytest.approx(wanted[way] / count[way], rel=1e-5)
+        assert float(averages[f"{way}_nll"]) == pytest.approx(wanted[way] / count[way], rel=1e-5)
 
 
 def stepped(batch, devices, **fields):
@@ -79,7 +79,7 @@ def test_microbatches_and_eight_devices_give_the_step_of_one(batch):
     assert all(np.abs(a - b).max() > 1e-6 for a, b in zip(*map(jax.tree.leaves, (params, begun)), strict=True))
     split = Sharding(mesh=MeshConfig(data=2, fsdp=4), params=dict(FSDP))
     for devices, fields in ((8, {}), (8, {"sharding": split}), (1, {"accum_steps": 4})):
-        found, told, _ = stepped(batch, devices, **fields)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), found, params)
+        actual, actual_metrics, _ = stepped(batch, devices, **fields)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), actual, params)
         for name in ("loss", "forward_nll", "backward_nll", "weight"):
-            assert told[name] == pytest.approx(metrics[name], rel=1e-5)
+            assert actual_metrics[name] == pytest.approx(metrics[name], rel=1e-5)

@@ -92,8 +92,8 @@ def run(name, batch, objective=None):
 
     @jax.jit
     def both(params, batch):
-        given = {k: batch[k] for k in ("token_type_ids", "segment_ids", "pool_positions") if k in batch}
-        return objective.loss(apply, params, objective.prepare(batch), None), apply(params, batch["tokens"], **given)
+        extra = {k: batch[k] for k in ("token_type_ids", "segment_ids", "pool_positions") if k in batch}
+        return objective.loss(apply, params, objective.prepare(batch), None), apply(params, batch["tokens"], **extra)
 
     (total, weight, metrics), out = both(params, batch)
     return float(total / weight), means(metrics, weight), out
@@ -110,7 +110,7 @@ def cross_entropy(logits, labels):
 @pytest.mark.parametrize("name", ["classify", "regress", "choice"])
 def test_the_loss_is_the_tasks_mean_plus_lambda_times_the_mean_of_the_tokens(name, rng):
     batch = batch_of(name, rng)
-    loss, found, out = run(name, batch)
+    loss, metrics, out = run(name, batch)
     logits, labels, weights = out["logits"], batch["labels"], batch["weights"]
     if name == "regress":
         nll = task = mean(np.square(logits - labels), weights)
@@ -118,33 +118,33 @@ def test_the_loss_is_the_tasks_mean_plus_lambda_times_the_mean_of_the_tokens(nam
         if name == "choice":  # an option without a token is none
             logits = np.where(batch["segment_ids"].any(-1), logits, -1e9)
         nll = task = mean(cross_entropy(logits, labels), weights)
-        assert float(found["accuracy"]) == pytest.approx(mean(np.argmax(logits, -1) == labels, weights))
+        assert float(metrics["accuracy"]) == pytest.approx(mean(np.argmax(logits, -1) == labels, weights))
     if name == "classify":
         soft = optax.smooth_labels(jax.nn.one_hot(labels, N), 0.1)
         task = mean(optax.softmax_cross_entropy(logits, soft), weights)
     lm = mean(cross_entropy(out["lm"], batch["lm_targets"]), batch["lm_weights"])
     assert loss == pytest.approx(task + 0.5 * lm, rel=1e-5)
-    assert float(found["loss"]) == pytest.approx(nll, rel=1e-5)
-    assert float(found["lm_loss"]) == pytest.approx(lm, rel=1e-5)
+    assert float(metrics["loss"]) == pytest.approx(nll, rel=1e-5)
+    assert float(metrics["lm_loss"]) == pytest.approx(lm, rel=1e-5)
 
 
 def test_the_loss_of_tags_is_their_mean(rng):
     batch = batch_of("tag", rng)
-    loss, found, out = run("tag", batch)
+    loss, metrics, out = run("tag", batch)
     assert loss == pytest.approx(mean(cross_entropy(out["logits"], batch["labels"]), batch["weights"]), rel=1e-5)
     right = np.argmax(out["logits"], -1) == batch["labels"]
-    assert float(found["accuracy"]) == pytest.approx(mean(right, batch["weights"]))
+    assert float(metrics["accuracy"]) == pytest.approx(mean(right, batch["weights"]))
 
 
 def test_the_loss_of_a_span_is_over_the_places_where_an_answer_may_be(rng):
     batch = batch_of("span", rng)
-    loss, found, out = run("span", batch)
+    loss, metrics, out = run("span", batch)
     logits = np.where(batch["answer_mask"][..., None] > 0, out["logits"], -np.inf)
     both = [cross_entropy(logits[..., i], batch[name]) for i, name in enumerate(("starts", "ends"))]
     assert loss == pytest.approx(mean((both[0] + both[1]) / 2, batch["weights"]), rel=1e-5)
     right = [np.argmax(logits[..., i], -1) == batch[name] for i, name in enumerate(("starts", "ends"))]
-    assert float(found["accuracy"]) == pytest.approx(mean(right[0] & right[1], batch["weights"]))
-    assert float(found["end_accuracy"]) == pytest.approx(mean(right[1], batch["weights"]))
+    assert float(metrics["accuracy"]) == pytest.approx(mean(right[0] & right[1], batch["weights"]))
+    assert float(metrics["end_accuracy"]) == pytest.approx(mean(right[1], batch["weights"]))
 
 
 @pytest.mark.parametrize("name", ["classify", "choice"])
@@ -168,9 +168,9 @@ def test_microbatches_give_the_step_of_the_whole_batch(name, rng):
     states, metrics = [], []
     for accum in (1, 4):
         step = jax.jit(make_step(apply, objective, optimizer, lambda step: 1.0, accum_steps=accum))
-        state, found = step(new_state(params, optimizer, 0, None), batch)
+        state, step_metrics = step(new_state(params, optimizer, 0, None), batch)
         states.append(state.params)
-        metrics.append(found)
+        metrics.append(step_metrics)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *states)
     assert metrics[0].keys() == metrics[1].keys() and not {"classes", "moments"} & set(metrics[0])
     for key in ("loss", "accuracy" if name != "regress" else "lm_loss"):
@@ -185,15 +185,15 @@ def test_eight_devices_equal_one(rng):
         objective=objective,
         optim=OptimConfig(name="sgd", learning_rate=0.5, schedule="constant", clip_norm=None),
     )
-    batches, found = [batch_of("classify", rng) for _ in range(2)], []
+    batches, outcomes = [batch_of("classify", rng) for _ in range(2)], []
     for count in (1, 8):
         program = build(e, jax.devices()[:count])
         state, losses = program.init(), []
         for batch in batches:
             state, metrics = program.step(state, program.shard_batch(batch))
             losses.append([float(metrics[name]) for name in ("loss", "lm_loss", "accuracy")])
-        found.append((losses, jax.device_get(state.params)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+        outcomes.append((losses, jax.device_get(state.params)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *outcomes)
 
 
 @pytest.mark.parametrize(("name", "scores"), [("classify", True), ("tag", True), ("regress", False)])
@@ -202,39 +202,39 @@ def test_a_split_in_batches_has_the_scores_of_the_whole(name, scores, rng):
     batches = [batch_of(name, rng) for _ in range(3)]
     apply = make_apply(config.build())
     step = jax.jit(make_eval_step(apply, objective))
-    found = evaluate(step, params, batches, objective)
-    assert all(isinstance(x, float) for x in found.values())
+    metrics = evaluate(step, params, batches, objective)
+    assert all(isinstance(x, float) for x in metrics.values())
     whole = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
     _, _, out = run(name, whole)
     real = whole["weights"] > 0
     logits, labels = np.asarray(out["logits"])[real], whole["labels"][real]
     if not scores:
-        assert found["pearson"] == pytest.approx(np.corrcoef(logits, labels)[0, 1], abs=1e-4)
-        assert found["loss"] == pytest.approx(np.square(logits - labels).mean(), rel=1e-5)
-        assert "perplexity" not in found
+        assert metrics["pearson"] == pytest.approx(np.corrcoef(logits, labels)[0, 1], abs=1e-4)
+        assert metrics["loss"] == pytest.approx(np.square(logits - labels).mean(), rel=1e-5)
+        assert "perplexity" not in metrics
         return
     predicted = logits.argmax(-1)
     # The definition: the correlation of indicator vectors, summed over the classes.
     x, y = (np.eye(N)[z] - np.eye(N)[z].mean(0) for z in (predicted, labels))
-    assert found["matthews"] == pytest.approx((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()), abs=1e-5)
+    assert metrics["matthews"] == pytest.approx((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()), abs=1e-5)
     each = []
     for k in range(N):
         hits = ((predicted == k) & (labels == k)).sum()
         wrong = ((predicted == k) != (labels == k)).sum()
         each.append(2 * hits / (2 * hits + wrong) if hits + wrong else 0.0)
-    assert found["f1_macro"] == pytest.approx(np.mean(each), abs=1e-6)
+    assert metrics["f1_macro"] == pytest.approx(np.mean(each), abs=1e-6)
 
 
 def test_scores_of_two_classes(rng):
     labels = rng.integers(0, 2, 50)
     logits = np.eye(2)[np.where(rng.random(50) < 0.7, labels, 1 - labels)]
-    found = class_scores(class_sums(jnp.asarray(logits), jnp.asarray(labels), jnp.ones(50)))
+    scores = class_scores(class_sums(jnp.asarray(logits), jnp.asarray(labels), jnp.ones(50)))
     predicted = logits.argmax(-1)
     hits = (predicted & labels).sum()
-    assert found["precision"] == pytest.approx(hits / predicted.sum())
-    assert found["recall"] == pytest.approx(hits / labels.sum())
-    assert found["f1"] == pytest.approx(2 * hits / (predicted.sum() + labels.sum()))
-    assert found["matthews"] == pytest.approx(np.corrcoef(predicted, labels)[0, 1])
+    assert scores["precision"] == pytest.approx(hits / predicted.sum())
+    assert scores["recall"] == pytest.approx(hits / labels.sum())
+    assert scores["f1"] == pytest.approx(2 * hits / (predicted.sum() + labels.sum()))
+    assert scores["matthews"] == pytest.approx(np.corrcoef(predicted, labels)[0, 1])
     constant = class_scores(class_sums(jnp.zeros((50, 2)), jnp.asarray(labels), jnp.ones(50)))
     assert constant["matthews"] == constant["f1"] == constant["precision"] == 0.0
 

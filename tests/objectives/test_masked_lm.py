@@ -53,11 +53,11 @@ def test_the_loss_is_the_sum_of_two_means(model, batch):
     mean = lambda x, w: float((x * w).sum() / w.sum())
     wanted = mean(word_nll, batch["weights"]) + mean(pair_nll, batch["pair_weights"])
     assert float(total / weight) == pytest.approx(wanted, rel=1e-5)
-    found = means(metrics, weight)
-    assert float(found["loss"]) == pytest.approx(mean(word_nll, batch["weights"]), rel=1e-5)
-    assert float(found["next_sentence_loss"]) == pytest.approx(mean(pair_nll, batch["pair_weights"]), rel=1e-5)
+    averages = means(metrics, weight)
+    assert float(averages["loss"]) == pytest.approx(mean(word_nll, batch["weights"]), rel=1e-5)
+    assert float(averages["next_sentence_loss"]) == pytest.approx(mean(pair_nll, batch["pair_weights"]), rel=1e-5)
     right = np.asarray(words.argmax(-1) == batch["targets"])
-    assert float(found["accuracy"]) == pytest.approx(mean(right, batch["weights"]))
+    assert float(averages["accuracy"]) == pytest.approx(mean(right, batch["weights"]))
 
 
 def test_microbatches_give_the_step_of_the_whole_batch(model, batch):
@@ -66,9 +66,9 @@ def test_microbatches_give_the_step_of_the_whole_batch(model, batch):
     states, metrics = [], []
     for accum in (1, 4):
         step = jax.jit(make_step(apply, MaskedLM(), optimizer, lambda step: 1.0, accum_steps=accum))
-        state, found = step(new_state(params, optimizer, 0, None), batch)
+        state, step_metrics = step(new_state(params, optimizer, 0, None), batch)
         states.append(state.params)
-        metrics.append(found)
+        metrics.append(step_metrics)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *states)
     for name in ("loss", "accuracy", "next_sentence_accuracy", "next_sentence_loss"):
         assert float(metrics[0][name]) == pytest.approx(float(metrics[1][name]), rel=1e-5)
@@ -87,7 +87,7 @@ def test_the_loss_equals_transformers(model, batch, tmp_path):
     batch["pair_weights"] = np.ones(B, np.float32)
     labels = np.full((B, T), -100)
     np.put_along_axis(labels, batch["masked_positions"], batch["targets"], 1)
-    given = {
+    inputs = {
         "input_ids": batch["tokens"],
         "token_type_ids": batch["token_type_ids"],
         "attention_mask": batch["segment_ids"],
@@ -95,7 +95,7 @@ def test_the_loss_equals_transformers(model, batch, tmp_path):
         "next_sentence_label": batch["next_sentence"],
     }
     with torch.no_grad():
-        wanted = theirs(**{k: torch.from_numpy(np.asarray(v, np.int64)) for k, v in given.items()}).loss.item()
+        wanted = theirs(**{k: torch.from_numpy(np.asarray(v, np.int64)) for k, v in inputs.items()}).loss.item()
     total, weight, _ = MaskedLM().loss(make_apply(config.build()), params, MaskedLM().prepare(batch), None)
     assert float(total / weight) == pytest.approx(wanted, rel=1e-5)
 

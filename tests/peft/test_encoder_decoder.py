@@ -70,13 +70,13 @@ def with_words(inputs_BS, fill=None):
 def test_a_prompt_of_words_is_those_words_in_front_of_the_inputs(name, padded):
     tuning, apply, base, tuned = begun(name)
     inputs, tokens, segments = texts()
-    given = {"input_segments": segments} if padded else {}
+    extra = {"input_segments": segments} if padded else {}
     more = {"input_segments": with_words(segments, 1)} if padded else {}
     wanted = jax.jit(apply)(base, with_words(inputs), tokens, **more)
     run = jax.jit(tuning.apply(apply))
-    found = run(merge(base, tuned), inputs, tokens, **given)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
-    assert np.abs(found - run(base, inputs, tokens, **given)).max() > 1e-3
+    actual = run(merge(base, tuned), inputs, tokens, **extra)
+    np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
+    assert np.abs(actual - run(base, inputs, tokens, **extra)).max() > 1e-3
 
 
 def test_places_that_are_given_are_counted_on():
@@ -85,8 +85,8 @@ def test_places_that_are_given_are_counted_on():
     places = jnp.broadcast_to(jnp.arange(S), (B, S))
     run = jax.jit(tuning.apply(apply))
     wanted = run(merge(base, tuned), inputs, tokens)
-    found = run(merge(base, tuned), inputs, tokens, input_positions=places)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    actual = run(merge(base, tuned), inputs, tokens, input_positions=places)
+    np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["t5 scanned", "learned"])
@@ -105,10 +105,10 @@ def test_generation_after_a_prompt_is_that_of_its_words(name):
         encoder_decoder=True,
     )
     sources = [[7, 5, 11], [8, 3, 20]] if name == "learned" else [[7, 5, 11], [8]]
-    found = make(tuning.apply(apply)).generate(merge(base, moved(tuned, 0.0)), sources, 5)
+    actual = make(tuning.apply(apply)).generate(merge(base, moved(tuned, 0.0)), sources, 5)
     wanted = make(apply).generate(base, [[*WORDS, *source] for source in sources], 5)
-    assert [text.ids for text in found] == [text.ids for text in wanted]
-    np.testing.assert_allclose([t.log_probs for t in found], [t.log_probs for t in wanted], rtol=1e-4, atol=1e-5)
+    assert [text.ids for text in actual] == [text.ids for text in wanted]
+    np.testing.assert_allclose([t.log_probs for t in actual], [t.log_probs for t in wanted], rtol=1e-4, atol=1e-5)
 
 
 def test_ptuning_and_a_prompt_within_a_template():
@@ -123,9 +123,9 @@ def test_ptuning_and_a_prompt_within_a_template():
 
     within, apply, base, tuned = begun("t5", "within")
     places = jnp.array([0, 2, 5])
-    found = jax.jit(within.apply(apply))(merge(base, tuned), inputs.at[:, places].set(31), tokens)
+    actual = jax.jit(within.apply(apply))(merge(base, tuned), inputs.at[:, places].set(31), tokens)
     wanted = jax.jit(apply)(base, inputs.at[:, places].set(jnp.array(WORDS)), tokens)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
 
 
 class Twice(nn.Module):

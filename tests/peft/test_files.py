@@ -47,9 +47,9 @@ def written(path, name="gpt", method: PEFTMethod = ALL["lora"]):
 def test_every_method_comes_back_to_the_bit(name, method, tmp_path):
     module, inputs, base = model(name)
     tuning, tuned = written(tmp_path / "x.safetensors", name, ALL[method])
-    back, found = load(tmp_path / "x.safetensors", base, module, *inputs, method=ALL[method])
-    jax.tree.map(np.testing.assert_array_equal, found, tuned)
-    assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, tuned)
+    back, loaded = load(tmp_path / "x.safetensors", base, module, *inputs, method=ALL[method])
+    jax.tree.map(np.testing.assert_array_equal, loaded, tuned)
+    assert jax.tree.map(lambda x: x.dtype, loaded) == jax.tree.map(lambda x: x.dtype, tuned)
     assert (back.method, back.replaced, back.report()) == (ALL[method], tuning.replaced, tuning.report())
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
@@ -60,9 +60,9 @@ def test_the_base_may_be_a_runs_and_a_new_head_is_kept(dtype, tmp_path):
     tuning = attach(LoRA(rank=2, base_dtype=dtype), module, *inputs, head=("norm/*",))
     tuned = moved(tuning.init(jax.random.key(1), base))
     save(tmp_path / "x.safetensors", tuning, tuned, merge(tuning.frozen(base), tuned))
-    back, found = load(tmp_path / "x.safetensors", base, module, *inputs)
+    back, loaded = load(tmp_path / "x.safetensors", base, module, *inputs)
     assert back.replaced == [("norm", "bias"), ("norm", "scale")]
-    jax.tree.map(np.testing.assert_array_equal, found, tuned)
+    jax.tree.map(np.testing.assert_array_equal, loaded, tuned)
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path):
@@ -157,8 +157,8 @@ def test_a_write_that_ends_early_leaves_what_was_there(tmp_path, monkeypatch):
             UserError, match="cannot be written .No space left on device.; an existing file is unchanged"
         ):
             written(path, method=ALL["prompt"])
-    _, found = load(path, base, module, *inputs)
-    jax.tree.map(np.testing.assert_array_equal, found, tuned)
+    _, loaded = load(path, base, module, *inputs)
+    jax.tree.map(np.testing.assert_array_equal, loaded, tuned)
     assert os.listdir(tmp_path) == ["x.safetensors"]
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

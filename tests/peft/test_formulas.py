@@ -44,10 +44,10 @@ def test_an_adapter_is_a_bottleneck_added_to_what_the_sublayer_returns(activatio
     base = init_params(Sublayer(), jax.random.key(1), x)
     tuning = attach(Adapter(targets=("mlp",), bottleneck=4, activation=activation), Sublayer(), x)
     now = moved(tuning.init(jax.random.key(2), base), by=0.5)
-    found = tuning.apply(make_apply(Sublayer()))(merge(base, now), x)
+    actual = tuning.apply(make_apply(Sublayer()))(merge(base, now), x)
     h, a = np.asarray(x @ base["mlp"]["kernel"] + base["mlp"]["bias"]), jax.device_get(now)["mlp"]
     z = ACTIVATIONS[activation](h @ a["adapter_down"] + a["adapter_down_bias"])
-    np.testing.assert_allclose(found, h + z @ a["adapter_up"] + a["adapter_up_bias"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual, h + z @ a["adapter_up"] + a["adapter_up_bias"], rtol=1e-5, atol=1e-6)
 
 
 def made(method):
@@ -76,15 +76,15 @@ def test_the_lstm_of_p_tuning_is_torchs():
     w, leaves = made(PTuning(length=P, hidden_dim=H, encoder="lstm"))
     D = w["inputs"].shape[1]
     lstm = torch.nn.LSTM(D, H, num_layers=2, bidirectional=True, batch_first=True)
-    given = {}
+    weights = {}
     for layer in range(2):
         for way, end in (("forward", ""), ("backward", "_reverse")):
             name = f"lstm_{layer}_{way}"
-            given[f"weight_ih_l{layer}{end}"] = w[f"{name}_inputs"].T
-            given[f"weight_hh_l{layer}{end}"] = w[f"{name}_hidden"].T
-            given[f"bias_ih_l{layer}{end}"] = w[f"{name}_bias"]
-            given[f"bias_hh_l{layer}{end}"] = np.zeros_like(w[f"{name}_bias"])
-    lstm.load_state_dict({name: torch.tensor(np.ascontiguousarray(x)) for name, x in given.items()})
+            weights[f"weight_ih_l{layer}{end}"] = w[f"{name}_inputs"].T
+            weights[f"weight_hh_l{layer}{end}"] = w[f"{name}_hidden"].T
+            weights[f"bias_ih_l{layer}{end}"] = w[f"{name}_bias"]
+            weights[f"bias_hh_l{layer}{end}"] = np.zeros_like(w[f"{name}_bias"])
+    lstm.load_state_dict({name: torch.tensor(np.ascontiguousarray(x)) for name, x in weights.items()})
     with torch.no_grad():
         states = lstm(torch.tensor(w["inputs"])[None])[0][0].numpy()
     wanted = dense(w, "dense_1", np.maximum(dense(w, "dense_0", states), 0))
@@ -96,9 +96,9 @@ def test_the_network_of_a_prefix_makes_keys_and_values_of_every_layer():
     h = np.tanh(dense(w, "dense_0", w["inputs"]))
     wanted = np.einsum("ph,hlcnk->lcpnk", h, w["dense_1_kernel"]) + w["dense_1_bias"][:, :, None]
     for i in range(2):
-        found = leaves[(f"block_{i}", "attention")]
+        layer = leaves[(f"block_{i}", "attention")]
         for j, name in enumerate((KEY, VALUE)):
-            np.testing.assert_allclose(found[name], wanted[i, j], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(layer[name], wanted[i, j], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -131,11 +131,11 @@ def test_dora_divides_by_the_length_of_the_sum():
     for chosen, scale in ((method, 3 / 2), (dataclasses.replace(method, use_rslora=True), 3 / math.sqrt(2))):
         tuning = attach(chosen, Sublayer(), x)
         now = moved(tuning.init(jax.random.key(2), base), by=0.5)
-        found = tuning.apply(make_apply(Sublayer()))(merge(base, now), x)
+        actual = tuning.apply(make_apply(Sublayer()))(merge(base, now), x)
         a = jax.device_get(now)["mlp"]
         kernel = np.asarray(base["mlp"]["kernel"]) + scale * a["lora_a"] @ a["lora_b"]
         kernel = a["lora_magnitude"] * kernel / np.linalg.norm(kernel, axis=0)
-        np.testing.assert_allclose(found, np.asarray(x) @ kernel + base["mlp"]["bias"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual, np.asarray(x) @ kernel + base["mlp"]["bias"], rtol=1e-4, atol=1e-5)
 
 
 def test_doras_gradient_holds_the_lengths_of_the_sum_constant():

@@ -51,8 +51,8 @@ def test_a_prompt_of_words_is_those_words_in_front(name):
     tuning, base, tuned, apply, tokens = begun(config, Prompt(length=P, init="ids", ids=(4, 9, 2)))
     words = jnp.broadcast_to(jnp.array([4, 9, 2]), (B, P))
     wanted = logits(apply(base, jnp.concatenate([words, tokens], axis=1)))[:, P:]
-    found = logits(tuning.apply(apply)(merge(base, tuned), tokens))
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    actual = logits(tuning.apply(apply)(merge(base, tuned), tokens))
+    np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_padding_places_and_types_go_along():
@@ -68,16 +68,16 @@ def test_padding_places_and_types_go_along():
         token_type_ids=front(token_type_ids, 0),
         masked_positions=masked_positions + P,
     )
-    found = tuning.apply(apply)(
+    actual = tuning.apply(apply)(
         merge(base, tuned),
         tokens,
         segment_ids=segments,
         token_type_ids=token_type_ids,
         masked_positions=masked_positions,
     )
-    np.testing.assert_allclose(found["masked_lm"], wanted["masked_lm"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found["hidden"][:, :4], wanted["hidden"][:, P : P + 4], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found["pooled"], wanted["pooled"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual["masked_lm"], wanted["masked_lm"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual["hidden"][:, :4], wanted["hidden"][:, P : P + 4], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual["pooled"], wanted["pooled"], rtol=1e-5, atol=1e-6)
 
 
 def test_a_prompt_within_a_template_stands_where_its_token_does():
@@ -165,15 +165,15 @@ def test_a_model_of_someone_elses_has_prompts_too(name, placeholder):
     module, (tokens,), base = model(name)
     words = jnp.array([4, 9, 2])
     if placeholder is None:
-        given, wanted = tokens, jnp.concatenate([jnp.broadcast_to(words, (B, P)), tokens], axis=1)
+        inputs, wanted = tokens, jnp.concatenate([jnp.broadcast_to(words, (B, P)), tokens], axis=1)
     else:
         places = jnp.array([0, 2, 5])
-        given, wanted = tokens.at[:, places].set(0), tokens.at[:, places].set(words)
+        inputs, wanted = tokens.at[:, places].set(0), tokens.at[:, places].set(words)
     own = jax.jit(make_apply(module))
     tuning = attach(Prompt(length=P, init="ids", ids=(4, 9, 2), placeholder=placeholder), module, tokens)
     tuned, run = tuning.init(jax.random.key(2), base), jax.jit(tuning.apply(make_apply(module)))
-    found = run(merge(base, tuned), given)
-    np.testing.assert_allclose(found, own(base, wanted)[:, -T:], rtol=1e-5, atol=1e-6)
+    actual = run(merge(base, tuned), inputs)
+    np.testing.assert_allclose(actual, own(base, wanted)[:, -T:], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(run(base, wanted), own(base, wanted))
     tuning = attach(PTuning(length=P, hidden_dim=4, encoder="lstm", placeholder=placeholder), module, tokens)
     tuned, run = tuning.init(jax.random.key(2), base), tuning.apply(make_apply(module))
@@ -181,13 +181,13 @@ def test_a_model_of_someone_elses_has_prompts_too(name, placeholder):
     @jax.jit
     def grads(tuned):
         def loss(tuned):
-            out = run(merge(base, tuned), given)
+            out = run(merge(base, tuned), inputs)
             return jnp.sum(jnp.square(out)), out
 
         return jax.grad(loss, has_aux=True)(tuned)
 
     moves, out = grads(tuned)
-    assert out.shape == (B, T, V) and float(jnp.max(jnp.abs(found - out))) > 1e-3
+    assert out.shape == (B, T, V) and float(jnp.max(jnp.abs(actual - out))) > 1e-3
     assert jax.tree.structure(moves) == jax.tree.structure(tuned)
     assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(moves))
 
@@ -211,9 +211,9 @@ def test_a_prefix_needs_attention_with_keys_and_values():
 
 def test_a_text_is_the_ids_that_a_tokenizer_makes_of_it():
     text, ids = Prompt(length=5, text="\x04\t\x02"), Prompt(length=5, init="ids", ids=(4, 9, 2))
-    found = text.resolved(ByteTokenizer(), None)
-    assert found.ids == ids.ids and found.resolved(ByteTokenizer(), None) == found
-    (_, base, tuned, _, _), (_, _, wanted, _, _) = (begun(MODELS["gpt"], method) for method in (found, ids))
+    resolved = text.resolved(ByteTokenizer(), None)
+    assert resolved.ids == ids.ids and resolved.resolved(ByteTokenizer(), None) == resolved
+    (_, base, tuned, _, _), (_, _, wanted, _, _) = (begun(MODELS["gpt"], method) for method in (resolved, ids))
     np.testing.assert_array_equal(tuned["embed"][PROMPT], wanted["embed"][PROMPT])
     np.testing.assert_array_equal(wanted["embed"][PROMPT], base["embed"]["embedding"][jnp.array([4, 9, 2, 4, 9])])
     with pytest.raises(FieldError, match=r"^peft.text='abcdef': has 6 tokens, and peft.length=5; use"):

@@ -219,8 +219,8 @@ def test_dropout_drops_what_lora_reads_and_nothing_else():
         tuning = attach(method, module, *inputs)
         now = moved(tuning.init(jax.random.key(1), base))
         apply, params = jax.jit(tuning.apply(make_apply(module))), merge(base, now)
-        one, other = (apply(params, *inputs, key=jax.random.key(seed)) for seed in (0, 1))
-        assert float(jnp.max(jnp.abs(one - other))) > 1e-4
+        first, second = (apply(params, *inputs, key=jax.random.key(seed)) for seed in (0, 1))
+        assert float(jnp.max(jnp.abs(first - second))) > 1e-4
         if not method.use_dora:
             start = tuning.init(jax.random.key(1), base)
             plain = apply(merge(base, start), *inputs, key=jax.random.key(0))

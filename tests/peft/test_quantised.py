@@ -38,7 +38,7 @@ def leaves(tree):
     return jax.tree.leaves(tree, is_leaf=is_quantised)
 
 
-def kept(name: str, method: str, kind: str):
+def saved_residuals(name: str, method: str, kind: str):
     """What the derivative by the tuned parameters keeps."""
     _, frozen, now, apply = tuned(name, method, kind)
     _, inputs, _ = model(name)
@@ -79,8 +79,8 @@ def test_kernels_of_linear_maps_are_quantised_and_nothing_else():
         paths = jax.tree_util.tree_leaves_with_path(frozen, is_leaf=is_quantised)
         floats = [path for path, x in paths if not is_quantised(x)]
         assert {str(path[-1].key) for path in floats if path[0].key != "head"} <= {"embedding", "bias", "scale"}
-        told = [line for line in tuning.report().splitlines() if "nf4 in blocks of" in line]
-        assert len(told) == 1 and f"{len(tuning.blocks)} kernels" in told[0]
+        lines = [line for line in tuning.report().splitlines() if "nf4 in blocks of" in line]
+        assert len(lines) == 1 and f"{len(tuning.blocks)} kernels" in lines[0]
 
 
 def test_scanned_layers_are_quantised_as_unrolled_ones():
@@ -92,10 +92,10 @@ def test_scanned_layers_are_quantised_as_unrolled_ones():
     for kind in KINDS:
         tuning, frozen, now, apply = tuned("gpt", "lora everywhere", kind)
         stacked, _, _, scanned = tuned("gpt scanned", "lora everywhere", kind)
-        found = stacked.frozen(together(base))
-        jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(found), jax.tree.leaves(together(frozen)))
+        quantised = stacked.frozen(together(base))
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(quantised), jax.tree.leaves(together(frozen)))
         wanted = apply(merge(frozen, now), *inputs)
-        np.testing.assert_allclose(scanned(merge(found, together(now)), *inputs), wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(scanned(merge(quantised, together(now)), *inputs), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,9 +103,9 @@ def test_scanned_layers_are_quantised_as_unrolled_ones():
 def test_the_derivative_keeps_codes_and_never_a_kernel_of_floats(name, kind):
     kernels = {x.shape for path, x in jax.tree_util.tree_leaves_with_path(model(name)[2]) if path[-1].key == "kernel"}
     kernels -= {(D, V), (V, D)}  # a table's
-    floats = [x for x in kept(name, "houlsby", kind) if jnp.issubdtype(x.dtype, jnp.floating)]
+    floats = [x for x in saved_residuals(name, "houlsby", kind) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert not [x for x in floats if x.shape in kernels]
-    assert any(x.dtype in (jnp.uint8, jnp.int8) for x in kept(name, "houlsby", kind))
+    assert any(x.dtype in (jnp.uint8, jnp.int8) for x in saved_residuals(name, "houlsby", kind))
     module, inputs, base = model(name)
     plain = attach(method_for(name, "houlsby"), module, *inputs)
     start, apply = plain.init(jax.random.key(1), base), plain.apply(make_apply(module))
@@ -171,8 +171,8 @@ def test_layers_that_draw_and_keep_within_their_call():
     frozen, now = tuning.frozen(base), moved(tuning.init(jax.random.key(1), base))
     apply = tuning.apply(make_apply(module))
     loss = lambda now, base: jnp.mean(jnp.square(apply(merge(base, now), tokens, key=jax.random.key(2))))
-    found, wanted = (jax.jit(jax.grad(loss))(now, tree) for tree in (frozen, dequantised(frozen)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, wanted)
+    actual, wanted = (jax.jit(jax.grad(loss))(now, tree) for tree in (frozen, dequantised(frozen)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, wanted)
     seen = jax.jit(tuning.apply(make_capture(module)))(merge(frozen, now), tokens)[1]
     assert seen["noisy/seen"].shape == (B, T, D)
 

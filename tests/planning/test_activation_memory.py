@@ -17,7 +17,7 @@ LAYERS = 8
 MODEL = GPTConfig(vocab_size=512, max_length=64, num_layers=LAYERS, num_heads=8, embed_dim=64, scan_layers=True)
 
 
-def kept(sharding, accum_steps: int = 1, **fields) -> int:
+def saved_bytes(sharding, accum_steps: int = 1, **fields) -> int:
     model = dataclasses.replace(MODEL, **fields)
     data = DataConfig(seq_len=64, batch_size=32)
     e = Experiment(model=model, data=data, sharding=sharding, accum_steps=accum_steps)
@@ -26,31 +26,35 @@ def kept(sharding, accum_steps: int = 1, **fields) -> int:
 
 def test_what_splits_the_batch_divides():
     # ZeRO 3 computes what hangs on gathered parameters again (`nn/remat.py:all_but_gathered`), a reshape or two less.
-    assert kept(ZERO3.over(fsdp=8)) == kept(ZERO3.over(fsdp=2, sequence=4))
-    assert kept(DDP.over(data=8)) == pytest.approx(kept(ZERO3.over(fsdp=8)), rel=0.01)
-    assert kept(DDP.over(data=8), 4) == pytest.approx(kept(DDP.over(data=8)) / 4, rel=0.01)
+    assert saved_bytes(ZERO3.over(fsdp=8)) == saved_bytes(ZERO3.over(fsdp=2, sequence=4))
+    assert saved_bytes(DDP.over(data=8)) == pytest.approx(saved_bytes(ZERO3.over(fsdp=8)), rel=0.01)
+    assert saved_bytes(DDP.over(data=8), 4) == pytest.approx(saved_bytes(DDP.over(data=8)) / 4, rel=0.01)
 
 
 def test_tensor_parallelism_divides_all_but_the_residual_stream():
-    plain, split, sequence = (kept(table) for table in (DDP.over(data=8), TP.over(tensor=8), TP_SP.over(tensor=8)))
+    plain, split, sequence = (
+        saved_bytes(table) for table in (DDP.over(data=8), TP.over(tensor=8), TP_SP.over(tensor=8))
+    )
     assert sequence == pytest.approx(plain, rel=0.02)  # everything over eight devices
     assert 1.2 * plain < split < 4 * plain
     # Twice the hidden layer is twice the layer's own arrays, split; norms and residuals are what they were.
-    wide = lambda table: kept(table, mlp_dim=512) - kept(table, mlp_dim=256)
+    wide = lambda table: saved_bytes(table, mlp_dim=512) - saved_bytes(table, mlp_dim=256)
     assert wide(TP.over(tensor=8)) == pytest.approx(wide(DDP.over(data=8)), rel=0.01)
 
 
 def test_a_stage_keeps_what_its_schedule_has_under_way():
-    staged = lambda schedule, m: kept(dataclasses.replace(PP.over(stage=4, data=2), pipeline=schedule), m)
-    gpipe = kept(PP.over(stage=4, data=2), 8)
+    staged = lambda schedule, m: saved_bytes(dataclasses.replace(PP.over(stage=4, data=2), pipeline=schedule), m)
+    gpipe = saved_bytes(PP.over(stage=4, data=2), 8)
     # Of 11 ticks a quarter of the layers each, of a microbatch an eighth of the batch: more than all of it over 8.
-    assert kept(DDP.over(data=8)) < gpipe < 2 * kept(DDP.over(data=8))
-    assert kept(PP.over(stage=4, data=2), 16) < gpipe  # fewer idle ticks
+    assert saved_bytes(DDP.over(data=8)) < gpipe < 2 * saved_bytes(DDP.over(data=8))
+    assert saved_bytes(PP.over(stage=4, data=2), 16) < gpipe  # fewer idle ticks
     assert staged(OneFOneB(), 8) < gpipe / 3
     assert staged(OneFOneB(), 16) < 0.6 * staged(OneFOneB(), 8)
     assert staged(Circular(virtual_stages=2), 8) < gpipe  # a shorter ramp
 
 
 def test_remat_keeps_the_inputs_of_blocks():
-    assert kept(DDP.over(data=8), remat="full") < kept(DDP.over(data=8)) / 3
-    assert kept(TP_SP.over(tensor=8), remat="full") == pytest.approx(kept(DDP.over(data=8), remat="full"), rel=0.1)
+    assert saved_bytes(DDP.over(data=8), remat="full") < saved_bytes(DDP.over(data=8)) / 3
+    assert saved_bytes(TP_SP.over(tensor=8), remat="full") == pytest.approx(
+        saved_bytes(DDP.over(data=8), remat="full"), rel=0.1
+    )

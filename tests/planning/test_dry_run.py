@@ -43,8 +43,8 @@ def compiled(scan: bool, remat: str):
 @pytest.mark.parametrize(("scan", "remat"), [(False, "none"), (True, "none"), (True, "dots"), (True, "full")])
 def test_memory_estimate_is_near_the_compilers(scan, remat):
     program, step = compiled(scan, remat)
-    found = step.memory_analysis()
-    peak = found.argument_size_in_bytes + found.temp_size_in_bytes
+    analysis = step.memory_analysis()
+    peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     assert 0.75 < estimate_memory(program)["total"] / peak < 1.05  # 0.81 to 0.97: the compiler keeps a little more
 
 
@@ -53,9 +53,11 @@ def test_a_quantised_base_is_told_truly_and_no_stack_of_it_is_ever_floats(dtype)
     tuning = LoRA(rank=2, base_dtype=dtype)
     program = build(dataclasses.replace(experiment(scan_layers=True), peft=tuning), jax.devices()[:1])
     step = program.step.lower(program.abstract, batch(program)).compile()
-    told, fed = estimate_memory(program), sum(x.size * x.dtype.itemsize for x in batch(program).values())
+    estimate, fed = estimate_memory(program), sum(x.size * x.dtype.itemsize for x in batch(program).values())
     wanted = step.memory_analysis().argument_size_in_bytes - fed
-    assert told["parameters"] + told["optimizer state"] == pytest.approx(wanted, abs=64)  # the step, the key and so on
+    assert estimate["parameters"] + estimate["optimizer state"] == pytest.approx(
+        wanted, abs=64
+    )  # the step, the key and so on
     stacks = ("f32[3,64,256]", "f32[3,256,64]", "f32[3,64,4,16]", "f32[3,4,16,64]")
     assert not [shape for shape in stacks if shape in step.as_text()]
     assert all(shape in compiled(True, "none")[1].as_text() for shape in stacks)
@@ -73,17 +75,17 @@ def test_remat_lowers_the_estimate_and_the_compilers_figure():
 
 def test_offloaded_activations_are_told_apart():
     plan = lambda remat: estimate_memory(build(experiment(scan_layers=True, remat=remat), jax.devices()[:1]))
-    found = {remat: plan(remat) for remat in ("full", "offload")}
+    estimates = {remat: plan(remat) for remat in ("full", "offload")}
     rows, layers = SHAPE[0] * SHAPE[1], 3
-    assert found["offload"].pop("activations in host memory") == rows * layers * (3 * 64 + 64 + 256) * 4
-    assert found["offload"] == pytest.approx(found["full"], rel=0.02)
+    assert estimates["offload"].pop("activations in host memory") == rows * layers * (3 * 64 + 64 + 256) * 4
+    assert estimates["offload"] == pytest.approx(estimates["full"], rel=0.02)
 
 
 def test_arguments_are_the_parameters_and_the_optimizer_state_exactly():
     program, step = compiled(False, "none")
-    found = estimate_memory(program)
+    estimate = estimate_memory(program)
     rest = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch(program)))
-    exact = found["parameters"] + found["optimizer state"] + rest
+    exact = estimate["parameters"] + estimate["optimizer state"] + rest
     assert step.memory_analysis().argument_size_in_bytes == pytest.approx(exact, abs=64)  # step, key
 
 
@@ -106,13 +108,13 @@ def test_the_table_shows_each_devices_share():
 
 
 def test_gradients_are_counted_by_their_own_table():
-    found = {}
+    gradients = {}
     for name, preset in (("ZERO1", ZERO1), ("ZERO2", ZERO2)):
         program = build(dataclasses.replace(experiment(), sharding=preset.over(fsdp=8)))
-        found[name] = estimate_memory(program)["gradients"]
+        gradients[name] = estimate_memory(program)["gradients"]
     table = 4 * sum_parameters(program)
-    assert found["ZERO1"] == table
-    assert table / 8 < found["ZERO2"] < table / 7  # what has no model dimension is whole
+    assert gradients["ZERO1"] == table
+    assert table / 8 < gradients["ZERO2"] < table / 7  # what has no model dimension is whole
 
 
 def test_the_sum_over_microbatches_is_counted_in_float32():

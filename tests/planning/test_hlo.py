@@ -23,8 +23,8 @@ def compiled(fn, spec, out=None):
     return collectives(jax.jit(inner).lower(jnp.zeros((8, 8))).compile().as_text())
 
 
-def table(found):
-    return [(c.kind, c.axes(SIZES), c.bytes, c.count) for c in found]
+def table(traffic):
+    return [(c.kind, c.axes(SIZES), c.bytes, c.count) for c in traffic]
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def test_a_loop_counts_as_often_as_it_turns():
         x = jax.lax.psum(jnp.sin(x), "fsdp")
         return jax.lax.scan(lambda y, _: (jax.lax.psum(jnp.cos(y), "tensor"), None), x, None, length=3)[0], None
 
-    found = compiled(lambda x: jax.lax.scan(turn, x, None, length=5)[0], P())
-    assert sorted(table(found)) == [("all-reduce", ("fsdp",), 256, 5), ("all-reduce", ("tensor",), 256, 15)]
+    traffic = compiled(lambda x: jax.lax.scan(turn, x, None, length=5)[0], P())
+    assert sorted(table(traffic)) == [("all-reduce", ("fsdp",), 256, 5), ("all-reduce", ("tensor",), 256, 15)]
 
 
 def test_one_device_communicates_nothing():
@@ -145,11 +145,11 @@ SLICES = ((100000, 200000), (100001, 200001))
 )
 def test_what_goes_between_slices_is_in_a_send_to_the_host(target, kind, sent, wanted):
     runtime = '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="a_0"'
-    asked = f'_xla_megascale_target={target},_xla_megascale_transfer_type="{kind}"'
-    told = f"frontend_attributes={{{runtime},{asked}}}"
-    entry = f"""  %send.1 = ({sent}{{0:T(128)}}, u32[], token[]) send(%p, %t), channel_id=2, {told}
+    transfer = f'_xla_megascale_target={target},_xla_megascale_transfer_type="{kind}"'
+    attributes = f"frontend_attributes={{{runtime},{transfer}}}"
+    entry = f"""  %send.1 = ({sent}{{0:T(128)}}, u32[], token[]) send(%p, %t), channel_id=2, {attributes}
   %send-done.1 = token[] send-done(%send.1), channel_id=2, frontend_attributes={{{runtime}}}
-  %recv.1 = ({sent}{{0}}, u32[], token[]) recv(%t), channel_id=1, {told}"""
+  %recv.1 = ({sent}{{0}}, u32[], token[]) recv(%t), channel_id=1, {attributes}"""
     assert collectives(program(entry)) == [dataclasses.replace(wanted, between_slices=True)]
 
 
@@ -200,7 +200,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 
 def test_an_all_reduce_of_several_arrays_counts_them_all():
-    assert [(one.kind, one.bytes, one.count) for one in collectives(SUMS)] == [
+    assert [(c.kind, c.bytes, c.count) for c in collectives(SUMS)] == [
         ("all-reduce", 32 + 6 + 4, 1),
         ("all-reduce", 4, 1),
     ]

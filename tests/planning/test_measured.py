@@ -48,20 +48,20 @@ def test_the_log_gives_the_step_and_its_arithmetic(tmp_path):
     ]
     rows += [{"step": 3, "kind": "validation", "tokens_per_second": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = measure_run(tmp_path, PLAN, {})
-    assert (found.rows, found.step_seconds, found.tokens_per_second, found.mfu, found.trace) == (
+    measured = measure_run(tmp_path, PLAN, {})
+    assert (measured.rows, measured.step_seconds, measured.tokens_per_second, measured.mfu, measured.trace) == (
         3,
         0.05,
         2e4,
         0.2,
         None,
     )
-    assert found.flops == 4e12 / 2 / 0.05
-    text = format_comparison(found, PLAN)
+    assert measured.flops == 4e12 / 2 / 0.05
+    text = format_comparison(measured, PLAN)
     assert "50.00 ms" in text and "20.00 ms" in text and "no trace: train with --profile_steps" in text
     assert "takes 2.50 times its lower bound, set by ICI data" in text
     unknown = format_comparison(
-        dataclasses.replace(found, mfu=None), dataclasses.replace(PLAN, seconds={}, peak_flops=None)
+        dataclasses.replace(measured, mfu=None), dataclasses.replace(PLAN, seconds={}, peak_flops=None)
     )
     assert unknown.count("unknown") == 5
 
@@ -106,11 +106,11 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 
 def test_an_instruction_is_what_is_in_it():
-    found = hlo.instruction_classes(TEXT)
-    assert found["fusion.2"] == found["c.6"] == hlo.MATMUL
-    assert found["ar.3"] == found["ar.4"] == hlo.COLLECTIVE
-    assert found["w.5"] == hlo.LOOP and found["a.7"] == hlo.OTHER
-    assert operation_class("fusion.2", "", found) == hlo.MATMUL
+    classes = hlo.instruction_classes(TEXT)
+    assert classes["fusion.2"] == classes["c.6"] == hlo.MATMUL
+    assert classes["ar.3"] == classes["ar.4"] == hlo.COLLECTIVE
+    assert classes["w.5"] == hlo.LOOP and classes["a.7"] == hlo.OTHER
+    assert operation_class("fusion.2", "", classes) == hlo.MATMUL
     # Not of this program: by name, and by a TPU's category.
     assert (
         operation_class("gemm_fusion_dot.7", "", {}) == hlo.MATMUL
@@ -159,16 +159,16 @@ def plane(name, **lines):
 )
 def test_operations_of_each_kind_of_device(where, line, shown, wanted):
     data = SimpleNamespace(planes=[plane(where, **{line: [shown]})])
-    found = [(device, name, category) for device, name, _, _, category in step_operations(data)]
-    assert found == ([] if wanted is None else [wanted])
+    operations = [(device, name, category) for device, name, _, _, category in step_operations(data)]
+    assert operations == ([] if wanted is None else [wanted])
 
 
 def test_a_tpus_operations_are_those_of_the_step_alone():
     modules = [event("jit_step(12)", 0, 10), event("jit_eval_step(7)", 10, 10), event("jit_step(12)", 20, 10)]
     ops = [event(f"%fusion.{i} = f32[8] fusion(%a)", start, 2) for i, start in enumerate((0, 8, 10, 18, 20, 28, 30))]
     chip = plane("/device:TPU:0", **{"XLA Modules": modules, "XLA Ops": ops})
-    found = [name for _, name, *_ in step_operations(SimpleNamespace(planes=[chip]))]
-    assert found == ["fusion.0", "fusion.1", "fusion.4", "fusion.5"]
+    names = [name for _, name, *_ in step_operations(SimpleNamespace(planes=[chip]))]
+    assert names == ["fusion.0", "fusion.1", "fusion.4", "fusion.5"]
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -231,10 +231,10 @@ def test_a_run_is_put_beside_its_plan(tmp_path):
     done = run("experiments.plan", f"--workdir={tmp_path}", env=eight)
     assert done.code == 0, done.err
     assert "mesh fsdp=8" in done.out and "trace of 4 steps" in done.out and "matrix products" in done.out
-    found = json.loads((tmp_path / "measured.json").read_text())
-    trace = found["measured"]["trace"]
+    stored = json.loads((tmp_path / "measured.json").read_text())
+    trace = stored["measured"]["trace"]
     assert trace["steps"] == 4 and all(seconds > 0 for seconds in trace["by_class"].values())
-    assert found["plan"]["seconds"]["compute"] > 0 and found["measured"]["mfu"] < 1
+    assert stored["plan"]["seconds"]["compute"] > 0 and stored["measured"]["mfu"] < 1
     assert (tmp_path / "measured.png").read_bytes().startswith(b"\x89PNG")
     alone = run("experiments.plan", f"--workdir={tmp_path}", env={"JAX_NUM_CPU_DEVICES": "3"})
     assert alone.code == 2 and "set the devices of the run" in alone.err and alone.err.count("error:") == 1

@@ -34,7 +34,7 @@ def test_gpt2_of_1_5_billion_parameters():
     assert zero_state_bytes(1.5e9) == 24e9
     assert rule_of_thumb_bytes(*GPT2) / 1e9 == pytest.approx(60, rel=0.02)
     whole, selective, full = (
-        activation_bytes(*GPT2, 25, recompute=kept) / 1e9 for kept in ("all", "selective", "full")
+        activation_bytes(*GPT2, 25, recompute=recompute) / 1e9 for recompute in ("all", "selective", "full")
     )
     assert (round(whole), round(selective), round(full)) == (287, 86, 5)
 

@@ -17,8 +17,8 @@ def test_the_entry_point_plans_for_the_attached_devices(tmp_path):
     done = run("experiments.plan", config, *sizes, f"--out={tmp_path}", env={"JAX_NUM_CPU_DEVICES": "8"})
     assert done.code == 0, done.err
     assert "mesh fsdp=8" in done.out and "MFU at most" in done.out and "compiling for 8 x cpu" in done.err
-    found = json.loads((tmp_path / "plan.json").read_text())
-    assert found["topology"] == "local" and found["plans"][0]["fits"]
+    stored = json.loads((tmp_path / "plan.json").read_text())
+    assert stored["topology"] == "local" and stored["plans"][0]["fits"]
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
@@ -60,8 +60,8 @@ def planned(folder, config: str, topology: str, *fields: str) -> tuple[int, str,
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         text = out.read()
-    (found,) = json.loads((folder / "plan.json").read_text())["plans"]
-    return process.returncode, text, found, usage.ru_maxrss * 1024
+    (plan,) = json.loads((folder / "plan.json").read_text())["plans"]
+    return process.returncode, text, plan, usage.ru_maxrss * 1024
 
 
 @pytest.mark.parametrize(
@@ -73,21 +73,21 @@ def planned(folder, config: str, topology: str, *fields: str) -> tuple[int, str,
     ],
 )
 def test_a_shipped_config_fits_the_topology_it_names(tmp_path, config, topology, devices, billions):
-    code, text, found, memory = planned(tmp_path, f"tpu.py:{config}", topology)
-    assert code == 0 and found["fits"], text
-    assert found["num_devices"] == devices and found["parameters"] / 1e9 == pytest.approx(billions, abs=0.05)
+    code, text, plan, memory = planned(tmp_path, f"tpu.py:{config}", topology)
+    assert code == 0 and plan["fits"], text
+    assert plan["num_devices"] == devices and plan["parameters"] / 1e9 == pytest.approx(billions, abs=0.05)
     # With room for what full effort takes beyond the least: a quarter more, at most.
-    assert found["compiled"]["peak"] < 0.75 * found["device_memory_limit"] and memory < 8 * GiB
+    assert plan["compiled"]["peak"] < 0.75 * plan["device_memory_limit"] and memory < 8 * GiB
     # Parameters and optimizer state, in bfloat16 and float32: 2 + 12 bytes over all chips, and the batch.
-    assert found["compiled"]["arguments"] == pytest.approx(14 * found["parameters"] / devices, rel=0.03)
-    assert {row["network"] for row in found["traffic"]} == {"ICI"}
-    assert {axis for row in found["traffic"] for axis in row["axes"]} == {"fsdp"}
+    assert plan["compiled"]["arguments"] == pytest.approx(14 * plan["parameters"] / devices, rel=0.03)
+    assert {row["network"] for row in plan["traffic"]} == {"ICI"}
+    assert {axis for row in plan["traffic"] for axis in row["axes"]} == {"fsdp"}
     # Weights are gathered forward, and backward for remat and gradients: in bfloat16, twice, a microbatch.
-    gathered = sum(row["bytes"] for row in found["traffic"] if row["kind"] == "all-gather")
-    twice = 2 * 2 * found["parameters"] * found["accum_steps"] * (devices - 1) / devices
+    gathered = sum(row["bytes"] for row in plan["traffic"] if row["kind"] == "all-gather")
+    twice = 2 * 2 * plan["parameters"] * plan["accum_steps"] * (devices - 1) / devices
     assert 0.8 * twice < gathered < 1.2 * twice
     # All of a block but its last product is computed again, a fifth more.
-    assert set(found["seconds"]) == {"compute", "HBM", "ICI fsdp"} and 0 < found["mfu_ceiling"] <= 0.83
+    assert set(plan["seconds"]) == {"compute", "HBM", "ICI fsdp"} and 0 < plan["mfu_ceiling"] <= 0.83
 
 
 @pytest.mark.slow
@@ -95,22 +95,26 @@ def test_two_slices_talk_over_the_hosts_network(tmp_path):
     sizes = [f"--config.model.{name}={n}" for name, n in (("num_layers", 1), ("vocab_size", 2048))]
     slices = "--config.sharding.mesh.dcn={'data': 2}"
     untied = "--config.model.tie_embeddings=False"  # or one table's two gradients are reduced apart
-    code, text, found, _ = planned(tmp_path, "parallel.py", "2*v5e:2x2", slices, untied, *sizes)
+    code, text, plan, _ = planned(tmp_path, "parallel.py", "2*v5e:2x2", slices, untied, *sizes)
     assert code == 0, text
-    between = sum(row["bytes"] for row in found["traffic"] if row["network"] == "DCN")
-    within = sum(row["bytes"] for row in found["traffic"] if row["network"] == "ICI")
-    gradients = found["memory"]["gradients"]
+    between = sum(row["bytes"] for row in plan["traffic"] if row["network"] == "DCN")
+    within = sum(row["bytes"] for row in plan["traffic"] if row["network"] == "ICI")
+    gradients = plan["memory"]["gradients"]
     # Within a slice reduced, and the sum gathered: 2 (3/4); between the two a quarter each, if not small.
     assert gradients / 4 < between < gradients and within == pytest.approx(1.5 * gradients, rel=0.25)
-    assert found["seconds"]["DCN data"] > found["seconds"]["ICI data"]
+    assert plan["seconds"]["DCN data"] > plan["seconds"]["ICI data"]
 
 
 @pytest.mark.slow
 def test_what_does_not_fit_a_tpu_is_said_plainly(tmp_path):
     fields = ("--config.model.num_layers=8", "--config.accum_steps=1")
-    code, text, found, _ = planned(tmp_path, "tpu.py:1b", "v5e:2x2", *fields)
-    assert code == 1 and not found["fits"] and found["compiled"] is None
+    code, text, plan, _ = planned(tmp_path, "tpu.py:1b", "v5e:2x2", *fields)
+    assert code == 1 and not plan["fits"] and plan["compiled"] is None
     assert "\ndoes not fit: the step needs" in text and "; largest part: activations, " in text
     # And the first change that it names has been compiled, and fits.
-    change, _, told = found["remedies"][0].partition(": ")
-    assert change.startswith("accum_steps=") and told.endswith("as compiled, fits") and f"  {change}: {told}\n" in text
+    change, _, outcome = plan["remedies"][0].partition(": ")
+    assert (
+        change.startswith("accum_steps=")
+        and outcome.endswith("as compiled, fits")
+        and f"  {change}: {outcome}\n" in text
+    )

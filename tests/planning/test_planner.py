@@ -47,8 +47,8 @@ def plans() -> dict[str, StepPlan]:
     return {name: plan_step(experiment(table), jax.devices()[:DEVICES], name) for name, table in tables.items()}
 
 
-def moved(found: StepPlan, *axes: str) -> float:
-    return sum(row.bytes for row in found.traffic if row.axes == axes)
+def moved(plan: StepPlan, *axes: str) -> float:
+    return sum(row.bytes for row in plan.traffic if row.axes == axes)
 
 
 @pytest.mark.parametrize("name", ["DDP", "ZERO1", "ZERO3", "TP"])
@@ -61,11 +61,11 @@ def test_arguments_are_the_parameters_and_the_optimizer_state(plans, name):
 
 @pytest.mark.parametrize(("name", "stage", "each"), [("DDP", 0, 16), ("ZERO1", 1, 9), ("ZERO3", 3, 2)])
 def test_states_are_what_zeros_formula_says(plans, name, stage, each):
-    found = plans[name]
-    states = sum(size for part, size in found.memory.items() if part != "activations")
-    assert found.zero_formula["stage"] == stage
-    assert found.zero_formula["bytes"] == each * found.parameters
-    assert states == pytest.approx(found.zero_formula["bytes"], rel=0.1)  # norms and biases are not split
+    plan = plans[name]
+    states = sum(size for part, size in plan.memory.items() if part != "activations")
+    assert plan.zero_formula["stage"] == stage
+    assert plan.zero_formula["bytes"] == each * plan.parameters
+    assert states == pytest.approx(plan.zero_formula["bytes"], rel=0.1)  # norms and biases are not split
 
 
 def test_traffic_is_along_the_axes_of_the_table(plans):
@@ -75,15 +75,15 @@ def test_traffic_is_along_the_axes_of_the_table(plans):
     assert {row.axes for row in plans["ZERO3"].traffic} == {("fsdp",)}
     assert any(row.kind == "all-gather" for row in plans["ZERO3"].traffic)
     # Megatron: two all-reduces forward and two backward a layer; this backend does some in parts, and the rest beside.
-    one = BATCH // 2 * LENGTH * 64 * 4 * 2 * 3 / 4
-    assert 4 * LAYERS * one < moved(plans["TP"], "tensor") < 10 * LAYERS * one
+    all_reduce = BATCH // 2 * LENGTH * 64 * 4 * 2 * 3 / 4
+    assert 4 * LAYERS * all_reduce < moved(plans["TP"], "tensor") < 10 * LAYERS * all_reduce
     gradients = plans["TP"].memory["gradients"] + 4 * 256 * 64 / 4
     assert moved(plans["TP"], "data") == pytest.approx(gradients, rel=0.05) and not moved(plans["DDP"], "tensor")
 
 
 def test_the_report_has_every_table_and_json_every_number(plans):
-    found = plans["TP"]
-    text = format_plan(found)
+    plan = plans["TP"]
+    text = format_plan(plan)
     for words in (
         "mesh data=2 x tensor=4",
         "optimizer state",
@@ -96,14 +96,14 @@ def test_the_report_has_every_table_and_json_every_number(plans):
         "MFU at most",
     ):
         assert words in text
-    stored = json.loads(json.dumps(found.to_dict()))
+    stored = json.loads(json.dumps(plan.to_dict()))
     assert (
         stored["fits"]
         and stored["bottleneck"] == "compute"
-        and stored["mfu_ceiling"] == pytest.approx(found.flops / found.executed_flops)
+        and stored["mfu_ceiling"] == pytest.approx(plan.flops / plan.executed_flops)
     )
     assert {row["network"] for row in stored["traffic"]} == {"memory"}
-    assert len(draw_plans([one.to_dict() for one in plans.values()], "plans").axes) == 2
+    assert len(draw_plans([p.to_dict() for p in plans.values()], "plans").axes) == 2
 
 
 def test_what_does_not_fit_says_what_is_largest_and_a_change_that_does(monkeypatch):
@@ -113,35 +113,35 @@ def test_what_does_not_fit_says_what_is_largest_and_a_change_that_does(monkeypat
     )
     needs = plan_step(e, jax.devices()[:DEVICES]).compiled["peak"]
     monkeypatch.setattr(planner, "device_memory_limit", lambda device: 0.6 * needs)
-    found = plan_step(e, jax.devices()[:DEVICES])
-    assert not found.fits and found.bottleneck is None and found.step_seconds is None and found.required_bytes == needs
-    largest = max(found.memory, key=found.memory.get)
-    assert found.problem.startswith("does not fit: the step needs") and f"largest part: {largest}" in found.problem
+    plan = plan_step(e, jax.devices()[:DEVICES])
+    assert not plan.fits and plan.bottleneck is None and plan.step_seconds is None and plan.required_bytes == needs
+    largest = max(plan.memory, key=plan.memory.get)
+    assert plan.problem.startswith("does not fit: the step needs") and f"largest part: {largest}" in plan.problem
     compiled: list[str] = []
-    found = with_remedies(found, e, jax.devices()[:DEVICES], busy=lambda text: compiled.append(text) or nullcontext())
+    plan = with_remedies(plan, e, jax.devices()[:DEVICES], busy=lambda text: compiled.append(text) or nullcontext())
     # The first is what fits, followed here as a user would.
-    first = found.remedies[0]
-    change, _, told = first.partition(": ")
-    assert told.endswith("as compiled, fits") and compiled[-1].endswith(change)
+    first = plan.remedies[0]
+    change, _, outcome = first.partition(": ")
+    assert outcome.endswith("as compiled, fits") and compiled[-1].endswith(change)
     number = int(change.removeprefix("accum_steps="))
     assert plan_step(dataclasses.replace(e, accum_steps=number), jax.devices()[:DEVICES]).fits
-    assert {line.partition(":")[0].split(",")[0] for line in found.remedies} >= {
+    assert {line.partition(":")[0].split(",")[0] for line in plan.remedies} >= {
         "model.remat='full'",
         "sharding as ZERO3",
     }
-    assert "config changes that would help" in format_plan(found)
+    assert "config changes that would help" in format_plan(plan)
 
 
 def test_where_nothing_fits_more_devices_are_looked_for(monkeypatch):
     e = experiment(DDP.over(data=1), accum_steps=16)
     states = sum(planner.estimate_step(planner.build(e, jax.devices()[:1])).memory.values())
     monkeypatch.setattr(planner, "device_memory_limit", lambda device: 0.8 * states)
-    found = plan_step(e, jax.devices()[:1])
-    asked: list[int] = []
-    larger = lambda count: asked.append(count) or (f"--topology=cpu:{count}", jax.devices()[:count])
-    found = with_remedies(found, e, jax.devices()[:1], larger)
-    assert found.remedies[0].startswith("--topology=cpu:") and found.remedies[0].endswith("as compiled, fits")
-    assert "sharding as ZERO3" in found.remedies[0] and asked[0] in (2, 4)
+    plan = plan_step(e, jax.devices()[:1])
+    counts: list[int] = []
+    larger = lambda count: counts.append(count) or (f"--topology=cpu:{count}", jax.devices()[:count])
+    plan = with_remedies(plan, e, jax.devices()[:1], larger)
+    assert plan.remedies[0].startswith("--topology=cpu:") and plan.remedies[0].endswith("as compiled, fits")
+    assert "sharding as ZERO3" in plan.remedies[0] and counts[0] in (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,9 @@ def test_mixed_precision_counts_two_two_twelve():
     e = experiment(ZERO2.over(fsdp=8), optim=OptimConfig(master_dtype="float32"))
     policy = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
     e = dataclasses.replace(e, model=dataclasses.replace(e.model, policy=policy))
-    found = planner.estimate_step(planner.build(e, jax.devices()[:DEVICES]))
-    assert [found.zero_formula[f"{name} bytes"] for name in ("weight", "gradient", "optimizer")] == [2, 2, 12]
-    assert found.zero_formula["bytes"] == pytest.approx(found.parameters * (2 + 2 / 8 + 12 / 8))
+    plan = planner.estimate_step(planner.build(e, jax.devices()[:DEVICES]))
+    assert [plan.zero_formula[f"{name} bytes"] for name in ("weight", "gradient", "optimizer")] == [2, 2, 12]
+    assert plan.zero_formula["bytes"] == pytest.approx(plan.parameters * (2 + 2 / 8 + 12 / 8))
 
 
 def test_a_search_ranks_what_fits_and_tells_of_each(monkeypatch):
@@ -174,24 +174,24 @@ def test_a_search_ranks_what_fits_and_tells_of_each(monkeypatch):
         ("PP", PP.over(stage=2, data=4)),
     ]
     monkeypatch.setattr(searching, "candidate_shardings", lambda *_: wanted)
-    found = searching.search(e, jax.devices()[:DEVICES], lines.append)
-    assert len(found) == len(lines) == 3 and all(": fits" in line for line in lines)  # the config's own not twice
-    assert [one.step_seconds for one in found] == sorted(one.step_seconds for one in found)
-    table = format_ranking(found).splitlines()
-    assert len(table) == len(found) + 1 and "MFU at most" in table[0]
+    plans = searching.search(e, jax.devices()[:DEVICES], lines.append)
+    assert len(plans) == len(lines) == 3 and all(": fits" in line for line in lines)  # the config's own not twice
+    assert [plan.step_seconds for plan in plans] == sorted(plan.step_seconds for plan in plans)
+    table = format_ranking(plans).splitlines()
+    assert len(table) == len(plans) + 1 and "MFU at most" in table[0]
     # The most microbatches that divide the batch, for the smallest bubble: 1 of 5 ticks.
-    (staged,) = (one for one in found if one.name.startswith("PP"))
+    (staged,) = (plan for plan in plans if plan.name.startswith("PP"))
     permutes = sum(row.count for row in staged.traffic if row.kind == "collective-permute")
     assert permutes >= 2 * 5  # forward and backward
     assert staged.accum_steps == 4 and staged.bubble == pytest.approx(1 / 5) and staged.mfu_ceiling < 0.7
 
 
 def test_time_and_utilisation_are_of_what_a_step_executes(plans):
-    for name, found in plans.items():
-        assert 1.15 < found.executed_flops / found.flops < 1.34, (
+    for name, plan in plans.items():
+        assert 1.15 < plan.executed_flops / plan.flops < 1.34, (
             name
         )  # blocks are computed again, but for what nothing reads
-        assert found.seconds["compute"] == found.executed_flops / DEVICES / found.peak_flops
+        assert plan.seconds["compute"] == plan.executed_flops / DEVICES / plan.peak_flops
     assert "compute is 1.2" in format_plan(plans["DDP"])
     sharding = dataclasses.replace(PP.over(stage=2, data=4), pipeline="1f1b")
     staged = planner.estimate_step(planner.build(experiment(sharding, accum_steps=4), jax.devices()[:DEVICES]))
@@ -263,22 +263,22 @@ def test_what_a_search_tries():
 def test_over_slices_each_has_a_copy_of_what_is_tried_and_of_what_is_advised():
     e = experiment(dataclasses.replace(DDP, mesh=MeshConfig(data=8, dcn={"data": 2})))
     chips = [Fake((i, j, 0), s) for s in range(2) for i in range(2) for j in range(2)]
-    found = dict(searching.candidate_shardings(e, chips))
-    assert len(found) > 5 and "ZERO3 fsdp=4 on each of 2 slices" in found
-    for name, sharding in found.items():
+    shardings = dict(searching.candidate_shardings(e, chips))
+    assert len(shardings) > 5 and "ZERO3 fsdp=4 on each of 2 slices" in shardings
+    for name, sharding in shardings.items():
         assert sharding.mesh.dcn == {"data": 2}, name
         assert math.prod(sharding.mesh.sizes(8).values()) == 8, name
-    three = next(one for change, one in config_changes(e, 8) if change == "sharding as ZERO3, data=2, fsdp=4")
+    three = next(changed for change, changed in config_changes(e, 8) if change == "sharding as ZERO3, data=2, fsdp=4")
     assert three.sharding.mesh == MeshConfig(data=2, fsdp=4, dcn={"data": 2})
     assert three.sharding.params["embed"] == "fsdp"
 
 
 def test_an_attached_device_is_asked_for_its_memory_and_one_that_is_named_is_not(monkeypatch):
-    here, there = gpus(2, 1)
+    here, other = gpus(2, 1)
     here = dataclasses.replace(here, stats={"bytes_limit": 60e9})
     assert memory_limits.device_memory_limit(here) == 80e9  # no such device is attached
     monkeypatch.setattr(memory_limits.jax, "local_devices", lambda: [here])
-    assert memory_limits.device_memory_limit(here) == memory_limits.device_memory_limit(there) == 60e9
+    assert memory_limits.device_memory_limit(here) == memory_limits.device_memory_limit(other) == 60e9
     assert memory_limits.device_memory_limit(Fake((0, 0, 0))) == 15.75 * 2**30
     silent = dataclasses.replace(here, stats=None)
     monkeypatch.setattr(memory_limits.jax, "local_devices", lambda: [silent])
@@ -309,43 +309,45 @@ def test_a_step_that_takes_more_of_the_hosts_memory_than_there_is_does_not_fit(m
     e = experiment(dataclasses.replace(DDP.over(data=8), optimizer_memory="host"), accum_steps=2)
     e = dataclasses.replace(e, model=dataclasses.replace(e.model, remat="none"))
     devices = jax.devices()[:DEVICES]
-    there = instead(e, devices).host_bytes
-    monkeypatch.setattr(planner, "host_memory_limit", lambda device: 0.6 * there)
-    assert there > 0
-    found = plan_step(e, devices)
-    assert not found.fits and found.compiled is None  # it is known before
-    says = f"the step needs {amount(there)} of host memory for each cpu and {amount(0.6 * there)} are available"
-    assert found.problem == f"does not fit: {says}; largest part: optimizer state, {amount(there)}"
+    host_bytes = instead(e, devices).host_bytes
+    monkeypatch.setattr(planner, "host_memory_limit", lambda device: 0.6 * host_bytes)
+    assert host_bytes > 0
+    plan = plan_step(e, devices)
+    assert not plan.fits and plan.compiled is None  # it is known before
+    says = (
+        f"the step needs {amount(host_bytes)} of host memory for each cpu and {amount(0.6 * host_bytes)} are available"
+    )
+    assert plan.problem == f"does not fit: {says}; largest part: optimizer state, {amount(host_bytes)}"
     monkeypatch.setattr(remedies, "plan_step", instead)
-    found = with_remedies(found, e, devices)
+    plan = with_remedies(plan, e, devices)
     # What takes less of it is advised, and nothing else.
-    assert found.remedies[0].startswith("sharding as ZERO1, fsdp=8: ") and found.remedies[0].endswith("fits")
-    assert not any(line.startswith(("accum_steps", "model.remat")) for line in found.remedies)
-    assert "sharding.optimizer_memory='device'" in {line.partition(":")[0] for line in found.remedies}
-    assert says in format_plan(found) and "host memory available" in format_plan(found)
+    assert plan.remedies[0].startswith("sharding as ZERO1, fsdp=8: ") and plan.remedies[0].endswith("fits")
+    assert not any(line.startswith(("accum_steps", "model.remat")) for line in plan.remedies)
+    assert "sharding.optimizer_memory='device'" in {line.partition(":")[0] for line in plan.remedies}
+    assert says in format_plan(plan) and "host memory available" in format_plan(plan)
 
 
 def test_what_the_compiler_puts_in_the_hosts_memory_counts(plans):
-    found = dataclasses.replace(plans["DDP"], compiled={**plans["DDP"].compiled, "host": 200}, host_memory_limit=100.0)
-    assert plans["DDP"].host_fits and not found.host_fits
-    problem = step_plan.exceeds_host_memory(found).problem
+    plan = dataclasses.replace(plans["DDP"], compiled={**plans["DDP"].compiled, "host": 200}, host_memory_limit=100.0)
+    assert plans["DDP"].host_fits and not plan.host_fits
+    problem = step_plan.exceeds_host_memory(plan).problem
     assert problem == "does not fit: the step needs 200 B of host memory for each cpu and 100 B are available"
 
 
 @pytest.mark.parametrize(
-    ("there", "end"), [(80, " and 100 B of host memory by estimate, still too much"), (120, "fits")]
+    ("available", "end"), [(80, " and 100 B of host memory by estimate, still too much"), (120, "fits")]
 )
-def test_a_remedy_has_to_fit_the_hosts_memory_too(plans, monkeypatch, there, end):
+def test_a_remedy_has_to_fit_the_hosts_memory_too(plans, monkeypatch, available, end):
     """The optimizer's state on the host makes room on the device, and takes 100 bytes there."""
     e, devices, needs = experiment(DDP.over(data=8)), jax.devices()[:DEVICES], sum(plans["DDP"].memory.values())
-    found = dataclasses.replace(
-        plans["DDP"], device_memory_limit=0.5 * needs, host_memory_limit=there, problem="does not fit"
+    plan = dataclasses.replace(
+        plans["DDP"], device_memory_limit=0.5 * needs, host_memory_limit=available, problem="does not fit"
     )
     option = remedies.Option("sharding.optimizer_memory='host'", e, devices, 0.1 * needs, 100)
     monkeypatch.setattr(remedies, "single_changes", lambda *_: [option])
     monkeypatch.setattr(remedies, "combined_changes", lambda *_: [])
     monkeypatch.setattr(remedies, "plan_step", lambda *_: plans["DDP"])
-    (line, *_) = with_remedies(found, e, devices).remedies
+    (line, *_) = with_remedies(plan, e, devices).remedies
     assert line.startswith("sharding.optimizer_memory='host': ") and line.endswith(end)
 
 
@@ -357,9 +359,9 @@ def test_a_search_goes_on_where_the_configs_own_mesh_does_not_divide_the_devices
     monkeypatch.setattr(
         searching, "try_plan", lambda e, devices, title: dataclasses.replace(instead(e, devices), name=title)
     )
-    monkeypatch.setattr(searching, "describe_plan", lambda one: "fits")
-    found = searching.search(experiment(ZERO3.over(fsdp=16)), jax.devices()[:DEVICES], lines.append)
-    assert [one.name for one in found] == ["DDP data=8, accum_steps=1"]
+    monkeypatch.setattr(searching, "describe_plan", lambda plan: "fits")
+    plans = searching.search(experiment(ZERO3.over(fsdp=16)), jax.devices()[:DEVICES], lines.append)
+    assert [plan.name for plan in plans] == ["DDP data=8, accum_steps=1"]
     assert lines[0].startswith("config: sharding.mesh: fsdp=16 needs 16 devices, got 8") and len(lines) == 2
     monkeypatch.setattr(searching, "candidate_shardings", lambda *_: [("config", ZERO3.over(fsdp=16))])
     with pytest.raises(UserError, match="none of 1 tables can be laid out over 8 devices; config: sharding.mesh: fsdp"):

@@ -68,7 +68,7 @@ def step_of(name: str):
     return program.step.lower(program.abstract, batch), sum(x.size for x in jax.tree.leaves(program.abstract.params))
 
 
-def found(name: str) -> dict:
+def compiled_report(name: str) -> dict:
     """parameters: how many. collectives: as `planning/hlo.py` reads them. arrays: the shape of each array in one."""
     lowered, parameters = step_of(name)
     text = lowered.compile(compiler_options=NO_RINGS).as_text()
@@ -79,4 +79,4 @@ def found(name: str) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: found(name) for name in sys.argv[1:]}))
+    print(json.dumps({name: compiled_report(name) for name in sys.argv[1:]}))

@@ -72,7 +72,7 @@ WHOLE, SPLIT = "{}, {}, {}", '{}, {"fsdp"}, {}'
 
 
 @pytest.mark.parametrize(
-    ("name", "kept", "moments", "gradients"),
+    ("name", "params", "moments", "gradients"),
     [
         ("DDP", WHOLE, WHOLE, WHOLE),
         ("ZERO1", WHOLE, SPLIT, WHOLE),
@@ -80,8 +80,8 @@ WHOLE, SPLIT = "{}, {}, {}", '{}, {"fsdp"}, {}'
         ("ZERO3", SPLIT, SPLIT, SPLIT),
     ],
 )
-def test_zeros_stages_split_one_thing_more_each(name, kept, moments, gradients):
-    assert arguments(name, MATRICES) == [kept, moments, moments]
+def test_zeros_stages_split_one_thing_more_each(name, params, moments, gradients):
+    assert arguments(name, MATRICES) == [params, moments, moments]
     assert gradients in constrained(name, MATRICES)
     # Gathered, and its gradient laid out, inside the layer.
     inside = constrained(name, MATRIX)

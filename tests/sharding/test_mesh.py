@@ -30,12 +30,12 @@ class Chip:
 
 def chips(slices: int, shape: tuple[int, int], named: bool = True) -> list[Chip]:
     """Slices of so many chips each, four to a host; in no order."""
-    found = []
+    grid = []
     for s in range(slices):
         for x, y in itertools.product(*map(range, shape)):
-            number = len(found)
-            found.append(Chip(number, (x, y, 0), s if named else None, number // 4))
-    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+            number = len(grid)
+            grid.append(Chip(number, (x, y, 0), s if named else None, number // 4))
+    return [grid[i] for i in np.random.default_rng(0).permutation(len(grid))]
 
 
 CASES = {
@@ -93,5 +93,5 @@ def test_a_run_is_read_on_more_slices_than_it_was_trained_on(monkeypatch):
     monkeypatch.setattr(load.jax, "devices", lambda: chips(2, (2, 2)))
     one_slice = Experiment(model=GPTConfig())
     assert load._fitting(one_slice).sharding.mesh == MeshConfig(dcn={"data": 2})
-    told = Experiment(model=GPTConfig(), sharding=Sharding(mesh=MeshConfig(fsdp=4, dcn={"data": 2})))
-    assert load._fitting(told) is told
+    saved = Experiment(model=GPTConfig(), sharding=Sharding(mesh=MeshConfig(fsdp=4, dcn={"data": 2})))
+    assert load._fitting(saved) is saved

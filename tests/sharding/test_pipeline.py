@@ -30,14 +30,14 @@ SIZES = [(p, m) for p in (2, 4, 8) for m in range(p, 8 * p + 1)]
 
 def when(schedule, p, m):
     """(work, stage) -> slot. A table has a cell for each stage in each slot, so none does two things in one."""
-    found = {}
+    slots = {}
     for slot, row in enumerate(timetable(schedule, p, m)):
         assert len(row) == p
         for stage, work in enumerate(row):
             if work is not None:
-                assert (work, stage) not in found, "run twice"
-                found[work, stage] = slot
-    return found
+                assert (work, stage) not in slots, "run twice"
+                slots[work, stage] = slot
+    return slots
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
@@ -45,12 +45,12 @@ def test_every_microbatch_passes_every_stage_in_order_and_back(schedule):
     for p, m in SIZES:
         if m % p and schedule.virtual_stages > 1:
             continue
-        found = when(schedule, p, m)
-        assert len(found) == 2 * m * p * schedule.virtual_stages
+        slot_of = when(schedule, p, m)
+        assert len(slot_of) == 2 * m * p * schedule.virtual_stages
         for i in range(m):
             way = [(Work(i, True, v), s) for v in range(schedule.virtual_stages) for s in range(p)]
             way += [(Work(i, False, work.virtual_stage), s) for work, s in reversed(way)]
-            slots = [found[step] for step in way]
+            slots = [slot_of[step] for step in way]
             assert slots == sorted(set(slots)), (p, m, i)
 
 
@@ -73,16 +73,16 @@ def test_the_bubble_counted_is_the_formula(schedule):
 
 def test_1f1b_holds_the_inputs_of_at_most_two_p_less_one_microbatches():
     for p, m in SIZES:
-        found = when(OneFOneB(), p, m)
+        slot_of = when(OneFOneB(), p, m)
         for s in range(p):
-            spans = [(found[Work(i, True), s], found[Work(i, False), s]) for i in range(m)]
-            held = max(sum(a <= t < b for a, b in spans) for t in range(2 * ticks(OneFOneB(), p, m)))
-            assert held == min(m, 2 * (p - 1 - s) + 1) <= 2 * p - 1
+            spans = [(slot_of[Work(i, True), s], slot_of[Work(i, False), s]) for i in range(m)]
+            in_flight = max(sum(a <= t < b for a, b in spans) for t in range(2 * ticks(OneFOneB(), p, m)))
+            assert in_flight == min(m, 2 * (p - 1 - s) + 1) <= 2 * p - 1
 
 
 def test_gpipe_holds_them_all():
-    found = when(GPipe(), 4, 16)
-    assert max(found[Work(i, True), 0] for i in range(16)) < min(found[Work(i, False), 0] for i in range(16))
+    slot_of = when(GPipe(), 4, 16)
+    assert max(slot_of[Work(i, True), 0] for i in range(16)) < min(slot_of[Work(i, False), 0] for i in range(16))
 
 
 def test_what_cannot_be_cut_is_told():

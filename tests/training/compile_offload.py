@@ -26,7 +26,7 @@ CHIPS = 4
 
 
 def main(preset: str, layers: str) -> None:
-    devices, found = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices, {}
+    devices, result = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices, {}
     policy = Policy(param_dtype="bfloat16", compute_dtype="bfloat16")
     small = GPTConfig(
         vocab_size=2048,
@@ -46,9 +46,9 @@ def main(preset: str, layers: str) -> None:
         program = build(Experiment(model=model, data=data, optim=optim, sharding=sharding, num_steps=10), devices)
         compiled = program.step.lower(program.abstract, step_batch(program)).compile()
         analysis = compiled.memory_analysis()
-        found[memory] = {**compiled_memory(analysis), "host arguments": analysis.host_argument_size_in_bytes}
-        found["parameters"] = sum(x.size for x in jax.tree.leaves(program.abstract.params))
-    print(json.dumps(found))
+        result[memory] = {**compiled_memory(analysis), "host arguments": analysis.host_argument_size_in_bytes}
+        result["parameters"] = sum(x.size for x in jax.tree.leaves(program.abstract.params))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main(schedule: str, microbatches: int) -> dict[str, Any]:
     module = MODEL.build()
     shapes, axes = abstract_params(module, *MODEL.example_inputs(ROWS, T))
     layout, rows = shardings(shapes, axes, PP.params, mesh), NamedSharding(mesh, PartitionSpec(batch_axes))
-    given = lambda tree, layouts: jax.tree.map(
+    abstract = lambda tree, layouts: jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layouts
     )
     ints = jax.ShapeDtypeStruct((ROWS * m, T), jnp.int32, sharding=rows)
@@ -60,12 +60,12 @@ def main(schedule: str, microbatches: int) -> dict[str, Any]:
     )
     step = lambda params, batch: gradient(params, batch, jax.random.key(0), m, None, layout)
     with jax.set_mesh(mesh), axis_rules(PP.activations):
-        compiled = jax.jit(step).lower(given(shapes, layout), batch).compile()
-    found = collectives(compiled.as_text())
-    reduced = [c for c in found if c.kind in ("all-reduce", "reduce-scatter") and "data" in c.axes(SIZES)]
+        compiled = jax.jit(step).lower(abstract(shapes, layout), batch).compile()
+    traffic = collectives(compiled.as_text())
+    reduced = [c for c in traffic if c.kind in ("all-reduce", "reduce-scatter") and "data" in c.axes(SIZES)]
     return {
         "temporaries": compiled.memory_analysis().temp_size_in_bytes,
-        "ticks": sum(c.count for c in found if c.kind == "collective-permute" and c.count > 1),
+        "ticks": sum(c.count for c in traffic if c.kind == "collective-permute" and c.count > 1),
         "reduced over data": [(c.kind, c.bytes, c.count) for c in reduced],
         "a stage's gradients": sum(x.size * 4 for x in jax.tree.leaves(shapes["blocks"])) // SIZES["stage"],
     }

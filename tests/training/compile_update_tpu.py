@@ -27,10 +27,10 @@ def main() -> None:
     data, optim = DataConfig(seq_len=128, batch_size=4), OptimConfig(master_dtype="float32")
     e = Experiment(model=model, data=data, optim=optim, sharding=ZERO2.over(fsdp=4), num_steps=10)
     program = build(e, topologies.get_topology_desc("v5e:2x2", platform="tpu").devices)
-    found = compiled_bytes(program.step.lower(program.abstract, step_batch(program)))
-    assert found is not None
+    memory = compiled_bytes(program.step.lower(program.abstract, step_batch(program)))
+    assert memory is not None
     params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.abstract.params))
-    print(json.dumps({"temporaries": found["temporaries"], "parameters": params}))
+    print(json.dumps({"temporaries": memory["temporaries"], "parameters": params}))
 
 
 if __name__ == "__main__":

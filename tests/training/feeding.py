@@ -23,14 +23,14 @@ def main() -> None:
     experiment.data.task = Noted(read)
     batch = next(TrainBatches(store, experiment.data, rows=program.local_row_indices, tokenizer=tokenizer))
     total = jax.jit(lambda x: x.astype(float).sum())(program.shard_batch(batch)["tokens"])
-    found = {
+    result = {
         "rows": program.local_row_indices.tolist(),
         "read": read,
         "tokens": batch["tokens"].tolist(),
         "sum": float(np.asarray(total)),
     }
     with open(f"{OUT.value}{jax.process_count()}.{jax.process_index()}", "w") as file:
-        json.dump(found, file)
+        json.dump(result, file)
 
 
 class Noted(Packed):

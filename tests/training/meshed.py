@@ -6,8 +6,8 @@ from tests.experiments import small
 
 
 def get_config(variant: str):
-    corpus, preset, *given = variant.split(",")
-    sizes = {axis: int(size) for axis, size in (part.split("=") for part in given)}
+    corpus, preset, *parts = variant.split(",")
+    sizes = {axis: int(size) for axis, size in (part.split("=") for part in parts)}
     experiment = small.get_config(corpus)
     experiment.sample_tokens = 0
     experiment.sharding = PRESETS[preset].over(**sizes)

@@ -71,7 +71,7 @@ def test_equal_to_one_device_and_one_batch(name, devices, fields):
 def test_a_prompt_before_the_inputs_is_tuned_over_a_mesh_as_on_one_device(name):
     method = Prompt(length=4)
     wanted, losses = run(name, 1, peft=method)
-    found, others = run(name, 8, peft=method, sharding=CUBE, accum_steps=2)
+    actual, others = run(name, 8, peft=method, sharding=CUBE, accum_steps=2)
     assert len(set(losses)) == 3
     np.testing.assert_allclose(others, losses, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, wanted)

@@ -32,8 +32,8 @@ def program(sharding=DDP.over(data=8), remat="none", layers=LAYERS, **fields):
 
 def ratio(*args, **fields) -> float:
     """Operations executed in a step, over the model's."""
-    one = program(*args, **fields)
-    return jaxpr_flops(one.step.trace(one.abstract, step_batch(one)).jaxpr) / step_flops(one)
+    built = program(*args, **fields)
+    return jaxpr_flops(built.step.trace(built.abstract, step_batch(built)).jaxpr) / step_flops(built)
 
 
 def test_products_of_loops_devices_conditions_and_kernels():
@@ -95,5 +95,7 @@ def test_a_configs_figure_is_what_its_step_does(config):
     """Two directions over words, four sequences an example, and logits at some positions alone."""
     e = cli.load(f"configs/{config}")
     layers = {} if "elmo" in config else {"num_layers": 1}
-    one = build(dataclasses.replace(e, model=e.model.with_body(vocab_size=2048, **layers)), jax.devices()[:1])
-    assert jaxpr_flops(one.step.trace(one.abstract, step_batch(one)).jaxpr) == pytest.approx(step_flops(one), rel=1e-3)
+    built = build(dataclasses.replace(e, model=e.model.with_body(vocab_size=2048, **layers)), jax.devices()[:1])
+    assert jaxpr_flops(built.step.trace(built.abstract, step_batch(built)).jaxpr) == pytest.approx(
+        step_flops(built), rel=1e-3
+    )

@@ -195,8 +195,8 @@ def trained(program, state, name: str):
         losses.append(float(metrics["loss"]))
         shapes = {x.shape for x in jax.tree.leaves(state.params)}
         trace = [np.asarray(x) for x in jax.tree.leaves(state.opt_state) if x.shape in shapes and x.ndim]
-        found = [now - MOMENTUM * old for now, old in zip(trace, before or [0.0] * len(trace), strict=True)]
-        gradients.append(jax.tree.unflatten(jax.tree.structure(state.params), found))
+        gradient = [now - MOMENTUM * old for now, old in zip(trace, before or [0.0] * len(trace), strict=True)]
+        gradients.append(jax.tree.unflatten(jax.tree.structure(state.params), gradient))
         before = trace
     return losses, gradients, jax.device_get(state.params)
 
@@ -218,16 +218,16 @@ def placed(program, name: str):
 
 @functools.cache
 def one_device(name: str):
-    one = program(name, Sharding(), 1)
-    return trained(one, placed(one, name), name)
+    single = program(name, Sharding(), 1)
+    return trained(single, placed(single, name), name)
 
 
-def close(found, wanted):
+def close(actual, wanted):
     """Each tensor within 1e-5 of its largest number; biases of keys, whose gradient softmax makes zero, within 1e-7 of
     the largest of all: what they hold is rounding."""
-    found, wanted = jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted)
+    actual, wanted = jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(wanted)
     largest = max(np.abs(x).max() for x in wanted)
-    for (path, a), b in zip(found, wanted, strict=True):
+    for (path, a), b in zip(actual, wanted, strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         blind = name.endswith("key/bias")
         scale = 1e-2 * largest if blind else np.abs(b).max()
@@ -247,5 +247,5 @@ def test_eight_devices_equal_one(name, mesh):
 
 @pytest.mark.parametrize("mesh", ["ZERO3 and TP, 2 2 2", pytest.param("PP data 2 stage 4", marks=pytest.mark.slow)])
 def test_a_run_begins_with_the_same_numbers_on_any_mesh(mesh):
-    found = jax.device_get(program("gpt", MESHES[mesh], 8).init().params)
-    jax.tree.map(np.testing.assert_array_equal, found, first_parameters("gpt"))
+    params = jax.device_get(program("gpt", MESHES[mesh], 8).init().params)
+    jax.tree.map(np.testing.assert_array_equal, params, first_parameters("gpt"))

@@ -64,12 +64,12 @@ def trained(program, state, steps=3):
     return state
 
 
-def close(found, wanted, rtol=1e-5, atol=2e-6):
-    def one(a, b):
+def close(actual, wanted, rtol=1e-5, atol=2e-6):
+    def close_leaf(a, b):
         a, b = (np.asarray(x, np.float32) for x in (a, b))
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
-    jax.tree.map(one, found, wanted)
+    jax.tree.map(close_leaf, actual, wanted)
 
 
 def kinds(opt_state):
@@ -110,17 +110,17 @@ def test_an_update_by_parts_is_the_update(name, master):
         return optax.apply_updates(state.params, updates), opt_state
 
     by_parts = jax.jit(parts, out_shardings=(layout.params, layout.opt_state))
-    found, wanted = jax.device_put(state, layout), state
+    actual, wanted = jax.device_put(state, layout), state
     for i in range(3):
         grads = jax.tree.map(lambda g: 3 * g, some(i + 1, params["other"].dtype))
-        found, wanted = (
+        actual, wanted = (
             dataclasses.replace(s, params=p, opt_state=o)
-            for s, (p, o) in ((found, by_parts(grads, found, None)), (wanted, whole(grads, wanted)))
+            for s, (p, o) in ((actual, by_parts(grads, actual, None)), (wanted, whole(grads, wanted)))
         )
-    close((found.params, found.opt_state), (wanted.params, wanted.opt_state))
+    close((actual.params, actual.opt_state), (wanted.params, wanted.opt_state))
     # An update left out leaves everything, counters too.
-    same = by_parts(grads, found, jnp.array(False))
-    jax.tree.map(np.testing.assert_array_equal, same, (found.params, found.opt_state))
+    same = by_parts(grads, actual, jnp.array(False))
+    jax.tree.map(np.testing.assert_array_equal, same, (actual.params, actual.opt_state))
 
 
 # Whole steps, on eight devices
@@ -138,8 +138,10 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_training_is_the_same(name):
     sharding, fields = CASES[name]
-    found, wanted = (build(experiment(s, num_steps=20, **fields), jax.devices()) for s in (host(sharding), sharding))
-    state = trained(found, found.init())
+    offloaded, wanted = (
+        build(experiment(s, num_steps=20, **fields), jax.devices()) for s in (host(sharding), sharding)
+    )
+    state = trained(offloaded, offloaded.init())
     assert kinds(state.opt_state) == [{"pinned_host"}, {"device"}]
     assert kinds(state.params)[0] == {"device"}
     other = trained(wanted, wanted.init())
@@ -179,23 +181,25 @@ def test_a_checkpoint_goes_on_in_either_memory(tmp_path):
 
 
 def test_the_account_tells_the_hosts_bytes_from_the_devices():
-    found, beside = (build(experiment(BOTH[memory], num_steps=20), jax.devices()[:2]) for memory in ("host", "device"))
-    mine, other = dry_run.estimate_memory(found), dry_run.estimate_memory(beside)
+    offloaded, beside = (
+        build(experiment(BOTH[memory], num_steps=20), jax.devices()[:2]) for memory in ("host", "device")
+    )
+    mine, other = dry_run.estimate_memory(offloaded), dry_run.estimate_memory(beside)
     # Counters, and what no table splits, are all that differs from 12 bytes a parameter.
     assert mine["optimizer state in host memory"] + mine["optimizer state"] == other["optimizer state"]
     assert mine["optimizer state"] < 100 and mine["total"] == other["total"] - mine["optimizer state in host memory"]
     assert "optimizer state in host memory" not in other
-    told = estimate_step(found)
-    assert told.host_memory == {"optimizer state": mine["optimizer state in host memory"]}
-    assert told.memory["optimizer state"] == mine["optimizer state"] and not estimate_step(beside).host_memory
-    assert told.zero_formula["optimizer bytes"] == 0 and told.zero_formula["bytes"] == pytest.approx(
-        found_states(told), rel=0.05
+    plan = estimate_step(offloaded)
+    assert plan.host_memory == {"optimizer state": mine["optimizer state in host memory"]}
+    assert plan.memory["optimizer state"] == mine["optimizer state"] and not estimate_step(beside).host_memory
+    assert plan.zero_formula["optimizer bytes"] == 0 and plan.zero_formula["bytes"] == pytest.approx(
+        state_bytes(plan), rel=0.05
     )
-    assert "  host memory: optimizer state" in plan_report(told)
+    assert "  host memory: optimizer state" in plan_report(plan)
 
 
-def found_states(told):
-    return sum(size for part, size in told.memory.items() if part != "activations")
+def state_bytes(plan):
+    return sum(size for part, size in plan.memory.items() if part != "activations")
 
 
 @pytest.mark.parametrize(
@@ -231,8 +235,8 @@ def test_devices_without_the_hosts_memory_are_told():
 @pytest.mark.parametrize("layers", ["stacked", "unrolled"])
 def test_a_tpu_holds_no_more_of_the_state_than_a_layers(layers):
     """12 bytes a parameter, over four chips, are on their hosts; what is on a chip is less by nearly as much."""
-    found = tpu.compiled("tests.training.compile_offload", "ZERO3", layers)
-    print(found)
-    assert found["host"]["host arguments"] == pytest.approx(12 * found["parameters"] / 4, rel=0.02)
-    assert found["device"]["host"] == 0
-    assert found["host"]["peak"] < 0.6 * found["device"]["peak"]
+    memory = tpu.compiled("tests.training.compile_offload", "ZERO3", layers)
+    print(memory)
+    assert memory["host"]["host arguments"] == pytest.approx(12 * memory["parameters"] / 4, rel=0.02)
+    assert memory["device"]["host"] == 0
+    assert memory["host"]["peak"] < 0.6 * memory["device"]["peak"]

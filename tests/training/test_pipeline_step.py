@@ -60,17 +60,21 @@ def plain(name: str, num_layers: int, scale=None):
     return jax.device_get(jax.jit(gradient)(params, rows))
 
 
-def staged(name: str, schedule, sizes: dict[str, int], num_layers: int, scale=None, table=None, active=None, kept=None):
+def staged(
+    name: str, schedule, sizes: dict[str, int], num_layers: int, scale=None, table=None, active=None, at_rest=None
+):
     """(the mesh's context, a jitted function of params and batch, those).
 
     table, active: rules of parameters and activations; kept: of gradients, and parameters are gathered where used.
     """
     table, active = table or STAGED, active or ACTIVE
-    tables = (active,) if kept is None else (active, Sharding(params=table, activations=active).compute_rules, kept)
+    tables = (
+        (active,) if at_rest is None else (active, Sharding(params=table, activations=active).compute_rules, at_rest)
+    )
     objective, apply, params, axes, rows = parts(name, num_layers)
     mesh = make_mesh(MeshConfig(**{"data": 1, **sizes}), jax.devices()[: math.prod(sizes.values())])
     layout = shardings(params, axes, table, mesh)
-    gradients = shardings(params, axes, kept or table, mesh)
+    gradients = shardings(params, axes, at_rest or table, mesh)
 
     def gradient(params, rows):
         with axis_rules(*tables):
@@ -91,11 +95,11 @@ def staged(name: str, schedule, sizes: dict[str, int], num_layers: int, scale=No
     return jax.set_mesh(mesh), fn, params, rows
 
 
-def close(found, wanted):
-    def one(a, b):
+def close(actual, wanted):
+    def close_leaf(a, b):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 1e-2))
 
-    jax.tree.map(one, found, wanted)
+    jax.tree.map(close_leaf, actual, wanted)
 
 
 FAST = {("gpt", "1f1b", "2 2 2")}  # GPipe's and the circular one's are in `test_meshes.py`
@@ -152,8 +156,10 @@ COVERED_ELSEWHERE = {("circular", "context"), ("gpipe", "zero 2"), ("circular", 
     ],
 )
 def test_stages_go_with_every_other_axis(schedule, name):
-    sizes, table, active, kept = TABLES[name]
-    context, fn, params, rows = staged("gpt", SCHEDULES[schedule], sizes, L, table=table, active=active, kept=kept)
+    sizes, table, active, at_rest = TABLES[name]
+    context, fn, params, rows = staged(
+        "gpt", SCHEDULES[schedule], sizes, L, table=table, active=active, at_rest=at_rest
+    )
     with context:
         sums, grads = jax.device_get(fn(params, rows))
     wanted_sums, wanted_grads = plain("gpt", L)
@@ -209,11 +215,11 @@ def experiment(name: str, sharding: Sharding) -> Experiment:
 
 def test_an_evaluation_over_stages_is_that_of_one_device():
     """It takes no schedule: all stages run all layers, each layer's parameters gathered where it runs."""
-    found = []
+    results = []
     for sharding, devices in ((DP_PP_TP.over(data=2, stage=2, tensor=2), 8), (Sharding(), 1)):
         program = build(experiment("gpt", sharding), jax.devices()[:devices])
-        found.append(jax.device_get(program.eval_step(program.init().params, batch("gpt", 3))))
-    close(*found)
+        results.append(jax.device_get(program.eval_step(program.init().params, batch("gpt", 3))))
+    close(*results)
 
 
 def test_stages_without_a_schedule_or_layers_that_do_not_divide_are_told():
@@ -276,8 +282,8 @@ def test_gradients_of_bfloat16_weights_are_summed_in_float32(schedule):
     with jax.set_mesh(make_mesh(MeshConfig(data=2, stage=2), jax.devices()[:4])):
         keys = jnp.zeros((m, 2), jnp.uint32)
         gradient = jax.jit(functools.partial(toy, schedule, keys, run=add, batch=("data",)))
-        found = gradient(w, jnp.zeros((m, 2, 1), jnp.bfloat16))
-    grads = found[1] if isinstance(schedule, OneFOneB) else found
+        result = gradient(w, jnp.zeros((m, 2, 1), jnp.bfloat16))
+    grads = result[1] if isinstance(schedule, OneFOneB) else result
     np.testing.assert_array_equal(np.asarray(grads, np.float32), 2 * m)
 
 
@@ -291,8 +297,8 @@ def layers(w, x, shared, keys):
 def toy(schedule, keys, w, x, run=layers, batch=()):
     """Gradients of layers x -> tanh(x w), to count ticks by."""
     if isinstance(schedule, OneFOneB):
-        first = lambda params, given: (given[0], [], None)
-        last = lambda params, given, y: (y.sum(), y.sum())
+        first = lambda params, inputs: (inputs[0], [], None)
+        last = lambda params, inputs, y: (y.sum(), y.sum())
         return one_f_one_b(first, run, last, w, {}, (x, keys), batch)
     return jax.grad(lambda w: through_stages(schedule, run, w, x, [], [], None, batch).sum())(w)
 
@@ -316,15 +322,15 @@ def test_executed_ticks_are_the_formula(name, stages):
 def test_gradients_are_reduced_over_data_once_a_step_and_not_once_a_tick(schedule):
     context, fn, params, rows = staged("gpt", SCHEDULES[schedule], {"data": 2, "stage": 2}, L)
     with context:
-        found = collectives(fn.lower(params, rows).compile().as_text())
+        traffic = collectives(fn.lower(params, rows).compile().as_text())
     sizes = {"data": 2, "stage": 2}
-    ring = [c for c in found if c.kind == "collective-permute" and c.count > 1]
+    ring = [c for c in traffic if c.kind == "collective-permute" and c.count > 1]
     assert sum(c.count for c in ring) == 2 * ticks(SCHEDULES[schedule], 2, M)
-    over_data = [c for c in found if c.kind == "all-reduce" and "data" in c.axes(sizes)]
+    over_data = [c for c in traffic if c.kind == "all-reduce" and "data" in c.axes(sizes)]
     assert all(c.count == 1 for c in over_data), over_data
-    held = sum(x.nbytes for x in jax.tree.leaves(params["blocks"])) / 2  # by a stage
-    assert sum(c.bytes for c in over_data) >= held
-    assert any(c.count > 1 for c in found if c.kind != "collective-permute") == (schedule != "1f1b")  # loops are seen
+    stage_bytes = sum(x.nbytes for x in jax.tree.leaves(params["blocks"])) / 2  # by a stage
+    assert sum(c.bytes for c in over_data) >= stage_bytes
+    assert any(c.count > 1 for c in traffic if c.kind != "collective-permute") == (schedule != "1f1b")  # loops are seen
 
 
 def temporaries(schedule, m: int, num_layers: int = L) -> int:
@@ -407,10 +413,10 @@ def test_what_cannot_be_pipelined_is_one_clear_line():
 @pytest.mark.slow
 def test_on_a_tpu_memory_and_reductions_are_as_on_virtual_devices():
     few, many = compiled("tests.training.compile_pipeline_tpu", "1f1b", "4", "32")
-    for m, found in ((4, few), (32, many)):
-        assert found["ticks"] == 2 * ticks(SCHEDULES["1f1b"], 4, m)
-        assert all(count == 1 for _, _, count in found["reduced over data"]), found
-        assert sum(size for _, size, _ in found["reduced over data"]) >= found["a stage's gradients"]
+    for m, measured in ((4, few), (32, many)):
+        assert measured["ticks"] == 2 * ticks(SCHEDULES["1f1b"], 4, m)
+        assert all(count == 1 for _, _, count in measured["reduced over data"]), measured
+        assert sum(size for _, size, _ in measured["reduced over data"]) >= measured["a stage's gradients"]
     growth = many["temporaries"] / few["temporaries"]
     print(f"{few['temporaries'] / 1e6:.1f} MB of temporaries, at eight times the microbatches {growth:.2f} times")
     assert growth <= 1.25

@@ -36,7 +36,7 @@ def program(data, apply) -> Any:
         local_row_indices=slice(None),
         shard_batch=lambda batch: batch,
         context=lambda **_: contextlib.nullcontext(),
-        apply=lambda params, tokens, **given: {"logits": apply(tokens, **given)},
+        apply=lambda params, tokens, **kwargs: {"logits": apply(tokens, **kwargs)},
     )
 
 
@@ -56,8 +56,8 @@ def test_records_are_answered_in_order_whatever_the_batches():
     records = [Record(f"r:{i}", {"text": "xy"[i % 3 == 1]}) for i in range(10)]
     examples = task.encode(records, BYTES, 8, print, labelled=False)
     says = lambda tokens, **_: jnp.stack([tokens[:, 0, 1] == ord("x"), tokens[:, 0, 1] == ord("y")], -1) * 9.0
-    found = list(predict(program(data, says), None, BYTES, records, examples))
-    assert [a["label"] for a in found] == [record.fields["text"] for record in records]
+    answers = list(predict(program(data, says), None, BYTES, records, examples))
+    assert [a["label"] for a in answers] == [record.fields["text"] for record in records]
 
 
 def test_windows_of_a_record_are_one_answer():
@@ -72,9 +72,9 @@ def test_windows_of_a_record_are_one_answer():
         logits = jnp.where(tokens == ord("X"), 5.0, 0.0) + jnp.where(tokens == BYTES.special_id("[CLS]"), 1.0, 0.0)
         return jnp.stack([logits, logits], -1)
 
-    found = list(predict(program(data, says), None, BYTES, records, examples))
-    assert [a["answer"] for a in found] == ["X", "", "X", ""]
-    assert [a["start"] for a in found] == [3, None, 15, None]
+    answers = list(predict(program(data, says), None, BYTES, records, examples))
+    assert [a["answer"] for a in answers] == ["X", "", "X", ""]
+    assert [a["start"] for a in answers] == [3, None, 15, None]
 
 
 def test_the_baseline_knows_the_frequencies_of_the_split(tmp_path):

@@ -77,18 +77,18 @@ def flat(tree):
 
 def begin(made, path, tokenizer=BYTES, **fields):
     """(parameters by path, those a fresh run has, the report)."""
-    state, told = fresh(made), []
+    state, messages = fresh(made), []
     first = flat(state.params)
-    state, report = Pretrained(path=path, **fields).begin(made, state, tokenizer, told.append)
+    state, report = Pretrained(path=path, **fields).begin(made, state, tokenizer, messages.append)
     for leaf, wanted in zip(jax.tree.leaves(state.params), jax.tree.leaves(made.abstract.params), strict=True):
         assert leaf.sharding == wanted.sharding and leaf.dtype == wanted.dtype
     return flat(state.params), first, report
 
 
-def assert_equal(found, wanted, names):
+def assert_equal(actual, wanted, names):
     """The arrays that `names` maps from one to the other are the same to the bit."""
     for name, other in names.items():
-        assert found[name].tobytes() == wanted[other].tobytes() and found[name].any(), name
+        assert actual[name].tobytes() == wanted[other].tobytes() and actual[name].any(), name
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +135,9 @@ def test_a_bert_as_a_trunk(bert):
 def test_a_checkpoint_can_be_chosen(bert):
     path, theirs = bert
     made = program(BERT)
-    found, _, report = begin(made, path, checkpoint="3")
+    params, _, report = begin(made, path, checkpoint="3")
     assert "step 3" in report.source
-    np.testing.assert_allclose(found["types/embedding"], theirs["types/embedding"] - 2, atol=1e-6)
+    np.testing.assert_allclose(params["types/embedding"], theirs["types/embedding"] - 2, atol=1e-6)
     with pytest.raises(
         UserError, match="init_from.checkpoint='4': .* has no such checkpoint; expected latest, or a step of 3, 5"
     ):
@@ -310,13 +310,13 @@ def test_only_a_size_that_does_not_divide_is_read_whole_and_that_is_told(gpt, tm
     if layout == "hugging face":
         path = str(tmp_path)
         huggingface.save(tmp_path, GPT, fresh(program(GPT)).params)
-    mesh, told = make_mesh(MeshConfig(data=2, tensor=2), jax.devices()[:4]), []
-    source = pretrained.open_source(path, "latest", told.append)
+    mesh, messages = make_mesh(MeshConfig(data=2, tensor=2), jax.devices()[:4]), []
+    source = pretrained.open_source(path, "latest", messages.append)
     params = by_path(source.read(mesh, TENSOR, ()))
-    assert len(told) == 1 and "embed/embedding: vocab=259 does not divide over mesh axes tensor=2" in told[0]
+    assert len(messages) == 1 and "embed/embedding: vocab=259 does not divide over mesh axes tensor=2" in messages[0]
     assert params["embed/embedding"].sharding.is_fully_replicated
     lacking = {name: axes for name, axes in TENSOR.items() if name != "embed"}
     for rules, words in ((lacking, "'embed' has no rule"), ({**FSDP, "mlp": "fsdp"}, "mesh axis 'fsdp' splits both")):
         with pytest.raises(UserError, match=words):
             source.read(mesh, rules, ())
-    assert len(told) == 1
+    assert len(messages) == 1

@@ -24,14 +24,14 @@ def losses(workdir, kind="train"):
     return {row["step"]: row["loss"] for row in read_log(workdir / "metrics.jsonl") if row["kind"] == kind}
 
 
-def equal(found, wanted, after=0):
-    assert [*found] == [*wanted] and found
-    kept = [step for step in wanted if step > after]
-    np.testing.assert_allclose([found[s] for s in kept], [wanted[s] for s in kept], rtol=1e-5)
+def equal(actual, wanted, after=0):
+    assert [*actual] == [*wanted] and actual
+    steps = [step for step in wanted if step > after]
+    np.testing.assert_allclose([actual[s] for s in steps], [wanted[s] for s in steps], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
-def one(corpus, tmp_path_factory):
+def single(corpus, tmp_path_factory):
     """A run of 12 steps in one process of eight devices."""
     workdir = tmp_path_factory.mktemp("one") / "run"
     train(1, corpus, workdir, ZERO)
@@ -39,16 +39,16 @@ def one(corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(corpus, tmp_path_factory):
+def double(corpus, tmp_path_factory):
     """The same in two processes of four, saved every 4 steps; and the processes."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     return workdir, train(2, corpus, workdir, ZERO, "sample_tokens=8")
 
 
-def test_two_processes_of_four_devices_equal_one_of_eight(one, two):
-    workdir, pair = two
-    equal(losses(workdir), losses(one))
-    equal(losses(workdir, "validation"), losses(one, "validation"))
+def test_two_processes_of_four_devices_equal_one_of_eight(single, double):
+    workdir, pair = double
+    equal(losses(workdir), losses(single))
+    equal(losses(workdir, "validation"), losses(single, "validation"))
     assert "this model" in pair[0].out and "step 12/12" in pair[0].err
     assert "this model" not in pair[1].out and "tok/s" not in pair[1].err  # one of them speaks
     assert Reader(workdir).read(12).data["position"] == 12 * 8
@@ -58,28 +58,28 @@ def test_two_processes_of_four_devices_equal_one_of_eight(one, two):
     ("processes", "devices", "table"),
     [(1, 8, "TP,data=4,tensor=2"), (4, 8, "ZERO1,data=4,fsdp=2"), (1, 1, "DDP,data=1"), (2, 8, "DDP,data=8")],
 )
-def test_what_two_processes_saved_goes_on_elsewhere(one, two, corpus, tmp_path, processes, devices, table):
+def test_what_two_processes_saved_goes_on_elsewhere(single, double, corpus, tmp_path, processes, devices, table):
     """Saved in stage 3 of ZeRO; restored on 1 x 8, 4 x 2, 1 x 1 and 2 x 4 devices, each another mesh."""
     workdir = tmp_path / "run"
-    shutil.copytree(two[0], workdir)
+    shutil.copytree(double[0], workdir)
     for step in (8, 12):
         shutil.rmtree(workdir / "checkpoints" / str(step))
     train(processes, corpus, workdir, table, devices=devices)
-    equal(losses(workdir), losses(one))
+    equal(losses(workdir), losses(single))
     assert Reader(workdir).read(12).data["position"] == 12 * 8
 
 
-def test_what_two_processes_saved_of_a_data_mesh_goes_on_split(one, corpus, tmp_path):
+def test_what_two_processes_saved_of_a_data_mesh_goes_on_split(single, corpus, tmp_path):
     train(2, corpus, tmp_path, "DDP,data=8", "num_steps=4", "optim.total_steps=12")
     train(2, corpus, tmp_path, "ZERO3,data=1,fsdp=8")
-    equal(losses(tmp_path), losses(one))
+    equal(losses(tmp_path), losses(single))
 
 
-def test_processes_whose_rows_are_not_one_piece(one, corpus, tmp_path):
+def test_processes_whose_rows_are_not_one_piece(single, corpus, tmp_path):
     """As on most TPU slices, where a host's chips are a square of the torus."""
     train(2, corpus, tmp_path, "ZERO3,data=4,fsdp=2", APART)
-    equal(losses(tmp_path), losses(one))
-    equal(losses(tmp_path, "validation"), losses(one, "validation"))
+    equal(losses(tmp_path), losses(single))
+    equal(losses(tmp_path, "validation"), losses(single, "validation"))
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,10 @@ def test_a_process_reads_its_rows_alone(corpus, tmp_path, table):
     pieces, mesh = FEEDING[table]
     flags = lambda *overrides: (*config(corpus, table, "model.num_heads=8", *overrides), f"--out={tmp_path}/")
     ended(begin(1, "tests.training.feeding", *flags()) + begin(2, "tests.training.feeding", *flags(*mesh)))
-    (one,), two = ([json.loads((tmp_path / f"{n}.{i}").read_text()) for i in range(n)] for n in (1, 2))
-    assert [*range(8)] == one["rows"]
-    for found, rows in zip(two, pieces, strict=True):
-        assert found["rows"] == [*rows]
-        assert found["read"] == [one["read"][row] for row in rows]
-        assert found["tokens"] == [one["tokens"][row] for row in rows]
-        assert found["sum"] == one["sum"]  # of the global batch, on the devices
+    (alone,), parts = ([json.loads((tmp_path / f"{n}.{i}").read_text()) for i in range(n)] for n in (1, 2))
+    assert [*range(8)] == alone["rows"]
+    for part, rows in zip(parts, pieces, strict=True):
+        assert part["rows"] == [*rows]
+        assert part["read"] == [alone["read"][row] for row in rows]
+        assert part["tokens"] == [alone["tokens"][row] for row in rows]
+        assert part["sum"] == alone["sum"]  # of the global batch, on the devices

@@ -24,8 +24,8 @@ def flags(corpus, workdir, *overrides):
     return (*config(corpus, TABLE, *overrides), f"--workdir={workdir}")
 
 
-def start(corpus, workdir, *overrides, **given):
-    return begin(2, "experiments.train", *flags(corpus, workdir, *overrides), devices=4, **given)
+def start(corpus, workdir, *overrides, **kwargs):
+    return begin(2, "experiments.train", *flags(corpus, workdir, *overrides), devices=4, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +40,17 @@ def goes_on(corpus, workdir, whole):
     """Started again, the run ends with the parameters and losses of one that never stopped, to the bit."""
     assert 0 < Reader(workdir).steps()[-1] < 60
     ended(start(corpus, workdir, *LONG))
-    found, wanted = (params(folder, 60) for folder in (workdir, whole))
-    assert found.keys() == wanted.keys() and found
+    actual, wanted = (params(folder, 60) for folder in (workdir, whole))
+    assert actual.keys() == wanted.keys() and actual
     for name, value in wanted.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
     assert losses(workdir) == losses(whole)
 
 
 def params(workdir, step):
     """Parameters of a checkpoint by path, on one device."""
-    found = load(workdir, str(step)).params
-    return {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(found)}
+    tree = load(workdir, str(step)).params
+    return {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def losses(workdir):
@@ -64,9 +64,9 @@ def test_one_killed_ends_the_other_and_a_restart_goes_on_to_the_bit(corpus, tmp_
     running[victim].process.kill()
     survivor = running[1 - victim].wait(60)
     assert survivor.code not in (0, None)
-    told = f"process {victim} of 2 has died" in survivor.err and AGAIN in survivor.err
+    reported = f"process {victim} of 2 has died" in survivor.err and AGAIN in survivor.err
     # Where process 0 dies JAX's client, which has lost its service, may end the other before its line is out.
-    assert told or (victim == 0 and "JAX distributed service detected fatal errors" in survivor.err)
+    assert reported or (victim == 0 and "JAX distributed service detected fatal errors" in survivor.err)
     goes_on(corpus, tmp_path / "run", whole)
 
 
@@ -89,9 +89,9 @@ def test_an_error_ends_both_with_one_line(corpus, tmp_path, where):
     only = dict.fromkeys((0, 1), wrong) if where == "both" else {where: wrong}
     running = start(corpus, tmp_path / "run", only=only)
     assert [entry.wait(60).code for entry in running] == [2, 2]
-    told = running[0].err.strip().splitlines()
-    assert len(told) == 1 and told[0].count("data.batch_size=6: does not divide") == 1
-    assert told[0].startswith("error: process 1 of 2 failed: " if where == 1 else "error: data.batch_size=6")
+    lines = running[0].err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].count("data.batch_size=6: does not divide") == 1
+    assert lines[0].startswith("error: process 1 of 2 failed: " if where == 1 else "error: data.batch_size=6")
     assert "Traceback" not in running[0].err + running[1].err
 
 

@@ -33,8 +33,8 @@ def test_a_run_makes_ids_of_a_prompts_text(corpus):
         return prepare(dataclasses.replace(e, data=dataclasses.replace(e.data, attend_across_documents=True)))[0]
 
     e, wanted = prepared(Prompt(length=5, text="def")), prepared(Prompt(length=5, init="ids", ids=tuple(b"def")))
-    found, other = (build(one, jax.devices()[:1]).init().params["embed"][PROMPT] for one in (e, wanted))
-    np.testing.assert_array_equal(found, other)
+    actual, other = (build(experiment, jax.devices()[:1]).init().params["embed"][PROMPT] for experiment in (e, wanted))
+    np.testing.assert_array_equal(actual, other)
     assert not resume.changes(e, prepare(e)[0])
     changed = dataclasses.replace(e, peft=Prompt(length=5, text="class", ids=tuple(b"def")))
     with pytest.raises(UserError, match="peft.text: the checkpoint has 'def' and the config has 'class'"):
@@ -75,14 +75,14 @@ def test_vectors_stand_where_the_template_has_their_places(task):
     params = program.tuning.expanded(state.all_params)
     also = ("token_type_ids", "segment_ids", "pool_positions")
     logits = lambda params, batch: program.apply(params, batch["tokens"], **{n: batch[n] for n in also})["logits"]
-    found = logits(params, program.shard_batch(batch))
+    prompted = logits(params, program.shard_batch(batch))
     words = [5, 6, 7]  # the vectors of these in the prompt's place: what these words in the text are
     table = params["trunk"]["embed"]["embedding"]
     tokens = batch["tokens"].copy()
     tokens[tokens == e.peft.placeholder] = words * len(tokens)
     as_words = logits(set_at(params, ("trunk", "embed", PROMPT), table[np.array(words)]), batch)
     np.testing.assert_allclose(as_words, logits(params, {**batch, "tokens": tokens}), rtol=1e-5, atol=1e-6)
-    assert float(np.abs(as_words - found).max()) > 1e-6
+    assert float(np.abs(as_words - prompted).max()) > 1e-6
     batch["tokens"][1, 0, 1] = 5
     with pytest.raises(UserError, match="row 1 of a batch has this token 2 times; expected peft.length=3"):
         program.shard_batch(batch)

@@ -45,8 +45,8 @@ def sources(corpus, tmp_path_factory) -> dict[str, str]:
 
 def begun(e: Experiment):
     """(tuned parameters at step 0, what was told)."""
-    program, told = build(e, jax.devices()[:1]), []
-    return transfer_params(program, program.init(), told.append).params, told
+    program, messages = build(e, jax.devices()[:1]), []
+    return transfer_params(program, program.init(), messages.append).params, messages
 
 
 def refused(e: Experiment):
@@ -56,8 +56,8 @@ def refused(e: Experiment):
 
 
 def target(source: str, method: PEFTMethod, **changes) -> Experiment:
-    found = load(source).saved.experiment
-    return dataclasses.replace(found, **{"peft": method, "init_peft_from": source, **changes})
+    experiment = load(source).saved.experiment
+    return dataclasses.replace(experiment, **{"peft": method, "init_peft_from": source, **changes})
 
 
 def tuning_of(run: Loaded) -> TunedModel:
@@ -72,9 +72,9 @@ def test_a_run_begins_with_the_prompt_of_another_and_goes_on_without_it(corpus, 
     straight = train(wanted, tmp_path / "straight")
     with open(tmp_path / "straight" / "metrics.jsonl") as file:
         first = json.loads(file.readline())
-    found = load(source)
+    loaded = load(source)
     batch = next(TrainBatches(straight.stores["train"], straight.experiment.data, tokenizer=straight.tokenizer))
-    sums = found.program.eval_step(found.params, batch)
+    sums = loaded.program.eval_step(loaded.params, batch)
     assert first["step"] == 1
     np.testing.assert_allclose(first["loss"], sums["loss"] / sums["weight"], rtol=1e-5)
 
@@ -85,27 +85,27 @@ def test_a_run_begins_with_the_prompt_of_another_and_goes_on_without_it(corpus, 
 
 
 def test_what_a_network_made_is_given_to_a_prompt_and_the_network_to_its_like(sources):
-    found = load(sources["network"])
-    params, told = begun(target(sources["network"], Prompt(length=P)))
-    wanted = tuning_of(found).expanded(found.params)["embed"][PROMPT]
+    loaded = load(sources["network"])
+    params, messages = begun(target(sources["network"], Prompt(length=P)))
+    wanted = tuning_of(loaded).expanded(loaded.params)["embed"][PROMPT]
     np.testing.assert_array_equal(params["embed"][PROMPT], wanted)
-    assert told[-1] == f"tuning initialised from {sources['network']}, step 2: 1 parameters of its PTuning()"
+    assert messages[-1] == f"tuning initialised from {sources['network']}, step 2: 1 parameters of its PTuning()"
     params, _ = begun(target(sources["network"], PTuning(length=P, hidden_dim=4)))
-    jax.tree.map(np.testing.assert_array_equal, params[SHARED], jax.device_get(found.params)[SHARED])
+    jax.tree.map(np.testing.assert_array_equal, params[SHARED], jax.device_get(loaded.params)[SHARED])
 
 
 @pytest.mark.slow
 def test_a_file_serves_as_a_run_does_and_a_head_stays_fresh(sources, tmp_path):
-    found = load(sources["prompt"])
+    loaded = load(sources["prompt"])
     path = str(tmp_path / "prompt.safetensors")
-    prompt = found.params["embed"][PROMPT]
-    files.save(path, tuning_of(found), {"embed": {PROMPT: prompt}}, found.params)
+    prompt = loaded.params["embed"][PROMPT]
+    files.save(path, tuning_of(loaded), {"embed": {PROMPT: prompt}}, loaded.params)
     for seed in (0, 1):
-        params, told = begun(target(sources["prompt"], Prompt(length=P), init_peft_from=path, seed=seed))
+        params, messages = begun(target(sources["prompt"], Prompt(length=P), init_peft_from=path, seed=seed))
         np.testing.assert_array_equal(params["embed"][PROMPT], prompt)
-        assert (told[0] == f"note: {path} was tuned on a base other than this run's") == bool(seed)
+        assert (messages[0] == f"note: {path} was tuned on a base other than this run's") == bool(seed)
 
-    model = ModelWithHead(body=found.saved.experiment.model, head=SequenceClassificationHead(num_classes=3))
+    model = ModelWithHead(body=loaded.saved.experiment.model, head=SequenceClassificationHead(num_classes=3))
     data = DataConfig(seq_len=8, batch_size=4, task=CLASSES)
     for source in (path, sources["prompt"]):
         e = Experiment(model=model, data=data, num_steps=1, peft=Prompt(length=P), init_peft_from=source)

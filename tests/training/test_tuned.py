@@ -144,8 +144,8 @@ def base(corpus, tmp_path_factory) -> str:
 
 
 def tuned_run(corpus, base: str, **changes) -> Experiment:
-    given = {"peft": LoRA(rank=2, targets=("query", "value", "embed")), "init_from": Pretrained(path=base), **changes}
-    e = dataclasses.replace(untuned(corpus), **{"num_steps": 8, **given})
+    fields = {"peft": LoRA(rank=2, targets=("query", "value", "embed")), "init_from": Pretrained(path=base), **changes}
+    e = dataclasses.replace(untuned(corpus), **{"num_steps": 8, **fields})
     return dataclasses.replace(e, data=dataclasses.replace(e.data, attend_across_documents=True))
 
 
@@ -154,13 +154,13 @@ def test_a_run_resumes_to_the_bit_and_its_checkpoints_hold_what_was_trained(corp
     train(tuned_run(corpus, base, num_steps=4), tmp_path / "halves")
     halves = train(tuned_run(corpus, base), tmp_path / "halves")
     jax.tree.map(np.testing.assert_array_equal, halves.state.params, straight.state.params)
-    found = load(tmp_path / "halves")
-    jax.tree.map(np.testing.assert_array_equal, found.params, straight.state.all_params)
+    loaded = load(tmp_path / "halves")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, straight.state.all_params)
     trained = set(json.loads((tmp_path / "halves/checkpoints/8/MANIFEST.json").read_text()))
     assert sum(x.size for x in jax.tree.leaves(straight.state.params)) == 2 * 2 * 2 * 16 + 2 * (257 + 16)
     assert any("params" in name for name in trained)
-    told = found.generator().generate(found.params, [[5, 6, 7]], 4)
-    assert len(told[0].ids) <= 4
+    generated = loaded.generator().generate(loaded.params, [[5, 6, 7]], 4)
+    assert len(generated[0].ids) <= 4
 
 
 @pytest.mark.parametrize("method", [Prompt(length=3), Prefix(length=3)])
@@ -169,12 +169,12 @@ def test_texts_are_written_after_a_prompt_as_the_whole_pass_reads_them(method, c
     train(tuned_run(corpus, base, peft=method, num_steps=4), tmp_path)
     run = load(tmp_path)
     prompts = [[5, 6, 7], [9]]
-    for found, prompt in zip(run.generator().generate(run.params, prompts, 4), prompts, strict=True):
-        text = [run.saved.tokenizer.eos_id, *prompt, *found.ids]
+    for generation, prompt in zip(run.generator().generate(run.params, prompts, 4), prompts, strict=True):
+        text = [run.saved.tokenizer.eos_id, *prompt, *generation.ids]
         with run.program.context(any_length=True, batch=None):
             logits = run.program.apply(run.params, np.asarray([text]))
         wanted = jax.nn.log_softmax(logits[0, :, :257])
-        for i, (token, value) in enumerate(zip(found.ids, found.log_probs, strict=True)):
+        for i, (token, value) in enumerate(zip(generation.ids, generation.log_probs, strict=True)):
             np.testing.assert_allclose(wanted[len(prompt) + i, token], value, rtol=1e-3, atol=1e-4)
 
 
@@ -192,10 +192,10 @@ def test_an_encoder_decoder_writes_after_a_prompt_that_its_encoder_read():
     assert generator.num_virtual_tokens == 0 and generator.prefill_prefix is None
     with program.context(any_length=True, batch=None):
         apply = jax.jit(program.apply)
-        for source, found in zip(([5, 6, 7], [9]), generator.generate(params, [[5, 6, 7], [9]], 4), strict=True):
-            read, text = [*source, *generator.source_end_ids], [*generator.start_ids, *found.ids]
+        for source, generation in zip(([5, 6, 7], [9]), generator.generate(params, [[5, 6, 7], [9]], 4), strict=True):
+            read, text = [*source, *generator.source_end_ids], [*generator.start_ids, *generation.ids]
             wanted = jax.nn.log_softmax(apply(params, np.asarray([read]), np.asarray([text]))[0])
-            for i, (token, value) in enumerate(zip(found.ids, found.log_probs, strict=True)):
+            for i, (token, value) in enumerate(zip(generation.ids, generation.log_probs, strict=True)):
                 np.testing.assert_allclose(wanted[i, token], value, rtol=1e-3, atol=1e-4)
 
 
@@ -234,25 +234,25 @@ def test_a_quantised_base_is_made_again_from_its_run(corpus, base, tmp_path):
     train(tuned_run(corpus, base, peft=method, num_steps=4), tmp_path / "halves")
     halves = train(tuned_run(corpus, base, peft=method), tmp_path / "halves")
     jax.tree.map(np.testing.assert_array_equal, halves.state.params, straight.state.params)
-    found, trained = load(tmp_path / "halves"), load(base)
-    jax.tree.map(np.testing.assert_array_equal, found.params, straight.state.all_params)
-    tuning = found.program.tuning
+    loaded, trained = load(tmp_path / "halves"), load(base)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, straight.state.all_params)
+    tuning = loaded.program.tuning
     assert tuning is not None and len(tuning.blocks) == 6
     frozen = tuning.frozen(trained.params)
-    jax.tree.map(np.testing.assert_array_equal, select(found.params, frozen), frozen)
-    sizes = sum(x.nbytes for x in jax.tree.leaves(found.params))
-    assert estimate_memory(found.program)["parameters"] == sizes
-    tuned = select(found.params, found.program.abstract.params)
-    assert parameter_count(found.program) == sum(x.size for x in jax.tree.leaves((trained.params, tuned)))
-    merged = tuning.merge(select(found.params, tuning.shapes), tuned)
+    jax.tree.map(np.testing.assert_array_equal, select(loaded.params, frozen), frozen)
+    sizes = sum(x.nbytes for x in jax.tree.leaves(loaded.params))
+    assert estimate_memory(loaded.program)["parameters"] == sizes
+    tuned = select(loaded.params, loaded.program.abstract.params)
+    assert parameter_count(loaded.program) == sum(x.size for x in jax.tree.leaves((trained.params, tuned)))
+    merged = tuning.merge(select(loaded.params, tuning.shapes), tuned)
     assert jax.tree.map(np.shape, merged) == jax.tree.map(np.shape, trained.params)
     tokens = np.arange(8)[None]
-    with found.program.context(any_length=True, batch=None):
-        live = found.program.apply(found.params, tokens)
+    with loaded.program.context(any_length=True, batch=None):
+        live = loaded.program.apply(loaded.params, tokens)
         np.testing.assert_allclose(trained.program.apply(merged, tokens), live, rtol=1e-4, atol=1e-5)
-    written = found.generator().generate(found.params, [[5, 6, 7]], 4)
+    written = loaded.generator().generate(loaded.params, [[5, 6, 7]], 4)
     again = trained.generator().generate(merged, [[5, 6, 7]], 4)
-    assert [one.ids for one in written] == [one.ids for one in again]
+    assert [g.ids for g in written] == [g.ids for g in again]
 
 
 def test_what_cannot_be_tuned_is_told_before_anything_is_compiled():
@@ -268,10 +268,10 @@ def test_what_cannot_be_tuned_is_told_before_anything_is_compiled():
     with pytest.raises(FieldError, match="peft.base_dtype='nf4': does not support pipeline stages .mesh.stage=2."):
         build(dataclasses.replace(e, peft=nf4, sharding=MESHES["three"]), jax.devices())
     wide = dataclasses.replace(e, peft=nf4, model=dataclasses.replace(e.model, embed_dim=96), sharding=ZERO3_TP)
-    told = (
+    message = (
         "peft.base_block=64: .*query/kernel has embed=96 over fsdp=4 devices, which leaves no full .* of 48 .* use 24"
     )
-    with pytest.raises(FieldError, match=told):
+    with pytest.raises(FieldError, match=message):
         build(wide, jax.devices())
     assert build(dataclasses.replace(wide, peft=LoRA(base_dtype="nf4", base_block=24)), jax.devices())
     with pytest.raises(

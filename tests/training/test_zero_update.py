@@ -30,8 +30,8 @@ def arrays(seed: int) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def layouts() -> Layouts:
     mesh = make_mesh(MeshConfig(data=1, fsdp=8), jax.devices())
-    updated, kept = (shardings(arrays(0), AXES, rules, mesh) for rules in (FSDP, REPLICATED))
-    return Layouts(AXES, updated, kept)
+    updated, at_rest = (shardings(arrays(0), AXES, rules, mesh) for rules in (FSDP, REPLICATED))
+    return Layouts(AXES, updated, at_rest)
 
 
 def test_a_device_updates_its_share_and_gathers_the_others_a_layer_at_a_time(layouts):
@@ -44,8 +44,8 @@ def test_a_device_updates_its_share_and_gathers_the_others_a_layer_at_a_time(lay
     lay = lambda tree, of: jax.tree.map(jax.device_put, tree, of)
     args = lay(old, layouts.at_rest), lay(moves, layouts.updated)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=layouts.at_rest).lower(*args).compile()
-    found = compiled(*args)
-    for name, leaf in found.items():
+    result = compiled(*args)
+    for name, leaf in result.items():
         np.testing.assert_array_equal(leaf, old[name] + moves[name], err_msg=name)
         assert leaf.sharding.is_fully_replicated
     gathers = [c for c in collectives(compiled.as_text()) if c.kind == "all-gather"]
@@ -56,16 +56,18 @@ def test_a_device_updates_its_share_and_gathers_the_others_a_layer_at_a_time(lay
 
 def test_layers_split_over_stages_are_gathered_as_they_are():
     mesh = make_mesh(MeshConfig(data=1, stage=2, fsdp=4), jax.devices())
-    kept, updated = (NamedSharding(mesh, PartitionSpec("stage", axis)) for axis in (None, "fsdp"))
-    layouts = Layouts({"kernel": ("layers", "embed")}, {"kernel": updated}, {"kernel": kept})
+    at_rest, updated = (NamedSharding(mesh, PartitionSpec("stage", axis)) for axis in (None, "fsdp"))
+    layouts = Layouts({"kernel": ("layers", "embed")}, {"kernel": updated}, {"kernel": at_rest})
     new = jax.device_put(jnp.arange(32.0).reshape(4, 8), updated)
-    found = jax.jit(layouts.gather)({"kernel": new}, {"kernel": jax.device_put(jnp.zeros((4, 8)), kept)})["kernel"]
-    np.testing.assert_array_equal(found, new)
-    assert found.sharding.is_equivalent_to(kept, 2)
+    gathered = jax.jit(layouts.gather)({"kernel": new}, {"kernel": jax.device_put(jnp.zeros((4, 8)), at_rest)})[
+        "kernel"
+    ]
+    np.testing.assert_array_equal(gathered, new)
+    assert gathered.sharding.is_equivalent_to(at_rest, 2)
 
 
 @pytest.mark.slow
 def test_gathered_parameters_do_not_stand_beside_the_old_ones_on_a_tpu():
-    found = tpu.compiled("tests.training.compile_update_tpu", effort=tpu.FULL)
+    memory = tpu.compiled("tests.training.compile_update_tpu", effort=tpu.FULL)
     # Gathered all at once they take 0.7 times the parameters: the rest is in the chip's fast memory.
-    assert found["temporaries"] < 0.3 * found["parameters"], found
+    assert memory["temporaries"] < 0.3 * memory["parameters"], memory

@@ -31,8 +31,8 @@ EITHER = Unordered(first="premise", second="hypothesis")
 def batch_of(examples, *fields, length=8):
     """The batch of records with these fields."""
     records = [Record(f"x:{i}", f) for i, f in enumerate(fields)]
-    found = examples.encode(records, TOKENIZER, length, silent)
-    return examples.collate(found, length, FILL)
+    encoded = examples.encode(records, TOKENIZER, length, silent)
+    return examples.collate(encoded, length, FILL)
 
 
 def real(batch, name="tokens"):
@@ -218,10 +218,10 @@ def test_nothing_is_cut_in_silence():
     strict = SequenceClassificationTask(inputs=Pair(), classes=("x", "y"))
     with pytest.raises(UserError, match=r"data.seq_len=10: pairs.jsonl:3 has 36 tokens \(2 records are too long"):
         strict.encode(records, TOKENIZER, 10, silent)
-    told = []
+    messages = []
     cut = SequenceClassificationTask(inputs=Pair(), classes=("x", "y"), truncate=True)
-    examples = cut.encode(records, TOKENIZER, 10, told.append)
-    assert told == ["note: 2 records truncated to data.seq_len=10 tokens; the longest, pairs.jsonl:3, had 36"]
+    examples = cut.encode(records, TOKENIZER, 10, messages.append)
+    assert messages == ["note: 2 records truncated to data.seq_len=10 tokens; the longest, pairs.jsonl:3, had 36"]
     assert examples[2].sequences[0].tokens.tolist() == [CLS, A, A, A, A, SEP, B, B, B, SEP]
     tags = TokenClassificationTask(classes=("n", "v"), truncate=True)
     (example,) = tags.encode(
@@ -281,8 +281,8 @@ def test_answers_of_logits():
         "x:0", {"text": "A", "label": "y", "words": "A B", "tags": "x y", "context": "A", "options": ["B", "C"]}
     )
     (example,) = SequenceClassificationTask(classes=("x", "y")).encode([record], TOKENIZER, 8, silent)
-    found = SequenceClassificationTask(classes=("x", "y")).decode(record, [example], np.log([[0.25, 0.75]]))
-    assert found == {"label": "y", "probabilities": {"x": pytest.approx(0.25), "y": pytest.approx(0.75)}}
+    answer = SequenceClassificationTask(classes=("x", "y")).decode(record, [example], np.log([[0.25, 0.75]]))
+    assert answer == {"label": "y", "probabilities": {"x": pytest.approx(0.25), "y": pytest.approx(0.75)}}
     tags = TokenClassificationTask(classes=("x", "y"))
     (example,) = tags.encode([record], TOKENIZER, 8, silent, labelled=False)
     logits = np.zeros((1, 8, 2))
@@ -306,11 +306,11 @@ def test_sequences_are_those_of_transformers_bert_tokenizer(tmp_path):
     theirs.save_pretrained(tmp_path / "saved")
     ours = HuggingFace(path=str(tmp_path / "saved")).build(None, tmp_path)
     a, b = "The cat sats on a mat.", "a dog sat on the cat"
-    for inputs, given in ((Single(text="a"), (a,)), (Pair(first="a", second="b"), (a, b))):
+    for inputs, texts in ((Single(text="a"), (a,)), (Pair(first="a", second="b"), (a, b))):
         for length in (32, 12, 9):
             examples = SequenceClassificationTask(inputs=inputs, classes=("x", "y"), truncate=True)
             (example,) = examples.encode([Record("x:0", {"a": a, "b": b, "label": "x"})], ours, length, silent)
-            wanted = theirs(*given, truncation="longest_first", max_length=length)
+            wanted = theirs(*texts, truncation="longest_first", max_length=length)
             assert example.sequences[0].tokens.tolist() == wanted["input_ids"]
             assert example.sequences[0].token_type_ids.tolist() == wanted["token_type_ids"]
     assert json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())

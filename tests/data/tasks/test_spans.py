@@ -76,8 +76,8 @@ def test_an_answer_comes_back_as_its_text(tokenizers, kind, answer):
     assert 0 < place.first <= place.start <= place.end < len(tokens) - 1
     logits = np.zeros((1, 80, 2))
     logits[0, place.start, 0] = logits[0, place.end, 1] = 9.0
-    found = examples.decode(record, [example], logits)
-    assert found["answer"] == answer and found["start"] == CONTEXT.index(answer) and found["score"] > 0
+    decoded = examples.decode(record, [example], logits)
+    assert decoded["answer"] == answer and decoded["start"] == CONTEXT.index(answer) and decoded["score"] > 0
 
 
 def test_an_answer_within_a_token_takes_the_whole_token(tokenizers):
@@ -127,8 +127,8 @@ def test_the_best_window_answers():
     logits = np.zeros((len(windows), 14, 2))
     logits[:, 0] = 1.0
     logits[1, 5, 0] = logits[1, 6, 1] = 4.0
-    found = SpanExtractionTask(stride=5).decode(record, windows, logits)
-    assert found == {"answer": "hi", "start": 7, "score": pytest.approx(6.0)}
+    answer = SpanExtractionTask(stride=5).decode(record, windows, logits)
+    assert answer == {"answer": "hi", "start": 7, "score": pytest.approx(6.0)}
 
 
 def test_the_best_span_is_the_best_of_all_pairs():
