@@ -1,4 +1,4 @@
-"""The house rules that a parser can check: sizes of functions and files, sniffing, and names of locals."""
+"""Style rules that a parser can check: sizes of functions and files, `getattr` and `hasattr`, and names of locals."""
 
 import ast
 import functools
@@ -10,7 +10,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MAX_FUNCTION, MAX_FILE, MAX_SNIFFS = 60, 400, 15
-NOT_NAMES = {"found", "told", "given", "one", "there", "kept"}  # of no local or argument: say what it holds
+# Not for a local or an argument, whose name says what it holds.
+NOT_NAMES = {"found", "told", "given", "one", "there", "kept", "held", "said", "asked"}
+EVERYWHERE = ("jaxnlp", "experiments", "configs", "tests", "docs/_ext")
 
 
 def files(*rooms: str) -> list[pathlib.Path]:
@@ -31,7 +33,7 @@ def long_functions(nodes: list[ast.AST]) -> list[str]:
 
 
 def sniffs(source: str, nodes: list[ast.AST]) -> dict[int, bool]:
-    """The lines with `getattr` or `hasattr`, and whether each has a comment, on it or on the line above."""
+    """The lines with `getattr` or `hasattr`; for each, whether it or the line above has a comment."""
     names = (n for n in nodes if isinstance(n, ast.Name) and n.id in ("getattr", "hasattr"))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
@@ -39,14 +41,14 @@ def sniffs(source: str, nodes: list[ast.AST]) -> dict[int, bool]:
 
 
 def bad_names(nodes: list[ast.AST]) -> list[str]:
-    """Each variable or argument whose name is one of NOT_NAMES, as "line name"."""
+    """Each variable or argument with a name in NOT_NAMES, as "line name"."""
     variables = {(n.lineno, n.id) for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     arguments = {(n.lineno, n.arg) for n in nodes if isinstance(n, ast.arg)}
     return [f"{line} {name}" for line, name in sorted(variables | arguments) if name in NOT_NAMES]
 
 
 def test_functions_are_short():
-    places = {path: long_functions(read(path)[1]) for path in files("jaxnlp", "experiments")}
+    places = {path: long_functions(read(path)[1]) for path in files(*EVERYWHERE)}
     assert [f"{path}:{place}" for path in places for place in places[path]] == [], "split them by meaning"
 
 
@@ -62,7 +64,7 @@ def test_little_is_sniffed_and_each_time_a_comment_says_why():
 
 
 def test_locals_are_named_for_what_they_hold():
-    places = {path: bad_names(read(path)[1]) for path in files("jaxnlp", "experiments")}
+    places = {path: bad_names(read(path)[1]) for path in files(*EVERYWHERE)}
     assert [f"{path}:{place}" for path in places for place in places[path]] == []
 
 

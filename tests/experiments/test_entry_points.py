@@ -2,10 +2,8 @@
 
 import json
 import os
-import pathlib
 import re
 import stat
-import tempfile
 
 import pytest
 
@@ -72,199 +70,148 @@ def test_a_dry_run_shows_the_sharding_it_resolves(corpus, tmp_path):
     assert "mesh: data=2 x fsdp=4 (8 cpu devices)" in done.out
 
 
-def bad_inputs(folder: pathlib.Path, corpus: pathlib.Path):
-    """(name, module, arguments, words of the error)."""
-    small = f"--config={SMALL}:{corpus}"
-    workdir = f"--workdir={folder / 'run'}"
-    (folder / "empty.txt").write_text("")
-    (folder / "binary.txt").write_bytes(b"\x89PNG\xff\x00" * 50)
-    (folder / "field.jsonl").write_text('{"body": "text"}\n')
-    (folder / "broken.py").write_text("def get_config(variant=''):\n    return 1 +\n")
-    (folder / "raises.py").write_text("import no_such_module\n")
-    (folder / "other.py").write_text("x = 1\n")
-    (folder / "file").write_text("not a folder")
-    (folder / "bad.json").write_text("{")
-    locked = folder / "locked"
-    locked.mkdir()
-    train = "experiments.train"
-    data = "--config.data.source"
-    yield (
-        "missing config",
-        train,
-        ["--config=configs/gpt/tny.py", workdir],
-        "--config=configs/gpt/tny.py: no such file; did you mean 'configs/gpt/tiny.py'?",
-    )
-    yield (
-        "syntax error",
-        train,
-        [f"--config={folder / 'broken.py'}", workdir],
-        "the file cannot be loaded (line 2: SyntaxError",
-    )
-    yield (
-        "import error",
-        train,
-        [f"--config={folder / 'raises.py'}", workdir],
-        "the file cannot be loaded (line 1: ModuleNotFoundError: No module named 'no_such_module'",
-    )
-    yield (
-        "no get_config",
-        train,
-        [f"--config={folder / 'other.py'}", workdir],
-        "the file does not define get_config()",
-    )
-    yield (
-        "unknown variant",
-        train,
-        ["--config=configs/gpt/gpt2.py:huge", workdir],
-        "gpt2.py:huge: no such variant; expected small, medium, large, xl, or one with -gpu or -tpu",
-    )
-    yield (
-        "a variant of none",
-        train,
-        ["--config=configs/gpt/tiny.py:foo", workdir],
-        "--config=configs/gpt/tiny.py:foo: the config has no variants; expected --config=configs/gpt/tiny.py",
-    )
-    (folder / "late.py").write_text("def get_config(variant=''):\n    import no_such_module\n")
-    (folder / "dict.py").write_text("def get_config(variant=''):\n    return {'steps': 3}\n")
-    yield "import error inside", train, [f"--config={folder / 'late.py'}", workdir], "failed: ModuleNotFoundError"
-    yield (
-        "not an experiment",
-        train,
-        [f"--config={folder / 'dict.py'}", workdir],
-        "get_config returned a dict; expected an Experiment",
-    )
-    yield "one dash", train, ["-config=nope.py", workdir], "--config=nope.py: no such file"
-    yield "alone", train, [small, workdir, "--distributed"], "--distributed: cannot join the other processes"
-    yield "huge seed", "experiments.generate", [workdir, f"--seed={2**40}"], f"--seed={2**40}: expected an integer"
-    yield "no temperature", "experiments.generate", [workdir, "--temperature=nan"], "temperature=nan: expected 0"
-    yield (
-        "cache in a file",
-        train,
-        [small, workdir, f"--config.data.cache_dir={folder / 'file'}"],
-        "cannot be written (Not a directory)",
-    )
-    yield "bad json", train, [f"--config_json={folder / 'bad.json'}", workdir], "bad.json: invalid JSON"
-    yield "two configs", train, [small, "--config_json=x.json", workdir], "--config and --config_json: both are set"
-    yield (
-        "unknown field",
-        train,
-        [small, workdir, "--config.model.num_layer=2"],
-        "--config.model.num_layer: GPTConfig has no field 'num_layer'; did you mean 'num_layers'?",
-    )
-    yield (
-        "field of a number",
-        train,
-        [small, workdir, "--config.num_steps.x=2"],
-        "--config.num_steps.x: num_steps is 12 and has no fields",
-    )
-    yield (
-        "wrong type",
-        train,
-        [small, workdir, "--config.num_steps=ten"],
-        "--config.num_steps=ten: invalid literal for int",
-    )
-    yield (
-        "not a whole number",
-        train,
-        [small, workdir, "--config.num_steps=1.5"],
-        "--config.num_steps=1.5: invalid literal for int",
-    )
-    yield "zero steps", train, [small, workdir, "--config.num_steps=0"], "num_steps=0: expected a positive number"
-    yield (
-        "negative number",
-        train,
-        [small, workdir, "--config.data.batch_size=-8"],
-        "data.batch_size=-8: expected a positive number",
-    )
-    yield (
-        "heads",
-        train,
-        [small, workdir, "--config.model.num_heads=3"],
-        "model.num_heads=3: does not divide embed_dim=16; use 2",
-    )
-    yield (
-        "vocabulary",
-        train,
-        [small, workdir, "--config.model.vocab_size=100"],
-        "model.vocab_size=100: the tokenizer has 257 tokens",
-    )
-    yield (
-        "mesh",
-        train,
-        [small, workdir, "--config.sharding.mesh.data=3"],
-        "sharding.mesh: data=3 needs 3 devices, got 1",
-    )
-    yield "misspelt flag", train, [small, "--wokdir=x"], "--wokdir: no such flag; did you mean 'workdir'?"
-    yield (
-        "stray argument",
-        train,
-        [small, workdir, "num_steps=3"],
-        "'num_steps=3': not a flag; expected --name=value",
-    )
-    yield "no workdir", train, [small], "--workdir: not given"
-    yield "nothing", train, [workdir], "no checkpoint to resume from; give a config with --config=FILE"
-    yield (
-        "override alone",
-        train,
-        [workdir, "--config.num_steps=3"],
-        "--config.num_steps=3: no config to override; set it with --config=FILE",
-    )
-    yield "bucket", train, [small, "--workdir=gs://bucket/run"], "expected a local path; mount the bucket"
-    yield (
-        "workdir in a file",
-        train,
-        [small, f"--workdir={folder / 'file' / 'run'}"],
-        "cannot be written (Not a directory)",
-    )
-    yield "workdir is a file", train, [small, f"--workdir={folder / 'file'}"], "cannot be written (File exists)"
-    yield "profile", train, [small, workdir, "--profile_steps=5:2"], "--profile_steps=5:2: expected first:last"
-    yield (
-        "missing corpus",
-        train,
-        [small, workdir, f"{data}.train={folder / 'nope.txt'}"],
-        "nope.txt': no such file, and no file matches",
-    )
-    yield "empty file", train, [small, workdir, f"{data}.train={folder / 'empty.txt'}"], "empty.txt': the file is empty"
-    yield "binary file", train, [small, workdir, f"{data}.train={folder / 'binary.txt'}"], "binary.txt: not UTF-8 text"
-    yield "wrong field", train, [small, workdir, f"{data}.train={folder / 'field.jsonl'}"], "data.source.field='text': "
-    yield "no run", "experiments.generate", [f"--workdir={folder / 'none'}"], "no checkpoint here; train one with"
-    yield (
-        "no run to evaluate",
-        "experiments.evaluate",
-        [f"--workdir={folder / 'none'}"],
-        "no checkpoint here; train one with",
-    )
-    yield "no workdir to generate", "experiments.generate", [], "--workdir: not given"
-    yield "bad sampling", "experiments.generate", [workdir, "--top_p=2"], "top_p=2.0: expected a probability"
-    yield (
-        "bad format",
-        "experiments.tokenize",
-        [small, "--out=x", "--format=csv"],
-        "--format=csv: value should be one of",
-    )
-    yield (
-        "bad split",
-        "experiments.tokenize",
-        [small, f"--out={folder / 'x'}", "--splits=dev"],
-        "split='dev': expected one of train, validation, test",
-    )
-    if os.geteuid() != 0:  # root reads everything
-        locked.chmod(stat.S_IWUSR)
-        yield "unreadable folder", train, [small, workdir, f"{data}.train={locked}"], "cannot be read; check its"
+# Files in {folder} of BAD_INPUTS.
+BAD_FILES = {
+    "empty.txt": b"",
+    "binary.txt": b"\x89PNG\xff\x00" * 50,
+    "field.jsonl": b'{"body": "text"}\n',
+    "broken.py": b"def get_config(variant=''):\n    return 1 +\n",
+    "raises.py": b"import no_such_module\n",
+    "late.py": b"def get_config(variant=''):\n    import no_such_module\n",
+    "other.py": b"x = 1\n",
+    "dict.py": b"def get_config(variant=''):\n    return {'steps': 3}\n",
+    "file": b"not a folder",
+    "bad.json": b"{",
+}
 
-
-NAMES = [name for name, *_ in bad_inputs(pathlib.Path(tempfile.mkdtemp()), pathlib.Path("corpus"))]
+# By entry point and name: the flags, and a part of the error. {folder} is a folder with BAD_FILES, {small} the flag of
+# a valid config and {workdir} the flag of a folder that does not exist.
+BAD_INPUTS: dict[str, dict[str, tuple[str, str]]] = {
+    "experiments.train": {
+        "missing config": (
+            "--config=configs/gpt/tny.py {workdir}",
+            "--config=configs/gpt/tny.py: no such file; did you mean 'configs/gpt/tiny.py'?",
+        ),
+        "syntax error": ("--config={folder}/broken.py {workdir}", "the file cannot be loaded (line 2: SyntaxError"),
+        "import error": (
+            "--config={folder}/raises.py {workdir}",
+            "the file cannot be loaded (line 1: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        "no get_config": ("--config={folder}/other.py {workdir}", "the file does not define get_config()"),
+        "unknown variant": (
+            "--config=configs/gpt/gpt2.py:huge {workdir}",
+            "gpt2.py:huge: no such variant; expected small, medium, large, xl, or one with -gpu or -tpu",
+        ),
+        "a variant of none": (
+            "--config=configs/gpt/tiny.py:foo {workdir}",
+            "--config=configs/gpt/tiny.py:foo: the config has no variants; expected --config=configs/gpt/tiny.py",
+        ),
+        "import error inside": ("--config={folder}/late.py {workdir}", "failed: ModuleNotFoundError"),
+        "not an experiment": (
+            "--config={folder}/dict.py {workdir}",
+            "get_config returned a dict; expected an Experiment",
+        ),
+        "one dash": ("-config=nope.py {workdir}", "--config=nope.py: no such file"),
+        "alone": ("{small} {workdir} --distributed", "--distributed: cannot join the other processes"),
+        "cache in a file": (
+            "{small} {workdir} --config.data.cache_dir={folder}/file",
+            "cannot be written (Not a directory)",
+        ),
+        "bad json": ("--config_json={folder}/bad.json {workdir}", "bad.json: invalid JSON"),
+        "two configs": ("{small} --config_json=x.json {workdir}", "--config and --config_json: both are set"),
+        "unknown field": (
+            "{small} {workdir} --config.model.num_layer=2",
+            "--config.model.num_layer: GPTConfig has no field 'num_layer'; did you mean 'num_layers'?",
+        ),
+        "field of a number": (
+            "{small} {workdir} --config.num_steps.x=2",
+            "--config.num_steps.x: num_steps is 12 and has no fields",
+        ),
+        "wrong type": ("{small} {workdir} --config.num_steps=ten", "--config.num_steps=ten: invalid literal for int"),
+        "not a whole number": (
+            "{small} {workdir} --config.num_steps=1.5",
+            "--config.num_steps=1.5: invalid literal for int",
+        ),
+        "zero steps": ("{small} {workdir} --config.num_steps=0", "num_steps=0: expected a positive number"),
+        "negative number": (
+            "{small} {workdir} --config.data.batch_size=-8",
+            "data.batch_size=-8: expected a positive number",
+        ),
+        "heads": (
+            "{small} {workdir} --config.model.num_heads=3",
+            "model.num_heads=3: does not divide embed_dim=16; use 2",
+        ),
+        "vocabulary": (
+            "{small} {workdir} --config.model.vocab_size=100",
+            "model.vocab_size=100: the tokenizer has 257 tokens",
+        ),
+        "mesh": ("{small} {workdir} --config.sharding.mesh.data=3", "sharding.mesh: data=3 needs 3 devices, got 1"),
+        "misspelt flag": ("{small} --wokdir=x", "--wokdir: no such flag; did you mean 'workdir'?"),
+        "stray argument": ("{small} {workdir} num_steps=3", "'num_steps=3': not a flag; expected --name=value"),
+        "no workdir": ("{small}", "--workdir: not given"),
+        "nothing": ("{workdir}", "no checkpoint to resume from; give a config with --config=FILE"),
+        "override alone": (
+            "{workdir} --config.num_steps=3",
+            "--config.num_steps=3: no config to override; set it with --config=FILE",
+        ),
+        "bucket": ("{small} --workdir=gs://bucket/run", "expected a local path; mount the bucket"),
+        "workdir in a file": ("{small} --workdir={folder}/file/run", "cannot be written (Not a directory)"),
+        "workdir is a file": ("{small} --workdir={folder}/file", "cannot be written (File exists)"),
+        "profile": ("{small} {workdir} --profile_steps=5:2", "--profile_steps=5:2: expected first:last"),
+        "missing corpus": (
+            "{small} {workdir} --config.data.source.train={folder}/nope.txt",
+            "nope.txt': no such file, and no file matches",
+        ),
+        "empty file": (
+            "{small} {workdir} --config.data.source.train={folder}/empty.txt",
+            "empty.txt': the file is empty",
+        ),
+        "binary file": (
+            "{small} {workdir} --config.data.source.train={folder}/binary.txt",
+            "binary.txt: not UTF-8 text",
+        ),
+        "wrong field": (
+            "{small} {workdir} --config.data.source.train={folder}/field.jsonl",
+            "data.source.field='text': ",
+        ),
+    },
+    "experiments.generate": {
+        "huge seed": ("{workdir} --seed=1099511627776", "--seed=1099511627776: expected an integer"),  # 2**40
+        "no temperature": ("{workdir} --temperature=nan", "temperature=nan: expected 0"),
+        "no run": ("--workdir={folder}/none", "no checkpoint here; train one with"),
+        "no workdir to generate": ("", "--workdir: not given"),
+        "bad sampling": ("{workdir} --top_p=2", "top_p=2.0: expected a probability"),
+    },
+    "experiments.evaluate": {
+        "no run to evaluate": ("--workdir={folder}/none", "no checkpoint here; train one with"),
+    },
+    "experiments.tokenize": {
+        "bad format": ("{small} --out=x --format=csv", "--format=csv: value should be one of"),
+        "bad split": ("{small} --out={folder}/x --splits=dev", "split='dev': expected one of train, validation, test"),
+    },
+}
+if os.geteuid() != 0:  # root can read everything
+    BAD_INPUTS["experiments.train"]["unreadable folder"] = (
+        "{small} {workdir} --config.data.source.train={folder}/locked",
+        "cannot be read; check its",
+    )
+ENTRY_OF = {name: module for module, inputs in BAD_INPUTS.items() for name in inputs}
 
 
 @pytest.fixture(scope="module")
-def table(corpus, tmp_path_factory):
-    return {name: rest for name, *rest in bad_inputs(tmp_path_factory.mktemp("bad"), corpus)}
+def flags(corpus, tmp_path_factory) -> dict[str, str]:
+    """The values of the placeholders in BAD_INPUTS."""
+    folder = tmp_path_factory.mktemp("bad")
+    for name, content in BAD_FILES.items():
+        (folder / name).write_bytes(content)
+    (folder / "locked").mkdir(mode=stat.S_IWUSR)
+    return {"folder": str(folder), "small": f"--config={SMALL}:{corpus}", "workdir": f"--workdir={folder / 'run'}"}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_bad_input_is_one_clear_line_and_no_stack_trace(table, name):
-    module, args, words = table[name]
-    done = run(module, *args)
+@pytest.mark.parametrize("name", ENTRY_OF)
+def test_bad_input_is_one_clear_line_and_no_stack_trace(flags, name):
+    arguments, words = BAD_INPUTS[ENTRY_OF[name]][name]
+    done = run(ENTRY_OF[name], *(argument.format_map(flags) for argument in arguments.split()))
     assert done.code not in (0, None), done.out
     assert "Traceback" not in done.err and "Traceback" not in done.out
     lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
