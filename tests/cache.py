@@ -1,4 +1,4 @@
-"""Where the tests keep what a later run can use, also one of another clone: compiled programs, corpora, durations.
+"""The tests' cache, shared by all clones: compiled programs, corpora and durations.
 
 The folder is `$XDG_CACHE_HOME/jaxnlp/tests`, or `~/.cache/jaxnlp/tests`, and can be deleted at any time.
 """
@@ -17,13 +17,13 @@ DAYS_KEPT = 14
 
 
 def programs(flags: str) -> pathlib.Path:
-    """The folder of compiled programs, which differ by versions, by XLA's flags and by the processor's instructions."""
+    """The folder of compiled programs; one for each set of versions, XLA flags and processor instructions."""
     versions = [f"{name}-{importlib.metadata.version(name)}" for name in ("jax", "jaxlib")]
     return FOLDER / "xla" / "-".join([*versions, f"py{platform.python_version()}", _fingerprint(flags, _processor())])
 
 
 def data() -> pathlib.Path:
-    """The folder of corpora and tokenizers, which differ by the code that makes them; removes those long unused."""
+    """The folder of corpora and tokenizers, by a hash of the code that makes them; removes those long unused."""
     sources = sorted((ROOT / "jaxnlp" / "data").rglob("*.py"))
     folder = FOLDER / "data" / _fingerprint(*(path.read_text() for path in sources))
     for other in folder.parent.glob("*"):

@@ -38,7 +38,7 @@ import pytest  # noqa: E402
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: the garbage collector need not look at it again and again."""
+    """Excludes imported objects, which are never freed, from garbage collection."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)

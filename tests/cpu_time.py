@@ -1,4 +1,4 @@
-"""CPU time of this process and of those that it started."""
+"""CPU time of this process and its child processes."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ def watch(pid: int | None) -> None:
 
 
 def cpu_seconds() -> float:
-    """Seconds so far. Processes that have ended count with those that started them."""
+    """CPU seconds so far; a process that has ended counts toward its parent."""
     times = os.times()
     total = times.user + times.system + times.children_user + times.children_system
     for pid in WATCHED:

@@ -1,4 +1,4 @@
-"""A pytest plugin: seconds per test order the tests, share them among workers, and are reported and kept.
+"""A pytest plugin that orders tests and distributes them over workers by their durations, which it reports and stores.
 
 Seconds are of CPU time, of the worker and of the processes that it starts, so that they mean the same on a busy
 machine. They are those of this machine's last run (`durations.json` in the tests' cache folder). For a test that has
@@ -18,7 +18,7 @@ from tests.cpu_time import cpu_seconds
 
 COMMITTED = pathlib.Path(__file__).with_name("durations.json")
 MEASURED = FOLDER / "durations.json"
-DEFAULT = 0.5  # seconds of a test that nothing is known of
+DEFAULT = 0.5  # seconds assumed for a test without a measured duration
 # A worker takes one file at a time, as its tests share fixtures and programs. These files take long and share little:
 # they are cut into pieces of at most so many seconds.
 SPREAD = (
@@ -43,14 +43,14 @@ def file_of(test: str) -> str:
 
 
 def estimates(tests: list[str], known: dict[str, float]) -> dict[str, float]:
-    """Seconds of each test: its own where they are known, otherwise an equal share of its file's."""
+    """Seconds of each test: measured, or else an equal share of its file's."""
     unknown = collections.Counter(file_of(test) for test in tests if test not in known)
     share = {file: known[file] / count if file in known else DEFAULT for file, count in unknown.items()}
     return {test: known[test] if test in known else share[file_of(test)] for test in tests}
 
 
 def groups(tests: list[str], seconds: dict[str, float]) -> dict[str, str]:
-    """The group of each test, which one worker runs: its file, or a piece of it."""
+    """The group of each test: its file or a piece of it. One worker runs a group."""
     filled: dict[str, float] = collections.defaultdict(float)
     result = {}
     for test in tests:
@@ -72,7 +72,7 @@ def ordered(tests: list[str], known: dict[str, float]) -> tuple[list[str], dict[
 
 
 class Durations:
-    """Orders this run's tests by the seconds known before it, and measures them anew."""
+    """Orders the tests of this run by their stored durations, and measures them again."""
 
     def __init__(self, config: pytest.Config):
         self.worker = hasattr(config, "workerinput")
@@ -116,14 +116,14 @@ class Durations:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self):
-        """In the process that runs the test; the report travels to the one that counts."""
+        """Runs in the worker; the report is sent to the controller."""
         report = yield
         now = cpu_seconds()
         report.cpu_seconds, self.clock = now - self.clock, now
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.measured[report.nodeid] += vars(report).get("cpu_seconds", 0.0)  # none of a worker that crashed
+        self.measured[report.nodeid] += vars(report).get("cpu_seconds", 0.0)  # missing if the worker crashed
         if report.keywords.keys() & {"slow", "full"}:
             self.slow.add(report.nodeid)
 
@@ -138,7 +138,7 @@ class Durations:
 
 
 def save(measured: dict[str, float]) -> None:
-    """Keeps the seconds beside those of other tests, in one move, as other runs may do so at the same time."""
+    """Merges the seconds into the stored ones; atomic, since other runs may save at the same time."""
     MEASURED.parent.mkdir(parents=True, exist_ok=True)
     merged = {**read(MEASURED), **{test: round(seconds, 2) for test, seconds in measured.items()}}
     with tempfile.NamedTemporaryFile("w", dir=MEASURED.parent, delete=False) as file:
@@ -147,7 +147,7 @@ def save(measured: dict[str, float]) -> None:
 
 
 def store(measured: dict[str, float], slow: set[str]) -> None:
-    """Writes the committed estimates of what ran, beside those of what did not."""
+    """Updates the committed estimates of the tests that ran; those of other tests stay."""
     result = collections.defaultdict(float)
     for test, seconds in measured.items():
         result[test if test in slow else file_of(test)] += seconds

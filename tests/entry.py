@@ -1,7 +1,7 @@
 """Runs an entry point as its own process, without paying for its imports each time.
 
-A fork server imports JAX and its friends once; each call is a fork of it that runs the module as
-`python -m` would. It is a real process: it can be killed, and its exit status is its own.
+A fork server imports JAX and other large packages once; each call is a fork that runs the module as
+`python -m` does. It is a real process, which can be killed and has its own exit status.
 """
 
 import atexit
@@ -36,7 +36,7 @@ class Entry:
     def wait(self, timeout: float = 240) -> "Entry":
         self.process.join(timeout)
         if self.process.exitcode is None:
-            self.process.kill()  # or the tests would wait for it at their end
+            self.process.kill()  # otherwise pytest would wait for it on exit
             self.process.join(5)
             raise AssertionError(f"still running after {timeout} s:\n{self.err}")
         return self
@@ -86,7 +86,7 @@ def _main(module: str, args: tuple[str, ...], cwd: str, env: dict[str, str], fol
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT, 0o644), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    gc.freeze()  # or its first collection would write to, and so copy, every page that it has of the fork server
+    gc.freeze()  # otherwise its first collection would write to, and so copy, every page shared with the fork server
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -99,4 +99,4 @@ def _main(module: str, args: tuple[str, ...], cwd: str, env: dict[str, str], fol
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
-        atexit._run_exitfuncs()  # a forked child would leave without them, as without leaving jax.distributed
+        atexit._run_exitfuncs()  # a forked child would skip them, and would not leave jax.distributed

@@ -63,7 +63,7 @@ def uses() -> dict[str, set[str]]:
         named |= paths & files.keys()
         for path in paths & helpers.keys():
             named |= helpers[path]
-        if "*.py" in strings:  # it goes through folders
+        if "*.py" in strings:  # a path with folders
             named |= {other for other in files for room in ROOMS if room in strings and other.startswith(f"{room}/")}
         graph[file] = {name for name in named if name} - {file}
     return graph

@@ -1,4 +1,4 @@
-"""Runs an entry point as a job of several processes on this machine, which share eight virtual devices."""
+"""Runs an entry point as a job of several local processes that share eight virtual devices."""
 
 import socket
 import time
@@ -15,7 +15,7 @@ def begin(
     """Starts `python -m module args` in each process.
 
     Args:
-        devices: of all processes together. only: more arguments, by the process that gets them.
+        devices: of all processes together. only: further arguments for single processes, by their index.
     """
     running = []
     address = f"localhost:{free_port()}"
@@ -27,19 +27,19 @@ def begin(
 
 
 def ended(running: list[Entry], seconds: float = 240) -> list[Entry]:
-    """The processes, once they have all ended well."""
+    """Waits for the processes; asserts that all succeed."""
     for entry in running:
         assert entry.wait(seconds).code == 0, entry.err
     return running
 
 
 def job(processes: int, module: str, *args: str, devices: int = DEVICES) -> list[Entry]:
-    """A job from beginning to end."""
+    """Runs a job to completion."""
     return ended(begin(processes, module, *args, devices=devices))
 
 
 def config(corpus, table: str, *overrides: str) -> tuple[str, ...]:
-    """Flags of the small run over a mesh: a preset and sizes, as ZERO3,data=4,fsdp=2."""
+    """Flags of the small run over a mesh, a preset with sizes: ZERO3,data=4,fsdp=2."""
     return (f"--config={MESHED}:{corpus},{table}", *(f"--config.{o}" for o in overrides))
 
 

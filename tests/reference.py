@@ -1,4 +1,4 @@
-"""The reference implementations of parity tests, and their weights as our parameter trees.
+"""Reference implementations for parity tests, and their weights as our parameter trees.
 
 Skips, saying so, where torch and transformers are not installed (the test extra, on Python 3.11).
 """
@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers", reason="parity tests need tra
 
 
 def gpt2(*, layers=2, heads=4, dim=32, vocab=65, length=24, seed=0):
-    """A transformers GPT-2 with random weights, biases and norms included, and dropout off."""
+    """A transformers GPT-2 with random weights, biases and norms included, and without dropout."""
     config = transformers.GPT2Config(
         vocab_size=vocab,
         n_positions=length,
@@ -38,7 +38,7 @@ def gpt2(*, layers=2, heads=4, dim=32, vocab=65, length=24, seed=0):
 
 
 def gpt2_params(model, heads: int):
-    """Its weights as the parameters of `jaxnlp.models.gpt` with the default components."""
+    """GPT-2's weights as parameters of `jaxnlp.models.gpt` with the default components."""
     state = {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
     dim = state["transformer.wte.weight"].shape[1]
     per_head = (heads, dim // heads)

@@ -24,11 +24,11 @@ def git(*args: str) -> str | None:
 
 
 def base() -> str | None:
-    """The commit that this one is compared with: what main was before it.
+    """The commit to compare with: main before this change.
 
     In order: `$JAXNLP_CI_BASE`; where this commit is ahead of origin/main, their merge base; the first parent of a
-    merge; the commit ten before this one, as a push is seldom longer. None where history is not there, as in a shallow
-    clone: then everything counts as touched.
+    merge; the commit ten before this one, as a push is seldom longer. None without history, as in a shallow clone: then
+    everything counts as touched.
     """
     revision = os.environ.get("JAXNLP_CI_BASE")
     if revision:
@@ -43,7 +43,7 @@ def base() -> str | None:
 
 
 def changed_files(since: str | None) -> set[str] | None:
-    """Paths that differ from a commit, those not yet committed included."""
+    """Paths that differ from a commit, uncommitted changes included."""
     if since is None:
         return None
     tracked, new = git("diff", "--name-only", "--no-renames", since), git("ls-files", "--others", "--exclude-standard")
@@ -67,7 +67,7 @@ def choose(
 
 
 def _within(tests: list[str], budget: float, seconds: dict[str, float]) -> list[str]:
-    """The tests in their order, without those that no longer fit into the budget."""
+    """The tests in order, without those that exceed the remaining budget."""
     taken = []
     for test in tests:
         if seconds[test] <= budget:

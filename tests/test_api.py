@@ -27,7 +27,7 @@ TEXTS = ["a line of words", "one", "b b c"]
 
 
 def library(bos: bool) -> tokenizers.Tokenizer:
-    """A tokenizer of words; with `bos` it puts <s> in front of texts, as Llama's does."""
+    """A word tokenizer; with `bos` it prepends <s>, as Llama's does."""
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<unk>"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     made.decoder = tokenizers.decoders.Fuse()
@@ -38,7 +38,7 @@ def library(bos: bool) -> tokenizers.Tokenizer:
 
 
 def write(folder, name: str):
-    """A random model of transformers in a folder, and the model."""
+    """Saves a random transformers model in a folder, and returns it."""
     torch.manual_seed(0)
     common = {"vocab_size": EOS + 1, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS}
     common["initializer_range"] = 0.4
@@ -103,7 +103,7 @@ def test_embeddings_are_the_mean_of_the_last_states(pair):
         with torch.no_grad():
             states = theirs(torch.tensor([encode.encode(text).ids]), output_hidden_states=True).hidden_states[-1]
         np.testing.assert_allclose(row, states[0].mean(0).numpy(), atol=2e-4)
-    if ours.config.length_limit is not None:  # rotary positions have no end
+    if ours.config.length_limit is not None:  # rotary positions have no maximum
         with pytest.raises(UserError, match="has 25 tokens; model.max_length is 24"):
             ours.embed(["a " * 25])
 
@@ -172,7 +172,7 @@ def test_no_texts_are_no_answers_and_what_is_no_text_is_refused(pair):
     ):
         with pytest.raises(UserError, match=message):
             call()
-    if ours.loaded.decoder_start_ids == ():  # nothing to begin with
+    if ours.loaded.decoder_start_ids == ():  # no start token
         for call in (lambda: ours.embed([""]), lambda: ours.attention(""), lambda: ours.score([""], ["a"])):
             with pytest.raises(UserError, match="empty.*the model has no start token"):
                 call()
@@ -255,7 +255,7 @@ def test_batches_and_architecture_of_a_config(corpus):
     first, second = jaxnlp.batches(e, tokenizer, "train", limit=2)
     assert first["tokens"].shape == (e.data.batch_size, e.data.seq_len) and (first["tokens"] != second["tokens"]).any()
     total = sum(int(batch["weights"].sum()) for batch in jaxnlp.batches(e, tokenizer))
-    assert total == len(open_split(e.data, "validation", tokenizer)) - 1  # each token once, but the first
+    assert total == len(open_split(e.data, "validation", tokenizer)) - 1  # each token once, except the first
     program = jaxnlp.build(e, jax.devices()[:1])
     assert jaxnlp.architecture(e).count == sum(x.size for x in jax.tree.leaves(program.abstract.params))
     assert f"parameters: {jaxnlp.architecture(e).count:,}" in jaxnlp.dry_run_report(program)

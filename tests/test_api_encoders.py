@@ -29,7 +29,7 @@ SPECIALS = {"bert": ["[PAD]", "[CLS]", "[SEP]", "[MASK]"], "t5": ["<pad>", "</s>
 
 
 def library(name: str) -> tokenizers.Tokenizer:
-    """A tokenizer of words whose post-processor adds what the model's does."""
+    """A word tokenizer with the post-processor of the model's tokenizer."""
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, "[UNK]"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     made.decoder = tokenizers.decoders.Fuse()
@@ -43,7 +43,7 @@ def library(name: str) -> tokenizers.Tokenizer:
 
 
 def write(folder, name: str):
-    """A random model of transformers in a folder, and the model."""
+    """Saves a random transformers model in a folder, and returns it."""
     torch.manual_seed(0)
     encode = library(name)
     size = {"vocab_size": encode.get_vocab_size(), "pad_token_id": len(WORDS)}
@@ -148,7 +148,7 @@ def test_an_encoder_decoder_does_what_transformers_does(tmp_path):
 
 
 def opened(experiment: Experiment) -> jaxnlp.Model:
-    """A model with random parameters, as `load` gives it for a run."""
+    """A model with random parameters, as `load` returns it."""
     resolved, tokenizer = prepare(experiment)
     program = build(resolved)
     params = program.init().all_params
@@ -159,7 +159,7 @@ def test_predictions_are_the_heads_probabilities(tmp_path):
     model = opened(small_task.get_config(str(tmp_path)))
     texts = ["yes", "no!", "abc", *("x" * i for i in range(1, 9))]
     answers = model.predict(texts)
-    assert answers == model.predict([{"text": text} for text in texts]) and len(answers) == 11  # of batches of 8
+    assert answers == model.predict([{"text": text} for text in texts]) and len(answers) == 11  # in batches of 8
     apply = jax.jit(model.apply)
     for text, answer in zip(texts[:3], answers, strict=False):
         cls, sep = (model.tokenizer.special_id(name) for name in ("[CLS]", "[SEP]"))

@@ -1,4 +1,4 @@
-"""Configs: checked with the full path of a field, written as JSON and read back, compared."""
+"""Configs: checks that name a field's full path, JSON round trip, comparison."""
 
 import dataclasses
 import json

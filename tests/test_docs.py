@@ -1,4 +1,4 @@
-"""The docs agree with the code: links, pictures, page sizes, names, fields, commands, and sizes in tables.
+"""The docs agree with the code: links, figures, page sizes, names, fields, commands, and sizes in tables.
 
 Python blocks parse, their imports exist, and calls in them name parameters that exist. A block after
 `<!-- runnable -->` is executed.
@@ -30,12 +30,12 @@ MAX_LINES, MAX_COLUMNS = 200, 120
 
 
 def prose(page: pathlib.Path) -> list[str]:
-    """Lines that are text: no code, tables, equations, pictures or comments."""
+    """Lines of text, without code, tables, equations, figures and comments."""
     text = re.sub(r"^```.*?^```$|^\$\$.*?\$\$$", "", page.read_text(), flags=re.S | re.M)
     return [line for line in text.splitlines() if line.strip() and not line.startswith(("|", "![", "<!--"))]
 
 
-GUIDES = {  # and the base classes whose members each guide lists
+GUIDES = {  # base classes whose members each guide lists
     "add_a_model.md": ("jaxnlp.nn.model_config:ModelConfig", "jaxnlp.nn.model_config:ModelTraits"),
     "add_a_task.md": (
         "jaxnlp.data.task:Task",
@@ -90,7 +90,7 @@ def field_names() -> set[str]:
 
 
 def check_fields(path: str, where: str) -> None:
-    """A path of fields, as data.source.train, from an Experiment on."""
+    """Checks a path of fields of an Experiment, as data.source.train."""
     first, *rest = path.split(".")
     assert first in {field.name for field in dataclasses.fields(classes()["Experiment"][0])}, f"{where}: {path}"
     for name in rest:
@@ -98,7 +98,7 @@ def check_fields(path: str, where: str) -> None:
 
 
 def check_calls(tree: ast.AST, where: str) -> None:
-    """Keyword arguments of calls of the package's classes are parameters of them."""
+    """Checks keyword arguments in calls of the package's classes."""
     local = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id in local:
@@ -172,7 +172,7 @@ def test_inline_code_names_what_exists(page):
 
 
 def resolved(name: str) -> bool:
-    """Whether a dotted name is a module, or a name in one."""
+    """Whether a dotted name is a module or a name in one."""
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
         if resolved_module(parts[:end]):
@@ -198,7 +198,7 @@ def parsed(code: str) -> ast.AST:
 
 
 def commands(page: pathlib.Path) -> list[str]:
-    """Lines that run an entry point, in blocks and in the text, with continued lines joined."""
+    """Lines in code blocks and text that run an entry point; continued lines are joined."""
     text = " \n".join(line for block in blocks(page, "") for line in block.replace("\\\n", "").splitlines())
     lines = [*text.splitlines(), *inline(page)]
     return [line for line in lines if "python -m experiments." in line]
@@ -249,7 +249,7 @@ def test_runnable_blocks_run(block, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("page", "spec", "cells"), ROWS, ids=lambda x: x if isinstance(x, str) and ":" in x else "")
 def test_a_size_in_a_table_is_the_configs(page, spec, cells):
-    """The number of parameters, exactly, and the number of layers."""
+    """The exact number of parameters, and the number of layers."""
     model = cli.load(spec).model
     count = sum(math.prod(shape) for _, shape, _ in parameter_table(model.build(), *model.example_inputs(1, 8)))
     values = [cell.strip() for cell in cells.split("|")]

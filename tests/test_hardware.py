@@ -1,4 +1,4 @@
-"""Chips by their kinds, and their peaks."""
+"""Chips by device kind, and their peak FLOP/s."""
 
 import jax
 import jax.numpy as jnp

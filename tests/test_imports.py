@@ -1,10 +1,10 @@
-"""The house's arrows: who may import whom."""
+"""The layers of the package: which rooms may import which."""
 
 import pytest
 
 from tests.import_graph import ROOT, imports
 
-BASE = {"errors", "config", "renamed", "trees", "lazy"}  # plain helpers that every room may use
+BASE = {"errors", "config", "renamed", "trees", "lazy"}  # helpers that every room may import
 LAYERS = BASE | {"nn"}
 ALLOWED = {
     "errors": set(),
@@ -20,7 +20,7 @@ ALLOWED = {
     "cli": {"config", "errors", "distributed"},
     "nn": BASE,
     "models": LAYERS,
-    "data": LAYERS | {"metrics"},  # a task says how its predictions are scored
+    "data": LAYERS | {"metrics"},  # a task names the metrics of its predictions
     "metrics": {"errors"},
     "sharding": LAYERS,
     "objectives": LAYERS,
@@ -31,7 +31,7 @@ ALLOWED = {
     "inference": LAYERS | {"models", "data", "sharding", "peft"},
     "interop": LAYERS | {"models", "data", "sharding", "peft"},
     "peft": LAYERS | {"models", "sharding"},
-    # interop: a run may begin from a checkpoint of others (`training/init/pretrained.py`).
+    # interop: a run may be initialised from a foreign checkpoint (`training/init/pretrained.py`).
     "training": LAYERS
     | {"runtime", "hardware", "distributed", "models", "data", "sharding", "objectives", "optim"}
     | {"evals", "inference", "figures", "interop", "peft"},

@@ -1,4 +1,4 @@
-"""Schedules have their shapes, decay its mask, and every optimizer lowers a loss."""
+"""Shapes of schedules, the mask of weight decay, and every optimizer lowers a loss."""
 
 import dataclasses
 
@@ -114,7 +114,7 @@ def test_every_optimizer_lowers_a_loss_and_decays_only_what_it_should(name):
 
     trained = train(config, 60, jax.value_and_grad(loss))
     assert loss(trained) < 0.6 * loss(params())
-    # With no gradient at all, decay shrinks what it covers and leaves the bias.
+    # With zero gradients, decay shrinks the parameters in its mask and leaves the bias.
     config.weight_decay = 0.5
     zero = lambda p: (0.0, jax.tree.map(jnp.zeros_like, p))
     shrunk = train(config, 3, zero)
@@ -165,7 +165,7 @@ def narrow(tree):
 
 
 def trained(master_dtype, start, steps=30, **fields):
-    """Parameters and state after steps on a quadratic loss, and float32 training that rounds parameters where used."""
+    """Parameters and state after steps on a quadratic loss, also in float32 with parameters rounded at use."""
     config = OptimConfig(learning_rate=1e-4, schedule="constant", clip_norm=0.5, master_dtype=master_dtype, **fields)
     optimizer, _ = make_optimizer(config, steps, AXES)
     plain, _ = make_optimizer(dataclasses.replace(config, master_dtype=None), steps, AXES)

@@ -1,4 +1,4 @@
-"""Configs and runs saved by an earlier version load, resume and give the numbers of that version.
+"""Configs and runs saved by an earlier version load and resume with the numbers of that version.
 
 `fixtures/configs_of_november.json.xz` holds every config of `configs/` and the defaults of every config class;
 `fixtures/runs_of_november.tar.xz` five runs of four steps, their data, and the log of each when that version trained it
@@ -39,7 +39,7 @@ def saved() -> dict:
 
 def test_every_config_saved_before_the_renames_loads(saved):
     for name, data in saved.items():
-        if ":_" not in name:  # a private class is in no saved config
+        if ":_" not in name:  # private classes are not in saved configs
             configs.from_dict(data)
 
 
@@ -63,7 +63,7 @@ def test_an_unknown_class_is_still_an_error():
 
 
 class Fork(LoRA):
-    """A method of a fork."""
+    """A PEFT method of a fork."""
 
 
 def test_a_renamed_field_of_a_base_class_is_renamed_in_a_fork_too():
@@ -105,7 +105,7 @@ def resumed(name: str, folder: pathlib.Path, devices: int = 1) -> tuple[dict, di
 
 
 def assert_same_losses(ours: dict, theirs: dict) -> None:
-    # Another machine, and tests' compiler flags, round otherwise.
+    # Other machines, and the compiler flags of tests, round differently.
     losses = [[log[row]["loss"] for row in theirs] for log in (ours, theirs)]
     np.testing.assert_allclose(*losses, rtol=2e-4)
 
@@ -133,7 +133,8 @@ def test_a_float16_run_resumes_with_its_loss_scale(tmp_path):
     steps = [row for row in theirs if row[1] == "train"]
     for field in ("loss_scale", "skipped"):
         assert [ours[row][field] for row in steps] == [theirs[row][field] for row in steps]
-    assert theirs[5, "train"]["loss_scale"] < theirs[1, "train"]["loss_scale"]  # or a first scale would pass too
+    # Otherwise the initial scale would pass too.
+    assert theirs[5, "train"]["loss_scale"] < theirs[1, "train"]["loss_scale"]
 
 
 def test_best_of_an_older_config_names_the_current_evaluation():

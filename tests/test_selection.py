@@ -1,4 +1,4 @@
-"""What CI runs: a change touches the tests that use it, and a budget of seconds ends what is taken."""
+"""Test selection in CI: the tests that a change touches, within a budget of seconds."""
 
 import pytest
 
@@ -12,15 +12,15 @@ from tests.tiers import FAST
 def test_a_file_uses_what_it_imports_and_what_it_names():
     graph = uses()
     assert "jaxnlp/sharding/rules.py" in graph["tests/training/test_meshes.py"]
-    assert "experiments/train.py" in graph["tests/experiments/test_training.py"]  # run by name
-    assert "tests/training/meshed.py" in graph["tests/jobs.py"]  # a path in pieces
+    assert "experiments/train.py" in graph["tests/experiments/test_training.py"]  # an entry point by name
+    assert "tests/training/meshed.py" in graph["tests/jobs.py"]  # a path in parts
     assert "configs/bert/finetune.py" in graph["tests/experiments/test_entry_points.py"]  # in a folder
 
 
 def test_a_change_touches_tests_at_any_distance_and_no_others():
     near = distances({"jaxnlp/nn/ring.py"})
     assert near["jaxnlp/nn/ring.py"] == 0 and near["tests/nn/test_ring.py"] == 1
-    assert near["tests/training/test_processes.py"] > 1  # through a config that is named in a string
+    assert near["tests/training/test_processes.py"] > 1  # through a config named in a string
     assert "tests/data/test_tokenizer.py" not in near
     assert distances({"docs/data.md"}) == {}
     everything = distances({"pyproject.toml"})

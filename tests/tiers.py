@@ -1,4 +1,4 @@
-"""A pytest plugin: which cases of the longer tests are in the fast tier; the others are marked slow.
+"""A pytest plugin: selects the cases of long tests that are in the fast tier; the others are marked slow.
 
 For each test that is named here, the ids of its cases that stay fast; none where the whole test is slow. They are
 chosen so that each value of each parameter is met where it could break alone, and that the fast tier stays within its
@@ -39,7 +39,7 @@ FAST: dict[str, tuple[str, ...]] = {
     "tests/models/test_gpt_parity.py::test_logits_and_gradients": ("2x32", "1x21"),
     "tests/interop/test_adapter_folders.py::test_adapters_of_some_layers_alone": ("layers_to_transform",),
     "tests/test_api.py::test_a_saved_copy_is_the_same_model": ("gpt2",),
-    # The longest of all rooms, as measured.
+    # The longest of all, as measured.
     "tests/planning/test_planner.py::test_a_step_that_takes_more_of_the_hosts_memory_than_there_is_does_not_fit": (),
     "tests/planning/test_dry_run.py::test_remat_lowers_the_estimate_and_the_compilers_figure": (),
     "tests/planning/test_dry_run.py::test_memory_estimate_is_near_the_compilers": ("True-full",),
@@ -131,7 +131,7 @@ FAST: dict[str, tuple[str, ...]] = {
     "tests/planning/test_activation_memory.py::test_tensor_parallelism_divides_all_but_the_residual_stream": (),
     "tests/planning/test_dry_run.py::test_a_quantised_base_is_told_truly_and_no_stack_of_it_is_ever_floats": (),
     "tests/interop/test_encoder.py::test_an_adapter_of_it_equals_peft_both_ways": (),
-    # Entry points: each forks, trains and reads again, for seconds.
+    # Entry points: each forks, trains and loads, which takes seconds.
     "tests/experiments/test_training.py::test_a_signal_saves_and_says_how_to_go_on": ("SIGTERM",),
     "tests/experiments/test_training.py::test_killed_and_resumed_is_the_same_run_to_the_last_bit": (
         "dropout and accumulation",
@@ -219,7 +219,7 @@ FAST: dict[str, tuple[str, ...]] = {
         "gpt, remat-False",
         "bert-True",
     ),
-    # Weights of others: each family builds a model of theirs.
+    # Foreign weights: each family builds a reference model.
     "tests/interop/test_huggingface.py::test_logits_and_every_layer_equal_transformers_and_it_reads_what_we_write": (
         "gpt2",
         "bert-masked",
@@ -253,7 +253,7 @@ FAST: dict[str, tuple[str, ...]] = {
     "tests/peft/test_prompts.py::test_a_prompt_of_words_is_those_words_in_front": ("bert",),
     "tests/peft/test_prompts.py::test_a_prefix_of_a_texts_own_keys_and_values_is_that_text": ("gpt", "bert"),
     "tests/peft/test_encoder_decoder.py::test_generation_after_a_prompt_is_that_of_its_words": (),
-    # Generation: each way to search is a program of its own.
+    # Generation: each search method compiles its own program.
     "tests/inference/test_beam.py::test_tokens_and_scores_equal_transformers": (
         "1-1.0-False",
         "4-0.6-True",

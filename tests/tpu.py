@@ -1,4 +1,4 @@
-"""Programs compiled for TPUs by libtpu, on any machine. One process starts libtpu and compiles all that is asked."""
+"""Programs compiled for TPUs by libtpu, on any machine. One process starts libtpu and compiles all of them."""
 
 import atexit
 import contextlib
@@ -17,13 +17,13 @@ import pytest
 from tests.cpu_time import watch
 from tests.entry import ROOT
 
-# With the least of the compiler's effort a program is there in a third of the time, and sends the same; but its
-# temporaries are up to a fifth smaller (configs/gpt/tpu.py:7b over v5e:16x16), as less of what it sends overlaps.
+# The least compiler effort takes a third of the time and gives the same communication, but temporaries up to a fifth
+# smaller (configs/gpt/tpu.py:7b over v5e:16x16), since less communication overlaps.
 LEAST, FULL = -1.0, 0.0
 
 
 def environment() -> dict[str, str]:
-    """What a process that compiles for TPUs needs; skips the test where libtpu is not there."""
+    """The environment of a process that compiles for TPUs; skips the test without libtpu."""
     library = os.environ.get("JAXNLP_LIBTPU", "")
     if not os.path.exists(library):
         pytest.skip("libtpu is not there; `make test-slow` installs it and sets JAXNLP_LIBTPU")
@@ -32,7 +32,7 @@ def environment() -> dict[str, str]:
 
 
 def compiled(module: str, *args: str, effort: float = LEAST) -> Any:
-    """What `python -m module args` prints as JSON in its last line."""
+    """The JSON in the last line that `python -m module args` prints."""
     process = server()
     assert process.stdin and process.stdout
     process.stdin.write(json.dumps([effort, module, *args]) + "\n")
@@ -46,7 +46,7 @@ def compiled(module: str, *args: str, effort: float = LEAST) -> Any:
 
 @functools.cache
 def server() -> subprocess.Popen:
-    """The process, which lives as long as this one: to start libtpu takes longer than most of the compiles."""
+    """The process, which runs as long as this one, since starting libtpu takes longer than most compiles."""
     alone = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     env = {**environment(), **alone}
@@ -59,10 +59,10 @@ def server() -> subprocess.Popen:
 
 
 def serve() -> None:
-    """Runs a module for each line of standard input, `[effort, "module", "argument", ...]`; answers what it printed."""
+    """Runs a module for each line of standard input, `[effort, "module", "argument", ...]`; answers with its output."""
     import jax
 
-    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # output of libraries is not part of the answer
     for line in sys.stdin:
         effort, module, *args = json.loads(line)
         jax.config.update("jax_exec_time_optimization_effort", effort)

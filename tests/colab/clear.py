@@ -1,4 +1,4 @@
-"""Writes notebooks as they are kept in git: no outputs, cells numbered. `python -m tests.colab.clear` does all."""
+"""Rewrites the notebooks for git: no outputs, numbered cells. Run as `python -m tests.colab.clear`."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ METADATA = {
 
 
 def cleared(text: str) -> str:
-    """A notebook's JSON without what an execution or an editor leaves in it."""
+    """A notebook's JSON without outputs and editor metadata."""
     notebook: dict[str, Any] = json.loads(text)
     cells = []
     for i, cell in enumerate(notebook["cells"]):

@@ -1,4 +1,4 @@
-"""The notebooks: valid, thin, without outputs, and they run from the first cell to the last."""
+"""The notebooks are valid, thin and without outputs, and run from the first cell to the last."""
 
 import ast
 import json

@@ -34,7 +34,7 @@ def rows(store, **fields):
 
 
 def read(characters):
-    """What stands at a place: a byte, "<", ">", or None."""
+    """The character at a position: a byte, "<", ">" or None."""
     if (characters == NO_WORD).all():
         return None
     return {BEGIN_SENTENCE: "<", END_SENTENCE: ">"}.get(int(characters[1])) or chr(characters[1] - 1)
@@ -55,7 +55,7 @@ def test_each_direction_predicts_every_word_once_and_a_separator_a_document(stor
     wanted = store.read(0, len(store)).tolist()
     predicted = lambda way: b[f"{way}_targets"][b[f"{way}_weights"] > 0].tolist()
     assert predicted("forward") == wanted[1:] and predicted("backward") == wanted[:-1]
-    # So that the mean over targets times targets a byte is exact.
+    # Makes the mean over targets times targets per byte exact.
     assert b["forward_weights"].sum() == b["backward_weights"].sum() == len(store) - 1
 
 
@@ -76,7 +76,7 @@ def test_targets_are_the_words_beside_each_place_and_segments_are_documents(stor
 
 def test_characters_are_those_of_the_words_text(tmp_path):
     class Words(ByteTokenizer):
-        """Three words and a special token, for their spelling."""
+        """A vocabulary of three words and a special token."""
 
         def token_bytes(self):
             return [*(word.encode() for word in ("ab", " naïve", "\n\n")), *[None] * 254]

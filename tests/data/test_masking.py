@@ -1,4 +1,4 @@
-"""Masked words, sentence pairs and span corruption: shares, what is never touched, and draws that resume."""
+"""Masked words, sentence pairs and span corruption: rates, tokens that are never chosen, and resumable draws."""
 
 import collections
 import string
@@ -24,7 +24,7 @@ DOCUMENTS = 40
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Document d is words of the letter d and numbers, so that a token tells its document."""
+    """Document d has words of the letter d and numbers, so that each token identifies its document."""
     random = np.random.default_rng(0)
     texts = []
     for d in range(DOCUMENTS):
@@ -55,7 +55,7 @@ def test_of_the_chosen_tokens_80_10_10_are_masked_random_and_kept(store):
     old = b["targets"][real]
     share = lambda x: x.mean()
     assert share(new == MASK) == pytest.approx(0.8, abs=0.03)
-    # A random token is the old one now and then: one in 256.
+    # A random token equals the original with probability 1/256.
     assert share(new == old) == pytest.approx(0.1, abs=0.02)
     assert share((new != MASK) & (new != old)) == pytest.approx(0.1, abs=0.02)
     assert new[new != MASK].max() < 256  # and never a special one
@@ -111,7 +111,7 @@ def test_half_the_pairs_follow_and_the_others_come_from_another_document(store):
             assert letter(a) != letter(b)
         assert not (a[-1] > 32 and b[0] > 32 and label == IS_NEXT)  # no word is cut in two
     assert labels[IS_NEXT] / (labels[IS_NEXT] + labels[NOT_NEXT]) == pytest.approx(0.5, abs=0.05)
-    # The length of B tells nothing.
+    # The length of B does not depend on the label.
     assert np.mean(lengths[IS_NEXT]) == pytest.approx(np.mean(lengths[NOT_NEXT]), rel=0.06)
 
 
@@ -136,7 +136,7 @@ def test_whole_words_are_chosen_together(store):
 
 
 def masks(b):
-    """Per text: the set of masks it was seen with."""
+    """The set of masks of each text."""
     by_text = collections.defaultdict(set)
     for i in range(len(b["tokens"])):
         row, real = b["tokens"][i].copy(), b["weights"][i] > 0
@@ -218,7 +218,7 @@ def test_span_corruption_loses_nothing(store):
 
 
 def test_lengths_are_those_of_the_paper():
-    # 512 inputs come of 568 tokens and make 114 targets, as in the published code's default.
+    # 568 tokens give 512 inputs and 114 targets, as with the published code's default.
     assert SpanCorruption().lengths(512) == (568, 114)
 
 
@@ -227,7 +227,7 @@ def test_every_cut_is_as_likely():
     for seed in range(3000):
         source, _ = corrupt(np.arange(6), 3, 2, np.asarray([100, 101]), np.random.default_rng(seed))
         counts[tuple(source)] += 1
-    # 2 ways to cut 3 kept tokens in two, 2 ways to cut 3 taken ones.
+    # 2 ways to split 3 kept tokens in two, 2 ways to split 3 removed tokens.
     assert len(counts) == 4 and min(counts.values()) > 650
 
 

@@ -1,4 +1,4 @@
-"""Packing loses nothing; the order of examples is one global sequence that any number of processes can go on with."""
+"""Packing loses no token; the order of examples is one global sequence for any number of processes, also on resume."""
 
 import collections
 import json
@@ -27,7 +27,7 @@ def store(folder, texts=None, **kwargs) -> TokenStore:
 
 
 def row(texts):
-    """The store's tokens, written the plain way."""
+    """The tokens of the store, by a straightforward loop."""
     return [SEP, *(i for text in texts for i in [*text.encode(), SEP])]
 
 

@@ -1,4 +1,4 @@
-"""A pretrained tokenizer with tokens added at its end: old ids keep their meaning, for every kind there is."""
+"""A pretrained tokenizer of any kind with tokens appended keeps its ids."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_new_tokens_are_the_last_and_the_others_as_they_were(kinds, kind):
     new = extended(old, NEW)
     assert [new.special_id(name) for name in NEW] == [old.vocab_size + i for i in range(3)]
     assert new.vocab_size == old.vocab_size + 3 and new.eos_id == old.eos_id
-    assert new.encode_batch([TEXT]) == old.encode_batch([TEXT])  # their names in a text are text
+    assert new.encode_batch([TEXT]) == old.encode_batch([TEXT])  # their names in a text are ordinary text
     assert new.decode(old.encode_batch([TEXT])[0]) == old.decode(old.encode_batch([TEXT])[0])
     assert same_ids(old, new) and not same_ids(new, old) and fingerprint(old) != fingerprint(new)
     again = from_json(json.loads(json.dumps(new.to_json())))

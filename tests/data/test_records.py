@@ -1,4 +1,4 @@
-"""Records from every kind of file; their store has one global order that a resumed run goes on with."""
+"""Records from every file format; the store has one global order, which a resumed run continues."""
 
 import collections
 import gzip
@@ -19,7 +19,7 @@ ROWS = [{"text": f"text {i}", "label": "xyz"[i % 3]} for i in range(60)]
 
 
 def write(path, rows=ROWS):
-    """A file of records in the format of its name."""
+    """Writes records in the format that the file name implies."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     if path.suffix == ".parquet":
         import pyarrow
@@ -93,7 +93,7 @@ def test_the_order_is_one_sequence_that_any_number_of_processes_goes_on_with(tmp
     whole = read()
     count = whole.examples_per_epoch
     assert count == len(store.records) == len(list(c.source.records("train")))
-    first = [row for _ in range(count) for row in rows(next(whole))]  # four epochs, whole batches or not
+    first = [row for _ in range(count) for row in rows(next(whole))]  # four epochs, with full and partial batches
     assert whole.state["position"] == 4 * count
     epochs = [first[i * count : (i + 1) * count] for i in range(4)]
     assert all(collections.Counter(e) == collections.Counter(epochs[0]) for e in epochs) and epochs[0] != epochs[1]

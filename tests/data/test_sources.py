@@ -1,4 +1,4 @@
-"""Sources: every format reads the same documents; splits do not leak; bad files say what is wrong."""
+"""Sources: every format reads the same documents, splits do not leak, and errors name the fault of a bad file."""
 
 import gzip
 import json
@@ -75,7 +75,7 @@ def test_folders_and_globs(tmp_path):
     )
     for name in ("v.txt", "deep/t.txt"):
         (tmp_path / name).write_text(f"in {name}")
-    # What is given to another split is none of train's, wherever it lies.
+    # Files assigned to another split are excluded from train.
     assert read(str(tmp_path)) == ["in a.txt", "in b.txt", "in deep/c.txt"]
     assert read(f"{tmp_path}/b.txt, {tmp_path}/a.*") == ["in b.txt", "in a.txt"]
     assert read(f"{tmp_path}/**/c.txt") == ["in deep/c.txt"]

@@ -1,4 +1,4 @@
-"""The standard library as it is read, and as it is kept for the next process."""
+"""The standard library's syntax trees, read and cached for later processes."""
 
 import ast
 
@@ -10,7 +10,7 @@ from jaxnlp.data.text import sources
 
 @pytest.fixture
 def some(monkeypatch, tmp_path):
-    """A library of four files, read anew, and the folder it is kept in."""
+    """A library of four files, not yet cached, and its cache folder."""
     names = {"textwrap.py", "bisect.py", "shlex.py", "colorsys.py"}
     files = [path for path in sources.PythonStdlib().files() if path.name in names]
     monkeypatch.setattr(sources.PythonStdlib, "files", lambda self: files)

@@ -1,4 +1,4 @@
-"""The tasks made of the standard library: the same every time, balanced enough, and nothing leaks between splits."""
+"""Tasks generated from the standard library are deterministic and balanced, and their splits do not overlap."""
 
 import collections
 import itertools

@@ -1,4 +1,4 @@
-"""Pairs of texts as examples of encoder-decoders, and the embedded ones."""
+"""Text pairs as encoder-decoder examples, and the built-in data sets."""
 
 import ast
 import json
@@ -41,7 +41,7 @@ def test_arrays_written_by_hand(tmp_path):
     np.testing.assert_array_equal(batch["targets"][0], [x, x + 1, x + 2, SEP])
     np.testing.assert_array_equal(batch["tokens"][0], [PAD, x, x + 1, x + 2])
     np.testing.assert_array_equal(batch["segment_ids"][1], [1, 1, 0, 0])
-    np.testing.assert_array_equal(batch["weights"].sum(1), [4, 2, 2, 0])  # the fourth row fills the batch up
+    np.testing.assert_array_equal(batch["weights"].sum(1), [4, 2, 2, 0])  # the fourth row is padding
     assert (batch["input_segments"][3] == 0).all()
     plain = batch_of(tmp_path)
     assert plain["targets"].shape == (4, 6) and (plain["tokens"][:, 0] == SEP).all()

@@ -1,4 +1,4 @@
-"""Tokens as labels: what a reader sees is what the token holds."""
+"""Token labels show exactly what each token holds."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Evaluation is exact under padding; the baselines are what they say."""
+"""Evaluation is exact under padding; baselines equal their definitions."""
 
 import lzma
 import math
@@ -24,7 +24,7 @@ def store(tmp_path):
 
 
 def bigram(params, tokens, segment_ids=None, positions=None, key=None):
-    """A model whose logits depend on one token alone, so that no cut into windows matters."""
+    """A model whose logits depend only on the current token, so that windows do not change the result."""
     return params[tokens]
 
 

@@ -1,4 +1,4 @@
-"""Evaluators in runs: SQuAD's EM and F1, seqeval's F1, BLEU and ranks, each also as `best`, and by the command."""
+"""Evaluators in training and by command: SQuAD's EM and F1, seqeval's F1, BLEU and ranks, also as `best`."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ def test_a_run_is_measured_and_keeps_the_best_by_a_metric(name, tmp_path):
     rows = logged(tmp_path / "run", evaluator.name)
     scores = {step: row[metric] for step, row in rows.items()}
     assert [*rows] == [steps // 4 * i for i in range(1, 5)] and wanted <= set(rows[steps])
-    assert max(scores.values()) > min(scores.values())  # or any checkpoint would be the best
+    assert max(scores.values()) > min(scores.values())  # otherwise all checkpoints would tie
     best = Reader(tmp_path / "run").best()
     assert scores[best] == max(scores.values()) == pytest.approx(Reader(tmp_path / "run").score(best))
     assert result.best == BestCheckpoint(f"{evaluator.name}/{metric}", best, pytest.approx(scores[best]))
@@ -73,7 +73,7 @@ def test_a_run_is_measured_and_keeps_the_best_by_a_metric(name, tmp_path):
     assert f"best {evaluator.name}/{metric} {scores[best]:.4g} at step {best} (--checkpoint=best)" in lines
     outcome = evaluator.evaluate(evaluated(load(tmp_path / "run", "best")))
     assert outcome.metrics[metric] == pytest.approx(scores[best])
-    assert len(outcome.rows) == 3  # the last batch is filled, and each record is counted once
+    assert len(outcome.rows) == 3  # the last batch is padded, and each record is counted once
     predictions, references = ([row[key] for row in outcome.rows] for key in ("prediction", "reference"))
     direct = {
         "span": lambda: squad([p["answer"] for p in predictions], [r["answers"] for r in references]),
@@ -87,7 +87,7 @@ def test_a_run_is_measured_and_keeps_the_best_by_a_metric(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["span", "pairs", "choice", "ranked"])
 def test_two_processes_count_every_example_once(name, tmp_path):
-    runs.write(tmp_path, name, copies=4)  # in more than one batch of 8, and the last one filled
+    runs.write(tmp_path, name, copies=4)  # in more than one batch of 8, the last one padded
     workdir = f"--workdir={tmp_path / 'run'}"
     job(2, "experiments.train", f"--config={ROOT}/tests/evals/runs.py:{tmp_path},{name}", workdir)
     (evaluator,) = runs.get_config(f"{tmp_path},{name}").evaluators
@@ -102,7 +102,7 @@ def test_two_processes_count_every_example_once(name, tmp_path):
     scores = json.loads((tmp_path / "scores.json").read_text())
     for metric, value in outcome.metrics.items():
         assert scores[f"{evaluator.name}/{metric}"] == pytest.approx(value, abs=1e-5)
-    if name != "ranked":  # whose loss counts tokens of text
+    if name != "ranked":  # its loss counts text tokens
         examples = {"pairs": count * (len("d c b a") + 1)}.get(name, count)
         assert scores["tokens"] == examples
     rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]

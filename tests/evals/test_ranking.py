@@ -29,7 +29,7 @@ OPTIONS = [option for row in ROWS for option in row["options"]]
 
 
 def size(predictions, references):
-    """A metric that shows what it is called with."""
+    """A metric that reports the arguments of its call."""
     return {"size": len(predictions[0]) if references == [1] else -1}
 
 
@@ -52,7 +52,7 @@ def evaluated(model, between_batches=lambda: None):
 
 def test_candidates_are_ranked_by_their_log_probability(opened):
     model, evaluator = opened
-    assert model.experiment.data.batch_size == 8  # of 15 candidates, so that the second batch is filled
+    assert model.experiment.data.batch_size == 8  # of 15 candidates, so that the second batch is padded
     batches = []
     outcome = evaluator.evaluate(evaluated(model, lambda: batches.append(1)))
     scores = [row["prediction"]["scores"] for row in outcome.rows]

@@ -1,4 +1,4 @@
-"""A run of seconds, as a config file: --config=tests/experiments/small.py:CORPUS_FOLDER."""
+"""A GPT run that takes seconds, as a config file: --config=tests/experiments/small.py:CORPUS_FOLDER."""
 
 from jaxnlp.data.pipeline import DataConfig
 from jaxnlp.data.text.sources import Files

@@ -1,4 +1,4 @@
-"""A BERT's run of seconds, as a config file: --config=tests/experiments/small_bert.py:CORPUS_FOLDER."""
+"""A BERT run that takes seconds, as a config file: --config=tests/experiments/small_bert.py:CORPUS_FOLDER."""
 
 from jaxnlp.data.text.masking import Masked
 from jaxnlp.data.tokenizer import Bytes

@@ -1,4 +1,4 @@
-"""An ELMo of seconds, as a config file: --config=tests/experiments/small_elmo.py:CORPUS_FOLDER."""
+"""An ELMo run that takes seconds, as a config file: --config=tests/experiments/small_elmo.py:CORPUS_FOLDER."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A classifier's run of seconds, as a config file: --config=tests/experiments/small_task.py:FOLDER.
+"""A classifier run that takes seconds, as a config file: --config=tests/experiments/small_task.py:FOLDER.
 
 The folder has train.jsonl and validation.jsonl, records with a text and a label, "good" or "bad".
 """

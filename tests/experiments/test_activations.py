@@ -1,4 +1,4 @@
-"""What remat keeps of the activations, as compiled for a TPU; `tests/docs_figures.py` has the figures of the docs."""
+"""Activation memory under remat, compiled for a TPU; `tests/docs_figures.py` checks the figures in the docs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Continued pretraining: on what it goes on, what it trains, and that another run begins from it."""
+"""Continued pretraining: its data, its trained parameters, and a run initialised from it."""
 
 import dataclasses
 

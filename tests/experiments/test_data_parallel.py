@@ -1,4 +1,4 @@
-"""Naive data parallelism beside DDP: bytes by the formulas, and the same training as one device."""
+"""Naive data parallelism and DDP: bytes equal the formulas, and training equals one device's."""
 
 import re
 
@@ -17,7 +17,7 @@ def comparison(corpus, tmp_path_factory):
     """The entry point's output, and where its picture is."""
     out = tmp_path_factory.mktemp("traffic") / "new" / "traffic.png"
     config = (f"--config=tests/experiments/small.py:{corpus}", "--config.model.tie_embeddings=False")
-    # As users compile: without LLVM's optimizations, as tests do, products round otherwise, to just 1e-5 here.
+    # With LLVM's optimizations, which tests disable: without them products round differently, by about 1e-5 here.
     flags = (*config, f"--devices={DEVICES}", f"--out={out}")
     done = run("experiments.figures.data_parallel", *flags, env={"XLA_FLAGS": ""})
     assert done.code == 0, done.err
@@ -49,7 +49,7 @@ def test_the_bytes_moved_are_the_formulas(comparison):
     assert pulled == [(b, a) for a, b in outputs] and outputs[1][0] % rows == 0 and outputs[1][0] > 256 * rows
     assert outputs[0] == (0, 3 * outputs[1][0])
     assert size * 2 * 3 // 4 == ring_bytes(size, DEVICES)
-    for sent, received in ddp:  # the gradients, and a few scalars beside them
+    for sent, received in ddp:  # the gradients and a few scalars
         assert sent == received and 0 <= sent - ring_bytes(size, DEVICES) <= 64
 
 

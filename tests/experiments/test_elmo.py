@@ -1,4 +1,4 @@
-"""An ELMo as a user trains, resumes, evaluates and uses it."""
+"""ELMo from the command line: training, resuming, evaluation and features."""
 
 import json
 import math

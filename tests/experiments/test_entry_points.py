@@ -1,4 +1,4 @@
-"""Every entry point explains itself, every config builds, and every bad input is one clear line."""
+"""Every entry point has --help, every config builds, and every bad input gives a one-line error."""
 
 import json
 import os
@@ -219,7 +219,7 @@ def test_bad_input_is_one_clear_line_and_no_stack_trace(flags, name):
 
 
 def test_an_unreadable_folder(tmp_path, monkeypatch):
-    """As root every folder can be read, so the question is answered for it."""
+    """Root can read every folder, so `os.access` is replaced."""
     from jaxnlp.data.text.sources import Files
     from jaxnlp.errors import UserError
 

@@ -1,4 +1,4 @@
-"""The entry points that draw and fill in, on runs of seconds, and the one line each says of bad input."""
+"""The entry points that draw figures and fill masks, and their errors."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture(scope="module")
 def runs(corpus, tmp_path_factory):
-    """Folders of a GPT's run and of a BERT's, of four steps each."""
+    """The folders of a GPT run and a BERT run of four steps each."""
     folder = tmp_path_factory.mktemp("runs")
     for name, config in CONFIGS.items():
         lengths = ("--config.num_steps=4", "--config.sample_tokens=0")

@@ -1,4 +1,4 @@
-"""Fine-tuning as a user does it: pretrain, begin from that run, evaluate, predict; and what goes wrong on the way."""
+"""Fine-tuning from the command line: pretrain, initialise from that run, evaluate, predict; and errors."""
 
 import json
 
@@ -27,7 +27,7 @@ def train(config, workdir, *overrides, variant=""):
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    """A config file of a small task of its own, beginning from RUN: task.py:RUN; and its data."""
+    """The config file of a small task initialised from RUN, task.py:RUN; and its data."""
     folder = tmp_path_factory.mktemp("task")
     texts = {"good": "yes yes yes", "bad": "no no no"}
     rows = [{"text": f"{texts[label]} {i}", "label": label} for i in range(40) for label in texts]

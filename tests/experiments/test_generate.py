@@ -1,4 +1,4 @@
-"""What users type to generate text, from a decoder's run and from an encoder-decoder's."""
+"""Text generation from the command line, with a decoder and with an encoder-decoder."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Import and export from the command line: there and back is the same model, and it trains on."""
+"""Import and export from the command line: a round trip gives the same model, which can be trained further."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Every entry point runs as a job of two processes, and says and writes what it does in one."""
+"""Every entry point prints and writes the same in a job of two processes as in one."""
 
 import json
 
@@ -19,10 +19,10 @@ TASK = ROOT / "tests" / "experiments" / "small_task.py"
 
 
 def both(module, *args, write=None):
-    """Runs it in one process and in two, each over eight devices; what two print is what one prints.
+    """Runs an entry point in one process and in two, each over eight devices; asserts that the output is the same.
 
     Args:
-        write: a flag and two paths, of what one process writes, and two.
+        write: a flag for the output path, the path for one process, and the path for two.
     """
     flag, *paths = write or (None, None, None)
     arguments = [(*args, f"{flag}={path}") if flag else args for path in paths]
@@ -43,7 +43,7 @@ def same_files(by_one, by_two):
 
 @pytest.fixture(scope="module")
 def run(corpus, tmp_path_factory):
-    """A run that two processes imported, with parameters split over the devices of both."""
+    """A run imported by two processes, its parameters split over the devices of both."""
     folder = tmp_path_factory.mktemp("jobs")
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "def": 1, "self": 2, "for": 3}, "<unk>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()

@@ -1,4 +1,4 @@
-"""REINFORCE as an example of a loop of one's own: it learns, resumes to the bit, and runs on eight devices."""
+"""REINFORCE, an example of a custom training loop: it learns, resumes bit-exactly and runs on eight devices."""
 
 import ast
 import os

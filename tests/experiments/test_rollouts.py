@@ -1,4 +1,4 @@
-"""A feed of rollouts in the supervised loop: it resumes to the bit, and an evaluation that cannot run loses nothing."""
+"""A feed of rollouts in the supervised loop: it resumes bit-exactly, also after an evaluation that failed."""
 
 import os
 import signal

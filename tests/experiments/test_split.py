@@ -1,4 +1,4 @@
-"""The picture of a table: entry point and the one line it says of bad input."""
+"""The figure of a sharding table: the entry point and its errors."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The main job as a user runs it: training, being killed, resuming, and what goes wrong on the way."""
+"""Training from the command line: kills, resuming and errors."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def losses(workdir):
 
 @pytest.fixture(scope="module")
 def finished(corpus, tmp_path_factory):
-    """A run that went to its end."""
+    """A finished run."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     done = train(corpus, workdir)
     assert done.code == 0, done.err
@@ -135,7 +135,7 @@ def test_a_signal_saves_and_says_how_to_go_on(corpus, tmp_path, number):
     assert f"stopped by {number.name} at step {step:,} of 100,000; the checkpoint is saved. Resume with:" in going.out
     command = going.out.strip().splitlines()[-1]
     assert command.strip().endswith(f"python -m experiments.train --workdir={tmp_path / 'run'}")
-    # The command as printed, with an end in sight.
+    # The command that it prints, with fewer steps.
     args = [*command.split()[3:], f"--config.num_steps={step + 3}"]
     again = run("experiments.train", *args)
     assert again.code == 0, again.err
@@ -197,7 +197,7 @@ def test_a_second_process_in_the_same_folder_refuses(corpus, tmp_path):
 
 
 def test_a_full_disk_is_a_clear_error_and_older_checkpoints_are_intact(corpus, tmp_path):
-    """A file-size limit stands in for the full disk: writes fail half-way with the operating system's own error."""
+    """A file-size limit simulates the full disk: writes fail half-way with the operating system's error."""
     assert train(corpus, tmp_path / "run").code == 0
     before = {step: arrays(tmp_path / "run", step) for step in Reader(tmp_path / "run").steps()}
     logging = start_with_file_limit(corpus, tmp_path / "run", 2000)
@@ -215,7 +215,7 @@ def test_a_full_disk_is_a_clear_error_and_older_checkpoints_are_intact(corpus, t
     for step, wanted in before.items():
         Reader(tmp_path / "run").verify(step)
         assert_same_bits(arrays(tmp_path / "run", step), wanted)
-    done = train(corpus, tmp_path / "run", "num_steps=16")  # with room again it goes on
+    done = train(corpus, tmp_path / "run", "num_steps=16")  # with free space it resumes
     assert done.code == 0 and "resuming at step 12 of 16" in done.err
 
 
@@ -325,7 +325,7 @@ def test_a_corpus_that_changed_cannot_be_gone_on_with(corpus, finished, tmp_path
         (corpus / "train.txt").write_text(text + "\none more document\n")
         done = train(corpus, tmp_path / "run", "num_steps=14")
     finally:
-        (corpus / "train.txt").write_text(text)  # the same text at another time: the same corpus
+        (corpus / "train.txt").write_text(text)  # the same text with another modification time: the same corpus
     again = train(corpus, tmp_path / "run", "num_steps=14")
     assert again.code == 0 and "resuming at step 12 of 14" in again.err
     assert done.code == 2 and "the corpus has changed since the checkpoint of step 12" in done.err

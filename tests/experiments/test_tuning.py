@@ -1,4 +1,4 @@
-"""A tuned run through the entry points: planned, evaluated, looked at, and written merged or as an adapter."""
+"""A PEFT run through the entry points: plan, evaluation, figures, and export merged or as an adapter."""
 
 import dataclasses
 import json

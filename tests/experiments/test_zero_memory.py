@@ -1,4 +1,4 @@
-"""The ZeRO paper's table of memory; `tests/docs_figures.py` has the figures that the documentation shows of it."""
+"""The ZeRO paper's memory table; `tests/docs_figures.py` checks the figures in the docs."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The figure of an architecture: every parameter once, counts that add up, for any tree."""
+"""The architecture figure shows every parameter once with correct counts, for any parameter tree."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ def table_of(config):
 
 
 def leaves(box, path=()):
-    """(path, sizes, how often) of every parameter of a tree of boxes; numbers of folded boxes left out."""
+    """(path, sizes, repetitions) of every parameter in a tree of boxes, without the indices of folded boxes."""
     for parameter in box.parameters:
         yield (*path, parameter.name), parameter.sizes, box.times
     for inner in box.boxes:
@@ -138,5 +138,5 @@ def test_longest_lines_do_not_run_into_each_other():
 
 
 def test_it_reads_no_values():
-    config = dataclasses.replace(MODELS["gpt"], vocab_size=50_000_000)  # 3 GB, had it been made
+    config = dataclasses.replace(MODELS["gpt"], vocab_size=50_000_000)  # would be 3 GB if allocated
     assert tree("huge", table_of(config)).count > 1_600_000_000

@@ -1,4 +1,4 @@
-"""Heatmaps: every weight is drawn once, under the right name, with its tokens."""
+"""Attention heatmaps draw every weight once, under the right name, with its tokens."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_one_panel_a_head_holds_its_weights():
         for j in range(2):
             drawn = axes[f"attention, layer {i}, head {j}"].images[0].get_array()
             np.testing.assert_array_equal(drawn.filled(0), attention.weights_LHTS[i, j])
-            np.testing.assert_array_equal(drawn.mask, np.triu(np.ones((6, 6), bool), 1))  # grey is what is masked
+            np.testing.assert_array_equal(drawn.mask, np.triu(np.ones((6, 6), bool), 1))  # masked weights are grey
 
 
 def test_labels_are_the_tokens_and_share_one_scale():
@@ -62,7 +62,7 @@ def test_weights_are_collected_by_kind_from_unrolled_and_scanned_layers():
     unrolled["block_0/hidden"] = np.zeros((1, 3, 8))
     scanned = {"blocks/attention/attention_weights": np.stack([each[i] for i in range(11)])}
     (layers, a), (also, b) = collect(unrolled)["attention"], collect(scanned)["attention"]
-    assert layers == also == tuple(range(11))  # in order of number, not of name
+    assert layers == also == tuple(range(11))  # in numerical order, not alphabetical
     np.testing.assert_array_equal(a, b)
     both = {
         "encoder/block_0/attention/attention_weights": each[0],
@@ -108,12 +108,12 @@ def test_habits_name_the_head_that_has_them():
     assert by_habit["the token after an earlier copy"] == [1, 1, pytest.approx(1.0)]
     assert "the token after" not in by_habit  # nothing looks ahead
     few = AttentionMap("attention", (0, 1), (0, 1), weights[..., :6, :6], tokens[:6], tokens[:6])
-    assert "the token after an earlier copy" not in [place for place, *_ in habits(few)]  # two are no habit
+    assert "the token after an earlier copy" not in [place for place, *_ in habits(few)]  # two matches are not a habit
 
 
 def test_characters_that_no_font_has_are_codes():
     labels, families = legible(["␣a", f"{chr(0x10FFFD)}x"])  # of private use
     assert labels == ["␣a", "<U+10FFFD>x"] and families == ["DejaVu Sans Mono"]
-    double_struck = chr(0x1D54F)  # another font of matplotlib's has it
+    double_struck = chr(0x1D54F)  # another font in matplotlib has it
     labels, families = legible([double_struck])
     assert labels == [double_struck] and len(families) == 2

@@ -1,4 +1,4 @@
-"""Pictures of parallelism: every number is drawn, at its size."""
+"""Parallelism figures draw every number to scale."""
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,7 +36,7 @@ def test_traffic_goes_up_for_sent_and_down_for_received():
     way = {"gradients": [(1_000_000, 3_000_000), (2_000_000, 0)], "parameters": [(4_000_000, 0), (0, 5_000_000)]}
     figure = draw_traffic({"one": way, "two": {"gradients": [(1, 1), (1, 1)]}}, 2_000_000)
     heights = [patch.get_height() for patch in figure.axes[0].patches]
-    assert heights == [4.0, 0.0, 1.0, 2.0, 0.0, -5.0, -3.0, 0.0]  # parameters nearest to the line
+    assert heights == [4.0, 0.0, 1.0, 2.0, 0.0, -5.0, -3.0, 0.0]  # parameters are stacked next to the axis
     assert [patch.get_y() for patch in figure.axes[0].patches][2:4] == [4.0, 0.0]
 
 

@@ -1,4 +1,4 @@
-"""The timeline of a schedule: every piece of work is drawn in its place, and the bubble is told."""
+"""The timeline of a pipeline schedule draws every work item in its slot and states the bubble."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The picture of tuning methods says each one's share."""
+"""The figure of PEFT methods states the share of parameters each one trains."""
 
 from jaxnlp.figures.tuning import draw_trained
 

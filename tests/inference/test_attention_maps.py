@@ -1,4 +1,4 @@
-"""What the heads of a run look at, for every kind of model, and the words that an encoder fills in."""
+"""Attention maps of every kind of model, and mask filling with an encoder."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ SPECIALS = ("[CLS]", "[SEP]", "[MASK]")
 
 
 def made(model, **changes):
-    """A run whose weights nobody trained."""
+    """A run with random weights."""
     tokenizer = ByteTokenizer(SPECIALS)
     experiment = Experiment(
         model=model,

@@ -28,7 +28,7 @@ def generator(config, vocab=None):
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
-    """A random GPT-2 whose end-of-text token is likely enough that texts end at different lengths."""
+    """A random GPT-2 with a likely end-of-text token, so that texts end at different lengths."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -81,7 +81,7 @@ def generate(torch, model, beams: BeamSearch, max_new_tokens):
 
 
 EARLY, PENALTIES, WIDTHS = (False, True, "never"), (0.6, 1.0, 2.0, -0.5), (1, 2, 4, 7)
-# Every two of the three choices meet once; the rest of the cross is in `make test-all` alone.
+# Every pair of values of the three options occurs once; only `make test-all` runs the full product.
 PAIRWISE = {(n, p, EARLY[(i + j) % 3]) for i, n in enumerate(WIDTHS[1:]) for j, p in enumerate(PENALTIES)}
 PAIRWISE |= {(1, 1.0, False)}
 
@@ -103,7 +103,7 @@ def test_tokens_and_scores_equal_transformers(theirs, num_beams, length_penalty,
         rows = beam_search(ours, params, PROMPTS, max_new_tokens, beams)
         flat = [hypothesis for row in rows for hypothesis in row]
         assert [h.ids for h in flat] == texts
-        if scores is not None:  # greedy search has none
+        if scores is not None:  # greedy search has no scores
             np.testing.assert_allclose([h.score for h in flat], scores, rtol=1e-4, atol=1e-5)
         if num_beams > 1 and length_penalty <= 1 and max_new_tokens == 14:
             assert len({len(h.ids) for h in flat}) > 1  # texts that end, and at different lengths

@@ -1,4 +1,4 @@
-"""The cache of beam search: which keys and values a beam goes on with."""
+"""The cache of beam search: a beam inherits its parent's keys and values."""
 
 import jax
 import jax.numpy as jnp

@@ -38,7 +38,7 @@ def model(name: str):
 
 
 def from_scratch(apply, params, prompt, count):
-    """Greedy continuation, the whole text anew for each token."""
+    """Greedy decoding that recomputes the full text for each token."""
     row = [SEP, *prompt]
     for _ in range(count):
         padded = np.full((1, 96), SEP)
@@ -53,7 +53,7 @@ def from_scratch(apply, params, prompt, count):
 @pytest.mark.parametrize("name", ["gpt2", "scanned rotary"])
 def test_greedy_with_a_cache_equals_from_scratch_for_ragged_prompts(name):
     generator, params, apply = model(name)
-    outputs = generator(params, PROMPTS, 80)  # the cache grows once on the way
+    outputs = generator(params, PROMPTS, 80)  # the cache grows once
     for prompt, ids in zip(PROMPTS, outputs, strict=True):
         assert ids == from_scratch(apply, params, prompt, 80)
 

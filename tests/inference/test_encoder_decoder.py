@@ -1,4 +1,4 @@
-"""Encoder-decoders in the same engine: equal to exhaustive search and to recomputing."""
+"""Generation with encoder-decoders equals exhaustive search and recomputing from scratch."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Weights laid out for generation on a CPU: the same model, read another way."""
+"""The weight layout for generation on a CPU leaves the outputs unchanged."""
 
 import dataclasses
 import types

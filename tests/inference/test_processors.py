@@ -1,4 +1,4 @@
-"""What changes scores before a token is chosen: equal to transformers' processors, alone and in `generate`."""
+"""Logits processors equal those of transformers, alone and in `generate`."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +28,7 @@ def test_repetition_penalty(logits, rng):
         seen = seen_in(jnp.asarray(tokens), jnp.ones(tokens.shape, bool), V)
         actual = process(jnp.asarray(logits), Processors(repetition_penalty=penalty), 0, 3, seen)
         np.testing.assert_allclose(actual, wanted, rtol=1e-6)
-    padding = np.array([0, 2, 5, 1, 8, 3])  # which transformers leaves out too
+    padding = np.array([0, 2, 5, 1, 8, 3])  # excluded in transformers too
     wanted = T.RepetitionPenaltyLogitsProcessor(2.0, prompt_ignore_length=torch.tensor(padding))
     real = np.arange(9) >= padding[:, None]
     actual = process(

@@ -37,7 +37,7 @@ def outputs(model, sharding, devices, prompts):
     params = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, program.init().params)
     generator = make_generator(program.bind(TOKENIZER))
     sampling = Sampling(temperature=1.0, min_p=0.01, repetition_penalty=1.2)
-    on_tokens = (lambda row, ids: None) if devices > 1 else None  # in chunks there, as a whole here
+    on_tokens = (lambda row, ids: None) if devices > 1 else None  # in chunks on eight devices, in one piece on one
     forced = [[3]] * len(prompts)
     drawn = generator.generate(params, prompts, 12, sampling, 5, forced_prefix=forced, on_tokens=on_tokens)
     beams = beam_search(generator, params, prompts, 12, BeamSearch(num_beams=3, num_return=2))
@@ -53,7 +53,7 @@ def plain(model, count):
     ("model", "mesh", "count"),
     [
         ("decoder", "data 2, tensor 4", 4),
-        ("decoder", "2x2x2", 3),  # rows that do not divide over 4
+        ("decoder", "2x2x2", 3),  # the number of rows is not divisible by 4
         ("encoder-decoder", "data 2, tensor 4", 4),
         pytest.param("encoder-decoder", "2x2x2", 3, marks=pytest.mark.slow),
     ],

@@ -1,4 +1,4 @@
-"""Text as it comes: whole characters, no part of a stop string, and the same however it is cut."""
+"""Streamed text: complete characters, no part of a stop string, and independent of the chunk size."""
 
 import pytest
 import tokenizers
@@ -12,7 +12,7 @@ BYTES = ByteTokenizer()
 
 
 def pushed(text_or_ids, sizes, stop=(), tokenizer=BYTES, before=()):
-    """What a stream gives out, piece by piece, of ids that come so many at a time."""
+    """The pieces of text that a stream yields when ids arrive in chunks."""
     ids = tokenizer.encode_batch([text_or_ids])[0] if isinstance(text_or_ids, str) else list(text_or_ids)
     stream, pieces = TextStream(tokenizer.decode, before, stop), []
     while ids:
@@ -71,7 +71,7 @@ def test_a_stop_string_within_a_token_and_over_several():
 def test_forced_text_is_given_out_and_stops_nothing():
     stream = TextStream(BYTES.decode, stop=["\n", "ab"])
     assert stream.force(b"x\na") == "x\na"
-    assert stream.push(b"b") == "b" and stream.ended_at is None  # it began in the forced text
+    assert stream.push(b"b") == "b" and stream.ended_at is None  # the stop string began in the forced text
     assert stream.push(b"c\nd") == "c" and stream.ended_at == 6
 
 

@@ -51,7 +51,7 @@ def theirs(tmp_path_factory):
 
 
 def generate(theirs, max_new_tokens, prefix=(), **options):
-    """Texts of transformers, without what the decoder begins with, and their scores."""
+    """Texts that transformers generates, without the decoder's start token, and their scores."""
     model, *_ = theirs
     rows = [[*source, END] for source in SOURCES]
     longest = max(map(len, rows))

@@ -1,4 +1,4 @@
-"""Texts as they come: chunks of the loop give what the whole loop does, stop strings end texts, log-probabilities."""
+"""Generated text: a chunked loop equals the full loop, stop strings, log-probabilities."""
 
 import functools
 
@@ -136,7 +136,7 @@ def test_a_text_need_not_begin_with_the_separator():
     [Sampling(temperature=1.5, min_p=0.1), Sampling(temperature=1.0, top_k=5, top_p=0.9, repetition_penalty=1.5)],
 )
 def test_texts_follow_the_models_filtered_distribution(sampling):
-    """Two tokens drawn by the whole engine: the joint distribution is that of the model, filtered by hand."""
+    """Two tokens sampled by the full engine follow the model's joint distribution, filtered by hand."""
     V, count = 7, 6000
     config = GPTConfig(vocab_size=V + 1, max_length=16, num_layers=1, num_heads=2, embed_dim=8)
     params = init_params(config.build(), jax.random.key(1), jnp.zeros((1, 4), jnp.int32))
@@ -162,7 +162,7 @@ def test_texts_follow_the_models_filtered_distribution(sampling):
 
 
 def probabilities(apply, params, row, V, sampling):
-    """Of the next token, by the definitions."""
+    """Probabilities of the next token, from the definitions."""
     z = np.asarray(apply(params, jnp.asarray([row])), np.float64)[0, -1, :V]
     seen = np.isin(np.arange(V), row)
     z = np.where(seen, np.where(z < 0, z * sampling.repetition_penalty, z / sampling.repetition_penalty), z)

@@ -1,4 +1,4 @@
-"""Odd-shaped transformers models with random weights, a few for each family, and how to call them."""
+"""Models of transformers with unusual shapes and random weights, a few per family."""
 
 import copy
 
@@ -102,18 +102,18 @@ CASES = {
 
 
 def build(name: str, seed: int = 0):
-    """(model, its config) with every weight random, biases and norms included, and dropout off."""
+    """(model, its config) with random weights, biases and norms included, and without dropout."""
     kind, config = copy.deepcopy(CASES[name])
     torch.manual_seed(seed)
     model = kind(config).eval()
-    if getattr(config, "scale_decoder_outputs", True) is False:  # T5 1.1: its output map is a matrix of its own
+    if getattr(config, "scale_decoder_outputs", True) is False:  # T5 1.1 has a separate output matrix
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
         config.tie_word_embeddings = model.config.tie_word_embeddings = False
     return randomised(model, 2.0 if hasattr(config, "d_kv") else 6.0)  # T5's scores are not scaled down
 
 
 def randomised(model, factor: float = 6.0):
-    """The model with norms and biases random, and matrices so large that attention is far from uniform."""
+    """The model with random norms and biases, and matrices large enough that attention is far from uniform."""
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             if parameter.ndim == 1:

@@ -1,4 +1,4 @@
-"""The small classifier, tuned: --config=tests/interop/small_tuned_task.py:FOLDER,RUN."""
+"""The small classifier with PEFT: --config=tests/interop/small_tuned_task.py:FOLDER,RUN."""
 
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.training.experiment import Experiment

@@ -1,4 +1,4 @@
-"""What a folder of PEFT's says, part by part: patterns, some layers alone, heads; and what of it is refused."""
+"""PEFT adapter folders: patterns, adapters in some layers, heads; and what is rejected."""
 
 import copy
 import dataclasses
@@ -36,7 +36,7 @@ peft = pytest.importorskip("peft", reason="adapter parity needs peft (make test 
 
 
 def edited(folder, **changes):
-    """Fields of adapter_config.json changed, or (...) taken away."""
+    """Changes fields of adapter_config.json; `...` removes a field."""
     path = folder / "adapter_config.json"
     fields = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in fields.items() if value is not ...}))
@@ -86,7 +86,7 @@ def gpt2_adapter(tmp_path_factory):
 
 @pytest.fixture
 def broken(gpt2_adapter, tmp_path):
-    """(a folder with an adapter, to break; the config of its model)."""
+    """(a folder with an adapter that a test may corrupt, the config of its model)."""
     folder = gpt2_adapter[1]
     return shutil.copytree(folder / "theirs", tmp_path / "theirs"), load(folder / "model")[0]
 
@@ -122,7 +122,7 @@ def test_patterns_of_alpha_and_kinds_of_init_mean_what_they_do_in_peft(case, gpt
 
 @pytest.mark.parametrize("some", ["a module", "layers_to_transform", "tensors that are missing"])
 def test_adapters_of_some_layers_alone(some, gpt2_adapter, broken, rng):
-    """Of an unrolled model; one whose layers are scanned has the same in all of them."""
+    """Only for an unrolled model; scanned layers all have the same adapter."""
     model, home = gpt2_adapter
     folder, config = broken
     if some == "tensors that are missing":
@@ -163,7 +163,7 @@ def test_what_we_write_of_some_layers_alone_is_read(method, gpt2_adapter, rng, t
 
 
 def assert_same_logits(adapted, folder, home, rng):
-    """Of PEFT's model, and of ours with the adapter of a folder on the base of another."""
+    """PEFT's logits equal ours, with the base of `home` and the adapter of `folder`."""
     config, base, _ = load(home)
     theirs, (args, kwargs), real = inputs(config, rng)
     method, tuned = load_adapter(folder, config, base)
@@ -201,7 +201,7 @@ TINY = {"vocab_size": 37, "num_layers": 1, "num_heads": 2, "embed_dim": 8, "max_
 
 
 def headed(method, rng, trunk, base):
-    """(config, tuning, params, tuned) of a model with a head on a trunk, nothing of what is tuned as it began."""
+    """(config, tuning, params, tuned) of a model with a head; all tuned parameters differ from their initial values."""
     config = ModelWithHead(body=trunk, head=SequenceClassificationHead(num_classes=3))
     tuning = attach(method, config.build(), *config.example_inputs(1, 2), head=("head/*",))
     draw = lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32)

@@ -1,4 +1,4 @@
-"""Adapters of Hugging Face PEFT, both ways: the same logits, live and merged."""
+"""Hugging Face PEFT adapters, imported and exported: the same logits, live and merged."""
 
 import copy
 import dataclasses
@@ -34,7 +34,7 @@ TARGETS = {
     "t5": ["q", "k", "v", "o", "wi", "wo"],
     "t5-1.1": ["q", "k", "v", "o", "wi_0", "wi_1", "wo", "lm_head"],
 }
-SCALED = {  # what (IA)^3 scales: outputs, and the inputs of these
+SCALED = {  # modules that (IA)^3 scales: outputs, and the inputs of these
     "gpt2": (["c_attn", "mlp.c_proj"], ["mlp.c_proj"]),
     "bert-masked": (["key", "value", "output.dense"], ["output.dense"]),
     "llama": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
@@ -47,7 +47,7 @@ SCALED = {  # what (IA)^3 scales: outputs, and the inputs of these
 
 
 def lora(name, **changes):
-    # BERT's "dense" is its prediction head's too.
+    # BERT's prediction head also has a module "dense".
     return peft.LoraConfig(**{"r": 2, "lora_alpha": 3, "target_modules": TARGETS[name], **changes})
 
 
@@ -60,7 +60,7 @@ KINDS = {
 
 
 def random_adapter(model, config):
-    """The model with an adapter in which nothing is zero or one."""
+    """The model with an adapter without zeros or ones."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted = peft.get_peft_model(copy.deepcopy(model), config)
@@ -81,7 +81,7 @@ def logits(out):
     return out["masked_lm"] if isinstance(out, dict) else out
 
 
-# Kinds and models are independent but for how a model's matrices are stored: each kind and each model at least once.
+# Kinds depend on models only by the layout of their matrices, so each kind and each model occurs at least once.
 FAST = {("lora", "llama"), ("rslora", "gpt2"), ("ia3", "gpt2")}
 COVERING = {*(("lora", name) for name in TARGETS), *((kind, "gpt2") for kind in KINDS), ("dora", "llama")}
 COVERING |= {
@@ -150,7 +150,7 @@ def test_prompts_and_prefixes_equal_peft_and_it_reads_what_we_write(name, kind, 
     adapted.save_pretrained(tmp_path / "theirs")
     config, base, _ = load(tmp_path / "model")
     ids = rng.integers(3, 37, (3, 11))
-    prompt = "prefix" not in kind  # whose places are there in what theirs returns
+    prompt = "prefix" not in kind  # PEFT returns the prompt's positions too
     fields = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.ones(3, 11, dtype=torch.long)}
 
     def wanted_of(adapted):
@@ -175,7 +175,7 @@ SUBMODULES = {"prompt": 1, "prompt of both": 2, "p-tuning": 1, "p-tuning of both
     "kind", [pytest.param(k, marks=() if k == "prompt of both" else pytest.mark.slow) for k in SUBMODULES]
 )
 def test_prompts_of_an_encoder_decoder_equal_peft_and_it_reads_what_we_write(kind, rng, tmp_path):
-    """PEFT's default has a second prompt, which its forward pass never reads."""
+    """PEFT's default has a second prompt, which its forward pass does not read."""
     model, task = build("t5"), "SEQ_2_SEQ_LM"
     model.save_pretrained(tmp_path / "model")
     settings = PROMPTS[kind.removesuffix(" of both")](task)
@@ -212,7 +212,7 @@ def test_prefixes_of_an_encoder_decoder_are_refused(tmp_path):
 
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_parts_of_one_matrix_of_theirs_are_written_as_one_update(use_rslora, rng, tmp_path):
-    """Ours has an A for each of query, key and value; theirs one for all three."""
+    """Our adapter has one A each for query, key and value; PEFT's has one for all three."""
     model = build("gpt2")
     model.save_pretrained(tmp_path / "model")
     config, base, _ = load(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Exports of runs whose tokenizer has no tokenizer.json: the folder holds it, and the loaded model is the same."""
+"""Exports of runs whose tokenizer has no tokenizer.json include the tokenizer; the loaded model is the same."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ CASES = {
 
 
 def untrained(corpus, name: str) -> jaxnlp.Model:
-    """A model with its initial parameters, as a run has it."""
+    """A loaded model with initial parameters."""
     tokenizer, model = CASES[name]
     files = Files(train=f"{corpus}/train.txt", validation=f"{corpus}/validation.txt", document="paragraph")
     e = Experiment(

@@ -1,4 +1,4 @@
-"""Checkpoints of transformers, both ways: logits, every layer, gradients, and what is refused."""
+"""Checkpoints of transformers, imported and exported: logits, every layer, gradients, and what is rejected."""
 
 import json
 
@@ -22,12 +22,12 @@ from ..reference import torch, transformers
 from .families import CASES, build
 
 B, T = 3, 11
-PADDING = np.asarray([[1] * T, [0] * 4 + [1] * (T - 4), [1] * T])  # left, as generation has it
+PADDING = np.asarray([[1] * T, [0] * 4 + [1] * (T - 4), [1] * T])  # left padding, as in generation
 RIGHT = np.asarray([[1] * T, [1] * (T - 4) + [0] * 4, [1] * 2 + [0] * (T - 2)])
 
 
 def inputs(config, rng):
-    """(arguments for theirs, for ours, real positions)."""
+    """(arguments of transformers' model, arguments of ours, mask of real positions)."""
     ids = rng.integers(3, 37, (B, T))
     if isinstance(config, T5Config):
         written = rng.integers(3, 37, (B, T - 3))
@@ -38,7 +38,7 @@ def inputs(config, rng):
         theirs = {"input_ids": ids, "attention_mask": PADDING, "position_ids": places}
         return theirs, ((ids,), {"segment_ids": PADDING, "positions": places}), PADDING.astype(bool)
     token_type_ids = rng.integers(0, config.num_types, (B, T))
-    padded = np.where(RIGHT, ids, config.positions.first and 1)  # RoBERTa counts positions by its padding id
+    padded = np.where(RIGHT, ids, config.positions.first and 1)  # RoBERTa's positions start after its padding id
     theirs = {"input_ids": padded, "attention_mask": RIGHT, "token_type_ids": token_type_ids}
     return theirs, ((padded,), {"segment_ids": RIGHT, "token_type_ids": token_type_ids}), RIGHT.astype(bool)
 
@@ -72,14 +72,14 @@ def test_logits_and_every_layer_equal_transformers_and_it_reads_what_we_write(na
         wanted, layers = outputs_of_theirs(model, theirs)
     out, seen = jax.jit(make_capture(config.build()))(params, *args, **kwargs)
     out = out if isinstance(out, dict) else {"masked_lm": out}
-    if name == "gpt2-bare":  # has no logits; its last state is normed
+    if name == "gpt2-bare":  # no logits; its last state is after the norm
         wanted = {}
     for key, value in wanted.items():
         at = real if value.ndim == 3 else slice(None)
         close(out[key][at], value.numpy()[at], name=key)
     for side, states in layers.items():
         at = RIGHT.astype(bool) if side == "encoder/" else real
-        count = len(states) - 1 - (not isinstance(config, BertConfig))  # a decoder's last comes after its norm
+        count = len(states) - 1 - (not isinstance(config, BertConfig))  # a decoder's last state is after its norm
         for i in range(count):
             close(seen[f"{side}block_{i}/hidden"][at], states[i + 1].numpy()[at], name=f"{side}{i}")
 
@@ -141,7 +141,7 @@ def test_round_trip_is_exact_also_in_shards(config, tmp_path):
     again, loaded, tokenizer = load(tmp_path)
     assert tokenizer is None and again == config
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    save(tmp_path, config, params)  # one file again: nothing of the shards is left to be read
+    save(tmp_path, config, params)  # one file again, without the old shards
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 

@@ -1,4 +1,4 @@
-"""Loading holds the parameters and little more: the file is never in memory as a whole beside them."""
+"""Loading needs little more memory than the parameters: the full file is never in memory besides them."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Metrics by name, their intervals, and what this package adds to the libraries."""
+"""Metrics by name, their confidence intervals, and metrics that are not from libraries."""
 
 import numpy as np
 import pytest
@@ -44,9 +44,9 @@ def test_constants_are_scored_without_a_correlation():
 def test_entities_are_scored_where_tags_mark_them():
     right = [["B-PER", "I-PER", "O"], ["O", "B-LOC"]]
     assert tagging(right, right) == {"accuracy": 1.0, "precision": 1.0, "recall": 1.0, "f1": 1.0}
-    half = tagging([["B-PER", "O", "O"], ["O", "B-LOC"]], right)  # part of an entity is none
+    half = tagging([["B-PER", "O", "O"], ["O", "B-LOC"]], right)  # part of an entity does not count
     assert half["f1"] == pytest.approx(1 / 2) and half["accuracy"] == pytest.approx(4 / 5)
-    cut = tagging([["B-PER", "I-PER", "O"], ["O", None]], right)  # a word without a prediction is outside
+    cut = tagging([["B-PER", "I-PER", "O"], ["O", None]], right)  # a word without a prediction counts as O
     assert cut["recall"] == pytest.approx(1 / 2) and cut["precision"] == 1.0 and cut["accuracy"] == pytest.approx(4 / 5)
     assert set(tagging([["noun"]], [["noun"]])) == {"accuracy"} and not marks_entities(["O"])
 

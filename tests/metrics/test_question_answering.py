@@ -17,7 +17,7 @@ from jaxnlp.metrics.question_answering import exact_match, squad, token_f1
         ("cat cat", ["cat"], 0, 2 / 3),  # a word counts as often as it is in both
         ("Denver Broncos", ["Denver", "the Denver Broncos team"], 0, 4 / 5),  # the best answer: 2/2 and 2/3
         ("U.S.", ["us"], 1, 1),  # punctuation is removed, not replaced by a space
-        ("a", ["the"], 1, 1),  # nothing is left of either
+        ("a", ["the"], 1, 1),  # both are empty after normalization
         ("well-known", ["well known"], 0, 0),
     ],
 )

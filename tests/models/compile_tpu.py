@@ -1,4 +1,4 @@
-"""Compiles the training step of `configs/gpt/gpt2.py:small-tpu` for a TPU topology; prints what the compiler says.
+"""Compiles the training step of `configs/gpt/gpt2.py:small-tpu` for a TPU topology; prints memory and kernels.
 
 python -m tests.models.compile_tpu flash|einsum. Needs libtpu (TPU_LIBRARY_PATH) and no TPU.
 """
@@ -22,10 +22,10 @@ def main(kernel: str) -> None:
     e = get_config("small-tpu")
     assert isinstance(e.model.attention, Flash)
     attention = {"flash": e.model.attention, "einsum": Einsum()}[kernel]
-    # A small vocabulary, so that the logits do not hide what attention needs.
+    # A small vocabulary, so that attention's memory is not hidden by that of the logits.
     e.model = dataclasses.replace(e.model, num_layers=2, vocab_size=2048, attention=attention)
     e.data.batch_size, e.accum_steps = 32, 1
-    # Heads over tensor, so that the kernel has to run on a share of them; parameters over fsdp.
+    # Heads are sharded over tensor, so the kernel runs on a part of them; parameters over fsdp.
     params = {**FSDP, "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
     e.sharding = Sharding(mesh=MeshConfig(data=1, fsdp=2, tensor=2), params=params)
     program = build(e, topologies.get_topology_desc("v5e:2x2", platform="tpu").devices)

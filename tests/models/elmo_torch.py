@@ -1,4 +1,4 @@
-"""ELMo in plain PyTorch, for parity: AllenNLP's, read from its description, with `torch.nn.LSTM(proj_size=)`.
+"""ELMo in plain PyTorch for parity tests: AllenNLP's architecture with `torch.nn.LSTM(proj_size=)`.
 
 PyTorch's LSTM clips nothing and learns two biases, of which ours is the sum.
 """

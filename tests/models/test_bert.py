@@ -1,4 +1,4 @@
-"""BERT's properties; parity with transformers is in tests/interop."""
+"""Properties of BERT; parity with transformers is in tests/interop."""
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +116,7 @@ def test_components_can_be_chosen(changes):
     assert out["masked_lm"].dtype == jnp.float32 and jnp.isfinite(out["masked_lm"]).all()
     order = np.random.default_rng(0).permutation(16)
     moved = apply(params, TOKENS[:, order])["hidden"][:, np.argsort(order)]
-    assert not np.allclose(moved, out["hidden"], atol=1e-4)  # order counts
+    assert not np.allclose(moved, out["hidden"], atol=1e-4)  # the order of tokens matters
 
 
 def test_dropout_needs_a_key():

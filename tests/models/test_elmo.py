@@ -1,4 +1,4 @@
-"""ELMo: equal to PyTorch, each direction blind to the other side, exact under padding, and a vector for any word."""
+"""ELMo equals PyTorch, each direction is causal, padding changes nothing, and every word has a vector."""
 
 import functools
 import re
@@ -117,7 +117,7 @@ def test_loss_and_gradients_equal_torch(rng):
 
 
 def test_cells_and_outputs_stay_within_their_clips(rng):
-    """Against the recurrence written out in numpy, where both clips bite."""
+    """Equals the recurrence in NumPy, with values that both clips change."""
     config, params, apply = built(cell_clip=0.4, projection_clip=0.2, num_layers=1)
     params = {**params, "forward_0": jax.tree.map(lambda x: 3 * x, params["forward_0"])}
     tokens, (T, *_) = batch_of(config)
@@ -139,7 +139,7 @@ def test_cells_and_outputs_stay_within_their_clips(rng):
 
 @pytest.mark.parametrize(("way", "sees"), [("forward", np.less_equal), ("backward", np.greater_equal)])
 def test_each_direction_sees_its_own_side_only(way, sees):
-    """In every layer and in the logits: the gradient is zero at exactly the words on the other side."""
+    """In every layer and in the logits, the gradient is zero at exactly the words on the other side."""
     config, params, _ = built()
     tokens, (T, *_) = batch_of(config)
     tokens, P = tokens[:1, :T], config.embed_dim
@@ -148,7 +148,7 @@ def test_each_direction_sees_its_own_side_only(way, sees):
     vectors = cnn.apply({"params": params["words"]}, tokens)
 
     def run(change):
-        """The model with something added to each word's vector: through characters of their own."""
+        """The model with an offset added to each word's vector, by separate characters."""
         words = jnp.arange(T)[None, :, None] + jnp.zeros_like(tokens)
         table = jnp.zeros((NUM_CHARACTERS, P)).at[:T].set((vectors + change)[0])
         plain = ElmoConfig(**{**SIZES, "char_dim": P, "filters": ((1, P),), "num_highway": 0})
@@ -173,7 +173,7 @@ def test_each_direction_sees_its_own_side_only(way, sees):
 def test_padded_and_packed_sentences_equal_sentences_alone():
     config, params, apply = built()
     tokens, lengths = batch_of(config)
-    tokens[:, -1] = tokens[0, 1]  # padding may hold anything where segments tell it
+    tokens[:, -1] = tokens[0, 1]  # padding may have any content if segments mark it
     a, b, c = (row[None, :length] for row, length in zip(tokens, lengths, strict=True))
     segments = (np.arange(10) < np.asarray(lengths)[:, None]).astype(np.int32)
     padded = apply(params, tokens, segment_ids=segments)
@@ -191,7 +191,7 @@ def test_padded_and_packed_sentences_equal_sentences_alone():
             np.testing.assert_allclose(rows(row, 0), wanted[name], atol=2e-6)
             np.testing.assert_allclose(rows(packed[name], at[i]), wanted[name], atol=2e-6)
     assert not np.asarray(padded["layers"]).transpose(1, 2, 0, 3)[segments == 0].any()
-    # Without segments, places without a word are the padding.
+    # Without segments, positions without a word are padding.
     blank = np.where(segments[..., None] == 0, NO_WORD, tokens)
     np.testing.assert_array_equal(apply(params, blank)["layers"], padded["layers"])
 
@@ -234,7 +234,7 @@ def test_features_do_not_cost_the_logits():
     tokens, _ = batch_of(config)
     apply = make_apply(config.build())
     compiled = lambda name: jax.jit(lambda p, x: apply(p, x)[name]).lower(params, tokens).compile().as_text()
-    logits = r"f32\[[\d,]*97\]"  # the vocabulary last; the table has it first
+    logits = r"f32\[[\d,]*97\]"  # the vocabulary is the last axis here, the first in the table
     assert re.search(logits, compiled("forward")) and not re.search(logits, compiled("layers"))
 
 
@@ -246,16 +246,16 @@ def test_dropout_needs_a_key_and_logits_are_float32_in_bfloat16():
     np.testing.assert_array_equal(on["forward"], again["forward"])
     assert not np.allclose(on["forward"], off["forward"], atol=1e-3)
     assert {x.dtype for x in off.values()} == {jnp.dtype("float32")}
-    np.testing.assert_array_equal(on["layers"][0], off["layers"][0])  # the word vectors are before any dropout
+    np.testing.assert_array_equal(on["layers"][0], off["layers"][0])  # word vectors are taken before dropout
 
 
 def test_words_are_spelled_as_allennlp_spells_them():
     row = lambda word: spell([word], 7)[0].tolist()
     assert row("ab") == [259, 98, 99, 260, 261, 261, 261]
     assert row("é") == [259, 0xC3 + 1, 0xA9 + 1, 260, 261, 261, 261]
-    assert row("abcdefgh") == [259, 98, 99, 100, 101, 102, 260]  # cut, markers kept
+    assert row("abcdefgh") == [259, 98, 99, 100, 101, 102, 260]  # truncated, with its markers
     assert row(b"") == [259, 260, *[PADDING] * 5] and row(BEGIN_SENTENCE)[:3] == [259, 257, 260]
-    assert row("\ud800") == row("?")  # what UTF-8 cannot write
+    assert row("\ud800") == row("?")  # not encodable in UTF-8
     assert spell([], 7).shape == (0, 7)
 
 
@@ -269,7 +269,7 @@ def test_features_of_any_words_are_those_of_the_sentence_alone():
         np.testing.assert_allclose(vectors, apply(params, tokens)["layers"][:, 0, 1:-1], atol=2e-6)
     finance, river = features(config, params, [["the", "bank", "lends"], ["a", "river", "bank"]])
     np.testing.assert_allclose(finance[0, 1], river[0, 2], atol=2e-6)  # the same word
-    assert np.abs(finance[2, 1] - river[2, 2]).max() > 0.01  # and two contexts
+    assert np.abs(finance[2, 1] - river[2, 2]).max() > 0.01  # in two contexts
     assert features(config, params, []) == []
 
 
@@ -278,7 +278,7 @@ def test_calls_alike_compile_once(caplog):
     with jax.log_compiles(), caplog.at_level("WARNING"):
         compiled = lambda: sum("Finished XLA compilation of jit(" in r.getMessage() for r in caplog.records)
         first = features(config, params, SENTENCES, batch_size=5)
-        assert compiled()  # the probe sees them
+        assert compiled()  # the probe detects them
         caplog.clear()
         again = features(ElmoConfig(**SIZES), params, SENTENCES[::-1], batch_size=5)
         assert not compiled()
@@ -311,7 +311,7 @@ def test_the_mix_is_equation_1(rng):
             if norm:
                 h = (h - h.mean(-1, keepdims=True)) / h.std(-1, keepdims=True)
             np.testing.assert_allclose(mixed, 1.7 * np.einsum("l,lnd->nd", s, h), atol=2e-5)
-    # A task learns the mix: both of its parameters get a gradient.
+    # A task trains the mix: both of its parameters have a gradient.
     grads = jax.grad(lambda mix: jnp.sin(ScalarMix().apply({"params": mix}, layers[0])).sum())(mix)
     assert all(np.abs(g).min() > 0 for g in jax.tree.leaves(grads))
 

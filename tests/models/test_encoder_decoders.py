@@ -1,4 +1,4 @@
-"""Properties that the 2017 Transformer and T5 share; parity is in test_transformer_parity.py and tests/interop."""
+"""Properties of the 2017 Transformer and T5; parity is in test_transformer_parity.py and tests/interop."""
 
 import dataclasses
 import functools
@@ -128,7 +128,7 @@ def test_dropout_needs_a_key_and_differs_with_it(name):
 
 
 BIG = {"embed_dim": 1024, "num_heads": 16, "mlp_dim": 4096}
-COUNTS = [  # what each paper says, in millions; how near it is
+COUNTS = [  # millions of parameters in the paper; tolerance
     (TransformerConfig(vocab_size=37000), 63_082_496, 65, 0.03),  # table 3, base; "about 37000 tokens"
     (TransformerConfig(vocab_size=37000, **BIG), 214_245_376, 213, 0.01),  # big
     (t5_v1_0(vocab_size=32128), 60_506_624, 60, 0.01),  # section 3.7: small, base, large, 3B, 11B
@@ -165,7 +165,7 @@ def test_flops_are_counted_from_the_products(name):
     encoder, decoder = products(params["encoder"]), products(params["decoder"])
     width = 2 * (getattr(config, "key_dim", None) or config.head_dim)
     S, T = 40, 10
-    cross_keys = 3 * 2 * 16 * width  # of the decoder's kernels, those that are applied to the inputs
+    cross_keys = 3 * 2 * 16 * width  # the decoder's kernels that are applied to the inputs
     attention = 4 * width * (2 * S * S + 3 * T * (T + S))
     output = 16 * 33 * T
     wanted = 3 * (2 * encoder * S + 2 * cross_keys * S + 2 * (decoder - cross_keys) * T + attention + 2 * output)

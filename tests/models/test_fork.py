@@ -1,4 +1,4 @@
-"""The fork test: files copied out of the package under new names train, save and are read back."""
+"""Files copied out of the package under new names train, save and load."""
 
 import dataclasses
 import importlib
@@ -43,7 +43,7 @@ def copied(folder, name: str, source: str, changes: list[tuple[str, str]]):
 
 @pytest.fixture
 def fork(tmp_path, monkeypatch):
-    """`models/gpt.py` as `my_model.py`, with a residual branch halved: a change of one line."""
+    """`models/gpt.py` as `my_model.py`, with a residual branch halved: a one-line change."""
     monkeypatch.syspath_prepend(tmp_path)
     branch = "drop(feed(norm_2(x_BTD)), deterministic=deterministic)"
     yield copied(
@@ -83,7 +83,7 @@ def test_copied_model_and_objective_files_train_and_read_back(fork, objective, c
     assert type(again.saved.experiment.objective) is objective.MyObjective
     out = again.generator()(again.params, [[100, 101]], 5)
     assert len(out[0]) <= 5
-    # The changes are in effect: the same parameters in the package's own model give other logits, and half the loss.
+    # The changes have an effect: the package's model gives other logits and half the loss with the same parameters.
     fields = {f.name: vars(again.saved.experiment.model)[f.name] for f in dataclasses.fields(GPTConfig)}
     tokens = np.arange(10)[None]
     house = make_apply(GPTConfig(**fields).build())
@@ -186,7 +186,7 @@ def test_copied_task_and_evaluator_files_train_evaluate_and_read_back(task, eval
     assert [row["mean_reciprocal_rank"] for row in log if row["kind"] == "mine"] == [
         pytest.approx(outcome.metrics["mean_reciprocal_rank"])
     ]
-    # The changes are in effect: the other order of the candidates, and the house's task on the texts backwards.
+    # The changes have an effect: the reverse order of candidates, and equal to the package's task on reversed texts.
     house = RankingEvaluator(name="house").evaluate(model)
     ranks = [results.metrics["mean_reciprocal_rank"] for results in (outcome, house)]
     assert sum(ranks) == pytest.approx(1.5)  # of two candidates one has rank 1 and the other 2

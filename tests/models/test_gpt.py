@@ -1,4 +1,4 @@
-"""GPT's properties, whatever its components."""
+"""Properties of GPT with every component."""
 
 import functools
 
@@ -55,7 +55,7 @@ def test_a_future_token_has_no_gradient(name):
     apply = make_apply(config.build())
 
     def logit(table, at):
-        # One row of the table for each position, so that a position's gradient can be told apart.
+        # One row of the table per position, so that each position has a separate gradient.
         ids = jnp.arange(12)[None]
         out = apply({**params, "embed": {"embedding": params["embed"]["embedding"].at[:12].set(table)}}, ids)
         return out[0, at, 20].astype(jnp.float32)
@@ -84,7 +84,7 @@ def test_packed_documents_equal_documents_alone(name):
     out = apply(params, packed, segment_ids=segment_ids, positions=place)
     alone = jnp.concatenate([apply(params, a), apply(params, b)], axis=1)
     np.testing.assert_allclose(out, alone, atol=3e-2 if name == "bf16" else 2e-5)
-    together = apply(params, packed, positions=place)  # and the test can tell: without segments they leak
+    together = apply(params, packed, positions=place)  # the control: without segments they leak
     assert np.abs(np.asarray(together - alone)[:, 7:]).max() > (0.05 if name == "bf16" else 2e-3)
 
 

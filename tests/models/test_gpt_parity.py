@@ -38,7 +38,7 @@ def test_logits_and_gradients(shape, rng):
     params = reference.gpt2_params(model, shape["heads"])
     ids = rng.integers(0, shape["vocab"], (3, shape["length"]))
     padding = np.ones_like(ids)
-    padding[1, : shape["length"] // 3] = 0  # left padding, as generation has it
+    padding[1, : shape["length"] // 3] = 0  # left padding, as in generation
     positions = np.maximum(np.cumsum(padding, 1) - 1, 0)
     output = model(
         torch.from_numpy(ids), attention_mask=torch.from_numpy(padding), position_ids=torch.from_numpy(positions)
@@ -73,7 +73,7 @@ def test_logits_and_gradients(shape, rng):
 
 
 def test_fifty_adamw_steps_follow_torch(rng):
-    """Same initial weights, same batches, float32: the loss of every step agrees within 1e-4 relative."""
+    """With the same initial weights and batches in float32, the loss of every step agrees within 1e-4 relative."""
     shape = {"layers": 2, "heads": 4, "dim": 32, "vocab": 65, "length": 24}
     steps, lr, decay = 50, 3e-3, 0.1
     model = reference.gpt2(**shape).train()
@@ -107,4 +107,4 @@ def test_fifty_adamw_steps_follow_torch(rng):
         state, metrics = step(state, rows)
         losses.append(float(metrics["loss"]))
     np.testing.assert_allclose(losses, theirs, rtol=1e-4)
-    assert losses[-1] < 0.75 * losses[0]  # and they did learn
+    assert losses[-1] < 0.75 * losses[0]  # training lowers the loss

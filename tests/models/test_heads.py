@@ -1,4 +1,4 @@
-"""Fine-tuned models' properties; parity with transformers is in `test_heads_parity.py`."""
+"""Properties of fine-tuned models; parity with transformers is in `test_heads_parity.py`."""
 
 import dataclasses
 import re
@@ -58,7 +58,7 @@ def built(trunk, head):
 
 
 def example(config, rng, length=T):
-    """Tokens of random lengths, and where each sequence is read."""
+    """Tokens of random lengths, and the positions at which heads read each sequence."""
     shape = (B, length) if config.head.of_tokens else (B, C, length)
     lengths = rng.integers(2, T + 1, shape[:-1])
     batch = {"tokens": rng.integers(0, V, shape), "segment_ids": (np.arange(length) < lengths[..., None]).astype("i4")}

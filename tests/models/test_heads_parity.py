@@ -1,4 +1,4 @@
-"""Fine-tuned models against transformers: logits, losses and gradients, on random weights, with padding."""
+"""Logits, losses and gradients of fine-tuned models equal transformers', with random weights and padding."""
 
 import jax
 import jax.numpy as jnp
@@ -69,17 +69,17 @@ LINEAR = ("classifier", "qa_outputs", "score", "multiple_choice_head.summary")
 
 
 def head_of(model, config):
-    """Our parameters of their linear map, by its weights or, after a backward pass, its gradients."""
+    """The head's linear map as our parameters: its weights, or its gradients after a backward pass."""
     name, module = next((name, m) for name, m in model.named_modules() if name in LINEAR)
     weights = {"kernel": jnp.asarray(module.weight.detach().numpy().T)}
-    if config.head.use_bias:  # some of theirs have none
+    if config.head.use_bias:  # some heads in transformers have no bias
         bias = np.zeros(config.head.features) if module.bias is None else module.bias.detach().numpy()
         weights["bias"] = jnp.asarray(bias, jnp.float32)
     return name, module, weights
 
 
 def read(model, head, folder):
-    """(config, params): their model as ours, through its files."""
+    """(config, params) of a transformers model, through its files."""
     model.save_pretrained(folder)
     trunk, params, _ = load(folder, ignore=[f"{name}.*" for name in LINEAR])
     config = ModelWithHead(body=trunk, head=head, dropout_rate=0.0)
@@ -88,11 +88,11 @@ def read(model, head, folder):
 
 
 def batches(config, model, rng):
-    """(arguments of theirs with labels, our batch), right-padded, the padding holding the padding id."""
+    """(arguments of transformers with labels, our batch), padded on the right with the padding id."""
     head, sequences = config.head, C if isinstance(config.head, MultipleChoiceHead) else 1
     shape = (B, T) if head.of_tokens else (B, sequences, T)
     lengths = LENGTHS if head.of_tokens else np.stack([np.roll(LENGTHS, i) for i in range(sequences)], 1)
-    if isinstance(head, SpanExtractionHead):  # theirs lets answers lie in the padding, so there is none
+    if isinstance(head, SpanExtractionHead):  # no padding: transformers allows answers in it
         lengths = np.full(B, T)
     real = (np.arange(T) < lengths[..., None]).astype(np.int32)
     pad = model.config.pad_token_id or 0
@@ -114,7 +114,7 @@ def batches(config, model, rng):
         ours["labels"] = theirs["labels"] = rng.integers(0, N if head.features > 1 else C, B)
     if (config.body.kind == "decoder") and not head.of_tokens:
         ours["pool_positions"] = lengths - 1
-    if isinstance(head, MultipleChoiceHead) and (config.body.kind == "decoder"):  # the language model beside the choice
+    if isinstance(head, MultipleChoiceHead) and (config.body.kind == "decoder"):  # with a language-model loss
         theirs["mc_token_ids"], theirs["mc_labels"] = ours["pool_positions"], theirs.pop("labels")
         theirs["labels"] = np.where(real, ours["tokens"], -100)
         ours["lm_targets"] = np.roll(ours["tokens"], -1, -1)
@@ -145,7 +145,7 @@ def test_logits_and_loss_equal_transformers(name, rng, tmp_path):
     if wanted is None:
         wanted = torch.stack([out["start_logits"], out["end_logits"]], -1)
     _, linear, _ = head_of(model, config)
-    if not head.use_bias:  # theirs has one, which a softmax cancels
+    if not head.use_bias:  # transformers has a bias here, which the softmax cancels
         wanted = wanted - linear.bias.detach()
     wanted = wanted[:, 0] if isinstance(head, RegressionHead) else wanted
     apply, objective = make_apply(config.build()), OBJECTIVES[type(head)]()

@@ -1,4 +1,4 @@
-"""Llama's properties; parity with transformers is in tests/interop."""
+"""Properties of Llama; parity with transformers is in tests/interop."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The GPT's training step compiles for a real TPU topology, with the Pallas kernel inside. No TPU is needed."""
+"""GPT's training step with the Pallas kernel compiles for a TPU topology. No TPU is needed."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_flash_attention_does_not_keep_the_scores(compiled):
 
 
 def test_parameters_are_split_over_the_chips(compiled):
-    # In float32 with two moments: embeddings over fsdp=2, the layers' matrices also over tensor=2, the rest whole.
+    # In float32 with two moments: embeddings over fsdp=2, the layers' matrices also over tensor=2, the rest replicated.
     embeddings, layers = (2048 + 1024) * 768, 2 * 12 * 768**2
     wanted = 3 * 4 * (embeddings / 2 + layers / 4)
     assert compiled["flash"]["arguments"] == pytest.approx(wanted, rel=0.03)

@@ -1,4 +1,4 @@
-"""The 2017 Transformer equals Marian of transformers given the paper's positions, and PyTorch's where pre-norm."""
+"""The 2017 Transformer equals transformers' Marian with the paper's positions, and PyTorch's with pre-norm."""
 
 import jax
 import numpy as np
@@ -54,7 +54,7 @@ def marian(dim, layers, decoder_layers, heads, inner):
 
 
 def ours(model, dim, layers, decoder_layers, heads, inner):
-    """Our config, and Marian's weights (or what stands in their place) as our parameters."""
+    """Our config, and Marian's weights (or arrays of the same names, as gradients) as our parameters."""
     config = TransformerConfig(
         vocab_size=V,
         embed_dim=dim,
@@ -136,7 +136,7 @@ def test_gradients_of_the_smoothed_loss(rng):
 
 
 def test_pre_norm_equals_torch(rng):
-    """`torch.nn.Transformer(norm_first=True)`, in its own order of parameters: an encoder layer and a decoder layer."""
+    """Equals `torch.nn.Transformer(norm_first=True)`: an encoder layer and a decoder layer."""
     torch.manual_seed(0)
     kind = {"dropout": 0.0, "batch_first": True, "norm_first": True}
     theirs = torch.nn.Transformer(12, 3, 1, 1, 20, **kind).eval()

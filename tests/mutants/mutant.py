@@ -33,12 +33,12 @@ class Mutant:
 
     @property
     def room(self) -> str:
-        """The folder of the file, as "nn" or "training/step"; of a top-level module its own name, as "optim"."""
+        """The folder of the file, as "nn" or "training/step"; for a top-level module its name, as "optim"."""
         path = pathlib.PurePosixPath(self.file)
         return path.stem if path.parent == pathlib.PurePosixPath(".") else path.parent.as_posix()
 
     def applied(self, source: str) -> str:
-        """The source of the file with the fault. Raises StaleMutant where that cannot be made."""
+        """The source of the file with the fault. Raises StaleMutant if the fault cannot be applied."""
         count = source.count(self.old)
         if count != 1:
             raise StaleMutant(f"{self.id}: its snippet occurs {count} times in jaxnlp/{self.file}, expected once")

@@ -41,7 +41,7 @@ KILLED, SURVIVED, BROKEN, TIMED_OUT = "killed", "survived", "broken", "timed out
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a mutant. killed_by: the test that failed. detail: why it counts as no kill, if it does not."""
+    """The outcome of a mutant. killed_by: the test that failed. detail: why it was not killed."""
 
     mutant: Mutant
     status: str
@@ -50,7 +50,7 @@ class Result:
     detail: str = ""
 
 
-@dataclasses.dataclass(eq=False)  # pytest hashes its plugins
+@dataclasses.dataclass(eq=False)  # pytest needs hashable plugins
 class Outcomes:
     """A pytest plugin that collects the outcome of each test by its node id, and what could not be collected."""
 
@@ -67,7 +67,7 @@ class Outcomes:
 
 
 def copy_tree(target: pathlib.Path) -> pathlib.Path:
-    """A copy of what tests need of the working tree."""
+    """Copies the part of the working tree that tests need."""
     target.mkdir(parents=True)
     for name in COPIED:
         source = ROOT / name
@@ -98,7 +98,7 @@ def run_tests(
 
 
 def _pytest(tree: str, cache: str, arguments: list[str]) -> None:
-    """What a forked process does: pytest, on the jaxnlp and the tests of the copied tree."""
+    """Runs in the forked process: pytest, with jaxnlp and the tests of the copied tree."""
     os.setsid()
     os.chdir(tree)
     log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -120,7 +120,7 @@ def tier_options(tier: str) -> tuple[str, ...]:
 
 
 def check_clean(mutants: Sequence[Mutant], tree: pathlib.Path, cache: pathlib.Path) -> list[str]:
-    """What is wrong with the killing tests of the clean tree: tests that fail, or are not in the tier stated."""
+    """Problems of the killing tests in the clean tree: tests that fail, or are not in the stated tier."""
     problems: list[str] = []
     for tier in sorted({m.tier for m in mutants}):
         of_tier = [m for m in mutants if m.tier == tier]
@@ -144,7 +144,7 @@ def _matches(name: str, test: str) -> bool:
 
 
 def run_mutant(mutant: Mutant, tree: pathlib.Path, clean_cache: pathlib.Path) -> Result:
-    """Applies one mutant in a copy of the repository, runs its tests until one fails, and takes it back."""
+    """Applies a mutant in a copy of the repository, runs its tests until one fails, and reverts it."""
     path, cache = tree / "jaxnlp" / mutant.file, tree / "cache"
     source = path.read_text()
     if mutant.file.startswith("data/"):
@@ -165,13 +165,13 @@ def run_mutant(mutant: Mutant, tree: pathlib.Path, clean_cache: pathlib.Path) ->
         return Result(mutant, TIMED_OUT, None, seconds, f"its tests took more than {TIMEOUT} s")
     if failed is not None:
         return Result(mutant, KILLED, failed, seconds)
-    if report["broken"] or not report["tests"]:  # a fault that keeps tests from being collected shows nothing
+    if report["broken"] or not report["tests"]:  # a fault that prevents collection proves nothing
         return Result(mutant, BROKEN, None, seconds, "; ".join(report["broken"]) or report["log"][-500:])
     return Result(mutant, SURVIVED, None, seconds, f"{len(report['tests'])} tests passed")
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    """Writes a module, and removes its bytecode, which Python would take where size and second are the same."""
+    """Writes a module and removes its bytecode, which Python would reuse if size and second were the same."""
     path.write_text(text)
     pathlib.Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Every mutant still applies, names tests that are there, and every room has some. `make mutants` runs them."""
+"""Every mutant applies and names existing tests, and every room has mutants. `make mutants` runs them."""
 
 import ast
 import collections

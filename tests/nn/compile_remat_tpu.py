@@ -1,4 +1,4 @@
-"""Compiles the gradients of a small GPT for one v5e chip under policies of remat; prints bytes beside the arguments.
+"""Compiles the gradients of a small GPT for one v5e chip under remat policies; prints memory besides the arguments.
 
 python -m tests.nn.compile_remat_tpu none dots ... Needs libtpu (TPU_LIBRARY_PATH) and no TPU.
 """

@@ -1,4 +1,4 @@
-"""Compiles the gradient of attention over a sequence split over v5e:2x4; prints what a chip needs beside its arguments.
+"""Compiles the gradient of attention over a sequence split over v5e:2x4; prints memory besides the arguments.
 
 python -m tests.nn.compile_ring_tpu ring|einsum LENGTH. Needs libtpu (TPU_LIBRARY_PATH) and no TPU.
 """

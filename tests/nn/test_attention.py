@@ -1,4 +1,4 @@
-"""Attention kernels agree; masks do what they say; gradients are the ordinary ones."""
+"""Attention kernels agree in outputs and gradients; masks follow their definitions."""
 
 import functools
 
@@ -20,7 +20,7 @@ def inputs(rng, B=2, T=24, S=None, H=4, N=2, K=8):
 
 
 def reference(q, k, v, allowed, softcap=None):
-    """Attention written head by head in numpy, float64."""
+    """Attention in NumPy, head by head, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.zeros_like(q)
     for b in range(q.shape[0]):

@@ -65,7 +65,7 @@ def operands_of_products(fn, *args) -> set[str]:
 
 
 def test_bfloat16_products_stay_bfloat16_when_compiled(rng):
-    """XLA's CPU backend may turn them to float32 without a word, and the step is then twice as slow."""
+    """XLA's CPU backend may silently convert them to float32, which makes a step twice as slow."""
     policy = Policy(matmul_dtype="bfloat16")
     x = jnp.asarray(rng.standard_normal((2, 128, 4, 64)), jnp.float32)
     w = jnp.asarray(rng.standard_normal((256, 512)), jnp.float32)
@@ -91,7 +91,7 @@ def test_activations_equal_jax_in_value_and_gradient_and_keep_their_input_alone(
     x = jnp.asarray(rng.standard_normal(1000) * 4, jnp.float32)
     value = lambda f: jax.value_and_grad(lambda x: jnp.sin(f(x)).sum())(x)
     actual, wanted = value(ACTIVATIONS[name]), value(theirs[name])
-    tolerance = 1e-5 if name == "gelu_tanh" else 2e-6  # by which JAX's own derivative of that form is off, x < -5
+    tolerance = 1e-5 if name == "gelu_tanh" else 2e-6  # the error of JAX's derivative of that form for x < -5
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=tolerance), actual, wanted)
 
     residuals = jax.tree.leaves(jax.vjp(ACTIVATIONS[name], x)[1])
@@ -164,7 +164,7 @@ def test_alibi_equals_bloom(heads):
     theirs = bloom.build_alibi_tensor(torch.ones(1, 9), heads, torch.float32).numpy().reshape(heads, 9)
     ours = positions.Alibi().bias(heads, Policy(), "bias")
     last = np.asarray(ours.apply({}, jnp.asarray([8]), jnp.arange(9)))[0, :, 0]
-    np.testing.assert_allclose(last - last[:, :1], theirs, atol=1e-6)  # Bloom's differ by a constant a row
+    np.testing.assert_allclose(last - last[:, :1], theirs, atol=1e-6)  # Bloom's biases differ by a constant per row
 
 
 SCALINGS = {
@@ -227,7 +227,7 @@ def test_token_nll_equals_optax_and_its_gradient(rng):
 
 
 def products(jaxpr) -> int:
-    """Matrix products of a jaxpr, those of its inner ones too."""
+    """Matrix products of a jaxpr, including nested jaxprs."""
     inner = [j for eqn in jaxpr.eqns for j in jax.extend.core.jaxprs_in_params(eqn.params)]
     return sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns) + sum(map(products, inner))
 

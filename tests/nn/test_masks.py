@@ -1,4 +1,4 @@
-"""Masks compose: each condition against its definition, pair by pair, and every kernel with every mask."""
+"""Masks compose: each condition equals its definition pair by pair, and every kernel takes every mask."""
 
 import functools
 import itertools

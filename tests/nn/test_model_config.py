@@ -1,4 +1,4 @@
-"""What every model's config has, also one that defines nothing but itself; and a decoder's inputs."""
+"""Members that every model config has, also a minimal one; and the inputs of a decoder."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ KINDS = {
 
 @dataclasses.dataclass(kw_only=True)
 class Bare(ModelConfig):
-    """A model that overrides nothing."""
+    """A model config that overrides nothing."""
 
 
 def test_a_config_that_defines_nothing_has_an_answer_to_everything():

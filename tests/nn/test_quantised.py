@@ -1,4 +1,4 @@
-"""Block-wise int8 and NF4 beside the paper's definition in NumPy, and what a derivative keeps of such kernels."""
+"""Block-wise int8 and NF4 equal the paper's definition in NumPy; residuals of quantised kernels."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ SHAPES = {"(embed, mlp)": ((32, 6), -2, 8), "(heads, kv, embed)": ((2, 16, 5), -
 
 
 def reference(x: np.ndarray, axis: int, size: int, kind: str) -> np.ndarray:
-    """Quantised and back, one block at a time (equations 1 and 2, and appendix E's levels)."""
+    """Quantisation and dequantisation block by block (equations 1 and 2, and appendix E's levels)."""
     rows = np.moveaxis(x.astype(np.float64), axis, -1)
     out = np.empty_like(rows)
     for place in np.ndindex(*rows.shape[:-1]):
@@ -53,7 +53,7 @@ def test_there_and_back_is_the_papers_definition(kind, name):
     quantised = quantise(jnp.asarray(x), how(kind, shape, axis, size))
     wanted = reference(x, axis, size, kind)
     np.testing.assert_allclose(quantised.floats(), wanted, atol=1e-6 * np.abs(x).max())
-    layer = jax.tree.map(lambda leaf: leaf[1], quantised)  # as a scan gives it
+    layer = jax.tree.map(lambda leaf: leaf[1], quantised)  # as in a scan
     np.testing.assert_array_equal(layer.unbox(), quantised.floats()[1])
     assert quantised.codes.nbytes == x.size * BITS[kind] // 8
     assert quantised.scales.nbytes == 4 * x.size // size
@@ -93,7 +93,7 @@ def test_a_policy_that_keeps_all_but_what_is_gathered_keeps_no_floats_of_codes()
 
 
 def test_shares_of_a_kernel_are_made_floats_where_they_lie():
-    """No codes are exchanged: blocks and their scales are split together, on any axis."""
+    """No codes are communicated: blocks and their scales are sharded together, on any axis."""
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
     place = lambda *axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
     for kind in BITS:

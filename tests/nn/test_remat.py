@@ -1,4 +1,4 @@
-"""Remat changes what is kept of the forward pass, and where, but not the gradients."""
+"""Remat changes which activations are saved, and in which memory, but not the gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def loss(choice, scan, **fields):
 
 
 def saved_bytes(choice, **fields):
-    """Bytes kept for the backward pass, parameters aside: (on the device, on the host)."""
+    """Bytes saved for the backward pass, without parameters: (on the device, on the host)."""
     f, params = loss(choice, True, **fields)
     residuals = jax.make_jaxpr(lambda p: jax.tree.leaves(jax.vjp(f, p)[1]))(params).out_avals
     weights = {x.shape for x in jax.tree.leaves(params)}
@@ -57,7 +57,7 @@ def test_offloaded_places_are_in_the_hosts_memory_and_the_device_keeps_as_little
 
 @pytest.mark.parametrize("place", PLACES[:-1])
 def test_every_place_that_a_gradient_reads_is_kept_when_asked(place):
-    # mlp_out is read by no gradient of a pre-norm block: the sum after it is the next block's input.
+    # No gradient of a pre-norm block reads mlp_out: the sum after it is the next block's input.
     fields = {"mlp": GatedMLP()} if place == "mlp_hidden" else {}
     size = {"mlp_hidden": 2 * 48}.get(place, 16) * 2 * 16 * 4 * 3
     assert saved_bytes(Remat(offload=(place,)), **fields) == (saved_bytes("full", **fields)[0], size)

@@ -1,4 +1,4 @@
-"""Ring attention over eight devices computes what `Einsum` does on one, and never holds a whole sequence."""
+"""Ring attention over eight devices equals `Einsum` on one, and no device holds a full sequence."""
 
 import contextlib
 import functools
@@ -62,7 +62,7 @@ def inputs(rng, *, H=4, N=4, B=2, K=8, bias=None):
 
 
 def both(kernel, arrays, mask, weight, policy=Policy(), **scores):
-    """The output, and the gradient of a function of it, by each array."""
+    """The output, and the gradient of a function of it with respect to each array."""
 
     def loss(arrays):
         out = kernel(arrays["q"], arrays["k"], arrays["v"], mask, policy=policy, bias=arrays.get("bias"), **scores)
@@ -144,7 +144,7 @@ def test_low_precision_operands_stay_close(rng):
 
 
 def test_rows_with_nothing_to_attend_to_are_those_of_einsum(rng):
-    """The mean of all values, never NaN."""
+    """They are the mean of all values, never NaN."""
     zeros, arrays = jnp.zeros((2, T), jnp.int32), inputs(rng)
     mask = Mask(query_segments_BT=zeros, key_segments_BS=zeros)
     with over(MESHES["data"]):
@@ -166,7 +166,7 @@ def test_keys_of_another_length_and_one_device_are_einsum(rng):
 
 
 def compiled_step(kernel, sizes, length, mask=Mask(), **shape):
-    """The gradient of attention over a split sequence, compiled and not run."""
+    """The compiled gradient of attention over a split sequence."""
     B, H, K = (shape.get(name, default) for name, default in (("B", 1), ("H", 8), ("K", 128)))
     with over(sizes) as mesh:
         sharding = NamedSharding(mesh, PartitionSpec(None, "sequence"))
@@ -177,7 +177,7 @@ def compiled_step(kernel, sizes, length, mask=Mask(), **shape):
 
 
 def permutes(fn, *args):
-    """How many times an array is sent on, loops counted, in a function's program."""
+    """The number of permutes that a function executes, counted in each iteration of its loops."""
 
     def count(jaxpr):
         total = 0
@@ -191,7 +191,7 @@ def permutes(fn, *args):
 
 @pytest.mark.parametrize(("window", "shares"), [(None, 8), (5, 2), (6, 3), (T, 8)])
 def test_shares_sent(rng, window, shares):
-    """Keys and values, sent shares - 1 times in each pass; their gradients as often, and home."""
+    """Keys and values are sent shares - 1 times in each pass; their gradients once more, to their owners."""
     arrays = inputs(rng)
     with over(MESHES["sequence"]):
         attend = functools.partial(Ring(), mask=Mask(window=window), policy=Policy())

@@ -1,4 +1,4 @@
-"""Attention layers: scores against their papers' formulas, cross-attention and weights against PyTorch."""
+"""Attention scores equal their papers' formulas; cross-attention and its weights equal PyTorch's."""
 
 import flax.linen as nn
 import jax

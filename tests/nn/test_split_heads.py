@@ -1,4 +1,4 @@
-"""Query heads split over devices and key heads not, or both: every kernel computes what `Einsum` does on one device."""
+"""With query heads split over devices, with or without key heads, every kernel equals `Einsum` on one device."""
 
 import functools
 
@@ -27,7 +27,7 @@ def inputs(rng, H, N):
 
 
 def both(kernel, arrays):
-    """The output, and the gradient of a function of it, by queries, keys and values."""
+    """The output, and the gradient of a function of it with respect to queries, keys and values."""
 
     def loss(q, k, v):
         mask = Mask(query_segments_BT=SEGMENTS, key_segments_BS=SEGMENTS)
@@ -73,7 +73,7 @@ def test_keys_that_are_split_as_queries_are_not_repeated(rng):
 
 
 def test_cudnn_is_given_keys_that_are_split_as_queries_are(rng, monkeypatch):
-    """It runs on no CPU: what it is given is computed by XLA's form."""
+    """cuDNN does not run on CPUs, so XLA's implementation computes with its arguments."""
     plain, key_heads = jax.nn.dot_product_attention, []
 
     def instead(q, k, v, *args, implementation, **scores):

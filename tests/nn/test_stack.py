@@ -1,4 +1,4 @@
-"""Layers run by others equal the stack they replace; keys of a share of the rows draw that share's numbers."""
+"""Layers run by an override equal the stack; the keys of a data shard draw the numbers of its rows."""
 
 import operator
 

@@ -1,4 +1,4 @@
-"""The trace context: fields are replaced and restored; a sharded model traced outside of it is an error."""
+"""The trace context: fields are replaced and restored; tracing a sharded model outside it is an error."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""The objective of ELMo: torch's cross-entropy of both directions, in microbatches and over eight devices too."""
+"""ELMo's objective equals torch's cross-entropy of both directions, also with microbatches and on eight devices."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ B, T, C, V = 8, 6, 5, 11
 
 @pytest.fixture
 def batch(rng):
-    """Rows of two documents and padding; the last row is nothing but padding."""
+    """Rows of two documents and padding; the last row is only padding."""
     words = [bytes(rng.integers(97, 123, rng.integers(1, 4)).tolist()) for _ in range(B * T)]
     segments = np.where(np.arange(T) < rng.integers(2, T + 1, (B, 1)), 1 + (np.arange(T) > 2), 0)
     segments[-1] = 0
@@ -45,7 +45,7 @@ def test_the_loss_is_torchs_cross_entropy_of_both_directions(rng, batch):
         loss = torch.nn.functional.cross_entropy
         wanted[way] = loss(torch.from_numpy(x.reshape(-1, V)), torch.from_numpy(targets).long(), reduction="sum").item()
         count[way] = (targets >= 0).sum()
-        x[-1] = np.inf  # padding may hold anything
+        x[-1] = np.inf  # padding may have any content
     out = {way: jnp.asarray(x) for way, x in logits.items()}
     total, weight, metrics = BiLM().loss(lambda *_, **__: out, {}, batch, None)
     assert count["forward"] != count["backward"] and float(weight) == sum(count.values()) / 2

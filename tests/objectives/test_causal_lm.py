@@ -1,4 +1,4 @@
-"""The objective of GPT: sums over real tokens, and the z-loss."""
+"""GPT's objective: sums over real tokens, and the z-loss."""
 
 import numpy as np
 import optax
@@ -13,7 +13,7 @@ def test_sums_are_those_of_optax_over_real_tokens_and_the_z_loss_adds_squares(rn
     logits = rng.standard_normal((B, T, V)).astype(np.float32)
     targets, weights = rng.integers(0, V, (B, T)), np.ones((B, T), np.float32)
     weights[1, 3:] = 0.0
-    logits[1, 4, targets[1, 4]] = -np.inf  # padding may hold a target without any probability
+    logits[1, 4, targets[1, 4]] = -np.inf  # the target of padding may have probability zero
     batch = {"tokens": targets, "targets": targets, "weights": weights}
     total, weight, metrics = CausalLM(z_loss=0.5).loss(lambda *_, **__: logits, {}, batch, None)
     real = weights > 0

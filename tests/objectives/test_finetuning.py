@@ -1,4 +1,4 @@
-"""The objectives of fine-tuning: means whatever the batch is cut into, and scores that follow from their sums."""
+"""Fine-tuning objectives: means that are independent of microbatches, and scores computed from sums."""
 
 import dataclasses
 import functools
@@ -62,7 +62,7 @@ def built(name):
 
 
 def batch_of(name, rng, rows=B):
-    """Ragged in every weight; row 5 fills up the batch."""
+    """A batch with some zeros in every weight; row 5 is padding."""
     of_tokens = name in ("tag", "span")
     shape = (rows, T) if of_tokens else (rows, C, T)
     lengths = rng.integers(2, T + 1, shape[:-1])
@@ -115,7 +115,7 @@ def test_the_loss_is_the_tasks_mean_plus_lambda_times_the_mean_of_the_tokens(nam
     if name == "regress":
         nll = task = mean(np.square(logits - labels), weights)
     else:
-        if name == "choice":  # an option without a token is none
+        if name == "choice":  # an option without tokens does not count
             logits = np.where(batch["segment_ids"].any(-1), logits, -1e9)
         nll = task = mean(cross_entropy(logits, labels), weights)
         assert float(metrics["accuracy"]) == pytest.approx(mean(np.argmax(logits, -1) == labels, weights))
@@ -214,7 +214,7 @@ def test_a_split_in_batches_has_the_scores_of_the_whole(name, scores, rng):
         assert "perplexity" not in metrics
         return
     predicted = logits.argmax(-1)
-    # The definition: the correlation of indicator vectors, summed over the classes.
+    # By definition, the correlation of indicator vectors, summed over the classes.
     x, y = (np.eye(N)[z] - np.eye(N)[z].mean(0) for z in (predicted, labels))
     assert metrics["matthews"] == pytest.approx((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()), abs=1e-5)
     each = []

@@ -1,4 +1,4 @@
-"""BERT's objective: the sum of two means, whatever the batch is cut into, and equal to transformers' loss."""
+"""BERT's objective is the sum of two means, independent of microbatches, and equals transformers' loss."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def batch(rng):
     weights = (rng.random((B, M)) < 0.6).astype(np.float32)
     weights[0] = 1
     pair_weights = np.ones(B, np.float32)
-    weights[5], pair_weights[5] = 0, 0  # a row that fills the last batch
+    weights[5], pair_weights[5] = 0, 0  # a padding row of the last batch
     return {
         "tokens": rng.integers(0, V, (B, T)).astype(np.int32),
         "token_type_ids": np.sort(rng.integers(0, 2, (B, T)), axis=1).astype(np.int32),

@@ -1,4 +1,4 @@
-"""The objective of encoder-decoders: label smoothing as PyTorch has it, padding that counts for nothing."""
+"""The encoder-decoder objective: label smoothing equals PyTorch's, padding does not count."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,7 @@ def batch_of(rng):
 def test_smoothed_loss_equals_torch(rng, smoothing):
     torch = pytest.importorskip("torch")
     logits, batch = rng.standard_normal((B, T, V)).astype(np.float32), batch_of(rng)
-    logits[2] = np.nan  # padding may hold anything
+    logits[2] = np.nan  # padding may have any content
     total, weight, metrics = Seq2Seq(label_smoothing=smoothing).loss(
         lambda *_, **__: jnp.asarray(logits), {}, batch, None
     )

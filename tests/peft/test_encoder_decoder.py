@@ -1,4 +1,4 @@
-"""Prompts of encoder-decoders: in front of the encoder's inputs, seen by the decoder, and held by its cache."""
+"""Soft prompts of encoder-decoders: before the encoder's inputs, visible to the decoder and in its cache."""
 
 import functools
 from typing import Any
@@ -43,7 +43,7 @@ WORDS = (4, 9, 2)
 
 @functools.cache
 def begun(name: str, method: str = "words"):
-    """(tuning, its model's function, base and tuned parameters)."""
+    """(tuning, the model's function, base parameters, tuned parameters)."""
     methods = {
         "words": Prompt(length=P, init="ids", ids=WORDS),
         "mlp": PTuning(length=P, hidden_dim=5),
@@ -91,7 +91,7 @@ def test_places_that_are_given_are_counted_on():
 
 @pytest.mark.parametrize("name", ["t5 scanned", "learned"])
 def test_generation_after_a_prompt_is_that_of_its_words(name):
-    """The decoder's cache holds what the encoder made of the prompt, and none of its own places go to it."""
+    """The decoder's cache has the encoder's states of the prompt, which take no positions of the decoder."""
     tuning, apply, base, tuned = begun(name)
     config = MODELS[name]
     make = lambda apply: Generator(
@@ -129,7 +129,7 @@ def test_ptuning_and_a_prompt_within_a_template():
 
 
 class Twice(nn.Module):
-    """Reads two sequences and does not say which is padding."""
+    """Reads two sequences and has no argument for padding."""
 
     @nn.compact
     def __call__(self, inputs_BS, tokens_BT, deterministic: bool = True):
@@ -138,7 +138,7 @@ class Twice(nn.Module):
 
 
 class Changes(nn.Module):
-    """Changes the ids that it reads."""
+    """Changes the ids before the embedding."""
 
     @nn.compact
     def __call__(self, inputs_BS, tokens_BT, *, input_segments=None, deterministic: bool = True):

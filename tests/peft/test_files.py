@@ -1,4 +1,4 @@
-"""Tuned parameters as files: every method to the bit, and what is refused."""
+"""Files of tuned parameters: every method round-trips bit-exactly; and what is rejected."""
 
 import dataclasses
 import errno
@@ -110,7 +110,7 @@ def _head_base():
 
 
 def edited(path, tensors=(), **fields):
-    """The file with other fields in its header, or tensors changed; None takes a field away."""
+    """Changes fields of the file's header, or its tensors; None removes a field."""
     arrays = safetensors.numpy.load_file(path)
     with safetensors.safe_open(path, "numpy") as file:
         header = file.metadata() | fields

@@ -1,4 +1,4 @@
-"""Files of tuned parameters that an earlier version saved, one for each method, load and give its logits.
+"""Files of tuned parameters saved by an earlier version, one per method, load and give that version's logits.
 
 `fixtures/peft_files_of_november.tar.xz` holds the files, and the logits of the tuned model at the last of TOKENS. Their
 base is `filled(..., 0)`, and what was tuned `filled(..., 1)`.

@@ -1,4 +1,4 @@
-"""The formulas of the papers against numpy and torch, on arrays of a few numbers."""
+"""PEFT methods equal their papers' formulas in NumPy and torch, on small arrays."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ P, H = 5, 3
 
 
 class Sublayer(nn.Module):
-    """A map, and what is after it."""
+    """A single linear map."""
 
     @nn.compact
     def __call__(self, x):
@@ -51,7 +51,7 @@ def test_an_adapter_is_a_bottleneck_added_to_what_the_sublayer_returns(activatio
 
 
 def made(method):
-    """(what the method's network has, the leaves that it makes of it by module's path)."""
+    """(the parameters of the method's network, the leaves that it computes from them by module path)."""
     module, inputs, base = model("gpt")
     tuning = attach(method, module, *inputs)
     now = moved(tuning.init(jax.random.key(2), base), by=0.3)
@@ -71,7 +71,7 @@ def test_the_mlp_of_p_tuning_has_three_layers():
 
 
 def test_the_lstm_of_p_tuning_is_torchs():
-    """Two layers, both directions, and a linear map with ReLU and another after them."""
+    """Two bidirectional layers, followed by two linear maps with a ReLU between them."""
     torch = pytest.importorskip("torch")
     w, leaves = made(PTuning(length=P, hidden_dim=H, encoder="lstm"))
     D = w["inputs"].shape[1]
@@ -124,7 +124,7 @@ def test_lora_plus_moves_b_by_a_multiple_and_a_as_before(optimizer):
 
 
 def test_dora_divides_by_the_length_of_the_sum():
-    """Liu et al. 2024, equation 5: m (W + s A B) / |W + s A B|, the lengths of a column each."""
+    """Liu et al. 2024, equation 5: m (W + s A B) / |W + s A B|, with the norm of each column."""
     x = jax.random.normal(jax.random.key(0), (2, 3, 6))
     base = init_params(Sublayer(), jax.random.key(1), x)
     method = LoRA(targets=("mlp",), rank=2, alpha=3.0, use_dora=True)
@@ -139,7 +139,7 @@ def test_dora_divides_by_the_length_of_the_sum():
 
 
 def test_doras_gradient_holds_the_lengths_of_the_sum_constant():
-    """Liu et al. 2024, equation 11: the gradient of the sum is that of the update, times m over its length."""
+    """Liu et al. 2024, equation 11: the gradient treats the norm as a constant."""
     x, weights = (jax.random.normal(jax.random.key(i), (2, 3, 6)) for i in range(2))
     base = init_params(Sublayer(), jax.random.key(1), x)
     tuning = attach(LoRA(targets=("mlp",), rank=2, alpha=3.0, use_dora=True), Sublayer(), x)

@@ -1,4 +1,4 @@
-"""Several adapters in memory: each row has its own, whichever it asks for, and in generation too."""
+"""Several adapters in memory: each row uses the adapter that it selects, also in generation."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def test_rows_of_a_batch_choose_among_adapters_of_different_rank_and_scale(name)
         logits = run(stacked.params(base), tokens, adapter_ids=stacked.ids(ids))
         for i, which in enumerate(ids):
             np.testing.assert_allclose(logits[i], alone[which][i], rtol=1e-4, atol=1e-5)
-    assert run._cache_size() == 1  # another choice does not compile again
+    assert run._cache_size() == 1  # another selection does not recompile
 
 
 def test_texts_are_those_of_each_adapter_alone():
@@ -84,7 +84,7 @@ def test_what_cannot_be_served_is_an_error():
         run(params, tokens)
     with pytest.raises(UserError, match="3 ids for a batch of 2 rows"):
         run(params, tokens, adapter_ids=stacked.ids([0, 1, 2]))
-    with pytest.raises(UserError, match="1 ids for a batch of 2 rows"):  # one id is not used for all rows
+    with pytest.raises(UserError, match="1 ids for a batch of 2 rows"):  # a single id is not broadcast to all rows
         run(params, tokens, adapter_ids=stacked.ids([0]))
     with pytest.raises(UserError, match="adapter_ids: 3 is out of range; expected 0 to 2, or -1"):
         stacked.ids([0, 3])

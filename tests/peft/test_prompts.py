@@ -1,4 +1,4 @@
-"""Soft prompts and prefixes: what they equal, where they stand, and a cache begun with them that goes on."""
+"""Soft prompts and prefixes: equivalence to tokens, their positions, and generation with a cache after them."""
 
 import dataclasses
 
@@ -94,7 +94,7 @@ def test_a_prompt_within_a_template_stands_where_its_token_does():
 @pytest.mark.parametrize("method", [Prompt(length=P, init="random"), Prefix(length=P)])
 @pytest.mark.parametrize("name", ["gpt", "scanned"])
 def test_a_cache_begun_with_the_prompt_goes_on_as_one_pass(method, name):
-    """What generation does: the prompt once, then the text in pieces."""
+    """As in generation: the prompt once, then the text in pieces."""
     config = MODELS[name]
     tuning, base, tuned, apply, tokens = begun(config, method)
     params, run = merge(base, moved(tuned)), tuning.apply(apply)
@@ -108,7 +108,7 @@ def test_a_cache_begun_with_the_prompt_goes_on_as_one_pass(method, name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_prefix_of_a_texts_own_keys_and_values_is_that_text(name):
-    """Keys and values of a text, as a prefix, are what attention would have found of it: in causal models exactly."""
+    """The keys and values of a text, as a prefix, equal the text itself; exactly so in causal models."""
     config = MODELS[name]
     tuning, base, tuned, apply, tokens = begun(config, Prefix(length=P))
     now = moved(tuned)
@@ -193,7 +193,7 @@ def test_a_model_of_someone_elses_has_prompts_too(name, placeholder):
 
 
 class FlaxAttention(nn.Module):
-    """Flax's own attention, which has no call that gives its keys and values."""
+    """Flax's attention, which has no call that returns its keys and values."""
 
     @nn.compact
     def __call__(self, tokens_BT):

@@ -1,4 +1,4 @@
-"""Every method on models that do not know of it: the base at the start, merged as live, and only the tuned change."""
+"""Every PEFT method on unmodified models: starts at the base, merged equals live, only tuned parameters change."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ MERGED = ("lora", "lora everywhere", "rslora", "dora", "ia3", "bitfit", "full")
 
 
 class Foreign(nn.Module):
-    """A model file the package has never seen: Flax's own layers, one call a layer, no names of axes."""
+    """A model that is not of this package: Flax's layers, each called once, without axis names."""
 
     scanned: bool = False
 
@@ -97,19 +97,19 @@ def model(name: str):
 
 @functools.cache
 def of_the_base(name: str) -> jax.Array:
-    """The base's own outputs."""
+    """The outputs of the base."""
     module, inputs, base = model(name)
     return jax.jit(make_apply(module))(base, *inputs)
 
 
 def moved(tree, by=0.1):
-    """Every leaf somewhere else, so that nothing is zero or one by luck."""
+    """The tree with noise added to every leaf, so that nothing is exactly zero or one."""
     random = np.random.default_rng(5)
     return jax.tree.map(lambda x: x + (by * random.standard_normal(x.shape)).astype(x.dtype), tree)
 
 
 def method_for(name: str, method: str):
-    """A foreign model's attention is no module of its own; what it ends with is."""
+    """The method; in a foreign model, attention is not a module, so its output map is the target."""
     if name.startswith("foreign") and method == "houlsby":
         return dataclasses.replace(METHODS[method], targets=("out", "mlp"))
     return METHODS[method]

@@ -1,4 +1,4 @@
-"""A base of 8 or 4 bits a number under tuning methods, on models that do not know of it."""
+"""PEFT methods on a base quantised to 8 or 4 bits, on unmodified models."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ def leaves(tree):
 
 
 def saved_residuals(name: str, method: str, kind: str):
-    """What the derivative by the tuned parameters keeps."""
+    """The residuals of the derivative with respect to the tuned parameters."""
     _, frozen, now, apply = tuned(name, method, kind)
     _, inputs, _ = model(name)
     loss = lambda tuned, frozen: jnp.mean(jnp.square(apply(merge(frozen, tuned), *inputs)))
@@ -99,10 +99,10 @@ def test_scanned_layers_are_quantised_as_unrolled_ones():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["gpt", "foreign", "foreign scanned"])  # remat aside
+@pytest.mark.parametrize("name", ["gpt", "foreign", "foreign scanned"])  # without remat
 def test_the_derivative_keeps_codes_and_never_a_kernel_of_floats(name, kind):
     kernels = {x.shape for path, x in jax.tree_util.tree_leaves_with_path(model(name)[2]) if path[-1].key == "kernel"}
-    kernels -= {(D, V), (V, D)}  # a table's
+    kernels -= {(D, V), (V, D)}  # of a table
     floats = [x for x in saved_residuals(name, "houlsby", kind) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert not [x for x in floats if x.shape in kernels]
     assert any(x.dtype in (jnp.uint8, jnp.int8) for x in saved_residuals(name, "houlsby", kind))
@@ -110,7 +110,9 @@ def test_the_derivative_keeps_codes_and_never_a_kernel_of_floats(name, kind):
     plain = attach(method_for(name, "houlsby"), module, *inputs)
     start, apply = plain.init(jax.random.key(1), base), plain.apply(make_apply(module))
     pull = lambda t, b: jax.tree.leaves(jax.vjp(lambda t: jnp.sum(apply(merge(b, t), *inputs)), t)[1])
-    assert [x for x in jax.make_jaxpr(pull)(start, base).out_avals if x.shape in kernels]  # of floats they are kept
+    assert [
+        x for x in jax.make_jaxpr(pull)(start, base).out_avals if x.shape in kernels
+    ]  # the control: a float base has them
 
 
 @pytest.mark.parametrize("name", ["gpt scanned", "foreign scanned"])
@@ -135,7 +137,7 @@ def test_gradients_are_those_on_its_floats_and_it_stays_to_the_bit(name):
 
 
 class Odd(nn.Module):
-    """An output map named as elsewhere, a map of 17 inputs, one that draws and keeps something, and a shared one."""
+    """Has an `lm_head`, a layer of `inputs` features, one with randomness and a sown value, and a shared one."""
 
     inputs: int = D
 

@@ -1,4 +1,4 @@
-"""Devices that are only named, for what reads no more of them than their places and kinds."""
+"""Fake devices with coordinates and kinds."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Fake:
-    """A TPU chip at a place."""
+    """A TPU chip with coordinates."""
 
     coords: tuple[int, ...]
     slice_index: int = 0
@@ -23,7 +23,7 @@ class Fake:
 
 
 def gpus(hosts: int, each: int, kind: str = "NVIDIA H100 80GB HBM3") -> list[Fake]:
-    """GPUs as XLA describes them: with coordinates, a slice for each host, and here a process for each GPU."""
+    """GPUs as XLA describes them: with coordinates and one slice per host; here with one process per GPU."""
     places = [(host, i) for host in range(hosts) for i in range(each)]
     return [Fake((host, 0, i), host, n, kind, "gpu", process_index=n) for n, (host, i) in enumerate(places)]
 

@@ -1,4 +1,4 @@
-"""What a device keeps of a forward pass, as the tables split it. Nothing is compiled."""
+"""Saved activations per device under each sharding table. Nothing is compiled."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def saved_bytes(sharding, accum_steps: int = 1, **fields) -> int:
 
 
 def test_what_splits_the_batch_divides():
-    # ZeRO 3 computes what hangs on gathered parameters again (`nn/remat.py:all_but_gathered`), a reshape or two less.
+    # ZeRO 3 recomputes values that depend on gathered parameters (`nn/remat.py:all_but_gathered`), such as reshapes.
     assert saved_bytes(ZERO3.over(fsdp=8)) == saved_bytes(ZERO3.over(fsdp=2, sequence=4))
     assert saved_bytes(DDP.over(data=8)) == pytest.approx(saved_bytes(ZERO3.over(fsdp=8)), rel=0.01)
     assert saved_bytes(DDP.over(data=8), 4) == pytest.approx(saved_bytes(DDP.over(data=8)) / 4, rel=0.01)
@@ -35,9 +35,9 @@ def test_tensor_parallelism_divides_all_but_the_residual_stream():
     plain, split, sequence = (
         saved_bytes(table) for table in (DDP.over(data=8), TP.over(tensor=8), TP_SP.over(tensor=8))
     )
-    assert sequence == pytest.approx(plain, rel=0.02)  # everything over eight devices
+    assert sequence == pytest.approx(plain, rel=0.02)  # everything is split over eight devices
     assert 1.2 * plain < split < 4 * plain
-    # Twice the hidden layer is twice the layer's own arrays, split; norms and residuals are what they were.
+    # A hidden layer twice as wide doubles its own arrays, which are split; norms and residuals stay the same.
     wide = lambda table: saved_bytes(table, mlp_dim=512) - saved_bytes(table, mlp_dim=256)
     assert wide(TP.over(tensor=8)) == pytest.approx(wide(DDP.over(data=8)), rel=0.01)
 
@@ -45,7 +45,7 @@ def test_tensor_parallelism_divides_all_but_the_residual_stream():
 def test_a_stage_keeps_what_its_schedule_has_under_way():
     staged = lambda schedule, m: saved_bytes(dataclasses.replace(PP.over(stage=4, data=2), pipeline=schedule), m)
     gpipe = saved_bytes(PP.over(stage=4, data=2), 8)
-    # Of 11 ticks a quarter of the layers each, of a microbatch an eighth of the batch: more than all of it over 8.
+    # 11 ticks, each with 1/4 of the layers and 1/8 of the batch: more than the full batch over 8 devices.
     assert saved_bytes(DDP.over(data=8)) < gpipe < 2 * saved_bytes(DDP.over(data=8))
     assert saved_bytes(PP.over(stage=4, data=2), 16) < gpipe  # fewer idle ticks
     assert staged(OneFOneB(), 8) < gpipe / 3

@@ -1,4 +1,4 @@
-"""The dry run's figures beside what they estimate: the compiler's own account of memory and of arithmetic."""
+"""The dry run's estimates of memory and FLOPs are close to the compiler's figures."""
 
 import dataclasses
 import functools
@@ -45,7 +45,7 @@ def test_memory_estimate_is_near_the_compilers(scan, remat):
     program, step = compiled(scan, remat)
     analysis = step.memory_analysis()
     peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-    assert 0.75 < estimate_memory(program)["total"] / peak < 1.05  # 0.81 to 0.97: the compiler keeps a little more
+    assert 0.75 < estimate_memory(program)["total"] / peak < 1.05  # 0.81 to 0.97: the compiler saves slightly more
 
 
 @pytest.mark.parametrize("dtype", ["int8", "nf4"])
@@ -55,9 +55,7 @@ def test_a_quantised_base_is_told_truly_and_no_stack_of_it_is_ever_floats(dtype)
     step = program.step.lower(program.abstract, batch(program)).compile()
     estimate, fed = estimate_memory(program), sum(x.size * x.dtype.itemsize for x in batch(program).values())
     wanted = step.memory_analysis().argument_size_in_bytes - fed
-    assert estimate["parameters"] + estimate["optimizer state"] == pytest.approx(
-        wanted, abs=64
-    )  # the step, the key and so on
+    assert estimate["parameters"] + estimate["optimizer state"] == pytest.approx(wanted, abs=64)  # step, key etc.
     stacks = ("f32[3,64,256]", "f32[3,256,64]", "f32[3,64,4,16]", "f32[3,4,16,64]")
     assert not [shape for shape in stacks if shape in step.as_text()]
     assert all(shape in compiled(True, "none")[1].as_text() for shape in stacks)
@@ -91,7 +89,7 @@ def test_arguments_are_the_parameters_and_the_optimizer_state_exactly():
 
 @pytest.mark.parametrize("parts", [{}, {"mlp": GatedMLP(), "num_kv_heads": 2, "tie_embeddings": False}])
 def test_flops_are_those_of_the_compiled_forward_pass(parts):
-    """XLA counts elementwise work too, so the figure lies a little below."""
+    """XLA counts elementwise operations too, so the estimate is slightly lower."""
     program = build(experiment(**parts), jax.devices()[:1])
     step = program.eval_step.lower(program.abstract.params, batch(program)).compile()
     counted = step.cost_analysis()["flops"] / (SHAPE[0] * SHAPE[1])
@@ -114,7 +112,7 @@ def test_gradients_are_counted_by_their_own_table():
         gradients[name] = estimate_memory(program)["gradients"]
     table = 4 * sum_parameters(program)
     assert gradients["ZERO1"] == table
-    assert table / 8 < gradients["ZERO2"] < table / 7  # what has no model dimension is whole
+    assert table / 8 < gradients["ZERO2"] < table / 7  # arrays without a model dimension are replicated
 
 
 def test_the_sum_over_microbatches_is_counted_in_float32():

@@ -1,4 +1,4 @@
-"""Collectives in programs compiled for eight CPU devices, and in lines as the TPU's compiler writes them."""
+"""Collectives in programs compiled for eight CPU devices, and in HLO text of the TPU compiler."""
 
 import dataclasses
 import functools
@@ -175,7 +175,7 @@ b" stack_frame_id=1}}
 
 
 def test_a_loops_turns_from_its_condition_and_its_stride():
-    # A windowed einsum's ring of eight is a loop to 4, unrolled once: by 2.
+    # A windowed einsum over a ring of eight is a loop of 4 iterations, unrolled by 2.
     assert [c.count for c in collectives(loop(1))] == [4, 4]
     assert [c.count for c in collectives(loop(2))] == [2, 2]
     with pytest.raises(ValueError, match="a loop with collectives and an unknown trip count"):

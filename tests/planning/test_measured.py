@@ -1,4 +1,4 @@
-"""A run's measured step beside its plan: by its log, and by traces as the three kinds of devices write them."""
+"""Comparison of a run's measured step with its plan, from the log and from traces of three kinds of devices."""
 
 import dataclasses
 import json
@@ -111,7 +111,7 @@ def test_an_instruction_is_what_is_in_it():
     assert classes["ar.3"] == classes["ar.4"] == hlo.COLLECTIVE
     assert classes["w.5"] == hlo.LOOP and classes["a.7"] == hlo.OTHER
     assert operation_class("fusion.2", "", classes) == hlo.MATMUL
-    # Not of this program: by name, and by a TPU's category.
+    # Operations of other programs: by name, and by a TPU's category.
     assert (
         operation_class("gemm_fusion_dot.7", "", {}) == hlo.MATMUL
         and operation_class("fusion.9", "convolution fusion", {}) == hlo.MATMUL
@@ -205,7 +205,7 @@ def test_a_run_of_two_steps_a_call(tmp_path):
     assert done.code == 0 and "trace of 4 steps" in done.out, done.out + done.err
     trace = json.loads((tmp_path / "measured.json").read_text())["measured"]["trace"]
     assert trace["by_class"][hlo.MATMUL] > 0 and trace["by_class"][hlo.OTHER] > 0
-    # An evaluation between the two calls is another program; so every operation is one of the step's.
+    # An evaluation between the two calls is a different program, so all operations belong to the step.
     e = configs.load_json(tmp_path / "config.json")
     (file,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
     seen = {name for _, name, *_ in step_operations(jax.profiler.ProfileData.from_file(str(file)))}

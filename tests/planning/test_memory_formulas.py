@@ -1,4 +1,4 @@
-"""The formulas give the numbers that the papers print."""
+"""The memory formulas give the numbers in the papers."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_states_of_7_5_billion_parameters_over_64_devices(stage, printed):
     [(1, (120, 120, 120)), (4, (52.5, 41.3, 30)), (16, (35.6, 21.6, 7.5)), (256, (30.4, 15.4, 0.47))],
 )
 def test_states_of_7_5_billion_parameters(devices, printed):
-    """ZeRO, table 1; it rounds to as many digits as it prints."""
+    """ZeRO, table 1, to the printed digits."""
     for stage, value in zip((1, 2, 3), printed, strict=True):
         assert zero_state_bytes(7.5e9, devices, stage) / 1e9 == pytest.approx(value, abs=0.06)
 

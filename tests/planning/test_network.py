@@ -22,7 +22,7 @@ def seconds(kind: str, members, shape, slices: int = 1):
 
 def test_time_on_links():
     row = (tuple(range(16)),)
-    # One side of a 16 x 16 torus: a ring, both ways at 50 GB/s. A side of four is no ring.
+    # One side of a 16 x 16 torus is a ring, 50 GB/s in both directions. A side of four is not a ring.
     assert seconds("all-gather", row, (16, 16)) == ("ICI", pytest.approx(15 / 16 / 100))
     assert seconds("all-reduce", row, (16, 16)) == ("ICI", pytest.approx(2 * 15 / 16 / 100))
     assert seconds("all-gather", ((0, 1, 2, 3),), (4, 4)) == ("ICI", pytest.approx(3 / 4 / 50))
@@ -30,7 +30,7 @@ def test_time_on_links():
 
 
 def test_a_group_that_has_a_part_of_a_side_sends_one_way():
-    # Four of sixteen chips in a row: the ring is not theirs. With all of one side and a part of the other: 2 + 1 links.
+    # Four of sixteen chips in a row are not a ring. One full side and a part of the other have 2 + 1 links.
     assert seconds("all-gather", ((0, 1, 2, 3),), (16, 16)) == ("ICI", pytest.approx(3 / 4 / 50))
     assert seconds("all-gather", (tuple(range(64)),), (16, 16)) == ("ICI", pytest.approx(63 / 64 / 150))
 
@@ -44,7 +44,7 @@ def test_a_permute_sends_over_one_link():
 
 
 def test_time_between_slices():
-    # Chip 0 of each slice: all of it crosses. All chips: reduced within a slice, a sixteenth each crosses.
+    # Chip 0 of each slice: all data cross slices. All chips: reduced within a slice, 1/16 per chip crosses.
     dcn = 6.4e12 / 8 / 256
     assert seconds("all-reduce", ((0, 16),), (4, 4), 2) == ("DCN", pytest.approx(1e9 / dcn))
     assert seconds("all-reduce", (tuple(range(32)),), (4, 4), 2) == ("DCN", pytest.approx(1e9 / 16 / dcn))
@@ -52,7 +52,7 @@ def test_time_between_slices():
 
 
 def test_places_in_slices():
-    # Two slices of two along the inner axis: 0 and 2 of the mesh's four are of one slice.
+    # Two slices of two along the inner axis: devices 0 and 2 of the mesh's four are in one slice.
     mesh = meshed([Fake((i, 0, 0), s, 100_000 * (s + 1) + i) for i in range(2) for s in range(2)])
     within = Collective("all-reduce", ((0, 1),), 8, 1)
     assert network.with_mesh_positions(within, mesh).members == ((0, 2),)
@@ -69,12 +69,12 @@ def test_hosts_of_gpus_talk_over_their_network_and_within_over_their_links():
     within, across = (Collective("all-gather", rows, 10**9, 1) for rows in (((0, 1, 2, 3), (4, 5, 6, 7)), ((0, 4),)))
     everywhere = dataclasses.replace(within, members=())
     for op in (within, across, everywhere):
-        assert network.with_mesh_positions(op, mesh) == op  # a program for GPUs numbers all of them
+        assert network.with_mesh_positions(op, mesh) == op  # GPU programs use global device numbers
     assert network.transfer(within, mesh, H100) == ("NVLink", 0.75e9, pytest.approx(0.75 / 450))
     assert network.transfer(across, mesh, H100) == ("DCN", 0.5e9, pytest.approx(0.5 / 50))
-    # A quarter each crosses, of which there are two.
+    # Each of a host's four GPUs transfers a quarter.
     assert network.transfer(everywhere, mesh, H100)[:2] == ("DCN", 0.5e9 / 4)
-    # Hosts that do not say which they are, as of CPUs, are told by their processes.
+    # Devices without a host, such as CPUs, are grouped by process.
     named = [dataclasses.replace(gpu, slice_index=None, process_index=gpu.slice_index) for gpu in mesh.devices]
     assert network.transfer(across, meshed(named), H100)[0] == "DCN"
     assert network.transfer(within, meshed(named), H100)[0] == "NVLink"

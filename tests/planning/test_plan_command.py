@@ -1,4 +1,4 @@
-"""`experiments.plan` as a user runs it: for the devices at hand, and for TPUs on any machine."""
+"""`experiments.plan` from the command line: for local devices, and for TPUs on any machine."""
 
 import json
 import os
@@ -46,7 +46,7 @@ GiB = 2**30
 
 
 def planned(folder, config: str, topology: str, *fields: str) -> tuple[int, str, dict, int]:
-    """(exit status, what it prints, the plan, the most memory that it took)."""
+    """(exit status, output, the plan, peak memory)."""
     command = [
         sys.executable,
         "-m",
@@ -76,17 +76,17 @@ def test_a_shipped_config_fits_the_topology_it_names(tmp_path, config, topology,
     code, text, plan, memory = planned(tmp_path, f"tpu.py:{config}", topology)
     assert code == 0 and plan["fits"], text
     assert plan["num_devices"] == devices and plan["parameters"] / 1e9 == pytest.approx(billions, abs=0.05)
-    # With room for what full effort takes beyond the least: a quarter more, at most.
+    # With a margin for full compiler effort, which needs at most a quarter more memory than the least effort.
     assert plan["compiled"]["peak"] < 0.75 * plan["device_memory_limit"] and memory < 8 * GiB
-    # Parameters and optimizer state, in bfloat16 and float32: 2 + 12 bytes over all chips, and the batch.
+    # Parameters in bfloat16 and optimizer state in float32: 2 + 12 bytes over all chips, and the batch.
     assert plan["compiled"]["arguments"] == pytest.approx(14 * plan["parameters"] / devices, rel=0.03)
     assert {row["network"] for row in plan["traffic"]} == {"ICI"}
     assert {axis for row in plan["traffic"] for axis in row["axes"]} == {"fsdp"}
-    # Weights are gathered forward, and backward for remat and gradients: in bfloat16, twice, a microbatch.
+    # Weights are gathered in bfloat16 twice per microbatch: forward, and backward for remat and gradients.
     gathered = sum(row["bytes"] for row in plan["traffic"] if row["kind"] == "all-gather")
     twice = 2 * 2 * plan["parameters"] * plan["accum_steps"] * (devices - 1) / devices
     assert 0.8 * twice < gathered < 1.2 * twice
-    # All of a block but its last product is computed again, a fifth more.
+    # All of a block but its last product is recomputed: a fifth more.
     assert set(plan["seconds"]) == {"compute", "HBM", "ICI fsdp"} and 0 < plan["mfu_ceiling"] <= 0.83
 
 
@@ -94,13 +94,13 @@ def test_a_shipped_config_fits_the_topology_it_names(tmp_path, config, topology,
 def test_two_slices_talk_over_the_hosts_network(tmp_path):
     sizes = [f"--config.model.{name}={n}" for name, n in (("num_layers", 1), ("vocab_size", 2048))]
     slices = "--config.sharding.mesh.dcn={'data': 2}"
-    untied = "--config.model.tie_embeddings=False"  # or one table's two gradients are reduced apart
+    untied = "--config.model.tie_embeddings=False"  # or a table's two gradients are reduced separately
     code, text, plan, _ = planned(tmp_path, "parallel.py", "2*v5e:2x2", slices, untied, *sizes)
     assert code == 0, text
     between = sum(row["bytes"] for row in plan["traffic"] if row["network"] == "DCN")
     within = sum(row["bytes"] for row in plan["traffic"] if row["network"] == "ICI")
     gradients = plan["memory"]["gradients"]
-    # Within a slice reduced, and the sum gathered: 2 (3/4); between the two a quarter each, if not small.
+    # Reduced within a slice, and the sum gathered: 2 (3/4); between the slices a quarter each, for large arrays.
     assert gradients / 4 < between < gradients and within == pytest.approx(1.5 * gradients, rel=0.25)
     assert plan["seconds"]["DCN data"] > plan["seconds"]["ICI data"]
 
@@ -111,7 +111,7 @@ def test_what_does_not_fit_a_tpu_is_said_plainly(tmp_path):
     code, text, plan, _ = planned(tmp_path, "tpu.py:1b", "v5e:2x2", *fields)
     assert code == 1 and not plan["fits"] and plan["compiled"] is None
     assert "\ndoes not fit: the step needs" in text and "; largest part: activations, " in text
-    # And the first change that it names has been compiled, and fits.
+    # The first suggested change was compiled, and fits.
     change, _, outcome = plan["remedies"][0].partition(": ")
     assert (
         change.startswith("accum_steps=")

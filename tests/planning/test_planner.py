@@ -1,4 +1,4 @@
-"""Plans on eight CPU devices: the compiler's account beside ours, collectives by axis, and what does not fit."""
+"""Plans on eight CPU devices: memory as compiled and by estimate, collectives by axis, steps that do not fit."""
 
 import dataclasses
 import json
@@ -70,11 +70,11 @@ def test_states_are_what_zeros_formula_says(plans, name, stage, each):
 
 def test_traffic_is_along_the_axes_of_the_table(plans):
     psi = 4 * plans["DDP"].parameters
-    # A tied embedding's two gradients are all-reduced before they are added: once the vocabulary more.
+    # A tied embedding's two gradients are all-reduced before they are added: one more table.
     assert moved(plans["DDP"], "data") == pytest.approx(2 * (psi + 4 * 256 * 64) * 7 / 8, rel=0.05)
     assert {row.axes for row in plans["ZERO3"].traffic} == {("fsdp",)}
     assert any(row.kind == "all-gather" for row in plans["ZERO3"].traffic)
-    # Megatron: two all-reduces forward and two backward a layer; this backend does some in parts, and the rest beside.
+    # Megatron: two all-reduces forward and two backward per layer; this backend splits some and adds others.
     all_reduce = BATCH // 2 * LENGTH * 64 * 4 * 2 * 3 / 4
     assert 4 * LAYERS * all_reduce < moved(plans["TP"], "tensor") < 10 * LAYERS * all_reduce
     gradients = plans["TP"].memory["gradients"] + 4 * 256 * 64 / 4
@@ -119,7 +119,7 @@ def test_what_does_not_fit_says_what_is_largest_and_a_change_that_does(monkeypat
     assert plan.problem.startswith("does not fit: the step needs") and f"largest part: {largest}" in plan.problem
     compiled: list[str] = []
     plan = with_remedies(plan, e, jax.devices()[:DEVICES], busy=lambda text: compiled.append(text) or nullcontext())
-    # The first is what fits, followed here as a user would.
+    # Applies the first remedy, which fits.
     first = plan.remedies[0]
     change, _, outcome = first.partition(": ")
     assert outcome.endswith("as compiled, fits") and compiled[-1].endswith(change)
@@ -175,11 +175,12 @@ def test_a_search_ranks_what_fits_and_tells_of_each(monkeypatch):
     ]
     monkeypatch.setattr(searching, "candidate_shardings", lambda *_: wanted)
     plans = searching.search(e, jax.devices()[:DEVICES], lines.append)
-    assert len(plans) == len(lines) == 3 and all(": fits" in line for line in lines)  # the config's own not twice
+    # The config's own plan is not repeated.
+    assert len(plans) == len(lines) == 3 and all(": fits" in line for line in lines)
     assert [plan.step_seconds for plan in plans] == sorted(plan.step_seconds for plan in plans)
     table = format_ranking(plans).splitlines()
     assert len(table) == len(plans) + 1 and "MFU at most" in table[0]
-    # The most microbatches that divide the batch, for the smallest bubble: 1 of 5 ticks.
+    # The largest number of microbatches that divides the batch has the smallest bubble: 1 of 5 ticks.
     (staged,) = (plan for plan in plans if plan.name.startswith("PP"))
     permutes = sum(row.count for row in staged.traffic if row.kind == "collective-permute")
     assert permutes >= 2 * 5  # forward and backward
@@ -188,9 +189,8 @@ def test_a_search_ranks_what_fits_and_tells_of_each(monkeypatch):
 
 def test_time_and_utilisation_are_of_what_a_step_executes(plans):
     for name, plan in plans.items():
-        assert 1.15 < plan.executed_flops / plan.flops < 1.34, (
-            name
-        )  # blocks are computed again, but for what nothing reads
+        # Blocks are recomputed, except for values that nothing reads.
+        assert 1.15 < plan.executed_flops / plan.flops < 1.34, name
         assert plan.seconds["compute"] == plan.executed_flops / DEVICES / plan.peak_flops
     assert "compute is 1.2" in format_plan(plans["DDP"])
     sharding = dataclasses.replace(PP.over(stage=2, data=4), pipeline="1f1b")
@@ -242,7 +242,7 @@ def test_what_a_search_tries():
         *("PP data=4 stage=2 Circular", "PP data=2 stage=4 Circular"),
     }
     assert not any("sequence" in name for name in names)
-    # Of ZeRO 3 and tensor parallelism both, never one alone; and `--tables=ZERO3` has them too.
+    # ZeRO 3 with tensor parallelism has devices on both axes, never on one; `--tables=ZERO3` includes it.
     split = [
         sharding
         for name, sharding in searching.candidate_shardings(e, jax.devices()[:DEVICES])
@@ -292,7 +292,7 @@ def test_the_hosts_memory_is_shared_by_its_devices(monkeypatch):
     assert memory_limits.host_memory_limit(Fake((0, 0, 0))) == 512 * 2**30 / 8
     assert memory_limits.host_memory_limit(gpus(1, 1)[0]) == 2e12 / 8
     assert memory_limits.host_memory_limit(Fake((0, 0, 0), device_kind="TPU v4")) is None
-    # Attached ones: of this machine's, by the GPUs of the host, though each has a process of its own.
+    # Attached devices: this machine's memory over the host's GPUs, although each GPU has its own process.
     attached = gpus(2, 4)
     monkeypatch.setattr(memory_limits, "host_ram", lambda: 400)
     monkeypatch.setattr(memory_limits.jax, "devices", lambda: attached)
@@ -301,7 +301,7 @@ def test_the_hosts_memory_is_shared_by_its_devices(monkeypatch):
 
 
 def instead(e: Experiment, devices) -> StepPlan:
-    """A plan that fits, as far as anything is known before it is compiled."""
+    """A plan that fits by estimate, before it is compiled."""
     return planner.estimate_step(planner.build(e, devices))
 
 
@@ -313,14 +313,14 @@ def test_a_step_that_takes_more_of_the_hosts_memory_than_there_is_does_not_fit(m
     monkeypatch.setattr(planner, "host_memory_limit", lambda device: 0.6 * host_bytes)
     assert host_bytes > 0
     plan = plan_step(e, devices)
-    assert not plan.fits and plan.compiled is None  # it is known before
+    assert not plan.fits and plan.compiled is None  # known before compiling
     says = (
         f"the step needs {amount(host_bytes)} of host memory for each cpu and {amount(0.6 * host_bytes)} are available"
     )
     assert plan.problem == f"does not fit: {says}; largest part: optimizer state, {amount(host_bytes)}"
     monkeypatch.setattr(remedies, "plan_step", instead)
     plan = with_remedies(plan, e, devices)
-    # What takes less of it is advised, and nothing else.
+    # Only changes that need less host memory are suggested.
     assert plan.remedies[0].startswith("sharding as ZERO1, fsdp=8: ") and plan.remedies[0].endswith("fits")
     assert not any(line.startswith(("accum_steps", "model.remat")) for line in plan.remedies)
     assert "sharding.optimizer_memory='device'" in {line.partition(":")[0] for line in plan.remedies}
@@ -338,7 +338,7 @@ def test_what_the_compiler_puts_in_the_hosts_memory_counts(plans):
     ("available", "end"), [(80, " and 100 B of host memory by estimate, still too much"), (120, "fits")]
 )
 def test_a_remedy_has_to_fit_the_hosts_memory_too(plans, monkeypatch, available, end):
-    """The optimizer's state on the host makes room on the device, and takes 100 bytes there."""
+    """The optimizer state in host memory frees device memory, and takes 100 bytes of the host."""
     e, devices, needs = experiment(DDP.over(data=8)), jax.devices()[:DEVICES], sum(plans["DDP"].memory.values())
     plan = dataclasses.replace(
         plans["DDP"], device_memory_limit=0.5 * needs, host_memory_limit=available, problem="does not fit"

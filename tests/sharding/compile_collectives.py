@@ -1,4 +1,4 @@
-"""Compiles training steps for chips that are only named; prints what each communicates as JSON, a dict by preset.
+"""Compiles training steps for TPU topologies; prints the collectives of each preset as JSON.
 
 python -m tests.sharding.compile_collectives PRESET... Needs libtpu (TPU_LIBRARY_PATH) and no TPU.
 
@@ -69,7 +69,7 @@ def step_of(name: str):
 
 
 def compiled_report(name: str) -> dict:
-    """parameters: how many. collectives: as `planning/hlo.py` reads them. arrays: the shape of each array in one."""
+    """parameters: their number. collectives: as `planning/hlo.py` reads them. arrays: the shapes of their arrays."""
     lowered, parameters = step_of(name)
     text = lowered.compile(compiler_options=NO_RINGS).as_text()
     results = re.findall(rf"= (.*?) (?:{'|'.join(KINDS)})(?:-start)?\(", text)

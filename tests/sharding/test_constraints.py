@@ -1,6 +1,6 @@
-"""Guard: each preset's layouts stand in the step that is handed to the compiler (StableHLO), not compiled here.
+"""Each preset's layouts are in the lowered step (StableHLO), which is not compiled here.
 
-A constraint outside its mesh, or without its table, is dropped without a word, and the step still trains to the same
+A constraint outside its mesh, or without its table, is silently dropped, and the step still trains to the same
 numbers. What the compiler makes of them is in `test_tpu_collectives.py`.
 Shapes: x (16, 8, 32), logits (16, 8, 40), the table (40, 32), the feed-forward's first matrix (32, 48), of two layers
 (2, 32, 48), queries (16, 8, 4, 8).
@@ -53,13 +53,13 @@ def lowered(name: str) -> str:
 
 
 def constrained(name: str, shape: str) -> set[str]:
-    """Layouts that arrays of a shape are constrained to, as `{}, {"fsdp"}`."""
+    """The sharding constraints of arrays of a shape, as `{}, {"fsdp"}`."""
     pattern = rf"sdy\.sharding_constraint %\S+ <@mesh, \[(.*?)\]> : tensor<{shape}xf32>"
     return set(re.findall(pattern, lowered(name)))
 
 
 def arguments(name: str, shape: str) -> list[str]:
-    """Layouts of the step's arguments of a shape: the parameter, then its two moments."""
+    """Layouts of the step's arguments of a shape: the parameter and its two moments."""
     return re.findall(rf"%arg\d+: tensor<{shape}xf32> \{{[^%]*?sdy\.sharding<@mesh, \[(.*?)\]>", lowered(name))
 
 
@@ -83,14 +83,14 @@ WHOLE, SPLIT = "{}, {}, {}", '{}, {"fsdp"}, {}'
 def test_zeros_stages_split_one_thing_more_each(name, params, moments, gradients):
     assert arguments(name, MATRICES) == [params, moments, moments]
     assert gradients in constrained(name, MATRICES)
-    # Gathered, and its gradient laid out, inside the layer.
+    # Gathered inside the layer, where its gradient is resharded too.
     inside = constrained(name, MATRIX)
     assert ('{"fsdp"}, {}' in inside) == (gradients == SPLIT)
     assert gradients != SPLIT or "{}, {}" in inside
 
 
 def test_gathered_parameters_are_let_go_and_gathered_again():
-    """Else the forward pass would keep those of every layer for the backward pass, whole."""
+    """Otherwise the forward pass would save the gathered parameters of every layer for the backward pass."""
     whole = rf"sdy\.sharding_constraint %\S+ <@mesh, \[{{}}, {{}}\]> : tensor<{MATRIX}xf32>"
     assert len(re.findall(whole, lowered("ZERO3"))) == 2
 

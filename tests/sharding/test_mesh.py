@@ -1,4 +1,4 @@
-"""Meshes over several slices: devices of one slice stay together, and only the axes named lie across."""
+"""Meshes over several slices: devices of a slice stay together, and only the named axes cross slices."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ from jaxnlp.training.experiment import Experiment
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A TPU's chip that is not there."""
+    """A fake TPU chip."""
 
     id: int
     coords: tuple[int, int, int]
@@ -29,7 +29,7 @@ class Chip:
 
 
 def chips(slices: int, shape: tuple[int, int], named: bool = True) -> list[Chip]:
-    """Slices of so many chips each, four to a host; in no order."""
+    """Slices of the given numbers of chips, four per host, in random order."""
     grid = []
     for s in range(slices):
         for x, y in itertools.product(*map(range, shape)):
@@ -59,8 +59,8 @@ def test_only_the_named_axes_lie_across_slices(case):
         parts = config.dcn.get(axis, 1)
         lines = np.moveaxis(lies_on, number, -1).reshape(-1, mesh.shape[axis])
         runs = lines.reshape(len(lines), parts, -1)
-        assert (runs == runs[:, :, :1]).all()  # each part of the axis is on one slice
-        assert all(len({*line}) == parts for line in lines)  # and no two parts on the same
+        assert (runs == runs[:, :, :1]).all()  # each part of the axis is in one slice
+        assert all(len({*line}) == parts for line in lines)  # each in a different slice
 
 
 def test_hosts_are_the_slices_where_devices_name_none():

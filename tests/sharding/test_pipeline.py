@@ -1,4 +1,4 @@
-"""Schedules: every microbatch passes every stage in order, no stage does two things at once, the bubble is as told."""
+"""Pipeline schedules: every microbatch passes all stages in order, one work item per stage and slot; the bubble."""
 
 import pytest
 
@@ -29,7 +29,7 @@ SIZES = [(p, m) for p in (2, 4, 8) for m in range(p, 8 * p + 1)]
 
 
 def when(schedule, p, m):
-    """(work, stage) -> slot. A table has a cell for each stage in each slot, so none does two things in one."""
+    """(work, stage) -> slot. A table has one cell per stage and slot, so no stage has two work items in a slot."""
     slots = {}
     for slot, row in enumerate(timetable(schedule, p, m)):
         assert len(row) == p

@@ -1,4 +1,4 @@
-"""Strict resolution: a mesh never replicates in silence."""
+"""Strict resolution of sharding rules: never silently replicated."""
 
 import jax
 import pytest

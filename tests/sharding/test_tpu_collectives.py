@@ -1,4 +1,4 @@
-"""What each preset communicates in a training step, counted in programs compiled for TPUs by libtpu, without a TPU.
+"""Communication of each preset in a training step, from programs compiled for TPUs by libtpu, without a TPU.
 
 Psi is the bytes of the parameters, bfloat16; a payload is one (B, T, D) activation. Each program is compiled once.
 """
@@ -30,25 +30,25 @@ def moved(name: str, *kinds: str) -> int:
 
 
 def on_the_ring(name: str) -> int:
-    """Bytes that each of many devices sends: an all-reduce is a reduce-scatter and an all-gather."""
+    """Bytes that each of many devices sends; an all-reduce is a reduce-scatter and an all-gather."""
     return sum(c["bytes"] * c["count"] * (1 + (c["kind"] == "all-reduce")) for c in step(name)["collectives"])
 
 
 def payloads(name: str, kind: str, inside: str = "") -> int:
-    """How often an activation goes out by this kind, counted by bytes, so that none hides in another's company."""
+    """The number of activations sent by this kind of collective, from the bytes, since XLA may combine several."""
     rows = [c for c in step(name)["collectives"] if c["kind"] == kind and inside in c["source"]]
     return round(sum(c["bytes"] * c["count"] for c in rows if c["bytes"] >= PAYLOAD) / PAYLOAD)
 
 
 def test_data_parallel_all_reduces_gradients_and_no_more():
-    """The negative control. A tied table has two gradients, and XLA reduces each before it adds them."""
+    """The control. A tied table has two gradients, and XLA reduces each before adding them."""
     assert {c["kind"] for c in step("DDP")["collectives"]} == {"all-reduce"}
     assert moved("DDP", "all-reduce") == pytest.approx(psi("DDP") + TABLE, rel=0.01)
 
 
 def test_stage_1_all_reduces_gradients_and_gathers_parameters():
     assert moved("ZERO1", "all-gather") == pytest.approx(psi("ZERO1"), rel=0.01)
-    # Outside the loop XLA makes a reduce-scatter of an all-reduce whose result is cut at once: the lookups'.
+    # Outside the loop XLA makes an all-reduce with a sliced result, that of the lookup, a reduce-scatter.
     assert moved("ZERO1", "reduce-scatter") <= 1.01 * (TABLE + PLACES)
     assert moved("ZERO1", "all-reduce") == pytest.approx(psi("ZERO1"), rel=0.02)
 
@@ -62,7 +62,7 @@ def test_stage_2_reduce_scatters_gradients_at_the_bytes_of_data_parallel():
 
 
 def test_stage_3_gathers_parameters_twice_within_three_halves_of_data_parallel():
-    """Twice, for what is gathered is let go after use; but the table, which is one layer's, once."""
+    """Twice, since gathered parameters are freed after use; the table only once."""
     whole = psi("ZERO3")
     assert moved("ZERO3", "all-gather") == pytest.approx(2 * whole - TABLE - PLACES, rel=0.05)
     assert moved("ZERO3", "reduce-scatter") == pytest.approx(whole, rel=0.05)
@@ -71,7 +71,7 @@ def test_stage_3_gathers_parameters_twice_within_three_halves_of_data_parallel()
 
 
 def test_tensor_parallel_all_reduces_twice_forward_and_twice_backward_a_layer():
-    """And once each for the embedding and the output map; of the loss, three numbers a token."""
+    """Also once each for the embedding and the output map; for the loss, three numbers per token."""
     assert payloads("TP", "all-reduce", "/jvp(GPT)/while/") == 2 * LAYERS
     assert payloads("TP", "all-reduce", "/transpose(jvp(GPT))/while/") == 2 * LAYERS
     assert payloads("TP", "all-reduce") == 4 * LAYERS + 2

@@ -1,4 +1,4 @@
-"""Compiles a small GPT's step for four TPU chips with the optimizer's state in either memory; prints the accounts.
+"""Compiles a small GPT's step for four TPU chips with the optimizer state in either memory; prints memory figures.
 
 python -m tests.training.compile_offload ZERO3 stacked|unrolled|xl. Needs libtpu (TPU_LIBRARY_PATH) and no TPU. "xl" is
 GPT-2 of 1.5 billion parameters at its length, which takes minutes.

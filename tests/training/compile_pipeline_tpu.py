@@ -1,4 +1,4 @@
-"""Compiles a pipelined gradient for v5e:2x4, data 2 and stage 4; prints its temporaries and its collectives.
+"""Compiles a pipelined gradient for v5e:2x4, data 2 and stage 4; prints its temporaries and collectives.
 
 python -m tests.training.compile_pipeline_tpu gpipe|1f1b|circular MICROBATCHES ...
 
@@ -28,7 +28,7 @@ from jaxnlp.sharding.rules import shardings
 from jaxnlp.training.step import pipeline_step
 
 SIZES = {"data": 2, "stage": 4}
-T, ROWS = 512, 16  # of a microbatch, half of them on each device along data
+T, ROWS = 512, 16  # of a microbatch, half of them on each device of the data axis
 MODEL = GPTConfig(
     vocab_size=512,
     max_length=T,

@@ -1,4 +1,4 @@
-"""Says which rows of the first batch this process feeds, and which examples it has read for them."""
+"""Prints which rows of the first batch this process feeds, and which examples it reads for them."""
 
 import json
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 class Noted(Packed):
-    """Packed examples that note the number of each one read."""
+    """Packed examples that record the index of each one read."""
 
     def __init__(self, read: list[int]):
         self.read = read

@@ -15,7 +15,7 @@ def points() -> np.ndarray:
 
 
 def update(points_ND: np.ndarray, centers_KD: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
-    """One step over half of the points: the centers moved half-way to the means of their points, and the mean cost."""
+    """One step over half of the points: moves centers half-way to the means of their points; also the mean cost."""
     half_MD = np.random.default_rng(seed).permutation(points_ND)[: len(points_ND) // 2]
     squares_MK = np.square(half_MD[:, None] - centers_KD).sum(-1)
     nearest_M = squares_MK.argmin(1)

@@ -1,4 +1,4 @@
-"""The train step of encoder-decoders: eight devices equal one, microbatches equal the whole batch."""
+"""The train step of encoder-decoders: eight devices equal one, microbatches equal the full batch."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Operations counted in traces, beside the models' own figures and the schedules' formulas."""
+"""FLOPs counted in traces equal the models' figures and the formulas of pipeline schedules."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from jaxnlp.training.step.flops import step_flops
 from jaxnlp.training.step.program import build
 
 V, D, LAYERS, B, T = 256, 64, 4, 16, 32
-SHARE = 12 * D**2 * LAYERS + 2 * D * T * LAYERS  # operations of a token in layers, by six, and of its attention
+SHARE = 12 * D**2 * LAYERS + 2 * D * T * LAYERS  # FLOPs per token of the layers, over six, and of attention
 SHARE /= SHARE + D * V
 
 
@@ -31,7 +31,7 @@ def program(sharding=DDP.over(data=8), remat="none", layers=LAYERS, **fields):
 
 
 def ratio(*args, **fields) -> float:
-    """Operations executed in a step, over the model's."""
+    """FLOPs executed in a step over the model's FLOPs."""
     built = program(*args, **fields)
     return jaxpr_flops(built.step.trace(built.abstract, step_batch(built)).jaxpr) / step_flops(built)
 
@@ -60,8 +60,8 @@ def test_a_step_does_the_models_operations(sharding, accum):
 
 
 def test_remat_adds_what_it_computes_again():
-    # Of a block under "full" the last product, with which nothing is done, is not computed again; under "names" nor
-    # are query, key, value, scores and what they weigh; under "dots" only these two are.
+    # Under "full" the last product of a block is not recomputed, as nothing reads it; under "names" query, key and
+    # value are not either; under "dots" only the scores and the weighted sum are recomputed.
     block = 12 * D**2 + 2 * D * T
     again = {"full": block - 4 * D**2, "names": block - 4 * D**2 - 3 * D**2, "dots": 2 * D * T}
     for remat, operations in again.items():
@@ -73,11 +73,11 @@ def test_a_pipeline_has_its_bubble_and_what_its_schedule_computes_again():
     of = lambda pipeline, remat="none": ratio(
         dataclasses.replace(PP.over(stage=2, data=4), pipeline=pipeline), remat, accum_steps=4
     )
-    # Four microbatches in five ticks; nine half as long with two virtual_stages. Logits are computed again.
+    # Four microbatches in five ticks, or nine half as long with two virtual_stages. Logits are recomputed.
     assert of("gpipe") == pytest.approx(SHARE * 5 / 4 + last * 4 / 3, rel=0.01)
     assert of("circular") == pytest.approx(SHARE * 9 / 8 + last * 4 / 3, rel=0.01)
     assert of("gpipe", "full") > of("gpipe", "names") > of("gpipe", "dots") > of("gpipe")
-    # In step with the layers, the output map waits too, and each of two stages has it: 6 ticks, of 4/3 the work.
+    # The output map runs in each tick on both stages, also in idle ones: 6 ticks of 4/3 the work.
     assert of("1f1b") == pytest.approx((SHARE * 4 / 3 + last * 2) * 6 / 4, rel=0.02)
 
 

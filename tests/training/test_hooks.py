@@ -1,4 +1,4 @@
-"""Hooks and feeds of a run: early stopping, the states of hooks, hooks of the config and of the call, other batches."""
+"""Hooks and feeds of a run: early stopping, state of hooks, hooks in configs and in calls, custom batches."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from tests.experiments import small
 
 @dataclasses.dataclass(kw_only=True)
 class Scripted(Evaluator):
-    """Measures the next number of `scores` each time it is called."""
+    """An evaluator that returns the next number of `scores` at each call."""
 
     scores: ClassVar[list[float]] = []
 
@@ -32,7 +32,7 @@ class Scripted(Evaluator):
 
 @dataclasses.dataclass(kw_only=True)
 class Witness(Hook):
-    """Records what it is called with, and counts its acts over all processes of a run."""
+    """Records its calls, and counts them over all processes of a run."""
 
     tag: str = ""
     seen: ClassVar[list[tuple]] = []
@@ -91,12 +91,12 @@ def test_a_run_ends_when_the_best_no_longer_improves_also_when_resumed(corpus, t
         return step, message in err, Reader(tmp_path).best()
 
     assert train(3, [0.1, 0.5, 0.4]) == (3, False, 2)
-    assert train(9, [0.3, 0.9]) == (4, True, 2)  # the second without improvement: the first was before the resuming
-    assert train(9, [0.1]) == (4, True, 2)  # its end is evaluated again, and not counted again
+    assert train(9, [0.3, 0.9]) == (4, True, 2)  # the second without improvement; the first was before the resume
+    assert train(9, [0.1]) == (4, True, 2)  # its last step is evaluated again, but not counted again
 
 
 class ScriptedEvaluations:
-    """A score for each step."""
+    """One score per step."""
 
     def __init__(self, run, mode, scores):
         self.best, self._run, self._scores = Best("scripted", "score", mode), run, scores
@@ -106,7 +106,7 @@ class ScriptedEvaluations:
 
 
 class ScriptedLoop:
-    """As much of a loop as early stopping needs."""
+    """The part of a loop that early stopping uses."""
 
     def __init__(self, run, mode, scores):
         self.run, self.evaluations = run, ScriptedEvaluations(run, mode, scores)
@@ -119,10 +119,10 @@ NAN = float("nan")
     ("fields", "costs", "last"),
     [
         ({}, [5, 3, 4, 3.5, 1], 4),
-        ({}, [5, 6, 4, 5, 3, 4, 4, 0], 7),  # an improvement starts the count anew
-        ({"patience": 1}, [5, 5, 0], 2),  # to be equal is no improvement
-        ({"min_delta": 0.5}, [5, 4.6, 4.4, 4.2, 4.0, 0], 5),  # compared with the best, not with the one before
-        ({}, [5, None, None, 6, None, 6, None, 0], 6),  # steps that are not evaluated do not count
+        ({}, [5, 6, 4, 5, 3, 4, 4, 0], 7),  # an improvement resets the count
+        ({"patience": 1}, [5, 5, 0], 2),  # an equal score is not an improvement
+        ({"min_delta": 0.5}, [5, 4.6, 4.4, 4.2, 4.0, 0], 5),  # compared with the best score, not the previous one
+        ({}, [5, None, None, 6, None, 6, None, 0], 6),  # steps without evaluation do not count
         ({"patience": 3}, [NAN, NAN, NAN, 0], 3),
         ({}, [5, 4, 3, 2], 4),
     ],
@@ -136,7 +136,7 @@ def test_patience(mode, resumes, fields, costs, last, tmp_path):
         run.start(len(scores))
         loop = ScriptedLoop(run, mode, scores)
         for _ in run.steps():
-            if resumes:  # after every step, from what was saved as JSON
+            if resumes:  # resumed after every step, from the state saved as JSON
                 saved, stop = json.loads(json.dumps(stop.state())), EarlyStopping(**{"patience": 2, **fields})
                 if saved:
                     stop.restore(saved)
@@ -183,9 +183,9 @@ def test_hooks_and_a_feed_of_ones_own_act_and_keep_their_states(corpus, tmp_path
     assert by_tag("c") == [("begin", 0), ("act", 4), ("end", 1)]
     assert [event[2] for event in Witness.seen if event[:2] == ("b", "metrics")] == [1, 2, 3, 4]
     assert (feeds[0].count, feeds[0].inner.state()["position"]) == (4, 2 * 8)
-    # The config holds its hooks, and the checkpoint the state of each, also of several of one class.
+    # The config has the hooks, the checkpoint the state of each one, also with several of one class.
     saved = jaxnlp.load(tmp_path).experiment
-    assert saved.hooks == model.experiment.hooks == hooks and hooks[0].acts == 0  # the run has copies
+    assert saved.hooks == model.experiment.hooks == hooks and hooks[0].acts == 0  # the run copies hooks
     Witness.seen.clear()
     longer = dataclasses.replace(saved, num_steps=6)
     jaxnlp.train(longer, tmp_path, hooks=more, make_feed=make_feed)

@@ -1,6 +1,6 @@
-"""The parity matrix: any table over eight devices trains as one device does, with dropout, padding and accumulation.
+"""Parity matrix: every table over eight devices trains as one device, with dropout, padding and accumulation.
 
-SGD with momentum: what its trace gains in a step is that step's gradient, so that losses, gradients and parameters are
+SGD with momentum: the change of its trace in a step is the step's gradient, so losses, gradients and parameters are
 all compared at every step, each relative to the largest number of its tensor.
 """
 
@@ -33,7 +33,7 @@ from jaxnlp.training.step.program import build
 
 V, B, T, M, ACCUM, MOMENTUM = 32, 16, 16, 3, 2, 0.9
 SIZES = {"vocab_size": V, "num_layers": 4, "num_heads": 8, "embed_dim": 16, "mlp_dim": 32, "dropout_rate": 0.1}
-SIZES["scan_layers"] = True  # stages need it, and a stack compiles as fast as one layer
+SIZES["scan_layers"] = True  # pipeline stages need it, and a scanned stack compiles as fast as one layer
 MODELS = {
     "gpt": GPTConfig(max_length=T, **SIZES),
     "bert": BertConfig(max_length=T, **SIZES),
@@ -85,8 +85,8 @@ MESHES = {
     "DP_PP_TP and ZERO3, stage 2 fsdp 2 tensor 2": STAGED_ZERO3.over(stage=2, fsdp=2, tensor=2),
     "DP_PP_TP stage 2 sequence 2 tensor 2": DP_PP_TP.over(stage=2, sequence=2, tensor=2),
 }
-# Models and tables are independent by design: GPT goes over all meshes, the others over the few that could break them,
-# as their own axes, masks and two stacks. The rest of the cross is in `make test-all` alone.
+# Models and tables are independent by design: GPT runs on all meshes, the others on those that could break them, for
+# their own axes, masks and two stacks. Only `make test-all` runs the full product.
 FAST = {
     ("gpt", "ZERO1 data 2 fsdp 2 sequence 2"),
     ("gpt", "ZERO3 and TP_SP, 2 2 2"),
@@ -104,7 +104,7 @@ COVERING = {
     "t5": {"ZERO3 and TP_SP, 2 2 2", "DP_PP_TP data 2 stage 2 tensor 2", "PP data 4 stage 2, circular"},
 }
 COVERING["transformer"] = COVERING["bert"]
-REST = (  # of the cross
+REST = (  # of the full product
     "DDP data 8",
     "ZERO1 data 2 fsdp 2 sequence 2",
     "ZERO2 fsdp 8",
@@ -121,7 +121,7 @@ REST = (  # of the cross
 RINGED = "ZERO2 fsdp 2 sequence 4"
 
 
-T5_REST = {"DDP data 8", "ZERO3 data 2 fsdp 4", "TP_SP data 2 tensor 4"}  # it shares with the other encoder-decoder
+T5_REST = {"DDP data 8", "ZERO3 data 2 fsdp 4", "TP_SP data 2 tensor 4"}  # covered by the other encoder-decoder
 
 
 def marks(name: str, mesh: str):
@@ -167,7 +167,7 @@ def batch(name: str, seed: int) -> dict[str, np.ndarray]:
 
 
 def program(name: str, sharding: Sharding, devices: int):
-    """One device has no ring and takes `Einsum`."""
+    """One device has no ring and uses `Einsum`."""
     model, name = {**MODELS, **UNROLLED, **RINGS}[name], name.split()[0]
     if devices == 1:
         model = dataclasses.replace(model, attention=Einsum())
@@ -212,7 +212,7 @@ def first_state(name: str):
 
 
 def placed(program, name: str):
-    """The same state on every mesh. It is placed and not computed there, so that a case compiles its step alone."""
+    """The same initial state on every mesh; copied, not computed, so that a case compiles only its step."""
     return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), first_state(name), program.abstract)
 
 
@@ -223,8 +223,8 @@ def one_device(name: str):
 
 
 def close(actual, wanted):
-    """Each tensor within 1e-5 of its largest number; biases of keys, whose gradient softmax makes zero, within 1e-7 of
-    the largest of all: what they hold is rounding."""
+    """Each tensor within 1e-5 of its largest number; biases of keys, whose gradient is zero up to rounding
+    (softmax is invariant to them), within 1e-7 of the largest number of all."""
     actual, wanted = jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(wanted)
     largest = max(np.abs(x).max() for x in wanted)
     for (path, a), b in zip(actual, wanted, strict=True):

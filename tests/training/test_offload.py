@@ -1,4 +1,4 @@
-"""The optimizer's state in the host's memory: the same training, and no more of it on a device than a layer's."""
+"""Optimizer state in host memory: training is the same, and a device has the state of one layer at most."""
 
 import dataclasses
 
@@ -53,7 +53,7 @@ def experiment(sharding: Sharding, optim: OptimConfig | None = None, policy: Pol
 
 
 def trained(program, state, steps=3):
-    """The state after so many steps, from the step it is at."""
+    """The state after further steps."""
     for i in range(int(state.step), int(state.step) + steps):
         tokens, targets = np.random.default_rng(i).integers(0, V, (2, B, T)).astype(np.int32)
         batch = {"tokens": tokens, "targets": targets, "weights": np.ones((B, T), np.float32)}
@@ -73,12 +73,12 @@ def close(actual, wanted, rtol=1e-5, atol=2e-6):
 
 
 def kinds(opt_state):
-    """Memories of what is like a parameter, and of the rest."""
+    """Memory kinds of the leaves shaped like parameters, and of the others."""
     leaves = jax.tree.leaves(opt_state)
     return [{x.sharding.memory_kind for x in leaves if (x.ndim > 0) == large} for large in (True, False)]
 
 
-# The update alone
+# The update
 
 AXES = {"blocks": {"up": ("layers", "embed", "mlp"), "bias": ("layers", "mlp")}, "other": ("embed", "mlp")}
 AXES["first"] = ("vocab", "embed")
@@ -118,12 +118,12 @@ def test_an_update_by_parts_is_the_update(name, master):
             for s, (p, o) in ((actual, by_parts(grads, actual, None)), (wanted, whole(grads, wanted)))
         )
     close((actual.params, actual.opt_state), (wanted.params, wanted.opt_state))
-    # An update left out leaves everything, counters too.
+    # A skipped update changes nothing, counters included.
     same = by_parts(grads, actual, jnp.array(False))
     jax.tree.map(np.testing.assert_array_equal, same, (actual.params, actual.opt_state))
 
 
-# Whole steps, on eight devices
+# Full steps on eight devices
 
 SPLIT = {**TENSOR, "embed": "fsdp"}
 CASES = {
@@ -177,7 +177,7 @@ def test_a_checkpoint_goes_on_in_either_memory(tmp_path):
     close(again.params, straight.params)
 
 
-# What is told
+# Reports
 
 
 def test_the_account_tells_the_hosts_bytes_from_the_devices():
@@ -185,7 +185,7 @@ def test_the_account_tells_the_hosts_bytes_from_the_devices():
         build(experiment(BOTH[memory], num_steps=20), jax.devices()[:2]) for memory in ("host", "device")
     )
     mine, other = dry_run.estimate_memory(offloaded), dry_run.estimate_memory(beside)
-    # Counters, and what no table splits, are all that differs from 12 bytes a parameter.
+    # Counters and unsplit arrays are the only difference from 12 bytes per parameter.
     assert mine["optimizer state in host memory"] + mine["optimizer state"] == other["optimizer state"]
     assert mine["optimizer state"] < 100 and mine["total"] == other["total"] - mine["optimizer state in host memory"]
     assert "optimizer state in host memory" not in other
@@ -234,7 +234,7 @@ def test_devices_without_the_hosts_memory_are_told():
 @pytest.mark.slow
 @pytest.mark.parametrize("layers", ["stacked", "unrolled"])
 def test_a_tpu_holds_no_more_of_the_state_than_a_layers(layers):
-    """12 bytes a parameter, over four chips, are on their hosts; what is on a chip is less by nearly as much."""
+    """12 bytes per parameter, split over four chips, are in host memory; the chips need nearly as much less."""
     memory = tpu.compiled("tests.training.compile_offload", "ZERO3", layers)
     print(memory)
     assert memory["host"]["host arguments"] == pytest.approx(12 * memory["parameters"] / 4, rel=0.02)

@@ -1,4 +1,4 @@
-"""Over pipeline stages the sums and gradients of a step are those without, with dropout and padding; what it costs."""
+"""A step over pipeline stages has the sums and gradients of one device, with dropout and padding; its costs."""
 
 import dataclasses
 import functools
@@ -63,9 +63,9 @@ def plain(name: str, num_layers: int, scale=None):
 def staged(
     name: str, schedule, sizes: dict[str, int], num_layers: int, scale=None, table=None, active=None, at_rest=None
 ):
-    """(the mesh's context, a jitted function of params and batch, those).
+    """(the mesh's context, a jitted function of params and batch, params, batch).
 
-    table, active: rules of parameters and activations; kept: of gradients, and parameters are gathered where used.
+    table, active: rules of parameters and activations. at_rest: rules of gradients; parameters are gathered at use.
     """
     table, active = table or STAGED, active or ACTIVE
     tables = (
@@ -102,7 +102,7 @@ def close(actual, wanted):
     jax.tree.map(close_leaf, actual, wanted)
 
 
-FAST = {("gpt", "1f1b", "2 2 2")}  # GPipe's and the circular one's are in `test_meshes.py`
+FAST = {("gpt", "1f1b", "2 2 2")}  # GPipe and the circular schedule are in `test_meshes.py`
 OTHERS = {("bert", "1f1b", "stage 4"), ("bert", "1f1b", "2 2 2")}
 COVERING = {("gpt", "naive", "stage 4"), ("gpt", "gpipe", "2 2 2"), ("gpt", "1f1b", "stage 4")}
 COVERING |= {("gpt", "circular", "stage 4"), ("bert", "1f1b", "2 2 2")}
@@ -143,7 +143,7 @@ TABLES = {
 }
 
 TABLES_OF = {"sequence parallel": "gpipe", "context": "circular", "zero 2": "gpipe", "zero 3": "circular"}
-# GPipe and the circular schedule share their code, and `test_meshes.py` has GPipe over the other tables.
+# GPipe and the circular schedule share code; `test_meshes.py` runs GPipe with the other tables.
 COVERED_ELSEWHERE = {("circular", "context"), ("gpipe", "zero 2"), ("circular", "zero 3")}
 
 
@@ -214,7 +214,7 @@ def experiment(name: str, sharding: Sharding) -> Experiment:
 
 
 def test_an_evaluation_over_stages_is_that_of_one_device():
-    """It takes no schedule: all stages run all layers, each layer's parameters gathered where it runs."""
+    """Evaluation needs no schedule: all stages run all layers, gathering each layer's parameters."""
     results = []
     for sharding, devices in ((DP_PP_TP.over(data=2, stage=2, tensor=2), 8), (Sharding(), 1)):
         program = build(experiment("gpt", sharding), jax.devices()[:devices])
@@ -251,7 +251,7 @@ def test_stages_without_a_schedule_or_layers_that_do_not_divide_are_told():
 
 
 def executed(jaxpr, primitive: str) -> int:
-    """How often a primitive runs: counted in each loop as often as the loop turns."""
+    """The number of executions of a primitive, counted in each iteration of a loop."""
     count = 0
     for eqn in jaxpr.eqns:
         count += eqn.primitive.name == primitive
@@ -264,7 +264,7 @@ def executed(jaxpr, primitive: str) -> int:
 
 @pytest.mark.parametrize("schedule", [GPipe(), Circular(virtual_stages=2)], ids=str)
 def test_a_stage_keeps_its_weights_once_and_not_once_a_tick(schedule):
-    """Each tick slices the weights of its lap, and what a backward pass needs of a forward pass is kept."""
+    """Each tick slices the weights of its lap, which must not become residuals of the tick."""
     sizes = []
     for m in (4, 32):
         weights, x = jax.ShapeDtypeStruct((4, 256, 256), jnp.float32), jax.ShapeDtypeStruct((m, 1, 256), jnp.float32)
@@ -295,7 +295,7 @@ def layers(w, x, shared, keys):
 
 
 def toy(schedule, keys, w, x, run=layers, batch=()):
-    """Gradients of layers x -> tanh(x w), to count ticks by."""
+    """Gradients of layers x -> tanh(x w), for counting ticks."""
     if isinstance(schedule, OneFOneB):
         first = lambda params, inputs: (inputs[0], [], None)
         last = lambda params, inputs, y: (y.sum(), y.sum())
@@ -308,9 +308,8 @@ def toy(schedule, keys, w, x, run=layers, batch=()):
 def test_executed_ticks_are_the_formula(name, stages):
     schedule = SCHEDULES[name]
     mesh = make_mesh(MeshConfig(data=1, stage=stages), jax.devices()[:stages])
-    odd = (
-        () if schedule.virtual_stages > 1 else (stages + 1, 5 * stages - 1)
-    )  # a circular one takes multiples of its stages
+    # The circular schedule needs multiples of its stages.
+    odd = () if schedule.virtual_stages > 1 else (stages + 1, 5 * stages - 1)
     for m in (stages, 2 * stages, 3 * stages, 4 * stages, 8 * stages, *odd):
         x = jax.ShapeDtypeStruct((m, 2, 4), jnp.float32)
         with jax.set_mesh(mesh):
@@ -328,13 +327,14 @@ def test_gradients_are_reduced_over_data_once_a_step_and_not_once_a_tick(schedul
     assert sum(c.count for c in ring) == 2 * ticks(SCHEDULES[schedule], 2, M)
     over_data = [c for c in traffic if c.kind == "all-reduce" and "data" in c.axes(sizes)]
     assert all(c.count == 1 for c in over_data), over_data
-    stage_bytes = sum(x.nbytes for x in jax.tree.leaves(params["blocks"])) / 2  # by a stage
+    stage_bytes = sum(x.nbytes for x in jax.tree.leaves(params["blocks"])) / 2  # per stage
     assert sum(c.bytes for c in over_data) >= stage_bytes
-    assert any(c.count > 1 for c in traffic if c.kind != "collective-permute") == (schedule != "1f1b")  # loops are seen
+    # The count includes loops.
+    assert any(c.count > 1 for c in traffic if c.kind != "collective-permute") == (schedule != "1f1b")
 
 
 def temporaries(schedule, m: int, num_layers: int = L) -> int:
-    """Bytes of a compiled step's temporaries on a device; the microbatch stays the same."""
+    """Bytes of a compiled step's temporaries per device, with microbatches of constant size."""
     model = GPTConfig(vocab_size=64, max_length=64, num_layers=num_layers, num_heads=2, embed_dim=64, scan_layers=True)
     module, objective, rows = model.build(), CausalLM(), 2 * m
     shapes, axes = abstract_params(module, *model.example_inputs(2, 64))
@@ -374,7 +374,7 @@ def test_memory_of_1f1b_does_not_grow_with_the_microbatches_and_gpipes_does():
 def test_what_circular_keeps_grows_as_gpipes_and_not_with_the_square():
     sizes = {s: [temporaries(SCHEDULES[s], m, 8) for m in (8, 16, 32)] for s in ("circular", "gpipe")}
     circular, gpipe = ([b - a for a, b in itertools.pairwise(row)] for row in sizes.values())
-    assert circular[1] <= 2.1 * circular[0]  # twice as many more microbatches
+    assert circular[1] <= 2.1 * circular[0]  # twice the additional microbatches
     assert circular[1] <= 1.25 * gpipe[1]
 
 

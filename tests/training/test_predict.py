@@ -1,4 +1,4 @@
-"""Answers to records in batches, several windows of one record included, and how a finished run shows them."""
+"""Predictions for records in batches, also with several windows per record, and their display after a run."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ BYTES = ByteTokenizer(("[CLS]", "[SEP]"))
 
 
 def program(data, apply) -> Any:
-    """As much of a program as the functions here need: `apply` gives the logits of a batch."""
+    """The part of a program that prediction uses; `apply` returns the logits of a batch."""
     return types.SimpleNamespace(
         experiment=Experiment(model=GPTConfig(), data=data),
         local_row_indices=slice(None),
@@ -66,7 +66,7 @@ def test_windows_of_a_record_are_one_answer():
     texts = ["abcXdefghijkl", "ab", "abcdefghijklmnoXpq", "abcdefgh"]
     records = [Record(f"r:{i}", {"question": "?", "context": text}) for i, text in enumerate(texts)]
     examples = task.encode(records, BYTES, 12, print, labelled=False)
-    assert len(examples) > 8  # more than two batches, and records across their borders
+    assert len(examples) > 8  # more than two batches, and records across batch boundaries
 
     def says(tokens, token_type_ids, segment_ids):  # X, or else the [CLS]
         logits = jnp.where(tokens == ord("X"), 5.0, 0.0) + jnp.where(tokens == BYTES.special_id("[CLS]"), 1.0, 0.0)
@@ -119,5 +119,5 @@ def test_a_verdict_on_every_kind_of_answer():
 def test_proposed_changes_can_run(tmp_path):
     e = Experiment(model=GPTConfig(num_layers=4), sample_prompt="def")
     assert "--config.model.num_layers=6" in next_commands(e, tmp_path)[-1]
-    e.init_from = Pretrained(path="runs/tiny")  # its parameters fix the number of layers
+    e.init_from = Pretrained(path="runs/tiny")  # its parameters determine the number of layers
     assert "num_layers" not in next_commands(e, tmp_path)[-1] and "--config.optim" in next_commands(e, tmp_path)[-1]

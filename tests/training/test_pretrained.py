@@ -1,4 +1,4 @@
-"""Initialising from a pretrained model: parameters are loaded, missing or unexpected, to the bit and as reported."""
+"""Initialisation from a pretrained model: bit-exact parameters, reported as loaded, missing or unexpected."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def program(model, sharding=None, examples=CLASSES):
 
 
 def run(folder, model, tokenizer=BYTES, steps=(5,), examples=CLASSES):
-    """A run's folder, as its checkpoints have it, and its newest parameters by path."""
+    """The folder of a run with checkpoints, and its newest parameters by path."""
     made = program(model, examples=examples)
     state = fresh(made, seed=1)
     writer = Writer(folder, keep_last=3, keep_best=1)
@@ -63,7 +63,7 @@ def run(folder, model, tokenizer=BYTES, steps=(5,), examples=CLASSES):
 
 
 def fresh(made, seed=0):
-    """A state whose parameters are random; drawn here, which compiles nothing."""
+    """A state with random parameters, drawn with NumPy, which compiles nothing."""
     random = np.random.default_rng(seed)
     draw = lambda x: jax.device_put(random.normal(size=x.shape).astype(x.dtype), x.sharding)
     scalar = jax.device_put(np.int32(0))
@@ -76,7 +76,7 @@ def flat(tree):
 
 
 def begin(made, path, tokenizer=BYTES, **fields):
-    """(parameters by path, those a fresh run has, the report)."""
+    """(parameters by path, the initial parameters, the load report)."""
     state, messages = fresh(made), []
     first = flat(state.params)
     state, report = Pretrained(path=path, **fields).begin(made, state, tokenizer, messages.append)
@@ -86,7 +86,7 @@ def begin(made, path, tokenizer=BYTES, **fields):
 
 
 def assert_equal(actual, wanted, names):
-    """The arrays that `names` maps from one to the other are the same to the bit."""
+    """The arrays that `names` maps to each other are bit-identical."""
     for name, other in names.items():
         assert actual[name].tobytes() == wanted[other].tobytes() and actual[name].any(), name
 

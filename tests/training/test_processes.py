@@ -1,4 +1,4 @@
-"""Two processes are one run, and a run that changes its number of processes or its mesh goes on exactly."""
+"""Two processes train as one, and a run resumes exactly with another number of processes or another mesh."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from tests.jobs import begin, config, ended, job
 
 pytestmark = pytest.mark.slow
 ZERO = "ZERO3,data=2,fsdp=4"
-APART = "sharding.mesh.dcn={'fsdp': 2}"  # of what fsdp splits each process has every other part
+APART = "sharding.mesh.dcn={'fsdp': 2}"  # each process has every other shard of the fsdp axis
 
 
 def train(processes, corpus, workdir, table, *overrides, devices=8):
@@ -50,7 +50,7 @@ def test_two_processes_of_four_devices_equal_one_of_eight(single, double):
     equal(losses(workdir), losses(single))
     equal(losses(workdir, "validation"), losses(single, "validation"))
     assert "this model" in pair[0].out and "step 12/12" in pair[0].err
-    assert "this model" not in pair[1].out and "tok/s" not in pair[1].err  # one of them speaks
+    assert "this model" not in pair[1].out and "tok/s" not in pair[1].err  # only process 0 prints
     assert Reader(workdir).read(12).data["position"] == 12 * 8
 
 
@@ -59,7 +59,7 @@ def test_two_processes_of_four_devices_equal_one_of_eight(single, double):
     [(1, 8, "TP,data=4,tensor=2"), (4, 8, "ZERO1,data=4,fsdp=2"), (1, 1, "DDP,data=1"), (2, 8, "DDP,data=8")],
 )
 def test_what_two_processes_saved_goes_on_elsewhere(single, double, corpus, tmp_path, processes, devices, table):
-    """Saved in stage 3 of ZeRO; restored on 1 x 8, 4 x 2, 1 x 1 and 2 x 4 devices, each another mesh."""
+    """Saved under ZeRO 3; restored on 1 x 8, 4 x 2, 1 x 1 and 2 x 4 devices with different meshes."""
     workdir = tmp_path / "run"
     shutil.copytree(double[0], workdir)
     for step in (8, 12):
@@ -76,7 +76,7 @@ def test_what_two_processes_saved_of_a_data_mesh_goes_on_split(single, corpus, t
 
 
 def test_processes_whose_rows_are_not_one_piece(single, corpus, tmp_path):
-    """As on most TPU slices, where a host's chips are a square of the torus."""
+    """As on most TPU slices, where the chips of a host are a square in the torus."""
     train(2, corpus, tmp_path, "ZERO3,data=4,fsdp=2", APART)
     equal(losses(tmp_path), losses(single))
     equal(losses(tmp_path, "validation"), losses(single, "validation"))
@@ -95,7 +95,7 @@ def test_pipelines_and_rings_over_two_processes(corpus, tmp_path, devices, table
 
 FEEDING = {
     ZERO: ((range(4), range(4, 8)), ()),
-    "TP,data=1,tensor=8": ((range(8), range(8)), ()),  # a row is on all devices, and so both feed it
+    "TP,data=1,tensor=8": ((range(8), range(8)), ()),  # each row is on all devices, so both processes feed it
     "ZERO3,data=4,fsdp=2": ((range(0, 8, 2), range(1, 8, 2)), (APART,)),
 }
 

@@ -1,4 +1,4 @@
-"""Whatever ends one process of a job ends all, with a line that says why; and the run goes on from there exactly."""
+"""Whatever ends one process of a job ends all, with a one-line reason; the run then resumes exactly."""
 
 import resource
 import signal
@@ -30,14 +30,14 @@ def start(corpus, workdir, *overrides, **kwargs):
 
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory):
-    """A run of two processes that nothing stopped."""
+    """An uninterrupted run of two processes."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     ended(start(corpus, workdir, *LONG))
     return workdir
 
 
 def goes_on(corpus, workdir, whole):
-    """Started again, the run ends with the parameters and losses of one that never stopped, to the bit."""
+    """Restarts the run; its parameters and losses are bit-identical to those of an uninterrupted run."""
     assert 0 < Reader(workdir).steps()[-1] < 60
     ended(start(corpus, workdir, *LONG))
     actual, wanted = (params(folder, 60) for folder in (workdir, whole))
@@ -65,7 +65,7 @@ def test_one_killed_ends_the_other_and_a_restart_goes_on_to_the_bit(corpus, tmp_
     survivor = running[1 - victim].wait(60)
     assert survivor.code not in (0, None)
     reported = f"process {victim} of 2 has died" in survivor.err and AGAIN in survivor.err
-    # Where process 0 dies JAX's client, which has lost its service, may end the other before its line is out.
+    # If process 0 dies, JAX's client, without its service, may end the other process before it prints the line.
     assert reported or (victim == 0 and "JAX distributed service detected fatal errors" in survivor.err)
     goes_on(corpus, tmp_path / "run", whole)
 
@@ -97,7 +97,7 @@ def test_an_error_ends_both_with_one_line(corpus, tmp_path, where):
 
 @pytest.mark.parametrize("limit", [8192, 1])
 def test_a_full_disk_ends_both_with_one_line_and_older_checkpoints_are_intact(corpus, tmp_path, limit):
-    """A limit on the size of files stands in for the full disk; the lower one also for standard error's."""
+    """A file-size limit simulates the full disk; the lower limit also covers standard error."""
     running = start(corpus, tmp_path / "run", *LONG, "num_steps=2000", "log_every=0")
     wait_until(Reader(tmp_path / "run").steps, running)
     resource.prlimit(running[0].process.pid, resource.RLIMIT_FSIZE, (limit, limit))

@@ -1,4 +1,4 @@
-"""What a prompt takes from a run's data: the ids of its text, and the places of its vectors in a template."""
+"""What a prompt reads from a run's data: the ids of its text, and the positions of its vectors in a template."""
 
 import dataclasses
 import json
@@ -76,7 +76,7 @@ def test_vectors_stand_where_the_template_has_their_places(task):
     also = ("token_type_ids", "segment_ids", "pool_positions")
     logits = lambda params, batch: program.apply(params, batch["tokens"], **{n: batch[n] for n in also})["logits"]
     prompted = logits(params, program.shard_batch(batch))
-    words = [5, 6, 7]  # the vectors of these in the prompt's place: what these words in the text are
+    words = [5, 6, 7]  # their embeddings as the prompt equal these words in the text
     table = params["trunk"]["embed"]["embedding"]
     tokens = batch["tokens"].copy()
     tokens[tokens == e.peft.placeholder] = words * len(tokens)

@@ -1,4 +1,4 @@
-"""Which changes of a config a run may resume with."""
+"""Config changes with which a run may resume."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from jaxnlp.training.run_folder import resume
 
 
 def experiment(**changes):
-    """changes: of fields, as {"data.seed": 1}."""
+    """changes: fields by path, as {"data.seed": 1}."""
     config = Experiment(model=GPTConfig(num_layers=2), data=DataConfig(), optim=OptimConfig())
     for path, value in changes.items():
         holder, _, name = path.rpartition(".")

@@ -1,4 +1,4 @@
-"""The run folder under a loop that has no gradients, and hooks."""
+"""The run folder of a loop without gradients, and hooks."""
 
 import os
 import signal

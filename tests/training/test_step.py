@@ -1,4 +1,4 @@
-"""One train step: accumulation equals the big batch, meshes equal one device, and nothing not finite gets in."""
+"""One train step: accumulation equals the full batch, meshes equal one device, and non-finite gradients are skipped."""
 
 import dataclasses
 import functools
@@ -60,7 +60,7 @@ def plain():
     return run(experiment())
 
 
-# The parameters are the sums of gradients, while Adam and clipping would hide their scale.
+# With SGD parameters are sums of gradients; Adam and clipping would hide their scale.
 SGD = OptimConfig(name="sgd", learning_rate=0.1, schedule="constant", clip_norm=None)
 
 
@@ -88,10 +88,10 @@ def test_a_sharded_model_is_not_traced_outside_its_context():
     with program.context():
         wanted = run_model(params, tokens)
     with pytest.raises(UserError, match=r"outside the context of its mesh \(fsdp=2\).*with program.context\(\):"):
-        run_model(params, tokens)  # also where the same function was compiled within it
+        run_model(params, tokens)  # also if the same function was compiled inside the context
     with pytest.raises(UserError, match="would lose its sharding"):
         jax.eval_shape(program.apply, params, tokens)
-    alone = build(experiment(), jax.devices()[:1])  # one device needs no context, nor does a bare module
+    alone = build(experiment(), jax.devices()[:1])  # one device or a bare module needs no context
     close(jax.jit(alone.apply)(jax.device_get(params), tokens), wanted, 1e-4, 1e-5)
     close(jax.jit(experiment().model.build().apply)({"params": jax.device_get(params)}, tokens), wanted, 1e-4, 1e-5)
 
@@ -135,7 +135,7 @@ MESHES = {
 }
 
 
-FAST = ("optimizer split over data", "2x2x2")  # the parity matrix, `test_meshes.py`, has what the others show
+FAST = ("optimizer split over data", "2x2x2")  # the parity matrix, `test_meshes.py`, covers the others
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.full) for n in MESHES])
@@ -143,7 +143,7 @@ def test_eight_devices_equal_one(name):
     state, losses = run(experiment(sharding=MESHES[name]), devices=8)
     wanted, wanted_losses = plain()
     np.testing.assert_allclose(losses, wanted_losses, rtol=2e-6)
-    close(state.params, wanted.params, rtol=1e-3, atol=1e-4)  # Adam divides small gradients by small ones
+    close(state.params, wanted.params, rtol=1e-3, atol=1e-4)  # Adam divides small gradients by small numbers
 
 
 def test_the_tables_decide_where_arrays_lie():
@@ -184,7 +184,7 @@ def test_a_batch_that_does_not_divide_over_the_mesh_is_an_error_before_any_compi
 
 
 def test_several_steps_in_one_call_equal_as_many_calls():
-    # An epsilon above the rounding of gradients that are zero, as those of the keys' biases.
+    # An epsilon above the rounding errors of zero gradients, such as those of key biases.
     adam = OptimConfig(learning_rate=1e-2, schedule="constant", epsilon=1e-4)
     program = build(experiment(steps_per_call=2, optim=adam), jax.devices()[:1])
     state, losses = program.init(), []
@@ -220,7 +220,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted():
     jax.tree.map(np.testing.assert_array_equal, jax.device_get((state.params, state.opt_state)), before)
     state, metrics = program.step(state, program.shard_batch(batch(2)))
     assert (metrics["finite"], metrics["skipped"]) == (1, 1)
-    # A step left out is as one that never was.
+    # A skipped step changes nothing.
     wanted, _ = run(experiment(), steps=2, batches=[batch(0), batch(2)])
     close(jax.device_get(state.params), wanted.params)
 

@@ -1,4 +1,4 @@
-"""Tuned parameters that begin as another run's or a file's: prompt transfer, and what is refused."""
+"""Tuned parameters initialised from another run or a file (prompt transfer), and what is rejected."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ P = 3
 
 
 def tuned_run(corpus, method: PEFTMethod, **changes) -> Experiment:
-    """All have one base: that of seed 0."""
+    """All runs have the same base, that of seed 0."""
     e = untuned(corpus, peft=method, eval_every=0, eval_batches=1, **changes)
     return dataclasses.replace(e, data=dataclasses.replace(e.data, attend_across_documents=True))
 
@@ -44,13 +44,13 @@ def sources(corpus, tmp_path_factory) -> dict[str, str]:
 
 
 def begun(e: Experiment):
-    """(tuned parameters at step 0, what was told)."""
+    """(tuned parameters at step 0, messages)."""
     program, messages = build(e, jax.devices()[:1]), []
     return transfer_params(program, program.init(), messages.append).params, messages
 
 
 def refused(e: Experiment):
-    """What is asked before anything is compiled."""
+    """The transfer is rejected before anything is compiled."""
     program = build(e, jax.devices()[:1])
     transfer_params(program, program.abstract, print)
 

@@ -1,4 +1,4 @@
-"""Tuning methods in runs: over meshes as on one device, resumed to the bit, and read again with the base they had."""
+"""PEFT in runs: meshes equal one device, bit-exact resuming, and loading with the run's base."""
 
 import dataclasses
 import functools
@@ -165,7 +165,7 @@ def test_a_run_resumes_to_the_bit_and_its_checkpoints_hold_what_was_trained(corp
 
 @pytest.mark.parametrize("method", [Prompt(length=3), Prefix(length=3)])
 def test_texts_are_written_after_a_prompt_as_the_whole_pass_reads_them(method, corpus, base, tmp_path):
-    """The newest token's log-probability in generation is that of one pass over prompt and text."""
+    """The log-probability of each generated token equals that of one pass over prompt and text."""
     train(tuned_run(corpus, base, peft=method, num_steps=4), tmp_path)
     run = load(tmp_path)
     prompts = [[5, 6, 7], [9]]
@@ -228,7 +228,7 @@ def test_a_new_head_is_trained_whole_and_a_fresh_trunk_must_be(tmp_path):
 
 
 def test_a_quantised_base_is_made_again_from_its_run(corpus, base, tmp_path):
-    """Read again to the bit, on what its run had; the run learns, resumes to the bit, is merged and generates."""
+    """Requantised bit-exactly from its run; the PEFT run learns, resumes bit-exactly, is merged and generates."""
     method = LoRA(rank=2, targets=("query", "value", "embed"), base_dtype="nf4")
     straight = train(tuned_run(corpus, base, peft=method), tmp_path / "straight")
     train(tuned_run(corpus, base, peft=method, num_steps=4), tmp_path / "halves")

@@ -1,4 +1,4 @@
-"""A table or a mesh that would do nothing is told before anything compiles."""
+"""A table or mesh without effect is an error before anything compiles."""
 
 import dataclasses
 from typing import Any
@@ -62,7 +62,7 @@ def test_a_rule_of_an_unknown_axis_is_told():
 
 
 class Fork(nn.Module):
-    """A GPT and an activation with a name of its own."""
+    """A GPT with an additional named activation axis."""
 
     config: GPTConfig
 

@@ -1,4 +1,4 @@
-"""Fewer key heads than devices along `tensor`: the remedy that `check_heads` names trains as one device does."""
+"""Fewer key heads than devices on `tensor`: the remedy of `check_heads` trains as one device."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from jaxnlp.sharding.rules import Sharding
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.step.program import build
 
-V, B, T = 16, 4, 128  # a whole block of `Flash`
+V, B, T = 16, 4, 128  # a full block of `Flash`
 LLAMA = LlamaConfig(vocab_size=V, num_layers=2, num_heads=8, num_kv_heads=2, embed_dim=32, mlp_dim=32, scan_layers=True)
 FLASH = Flash(block=128, interpret=True)
 CASES = {
@@ -35,7 +35,7 @@ QUICK = ("einsum", "flash, its residual stream split")
 
 
 def trained(kernel, sharding: Sharding, devices: int):
-    """Losses and the parameters of two steps of SGD, from the same ones on any mesh."""
+    """Losses and parameters of two SGD steps, with the same initial parameters on any mesh."""
     e = Experiment(
         model=dataclasses.replace(LLAMA, attention=kernel),
         data=DataConfig(seq_len=T, batch_size=B),

@@ -1,4 +1,4 @@
-"""Where only the optimizer's state is split, new parameters are gathered a layer at a time, over the old ones."""
+"""With only the optimizer state split, new parameters are gathered one layer at a time, in place of the old ones."""
 
 import jax
 import jax.numpy as jnp
@@ -69,5 +69,5 @@ def test_layers_split_over_stages_are_gathered_as_they_are():
 @pytest.mark.slow
 def test_gathered_parameters_do_not_stand_beside_the_old_ones_on_a_tpu():
     memory = tpu.compiled("tests.training.compile_update_tpu", effort=tpu.FULL)
-    # Gathered all at once they take 0.7 times the parameters: the rest is in the chip's fast memory.
+    # Gathered all at once they take 0.7 times the parameters; the rest is in the chip's fast memory.
     assert memory["temporaries"] < 0.3 * memory["parameters"], memory

@@ -1,4 +1,4 @@
-"""Every input transformation against tables written by hand, and BERT's against transformers' tokenizer."""
+"""Input transformations equal tables written by hand; BERT's equals transformers' tokenizer."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""From characters to tokens and back, whatever the tokenizer; windows; scores of answers."""
+"""Spans from characters to tokens and back for every tokenizer; windows; scores of answers."""
 
 import itertools
 
