@@ -89,7 +89,21 @@ def test_the_best_checkpoint_by_any_metric(tmp_path, mode):
     writer.close()
     wanted = {"min": 3, "max": 2}[mode]
     reader = Reader(tmp_path)
-    assert reader.steps() == sorted({wanted, 4}) and reader.best() == wanted and reader.score(4) == 0.4
+    assert reader.steps() == sorted({wanted, 4}) and reader.best() == wanted
+    assert reader.score(4) == (best, 0.4)
+
+
+def test_a_checkpoint_saved_without_a_score_has_it_when_it_is_measured(tmp_path):
+    best = Best.parse("squad/f1:max")
+    for scores in ((0.5, None), (0.5, 0.9), (0.5, 0.1)):  # an evaluation interrupted, run again when resumed, and again
+        writer = Writer(tmp_path, keep_last=2, keep_best=1, best=best)
+        for step, score in enumerate(scores, 1):
+            writer.save(step, {"x": np.zeros(2)}, {}, score)
+        writer.wait()
+        writer.close()
+    reader = Reader(tmp_path)
+    assert reader.best() == 2 and reader.score(2) == (best, 0.9)
+    reader.verify(2)
 
 
 @pytest.mark.parametrize("text", ["loss", "loss:min", "validation/loss", "validation/loss:less", "/loss:min", "a/:max"])

@@ -36,9 +36,17 @@ class Evaluations(dict[str, Evaluation]):
         self.best, self._run = best, run
 
     def add(self, name: str, metrics: dict[str, float]) -> None:
-        """Logs an evaluation of the current step; `Experiment.best` may name one of its metrics."""
+        """Logs an evaluation of the current step; `Experiment.best` may name one of its metrics.
+
+        Raises:
+            UserError: `best` names this evaluation and a metric that it does not measure.
+        """
         self[name] = Evaluation(self._run.step, metrics)
         self._run.write(name, metrics)
+        if name == self.best.evaluator and self.best.metric not in metrics:
+            raise UserError(
+                f"best={str(self.best)!r}: {name} measures no such metric; expected one of {', '.join(metrics)}"
+            )
 
     def at_current_step(self, name: str) -> dict[str, float] | None:
         """The metrics of an evaluation, if it was run at the current step."""
@@ -46,25 +54,15 @@ class Evaluations(dict[str, Evaluation]):
         return None if evaluation is None or evaluation.step != self._run.step else evaluation.metrics
 
     def score(self) -> float | None:
-        """The value of `best`, if it was measured at the current step.
-
-        Raises:
-            UserError: the evaluation has no metric of that name.
-        """
+        """The value of `best`, if it was measured at the current step."""
         metrics = self.at_current_step(self.best.evaluator)
-        if metrics is None:
-            return None
-        if self.best.metric not in metrics:
-            names = ", ".join(metrics)
-            raise UserError(
-                f"best={str(self.best)!r}: {self.best.evaluator} measures no such metric; expected one of {names}"
-            )
-        return metrics[self.best.metric]
+        return None if metrics is None else metrics.get(self.best.metric)
 
     def best_checkpoint(self) -> BestCheckpoint | None:
         """The checkpoint that `--checkpoint=best` loads, or None if no checkpoint has a score."""
         step = self._run.reader.best()
-        score = None if step is None else self._run.reader.score(step)
-        if step is None or score is None:
+        scored = None if step is None else self._run.reader.score(step)
+        if step is None or scored is None:
             return None
-        return BestCheckpoint(f"{self.best.evaluator}/{self.best.metric}", step, score)
+        best, score = scored
+        return BestCheckpoint(f"{best.evaluator}/{best.metric}", step, score)

@@ -21,7 +21,7 @@ from jaxnlp.objectives.objective import names_missing_array
 from jaxnlp.peft.files import fingerprint
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.feeds import Batch, BatchFeed, Feed
-from jaxnlp.training.hooks import Checkpoint, Evaluate, Hook, Log, Profile, RunEvaluator
+from jaxnlp.training.hooks import Checkpoint, Evaluate, Hook, Log, Profile, RunEvaluator, check_hook
 from jaxnlp.training.init.frozen_base import BASE
 from jaxnlp.training.loops.evaluations import BestCheckpoint, Evaluation, Evaluations
 from jaxnlp.training.loops.hook_list import HookList
@@ -40,6 +40,7 @@ ADD_ARRAY = "add it to the arrays of Feed.next, or use another objective"
 class Result:
     """A run that has ended, or that a signal has stopped.
 
+    experiment, program, tokenizer, stores: what was trained, with the opened splits by name.
     state: the final state. signal: the signal that stopped the run, or None.
     validation: metrics over the full validation split; None if a signal stopped the run, or with `eval_every=None`.
     peak: a description of the FLOP/s that the utilisation is relative to.
@@ -84,8 +85,8 @@ def train(
         configs.check(experiment)
     for i, hook in enumerate(hooks):
         if not isinstance(hook, Hook):
-            raise FieldError(f"hooks[{i}]", hook, "expected a hook of jaxnlp.training.hooks, as Evaluate(every=10)")
-        configs.check(hook, f"hooks[{i}].")
+            raise FieldError(f"hooks[{i}]", hook, "expected a hook of jaxnlp.training.hooks, as Samples(every=100)")
+        check_hook(hook, f"hooks[{i}].", 1 if experiment is None else experiment.steps_per_call)
     with RunFolder(workdir) as run:
         setup = set_up(experiment, run)
         feed = (
@@ -144,6 +145,7 @@ class SupervisedLoop:
             self.train_step()
         self.read_metrics()
         self.hooks.end(self)
+        self.run.wait()  # a checkpoint that was begun before the end
 
     def train_step(self) -> None:
         """One call of the step, and the hooks that are due after it."""

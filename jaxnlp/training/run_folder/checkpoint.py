@@ -28,6 +28,7 @@ import jax
 import numpy as np
 
 from jaxnlp import config as configs
+from jaxnlp import distributed
 from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
@@ -88,19 +89,15 @@ class Reader:
 
     def best(self) -> int | None:
         """The step with the best score, among those scored with the newest one's metric; None if none has a score."""
-        scores = {step: self._score(step) for step in self.steps()}
+        scores = {step: self.score(step) for step in self.steps()}
         scored = {step: entry for step, entry in scores.items() if entry is not None}
         if not scored:
             return None
         best = scored[max(scored)][0]
         return min((step for step in scored if scored[step][0] == best), key=lambda step: best.cost(scored[step][1]))
 
-    def score(self, step: int) -> float | None:
-        """The value of `Experiment.best`'s metric saved with a checkpoint, if it was measured at that step."""
-        entry = self._score(step)
-        return None if entry is None else entry[1]
-
-    def _score(self, step: int) -> tuple[Best, float] | None:
+    def score(self, step: int) -> tuple[Best, float] | None:
+        """The metric that ranked a checkpoint when it was saved, and its value; None if it was not measured then."""
         try:
             return read_score(json.loads((self.folder / str(step) / "metrics" / "metrics").read_text()))
         except (OSError, ValueError, KeyError, TypeError):
@@ -185,7 +182,8 @@ class Writer:
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, trees: Mapping[str, Any], records: Mapping[str, Any], score: float | None = None) -> None:
-        """Begins to save; the arrays may be donated as soon as this returns. A step already saved is left as it is.
+        """Begins to save; the arrays may be donated as soon as this returns. A step already saved is left as it is;
+        a score is added if it has none, as after an evaluation that was interrupted.
 
         Args:
             trees: by item name, pytrees of arrays. records: by item name, JSON values.
@@ -197,6 +195,8 @@ class Writer:
         with _clear_errors(self._reader, self._saving):
             self._manager.wait_until_finished()
         if step in self._reader.steps():
+            if score is not None and self._reader.score(step) is None:
+                self._add_score(step, score)
             return
         self._check_room(step, trees)
         args = self._ocp.args
@@ -206,6 +206,15 @@ class Writer:
         self._saving = step
         with _clear_errors(self._reader, step):
             self._manager.save(step, args=args.Composite(**items), metrics=metrics)
+
+    def _add_score(self, step: int, score: float) -> None:
+        if distributed.first():
+            file = self.folder / str(step) / "metrics" / "metrics"
+            with _clear_errors(self._reader, step):
+                file.parent.mkdir(exist_ok=True)
+                temporary = file.with_name("metrics.tmp")
+                temporary.write_text(json.dumps({"best": str(self._best), "score": score}))
+                temporary.replace(file)
 
     def _cost(self, metrics: dict[str, Any]) -> float:
         best, score = read_score(metrics)

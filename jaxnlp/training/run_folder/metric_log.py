@@ -91,7 +91,7 @@ def plot(workdir: pathlib.Path, baselines: dict[str, float] | None = None) -> pa
     from matplotlib import pyplot
 
     rows = read_log(workdir / LOG)
-    train = [row for row in rows if row["kind"] == "train"]
+    train = [row for row in rows if row["kind"] == "train" and "learning_rate" in row]
     if not train:
         return None
     steps = [row["step"] for row in train]

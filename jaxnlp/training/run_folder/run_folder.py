@@ -170,7 +170,7 @@ class RunFolder:
     def write(self, kind: str, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Writes one row to `metrics.jsonl` and TensorBoard. kind: as "train" or "validation"."""
         if self._log is not None:
-            self._log.write(self.step if step is None else step, kind, dict(metrics))
+            self._log.write(self.step if step is None else step, kind, {name: float(x) for name, x in metrics.items()})
 
     def info(self, text: str) -> None:
         """Prints a line on stderr, in the first process."""
