@@ -21,9 +21,11 @@ from jaxnlp.optim import OptimConfig, make_schedule
 from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.prompt import Prompt
 from jaxnlp.sharding.rules import Sharding, as_tuple
-from jaxnlp.training.hooks import EarlyStopping, Evaluate, Hook
+from jaxnlp.training.hooks import EarlyStopping, Evaluate, Hook, check_hook
 from jaxnlp.training.init.init_from import InitFrom
 from jaxnlp.training.run_folder.best import Best
+
+NAMES = "expected names that differ from each other and from the run's own train, validation, full_validation and loss"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -139,21 +141,22 @@ class Experiment:
 
     def _check_hooks(self) -> None:
         for i, hook in enumerate(self.hooks):
-            configs.check(hook, f"hooks[{i}].")
-            if hook.every > 1 and hook.every % self.steps_per_call:
-                expected = f"not a multiple of steps_per_call={self.steps_per_call}"
-                raise FieldError(f"hooks[{i}].every", hook.every, expected)
+            check_hook(hook, f"hooks[{i}].", self.steps_per_call)
 
     def _check_evaluators(self) -> None:
         hooks = [hook.name for hook in self.hooks if isinstance(hook, Evaluate)]
-        names = ["validation", "full_validation", *hooks, *(evaluator.name for evaluator in self.evaluators)]
+        names = ["train", "full_validation", *hooks, *(evaluator.name for evaluator in self.evaluators)]
+        names += [] if self.eval_every is None else ["validation"]
+        for name in hooks:
+            if name in RESERVED or names.count(name) > 1:
+                raise FieldError("hooks", f"Evaluate(name={name!r})", NAMES)
         for i, evaluator in enumerate(self.evaluators):
             configs.check(evaluator, f"evaluators[{i}].")
             if evaluator.name in RESERVED:
                 expected = "expected a name other than those of the default evaluators, loss and predictions"
                 raise FieldError(f"evaluators[{i}].name", evaluator.name, f"{expected}; rename it, as 'my_loss'")
             if names.count(evaluator.name) > 1:
-                raise FieldError("evaluators", evaluator.name, "expected different names, none of them 'validation'")
+                raise FieldError("evaluators", evaluator.name, NAMES)
             if (evaluator.every or 0) % self.steps_per_call:
                 raise FieldError(
                     "evaluators",

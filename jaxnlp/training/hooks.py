@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from jaxnlp import config as configs
 from jaxnlp.data.pipeline import eval_batches
 from jaxnlp.data.record_store import RecordStore
 from jaxnlp.data.text.store import TokenStore
@@ -43,6 +44,11 @@ class Hook:
     at_stop = False
     reads_metrics = True
 
+    def check(self) -> None:
+        """Raises FieldError for a field with an invalid value."""
+        if self.every < 0:
+            raise FieldError("every", self.every, "expected 0 (never) or a positive number of steps")
+
     def begin(self, loop: "SupervisedLoop") -> None:
         """Called once, before the first step of this process."""
 
@@ -69,6 +75,13 @@ class Hook:
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Continues from `state()`. Called before `begin` when a run resumes."""
+
+
+def check_hook(hook: Hook, field: str, steps_per_call: int) -> None:
+    """Raises FieldError, with the name of `field` in front, for a hook that cannot act when it is due."""
+    configs.check(hook, field)
+    if hook.every > 1 and hook.every % steps_per_call:
+        raise FieldError(f"{field}every", hook.every, f"not a multiple of steps_per_call={steps_per_call}")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -160,6 +173,7 @@ class EarlyStopping(Hook):
     _bad, _lowest, _counted = 0, float("inf"), 0  # evaluations without improvement, lowest cost, last step counted
 
     def check(self) -> None:
+        super().check()
         if self.patience < 1:
             raise FieldError("patience", self.patience, "expected a positive number of evaluations")
         if self.min_delta < 0:
@@ -205,6 +219,11 @@ class Evaluate(Hook):
     name: str = "validation"
     limit: int | None = None
     at_end: bool = True
+
+    def check(self) -> None:
+        super().check()
+        if self.limit is not None and self.limit < 1:
+            raise FieldError("limit", self.limit, "expected a positive number of batches, or None for the full split")
 
     def act(self, loop: "SupervisedLoop") -> None:
         setup = loop.setup
@@ -273,4 +292,5 @@ class Samples(Hook):
         with loop.run.pause("sampling"):
             model = SampledRun(setup.program, loop.state.all_params, setup.tokenizer, setup.stores["validation"])
             lines = model.lines()
-        loop.run.info("\n".join(lines))
+        if lines:
+            loop.run.info("\n".join(lines))

@@ -13,9 +13,10 @@ from jaxnlp.evals.evaluator import Evaluator, Outcome
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import Sharding
 from jaxnlp.training.feeds import BatchFeed, Feed
-from jaxnlp.training.hooks import EarlyStopping, Hook
+from jaxnlp.training.hooks import EarlyStopping, Evaluate, Hook
 from jaxnlp.training.run_folder.best import Best
 from jaxnlp.training.run_folder.checkpoint import Reader
+from jaxnlp.training.run_folder.metric_log import read_log
 from jaxnlp.training.run_folder.run_folder import RunFolder
 from tests.experiments import small
 
@@ -201,10 +202,29 @@ def test_hooks_that_cannot_work_are_named(corpus):
         ({"early_stopping": EarlyStopping(min_delta=-1.0)}, "early_stopping.min_delta=-1.0: expected zero or more"),
         ({"hooks": (EarlyStopping(patience=0),)}, r"hooks\[0\].patience=0: expected a positive number"),
         ({"hooks": (Witness(every=3),), "steps_per_call": 2}, r"hooks\[0\].every=3: not a multiple of steps_per_call"),
+        ({"hooks": (Witness(every=-1),)}, r"hooks\[0\].every=-1: expected 0 \(never\) or a positive number"),
+        ({"hooks": (Evaluate(name="a", limit=0),)}, r"hooks\[0\].limit=0: expected a positive number of batches"),
+        ({"hooks": (Evaluate(every=1),)}, r"hooks=\"Evaluate\(name='validation'\)\": expected names that differ"),
+        ({"evaluators": (Scripted(name="train"),)}, "evaluators='train': expected names that differ"),
         ({"hooks": ("log",)}, "hooks=.*expected tuple"),
     ):
         with pytest.raises(FieldError, match=message):
             jaxnlp.train(experiment(corpus, **{"eval_every": 0, "log_every": 2, "checkpoint_every": 0, **fields}), "no")
+
+
+def test_a_metric_of_best_that_nothing_measures_is_named_after_the_step_is_saved(corpus, tmp_path):
+    Scripted.scores[:] = [np.float32(0.5)]  # a NumPy scalar is logged as a number
+    fields = {"evaluators": (Scripted(name="scripted"),), "best": "scripted/f1:max", "num_steps": 1, "eval_every": None}
+    with pytest.raises(UserError, match="best='scripted/f1:max': scripted measures no such metric; expected .* score"):
+        jaxnlp.train(experiment(corpus, **fields), tmp_path)
+    assert Reader(tmp_path).steps() == [1] and Reader(tmp_path).score(1) is None
+    assert [row["score"] for row in read_log(tmp_path / "metrics.jsonl") if row["kind"] == "scripted"] == [0.5]
+
+
+def test_the_position_of_another_feed_is_refused():
+    feed = object.__new__(BatchFeed)
+    with pytest.raises(UserError, match="step 3 was saved with another feed: .* resume with the same make_feed"):
+        feed.restore({"episodes": 7}, 3)
 
 
 def test_what_is_no_experiment_is_refused(corpus, tmp_path):
@@ -212,5 +232,8 @@ def test_what_is_no_experiment_is_refused(corpus, tmp_path):
         jaxnlp.train(experiment(corpus).model, tmp_path)
     with pytest.raises(FieldError, match=r"hooks\[0\]='log': expected a hook of jaxnlp.training.hooks"):
         jaxnlp.train(experiment(corpus), tmp_path, hooks=["log"])
+    with pytest.raises(FieldError, match=r"hooks\[0\].every=3: not a multiple of steps_per_call=2"):
+        e = experiment(corpus, steps_per_call=2, num_steps=4, log_every=2)
+        jaxnlp.train(e, tmp_path, hooks=[Witness(every=3)])
     with pytest.raises(UserError, match="no checkpoint to resume from"):
         jaxnlp.train(None, tmp_path / "new")

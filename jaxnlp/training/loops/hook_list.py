@@ -28,6 +28,7 @@ class HookList:
                 hook.restore(saved[name])
 
     def begin(self, loop: "SupervisedLoop") -> None:
+        """Before the first step."""
         for hook in self._hooks:
             hook.begin(loop)
 
@@ -54,7 +55,8 @@ class HookList:
 
     def states(self) -> dict[str, Any]:
         """The states that are not empty, by the names of the hooks."""
-        return {name: hook.state() for name, hook in self._by_name().items() if hook.state()}
+        states = {name: hook.state() for name, hook in self._by_name().items()}
+        return {name: state for name, state in states.items() if state}
 
     def _act(self, loop: "SupervisedLoop", hook: Hook, action: Callable[["SupervisedLoop"], None]) -> None:
         if self._acted.get(id(hook)) == loop.run.step:
@@ -75,6 +77,7 @@ class HookList:
         """The hooks by the name under which their state is saved: the class, with a number from the second on."""
         hooks_by_name: dict[str, Hook] = {}
         for hook in self._hooks:
-            name, count = type(hook).__name__, sum(type(earlier) is type(hook) for earlier in hooks_by_name.values())
+            name = type(hook).__name__
+            count = sum(type(earlier).__name__ == name for earlier in hooks_by_name.values())
             hooks_by_name[f"{name} {count + 1}" if count else name] = hook
         return hooks_by_name
