@@ -48,6 +48,7 @@ def main() -> None:
         outcome = evaluator.evaluate(model)
         scores[evaluator.name] = outcome.metrics
         source = INPUT.value or type(evaluator.source or run.saved.experiment.data.source).__name__
+        source = source if evaluator.reads_data else "no data"
         evaluated[evaluator.name] = {"split": evaluator.split, "source": source}
         rows += [{"evaluator": evaluator.name, **row} for row in outcome.rows]
     flat = scores.pop("loss", {})  # metrics of the loss evaluator have no prefix
@@ -67,9 +68,11 @@ def chosen(experiment) -> "list[Evaluator]":
     """The evaluators to run, on the split or file of the command line."""
     from jaxnlp.evals.defaults import choose
 
-    evaluators = choose(experiment.data, experiment.evaluators, EVALUATORS.value.split(",") if EVALUATORS.value else ())
+    evaluators = choose(experiment, EVALUATORS.value.split(",") if EVALUATORS.value else (), field="--evaluators")
     path = INPUT.value
     if path is not None:
+        if SPLIT.value is not None:
+            raise UserError(f"--split={SPLIT.value}: --input={path} is not a split; give one of the two")
         of_records = experiment.data.source.has_records
         source = lambda evaluator: file_source(path, of_records or evaluator.reads_records)
         return [dataclasses.replace(evaluator, split="test", source=source(evaluator)) for evaluator in evaluators]

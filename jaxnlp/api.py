@@ -68,10 +68,9 @@ def load(source: str | pathlib.Path, checkpoint: str | int = "latest") -> "Model
         raise UserError(f"load: {source!r}: expected the path of a folder, or a hub id")
     if Reader(source).steps():
         return Model(load_run(source, str(checkpoint)), str(source))
-    model = Model(open_huggingface(source), str(source))
     if checkpoint != "latest":
         raise UserError(f"load: checkpoint={checkpoint!r}: {source} is a single model; only a run has checkpoints")
-    return model
+    return Model(open_huggingface(source), str(source))
 
 
 def train(
@@ -85,7 +84,7 @@ def train(
 
     Args:
         experiment: None takes the one of the folder's newest checkpoint.
-        hooks: actions between steps besides those of the experiment, as `Evaluate(every=10)` of `training/hooks.py`.
+        hooks: actions between steps besides those of the experiment, as `Samples(every=100)` of `training/hooks.py`.
         make_feed: returns the source of the batches (`training/feeds.py`); None reads the train split.
 
     Raises:
@@ -181,7 +180,7 @@ class Model:
             texts: prompts. A single string gives a single string.
             max_new_tokens: maximum number of new tokens per text; reduced if the model has fewer positions left.
             options: temperature (0.0: greedy), top_k, top_p, min_p, repetition_penalty and min_new_tokens, as in
-                `Sampling`; seed, stop, forced_prefix and on_text, as in `generate_text`.
+                `Sampling`; seed, stop, forced_prefix, on_text and chunk, as in `generate_text`.
 
         Returns:
             the new text of each prompt, without the prompt.

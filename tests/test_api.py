@@ -128,6 +128,15 @@ def test_what_a_model_cannot_do_is_an_error_that_names_it(pair):
         ours.evaluate()
     with pytest.raises(UserError, match="evaluate: evaluator 'own': .*it has no data; set the evaluator's source"):
         ours.evaluate(evaluators=[LossEvaluator(name="own")])
+    for fields, message in (
+        ({"evaluators": [LossEvaluator]}, r"evaluators\[0\]=.*expected a name, or an Evaluator"),
+        ({"evaluators": []}, r"evaluators=\[\]: expected names or objects"),
+        ({"evaluators": ["squad"]}, "evaluators='squad': no evaluator 'squad'; expected one of loss"),
+        ({"evaluators": [LossEvaluator(name="a/b")]}, r"evaluators\[0\].name='a/b'"),
+        ({"evaluators": ["loss"], "limit": "3"}, "limit='3': expected a positive number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ours.evaluate(**fields)
     with pytest.raises(UserError, match="no masked-word head"):
         ours.fill_mask("a [MASK]")
     with pytest.raises(UserError, match=r"report: .*expected the result of train"):

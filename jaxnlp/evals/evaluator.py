@@ -17,7 +17,7 @@ from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
 from jaxnlp.data.text.sources import check_split
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError
 from jaxnlp.inference.decode import Generator
 from jaxnlp.metrics.metric import Metric, Scores, bootstrap_interval, metric_named
 from jaxnlp.trees import Params
@@ -61,6 +61,10 @@ class Outcome:
 
     metrics: Scores
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # NumPy scalars cannot be written as JSON.
+        object.__setattr__(self, "metrics", {name: float(value) for name, value in self.metrics.items()})
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -159,12 +163,10 @@ class RecordEvaluator(Evaluator):
         return Outcome(scores, [{**r.fields, "prediction": p, "reference": right} for r, p, right in rows])
 
 
-def find(evaluators: Sequence[Evaluator], names: Sequence[str]) -> list[Evaluator]:
-    """The evaluators with these names, in that order. Raises UserError for an unknown name."""
+def find(evaluators: Sequence[Evaluator], names: Sequence[str], field: str) -> list[Evaluator]:
+    """The evaluators with these names, in that order. Raises FieldError, which names `field`, for an unknown name."""
     by_name = {evaluator.name: evaluator for evaluator in evaluators}
     missing = [name for name in names if name not in by_name]
     if missing:
-        raise UserError(
-            f"--evaluators={','.join(names)}: no evaluator {missing[0]!r}; expected one of {', '.join(by_name)}"
-        )
+        raise FieldError(field, ",".join(names), f"no evaluator {missing[0]!r}; expected one of {', '.join(by_name)}")
     return [by_name[name] for name in names]

@@ -16,6 +16,11 @@ class GenerationEvaluator(RecordEvaluator):
 
     max_new_tokens: int | None = None
 
+    def check(self) -> None:
+        super().check()
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise FieldError("max_new_tokens", self.max_new_tokens, "expected a positive number of tokens, or None")
+
     def evaluate(self, model: EvaluatedModel) -> Outcome:
         task, _, records = self.records(model)
         if task.output != "text":
@@ -27,7 +32,7 @@ class GenerationEvaluator(RecordEvaluator):
             model.between_batches()
             rows = prompts[start : start + data.batch_size]
             batch = filled(rows, data.batch_size)
-            length = self.max_new_tokens or task.shapes(data)["targets"][0][0]
+            length = task.shapes(data)["targets"][0][0] if self.max_new_tokens is None else self.max_new_tokens
             texts = generator(model.params, batch, generator.fit_max_new_tokens(batch, length))
             for record, ids in zip(records[start:], texts[: len(rows)], strict=False):
                 predictions.append(task.decode(record, [], [model.tokenizer.decode(ids)]))

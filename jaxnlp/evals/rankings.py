@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxnlp.data.source import Record
 from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
-from jaxnlp.errors import FieldError
+from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.evaluator import EvaluatedModel, Outcome, RecordEvaluator
 from jaxnlp.evals.predictions import predict
 from jaxnlp.inference.scoring import score_continuations
@@ -80,6 +80,8 @@ class RankingEvaluator(RecordEvaluator):
         task = task.resolved(source)
         records = list(itertools.islice(source.records(self.split), self.limit))
         rows = [task.candidates(record) for record in records]
+        if not records:
+            raise FieldError("source", type(source).__name__, f"{self.name!r}: the split {self.split!r} has no records")
         if not all(candidates for _, candidates in rows):
             raise FieldError("task", type(task).__name__, f"{self.name!r}: the task defines no candidates to rank")
         pairs = [(prompt, self.separator + text) for prompt, candidates in rows for text in candidates]
@@ -111,4 +113,6 @@ class Ranked(NamedTuple):
 def _index(reference: Prediction, names: Sequence[str]) -> int:
     """The index of the correct candidate: a reference is an index itself, or one of the names."""
     right = next(iter(reference.values()))
+    if isinstance(right, str) and right not in names:
+        raise UserError(f"the reference {right!r} is no candidate; expected one of {', '.join(map(repr, names))}")
     return names.index(right) if isinstance(right, str) else int(right)

@@ -182,11 +182,11 @@ def test_a_language_model_on_a_mesh_ranks_while_it_trains(corpus, tmp_path):
 def test_wrong_evaluators_are_named(tmp_path):
     for fields, message in (
         ({"best": "squad/f1:max", "evaluators": ()}, "best='squad/f1:max': no evaluator 'squad'"),
-        ({"evaluators": (LossEvaluator(name="validation"),)}, "evaluators='validation': expected different names"),
+        ({"evaluators": (LossEvaluator(name="validation"),)}, "evaluators='validation': expected names that differ"),
         ({"evaluators": (LossEvaluator(name="loss"),)}, r"evaluators\[0\].name='loss': expected a name other than"),
         ({"evaluators": (LossEvaluator(name="a/b"),)}, r"evaluators\[0\].name='a/b': expected a name without / and :"),
     ):
         with pytest.raises(FieldError, match=message):
             configs.check(experiment(tmp_path, "span", **fields))
     with pytest.raises(UserError, match="no evaluator 'b'; expected one of a"):
-        find([LossEvaluator(name="a")], ["b"])
+        find([LossEvaluator(name="a")], ["b"], "evaluators")
