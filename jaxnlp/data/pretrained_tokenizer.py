@@ -70,7 +70,7 @@ def read_exported(folder: pathlib.Path) -> Tokenizer | None:
 def _read(file: pathlib.Path) -> Tokenizer:
     try:
         return from_json(json.loads(file.read_text()))
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         if isinstance(e, UserError):
             raise
         raise UserError(f"{file}: damaged ({e})") from None

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.losses import token_nll, weighted_sum
-from jaxnlp.objectives.objective import Metrics, Objective
+from jaxnlp.objectives.objective import Metrics, Objective, head_logits
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -76,7 +76,7 @@ class ObjectiveWithLM(Objective):
         """
         arguments = {name: batch.get(name) for name in ("token_type_ids", "segment_ids", "pool_positions")}
         out = apply(params, batch["tokens"], **arguments, key=key)
-        total, metrics = self.task_loss(out["logits"], batch)
+        total, metrics = self.task_loss(head_logits(out), batch)
         lm_total, lm_metrics = lm_loss(out, batch)
         return total + lm_total, jnp.sum(batch["weights"]), {**lm_metrics, **metrics}
 

@@ -73,6 +73,14 @@ class Objective(abc.ABC):
         )
 
 
+def head_logits(out: dict[str, jax.Array]) -> jax.Array:
+    """The output "logits" of a model with a head. Raises UserError for a model without one."""
+    if "logits" not in out:
+        names = ", ".join(sorted(out))
+        raise UserError(f"model: has no output 'logits', only {names}; wrap it, as ModelWithHead(body=..., head=...)")
+    return out["logits"]
+
+
 @contextlib.contextmanager
 def names_missing_array(objective: Objective, batch: Iterable[str], source: str, remedy: str) -> Iterator[None]:
     """Raises UserError in place of the KeyError of an objective that reads an array which the batch lacks.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnlp.nn.losses import token_nll, weighted_sum
-from jaxnlp.objectives.objective import Metrics, Objective
+from jaxnlp.objectives.objective import Metrics, Objective, head_logits
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -39,7 +39,7 @@ class SpanExtraction(Objective):
             best pair instead (`data/tasks/span_extraction.py`).
         """
         arguments = {name: batch.get(name) for name in ("token_type_ids", "segment_ids")}
-        logits_BT2 = apply(params, batch["tokens"], **arguments, key=key)["logits"]
+        logits_BT2 = head_logits(apply(params, batch["tokens"], **arguments, key=key))
         logits_BT2 = jnp.where(batch["answer_mask"][..., None] > 0, logits_BT2, -1e9)
         weights_B = batch["weights"]
         count = lambda x_B: weighted_sum(x_B, weights_B)

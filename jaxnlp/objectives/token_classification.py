@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxnlp.nn.losses import token_nll, weighted_sum
 from jaxnlp.objectives.classification_metrics import class_scores, class_sums
-from jaxnlp.objectives.objective import Metrics, Objective
+from jaxnlp.objectives.objective import Metrics, Objective, head_logits
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -36,7 +36,7 @@ class TokenClassification(Objective):
             `classification_metrics.class_sums`.
         """
         arguments = {name: batch.get(name) for name in ("token_type_ids", "segment_ids")}
-        logits_BTN = apply(params, batch["tokens"], **arguments, key=key)["logits"]
+        logits_BTN = head_logits(apply(params, batch["tokens"], **arguments, key=key))
         labels_BT, weights_BT = batch["labels"], batch["weights"]
         nll_BT, _ = token_nll(logits_BTN, labels_BT)
         nll = weighted_sum(nll_BT, weights_BT)

@@ -40,6 +40,11 @@ PLAN_ERRORS = (
 )  # raised if a step cannot be laid out or compiled
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def plan_step(
     experiment: Experiment, devices: Sequence[Any], name: str = "", on_text: Callable[[str], Any] = lambda text: None
 ) -> StepPlan:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxnlp.figures.parallelism import amount
-from jaxnlp.planning.planner import PLAN_ERRORS, estimate_step, num_shards, plan_step
+from jaxnlp.planning.planner import PLAN_ERRORS, estimate_step, first_line, num_shards, plan_step
 from jaxnlp.planning.step_plan import StepPlan
 from jaxnlp.sharding.presets import ZERO1, ZERO2, ZERO3
 from jaxnlp.sharding.rules import Sharding, as_tuple
@@ -79,7 +79,7 @@ def with_remedies(
             with busy(f"does not fit; compiling with {option.change}"):
                 candidate = plan_step(option.experiment, option.devices)
         except PLAN_ERRORS as error:
-            compiled.append((option.change, f"{option.change}: does not compile ({str(error).splitlines()[0][:200]})"))
+            compiled.append((option.change, f"{option.change}: does not compile ({first_line(error)[:200]})"))
             continue
         fits = candidate.fits
         size = candidate.compiled["peak"] if candidate.compiled else candidate.required_bytes

@@ -10,7 +10,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.figures.parallelism import amount
 from jaxnlp.nn.ring import Ring
 from jaxnlp.planning.network import link_group
-from jaxnlp.planning.planner import PLAN_ERRORS, estimate_step, plan_step
+from jaxnlp.planning.planner import PLAN_ERRORS, estimate_step, first_line, plan_step
 from jaxnlp.planning.step_plan import StepPlan
 from jaxnlp.sharding.mesh import MeshConfig, tpu_slices
 from jaxnlp.sharding.pipeline import Circular, GPipe, OneFOneB
@@ -141,7 +141,7 @@ def search(
                 with busy(title):
                     plan = try_plan(e, devices, title)
             except PLAN_ERRORS as error:
-                message = f"{title}: {str(error).splitlines()[0][:300]}"
+                message = f"{title}: {first_line(error)[:300]}"
                 refusal = refusal or message
                 log(message)
                 break

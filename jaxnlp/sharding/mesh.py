@@ -1,8 +1,9 @@
 """The device mesh: the number of devices along each named axis, and their order."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -118,7 +119,8 @@ def _order(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     try:
         return mesh_utils.create_device_mesh(shape, devices)
     except NotImplementedError:  # no product of full physical axes gives these sizes: one axis is split
-        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        with _layout_errors(shape):
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def _hybrid(shape: tuple[int, ...], slices: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
@@ -140,4 +142,15 @@ def _hybrid(shape: tuple[int, ...], slices: tuple[int, ...], devices: Sequence[A
     try:
         return create(per_slice, slices, devices, process_is_granule=by_process)
     except NotImplementedError:
-        return create(per_slice, slices, devices, process_is_granule=by_process, allow_split_physical_axes=True)
+        with _layout_errors(shape):
+            return create(per_slice, slices, devices, process_is_granule=by_process, allow_split_physical_axes=True)
+
+
+@contextlib.contextmanager
+def _layout_errors(shape: tuple[int, ...]) -> Iterator[None]:
+    try:
+        yield
+    except NotImplementedError as error:
+        sizes = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True) if size > 1)
+        message = f"sharding.mesh: the devices cannot be laid out as {sizes} ({error}); choose other sizes"
+        raise UserError(message) from None

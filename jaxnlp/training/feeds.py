@@ -74,6 +74,11 @@ class BatchFeed(Feed):
 
     def restore(self, saved: dict[str, Any], step: int) -> None:
         """Raises UserError if the corpus is not the one for which the position was saved."""
+        if "corpus" not in saved or "position" not in saved:
+            raise UserError(
+                f"the checkpoint of step {step} was saved with another feed: it has no position in a corpus; "
+                "resume with the same make_feed, or choose another workdir"
+            )
         corpus = corpus_fingerprint(self._store, self._data)
         saved_corpus = saved["corpus"].partition(" examples=")[0]  # earlier versions named the examples here too
         if saved_corpus != corpus:
