@@ -145,8 +145,8 @@ class Experiment:
 
     def _check_evaluators(self) -> None:
         hooks = [hook.name for hook in self.hooks if isinstance(hook, Evaluate)]
-        names = ["train", "full_validation", *hooks, *(evaluator.name for evaluator in self.evaluators)]
-        names += [] if self.eval_every is None else ["validation"]
+        evaluations = [*hooks, *(evaluator.name for evaluator in self.evaluators)]
+        names = ["train", "full_validation", *([] if self.eval_every is None else ["validation"]), *evaluations]
         for name in hooks:
             if name in RESERVED or names.count(name) > 1:
                 raise FieldError("hooks", f"Evaluate(name={name!r})", NAMES)
@@ -164,12 +164,12 @@ class Experiment:
                     f"every={evaluator.every} is not a multiple of steps_per_call={self.steps_per_call}",
                 )
         best = Best.parse(self.best)
-        measured = [*hooks, *(evaluator.name for evaluator in self.evaluators)]
-        if self.eval_every is None and self.early_stopping is not None and best.evaluator not in measured:
-            message = f"is not measured with eval_every=None, so early_stopping never acts; expected one of {measured}"
-            raise FieldError("best", self.best, message)
-        if best.evaluator not in names:
-            raise FieldError("best", self.best, f"no evaluator {best.evaluator!r}; expected one of {', '.join(names)}")
+        if self.eval_every is None and self.early_stopping is not None and best.evaluator not in evaluations:
+            reason = "is not measured with eval_every=None, so early_stopping never acts"
+            raise FieldError("best", self.best, f"{reason}; expected one of {evaluations}")
+        if best.evaluator not in ("validation", "full_validation", *evaluations):
+            expected = ", ".join(("validation", "full_validation", *evaluations))
+            raise FieldError("best", self.best, f"no evaluator {best.evaluator!r}; expected one of {expected}")
 
     def _check_task(self) -> None:
         pairs = self.data.task.encoder_decoder

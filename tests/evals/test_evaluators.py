@@ -11,6 +11,7 @@ from jaxnlp import config as configs
 from jaxnlp.data.records import Records
 from jaxnlp.data.tasks.multiple_choice import MultipleChoiceTask
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.evals.defaults import choose
 from jaxnlp.evals.evaluator import EvaluatedModel, find
 from jaxnlp.evals.loss import LossEvaluator
 from jaxnlp.evals.predictions import PredictionEvaluator
@@ -63,7 +64,8 @@ def test_a_run_is_measured_and_keeps_the_best_by_a_metric(name, tmp_path):
     assert [*rows] == [steps // 4 * i for i in range(1, 5)] and wanted <= set(rows[steps])
     assert max(scores.values()) > min(scores.values())  # otherwise all checkpoints would tie
     best = Reader(tmp_path / "run").best()
-    assert scores[best] == max(scores.values()) == pytest.approx(Reader(tmp_path / "run").score(best))
+    ranked_by, score = Reader(tmp_path / "run").score(best) or (None, None)
+    assert str(ranked_by) == e.best and scores[best] == max(scores.values()) == pytest.approx(score)
     assert result.best == BestCheckpoint(f"{evaluator.name}/{metric}", best, pytest.approx(scores[best]))
     assert result.evaluations[evaluator.name].step == steps
     assert result.evaluations[evaluator.name].metrics[metric] == scores[steps]
@@ -190,3 +192,12 @@ def test_wrong_evaluators_are_named(tmp_path):
             configs.check(experiment(tmp_path, "span", **fields))
     with pytest.raises(UserError, match="no evaluator 'b'; expected one of a"):
         find([LossEvaluator(name="a")], ["b"], "evaluators")
+
+
+def test_a_run_that_never_evaluates_the_loss_is_not_evaluated_on_it_by_default(tmp_path):
+    e = experiment(tmp_path, "span", eval_every=None)
+    assert choose(e) == list(e.evaluators) and [evaluator.name for evaluator in choose(e, ["loss"])] == ["loss"]
+    e.evaluators = ()
+    assert [evaluator.name for evaluator in choose(e)] == ["predictions"]
+    with pytest.raises(UserError, match="eval_every=None, and the run has no evaluators"):
+        choose(e, predictions=False)
