@@ -5,12 +5,11 @@ python -m experiments.config --config=configs/gpt/tiny.py --against=runs/tiny/co
 python -m experiments.config --config_json=runs/a/config.json --against=runs/b/config.json
 """
 
-import json
 import os
 
 from absl import flags
 
-from jaxnlp import cli, runtime
+from jaxnlp import cli, runtime, strict_json
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
@@ -35,7 +34,7 @@ def main() -> None:
         if not differences:
             print("no difference")
     elif JSON.value:
-        print(json.dumps(configs.to_dict(CONFIG.value), indent=2))
+        print(strict_json.dumps(configs.to_dict(CONFIG.value), indent=2))
     else:
         for path, value in configs.flatten(CONFIG.value):
             print(f"{path} = {value!r}")

@@ -6,14 +6,13 @@ python -m experiments.evaluate --workdir=runs/bert-spans --evaluators=squad --in
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from jaxnlp import cli, distributed, runtime
+from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,11 +54,12 @@ def main() -> None:
     flat |= {f"{name}/{metric}": x for name, metrics in scores.items() for metric, x in metrics.items()}
     result = {"step": run.saved.step, "evaluators": evaluated, **flat}
     if OUT.value is not None:
-        write(OUT.value, json.dumps(result, indent=1) + "\n")
+        write(OUT.value, strict_json.dumps(result, indent=1) + "\n")
     if PREDICTIONS.value is not None:
-        write(PREDICTIONS.value, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+        lines = (strict_json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        write(PREDICTIONS.value, "".join(lines))
     if JSON.value:
-        print(json.dumps(result))
+        print(strict_json.dumps(result))
     else:
         print_table(result, run.saved.experiment)
 

@@ -33,9 +33,9 @@ def main() -> None:
         raise UserError(f"{SOURCE.value}: no tokenizer; expected tokenizer.json, or vocab.json with merges.txt")
     count = create_run(CONFIG.value, model, params, tokenizer, EOS_TOKEN.value, WORKDIR.value)
     print(f"{type(model).__name__}, {count:,} parameters, written to {WORKDIR.value} as step 0. Next:")
-    python = runtime.python()
-    print(f'  generate   {python} -m experiments.generate --workdir={WORKDIR.value} --prompt="The"')
-    print(f"  train      {python} -m experiments.train --workdir={WORKDIR.value} --config.num_steps=1000")
+    workdir = runtime.option("workdir", WORKDIR.value)
+    print(f"  generate   {runtime.command('generate', workdir, runtime.option('prompt', 'The'))}")
+    print(f"  train      {runtime.command('train', workdir, '--config.num_steps=1000')}")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,13 @@ the run's folder.
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import sys
 from typing import Any
 
 from absl import flags
 
-from jaxnlp import cli, distributed, runtime
+from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
@@ -82,7 +81,7 @@ def compared() -> int:
         out = workdir if OUT.value is None else pathlib.Path(OUT.value)
         save_png(draw_measured(run.to_dict(), plan.to_dict(), str(workdir)), out / "measured.png")
         comparison = {"topology": TOPOLOGY.value, "measured": run.to_dict(), "plan": plan.to_dict()}
-        (out / "measured.json").write_text(json.dumps(comparison, indent=1) + "\n")
+        (out / "measured.json").write_text(strict_json.dumps(comparison, indent=1) + "\n")
         print(f"written: {out / 'measured.json'}, {out / 'measured.png'}", file=sys.stderr)
     return 0
 
@@ -119,7 +118,7 @@ def planned() -> int:
         out = pathlib.Path(OUT.value)
         plan = [p.to_dict() for p in plans]
         save_png(draw_plans(plan, f"{experiment_name()} on {TOPOLOGY.value}"), out / "plan.png")
-        (out / "plan.json").write_text(json.dumps({"topology": TOPOLOGY.value, "plans": plan}, indent=1) + "\n")
+        (out / "plan.json").write_text(strict_json.dumps({"topology": TOPOLOGY.value, "plans": plan}, indent=1) + "\n")
         log(f"written: {out / 'plan.json'}, {out / 'plan.png'}")
     return 0 if plans and plans[0].fits else 1
 

@@ -8,7 +8,6 @@ Input records have the fields that the run's task reads, except the label. Each 
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import sys
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from jaxnlp import cli, distributed, runtime
+from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         out = sys.stdout if OUT.value is None else stack.enter_context(opened(OUT.value))
         for record, answer in zip(records, progress, strict=True):
-            print(json.dumps({**record.fields, "prediction": answer}, ensure_ascii=False, default=str), file=out)
+            print(strict_json.dumps({**record.fields, "prediction": answer}, ensure_ascii=False, default=str), file=out)
     if OUT.value is not None:
         log(f"step {run.saved.step:,}, {len(records):,} records written to {OUT.value}")
 

@@ -6,14 +6,13 @@
 The config defines the source and the tokenizer; override them with --config.data....
 """
 
-import json
 import os
 import pathlib
 import sys
 
 from absl import flags
 
-from jaxnlp import cli, distributed, runtime
+from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
 
 CONFIG = cli.define_config()
@@ -66,7 +65,7 @@ def main() -> None:
             meta = store.meta
             counts = f"{meta.num_tokens:,} tokens, {meta.num_documents:,} documents, {meta.num_bytes:,} bytes"
             print(f"{split}: {counts} -> {store.path}")
-        temporary.write_text(json.dumps(tokenizer.to_json()))
+        temporary.write_text(strict_json.dumps(tokenizer.to_json()))
         temporary.rename(out / "tokenizer.json")
     except OSError as e:
         raise UserError(f"--out={out}: cannot be written ({e.strerror})") from None

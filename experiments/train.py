@@ -46,7 +46,7 @@ def main() -> int:
         if jax.process_index() == 0:
             plot(workdir)
         log(f"\nstopped by {name} at step {step:,} of {steps:,}; the checkpoint is saved. Resume with:")
-        log(f"  {runtime.python()} -m experiments.train --workdir={workdir}")
+        log(f"  {runtime.command('train', runtime.option('workdir', workdir))}")
         return 128 + result.signal
     from jaxnlp.training.report import report
 

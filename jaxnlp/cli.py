@@ -150,16 +150,20 @@ def _run_configs(argv: list[str]) -> list[str]:
 
 
 def _join_values(argv: list[str]) -> list[str]:
-    """Joins `--name value` to `--name=value`, for the flags that this module reads."""
+    """Joins `--name value` to `--name=value`, for the flags that this module reads, and for a field set to None."""
     out: list[str] = []
     for a in argv:
         if re.match(r"-[a-z]", a):  # absl accepts a single dash
             a = f"-{a}"
-        if out and out[-1] in ("--config", "--config_json", "--workdir"):
+        if out and (out[-1] in ("--config", "--config_json", "--workdir") or (a == "None" and _is_field(out[-1]))):
             out[-1] += f"={a}"
         else:
             out.append(a)
     return out
+
+
+def _is_field(argument: str) -> bool:
+    return argument.startswith("--config.") and "=" not in argument
 
 
 def load(spec: str) -> Any:

@@ -7,7 +7,6 @@ defined in a fork can be loaded as long as its module can be imported.
 import dataclasses
 import difflib
 import importlib
-import json
 import operator
 import pathlib
 import types
@@ -15,6 +14,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from jaxnlp import strict_json
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.renamed import current_class, current_fields
 
@@ -158,7 +158,7 @@ def save_json(config: Any, path: pathlib.Path) -> None:
     """Writes a config as JSON atomically. Raises UserError if it cannot be written."""
     temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+        temporary.write_text(strict_json.dumps(to_dict(config), indent=2) + "\n")
         temporary.replace(path)
     except OSError as e:
         raise UserError(
@@ -170,10 +170,10 @@ def load_json(path: str | pathlib.Path) -> Any:
     """Reads a config from a JSON file. Raises UserError if the file cannot be read or is not a config."""
     path = pathlib.Path(path)
     try:
-        data = json.loads(path.read_text())
+        data = strict_json.loads(path.read_text())
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror}); expected a config saved as JSON") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (ValueError, RecursionError) as e:  # not JSON, or not UTF-8
         raise UserError(f"{path}: invalid JSON ({e})") from None
     if not isinstance(data, dict) or CLASS not in data:
         raise UserError(

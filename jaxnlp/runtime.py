@@ -15,6 +15,7 @@ import ctypes
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import sys
 
@@ -55,3 +56,29 @@ def python() -> str:
         return "python"
     path = pathlib.Path(sys.executable)
     return str(path.relative_to(pathlib.Path.cwd())) if path.is_relative_to(pathlib.Path.cwd()) else str(path)
+
+
+def command(program: str, *options: str) -> str:
+    """The command that starts a program of `experiments`, to be pasted into a shell.
+
+    options: as they are printed, so values come from `option`.
+    """
+    return " ".join([shell_quoted(python()), "-m", f"experiments.{program}", *options])
+
+
+def option(name: str, value: object) -> str:
+    """A command-line option for a shell: `--name=value`, with the value in quotes if the shell would change it."""
+    return f"--{name}={shell_quoted(str(value))}"
+
+
+def shell_quoted(text: str) -> str:
+    """A text as one word of a shell's line; control characters as in $'\\n', so that it stays one line."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(c if c.isprintable() else _escape(c) for c in escaped) + "'"
+
+
+def _escape(character: str) -> str:
+    """The bytes of a character, or the byte of one that is not UTF-8, as bash and zsh read them in $'...'."""
+    return "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogateescape"))

@@ -12,14 +12,13 @@ Needs libtpu (`make tpu`) but no TPU. The seven compilations take about a minute
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 from typing import Any
 
 from absl import flags
 
-from jaxnlp import cli, distributed, runtime
+from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/measurements/activations.json", "JSON file to write.")
@@ -40,7 +39,7 @@ def main() -> None:
     print(table(results))
     save_png(picture(results), pathlib.Path(OUT.value))
     try:
-        pathlib.Path(JSON.value).write_text(json.dumps(results, indent=1) + "\n")
+        pathlib.Path(JSON.value).write_text(strict_json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
     print(f"written: {JSON.value}, {OUT.value}")

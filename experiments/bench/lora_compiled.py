@@ -14,7 +14,6 @@ in the JSON, so an interrupted run resumes.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 from absl import flags
 
 from experiments.bench.lora_figures import compiled_table, weight_gradients
-from jaxnlp import cli, distributed, runtime
+from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/measurements/lora_compiled.json", "JSON file to write.")
@@ -65,7 +64,7 @@ def settings() -> dict[str, Any]:
 def stored() -> dict[str, Any]:
     """Results of an earlier run with the same settings, or the settings alone. Raises UserError if unreadable."""
     try:
-        results = json.loads(pathlib.Path(JSON.value).read_text())
+        results = strict_json.loads(pathlib.Path(JSON.value).read_text())
     except FileNotFoundError:
         return settings()
     except (OSError, ValueError) as e:
@@ -75,7 +74,7 @@ def stored() -> dict[str, Any]:
 
 def store(results: dict[str, Any]) -> None:
     try:
-        pathlib.Path(JSON.value).write_text(json.dumps(results, indent=1) + "\n")
+        pathlib.Path(JSON.value).write_text(strict_json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
 

@@ -1,9 +1,10 @@
 """Writes the tables of docs/measurements/performance_tables.md from docs/measurements/performance.json."""
 
-import json
 import pathlib
 import textwrap
 from typing import Any
+
+from jaxnlp import strict_json
 
 JSON = pathlib.Path("docs/measurements/performance.json")
 PAGE = pathlib.Path("docs/measurements/performance_tables.md")
@@ -12,9 +13,9 @@ BEGIN, END = "<!-- tables: written by `make bench` from performance.json -->", "
 
 def save(results: dict[str, Any]) -> None:
     """Merges suites into the JSON file and rewrites the tables of the page."""
-    suites = json.loads(JSON.read_text()) if JSON.exists() else {}
+    suites = strict_json.loads(JSON.read_text()) if JSON.exists() else {}
     suites.update(results)
-    JSON.write_text(json.dumps(suites, indent=1) + "\n")
+    JSON.write_text(strict_json.dumps(suites, indent=1) + "\n")
     text = PAGE.read_text()
     before, tail = text.split(BEGIN)
     after = tail.split(END)[1]

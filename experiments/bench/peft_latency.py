@@ -10,7 +10,6 @@ with quartiles; above 1.00 the method is slower than the base. Merged LoRA and (
 parameters. A second base model shows the noise.
 """
 
-import json
 import os
 import pathlib
 import sys
@@ -23,7 +22,7 @@ from absl import flags
 
 from experiments.bench.peft_tables import into_page, latency_table
 from experiments.bench.shapes import SHAPES
-from jaxnlp import cli, distributed, runtime
+from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/measurements/peft_latency.json", "JSON file to write.")
@@ -48,7 +47,7 @@ def main() -> None:
         results[name] = measured(contenders(SHAPES[name]), ROUNDS.value, SECONDS.value, say)
         print(f"\n{name}\n{latency_table(results[name])}", flush=True)
     try:
-        pathlib.Path(JSON.value).write_text(json.dumps(results, indent=1) + "\n")
+        pathlib.Path(JSON.value).write_text(strict_json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
     if PAGE.value:

@@ -16,7 +16,6 @@ selects the rate with the best validation accuracy. The config has the selected 
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import sys
 import time
@@ -26,7 +25,7 @@ from typing import Any
 from absl import flags
 
 from experiments.bench.peft_tables import RATES, into_page, picture, quality_table, searched
-from jaxnlp import cli, distributed, runtime
+from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/measurements/peft_quality.json", "JSON file to resume from and to write.")
@@ -214,7 +213,7 @@ class Bench:
         if not path.exists():
             return {"settings": self.settings, "search": {}, "runs": {}, "costs": {}}
         try:
-            results = json.loads(path.read_text())
+            results = strict_json.loads(path.read_text())
             settings = results["settings"]
         except (OSError, ValueError, KeyError) as e:
             raise UserError(f"--json={JSON.value}: cannot be read ({e}); remove it, or choose another file") from None
@@ -231,7 +230,7 @@ def store(results: dict[str, Any]) -> None:
     path = pathlib.Path(JSON.value)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        path.write_text(strict_json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
 

@@ -10,14 +10,13 @@ and an optimizer state of float32 moments and master parameters, 2 + 2 + 12 byte
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 from absl import flags
 
 from experiments.bench.zero import FLOAT32, MANY, PARTS, STAGES, formula, large, of_shardings
-from jaxnlp import cli, distributed, runtime
+from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
 
 JSON = flags.DEFINE_string("json", "docs/measurements/zero_memory.json", "JSON file to write.")
@@ -48,7 +47,7 @@ def main() -> None:
             print(f"  {stage:6} {line}: {amount(total)} per device; formula {amount(model['formula'][stage])}")
     save_png(picture(results, peaks(PEAKS.value)), pathlib.Path(OUT.value))
     try:
-        pathlib.Path(JSON.value).write_text(json.dumps(results, indent=1) + "\n")
+        pathlib.Path(JSON.value).write_text(strict_json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
     print(f"written: {JSON.value}, {OUT.value}")
@@ -106,7 +105,7 @@ def bytes_on_devices(tree: Any, devices: list[Any]) -> list[int]:
 def peaks(path: str) -> dict[str, float]:
     """Stage -> peak bytes of the compiled step, from the file of `zero_compiled`. Raises UserError if unreadable."""
     try:
-        table = json.loads(pathlib.Path(path).read_text())["table"]
+        table = strict_json.loads(pathlib.Path(path).read_text())["table"]
     except (OSError, ValueError, KeyError) as e:
         raise UserError(f"--peaks={path}: not a file written by experiments.bench.zero_compiled ({e})") from None
     return {stage: row["peak"] for stage, row in table.items() if row["peak"] is not None}

@@ -8,6 +8,7 @@ import json
 import pathlib
 from collections.abc import Iterable
 
+from jaxnlp import strict_json
 from jaxnlp.data.huggingface_tokenizer import HuggingFace
 from jaxnlp.data.tokenizer import Texts, Tokenizer, TokenizerConfig, from_json
 from jaxnlp.errors import FieldError, UserError
@@ -56,7 +57,7 @@ class PretrainedTokenizer(TokenizerConfig):
 def write_exported(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
     """Writes a tokenizer beside an exported model. Raises UserError if the folder cannot be written."""
     try:
-        (folder / FILE).write_text(json.dumps(tokenizer.to_json()) + "\n")
+        (folder / FILE).write_text(strict_json.dumps(tokenizer.to_json()) + "\n")
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror})") from None
 

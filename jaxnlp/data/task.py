@@ -17,6 +17,7 @@ from jaxnlp.data.tasks.layout import Layout
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
 from jaxnlp.nn.model_config import ModelConfig
+from jaxnlp.runtime import option
 
 if TYPE_CHECKING:
     from jaxnlp.data.pipeline import DataConfig
@@ -116,7 +117,7 @@ class Task(abc.ABC):
             prompt: a text for the options.
         """
         if model.can_generate:
-            return [("generate", "generate", f'--prompt="{prompt}"')]
+            return [("generate", "generate", option("prompt", prompt))]
         return [("evaluate", "evaluate", "--split=test")]
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jaxnlp.errors import FieldError
 from jaxnlp.inference.processors import NEVER, Processors
 
+LOWEST = 1e-6  # temperature up to which logits are divided as they are
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling(Processors):
@@ -52,7 +54,7 @@ def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Arra
 
 def filtered(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
     """The logits that `sample` draws from: divided by the temperature, and -inf for filtered tokens."""
-    logits_BV = logits_BV / sampling.temperature
+    logits_BV = _tempered(logits_BV, sampling.temperature)
     if 0 < sampling.top_k < logits_BV.shape[-1]:
         least = jax.lax.top_k(logits_BV, sampling.top_k)[0][..., -1:]
         logits_BV = jnp.where(logits_BV < least, NEVER, logits_BV)
@@ -67,3 +69,13 @@ def filtered(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
         likely_BV = probs_BV >= sampling.min_p * probs_BV.max(axis=-1, keepdims=True)
         logits_BV = jnp.where(likely_BV, logits_BV, NEVER)
     return logits_BV
+
+
+def _tempered(logits_BV: jax.Array, temperature: float) -> jax.Array:
+    """The logits divided by the temperature. Below LOWEST the quotient of a large logit would overflow, and float32
+    rounds the temperature itself to 0; the largest logit then becomes 0 first, which changes no probability."""
+    if temperature >= LOWEST:
+        return logits_BV / temperature
+    logits_BV = logits_BV.astype(jnp.float32)
+    smallest = float(jnp.finfo(jnp.float32).tiny)  # the draw is greedy long before
+    return (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / max(temperature, smallest)

@@ -6,7 +6,6 @@ save_adapter("path/to/adapter", config, tuning, tuned)        # peft.PeftModel.f
 
 import collections
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnlp import strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.interop import adapter_config, huggingface, ia3, lora, soft_prompts
 from jaxnlp.interop.module_names import CONFIG, WEIGHTS, HFModule, layers_of, modules_of, opened
@@ -208,7 +208,7 @@ def save_adapter(
         folder.mkdir(parents=True, exist_ok=True)
         by_name = {name if name == soft_prompts.TABLE else PREFIX + name: x for name, x in arrays.items()}
         huggingface.write_tensors(by_name, folder / WEIGHTS)
-        (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+        (folder / CONFIG).write_text(strict_json.dumps(fields, indent=2) + "\n")
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror or e})") from None
 

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxnlp import strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.interop import bert, gpt2, llama, t5
 from jaxnlp.sharding.functional import abstract_params
@@ -360,4 +361,4 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(strict_json.dumps(value, indent=2) + "\n")

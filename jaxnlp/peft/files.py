@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp import config as configs
+from jaxnlp import strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.tuning import TunedModel, attach
@@ -43,7 +44,7 @@ def save(path: str | pathlib.Path, tuning: TunedModel, tuned: Any, base: Any) ->
     arrays = {name: np.ascontiguousarray(x) for name, x in _flat(tuned).items()}
     _check("tuned", arrays, tuning)
     header = {
-        "method": json.dumps(configs.to_dict(tuning.method)),
+        "method": strict_json.dumps(configs.to_dict(tuning.method)),
         "base": _base_of(tuning, base),
         "tuned": fingerprint(arrays),
     }
@@ -118,7 +119,7 @@ def read(path: str | pathlib.Path) -> tuple[PEFTMethod, dict[str, str], dict[str
     if fingerprint(arrays) != header["tuned"]:
         raise UserError(f"{path}: damaged: its tensors do not match the fingerprint in its header")
     try:
-        method = configs.from_dict(json.loads(header["method"]), "method")
+        method = configs.from_dict(strict_json.loads(header["method"]), "method")
     except (UserError, ValueError) as e:
         raise UserError(f"{path}: {e}") from None
     if not isinstance(method, PEFTMethod):

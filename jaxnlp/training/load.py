@@ -10,6 +10,7 @@ from jaxnlp.errors import FieldError, UserError
 from jaxnlp.inference.bound_model import BoundModel, make_generator
 from jaxnlp.inference.decode import Generator
 from jaxnlp.nn.kernels import Einsum
+from jaxnlp.runtime import command, option
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh, tpu_slices
 from jaxnlp.training.experiment import Experiment, check_batch
 from jaxnlp.training.init.frozen_base import attach_base
@@ -101,7 +102,7 @@ def _choose(reader: Reader, workdir: str | pathlib.Path, checkpoint: str) -> int
     if not steps:
         raise UserError(
             f"--workdir={workdir}: no checkpoint here; train one with: "
-            f"python -m experiments.train --config=FILE --workdir={workdir}"
+            f"{command('train', '--config=FILE', option('workdir', workdir))}"
         )
     if checkpoint == "latest":
         log = lambda step, error: print(f"note: the checkpoint of step {step} is damaged ({error})", file=sys.stderr)

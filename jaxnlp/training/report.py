@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jaxnlp.data.baselines import Baseline
-from jaxnlp.runtime import python
+from jaxnlp.runtime import command, option
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.loops.supervised import Result
 from jaxnlp.training.run_folder.metric_log import LOG, plot, read_log
@@ -99,7 +99,7 @@ def evaluation_lines(result: Result) -> list[str]:
 def next_commands(experiment: Experiment, workdir: pathlib.Path) -> list[str]:
     """Commands that continue the run, use its model, look inside it, or repeat it with a change."""
     e, model, prompt = experiment, experiment.model, experiment.sample_prompt or "TEXT"
-    run, change = f"{python()} -m experiments", "--config.optim.learning_rate=3e-3"
+    change = "--config.optim.learning_rate=3e-3"
     if model.num_layers and e.init_from is None:  # loaded parameters fix the number of layers
         change = f"--config.model.num_layers={model.num_layers + 2}"
     commands = [
@@ -107,11 +107,13 @@ def next_commands(experiment: Experiment, workdir: pathlib.Path) -> list[str]:
         *e.data.task.next_commands(model, prompt),
     ]
     if model.body.attention is not None:
-        target = f' --target="{prompt}"' if model.kind == "encoder-decoder" else ""
-        commands.append(("look inside", "attention_map", f'--text="{prompt}"{target}'))
-    lines = [f"  {name:12} {run}.{program} --workdir={workdir} {options}" for name, program, options in commands]
-    changed_run = f"{run}.train --config_json={workdir / 'config.json'} --workdir={workdir}-2 {change}"
-    return [*lines, f"  {'change it':12} {changed_run}"]
+        texts = ["text", "target"] if model.kind == "encoder-decoder" else ["text"]
+        commands.append(("look inside", "attention_map", " ".join(option(name, prompt) for name in texts)))
+    lines = [
+        f"  {name:12} {command(program, option('workdir', workdir), options)}" for name, program, options in commands
+    ]
+    config, other = option("config_json", workdir / "config.json"), option("workdir", f"{workdir}-2")
+    return [*lines, f"  {'change it':12} {command('train', config, other, change)}"]
 
 
 def speed_line(workdir: pathlib.Path, peak: str) -> str:

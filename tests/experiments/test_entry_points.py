@@ -259,7 +259,7 @@ def test_config_prints_and_compares(tmp_path):
     args = (
         "--config=configs/gpt/tiny.py",
         "--config.num_steps=300",
-        "--config.eval_batches=None",
+        *("--config.eval_batches", "None"),
         f"--against={tmp_path / 'a.json'}",
     )
     done = run("experiments.config", *args)

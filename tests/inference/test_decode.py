@@ -127,6 +127,15 @@ def test_filters_keep_at_least_one_token():
     np.testing.assert_array_equal(np.isfinite(out), [[False, True, False]])
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-20, 1e-38, 1e-42, 5e-324])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 2, "top_p": 0.9, "min_p": 0.1}])
+def test_a_temperature_so_small_that_logits_overflow_is_greedy(temperature, filters):
+    logits = jnp.asarray([[-3e4, 20.0, 21.0, -jnp.inf], [-9.0, -8.0, -1e30, -8.001], [1e30, 0.0, 2e30, 1.5e30]])
+    drawn = sample(logits, jax.random.key(1), Sampling(temperature=temperature, **filters))
+    np.testing.assert_array_equal(drawn, sample(logits, jax.random.key(1), Sampling(temperature=0.0)))
+    assert not np.isnan(np.asarray(filtered(logits, Sampling(temperature=temperature, **filters)))).any()
+
+
 def test_bad_sampling():
     for fields, message in (
         ({"temperature": -1.0}, "temperature=-1.0"),

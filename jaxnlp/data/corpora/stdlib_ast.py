@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from jaxnlp import strict_json
 from jaxnlp.data.text import sources
 
 LONGEST, SHORTEST, LEAST_WORDS = 300, 25, 4  # limits of a docstring: characters, characters, words
@@ -79,7 +80,7 @@ def library() -> tuple[File, ...]:
     with contextlib.suppress(OSError):  # without a cache the next process parses again
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{uuid.uuid4().hex}.tmp"
-        temporary.write_text(json.dumps([dataclasses.asdict(file) for file in parsed]))
+        temporary.write_text(strict_json.dumps([dataclasses.asdict(file) for file in parsed]))
         temporary.replace(path)
     return parsed
 

@@ -22,6 +22,7 @@ from jaxnlp.data.text.word_boundaries import Words
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 from jaxnlp.nn.model_config import ModelConfig
+from jaxnlp.runtime import option
 
 SHOWN = 600  # characters per sample
 
@@ -136,7 +137,8 @@ class Masked(Task):
         return ["", title, "", *(f"  | {line}" for line in "".join(words)[:SHOWN].strip("\n").splitlines())]
 
     def next_commands(self, model: ModelConfig, prompt: str) -> list[tuple[str, str, str]]:
-        return [*super().next_commands(model, prompt), ("fill in", "fill_mask", f'--text="{self.mask} {prompt}"')]
+        fill_in = ("fill in", "fill_mask", option("text", f"{self.mask} {prompt}"))
+        return [*super().next_commands(model, prompt), fill_in]
 
 
 class MaskedReader(Reader):

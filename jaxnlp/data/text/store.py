@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxnlp import strict_json
 from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
+from jaxnlp.runtime import command, option
 
 VERSION = 2
 BLOCK = 8192  # tokens in an ArrayRecord record
@@ -76,9 +78,8 @@ class TokenStore:
         self.path = pathlib.Path(path)
         meta = self.path / "meta.json"
         if not meta.is_file():
-            raise UserError(
-                f"{self.path}: no token store (meta.json is missing); write one with: python -m experiments.tokenize"
-            )
+            remedy = f"write one with: {command('tokenize', '--config=FILE', option('out', self.path.parent))}"
+            raise UserError(f"{self.path}: no token store (meta.json is missing); {remedy}")
         try:
             fields = json.loads(meta.read_text())
             if fields.get("version") != VERSION:
@@ -191,7 +192,7 @@ def build_store(
             source_fingerprint=source_fingerprint,
             **counts,
         )
-        (temporary / "meta.json").write_text(json.dumps(meta.to_json(), indent=1))
+        (temporary / "meta.json").write_text(strict_json.dumps(meta.to_json(), indent=1))
         _move(temporary, path, meta)
     except OSError as e:
         raise UserError(

@@ -11,7 +11,6 @@ checkpoint.
 
 import dataclasses
 import fnmatch
-import json
 import pathlib
 import re
 from collections.abc import Callable, Iterable
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxnlp import strict_json
 from jaxnlp.config import did_you_mean
 from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer, wrap
 from jaxnlp.data.pretrained_tokenizer import read_exported, same_ids
@@ -31,6 +31,7 @@ from jaxnlp.nn.head import Head
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.nn.quantised import dequantised
+from jaxnlp.runtime import command, option
 from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import REPLICATED, Rules, path_name, shardings
 from jaxnlp.training.init.init_from import InitFrom
@@ -166,7 +167,7 @@ def open_source(path: str, checkpoint: str, log: Callable[[str], Any]) -> Pretra
         raise FieldError(
             "init_from.path",
             path,
-            f"no such folder; train one with: python -m experiments.train --config=FILE --workdir={path}",
+            f"no such folder; train one with: {command('train', '--config=FILE', option('workdir', path))}",
         )
     folder = huggingface.local_folder(path)
     config, library = huggingface.read_config(folder)
@@ -336,7 +337,7 @@ class Report:
     def save(self, workdir: pathlib.Path) -> None:
         path = workdir / REPORT
         try:
-            path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+            path.write_text(strict_json.dumps(dataclasses.asdict(self), indent=1) + "\n")
         except OSError as e:
             raise UserError(f"{path}: cannot be written ({e.strerror}); free some space, or choose another") from None
 

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import math
 import pathlib
 import platform
 import re
@@ -28,7 +29,7 @@ import jax
 import numpy as np
 
 from jaxnlp import config as configs
-from jaxnlp import distributed
+from jaxnlp import distributed, strict_json
 from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
@@ -129,8 +130,8 @@ class Reader:
         """One JSON record, as "data"."""
         path = self.folder / str(step) / item / "metadata"
         try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as e:
+            return strict_json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as e:
             raise UserError(f"{path}: damaged ({e})") from None
 
     def restore(self, step: int, target: TrainState) -> TrainState:
@@ -201,8 +202,9 @@ class Writer:
         self._check_room(step, trees)
         args = self._ocp.args
         items = {name: args.StandardSave(_as_arrays(tree)) for name, tree in trees.items()}
-        items |= {name: args.JsonSave(record) for name, record in {**records, "versions": versions()}.items()}
-        metrics = None if score is None else {"best": str(self._best), "score": score}
+        json_items = {**records, "versions": versions()}
+        items |= {name: args.JsonSave(strict_json.encoded(record)) for name, record in json_items.items()}
+        metrics = None if score is None else self._metrics(score)
         self._saving = step
         with _clear_errors(self._reader, step):
             self._manager.save(step, args=args.Composite(**items), metrics=metrics)
@@ -213,8 +215,12 @@ class Writer:
             with _clear_errors(self._reader, step):
                 file.parent.mkdir(exist_ok=True)
                 temporary = file.with_name("metrics.tmp")
-                temporary.write_text(json.dumps({"best": str(self._best), "score": score}))
+                temporary.write_text(strict_json.dumps(self._metrics(score)))
                 temporary.replace(file)
+
+    def _metrics(self, score: float) -> dict[str, Any]:
+        """The score as JSON; one that is not finite is a string, which `float` reads."""
+        return {"best": str(self._best), "score": score if math.isfinite(score) else strict_json.name_of(score)}
 
     def _cost(self, metrics: dict[str, Any]) -> float:
         best, score = read_score(metrics)
@@ -233,7 +239,7 @@ class Writer:
         for folder in self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
             files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in LATE)
             manifest = {p.relative_to(folder).as_posix(): (p.stat().st_size, _crc(p)) for p in files}
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=0))
+            (folder / MANIFEST).write_text(strict_json.dumps(manifest, indent=0))
 
     def _check_room(self, step: int, trees: Mapping[str, Any]) -> None:
         needed = sum(_num_bytes(x) for x in jax.tree.leaves(trees))

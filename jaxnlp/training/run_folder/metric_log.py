@@ -1,12 +1,13 @@
 """The metric log of a run: a JSON-lines file, TensorBoard events, and a figure."""
 
 import contextlib
-import json
+import math
 import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from jaxnlp import strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.renamed import EVALUATORS
 
@@ -29,7 +30,7 @@ class MetricLog:
         rows = [row for row in read_log(self.path) if row["step"] <= step]
         temporary = self.path.with_suffix(".tmp")
         with self._clear_errors():
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            temporary.write_text("".join(strict_json.dumps(row) + "\n" for row in rows))
             temporary.replace(self.path)
             self._file = self.path.open("a", buffering=1)
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
@@ -47,7 +48,8 @@ class MetricLog:
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
         """Writes one row. kind: "train", "validation", ..."""
         with self._clear_errors():
-            self._file.write(json.dumps({"step": step, "kind": kind, "time": round(time.time(), 3), **values}) + "\n")
+            row = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
+            self._file.write(strict_json.dumps(row) + "\n")
             for name, value in values.items():
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
@@ -59,16 +61,26 @@ class MetricLog:
 
 
 def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, with the current names of evaluations. A line cut short by a crash is skipped."""
-    rows = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            rows.append({**row, "kind": EVALUATORS.get(row["kind"], row["kind"])})
-    return rows
+    """The rows of a metrics file, with the current names of evaluations. A line cut short by a crash is skipped.
+
+    A number that is not finite may be null with its reason (`strict_json`), a string as "NaN", or a bare NaN.
+    """
+    if not path.exists():
+        return []
+    rows = map(_row, path.read_text(errors="replace").splitlines())
+    return [{**row, "kind": EVALUATORS.get(row["kind"], row["kind"])} for row in rows if row is not None]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A line's fields; None for a line that is not a row of metrics."""
+    try:
+        row = strict_json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int) or not isinstance(row.get("kind"), str):
+        return None
+    names = {**strict_json.NAMES, None: math.nan}
+    return {name: names.get(x, x) if x is None or isinstance(x, str) else x for name, x in row.items()}
 
 
 def smooth(values: list[float], window: int = 10) -> list[float]:
