@@ -19,6 +19,8 @@ import shlex
 import shutil
 import sys
 
+from jaxnlp.paths import cache_folder
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 
 
@@ -30,7 +32,7 @@ def configure_jax() -> None:
             file=sys.stderr,
         )
     keep_freed_memory()
-    cache = pathlib.Path(os.environ.get("JAXNLP_CACHE") or "~/.cache/jaxnlp").expanduser()
+    cache = cache_folder()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -7,7 +7,6 @@ of every batch, so a run can resume with another number of processes and reads e
 
 import dataclasses
 import hashlib
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,8 @@ from jaxnlp.data.text.packing import Packed
 from jaxnlp.data.text.store import TokenStore, build_store
 from jaxnlp.data.tokenizer import TokenizerConfig
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.paths import cache_folder, local
+from jaxnlp.scratch import sweep
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -39,12 +40,12 @@ class Tokens(Source):
             raise FieldError("path", self.path, "expected a folder written by experiments.tokenize")
 
     def documents(self, split: str) -> Iterator[str]:
-        store = TokenStore(pathlib.Path(self.path) / split)
-        tokenizer = read_tokenizer(pathlib.Path(self.path) / "tokenizer.json")
+        store = TokenStore(local(self.path) / split)
+        tokenizer = read_tokenizer(local(self.path) / "tokenizer.json")
         return (tokenizer.decode(ids.tolist()) for ids in store.documents())
 
     def fingerprint(self, split: str) -> str:
-        return TokenStore(pathlib.Path(self.path) / split).meta.source_fingerprint
+        return TokenStore(local(self.path) / split).meta.source_fingerprint
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -86,7 +87,7 @@ class DataConfig:
 
     @property
     def cache(self) -> pathlib.Path:
-        return pathlib.Path(self.cache_dir or os.environ.get("JAXNLP_CACHE") or "~/.cache/jaxnlp").expanduser()
+        return cache_folder(self.cache_dir)
 
 
 def open_tokenizer(config: DataConfig) -> tokenizers.Tokenizer:
@@ -96,7 +97,7 @@ def open_tokenizer(config: DataConfig) -> tokenizers.Tokenizer:
         FieldError: the folder of a `Tokens` source has no tokenizer.
     """
     if isinstance(config.source, Tokens):
-        path = pathlib.Path(config.source.path) / "tokenizer.json"
+        path = local(config.source.path) / "tokenizer.json"
         if not path.is_file():
             raise FieldError(
                 "data.source.path",
@@ -104,6 +105,7 @@ def open_tokenizer(config: DataConfig) -> tokenizers.Tokenizer:
                 "no tokenizer.json; expected a folder written by experiments.tokenize",
             )
         return read_tokenizer(path)
+    _sweep(config.cache)
     return config.tokenizer.build(lambda: config.source.documents("train"), config.cache)
 
 
@@ -132,11 +134,12 @@ def open_split(
         UserError: the store of a `Tokens` source was written with another tokenizer.
     """
     sources.check_split(split)
+    _sweep(config.cache)
     if isinstance(config.task, LabelledTask):
         return open_records(config, config.task, split, tokenizer, progress)
     tokenizer_fingerprint = tokenizers.fingerprint(tokenizer)
     if isinstance(config.source, Tokens):
-        store = TokenStore(pathlib.Path(config.source.path) / split)
+        store = TokenStore(local(config.source.path) / split)
         if store.meta.tokenizer_fingerprint != tokenizer_fingerprint:
             raise UserError(f"{store.path}: written with a tokenizer other than this run's; tokenize the source again")
         return store
@@ -153,6 +156,12 @@ def open_split(
     return build_store(
         path, documents, tokenizer, split=split, source_fingerprint=source_fingerprint, progress=progress
     )
+
+
+def _sweep(cache: pathlib.Path) -> None:
+    """Removes what killed processes left in the cache."""
+    for folder in ("tokenizers", "tokens", "library"):
+        sweep(cache / folder)
 
 
 class TrainBatches:

@@ -16,11 +16,11 @@ import hashlib
 import io
 import json
 import pathlib
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.scratch import replacing
 
 EOS_TOKEN = "<|endoftext|>"
 EOS_TOKENS = (EOS_TOKEN, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
@@ -202,16 +202,8 @@ class SentencePiece(TokenizerConfig):
         path = cache_dir / "tokenizers" / f"sentencepiece-{hasher.hexdigest()}.model"
         if not path.exists():
             model = self._train(pieces)
-            temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_bytes(model)
-                temporary.replace(path)
-            except OSError as e:
-                raise UserError(
-                    f"{path}: cannot be written ({e.strerror}); choose another folder for caches with "
-                    "$JAXNLP_CACHE or data.cache_dir"
-                ) from None
+            with replacing(path, "free disk space, or choose another $JAXNLP_CACHE or data.cache_dir") as new:
+                new.write_bytes(model)
         return SentencePieceTokenizer(path.read_bytes())
 
     def _train(self, pieces: list[str]) -> bytes:

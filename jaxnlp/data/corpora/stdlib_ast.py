@@ -12,17 +12,18 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import pathlib
 import sys
 import sysconfig
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jaxnlp import strict_json
 from jaxnlp.data.text import sources
+from jaxnlp.errors import UserError
+from jaxnlp.paths import cache_folder
+from jaxnlp.scratch import replacing
 
 LONGEST, SHORTEST, LEAST_WORDS = 300, 25, 4  # limits of a docstring: characters, characters, words
 OF_FILE = 60  # docstrings or lines per file
@@ -72,16 +73,12 @@ def library() -> tuple[File, ...]:
     files = sources.PythonStdlib().files()
     stats = (f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
     key = sources.fingerprint([sys.version, pathlib.Path(__file__).read_text(), *stats])
-    folder = pathlib.Path(os.environ.get("JAXNLP_CACHE") or "~/.cache/jaxnlp").expanduser() / "library"
-    path = folder / f"{key}.json"
+    path = cache_folder() / "library" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return tuple(map(_file, json.loads(path.read_text())))
     parsed = tuple(_read(files))
-    with contextlib.suppress(OSError):  # without a cache the next process parses again
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{uuid.uuid4().hex}.tmp"
-        temporary.write_text(strict_json.dumps([dataclasses.asdict(file) for file in parsed]))
-        temporary.replace(path)
+    with contextlib.suppress(UserError), replacing(path) as new:  # without a cache the next process parses again
+        new.write_text(strict_json.dumps([dataclasses.asdict(file) for file in parsed]))
     return parsed
 
 

@@ -6,17 +6,15 @@ A store is a folder with `meta.json` and the tokens, either in one memory-mapped
 files of equal blocks. Any range can be read directly, which makes shuffling, sharding and exact resumption cheap.
 """
 
-import concurrent.futures
+import contextlib
 import dataclasses
+import fnmatch
+import functools
 import hashlib
-import itertools
 import json
-import multiprocessing
 import os
 import pathlib
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,13 +22,17 @@ import numpy as np
 
 from jaxnlp import strict_json
 from jaxnlp.data import tokenizer as tokenizers
+from jaxnlp.data import worker_pool
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 from jaxnlp.runtime import command, option
+from jaxnlp.scratch import scratch, sync, write_errors
 
 VERSION = 2
 BLOCK = 8192  # tokens in an ArrayRecord record
 FORMATS = ("memmap", "array_record")
+REMEDY = "free disk space or choose another folder (for caches: $JAXNLP_CACHE or data.cache_dir); nothing was written"
 SAVED_NAMES = {
     "eos_id": "separator",
     "tokenizer_fingerprint": "tokenizer",
@@ -75,7 +77,7 @@ class TokenStore:
     """Read access to a store's folder. Raises UserError if the store is missing, damaged or of another version."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = pathlib.Path(path)
+        self.path = local(path)
         meta = self.path / "meta.json"
         if not meta.is_file():
             remedy = f"write one with: {command('tokenize', '--config=FILE', option('out', self.path.parent))}"
@@ -170,16 +172,15 @@ def build_store(
     Raises:
         UserError: there are no documents, or the store cannot be written, for example because the disk is full.
     """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    path = local(path)
     log = lambda text: progress(f"{split}: {text}")
-    try:
-        temporary.mkdir(parents=True)
-        dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-        write, close = (_memmap_writer if format == "memmap" else _array_record_writer)(temporary)
+    _check_replaceable(path)
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    with write_errors(path, REMEDY), scratch(path.parent) as temporary:
+        folder = temporary / path.name
+        folder.mkdir()
         parts = _tokenize(documents, tokenizer, dtype, workers)
-        counts = _write_all(write, dtype.type(tokenizer.eos_id), parts, log)
-        close()
+        counts = _write_all(folder, format, dtype.type(tokenizer.eos_id), parts, log)
         if not counts["num_documents"]:
             raise UserError(f"{split}: the source has no documents in this split")
         meta = Meta(
@@ -192,27 +193,38 @@ def build_store(
             source_fingerprint=source_fingerprint,
             **counts,
         )
-        (temporary / "meta.json").write_text(strict_json.dumps(meta.to_json(), indent=1))
-        _move(temporary, path, meta)
-    except OSError as e:
-        raise UserError(
-            f"{path}: cannot be written ({e.strerror or e}); free disk space or choose another folder "
-            "(for caches: $JAXNLP_CACHE or data.cache_dir)"
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / "meta.json").write_text(strict_json.dumps(meta.to_json(), indent=1))
+        sync(folder)
+        TokenStore(folder)  # raises UserError if its size is not that of its tokens
+        _move(folder, path, meta)
     return TokenStore(path)
 
 
-def _move(temporary: pathlib.Path, path: pathlib.Path, meta: Meta) -> None:
+def _check_replaceable(path: pathlib.Path) -> None:
+    """Raises UserError if `path` has files that are not a store's, since a store replaces the folder."""
+    own = ("meta.json", "tokens.bin", "tokens.array_record-*")
+    for file in path.iterdir() if path.is_dir() else ():
+        if not any(fnmatch.fnmatch(file.name, pattern) for pattern in own):
+            raise UserError(
+                f"{path}: contains {file.name}, which is not part of a token store; choose another folder, as the "
+                "store would replace this one"
+            )
+
+
+def _move(folder: pathlib.Path, path: pathlib.Path, meta: Meta) -> None:
     """Moves a store to its path, unless another process has finished the same store there first."""
     if _holds(path, meta):
         return
-    shutil.rmtree(path, ignore_errors=True)
+    old = folder.with_name(f"old-{folder.name}")  # removed with the temporary folder
+    with contextlib.suppress(FileNotFoundError):  # another process has moved it
+        if path.is_dir():
+            path.rename(old)
     try:
-        temporary.rename(path)
+        folder.rename(path)
     except OSError:
         if not _holds(path, meta):
+            if old.is_dir():
+                old.rename(path)
             raise
 
 
@@ -225,7 +237,7 @@ def _holds(path: pathlib.Path, meta: Meta) -> bool:
 
 
 def _write_all(
-    write: Callable[[np.ndarray], Any], eos_id: Any, parts: Iterable[Any], log: Callable[[str], Any]
+    folder: pathlib.Path, format: str, eos_id: Any, parts: Iterable[Any], log: Callable[[str], Any]
 ) -> dict[str, Any]:
     """Writes `eos_id` and then the parts (ids, number of documents, number of bytes).
 
@@ -235,28 +247,31 @@ def _write_all(
     counts = {"num_tokens": 1, "num_documents": 0, "num_bytes": 0}
     first = np.array([eos_id])
     hasher = hashlib.blake2b(first.tobytes(), digest_size=12)
-    write(first)
-    start = reported = time.monotonic()
-    for ids, num_documents, num_bytes in parts:
-        write(ids)
-        hasher.update(np.ascontiguousarray(ids).tobytes())
-        counts["num_tokens"] += len(ids)
-        counts["num_documents"] += num_documents
-        counts["num_bytes"] += num_bytes
-        if time.monotonic() - reported > 0.5:
-            reported = time.monotonic()
-            megabytes = counts["num_bytes"] / 1e6
-            log(f"{counts['num_tokens']:,} tokens, {megabytes:,.0f} MB, {megabytes / (reported - start):.1f} MB/s")
+    with (_memmap_writer if format == "memmap" else _array_record_writer)(folder) as write:
+        write(first)
+        start = reported = time.monotonic()
+        for ids, num_documents, num_bytes in parts:
+            write(ids)
+            hasher.update(np.ascontiguousarray(ids).tobytes())
+            counts["num_tokens"] += len(ids)
+            counts["num_documents"] += num_documents
+            counts["num_bytes"] += num_bytes
+            if time.monotonic() - reported > 0.5:
+                reported = time.monotonic()
+                megabytes = counts["num_bytes"] / 1e6
+                log(f"{counts['num_tokens']:,} tokens, {megabytes:,.0f} MB, {megabytes / (reported - start):.1f} MB/s")
     return {**counts, "tokens_fingerprint": hasher.hexdigest()}
 
 
-def _memmap_writer(folder: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], Callable[[], None]]:
-    file = (folder / "tokens.bin").open("wb")
-    return lambda ids: file.write(ids.tobytes()), file.close
+@contextlib.contextmanager
+def _memmap_writer(folder: pathlib.Path) -> Iterator[Callable[[np.ndarray], Any]]:
+    with (folder / "tokens.bin").open("wb") as file:
+        yield lambda ids: file.write(ids.tobytes())
 
 
-def _array_record_writer(folder: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], Callable[[], None]]:
-    """Writes blocks of BLOCK tokens, with a new file every 64 MiB. Returns (write, close)."""
+@contextlib.contextmanager
+def _array_record_writer(folder: pathlib.Path) -> Iterator[Callable[[np.ndarray], Any]]:
+    """Writes blocks of BLOCK tokens, with a new file every 64 MiB."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     pending: list[np.ndarray] = []
@@ -266,10 +281,11 @@ def _array_record_writer(folder: pathlib.Path) -> tuple[Callable[[np.ndarray], A
         if state["writer"] is None:
             name = folder / f"tokens.array_record-{state['files']:05d}"
             state["writer"] = ArrayRecordWriter(str(name), "group_size:1")
-        state["writer"].write(row.tobytes())
+        with _os_errors():
+            state["writer"].write(row.tobytes())
         state["blocks"] += 1
         if state["blocks"] * BLOCK * row.itemsize >= 64 << 20:
-            state["writer"].close()
+            close()
             state.update(writer=None, blocks=0, files=state["files"] + 1)
 
     def write(ids: np.ndarray) -> None:
@@ -282,28 +298,36 @@ def _array_record_writer(folder: pathlib.Path) -> tuple[Callable[[np.ndarray], A
             pending[:] = [row[num_complete:]]
 
     def close() -> None:
-        row = np.concatenate(pending) if pending else np.empty(0)
+        if state["writer"] is not None:
+            with _os_errors():
+                state["writer"].close()
+
+    try:
+        yield write
+        row = np.concatenate(pending)
         if len(row):
             block(row)
-        if state["writer"] is not None:
-            state["writer"].close()
+        close()
+    except BaseException:
+        with contextlib.suppress(OSError):  # a writer that is not closed would write at the end of the process
+            close()
+        raise
 
-    return write, close
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Raises the RuntimeError of an ArrayRecord writer, as on a full disk, as an OSError."""
+    try:
+        yield
+    except RuntimeError as e:
+        reason = str(e).partition(";")[0].rpartition("failed: ")[2]
+        raise OSError(reason) from None
 
 
 def _tokenize(documents, tokenizer, dtype, workers) -> Iterator[tuple[np.ndarray, int, int]]:
-    batches = _batches(documents)
-    if not workers:
-        yield from (_encode(tokenizer, dtype, texts) for texts in batches)
-        return
-    context = multiprocessing.get_context("spawn")
-    setup = {"initializer": _start_worker, "initargs": (tokenizer.to_json(), dtype)}
-    with concurrent.futures.ProcessPoolExecutor(workers, context, **setup) as pool:
-        # A bounded number of batches is in flight; results are read in order.
-        futures = [pool.submit(_work, texts) for texts in itertools.islice(batches, 2 * workers)]
-        while futures:
-            yield futures.pop(0).result()
-            futures += [pool.submit(_work, texts) for texts in itertools.islice(batches, 1)]
+    if workers:
+        return worker_pool.map_batches(_worker, (tokenizer.to_json(), dtype), _batches(documents), workers)
+    return (_encode(tokenizer, dtype, texts) for texts in _batches(documents))
 
 
 def _batches(documents: Iterable[str], size: int = 1 << 20) -> Iterator[list[str]]:
@@ -323,12 +347,6 @@ def _encode(tokenizer: Tokenizer, dtype: np.dtype, texts: list[str]) -> tuple[np
     return np.concatenate(row), len(texts), sum(len(text.encode()) for text in texts)
 
 
-_worker: dict[str, Any] = {}  # the tokenizer of a worker process
-
-
-def _start_worker(data: dict[str, Any], dtype: np.dtype) -> None:
-    _worker.update(tokenizer=tokenizers.from_json(data), dtype=dtype)
-
-
-def _work(texts: list[str]) -> tuple[np.ndarray, int, int]:
-    return _encode(_worker["tokenizer"], _worker["dtype"], texts)
+def _worker(data: dict[str, Any], dtype: np.dtype) -> Callable[[list[str]], tuple[np.ndarray, int, int]]:
+    """The function of a worker process."""
+    return functools.partial(_encode, tokenizers.from_json(data), dtype)
