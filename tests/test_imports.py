@@ -4,21 +4,32 @@ import pytest
 
 from tests.import_graph import ROOT, imports
 
-BASE = {"errors", "config", "renamed", "strict_json", "trees", "lazy"}  # helpers that every room may import
+BASE = {
+    "errors",
+    "config",
+    "renamed",
+    "strict_json",
+    "trees",
+    "lazy",
+    "paths",
+    "scratch",
+}  # helpers that every room may import
 LAYERS = BASE | {"nn"}
 ALLOWED = {
     "errors": set(),
     "lazy": set(),
     "renamed": set(),
     "strict_json": set(),
-    "config": {"errors", "renamed", "strict_json"},
+    "paths": {"errors"},
+    "scratch": {"errors"},
+    "config": {"errors", "renamed", "strict_json", "paths", "scratch"},
     "config_json": {"config"},
     "trees": set(),
-    "runtime": {"errors"},
+    "runtime": {"errors", "paths"},
     "hardware": set(),
     "failure_detection": set(),
     "distributed": {"errors", "failure_detection"},
-    "cli": {"config", "errors", "distributed"},
+    "cli": {"config", "errors", "distributed", "paths"},
     "nn": BASE,
     "models": LAYERS,
     # metrics: a task names those of its predictions. runtime: the folder of caches, and commands in messages.
