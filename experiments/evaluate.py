@@ -90,7 +90,6 @@ def file_source(path: str, of_records: bool):
 
 def print_table(result: dict, experiment: "Experiment") -> None:
     unit = experiment.data.task.unit
-    item = unit.split()[-1].removesuffix("s")
     names = [name for name in result if name not in ("step", "evaluators", "tokens")]
     width = max([14, *map(len, names)])
     for evaluator, data in result["evaluators"].items():
@@ -100,7 +99,7 @@ def print_table(result: dict, experiment: "Experiment") -> None:
         print(f"step {result['step']:,}, {where}{count}: {evaluator}")
         own = [name for name in names if ("/" not in name if is_loss else name.startswith(f"{evaluator}/"))]
         for name in sorted(own, key=lambda name: (name != "loss", name != "perplexity", name)):
-            suffix = f" {experiment.objective.loss_unit}/{item}" if name == "loss" else ""
+            suffix = f" {experiment.loss_unit}" if name == "loss" else ""
             print(f"  {name.replace('_', ' '):{width}} {result[name]:.4f}{suffix}")
 
 

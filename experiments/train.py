@@ -44,7 +44,7 @@ def main() -> int:
     if result.signal is not None:
         name, step, steps = signal.Signals(result.signal).name, int(result.state.step), result.experiment.num_steps
         if jax.process_index() == 0:
-            plot(workdir)
+            plot(workdir, result.experiment.loss_unit)
         log(f"\nstopped by {name} at step {step:,} of {steps:,}; the checkpoint is saved. Resume with:")
         log(f"  {runtime.command('train', runtime.option('workdir', workdir))}")
         return 128 + result.signal

@@ -99,17 +99,17 @@ H100 = Chip(
 )
 
 PEAKS_ALONE = {
-    "TPU v2": 23e12,
-    "TPU v3": 61.5e12,
-    "V100": 125e12,
-    "T4": 65e12,
-    "A10G": 70e12,
-    "L4": 121e12,
-    "L40S": 362e12,
-    "H100 NVL": 835e12,
-    "B200": 2250e12,
+    "TPU v2": (23e12, "Jouppi et al. 2020, doi:10.1145/3360307: 46 TFLOP/s per chip of two cores"),
+    "TPU v3": (61.5e12, "Jouppi et al. 2020, doi:10.1145/3360307: 123 TFLOP/s per chip of two cores"),
+    "V100": (125e12, "nvidia.com, V100 data sheet (SXM2)"),
+    "T4": (65e12, "nvidia.com, T4 data sheet"),
+    "A10G": (70e12, "NVIDIA, A10G data sheet (without sparsity)"),
+    "L4": (121e12, "nvidia.com, L4 data sheet: 242 TFLOP/s with sparsity"),
+    "L40S": (362e12, "nvidia.com, L40S data sheet (without sparsity)"),
+    "H100 NVL": (835e12, "nvidia.com, H100 data sheet: 1,671 TFLOP/s with sparsity"),
+    "B200": (2250e12, "nvidia.com, HGX B200 data sheet: 36 PFLOP/s with sparsity for eight"),
 }
-"""Chips without memory and link figures: name -> peak 16-bit FLOP/s according to the vendor."""
+"""Chips without memory and link figures: name -> (peak 16-bit FLOP/s, its source)."""
 
 # Links: a TPU page states a chip's bandwidth in both directions together, which is divided by two and by its links.
 CHIPS = (
@@ -265,7 +265,7 @@ CHIPS = (
         tf32_flops=494.5e12,
         source="nvidia.com, GH200 data sheet (96 GB of HBM3 and 480 GB of LPDDR5X each; links depend on the system)",
     ),
-    *(Chip(name=name, families=(name,), bf16_flops=flops) for name, flops in PEAKS_ALONE.items()),
+    *(Chip(name=k, families=(k,), bf16_flops=flops, source=source) for k, (flops, source) in PEAKS_ALONE.items()),
 )
 
 

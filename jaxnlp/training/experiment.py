@@ -144,12 +144,12 @@ class Experiment:
             check_hook(hook, f"hooks[{i}].", self.steps_per_call)
 
     def _check_evaluators(self) -> None:
-        hooks = [hook.name for hook in self.hooks if isinstance(hook, Evaluate)]
+        hooks = [hook.evaluator.name for hook in self.hooks if isinstance(hook, Evaluate)]
         evaluations = [*hooks, *(evaluator.name for evaluator in self.evaluators)]
         names = ["train", "full_validation", *([] if self.eval_every is None else ["validation"]), *evaluations]
         for name in hooks:
             if name in RESERVED or names.count(name) > 1:
-                raise FieldError("hooks", f"Evaluate(name={name!r})", NAMES)
+                raise FieldError("hooks", f"Evaluate of {name!r}", NAMES)
         for i, evaluator in enumerate(self.evaluators):
             configs.check(evaluator, f"evaluators[{i}].")
             if evaluator.name in RESERVED:
@@ -193,6 +193,12 @@ class Experiment:
     def layout(self) -> Layout | None:
         """The layout of a labelled task's texts; None for other tasks."""
         return self.data.task.layout
+
+    @property
+    def loss_unit(self) -> str:
+        """The unit of the loss, as "nats/token"."""
+        item = self.data.task.unit.split()[-1].removesuffix("s")  # "predicted tokens": per token
+        return f"{self.objective.loss_unit}/{item}"
 
 
 def flops_per_token(experiment: Experiment) -> float:

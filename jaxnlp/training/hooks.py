@@ -6,22 +6,17 @@ A hook is added with `Experiment.hooks` (then it is a dataclass of config fields
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from jaxnlp import config as configs
-from jaxnlp.data.pipeline import eval_batches
-from jaxnlp.data.record_store import RecordStore
-from jaxnlp.data.text.store import TokenStore
 from jaxnlp.errors import FieldError
 from jaxnlp.evals.evaluator import EvaluatedModel, Evaluator
-from jaxnlp.evals.loss import evaluate
+from jaxnlp.inference.bound_model import make_generator
 
 if TYPE_CHECKING:
-    from jaxnlp.training.experiment import Experiment
     from jaxnlp.training.loops.supervised import SupervisedLoop
 
 
@@ -211,58 +206,15 @@ class EarlyStopping(Hook):
 
 @dataclasses.dataclass(kw_only=True)
 class Evaluate(Hook):
-    """The loss and the objective's metrics over the validation split.
+    """Runs an evaluator, whose name names the rows of the log and is used in `Experiment.best`.
 
-    name: names the rows of the log, and is used in `Experiment.best`. limit: number of batches; None: the full split.
+    With one process a signal ends the evaluation. Several processes must stop together, so they finish it first.
     """
-
-    name: str = "validation"
-    limit: int | None = None
-    at_end: bool = True
-
-    def check(self) -> None:
-        super().check()
-        if self.limit is not None and self.limit < 1:
-            raise FieldError("limit", self.limit, "expected a positive number of batches, or None for the full split")
-
-    def act(self, loop: "SupervisedLoop") -> None:
-        setup = loop.setup
-        store, e, program = setup.stores["validation"], setup.experiment, setup.program
-        with loop.run.pause("evaluating"):
-            batches = eval_batches(store, e.data, self.limit, program.local_row_indices, setup.tokenizer)
-            metrics = evaluate(
-                program.eval_step,
-                loop.state.all_params,
-                self._on_mesh(loop, batches),
-                e.objective,
-                bytes_per_token(e, store),
-            )
-        loop.evaluations.add(self.name, metrics)
-
-    def _on_mesh(self, loop: "SupervisedLoop", batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, Any]]:
-        """The batches as `eval_step` reads them. With one process a signal ends the evaluation. Several processes
-        must stop together, so they finish the evaluation first."""
-        for batch in batches:
-            if loop.run.interrupted:
-                raise StoppedBySignal
-            yield loop.setup.program.shard_batch(batch)
-
-
-def bytes_per_token(experiment: "Experiment", store: TokenStore | RecordStore) -> float | None:
-    """Bytes of text per target; None if the objective does not predict each token of the text once."""
-    return store.bytes_per_token if experiment.objective.reports_bits_per_byte else None
-
-
-@dataclasses.dataclass(kw_only=True)
-class RunEvaluator(Hook):
-    """Runs one of `Experiment.evaluators`."""
 
     evaluator: Evaluator
     at_end: bool = True
 
     def begin(self, loop: "SupervisedLoop") -> None:
-        from jaxnlp.inference.bound_model import make_generator
-
         setup = loop.setup  # one generator for all evaluations, since its programs are compiled for the object
         self._generator = functools.cache(lambda: make_generator(setup.program.bind(setup.tokenizer)))
 

@@ -32,7 +32,7 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     baselines = [] if result.validation is None else e.data.task.baselines(model)
     picture = None
     if jax.process_index() == 0:
-        picture = plot(workdir, {baseline.name: baseline.loss for baseline in baselines})
+        picture = plot(workdir, e.loss_unit, {baseline.name: baseline.loss for baseline in baselines})
     out = ["", *validation_lines(result, store.description, baselines), *evaluation_lines(result)]
     out += ["", speed_line(workdir, result.peak), *model.lines(), "", "written:"]
     files = [
@@ -64,8 +64,7 @@ def table(
     objective, unit = experiment.objective, experiment.data.task.unit
     this_model = Baseline("this model", metrics["loss"], metrics.get("accuracy"), metrics.get("bits_per_byte"))
     rows = [this_model, *baselines]
-    item = unit.split()[-1].removesuffix("s")  # "predicted tokens": per token
-    columns: list[tuple[str, str, list[Any]]] = [(f"{objective.loss_unit}/{item}", ".4f", [row.loss for row in rows])]
+    columns: list[tuple[str, str, list[Any]]] = [(experiment.loss_unit, ".4f", [row.loss for row in rows])]
     if this_model.bits_per_byte is not None:
         columns.append(("bits/byte", ".4f", [row.bits_per_byte for row in rows]))
     if this_model.accuracy is not None:

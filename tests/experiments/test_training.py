@@ -411,12 +411,12 @@ def test_where_every_checkpoint_is_damaged_nothing_is_touched(finished, tmp_path
 
 
 def test_a_signal_ends_the_last_evaluation_and_loses_nothing(corpus, tmp_path):
-    from jaxnlp.training import hooks
+    from jaxnlp.evals import loss
     from jaxnlp.training.loops import supervised
 
     e = configs.load_json(write_config(corpus, tmp_path, eval_every=0, checkpoint_every=0, eval_batches=2))
     evaluated = []
-    original = hooks.eval_batches
+    original = loss.eval_batches
 
     def interrupted(store, data, limit, *rest):
         for i, batch in enumerate(original(store, data, limit, *rest)):
@@ -425,11 +425,11 @@ def test_a_signal_ends_the_last_evaluation_and_loses_nothing(corpus, tmp_path):
             evaluated.append(limit)
             yield batch
 
-    hooks.eval_batches = interrupted
+    loss.eval_batches = interrupted
     try:
         result = supervised.train(e, tmp_path / "run")
     finally:
-        hooks.eval_batches = original
+        loss.eval_batches = original
     assert result.signal == signal.SIGTERM and result.validation is None
     assert evaluated == [2, 2, None, None]
     assert Reader(tmp_path / "run").steps() == [12]

@@ -10,6 +10,7 @@ import pytest
 import jaxnlp
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.evaluator import Evaluator, Outcome
+from jaxnlp.evals.loss import LossEvaluator
 from jaxnlp.sharding.mesh import MeshConfig
 from jaxnlp.sharding.rules import Sharding
 from jaxnlp.training.feeds import BatchFeed, Feed
@@ -203,8 +204,14 @@ def test_hooks_that_cannot_work_are_named(corpus):
         ({"hooks": (EarlyStopping(patience=0),)}, r"hooks\[0\].patience=0: expected a positive number"),
         ({"hooks": (Witness(every=3),), "steps_per_call": 2}, r"hooks\[0\].every=3: not a multiple of steps_per_call"),
         ({"hooks": (Witness(every=-1),)}, r"hooks\[0\].every=-1: expected 0 \(never\) or a positive number"),
-        ({"hooks": (Evaluate(name="a", limit=0),)}, r"hooks\[0\].limit=0: expected a positive number of batches"),
-        ({"hooks": (Evaluate(every=1),)}, r"hooks=\"Evaluate\(name='validation'\)\": expected names that differ"),
+        (
+            {"hooks": (Evaluate(evaluator=LossEvaluator(name="a", limit=0)),)},
+            r"hooks\[0\].evaluator.limit=0: expected 1 or",
+        ),
+        (
+            {"hooks": (Evaluate(evaluator=LossEvaluator(name="validation")),)},
+            "hooks=.*validation.*expected names that differ",
+        ),
         ({"evaluators": (Scripted(name="train"),)}, "evaluators='train': expected names that differ"),
         ({"hooks": ("log",)}, "hooks=.*expected tuple"),
     ):

@@ -17,11 +17,12 @@ from jaxnlp.data.record_store import RecordStore
 from jaxnlp.data.text.store import TokenStore
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
+from jaxnlp.evals.loss import LossEvaluator
 from jaxnlp.objectives.objective import names_missing_array
 from jaxnlp.peft.files import fingerprint
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.feeds import Batch, BatchFeed, Feed
-from jaxnlp.training.hooks import Checkpoint, Evaluate, Hook, Log, Profile, RunEvaluator, check_hook
+from jaxnlp.training.hooks import Checkpoint, Evaluate, Hook, Log, Profile, check_hook
 from jaxnlp.training.init.frozen_base import BASE
 from jaxnlp.training.loops.evaluations import BestCheckpoint, Evaluation, Evaluations
 from jaxnlp.training.loops.hook_list import HookList
@@ -103,16 +104,17 @@ def default_hooks(experiment: Experiment, hooks: Sequence[Hook] = ()) -> list[Ho
     e = experiment
     before_checkpoint: list[Hook] = [Log()]
     if e.eval_every is not None:
-        before_checkpoint.append(Evaluate(every=e.eval_every, limit=e.eval_batches))
+        validation = LossEvaluator(name="validation", limit=e.eval_batches)
+        before_checkpoint.append(Evaluate(evaluator=validation, every=e.eval_every))
     for evaluator in e.evaluators:
         interval = e.eval_every or 0 if evaluator.every is None else evaluator.every
-        before_checkpoint.append(RunEvaluator(evaluator=evaluator, every=interval))
+        before_checkpoint.append(Evaluate(evaluator=evaluator, every=interval))
     before_checkpoint += e.hooks
     at_checkpoint: list[Hook] = [] if e.early_stopping is None else [e.early_stopping]
     at_checkpoint.append(Checkpoint(every=e.checkpoint_every))
     # keep_best compares losses on the same batches, so the evaluation on the full split comes after the checkpoint.
     if e.eval_every is not None and e.eval_batches is not None:
-        at_checkpoint.append(Evaluate(name="full_validation"))
+        at_checkpoint.append(Evaluate(evaluator=LossEvaluator(name="full_validation")))
     return [*before_checkpoint, *hooks, *at_checkpoint]
 
 

@@ -88,11 +88,12 @@ def smooth(values: list[float], window: int = 10) -> list[float]:
     return [sum(part) / len(part) for part in (values[max(0, i - window + 1) : i + 1] for i in range(len(values)))]
 
 
-def plot(workdir: pathlib.Path, baselines: dict[str, float] | None = None) -> pathlib.Path | None:
+def plot(workdir: pathlib.Path, loss_unit: str, baselines: dict[str, float] | None = None) -> pathlib.Path | None:
     """Plots loss, learning rate, gradient norm and tokens per second to `curves.png`.
 
     Args:
-        baselines: name -> loss in nats per token, drawn as horizontal lines.
+        loss_unit: label of the loss axis, as "nats/token".
+        baselines: name -> loss, drawn as horizontal lines.
 
     Returns:
         The figure's path, or None if nothing has been logged.
@@ -126,7 +127,7 @@ def plot(workdir: pathlib.Path, baselines: dict[str, float] | None = None) -> pa
     for i, (name, value) in enumerate((baselines or {}).items()):
         loss.axhline(value, color="0.4", linestyle=(":", "--", "-.")[i % 3], linewidth=1, label=name)
     loss.legend()
-    loss.set_ylabel("loss (nats per token)")
+    loss.set_ylabel(f"loss ({loss_unit})")
     rate.plot(steps, [row["learning_rate"] for row in train], dot, color="C2")
     rate.set_ylabel("learning rate")
     norm.plot(steps, [row["grad_norm"] for row in train], dot, color="C1", alpha=0.8)
