@@ -66,7 +66,7 @@ def input_records(task: "LabelledTask") -> "list[Record]":
     """The records to predict, from --text or --input."""
     from jaxnlp.data.records import read_records
     from jaxnlp.data.source import Record
-    from jaxnlp.data.text.text_files import expand
+    from jaxnlp.data.text.file_lists import expand
 
     if TEXT.value is not None:
         field = task.text_field

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from jaxnlp.data.text import sources, text_files
+from jaxnlp.data.text import file_lists, sources, text_files
 from jaxnlp.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -119,7 +119,7 @@ def test_a_path_behind_a_locked_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "is_dir", refuse)
     with pytest.raises(UserError, match="check its permissions and those of its folder"):
-        text_files.expand("data.source.train", str(tmp_path / "a.txt"))
+        file_lists.expand("data.source.train", str(tmp_path / "a.txt"))
 
 
 def test_the_fingerprint_follows_the_files(tmp_path):

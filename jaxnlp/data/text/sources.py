@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxnlp.data.source import Source
-from jaxnlp.data.text.text_files import expand, read_file
+from jaxnlp.data.text.file_lists import expand
+from jaxnlp.data.text.text_files import read_file
 from jaxnlp.errors import FieldError, UserError
 
 SPLITS = ("train", "validation", "test")

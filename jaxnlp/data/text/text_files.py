@@ -1,53 +1,24 @@
 """Reads documents from files: plain text, JSON lines and Parquet, also compressed as .gz or .zst."""
 
 import contextlib
-import glob
+import csv
 import gzip
 import io
 import json
-import os
 import pathlib
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import zstandard
 
 from jaxnlp.errors import FieldError, UserError
 
-
-def expand(field: str, patterns: str) -> list[pathlib.Path]:
-    """Lists the files named by comma-separated paths, globs and folders, sorted within each pattern.
-
-    Raises:
-        FieldError: a pattern matches no file, a file is empty, or a path cannot be read.
-    """
-    files: list[pathlib.Path] = []
-    for pattern in patterns.split(","):
-        path = pathlib.Path(pattern.strip()).expanduser()
-        if not _readable(path):
-            raise FieldError(field, str(path), "cannot be read; check its permissions and those of its folder")
-        if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.is_file())
-        elif path.is_file():
-            matches = [path]
-        else:
-            matches = sorted(pathlib.Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
-        if not matches:
-            raise FieldError(field, pattern.strip(), "no such file, and no file matches the pattern; check the path")
-        files += matches
-    for path in files:
-        if path.stat().st_size == 0:
-            raise FieldError(field, str(path), "the file is empty; remove it")
-    return files
-
-
-def _readable(path: pathlib.Path) -> bool:
-    """Whether permissions allow reading `path`. True also for a path that does not exist."""
-    try:
-        return not path.is_dir() or os.access(path, os.R_OK | os.X_OK)
-    except PermissionError:
-        return False
+ZSTD_WINDOW = 1 << 31  # bytes: the largest that the format's tools write (`zstd --long=31`); the default is 1 << 27
+THRIFT = (1 << 31) - 1  # bytes of a string and entries of a list in a Parquet file's metadata
+BATCH_BYTES = 64 << 20  # of a batch of Parquet rows; a column of a batch has at most 2 GiB
 
 
 def read_file(path: pathlib.Path, field: str, document: str) -> Iterator[str]:
@@ -64,14 +35,15 @@ def read_file(path: pathlib.Path, field: str, document: str) -> Iterator[str]:
 
 
 def kind_of(path: pathlib.Path) -> str:
-    """The format suffix of a file name without compression suffixes, as ".jsonl"; "" if it has none."""
-    suffixes = [s for s in path.suffixes if s not in (".gz", ".zst")]
+    """The format suffix of a file name in lower case, without compression suffixes, as ".jsonl"; "" if it has none."""
+    suffixes = [s for s in map(str.lower, path.suffixes) if s not in (".gz", ".zst")]
     return suffixes[-1] if suffixes else ""
 
 
 @contextlib.contextmanager
 def clear_errors(path: pathlib.Path) -> Iterator[None]:
-    """Converts exceptions raised while reading a text file into a one-line UserError."""
+    """Converts exceptions raised while reading a text file into a one-line UserError, and lifts Python's limits."""
+    lift_limits()
     try:
         yield
     except UnicodeDecodeError as e:
@@ -80,11 +52,18 @@ def clear_errors(path: pathlib.Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read ({e})") from None
 
 
+def lift_limits() -> None:
+    """Lets this process read CSV fields and integers of any length. Python's limits protect servers from attackers."""
+    csv.field_size_limit(sys.maxsize)
+    sys.set_int_max_str_digits(0)
+
+
 def open_text(path: pathlib.Path) -> Any:
     encoding = "utf-8-sig"  # UTF-8, with or without a byte order mark
-    if path.suffix == ".gz":
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
         return gzip.open(path, "rt", encoding=encoding, newline="")
-    if path.suffix == ".zst":
+    if suffix == ".zst":
         return io.TextIOWrapper(io.BufferedReader(_Zstandard(path)), encoding=encoding, newline="")
     return path.open(encoding=encoding, newline="")
 
@@ -107,7 +86,7 @@ class _Zstandard(io.RawIOBase):
                     raise EOFError("it ends in the middle of a zstandard frame; the file may be truncated")
                 return 0
             if self._frame is None or self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
+                self._frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
             self._ready = self._frame.decompress(data)
         size = min(len(buffer), len(self._ready))
         buffer[:size], self._ready = self._ready[:size], self._ready[size:]
@@ -168,6 +147,8 @@ def json_line(line: str, where: str) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as e:
         raise UserError(f"{where}: invalid JSON ({e.msg}); expected one object per line") from None
+    except RecursionError:
+        raise UserError(f"{where}: its JSON is nested too deeply; expected at most some hundred levels") from None
 
 
 def check_surrogates(text: str, where: str) -> None:
@@ -192,7 +173,7 @@ def open_parquet(path: pathlib.Path) -> Any:
     import pyarrow.parquet as parquet
 
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(path, thrift_string_size_limit=THRIFT, thrift_container_size_limit=THRIFT)
     except (pyarrow.ArrowInvalid, OSError) as e:
         raise UserError(f"{path}: not a Parquet file ({e})") from None
 
@@ -200,7 +181,9 @@ def open_parquet(path: pathlib.Path) -> Any:
 def parquet_batches(path: pathlib.Path, file: Any, columns: list[str] | None) -> Iterator[Any]:
     import pyarrow
 
+    groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
+    row_bytes = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=0)
     try:
-        yield from file.iter_batches(columns=columns, batch_size=1024)
+        yield from file.iter_batches(columns=columns, batch_size=int(np.clip(BATCH_BYTES / (row_bytes + 1), 1, 1024)))
     except (pyarrow.ArrowException, OSError) as e:
         raise UserError(f"{path}: damaged ({' '.join(str(e).split())[:200]})") from None
