@@ -112,6 +112,10 @@ docs: $(VENV)/docs.stamp  ## build the documentation in build/docs; warnings and
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -j auto -b html -d build/doctrees docs build/docs $(ARGS)
 	@echo "open build/docs/index.html"
 
+.PHONY: docs-links
+docs-links: $(VENV)/docs.stamp  ## request every external link of the documentation; needs the network
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q -b linkcheck -d build/doctrees docs build/links $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/test.stamp  ## ruff: lint and format
 	$(BIN)/ruff check .

@@ -26,6 +26,8 @@ autodoc_preserve_defaults = True
 toc_object_entries = False  # thousands of names would fill every sidebar
 maximum_signature_line_length = 100
 
+linkcheck_ignore = ["repository:"]  # _ext/house.py checks them
+
 html_theme = "furo"
 html_title = "jaxnlp"
 html_copy_source = False
