@@ -12,6 +12,7 @@ from absl import flags
 
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -26,8 +27,6 @@ OUT = flags.DEFINE_string("out", None, "PNG file to write. Default: WORKDIR/atte
 
 
 def main() -> None:
-    import pathlib
-
     from jaxnlp.figures.attention import draw_attention
     from jaxnlp.figures.files import save_png
     from jaxnlp.inference.attention_maps import attention_maps, habits, select
@@ -38,8 +37,8 @@ def main() -> None:
     if not TEXT.value:
         raise UserError('--text: not given; expected a text, for example --text="def main"')
     layers, heads = numbers("layers", LAYERS.value), numbers("heads", HEADS.value)
-    out = pathlib.Path(OUT.value or f"{WORKDIR.value}/attention_map.png")
-    if out.suffix != ".png":
+    out = local(OUT.value or f"{WORKDIR.value}/attention_map.png")
+    if out.suffix.lower() != ".png":
         raise UserError(f"--out={out}: expected a file name that ends in .png")
     model = load(WORKDIR.value, CHECKPOINT.value)
     maps_by_name = {

@@ -5,12 +5,11 @@ python -m experiments.config --config=configs/gpt/tiny.py --against=runs/tiny/co
 python -m experiments.config --config_json=runs/a/config.json --against=runs/b/config.json
 """
 
-import os
-
 from absl import flags
 
 from jaxnlp import cli, runtime, strict_json
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 CONFIG = cli.define_config()
 AGAINST = flags.DEFINE_string(
@@ -26,7 +25,8 @@ def main() -> None:
         raise UserError("--config: not given; expected a config file, or --config_json=FILE")
     configs.check(CONFIG.value)
     if AGAINST.value is not None:
-        spec = os.path.join(AGAINST.value, "config.json") if os.path.isdir(AGAINST.value) else AGAINST.value
+        path = local(AGAINST.value)
+        spec = str(path / "config.json") if path.is_dir() else AGAINST.value
         differences = configs.diff(cli.load(spec), CONFIG.value)
         width = max((len(path) for path, _, _ in differences), default=0)
         for path, old, new in differences:

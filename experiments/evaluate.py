@@ -6,7 +6,6 @@ python -m experiments.evaluate --workdir=runs/bert-spans --evaluators=squad --in
 """
 
 import dataclasses
-import pathlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from absl import flags
 
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 if TYPE_CHECKING:
     from jaxnlp.evals.evaluator import Evaluator
@@ -107,8 +107,8 @@ def write(path: str, text: str) -> None:
     if not distributed.first():
         return
     try:
-        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        pathlib.Path(path).write_text(text, encoding="utf-8")
+        local(path).parent.mkdir(parents=True, exist_ok=True)
+        local(path).write_text(text, encoding="utf-8")
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror}); choose another file") from None
 

@@ -13,6 +13,7 @@ from absl import flags
 
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -29,8 +30,6 @@ SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Maximum size of a file in gigab
 
 
 def main() -> None:
-    import pathlib
-
     from jaxnlp.data.pretrained_tokenizer import FILE
     from jaxnlp.training.export import save
     from jaxnlp.training.load import load
@@ -41,7 +40,7 @@ def main() -> None:
         raise UserError("--out: not given; expected a folder to write, for example exported/gpt2")
     if not SHARD.value > 0:
         raise UserError(f"--max_shard_gb={SHARD.value}: expected a positive number of gigabytes")
-    run, out = load(WORKDIR.value, CHECKPOINT.value), pathlib.Path(OUT.value)
+    run, out = load(WORKDIR.value, CHECKPOINT.value), local(OUT.value)
     if ADAPTER.value:
         if run.program.tuning is None:
             raise UserError(
@@ -66,7 +65,7 @@ def write_adapter(out: Any, run: Any) -> None:
     """Writes a run's adapter as a PEFT folder, or as one file if `out` ends in .safetensors."""
     from jaxnlp.training.export import save_tuned
 
-    as_file, init_from = out.suffix == ".safetensors", run.saved.experiment.init_from
+    as_file, init_from = out.suffix.lower() == ".safetensors", run.saved.experiment.init_from
     dropped = save_tuned(run, out, BASE.value, as_file=as_file)
     if not distributed.first():
         return

@@ -25,6 +25,7 @@ from absl import flags
 
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 CONFIG = cli.define_config()
 TOPOLOGY = flags.DEFINE_string("topology", "local", "Devices to plan for: a topology such as v5e:16x16, or local.")
@@ -60,7 +61,7 @@ def compared() -> int:
     from jaxnlp.training.run_folder.progress import waiting
 
     assert WORKDIR.value is not None
-    workdir = pathlib.Path(WORKDIR.value)
+    workdir = local(WORKDIR.value)
     if CONFIG.value is None and not (workdir / "config.json").is_file():
         raise UserError(f"--workdir={workdir}: no config.json; expected the folder of a run")
     experiment = configs.load_json(workdir / "config.json") if CONFIG.value is None else CONFIG.value
@@ -78,7 +79,7 @@ def compared() -> int:
     run = measure_run(workdir, plan, hlo.instruction_classes(texts[0]) if texts else {}, experiment.steps_per_call)
     print(f"{format_plan(plan)}\n\n{format_comparison(run, plan)}")
     if distributed.first():
-        out = workdir if OUT.value is None else pathlib.Path(OUT.value)
+        out = workdir if OUT.value is None else local(OUT.value)
         save_png(draw_measured(run.to_dict(), plan.to_dict(), str(workdir)), out / "measured.png")
         comparison = {"topology": TOPOLOGY.value, "measured": run.to_dict(), "plan": plan.to_dict()}
         (out / "measured.json").write_text(strict_json.dumps(comparison, indent=1) + "\n")
@@ -115,7 +116,7 @@ def planned() -> int:
         plans = [plan]
         print(format_plan(plan))
     if OUT.value is not None and plans and distributed.first():
-        out = pathlib.Path(OUT.value)
+        out = local(OUT.value)
         plan = [p.to_dict() for p in plans]
         save_png(draw_plans(plan, f"{experiment_name()} on {TOPOLOGY.value}"), out / "plan.png")
         (out / "plan.json").write_text(strict_json.dumps({"topology": TOPOLOGY.value, "plans": plan}, indent=1) + "\n")

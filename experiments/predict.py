@@ -9,7 +9,6 @@ Input records have the fields that the run's task reads, except the label. Each 
 
 import contextlib
 import os
-import pathlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from absl import flags
 
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 if TYPE_CHECKING:
     from jaxnlp.data.source import Record
@@ -83,8 +83,8 @@ def opened(path: str):
     if not distributed.first():
         path = os.devnull
     try:
-        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "w", encoding="utf-8")
+        local(path).parent.mkdir(parents=True, exist_ok=True)
+        return open(local(path), "w", encoding="utf-8")
     except OSError as e:
         raise UserError(f"--out={path}: cannot be written ({e.strerror}); choose another file") from None
 

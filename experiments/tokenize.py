@@ -7,13 +7,13 @@ The config defines the source and the tokenizer; override them with --config.dat
 """
 
 import os
-import pathlib
 import sys
 
 from absl import flags
 
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 CONFIG = cli.define_config()
 OUT = flags.DEFINE_string("out", None, "Output folder, for tokenizer.json and a token store per split.")
@@ -43,7 +43,7 @@ def main() -> None:
     configs.check(data, "data.")
     if isinstance(data.source, Tokens):
         raise UserError(f"data.source: {data.source.path} is already tokenized")
-    out = pathlib.Path(OUT.value)
+    out = local(OUT.value)
     if (out / "tokenizer.json").exists() and not OVERWRITE.value:
         raise UserError(f"--out={out}: already contains a corpus; choose another folder, or set --overwrite")
     print("tokenizer ...", file=sys.stderr)

@@ -9,7 +9,6 @@
 Ctrl-C or SIGTERM finishes the step, saves a checkpoint, and prints the command that resumes the run.
 """
 
-import pathlib
 import signal
 import sys
 import time
@@ -18,6 +17,7 @@ from absl import flags
 
 from jaxnlp import cli, runtime
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string(
@@ -36,7 +36,7 @@ def main() -> int:
     from jaxnlp.training.loops.supervised import train
     from jaxnlp.training.run_folder.metric_log import plot
 
-    workdir = pathlib.Path(WORKDIR.value)
+    workdir = local(WORKDIR.value)
     result = train(CONFIG.value, workdir, profile_steps(PROFILE.value))
     import jax
 

@@ -37,6 +37,7 @@ from jaxnlp.inference.sampling import Sampling
 from jaxnlp.inference.scoring import score_continuations
 from jaxnlp.inference.text import generate_text
 from jaxnlp.nn.model_config import ModelConfig
+from jaxnlp.paths import local
 from jaxnlp.peft.files import fingerprint
 from jaxnlp.sharding.functional import parameter_table
 from jaxnlp.training import export
@@ -305,7 +306,7 @@ class Model:
         """The report of a run that `train` has just ended. Also plots its curves. Raises UserError for other models."""
         if self.result is None or self.result.signal is not None:
             raise self._cannot("report", "expected the result of train() for a run that has finished")
-        return report(self.result, pathlib.Path(self.source))
+        return report(self.result, local(self.source))
 
     def merged(self) -> "Model":
         """The model with its tuned parameters merged into its base: the same outputs, without a PEFT method.
@@ -344,7 +345,7 @@ class Model:
         Raises:
             UserError: an unknown format, or a model or method that the layout does not support.
         """
-        path = pathlib.Path(path)
+        path = local(path)
         if format == "huggingface":
             export.save(self.loaded, path)
         elif format not in ("peft", "safetensors"):

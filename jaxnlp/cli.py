@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from jaxnlp import config as configs
 from jaxnlp import distributed
 from jaxnlp.errors import UserError
+from jaxnlp.paths import expanded, local
 
 FROM_JSON = str(pathlib.Path(__file__).with_name("config_json.py"))
 
@@ -130,10 +131,10 @@ def _translate(argv: list[str]) -> tuple[list[str], list[str]]:
     if not configured and not json_paths:
         if not overrides:
             return argv, []
-        json_paths = [path for path in _run_configs(argv) if pathlib.Path(path).is_file()]
+        json_paths = [path for path in _run_configs(argv) if local(path).is_file()]
         if not json_paths:
             raise UserError(f"{overrides[0]}: no config to override; set it with --config=FILE")
-    spec = configured[-1] if configured else f"{FROM_JSON}:{json_paths[-1]}"
+    spec = expanded(configured[-1]) if configured else f"{FROM_JSON}:{json_paths[-1]}"
     config = load(spec)
     for override in overrides:
         configs.check_path(config, override.split("=", 1)[0].removeprefix("--config."))
@@ -169,7 +170,8 @@ def _is_field(argument: str) -> bool:
 def load(spec: str) -> Any:
     """Loads the config of "file.py", "file.py:variant" or "file.json". Raises UserError if it cannot be loaded."""
     path, _, variant = spec.partition(":")
-    if path.endswith(".json"):
+    path = expanded(path)
+    if path.lower().endswith(".json"):
         return configs.load_json(path)
     if not pathlib.Path(path).is_file():
         config_files = [str(p) for p in pathlib.Path("configs").rglob("*.py") if p.name != "__init__.py"]

@@ -16,6 +16,7 @@ from typing import Any
 
 from jaxnlp import strict_json
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.paths import local
 from jaxnlp.renamed import current_class, current_fields
 
 CLASS = "class"
@@ -168,7 +169,7 @@ def save_json(config: Any, path: pathlib.Path) -> None:
 
 def load_json(path: str | pathlib.Path) -> Any:
     """Reads a config from a JSON file. Raises UserError if the file cannot be read or is not a config."""
-    path = pathlib.Path(path)
+    path = local(path)
     try:
         data = strict_json.loads(path.read_text())
     except OSError as e:

@@ -19,7 +19,7 @@ import shlex
 import shutil
 import sys
 
-from jaxnlp.paths import cache_folder
+from jaxnlp.paths import cache_folder, expanded
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 
@@ -32,8 +32,8 @@ def configure_jax() -> None:
             file=sys.stderr,
         )
     keep_freed_memory()
-    cache = cache_folder()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "xla"))
+    programs = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "xla"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = expanded(programs)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     import jax

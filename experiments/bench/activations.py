@@ -12,7 +12,6 @@ Needs libtpu (`make tpu`) but no TPU. The seven compilations take about a minute
 """
 
 import dataclasses
-import pathlib
 import sys
 from typing import Any
 
@@ -20,6 +19,7 @@ from absl import flags
 
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 JSON = flags.DEFINE_string("json", "docs/measurements/activations.json", "JSON file to write.")
 OUT = flags.DEFINE_string("out", "docs/images/activations.png", "PNG file to write.")
@@ -37,9 +37,9 @@ def main() -> None:
     results: dict[str, Any] = {"parameters": count, "model states": size, "formulas": formulas(model)}
     results["rows"] = [measured(policy) for policy in POLICIES]
     print(table(results))
-    save_png(picture(results), pathlib.Path(OUT.value))
+    save_png(picture(results), local(OUT.value))
     try:
-        pathlib.Path(JSON.value).write_text(strict_json.dumps(results, indent=1) + "\n")
+        local(JSON.value).write_text(strict_json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
     print(f"written: {JSON.value}, {OUT.value}")

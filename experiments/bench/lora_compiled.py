@@ -15,7 +15,6 @@ in the JSON, so an interrupted run resumes.
 
 import dataclasses
 import math
-import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +24,7 @@ from absl import flags
 from experiments.bench.lora_figures import compiled_table, weight_gradients
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 JSON = flags.DEFINE_string("json", "docs/measurements/lora_compiled.json", "JSON file to write.")
 TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "Chip, in the format of jaxnlp.planning.topology.")
@@ -64,7 +64,7 @@ def settings() -> dict[str, Any]:
 def stored() -> dict[str, Any]:
     """Results of an earlier run with the same settings, or the settings alone. Raises UserError if unreadable."""
     try:
-        results = strict_json.loads(pathlib.Path(JSON.value).read_text())
+        results = strict_json.loads(local(JSON.value).read_text())
     except FileNotFoundError:
         return settings()
     except (OSError, ValueError) as e:
@@ -74,7 +74,7 @@ def stored() -> dict[str, Any]:
 
 def store(results: dict[str, Any]) -> None:
     try:
-        pathlib.Path(JSON.value).write_text(strict_json.dumps(results, indent=1) + "\n")
+        local(JSON.value).write_text(strict_json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
 

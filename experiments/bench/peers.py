@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 FOLDER = pathlib.Path(".bench")
 TORCH = ["torch==2.13.0", "transformers==5.23.0", "numpy"]
@@ -37,9 +38,9 @@ def checkout(name: str) -> str:
     """
     configured = os.environ.get(name.upper())
     if configured:
-        if not pathlib.Path(configured).is_dir():
+        if not local(configured).is_dir():
             raise UserError(f"{name.upper()}={configured}: no such folder; expected a checkout of {SOURCES[name][0]}")
-        return str(pathlib.Path(configured).absolute())
+        return str(local(configured).absolute())
     folder = FOLDER / f"{name}-source"
     if not folder.exists():
         url, commit = SOURCES[name]

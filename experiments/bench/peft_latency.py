@@ -11,7 +11,6 @@ parameters. A second base model shows the noise.
 """
 
 import os
-import pathlib
 import sys
 import time
 import types
@@ -24,6 +23,7 @@ from experiments.bench.peft_tables import into_page, latency_table
 from experiments.bench.shapes import SHAPES
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 JSON = flags.DEFINE_string("json", "docs/measurements/peft_latency.json", "JSON file to write.")
 PAGE = flags.DEFINE_string("page", "docs/measurements/peft.md", "Page to write the tables into; empty: none.")
@@ -47,7 +47,7 @@ def main() -> None:
         results[name] = measured(contenders(SHAPES[name]), ROUNDS.value, SECONDS.value, say)
         print(f"\n{name}\n{latency_table(results[name])}", flush=True)
     try:
-        pathlib.Path(JSON.value).write_text(strict_json.dumps(results, indent=1) + "\n")
+        local(JSON.value).write_text(strict_json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
     if PAGE.value:

@@ -16,7 +16,6 @@ selects the rate with the best validation accuracy. The config has the selected 
 
 import contextlib
 import dataclasses
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from absl import flags
 from experiments.bench.peft_tables import RATES, into_page, picture, quality_table, searched
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 JSON = flags.DEFINE_string("json", "docs/measurements/peft_quality.json", "JSON file to resume from and to write.")
 OUT = flags.DEFINE_string("out", "docs/images/peft_quality.png", "PNG file to write.")
@@ -59,7 +59,7 @@ def main() -> None:
     bench.train(results)
     bench.time(results)
     print(quality_table(results))
-    save_png(picture(results), pathlib.Path(OUT.value))
+    save_png(picture(results), local(OUT.value))
     if PAGE.value:
         into_page(PAGE.value, "peft_quality", quality_table(results))
     print(f"written: {', '.join(filter(None, (JSON.value, OUT.value, PAGE.value)))}")
@@ -209,7 +209,7 @@ class Bench:
 
     def stored(self) -> dict[str, Any]:
         """Results of an earlier call, or empty results. Raises UserError if unreadable or of other settings."""
-        path = pathlib.Path(JSON.value)
+        path = local(JSON.value)
         if not path.exists():
             return {"settings": self.settings, "search": {}, "runs": {}, "costs": {}}
         try:
@@ -227,7 +227,7 @@ class Bench:
 
 
 def store(results: dict[str, Any]) -> None:
-    path = pathlib.Path(JSON.value)
+    path = local(JSON.value)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(strict_json.dumps(results, indent=1) + "\n")

@@ -1,11 +1,11 @@
 """Tables and a figure of the PEFT benchmarks. The tables are written into docs/measurements/peft.md."""
 
-import pathlib
 import statistics
 from typing import Any
 
 from experiments.bench.harness import quartiles
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 RATES = {
     "full": (1e-4, 3e-4, 1e-3),
@@ -128,7 +128,7 @@ def over(seconds: dict[str, list[float]], name: str) -> str:
 
 def into_page(path: str, name: str, text: str) -> None:
     """Inserts text between the markers `name` of a page. Raises UserError if the page has no such markers."""
-    page, begin, end = pathlib.Path(path), f"<!-- {name} -->", f"<!-- end of {name} -->"
+    page, begin, end = local(path), f"<!-- {name} -->", f"<!-- end of {name} -->"
     try:
         before, tail = page.read_text().split(begin)
         after = tail.split(end)[1]

@@ -12,7 +12,6 @@ Needs libtpu (`make tpu`) but no TPU. The ten compilations take one to four minu
 """
 
 import dataclasses
-import pathlib
 import sys
 from typing import Any
 
@@ -21,6 +20,7 @@ from absl import flags
 from experiments.bench.zero import MANY, MIXED, STAGES, formula, large, of_shardings
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 JSON = flags.DEFINE_string("json", "docs/measurements/zero_compiled.json", "JSON file to write.")
 TABLE = flags.DEFINE_list("table", list(STAGES), f"Stages to compile for the table, of {', '.join(STAGES)}.")
@@ -70,7 +70,7 @@ def stored(path: str) -> dict[str, Any]:
         UserError: the file cannot be read.
     """
     try:
-        return strict_json.loads(pathlib.Path(path).read_text())
+        return strict_json.loads(local(path).read_text())
     except FileNotFoundError:
         return {"table": {}, "ladder": {}}
     except (OSError, ValueError) as e:
@@ -79,7 +79,7 @@ def stored(path: str) -> dict[str, Any]:
 
 def store(path: str, results: dict[str, Any]) -> None:
     try:
-        pathlib.Path(path).write_text(strict_json.dumps(results, indent=1) + "\n")
+        local(path).write_text(strict_json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={path}: cannot be written ({e.strerror})") from None
 

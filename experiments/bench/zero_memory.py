@@ -10,7 +10,6 @@ and an optimizer state of float32 moments and master parameters, 2 + 2 + 12 byte
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -18,6 +17,7 @@ from absl import flags
 from experiments.bench.zero import FLOAT32, MANY, PARTS, STAGES, formula, large, of_shardings
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 JSON = flags.DEFINE_string("json", "docs/measurements/zero_memory.json", "JSON file to write.")
 PEAKS = flags.DEFINE_string(
@@ -45,9 +45,9 @@ def main() -> None:
             line = ", ".join(f"{part} {amount(max(parts[part]))}" for part in PARTS)
             total = sum(max(parts[part]) for part in PARTS)
             print(f"  {stage:6} {line}: {amount(total)} per device; formula {amount(model['formula'][stage])}")
-    save_png(picture(results, peaks(PEAKS.value)), pathlib.Path(OUT.value))
+    save_png(picture(results, peaks(PEAKS.value)), local(OUT.value))
     try:
-        pathlib.Path(JSON.value).write_text(strict_json.dumps(results, indent=1) + "\n")
+        local(JSON.value).write_text(strict_json.dumps(results, indent=1) + "\n")
     except OSError as e:
         raise UserError(f"--json={JSON.value}: cannot be written ({e.strerror})") from None
     print(f"written: {JSON.value}, {OUT.value}")
@@ -105,7 +105,7 @@ def bytes_on_devices(tree: Any, devices: list[Any]) -> list[int]:
 def peaks(path: str) -> dict[str, float]:
     """Stage -> peak bytes of the compiled step, from the file of `zero_compiled`. Raises UserError if unreadable."""
     try:
-        table = strict_json.loads(pathlib.Path(path).read_text())["table"]
+        table = strict_json.loads(local(path).read_text())["table"]
     except (OSError, ValueError, KeyError) as e:
         raise UserError(f"--peaks={path}: not a file written by experiments.bench.zero_compiled ({e})") from None
     return {stage: row["peak"] for stage, row in table.items() if row["peak"] is not None}

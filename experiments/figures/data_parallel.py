@@ -10,13 +10,13 @@ configs/gpt/tiny.py with two layers of width 64, untied embeddings, sequences of
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from absl import flags
 
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 CONFIG = cli.define_config()
 DEVICES = flags.DEFINE_integer("devices", 8, "Number of virtual CPU devices.")
@@ -34,7 +34,7 @@ def main() -> None:
 
     if DEVICES.value < 2 or STEPS.value < 1:
         raise UserError(f"--devices={DEVICES.value} --steps={STEPS.value}: expected at least two devices and one step")
-    if OUT.value is not None and not OUT.value.endswith(".png"):
+    if OUT.value is not None and not OUT.value.lower().endswith(".png"):
         raise UserError(f"--out={OUT.value}: expected a file name that ends in .png")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES.value)
@@ -42,7 +42,7 @@ def main() -> None:
     print(report(comparison))
     if OUT.value is not None:
         ways = {"naive, through device 0": comparison.naive, "DDP, all-reduced in a ring": comparison.ddp}
-        save_png(draw_traffic(ways, comparison.param_bytes), pathlib.Path(OUT.value))
+        save_png(draw_traffic(ways, comparison.param_bytes), local(OUT.value))
         print(f"written: {OUT.value}")
 
 

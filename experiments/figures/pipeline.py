@@ -7,12 +7,11 @@ Schedules: naive, gpipe, 1f1b, circular (`jaxnlp/sharding/pipeline.py`). The bub
 without useful work. Forward and backward passes are drawn with equal duration.
 """
 
-import pathlib
-
 from absl import flags
 
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 SCHEDULE = flags.DEFINE_string("schedule", "gpipe", "naive, gpipe, 1f1b or circular.")
 STAGES = flags.DEFINE_integer("stages", 4, "Number of stages (p).")
@@ -32,7 +31,7 @@ def main() -> None:
             raise UserError(f"--{name}={size}: expected a positive number")
     if SCHEDULE.value not in SCHEDULES:
         raise UserError(f"--schedule={SCHEDULE.value}: expected one of {', '.join(SCHEDULES)}")
-    if OUT.value is not None and not OUT.value.endswith(".png"):
+    if OUT.value is not None and not OUT.value.lower().endswith(".png"):
         raise UserError(f"--out={OUT.value}: expected a file name that ends in .png")
     kind = SCHEDULES[SCHEDULE.value]
     schedule = kind(virtual_stages=v) if SCHEDULE.value == "circular" else kind()
@@ -46,7 +45,7 @@ def main() -> None:
     if OUT.value is not None:
         cells = [[None if w is None else (w.microbatch, w.forward, w.virtual_stage) for w in slot] for slot in table]
         title = f"{SCHEDULE.value}, {p} stages, {m} microbatches: bubble {100 * idle(table):.1f}%"
-        save_png(draw_schedule(cells, title), pathlib.Path(OUT.value))
+        save_png(draw_schedule(cells, title), local(OUT.value))
         print(f"written: {OUT.value}")
 
 

@@ -6,13 +6,13 @@ Without --preset it draws the config's own table. It uses the first block with a
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 from absl import flags
 
 from jaxnlp import cli, distributed, runtime
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 CONFIG = cli.define_config()
 PRESET = flags.DEFINE_string(
@@ -33,7 +33,7 @@ def main() -> None:
 
     if CONFIG.value is None:
         raise UserError("--config: not given; expected a config file, or --config_json=FILE")
-    if OUT.value is None or not OUT.value.endswith(".png"):
+    if OUT.value is None or not OUT.value.lower().endswith(".png"):
         raise UserError(f"--out={OUT.value}: expected a file name that ends in .png")
     if WAYS.value < 2:
         raise UserError(f"--ways={WAYS.value}: expected at least two devices")
@@ -49,7 +49,7 @@ def main() -> None:
     name = PRESET.value or "the config's table"
     if sharding.pipeline is not None and not any(piece.split for row in layers.values() for piece in row):
         raise UserError(f"{name}: splits layers but no matrix; draw its schedule with experiments.figures.pipeline")
-    save_png(draw_split(layers, WAYS.value, f"{name} over {WAYS.value} devices"), pathlib.Path(OUT.value))
+    save_png(draw_split(layers, WAYS.value, f"{name} over {WAYS.value} devices"), local(OUT.value))
     print(f"written: {OUT.value}")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxnlp.data.tokenizer import EOS_TOKENS, Texts, Tokenizer, TokenizerConfig, no_special
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.paths import local
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -29,7 +30,7 @@ class HuggingFace(TokenizerConfig):
     def build(self, texts: Texts, cache_dir: pathlib.Path) -> "HuggingFaceTokenizer":
         import tokenizers
 
-        path = pathlib.Path(self.path)
+        path = local(self.path)
         if not self.path or not path.exists():
             raise FieldError(
                 "data.tokenizer.path", self.path, "no such file or folder; expected a tokenizer.json or its folder"

@@ -12,6 +12,7 @@ from jaxnlp import strict_json
 from jaxnlp.data.huggingface_tokenizer import HuggingFace
 from jaxnlp.data.tokenizer import Texts, Tokenizer, TokenizerConfig, from_json
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.paths import local
 
 FILE = "jaxnlp_tokenizer.json"
 """The tokenizer of an exported model, as checkpoints hold it. Other libraries do not read this file."""
@@ -38,7 +39,7 @@ class PretrainedTokenizer(TokenizerConfig):
         return extended(self._pretrained(texts, cache_dir), self.special_tokens)
 
     def _pretrained(self, texts: Texts, cache_dir: pathlib.Path) -> Tokenizer:
-        folder = pathlib.Path(self.path)
+        folder = local(self.path)
         checkpoints = [p for p in folder.glob("checkpoints/*/tokenizer/metadata") if p.parent.parent.name.isdigit()]
         if checkpoints:  # all checkpoints of a run have the same tokenizer
             return _read(max(checkpoints, key=lambda p: int(p.parent.parent.name)))

@@ -18,6 +18,7 @@ from jaxnlp import strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.interop import adapter_config, huggingface, ia3, lora, soft_prompts
 from jaxnlp.interop.module_names import CONFIG, WEIGHTS, HFModule, layers_of, modules_of, opened
+from jaxnlp.paths import local
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.method import PEFTMethod
@@ -45,7 +46,7 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
         UserError: the folder has no adapter; its kind or a setting is not supported; a tensor is missing, left over or
             of another shape.
     """
-    folder = pathlib.Path(folder)
+    folder = local(folder)
     fields = adapter_config.read(folder / CONFIG, KINDS)
     kind = fields["peft_type"]
     tensors = huggingface.read_tensors(folder / WEIGHTS)
@@ -203,7 +204,7 @@ def save_adapter(
         is_ia3 = isinstance(method, IA3)
         fields, arrays = ia3.write(flat, hf_modules) if is_ia3 else soft_prompts.write(tuning, flat, config)
     fields |= {"base_model_name_or_path": base_name, "task_type": task_type, "inference_mode": True}
-    folder = pathlib.Path(folder)
+    folder = local(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         by_name = {name if name == soft_prompts.TABLE else PREFIX + name: x for name, x in arrays.items()}

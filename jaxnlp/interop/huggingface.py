@@ -24,6 +24,7 @@ import numpy as np
 from jaxnlp import strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.interop import bert, gpt2, llama, t5
+from jaxnlp.paths import expanded, local
 from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import REPLICATED, Rules, path_name, shardings
 
@@ -129,7 +130,7 @@ def save(
             f"expected the components of one of {', '.join(name for f in FAMILIES for name in f.MODEL_TYPES)}"
         )
     flat = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(unstacked(params))}
-    folder = pathlib.Path(folder)
+    folder = local(folder)
     temporary_files: dict[str, pathlib.Path] = {}  # by final name: existing files stay until all new ones are complete
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,16 +191,17 @@ def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
 
 def local_folder(source: str | pathlib.Path) -> pathlib.Path:
     """The folder of a checkpoint; a hub id is downloaded. Raises UserError if there is none."""
+    source = expanded(source)
     path = pathlib.Path(source)
     if path.is_dir():
         return path
-    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
+    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise UserError(f"{source}: no such folder; expected a folder with {CONFIG} and *.safetensors, or a hub id")
     try:
         from huggingface_hub import snapshot_download
 
         patterns = ["*.json", "*.safetensors", "*.txt"]
-        return pathlib.Path(snapshot_download(str(source), allow_patterns=patterns))
+        return pathlib.Path(snapshot_download(source, allow_patterns=patterns))
     except ImportError:
         raise UserError(f"{source}: no such folder, and hub ids need huggingface_hub: pip install -e '.[hf]'") from None
     except Exception as e:  # errors of the hub, or of the network

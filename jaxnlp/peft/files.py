@@ -22,6 +22,7 @@ import numpy as np
 from jaxnlp import config as configs
 from jaxnlp import strict_json
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.tuning import TunedModel, attach
 from jaxnlp.sharding.rules import path_name
@@ -40,7 +41,7 @@ def save(path: str | pathlib.Path, tuning: TunedModel, tuned: Any, base: Any) ->
     Raises:
         UserError: the parameters belong to another model or method, or the file cannot be written.
     """
-    path = pathlib.Path(path)
+    path = local(path)
     arrays = {name: np.ascontiguousarray(x) for name, x in _flat(tuned).items()}
     _check("tuned", arrays, tuning)
     header = {
@@ -100,7 +101,7 @@ def read(path: str | pathlib.Path) -> tuple[PEFTMethod, dict[str, str], dict[str
     Raises:
         UserError: the file is missing, of another kind or damaged, or its method has an unknown field.
     """
-    path = pathlib.Path(path)
+    path = local(path)
     library = _safetensors()
     try:
         data = path.read_bytes()

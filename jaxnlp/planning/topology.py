@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 
 TOPOLOGY_NAME = re.compile(r"(?:(\d+)\*)?(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+)*)$")
 EXAMPLES = "v5e:4x4, v6e:16x16, v4:4x4x4, v5p:8x8x8, tpu7x:4x4x4, 2*v5e:16x16 (two slices), v5e:1 (one chip) or local"
@@ -116,7 +117,7 @@ def find_libtpu() -> str:
     jax_version = importlib.metadata.version("jax")
     remedy = f'get it with `make tpu`, or `pip install "jax[tpu]=={jax_version}"`'
     if configured := os.environ.get("TPU_LIBRARY_PATH"):
-        path = pathlib.Path(configured)
+        path = local(configured)
         if not path.is_file():
             raise UserError(f"TPU_LIBRARY_PATH={configured}: no such file; unset it, or {remedy}")
     else:

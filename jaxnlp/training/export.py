@@ -7,6 +7,7 @@ from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxnlp.data.pretrained_tokenizer import FILE, write_exported
 from jaxnlp.interop import huggingface
 from jaxnlp.interop.adapters import body_alone, save_adapter, task_type
+from jaxnlp.paths import expanded
 from jaxnlp.peft import files
 from jaxnlp.training.load import Loaded
 from jaxnlp.trees import select
@@ -74,6 +75,7 @@ def save_tuned(run: Loaded, path: pathlib.Path, base_name: str | None = None, *,
         return []
     model, tuning, tuned, dropped = body_alone(experiment.model, tuning, tuned)
     source = base_name or (experiment.init_from and experiment.init_from.path)
+    source = source and expanded(source)  # PEFT does not expand it
     save_adapter(path, model, tuning, tuned, base_name=source, task_type=task_type(model))
     return dropped
 

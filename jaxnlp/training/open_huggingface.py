@@ -13,6 +13,7 @@ from jaxnlp.data.text.span_corruption import SpanCorruption
 from jaxnlp.errors import UserError
 from jaxnlp.interop import huggingface
 from jaxnlp.objectives.seq2seq import Seq2Seq
+from jaxnlp.paths import expanded
 from jaxnlp.sharding.rules import REPLICATED
 from jaxnlp.training.experiment import Experiment, resolve
 from jaxnlp.training.load import Loaded
@@ -29,8 +30,9 @@ def open_huggingface(source: str | pathlib.Path) -> Loaded:
     Raises:
         UserError: no such folder, an architecture that is not supported, or no tokenizer.
     """
+    source = expanded(source)
     folder = pathlib.Path(source)
-    if not folder.is_dir() and (str(source).startswith((".", "/", "runs/")) or str(source).count("/") > 1):
+    if not folder.is_dir() and (source.startswith((".", "/", "runs/")) or source.count("/") > 1):
         raise UserError(
             f"load: {source}: no such folder; expected a run, a folder in Hugging Face's layout, or a hub id"
         )

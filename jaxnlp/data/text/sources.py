@@ -12,6 +12,7 @@ from jaxnlp.data.source import Source
 from jaxnlp.data.text.file_lists import expand
 from jaxnlp.data.text.text_files import read_file
 from jaxnlp.errors import FieldError, UserError
+from jaxnlp.paths import local
 
 SPLITS = ("train", "validation", "test")
 
@@ -208,7 +209,7 @@ class TFDS(Source):
     def _open(self, split: str) -> Any:
         import tensorflow_datasets as tfds
 
-        options: dict[str, Any] = {"data_dir": self.data_dir} if self.data_dir else {}
+        options: dict[str, Any] = {"data_dir": str(local(self.data_dir))} if self.data_dir else {}
         try:
             builder: Any = tfds.builder(self.name, **options)
         except Exception as e:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import pathlib
 import sys
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxnlp import config as configs
 from jaxnlp.data.huggingface_tokenizer import HuggingFace, wrap
 from jaxnlp.data.pipeline import corpus_fingerprint, open_split
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 from jaxnlp.training.experiment import Experiment, resolve
 from jaxnlp.training.open_huggingface import default_experiment
 from jaxnlp.training.run_folder.checkpoint import Reader, Writer
@@ -46,7 +46,7 @@ def create_run(
         )
     if Reader(workdir).steps():
         raise UserError(f"--workdir={workdir}: already holds a run; choose another folder")
-    ours, folder = wrap(tokenizer, eos_token), pathlib.Path(workdir)
+    ours, folder = wrap(tokenizer, eos_token), local(workdir)
     if experiment is None:
         experiment = default_experiment(model, tokenizer)
     file = folder / "tokenizer.json"  # a copy, so that the run's config.json can be run again

@@ -31,6 +31,7 @@ from jaxnlp.nn.head import Head
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.nn.quantised import dequantised
+from jaxnlp.paths import expanded
 from jaxnlp.runtime import command, option
 from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import REPLICATED, Rules, path_name, shardings
@@ -153,6 +154,7 @@ def model(path: str, **changes: Any) -> Any:
 
 def open_source(path: str, checkpoint: str, log: Callable[[str], Any]) -> PretrainedSource:
     """Opens a run, or a model in Hugging Face's layout. Its parameters are read later, by `PretrainedSource.read`."""
+    path = expanded(path)
     reader = Reader(path)
     if reader.steps():
         return _open_run(path, reader, checkpoint, log)

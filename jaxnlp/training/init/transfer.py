@@ -7,7 +7,6 @@ only at step 0: a run that resumes reads its own checkpoint and needs no source.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from jaxnlp.config import field_values
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.optim import make_optimizer
+from jaxnlp.paths import expanded, local
 from jaxnlp.peft import files
 from jaxnlp.peft.method import SHARED, PEFTMethod
 from jaxnlp.peft.tuning import TunedModel, attach
@@ -53,7 +53,8 @@ def transfer_params(program: Program, state: TrainState, log: Callable[[str], An
     if path is None:
         return state
     assert tuning is not None, "Experiment.check requires a method"
-    source = _of_file(path, program) if pathlib.Path(path).is_file() else _of_run(path, program, log)
+    path = expanded(path)
+    source = _of_file(path, program) if local(path).is_file() else _of_run(path, program, log)
     target_arrays = _without_heads(tuning, _flat(program.abstract.params))
     arrays = source.arrays
     if not any(name.startswith(f"{SHARED}/") for name in target_arrays):

@@ -33,6 +33,7 @@ from jaxnlp import distributed, strict_json
 from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.run_folder.best import VALIDATION_LOSS, Best
 from jaxnlp.training.step.state import TrainState, from_saved_trees, saved_trees
@@ -59,7 +60,7 @@ class Reader:
     """The checkpoints in a run's folder. Every method that reads one raises UserError if it cannot."""
 
     def __init__(self, workdir: str | pathlib.Path):
-        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self.folder = local(workdir).absolute() / "checkpoints"
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, oldest first."""

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 
 from jaxnlp.errors import UserError
+from jaxnlp.paths import local
 from jaxnlp.training.run_folder.best import Best
 from jaxnlp.training.run_folder.checkpoint import Reader, Saved, Writer, set_aside
 from jaxnlp.training.run_folder.lock import open_workdir
@@ -46,7 +47,7 @@ class RunFolder:
     """
 
     def __init__(self, workdir: str | pathlib.Path):
-        self.path, self.is_first = pathlib.Path(workdir), jax.process_index() == 0
+        self.path, self.is_first = local(workdir), jax.process_index() == 0
         self.reader = Reader(self.path)
         self.saved_step: int | None = None
         self.step, self.num_steps = 0, 0
