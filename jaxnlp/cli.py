@@ -17,6 +17,7 @@ from jaxnlp import config as configs
 from jaxnlp import distributed
 from jaxnlp.errors import UserError
 from jaxnlp.paths import expanded, local
+from jaxnlp.uncaught import one_line_errors
 
 FROM_JSON = str(pathlib.Path(__file__).with_name("config_json.py"))
 
@@ -36,7 +37,7 @@ def define_config() -> Any:
 
 
 def run(main: Callable[[], int | None], doc: str | None, by: str = distributed.ALL) -> None:
-    """Parses the flags, runs `main` and exits. A UserError is printed as one line on stderr, with exit status 2.
+    """Parses the flags, runs `main` and exits. An error is one line on stderr, with the exit status of `uncaught`.
 
     Args:
         main: the entry point; its return value is the exit status.
@@ -46,26 +47,20 @@ def run(main: Callable[[], int | None], doc: str | None, by: str = distributed.A
     """
     argv = list(sys.argv)
     distributed.define_flags()
-    if any(a in ("--help", "-h", "-help", "--h") for a in argv[1:]):
-        print((doc or "").strip(), end="\n\n")
-        print("Flags:")
-        print(flags.FLAGS.module_help(sys.modules["__main__"].__name__).strip() or "  none")
-        print(_shared_help())
-        sys.exit(0)
-    _quiet()
-    try:
+    with one_line_errors():
+        if any(a in ("--help", "-h", "-help", "--h") for a in argv[1:]):
+            print((doc or "").strip(), end="\n\n")
+            print("Flags:")
+            print(flags.FLAGS.module_help(sys.modules["__main__"].__name__).strip() or "  none")
+            print(_shared_help())
+            sys.exit(0)
+        _quiet()
         with distributed.joined(
             argv, by
         ) as has_work:  # before other flags are parsed, so that an invalid flag ends all processes
             if not has_work:
                 sys.exit(0)
             app.run(lambda _: _run(main), argv=argv, flags_parser=_parse)
-    except UserError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 def _quiet() -> None:

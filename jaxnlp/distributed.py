@@ -6,10 +6,10 @@ the others wait. See docs/guides/tpu_vm.md for the commands.
 """
 
 import contextlib
+import functools
 import os
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,6 +18,7 @@ from absl import flags
 
 from jaxnlp.errors import UserError
 from jaxnlp.failure_detection import FailureDetector, connect
+from jaxnlp.uncaught import explained, show
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("coordinator_address", "num_processes", "process_id")
@@ -95,13 +96,12 @@ def joined(argv: Sequence[str], by: str = ALL) -> Iterator[bool]:
             except SystemExit as e:
                 failure_detector.done()
                 raise e
-    except UserError as e:
-        text = " ".join(str(e).split())
-        failure_detector.fail(text, 2, lambda: print(f"error: {text}", file=sys.stderr, flush=True))
-    except KeyboardInterrupt:
-        failure_detector.fail("interrupted", 130, lambda: print("\ninterrupted", file=sys.stderr, flush=True))
-    except Exception as e:
-        failure_detector.fail(f"{type(e).__name__}: {str(e)[:1000]}", 1, traceback.print_exc)
+    except BaseException as e:
+        status, line = explained(e)
+        if status is None:  # the process exits by itself
+            raise
+        text = line.removeprefix("error: ").strip() or type(e).__name__
+        failure_detector.fail(text, status, functools.partial(show, e, line))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,9 @@
-"""Exceptions for errors that a user can cause and fix."""
+"""Exceptions for errors that a user can cause and fix, and the boundary that turns those of libraries into them."""
+
+import contextlib
+from collections.abc import Iterator
+
+LONGEST = 300  # characters of a library's message
 
 
 class UserError(ValueError):
@@ -19,3 +24,40 @@ class FieldError(UserError):
     def __init__(self, field: str, value: object, expected: str):
         self.field, self.value, self.expected = field, value, expected
         super().__init__(f"{field}={value!r}: {expected}")
+
+
+@contextlib.contextmanager
+def reading(source: object, expected: str) -> Iterator[None]:
+    """The boundary of every reader: any exception of the block becomes a UserError "source: expected (reason)".
+
+    A damaged file reaches libraries and conversions at any point, and they document few of their exceptions. A panic
+    of a library in Rust is not even an Exception. The original exception stays the cause.
+
+    Args:
+        source: the file or folder that is read. expected: what is wrong and what was expected, as "not a Parquet file".
+    """
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as e:
+        if isinstance(e, Exception) or is_panic(e):
+            raise UserError(f"{source}: {expected} ({reason(e)})") from e
+        raise
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust has panicked. The type has no public name."""
+    return type(error).__name__ == "PanicException"
+
+
+def reason(error: BaseException) -> str:
+    """An exception as one short line. Its type is named if its message says too little without it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        text = error.strerror or text
+    elif isinstance(error, UnicodeDecodeError):
+        text = f"not UTF-8 text, byte 0x{error.object[error.start]:02x}"
+    elif not text or isinstance(error, (LookupError, AttributeError, TypeError, AssertionError, MemoryError)):
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

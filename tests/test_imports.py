@@ -28,8 +28,9 @@ ALLOWED = {
     "runtime": {"errors", "paths"},
     "hardware": set(),
     "failure_detection": set(),
-    "distributed": {"errors", "failure_detection"},
-    "cli": {"config", "errors", "distributed", "paths"},
+    "uncaught": {"errors"},
+    "distributed": {"errors", "failure_detection", "uncaught"},
+    "cli": {"config", "errors", "distributed", "paths", "uncaught"},
     "nn": BASE,
     "models": LAYERS,
     # metrics: a task names those of its predictions. runtime: the folder of caches, and commands in messages.
