@@ -16,7 +16,7 @@ import time
 from absl import flags
 
 from jaxnlp import cli, runtime
-from jaxnlp.errors import UserError
+from jaxnlp.errors import UserError, reason
 from jaxnlp.paths import local
 
 CONFIG = cli.define_config()
@@ -37,7 +37,8 @@ def main() -> int:
     from jaxnlp.training.run_folder.metric_log import plot
 
     workdir = local(WORKDIR.value)
-    result = train(CONFIG.value, workdir, profile_steps(PROFILE.value))
+    late_errors: list[Exception] = []
+    result = train(CONFIG.value, workdir, profile_steps(PROFILE.value), late_errors=late_errors)
     import jax
 
     log = print if jax.process_index() == 0 else lambda *_, **__: None
@@ -52,6 +53,11 @@ def main() -> int:
 
     log(report(result, workdir))
     log(f"\n{time.monotonic() - start:,.0f} seconds in total", file=sys.stderr)
+    for error in late_errors[1:]:
+        log(f"note: after the training: {reason(error)}", file=sys.stderr)
+    if late_errors:
+        sys.stdout.flush()  # the report comes before the error
+        raise late_errors[0]
     return 0
 
 

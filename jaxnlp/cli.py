@@ -15,10 +15,11 @@ from absl import app, flags, logging
 
 from jaxnlp import config as configs
 from jaxnlp import distributed
-from jaxnlp.errors import UserError
+from jaxnlp.errors import UserError, check_text
 from jaxnlp.paths import expanded, local
 from jaxnlp.uncaught import one_line_errors
 
+PATHS = ("config", "config_json", "out", "source", "input", "predictions", "against")
 FROM_JSON = str(pathlib.Path(__file__).with_name("config_json.py"))
 
 
@@ -107,7 +108,18 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise UserError(str(e)) from None
     if len(remaining) > 1:
         raise UserError(f"{remaining[1]!r}: not a flag; expected --name=value (see --help)")
+    _check_texts()
     return remaining
+
+
+def _check_texts() -> None:
+    """Raises UserError for a flag's text that is not UTF-8. A path may be: it is the name of a file."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if name not in PATHS and not name.startswith("config."):
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str):
+                    check_text(f"--{name}", text)
 
 
 def _translate(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -6,8 +6,10 @@ the others wait. See docs/guides/tpu_vm.md for the commands.
 """
 
 import contextlib
+import errno
 import functools
 import os
+import socket
 import sys
 import threading
 import warnings
@@ -206,10 +208,10 @@ def explicit(values: flags.FlagValues) -> tuple[str, int, int] | None:
         raise UserError(f"{', '.join(missing)}: not set, but {present}; set all three for each process, or none")
     (address_name, address), (count_name, count), (index_name, index) = settings.items()
     host, _, port = str(address).rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise UserError(f"{address_name}={address}: expected host:port of process 0, such as 10.0.0.2:8476")
     for name, value in ((count_name, count), (index_name, index)):
-        if not str(value).isdigit():
+        if not str(value).isdecimal():
             raise UserError(f"{name}={value}: expected an integer from 0")
     num_processes, process_index = int(str(count)), int(str(index))
     if not 0 <= process_index < num_processes:
@@ -235,9 +237,13 @@ def _initialize(settings: tuple[str, int, int] | None, values: flags.FlagValues)
     try:
         with warnings.catch_warnings(record=True) as caught:
             if settings is None:
+                _check_detected_port(seconds)
                 jax.distributed.initialize(**wait)
             else:  # JAX's detection would give a Slurm task only one of its GPUs
+                _check_port(settings[0], settings[2])
                 jax.distributed.initialize(*settings, cluster_detection_method="deactivate", **wait)
+    except UserError:
+        raise
     except (ValueError, RuntimeError, OSError) as e:
         reasons = [str(e).strip() or type(e).__name__, *(str(w.message) for w in caught)]
         raise UserError(
@@ -247,6 +253,44 @@ def _initialize(settings: tuple[str, int, int] | None, values: flags.FlagValues)
         ) from None
     finally:
         timer.cancel()
+
+
+def _check_detected_port(seconds: int) -> None:
+    """`_check_port` for the address that JAX finds out from the launcher. What cannot be found out, JAX reports."""
+    from jax._src.clusters import ClusterEnv  # has no public name
+
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        address, _, index, _ = ClusterEnv.auto_detect_unset_distributed_params(address, None, None, [], None, seconds)
+    except Exception:
+        return
+    if address is not None and index is not None:
+        _check_port(address, index)
+
+
+def _check_port(address: str, index: int) -> None:
+    """Raises UserError if process 0 cannot listen at its port.
+
+    JAX's coordinator ends the process with a segmentation fault if the port is taken. If another coordinator has it,
+    both listen at it (SO_REUSEPORT), and the processes of two jobs reach either of them.
+    """
+    bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or address
+    port = bind.rpartition(":")[2]
+    if index != 0 or not port.isdecimal():
+        return
+    dual = socket.has_dualstack_ipv6()
+    try:
+        with socket.create_server(
+            ("", int(port)), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual
+        ):
+            return
+    except OSError as e:
+        taken = e.errno == errno.EADDRINUSE
+        holder = "; end the process that listens at it, such as process 0 of an earlier run, or" if taken else ";"
+        raise UserError(
+            f"--coordinator_address={address}: process 0 cannot listen at port {port} ({os.strerror(e.errno or 0)})"
+            f"{holder} choose another port for all processes"
+        ) from None
 
 
 def _too_late(reason: str) -> None:

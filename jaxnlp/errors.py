@@ -1,7 +1,7 @@
 """Exceptions for errors that a user can cause and fix, and the boundary that turns those of libraries into them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 LONGEST = 300  # characters of a library's message
 
@@ -61,3 +61,28 @@ def reason(error: BaseException) -> str:
     elif not text or isinstance(error, (LookupError, AttributeError, TypeError, AssertionError, MemoryError)):
         text = f"{type(error).__name__}: {text}".rstrip(": ")
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises UserError if a text, such as the flag or field `name`, cannot be written as UTF-8.
+
+    Python keeps bytes of the command line that are not UTF-8, as of a Latin-1 terminal, as surrogates.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        code = ord(text[e.start])
+        what = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else "an unpaired surrogate"
+        place = f"{what} at character {e.start} is not UTF-8"
+        raise UserError(f"{name}={text!a}: not valid text ({place}); expected text in UTF-8") from None
+
+
+@contextlib.contextmanager
+def encoding(texts: Iterable[str], name: str = "text") -> Iterator[None]:
+    """Context in which a library encodes texts. What it raises for text that is not valid becomes a UserError."""
+    try:
+        yield
+    except Exception:
+        for text in texts:
+            check_text(name, text)
+        raise

@@ -125,6 +125,11 @@ def _saved(error: BaseException) -> str:
 class _Diagnostics(io.TextIOWrapper):
     """Standard error whose reader may go away, as in `2>&1 | head`: a run continues, and its messages are discarded."""
 
+    def __init__(self, replaced: io.TextIOWrapper):
+        raw = io.BufferedWriter(io.FileIO(replaced.fileno(), "wb", closefd=False))
+        super().__init__(raw, replaced.encoding, "backslashreplace", line_buffering=True)
+        self._replaced = replaced  # it would close the file when it is no longer referenced
+
     def write(self, text: str) -> int:
         with self._still_works():
             super().write(text)
@@ -155,5 +160,4 @@ def _open_outputs() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     if isinstance(sys.stderr, io.TextIOWrapper):
-        raw = io.BufferedWriter(io.FileIO(sys.stderr.fileno(), "wb", closefd=False))
-        sys.stderr = _Diagnostics(raw, sys.stderr.encoding, "backslashreplace", line_buffering=True)
+        sys.stderr = _Diagnostics(sys.stderr)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from jaxnlp.data.tokenizer import EOS_TOKENS, Texts, Tokenizer, TokenizerConfig, no_special
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError, UserError, encoding
 from jaxnlp.paths import local
 
 
@@ -119,11 +119,13 @@ class HuggingFaceTokenizer(Tokenizer):
         return [None if name is None else _unescape(name) for name in names]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [e.ids for e in self._model.encode_batch_fast(texts, add_special_tokens=False)]
+        with encoding(texts):
+            return [e.ids for e in self._model.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_spans(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Ids and the (start, stop) characters of each token, for each text."""
-        return [(e.ids, e.offsets) for e in self._model.encode_batch(texts, add_special_tokens=False)]
+        with encoding(texts):
+            return [(e.ids, e.offsets) for e in self._model.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         ids = [int(i) for i in ids if i < self.vocab_size and i != self.eos_id]

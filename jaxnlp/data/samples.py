@@ -65,8 +65,8 @@ def continuation(model: SampledModel) -> list[str]:
     """The prompt and a text that the model draws after it; no lines for a model that cannot generate."""
     if not model.config.can_generate:
         return []
-    prompt = model.tokenizer.encode_batch([model.prompt])[0]
     try:
+        prompt = model.tokenizer.encode_batch([model.prompt])[0]
         (ids,) = model.generate([prompt], model.num_tokens, temperature=0.8, top_p=0.95)
     except UserError as error:
         return ["", f"no sample: {error}"]

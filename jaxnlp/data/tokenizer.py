@@ -19,7 +19,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError, UserError, encoding
 from jaxnlp.scratch import replacing
 
 EOS_TOKEN = "<|endoftext|>"
@@ -137,7 +137,8 @@ class ByteTokenizer(Tokenizer):
         return [*(bytes([i]) for i in range(256)), *[None] * (self.vocab_size - 256)]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [list(text.encode()) for text in texts]
+        with encoding(texts):
+            return [list(text.encode()) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
@@ -270,7 +271,8 @@ class SentencePieceTokenizer(Tokenizer):
         return None if special else piece.replace("\u2581", " ").encode()
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [self._encode(text) for text in texts]
+        with encoding(texts):
+            return [self._encode(text) for text in texts]
 
     def _encode(self, text: str) -> list[int]:
         if "\u2581" not in text:

@@ -11,7 +11,7 @@ from jaxnlp.config import field_values
 from jaxnlp.data.pipeline import DataConfig, resolved
 from jaxnlp.data.tasks.layout import Layout, Template
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import FieldError
+from jaxnlp.errors import FieldError, check_text
 from jaxnlp.evals.defaults import RESERVED
 from jaxnlp.evals.evaluator import Evaluator
 from jaxnlp.nn.model_config import ModelConfig
@@ -115,6 +115,7 @@ class Experiment:
             raise FieldError("seed", self.seed, "expected a number in [0, 2^32)")
         if not self.loss_scale >= 1:
             raise FieldError("loss_scale", self.loss_scale, "expected 1 or more, as 32768.0")
+        check_text("sample_prompt", self.sample_prompt)
         if self.peak_flops is not None and not self.peak_flops > 0:
             raise FieldError("peak_flops", self.peak_flops, "expected FLOP/s, as 9.9e14, or None")
         if self.init_peft_from is not None and self.peft is None:

@@ -6,18 +6,20 @@ The task supplies the baselines, the sample and the commands, and the objective 
 
 import pathlib
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 
 from jaxnlp.data.baselines import Baseline
+from jaxnlp.errors import UserError, reason
 from jaxnlp.runtime import command, option
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.loops.supervised import Result
 from jaxnlp.training.run_folder.metric_log import LOG, plot, read_log
 from jaxnlp.training.sampled_run import SampledRun
 
+Part = TypeVar("Part")
 NAMES, COLUMNS = 30, 12  # minimum width of names and of columns, in characters
 
 
@@ -28,13 +30,17 @@ def report(result: Result, workdir: pathlib.Path) -> str:
     """
     assert result.signal is None
     e, step, store = result.experiment, int(result.state.step), result.stores["validation"]
-    model = SampledRun(result.program, result.state.all_params, result.tokenizer, store)
-    baselines = [] if result.validation is None else e.data.task.baselines(model)
+    model, parts = SampledRun(result.program, result.state.all_params, result.tokenizer, store), Parts()
+    evaluated = result.validation is not None
+    baselines = parts.made("baselines", lambda: e.data.task.baselines(model) if evaluated else [], [])
     picture = None
     if jax.process_index() == 0:
-        picture = plot(workdir, e.loss_unit, {baseline.name: baseline.loss for baseline in baselines})
-    out = ["", *validation_lines(result, store.description, baselines), *evaluation_lines(result)]
-    out += ["", speed_line(workdir, result.peak), *model.lines(), "", "written:"]
+        losses = {baseline.name: baseline.loss for baseline in baselines}
+        picture = parts.made("loss curve", lambda: plot(workdir, e.loss_unit, losses), None)
+    out = ["", *parts.made("metrics", lambda: validation_lines(result, store.description, baselines), [])]
+    out += parts.made("evaluations", lambda: evaluation_lines(result), [])
+    out += ["", parts.made("speed", lambda: speed_line(workdir, result.peak), "speed: unknown")]
+    out += parts.made("sample", model.lines, [])
     files = [
         ("checkpoint", workdir / "checkpoints" / str(step)),
         ("log", workdir / LOG),
@@ -42,8 +48,30 @@ def report(result: Result, workdir: pathlib.Path) -> str:
         ("TensorBoard", workdir / "tensorboard"),
         ("config", workdir / "config.json"),
     ]
-    out += [f"  {name:12}{path}" for name, path in files if path is not None]
-    return "\n".join([*out, "", "next:", *next_commands(e, workdir)])
+    out += [*parts.missing, "", "written:"]
+    out += [f"  {name:12}{path}" for name, path in files if path is not None and path.exists()]
+    commands = parts.made("commands", lambda: next_commands(e, workdir), [])
+    return "\n".join([*out, "", "next:", *commands])
+
+
+class Parts:
+    """Makes the parts of a report. One that fails costs no other.
+
+    missing: lines with the parts that could not be made, and why.
+    """
+
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+
+    def made(self, name: str, make: Callable[[], Part], without: Part) -> Part:
+        """`make()`, or `without` if it fails. With several processes only a UserError, which all raise, is caught."""
+        try:
+            return make()
+        except Exception as e:
+            if jax.process_count() > 1 and not isinstance(e, UserError):
+                raise
+            self.missing += ["", f"no {name}: {reason(e)}"]
+            return without
 
 
 def validation_lines(result: Result, description: str, baselines: Sequence[Baseline]) -> list[str]:

@@ -170,6 +170,11 @@ BAD_INPUTS: dict[str, dict[str, tuple[str, str]]] = {
             "{small} {workdir} --config.data.source.train={folder}/binary.txt",
             "binary.txt: not UTF-8 text",
         ),
+        "no UTF-8 in the sample": (
+            "{small} {workdir} --config.sample_prompt=caf\udce9",
+            "sample_prompt='caf\\udce9': not valid text (byte 0xe9 at character 3",
+        ),
+        "no UTF-8 in the folder": ("{small} {workdir}\udce9", "--workdir='"),
         "wrong field": (
             "{small} {workdir} --config.data.source.train={folder}/field.jsonl",
             "data.source.field='text': ",
@@ -177,6 +182,8 @@ BAD_INPUTS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "experiments.generate": {
         "huge seed": ("{workdir} --seed=1099511627776", "--seed=1099511627776: expected an integer"),  # 2**40
+        "no UTF-8 in a prompt": ("{workdir} --prompt=caf\udce9", "--prompt='caf\\udce9': not valid text (byte 0xe9"),
+        "no UTF-8 in a stop string": ("{workdir} --prompt=x --stop=\udce9", "--stop='\\udce9': not valid text"),
         "no temperature": ("{workdir} --temperature=nan", "temperature=nan: expected 0"),
         "no run": ("--workdir={folder}/none", "no checkpoint here; train one with"),
         "no workdir to generate": ("", "--workdir: not given"),

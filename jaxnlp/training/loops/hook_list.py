@@ -51,7 +51,8 @@ class HookList:
         for hook in self._hooks:
             stopped = loop.run.signal is not None
             if hook.at_stop if stopped else (hook.at_end or loop.run.due(hook.every)):
-                self._act(loop, hook, hook.end)
+                with loop.after_training():
+                    self._act(loop, hook, hook.end)
 
     def states(self) -> dict[str, Any]:
         """The states that are not empty, by the names of the hooks."""

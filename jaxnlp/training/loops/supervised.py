@@ -4,9 +4,10 @@ Metrics are read one call late: step n is already dispatched when the metrics of
 never waits for the host.
 """
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -68,6 +69,7 @@ def train(
     *,
     hooks: Sequence[Hook] = (),
     make_feed: Callable[[Setup], Feed] | None = None,
+    late_errors: list[Exception] | None = None,
 ) -> Result:
     """Runs an experiment in a folder, or resumes the run in that folder.
 
@@ -77,6 +79,8 @@ def train(
         profile: first and last step of a JAX trace written to `workdir/profile`.
         hooks: more hooks, besides those of the experiment.
         make_feed: returns the source of the batches; None reads the train split.
+        late_errors: a list for the errors of hooks after the last step, as of an evaluation. The caller raises them
+            when it has reported the result. None: they are raised here.
 
     Raises:
         UserError: a config that cannot run or resume, a folder in use, a full disk, a loss that
@@ -94,7 +98,7 @@ def train(
             BatchFeed(setup.program, setup.stores["train"], setup.tokenizer) if make_feed is None else make_feed(setup)
         )
         extra = () if profile is None else (Profile(first=profile[0], last=profile[1]),)
-        loop = SupervisedLoop(setup, run, feed, (*extra, *default_hooks(setup.experiment, hooks)))
+        loop = SupervisedLoop(setup, run, feed, (*extra, *default_hooks(setup.experiment, hooks)), late_errors)
         loop.train()
         return _result(loop)
 
@@ -125,10 +129,18 @@ class SupervisedLoop:
         stride: steps in one call. state: the state after the newest call. evaluations: the newest of each name.
     """
 
-    def __init__(self, setup: Setup, run: RunFolder, feed: Feed, hooks: Sequence[Hook]):
+    def __init__(
+        self,
+        setup: Setup,
+        run: RunFolder,
+        feed: Feed,
+        hooks: Sequence[Hook],
+        late_errors: list[Exception] | None = None,
+    ):
         e = setup.experiment
         self.setup, self.run, self.feed, self.state, self.stride = setup, run, feed, setup.state, e.steps_per_call
         self.evaluations = Evaluations(Best.parse(e.best), run)
+        self.late_errors = late_errors
         self._pending: tuple[int, Batch, dict[str, jax.Array], float | None] | None = None  # metrics not read yet
         self._base = {} if setup.program.tuning is None else {BASE: fingerprint(setup.state.frozen)}
         data = run.record("data")
@@ -147,7 +159,21 @@ class SupervisedLoop:
             self.train_step()
         self.read_metrics()
         self.hooks.end(self)
-        self.run.wait()  # a checkpoint that was begun before the end
+        with self.after_training():
+            self.run.wait()  # a checkpoint that was begun before the end
+
+    @contextlib.contextmanager
+    def after_training(self) -> Iterator[None]:
+        """Context of what follows the last step: an error is collected in `late_errors`, if that is a list.
+
+        A run that a signal stops, or that has several processes, raises it: the other processes would wait.
+        """
+        try:
+            yield
+        except Exception as e:
+            if self.late_errors is None or self.run.signal is not None or jax.process_count() > 1:
+                raise
+            self.late_errors.append(e)
 
     def train_step(self) -> None:
         """One call of the step, and the hooks that are due after it."""

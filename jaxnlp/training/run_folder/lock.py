@@ -6,7 +6,7 @@ import pathlib
 import socket
 from typing import IO
 
-from jaxnlp.errors import UserError
+from jaxnlp.errors import UserError, check_text
 
 
 def lock(workdir: pathlib.Path) -> IO[str]:
@@ -30,6 +30,7 @@ def lock(workdir: pathlib.Path) -> IO[str]:
 
 def open_workdir(workdir: pathlib.Path) -> IO[str]:
     """Creates the folder and takes its lock. Raises UserError if either fails."""
+    check_text("--workdir", str(workdir))  # TensorStore cannot write to other paths
     if "://" in str(workdir) or ":/" in str(workdir):
         raise UserError(
             f"--workdir={workdir}: expected a local path; mount the bucket (as with gcsfuse) and give its folder"
