@@ -131,7 +131,7 @@ def test_an_error_after_the_training_does_not_cost_the_report(corpus, tmp_path):
     assert "this model" in done.out and "a sample, from" in done.out and "next:" in done.out, done.err
     assert done.err.strip().splitlines()[-1].startswith("error: ValueError: broken evaluator (unexpected at ")
     assert (tmp_path / "run" / "checkpoints" / "4").is_dir()
-    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["kind"] == "validation"
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["kind"] == "full_validation"
 
 
 def test_a_part_of_the_report_that_fails_costs_no_other(corpus, tmp_path):
