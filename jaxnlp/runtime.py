@@ -19,7 +19,8 @@ import shlex
 import shutil
 import sys
 
-from jaxnlp.paths import cache_folder, expanded
+from jaxnlp.errors import UserError
+from jaxnlp.paths import cache_folder, expanded, local, writable
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 
@@ -32,14 +33,27 @@ def configure_jax() -> None:
             file=sys.stderr,
         )
     keep_freed_memory()
-    programs = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "xla"))
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = expanded(programs)
+    _choose_compilation_cache()
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     import jax
 
     asynchronous = os.environ.get("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false").lower() in ("1", "true")
     jax.config.update("jax_cpu_enable_async_dispatch", asynchronous)  # JAX does not read this variable itself
+
+
+def _choose_compilation_cache() -> None:
+    """Sets the folder of JAX's compilation cache, or disables it, with a note, if the folder cannot be written."""
+    try:
+        programs = expanded(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache_folder() / "xla")
+        missing = None if "://" in programs or writable(local(programs)) else f"{programs} cannot be written"
+    except UserError as e:
+        programs, missing = None, str(e)
+    if programs is not None:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+    if missing is not None:  # JAX would warn at every compilation
+        print(f"note: compiled programs are not cached: {missing}", file=sys.stderr)
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
 def keep_freed_memory() -> bool:

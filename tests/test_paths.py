@@ -5,9 +5,11 @@ import os
 import pathlib
 import pwd
 import re
+import tempfile
 
 import pytest
 
+from jaxnlp import paths
 from jaxnlp.errors import UserError
 from jaxnlp.paths import cache_folder, local
 from tests.entry import ROOT
@@ -38,6 +40,29 @@ def test_a_missing_home_is_an_error_unless_a_file_has_the_name(monkeypatch, tmp_
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])
     with pytest.raises(UserError, match="~/x: this user has no home folder; set .HOME"):
         local("~/x")
+
+
+def test_a_user_without_a_home_folder_has_caches_among_the_temporary_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("JAXNLP_CACHE", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    paths._default_cache.cache_clear()
+    own = tmp_path / f"jaxnlp-{os.getuid()}"
+    assert paths.cache_folder() == paths.cache_folder() == own and own.stat().st_mode & 0o777 == 0o700
+    assert capsys.readouterr().err.count("note: this user has no home folder; caches are in") == 1
+    assert paths.cache_folder(str(tmp_path / "chosen")) == tmp_path / "chosen"
+    own.chmod(0o777)  # another user may have put files there
+    paths._default_cache.cache_clear()
+    assert paths.cache_folder().parent == tmp_path and paths.cache_folder() != own
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / ".cache").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert paths.cache_folder().parent == tmp_path and ".cache/jaxnlp cannot be written" in capsys.readouterr().err
+    (tmp_path / "home" / ".cache").unlink()
+    paths._default_cache.cache_clear()
+    assert paths.cache_folder() == tmp_path / "home" / ".cache" / "jaxnlp"
+    paths._default_cache.cache_clear()
 
 
 def paths_made(source):

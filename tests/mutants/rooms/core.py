@@ -29,9 +29,9 @@ MUTANTS = (
     ),
     Mutant(
         id="cli/errors-exit-with-0",
-        file="cli.py",
-        old="print(f\"error: {' '.join(str(e).split())}\", file=sys.stderr)\n        sys.exit(2)",
-        new="print(f\"error: {' '.join(str(e).split())}\", file=sys.stderr)\n        sys.exit(0)",
+        file="uncaught.py",
+        old='return 2, f"error: {_line(error)}"',
+        new='return 0, f"error: {_line(error)}"',
         fault="an entry point that failed exits with status 0",
         tests=("tests/experiments/test_split.py::test_bad_input_is_one_line",),
     ),
