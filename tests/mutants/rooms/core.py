@@ -28,7 +28,7 @@ MUTANTS = (
         tests=("tests/test_config.py::test_check_names_field_value_and_remedy",),
     ),
     Mutant(
-        id="cli/errors-exit-with-0",
+        id="uncaught/errors-exit-with-0",
         file="uncaught.py",
         old='return 2, f"error: {_line(error)}"',
         new='return 0, f"error: {_line(error)}"',
