@@ -9,7 +9,7 @@ The public API, each name imported when it is first used:
 
   load(source, checkpoint="latest")     a trained model, as a `Model`
   train(experiment, workdir)            runs or resumes an experiment; returns a `Model`
-  evaluate(source, split="validation")  the metrics of a run over a split
+  evaluate(source, split=None)          the metrics of a run; None: over the split of each evaluator
   load_config("configs/gpt/tiny.py")    the experiment of a config file
   prepare(experiment)                   the experiment with all fields resolved, and its tokenizer
   batches(experiment, tokenizer)        batches of a split, as host arrays
@@ -18,7 +18,8 @@ The public API, each name imported when it is first used:
   dry_run_report(program)               the report of `experiments.train --dry_run`
   architecture(experiment)              the modules and parameters of a model, for `figures.draw_architecture`
   configure_jax()                       allocator, dispatch and compile cache; call it before anything else uses JAX
-  Model                                 generate, predict, fill_mask, score, embed, evaluate, attention, merged, save
+  Model                                 generate, generations, predict, fill_mask, score, embed, evaluate, attention,
+                                        report, merged, save, apply; params, config, tokenizer
   Experiment                            the config of a run
   UserError                             an error that a user can cause and fix
 """

@@ -94,6 +94,12 @@ def test_scores_are_log_probabilities_of_transformers(pair):
         assert score == pytest.approx(wanted, abs=1e-3)
     with pytest.raises(UserError, match="score: 3 prompts for 1 continuations"):
         ours.score(TEXTS, ["a"])
+    if (limit := ours.config.length_limit) == 24:  # a text as long as the model can read
+        assert ours.score(["a"], [" a" * (limit - 1)])[0] < 0
+        with pytest.raises(
+            UserError, match="score: text 1: prompt and continuation have 25 tokens, .*max_length is 24"
+        ):
+            ours.score(["a", "a"], ["a", " a" * limit])
 
 
 def test_embeddings_are_the_mean_of_the_last_states(pair):

@@ -222,6 +222,9 @@ def test_commands_name_entry_points_configs_flags_and_fields_that_exist(page):
                 check_fields(fields[1:], f"{page.name}: {line}")
         for config in re.findall(r"--(?:config|against)=(configs/[^\s:]+\.py)", line):
             assert (ROOT / config).exists(), line
+        for config in re.findall(r"--(?:config|against)=(configs/[^\s`]+)", line):
+            if re.fullmatch(r"configs/[\w/]+\.py(:[a-z0-9_.]+)?", config):  # other variants name files of the reader
+                cli.load(config)
 
 
 def test_make_targets_exist():

@@ -13,9 +13,11 @@ from jaxnlp.nn.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from jaxnlp.data.pipeline import DataConfig
+    from jaxnlp.data.record_store import RecordStore
     from jaxnlp.data.source import Record
     from jaxnlp.data.task import Batch
     from jaxnlp.data.tasks.encoding import Example
+    from jaxnlp.data.text.store import TokenStore
 
 PAIRS_SHOWN = 4
 WIDTH = 400  # characters of a text
@@ -33,7 +35,7 @@ class SampledModel(abc.ABC):
     config: ModelConfig
     data: "DataConfig"
     tokenizer: Tokenizer
-    store: Any
+    store: "TokenStore | RecordStore"
     prompt: str
     num_tokens: int
 

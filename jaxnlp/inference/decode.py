@@ -155,7 +155,7 @@ class Generator:
     def _all(self, params, prompts, max_new_tokens, sampling, seed, forced, adapter_ids, *, log_probs: bool):
         """Runs the loop in one call: (tokens_BT, log-probabilities of forced (B, K) and new tokens (B, T), or None)."""
         rows = self.rows(prompts, max_new_tokens, forced, adapter_ids)
-        plan = loop.DecodePlan(max_new_tokens, sampling, log_probs, self._padded_prefix(rows, forced))
+        plan = loop.DecodePlan(max_new_tokens, sampling, log_probs, self.padded_prefix(rows, forced))
         with self.context(len(prompts)):
             outputs = loop.run(self, plan, self.prepare_params(params), rows, jax.random.key(seed))
         return jax.tree.map(np.asarray, outputs)
@@ -167,7 +167,7 @@ class Generator:
         if chunk < 1:
             raise FieldError("chunk", chunk, "expected a positive number of steps")
         rows = self.rows(prompts, max_new_tokens, forced, adapter_ids)
-        plan = loop.DecodePlan(max_new_tokens, sampling, True, self._padded_prefix(rows, forced))
+        plan = loop.DecodePlan(max_new_tokens, sampling, True, self.padded_prefix(rows, forced))
         B, P, T = len(prompts), rows.tokens.shape[1], max_new_tokens
         size, *later_sizes = cache_lengths(P, P + T)
         num_reported = [0] * B
@@ -207,7 +207,7 @@ class Generator:
         """
         return make_rows(self, prompts, max_new_tokens, forced_prefix, adapter_ids)
 
-    def _padded_prefix(self, rows: Rows, forced: Ids) -> int:
+    def padded_prefix(self, rows: Rows, forced: Ids) -> int:
         """The length of the longest forced prefix, padded as `length_multiple` says."""
         longest, multiple = max(map(len, forced)), self.length_multiple
         return min(-(-longest // multiple) * multiple, rows.tokens.shape[1] - 1)

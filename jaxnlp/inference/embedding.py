@@ -15,6 +15,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.inference.bound_model import BoundModel
 from jaxnlp.inference.fill_mask import encoder_row
 from jaxnlp.inference.loop import replicate
+from jaxnlp.inference.scoring import LENGTH_MULTIPLE, filled
 from jaxnlp.trees import Params
 
 BATCH = 16  # texts in one call of the model
@@ -53,13 +54,15 @@ class Embedder:
         return [*self.model.start_ids, *self.model.tokenizer.encode_batch([text])[0]]
 
     def _embed(self, params: Params, rows: list[list[int]]) -> np.ndarray:
-        longest = max(map(len, rows))
-        tokens_BT = np.zeros((len(rows), longest), np.int32)
-        segments_BT = np.zeros_like(tokens_BT)
-        for i, row in enumerate(rows):
+        # Few shapes, since each one is compiled: lengths are multiples of 16, and numbers of rows powers of two.
+        limit = self.model.config.body.length_limit
+        length = -(-max(map(len, rows)) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        shape = 1 << (len(rows) - 1).bit_length(), length if limit is None else min(length, limit)
+        tokens_BT, segments_BT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        for i, row in enumerate(filled(rows, shape[0])):
             tokens_BT[i, : len(row)], segments_BT[i, : len(row)] = row, 1
         with self.model.context(batch=None):
-            return np.asarray(self._mean_states(params, tokens_BT, segments_BT))
+            return np.asarray(self._mean_states(params, tokens_BT, segments_BT))[: len(rows)]
 
     @functools.cached_property
     def _mean_states(self) -> Callable:

@@ -18,7 +18,7 @@ from jaxnlp.paths import local
 
 TOPOLOGY_NAME = re.compile(r"(?:(\d+)\*)?(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+)*)$")
 EXAMPLES = "v5e:4x4, v6e:16x16, v4:4x4x4, v5p:8x8x8, tpu7x:4x4x4, 2*v5e:16x16 (two slices), v5e:1 (one chip) or local"
-THREE_D = ("v4", "v5p", "tpu7x")
+TORUS_3D = ("v4", "v5p", "tpu7x")
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # do not query a cloud for the TPU type
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes may plan at the same time
@@ -47,10 +47,10 @@ def topology_devices(name: str) -> list[Any]:
         raise UserError(f"--topology={name}: no such topology; expected one as {EXAMPLES}")
     slices, family, shape = int(match[1] or 1), match[2], match[3]
     single_chip = set(shape.split("x")) == {"1"}  # libtpu has no topology of one chip
-    libtpu_shape = ("2x2x1" if family in THREE_D else "2x2") if single_chip else shape
-    if (libtpu_shape.count("x") == 2) != (family in THREE_D) or (single_chip and slices > 1):
+    libtpu_shape = ("2x2x1" if family in TORUS_3D else "2x2") if single_chip else shape
+    if (libtpu_shape.count("x") == 2) != (family in TORUS_3D) or (single_chip and slices > 1):
         raise UserError(
-            f"--topology={name}: expected {3 if family in THREE_D else 2} dimensions for {family}; as {EXAMPLES}"
+            f"--topology={name}: expected {3 if family in TORUS_3D else 2} dimensions for {family}; as {EXAMPLES}"
         )
     find_libtpu()
     for variable, value in ENVIRONMENT.items():
@@ -58,7 +58,7 @@ def topology_devices(name: str) -> list[Any]:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # without a TPU a cached program cannot be loaded
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-    if family in THREE_D:
+    if family in TORUS_3D:
         options["wrap"] = tuple(size != "1" for size in libtpu_shape.split("x"))
     from jax.experimental import topologies
 
@@ -97,7 +97,7 @@ def topology_of_size(family: str, count: int) -> str | None:
     if chips < 4 or chips & (chips - 1):
         return None
     power = chips.bit_length() - 1
-    if family in THREE_D:
+    if family in TORUS_3D:
         sides = [power // 3, (power + 1) // 3, (power + 2) // 3] if power > 2 else [1, 1, 0]
     else:
         sides = [power // 2, power - power // 2]

@@ -20,6 +20,8 @@ from jaxnlp.training.load import Loaded
 from jaxnlp.training.run_folder.checkpoint import Saved
 from jaxnlp.training.step.program import build
 
+BATCH = 16  # records in one call of an evaluation, rounded up to a multiple of the devices
+
 
 def open_huggingface(source: str | pathlib.Path) -> Loaded:
     """Loads a folder, or a hub id, onto this machine's devices.
@@ -47,7 +49,7 @@ def open_huggingface(source: str | pathlib.Path) -> Loaded:
         )
     tokenizer = wrap(library) if exported is None else exported
     experiment = default_experiment(config, library if exported is None else None)
-    experiment.data.batch_size = len(jax.devices())
+    experiment.data.batch_size = -(-BATCH // len(jax.devices())) * len(jax.devices())
     configs.check(experiment)
     experiment = resolve(experiment, tokenizer)
     program = build(experiment)

@@ -40,7 +40,9 @@ def opened(tmp_path_factory):
     write(folder, "gpt2")
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     source = Records(train=f"{folder}/rows.jsonl", validation=f"{folder}/rows.jsonl")
-    return jaxnlp.load(folder), RankingEvaluator(name="next", source=source, task=MultipleChoiceTask(num_options=3))
+    model = jaxnlp.load(folder)
+    model.experiment.data.batch_size = 8  # fewer than the candidates
+    return model, RankingEvaluator(name="next", source=source, task=MultipleChoiceTask(num_options=3))
 
 
 def evaluated(model, between_batches=lambda: None):
@@ -52,7 +54,6 @@ def evaluated(model, between_batches=lambda: None):
 
 def test_candidates_are_ranked_by_their_log_probability(opened):
     model, evaluator = opened
-    assert model.experiment.data.batch_size == 8  # of 15 candidates, so that the second batch is padded
     batches = []
     outcome = evaluator.evaluate(evaluated(model, lambda: batches.append(1)))
     scores = [row["prediction"]["scores"] for row in outcome.rows]

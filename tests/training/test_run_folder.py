@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.training.run_folder.best import Best
 from jaxnlp.training.run_folder.checkpoint import Reader, Writer
-from jaxnlp.training.run_folder.metric_log import read_log
+from jaxnlp.training.run_folder.metric_log import MetricLog, read_log
 from jaxnlp.training.run_folder.run_folder import RunFolder
 from tests.entry import run, start, wait_for
 from tests.training import kmeans
@@ -45,7 +46,11 @@ def test_sigterm_saves_the_step_and_frees_the_folder(tmp_path):
     second = run("tests.training.kmeans", str(tmp_path), "5")
     assert second.code == 1 and f"another process is training here (process {running.process.pid} on " in second.err
     os.kill(running.process.pid, signal.SIGTERM)
-    assert running.wait().code == 0
+    ended = running.wait()
+    step = max(costs(tmp_path))
+    assert (
+        ended.code == 0 and f"SIGTERM: stopped at step {step:,} of 1,000,000; the newest checkpoint is of" in ended.err
+    )
     assert max(Reader(tmp_path).steps()) == max(costs(tmp_path))
     with RunFolder(tmp_path) as folder:
         assert folder.saved_step == max(costs(tmp_path))
@@ -120,3 +125,42 @@ def test_an_error_in_the_loop_leaves_the_folder_usable(tmp_path):
             raise UserError("broken")
     with RunFolder(tmp_path) as folder:
         assert folder.saved_step == 1
+
+
+def test_a_resumed_log_has_no_rows_of_steps_that_were_lost(tmp_path):
+    """A run that was killed at step 5 resumes from its checkpoint of step 3."""
+    log = MetricLog(tmp_path)
+    for step in range(1, 6):
+        log.write(step, "train", {"loss": float(step)})
+    log.close()
+    resumed = MetricLog(tmp_path, step=3)
+    resumed.write(4, "train", {"loss": 0.5})
+    resumed.close()
+    assert [(row["step"], row["loss"]) for row in read_log(tmp_path / "metrics.jsonl")] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 0.5),
+    ]
+
+
+def test_misuse_of_a_run_folder_is_named(tmp_path):
+    with RunFolder(tmp_path / "run") as run:
+        with pytest.raises(UserError, match=r"RunFolder.log: the run has not started; call start\(num_steps\) first"):
+            run.log({"loss": 1.0})
+        with pytest.raises(UserError, match="RunFolder.save: the run has not started"):
+            run.save({})
+        run.start(num_steps=1)
+        with pytest.raises(UserError, match="metric 'step': the log has a column of this name; rename the metric"):
+            run.write("train", {"step": 3.0})
+        for _ in run.steps():
+            run.save({"centers": {"x": np.ones(2)}})
+    with pytest.raises(UserError, match="/1: has no record 'config'; a loop without it saved this checkpoint"):
+        Reader(tmp_path / "run").read(1)
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(tmp_path, capsys):
+    thread = threading.Thread(target=kmeans.main, args=(str(tmp_path), 2))
+    thread.start()
+    thread.join()
+    assert Reader(tmp_path).steps() == [2] and "note: not in the main thread" in capsys.readouterr().err

@@ -130,6 +130,8 @@ class Reader:
     def record(self, step: int, item: str) -> Any:
         """One JSON record, as "data"."""
         path = self.folder / str(step) / item / "metadata"
+        if not path.parent.exists():
+            raise UserError(f"{path.parent.parent}: has no record {item!r}; a loop without it saved this checkpoint")
         try:
             return strict_json.loads(path.read_text())
         except (OSError, ValueError, RecursionError) as e:

@@ -13,6 +13,7 @@ from jaxnlp.renamed import EVALUATORS
 
 LOG = "metrics.jsonl"
 CURVES = "curves.png"
+COLUMNS = ("step", "kind", "time")  # of each row, beside its metrics
 
 
 class MetricLog:
@@ -46,7 +47,9 @@ class MetricLog:
             ) from None
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """Writes one row. kind: "train", "validation", ..."""
+        """Writes one row. kind: "train", "validation", ... Raises UserError for a metric with the name of a column."""
+        if reserved := [name for name in COLUMNS if name in values]:
+            raise UserError(f"metric {reserved[0]!r}: the log has a column of this name; rename the metric")
         with self._clear_errors():
             row = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
             self._file.write(strict_json.dumps(row) + "\n")

@@ -16,6 +16,7 @@ Such a loop may be killed at any moment; started again, it resumes from its newe
 
 import contextlib
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -69,6 +70,10 @@ class RunFolder:
         with self._stack:
             if kind is None and self._progress is not None:
                 self.wait()
+                if self.signal is not None:
+                    saved, name = self.last_saved(), signal.Signals(self.signal).name
+                    state = "no checkpoint" if saved is None else f"the newest checkpoint is of step {saved:,}"
+                    self.info(f"{name}: stopped at step {self.step:,} of {self.num_steps:,}; {state}")
 
     def saved(self) -> Saved | None:
         """The config, tokenizer and feed state of the newest checkpoint, as the supervised loop saves them."""
@@ -122,6 +127,7 @@ class RunFolder:
         Args:
             stride: steps in one iteration; the number yielded is that of its last step.
         """
+        self._check_started("steps")
         while self.step < self.num_steps and self.signal is None and not self._stop:
             self.step += stride
             yield self.step
@@ -156,6 +162,7 @@ class RunFolder:
             metrics: scalars, read from the device only if they are due. step: by default the current one.
             ended: when the step ended, on the clock of `meter.now()`; None: now. note: shown after the speed.
         """
+        self._check_started("log")
         step = self.step if step is None else step
         self.meter.add(step, ended)
         if step != self.num_steps and (not self.log_every or step % self.log_every):
@@ -200,6 +207,7 @@ class RunFolder:
         Raises:
             UserError: this save or the one before it failed, as on a full disk.
         """
+        self._check_started("save")
         with self.pause("saving"):
             self._writer.save(self.step, trees, records or {}, score)
 
@@ -210,6 +218,10 @@ class RunFolder:
     def last_saved(self) -> int | None:
         """The step of the newest checkpoint on disk; None if there is none."""
         return max(self.reader.steps(), default=None)
+
+    def _check_started(self, method: str) -> None:
+        if self._progress is None:
+            raise UserError(f"RunFolder.{method}: the run has not started; call start(num_steps) first")
 
     def _close_writer(self) -> None:
         with contextlib.suppress(Exception):  # a failed save has raised before

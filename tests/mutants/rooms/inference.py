@@ -126,6 +126,14 @@ MUTANTS = (
         tests=("tests/evals/test_ranking.py::test_candidates_are_ranked_by_their_log_probability",),
     ),
     Mutant(
+        id="inference/scores-the-token-before",
+        file="inference/scoring.py",
+        old="rows.tokens[:, P - num_scored + 1 :]",
+        new="rows.tokens[:, P - num_scored : -1]",
+        fault="the log-probability of a token is taken where the one before it is predicted",
+        tests=("tests/test_api.py::test_scores_are_log_probabilities_of_transformers",),
+    ),
+    Mutant(
         id="inference/start-of-an-import-lost",
         file="inference/bound_model.py",
         old="if self.decoder_start_ids is not None:",

@@ -163,6 +163,7 @@ MUTANTS = (
         new="return (z * n + (1 - z) * h,)",
         fault="a GRU's update gate keeps what it should replace",
         tests=("tests/nn/test_recurrent.py::test_outputs_states_and_gradients_equal_torch",),
+        tier="slow",
     ),
     Mutant(
         id="nn/recurrent-state-leaks",

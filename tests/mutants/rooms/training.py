@@ -126,7 +126,7 @@ MUTANTS = (
         old='if row["step"] <= step]',
         new="if step >= 0]",
         fault="the log keeps rows of steps that a killed run lost",
-        tests=(KILLED_AND_RESUMED,),
+        tests=("tests/training/test_run_folder.py::test_a_resumed_log_has_no_rows_of_steps_that_were_lost",),
     ),
     Mutant(
         id="training/init/scanned-layers-reversed",
