@@ -15,7 +15,7 @@ CONFIG = cli.define_config()
 AGAINST = flags.DEFINE_string(
     "against", None, "Another config: file.py, file.py:variant, file.json, or a run's folder."
 )
-JSON = flags.DEFINE_bool("json", False, "Print JSON for --config_json.")
+JSON = flags.DEFINE_bool("json", False, "Print the config as JSON, in the form that --config_json reads.")
 
 
 def main() -> None:

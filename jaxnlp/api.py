@@ -378,7 +378,7 @@ TEXT_OPTIONS = ("seed", "stop", "forced_prefix", "on_text", "chunk")
 
 
 def _list_of_texts(method: str, argument: str, texts: Sequence[str]) -> list[str]:
-    """The texts as a list. Raises UserError for a single text, or for anything that is no text."""
+    """The texts as a list. Raises UserError for a single text, or if an item is not a string."""
     if isinstance(texts, str):
         raise UserError(f"{method}: {argument}={texts!r}: expected a list of texts, as [{texts!r}]")
     if not isinstance(texts, Iterable):

@@ -77,7 +77,7 @@ def python() -> str:
 def command(program: str, *options: str) -> str:
     """The command that starts a program of `experiments`, to be pasted into a shell.
 
-    options: as they are printed, so values come from `option`.
+    options: already quoted; see `option`.
     """
     return " ".join([shell_quoted(python()), "-m", f"experiments.{program}", *options])
 
@@ -88,7 +88,7 @@ def option(name: str, value: object) -> str:
 
 
 def shell_quoted(text: str) -> str:
-    """A text as one word of a shell's line; control characters as in $'\\n', so that it stays one line."""
+    """Quotes a text for the shell; control characters use $'...', so that it stays one line."""
     if text.isprintable():
         return shlex.quote(text)
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
@@ -96,5 +96,5 @@ def shell_quoted(text: str) -> str:
 
 
 def _escape(character: str) -> str:
-    """The bytes of a character, or the byte of one that is not UTF-8, as bash and zsh read them in $'...'."""
+    """The UTF-8 bytes of a character, or the raw byte of a surrogate escape, as bash and zsh read them in $'...'."""
     return "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogateescape"))

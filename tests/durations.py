@@ -1,8 +1,8 @@
 """A pytest plugin that orders tests and distributes them over workers by their durations, which it reports and stores.
 
-Seconds are of CPU time, of the worker and of the processes that it starts, so that they mean the same on a busy
-machine. They are those of this machine's last run (`durations.json` in the tests' cache folder). For a test that has
-not run here they come from `tests/durations.json`: seconds per file without the slow tests, and per slow test.
+Durations are CPU seconds of the worker and of the processes that it starts, which are comparable on a busy machine.
+They are taken from this machine's last run (`durations.json` in the tests' cache folder), or, for a test that has not
+run here, from `tests/durations.json`: seconds per file without the slow tests, and per slow test.
 """
 
 import collections
@@ -20,7 +20,7 @@ COMMITTED = pathlib.Path(__file__).with_name("durations.json")
 MEASURED = FOLDER / "durations.json"
 DEFAULT = 0.5  # seconds assumed for a test without a measured duration
 # A worker takes one file at a time, as its tests share fixtures and programs. These files take long and share little:
-# they are cut into pieces of at most so many seconds.
+# they are cut into pieces of at most PIECE seconds.
 SPREAD = (
     "tests/experiments/test_training.py",
     "tests/interop/test_adapters.py",

@@ -114,5 +114,5 @@ def _index(reference: Prediction, names: Sequence[str]) -> int:
     """The index of the correct candidate: a reference is an index itself, or one of the names."""
     right = next(iter(reference.values()))
     if isinstance(right, str) and right not in names:
-        raise UserError(f"the reference {right!r} is no candidate; expected one of {', '.join(map(repr, names))}")
+        raise UserError(f"the reference {right!r} is not one of the candidates, {', '.join(map(repr, names))}")
     return names.index(right) if isinstance(right, str) else int(right)

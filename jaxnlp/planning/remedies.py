@@ -35,7 +35,7 @@ class Option:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes that an option may use. device: for an estimate, so with a margin. host: a device's share, without one."""
+    """Bytes that an option may use. device: with a margin, for an estimate. host: a device's share, with no margin."""
 
     device: float
     host: float
@@ -97,7 +97,7 @@ def with_remedies(
 
 
 def _estimates(options: Sequence[Option], compiled: Sequence[str], budget: MemoryBudget) -> list[str]:
-    """One line per option that was not compiled. Of the microbatch counts only the largest, and only if none fits."""
+    """One line per option that was not compiled. Among microbatch counts, only the largest is listed, and only if none fits."""
     counts = [option for option in options if option.change.startswith("accum_steps")]
     lines = []
     for option in options:
