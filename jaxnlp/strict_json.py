@@ -2,7 +2,7 @@
 
     dumps({"loss": nan, "step": 3})   {"loss": null, "step": 3, "not_finite": {"loss": "NaN"}}
 
-A number that is not finite becomes null, and the enclosing object records the value. Outside an object, it becomes a string
+A number that is not finite becomes null, and the enclosing object records it. Outside an object, it becomes a string
 that `float` reads. `loads` restores the numbers, and also reads the NaN and Infinity of Python's module.
 """
 

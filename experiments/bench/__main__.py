@@ -121,7 +121,7 @@ def run(
     peers = {short: by_name[name] for short, name in bases.items()}
     stamp = f"{time.strftime('%Y-%m-%d')}, {machine()}, {ROUNDS.value} rounds"
     if limit:
-        stamp += f"; the machine's own GEMM limit (XLA, float32 unless stated otherwise): {limit / 1e9:,.0f} GFLOP/s"
+        stamp += f"; the machine's own GEMM limit (XLA, float32 unless the title says else): {limit / 1e9:,.0f} GFLOP/s"
     if one_core:
         for c in contenders:
             c.walls = c.cpus

@@ -97,7 +97,7 @@ def with_remedies(
 
 
 def _estimates(options: Sequence[Option], compiled: Sequence[str], budget: MemoryBudget) -> list[str]:
-    """One line per option that was not compiled. Among microbatch counts, only the largest is listed, and only if none fits."""
+    """One line per option that was not compiled. Only the largest count of microbatches, and only if none fits."""
     counts = [option for option in options if option.change.startswith("accum_steps")]
     lines = []
     for option in options:

@@ -69,7 +69,7 @@ def step_of(name: str):
 
 
 def compiled_report(name: str) -> dict:
-    """parameters: the number of parameters. collectives: as `planning/hlo.py` reads them. arrays: their operands' shapes."""
+    """parameters: their count. collectives: as `planning/hlo.py` reads them. arrays: their operands' shapes."""
     lowered, parameters = step_of(name)
     text = lowered.compile(compiler_options=NO_RINGS).as_text()
     results = re.findall(rf"= (.*?) (?:{'|'.join(KINDS)})(?:-start)?\(", text)
