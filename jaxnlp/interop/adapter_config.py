@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxnlp.errors import UserError
-from jaxnlp.interop import huggingface
+from jaxnlp.interop.tensor_files import read_json
 
 READ = {
     *("peft_type", "bias", "init_lora_weights", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"),
@@ -37,7 +37,7 @@ def read(path: pathlib.Path, kinds: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or not a JSON object, or its peft_type or another setting is not supported.
     """
-    fields = huggingface.read_json(path)
+    fields = read_json(path)
     kind = fields.get("peft_type")
     if kind not in kinds:
         raise UserError(f"{path}: peft_type={kind!r} is not supported; expected one of {', '.join(kinds)}")

@@ -18,6 +18,7 @@ from jaxnlp import strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.interop import adapter_config, huggingface, ia3, lora, soft_prompts
 from jaxnlp.interop.module_names import CONFIG, WEIGHTS, HFModule, layers_of, modules_of, opened
+from jaxnlp.interop.tensor_files import read_tensors, write_tensors
 from jaxnlp.paths import local
 from jaxnlp.peft.ia3 import IA3
 from jaxnlp.peft.lora import LoRA
@@ -49,7 +50,7 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
     folder = local(folder)
     fields = adapter_config.read(folder / CONFIG, KINDS)
     kind = fields["peft_type"]
-    tensors = huggingface.read_tensors(folder / WEIGHTS)
+    tensors = read_tensors(folder / WEIGHTS)
     hf_modules = modules_of(config)
     tensors = _checked_copies(folder / WEIGHTS, tensors, hf_modules, base)
     unrolled = dataclasses.replace(config, scan_layers=False) if config.scan_layers else config
@@ -208,7 +209,7 @@ def save_adapter(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         by_name = {name if name == soft_prompts.TABLE else PREFIX + name: x for name, x in arrays.items()}
-        huggingface.write_tensors(by_name, folder / WEIGHTS)
+        write_tensors(by_name, folder / WEIGHTS)
         (folder / CONFIG).write_text(strict_json.dumps(fields, indent=2) + "\n")
     except OSError as e:
         raise UserError(f"{folder}: cannot be written ({e.strerror or e})") from None

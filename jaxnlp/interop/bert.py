@@ -9,6 +9,8 @@ from jaxnlp.models.bert import BertConfig
 from jaxnlp.nn import mlp, norms, positions
 
 MODEL_TYPES = ("bert", "roberta")
+PREFIXES = ("bert.", "roberta.")
+MASKED_LM_HEADS = ("cls.predictions", "cls.predictions.decoder", "lm_head", "lm_head.decoder")
 
 
 def config(hf: dict[str, Any], names: Collection[str]) -> BertConfig:
@@ -24,7 +26,7 @@ def config(hf: dict[str, Any], names: Collection[str]) -> BertConfig:
     roberta = hf["model_type"] == "roberta"
     first = hf.get("pad_token_id", 1) + 1 if roberta else 0  # RoBERTa's positions begin after its padding id
     heads = []
-    if any(name in names for name in ("cls.predictions.bias", "cls.predictions.decoder.bias", "lm_head.bias")):
+    if any(f"{head}.bias" in names for head in MASKED_LM_HEADS):
         heads.append("masked_lm")
     if "cls.seq_relationship.weight" in names:
         heads.append("next_sentence")
@@ -96,15 +98,10 @@ def to_json(c: BertConfig) -> dict[str, Any]:
     }
 
 
-def tensors(c: BertConfig, names: Collection[str] | None = None) -> list[Tensor]:
-    """The tensors of a checkpoint and the parameters that they hold.
-
-    Args:
-        names: names of the checkpoint's tensors, which may lack the prefix; None gives the layout that `save` writes.
-    """
+def tensors(c: BertConfig) -> list[Tensor]:
+    """The tensors of a checkpoint and the parameters that they hold."""
     family_prefix = "roberta." if is_roberta(c) else "bert."
-    bare = not any(name.startswith(family_prefix) for name in names) if names is not None else not _has_head(c)
-    prefix = "" if bare else family_prefix
+    prefix = family_prefix if _has_head(c) else ""
     rows = [
         table(f"{prefix}embeddings.word_embeddings.weight", "embed"),
         table(f"{prefix}embeddings.position_embeddings.weight", "positions"),
@@ -130,13 +127,10 @@ def tensors(c: BertConfig, names: Collection[str] | None = None) -> list[Tensor]
         head, dense, normed = ("lm_head", "dense", "layer_norm")
         if not is_roberta(c):
             head, dense, normed = ("cls.predictions", "transform.dense", "transform.LayerNorm")
-        bias = f"{head}.bias"
-        if names is not None and bias not in names:  # newer files name the same vector after the decoder
-            bias = f"{head}.decoder.bias"
         rows += [
             *linear(f"{head}.{dense}", "masked_lm/dense"),
             *norm(f"{head}.{normed}", "masked_lm/norm"),
-            Tensor(bias, ("masked_lm/bias",), "vector"),
+            Tensor(f"{head}.bias", ("masked_lm/bias",), "vector"),
         ]
     return rows
 
@@ -147,10 +141,13 @@ def _has_head(c: BertConfig) -> bool:
 
 def ignored(c: BertConfig) -> tuple[str, ...]:
     """Patterns of tensors that hold no parameters and are ignored."""
-    return (r".*embeddings\.position_ids",)
+    return (r".*embeddings\.(position_ids|token_type_ids)",)
 
 
 def copies(c: BertConfig) -> dict[str, str]:
-    """{pattern of tensors that may be copies of a parameter (the tied output map): path of that parameter}."""
+    """{pattern of tensors that may be copies of a parameter: path of that parameter}.
+
+    They are the tied output map, and its bias under another name.
+    """
     head = r"(cls\.predictions|lm_head)\.decoder"
     return {rf"{head}\.weight": "embed/embedding", rf"{head}\.bias": "masked_lm/bias"}

@@ -9,8 +9,9 @@ from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.nn import mlp, norms, positions
 
 MODEL_TYPES = ("gpt2",)
+PREFIXES = ("transformer.",)
 # Attention masks, which old checkpoints stored with the parameters.
-IGNORED = (r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",)
+IGNORED = (r".*h\.\d+\.(attn|crossattention)\.(masked_)?bias",)
 
 
 def config(hf: dict[str, Any], names: Collection[str]) -> GPTConfig:
@@ -71,21 +72,15 @@ def to_json(c: GPTConfig) -> dict[str, Any]:
     }
 
 
-def tensors(c: GPTConfig, names: Collection[str] | None = None) -> list[Tensor]:
-    """The tensors of a checkpoint and the parameters that they hold.
-
-    Args:
-        names: names of the checkpoint's tensors, which may lack the prefix; None gives the layout that `save` writes.
-    """
-    bare = names is not None and not any(name.startswith("transformer.") for name in names)
-    prefix = "" if bare else "transformer."
+def tensors(c: GPTConfig) -> list[Tensor]:
+    """The tensors of a checkpoint and the parameters that they hold."""
     rows = [
-        table(f"{prefix}wte.weight", "embed"),
-        table(f"{prefix}wpe.weight", "positions"),
-        *norm(f"{prefix}ln_f", "norm"),
+        table("transformer.wte.weight", "embed"),
+        table("transformer.wpe.weight", "positions"),
+        *norm("transformer.ln_f", "norm"),
     ]
     for i in range(c.num_layers):
-        hf_layer, block = f"{prefix}h.{i}", f"block_{i}"
+        hf_layer, block = f"transformer.h.{i}", f"block_{i}"
         qkv = [f"{block}/attention/{name}" for name in ("query", "key", "value")]
         rows += [
             *norm(f"{hf_layer}.ln_1", f"{block}/attention_norm"),

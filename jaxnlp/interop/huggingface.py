@@ -10,7 +10,6 @@ silently.
 
 import dataclasses
 import fnmatch
-import json
 import pathlib
 import re
 import uuid
@@ -24,13 +23,23 @@ import numpy as np
 from jaxnlp import strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.interop import bert, gpt2, llama, t5
+from jaxnlp.interop.tensor_files import (
+    INDEX,
+    SINGLE,
+    files_of,
+    open_tensors,
+    read_json,
+    read_tensor,
+    write_tensors,
+)
+from jaxnlp.interop.tensor_names import bare_names, stored, table_names
 from jaxnlp.paths import expanded, local
 from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import REPLICATED, Rules, path_name, shardings
 
 FAMILIES = (gpt2, bert, llama, t5)
 COPY_ROWS = 4096
-CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+CONFIG = "config.json"
 
 
 def load(
@@ -55,17 +64,19 @@ def load(
     folder, family, config, files = _open_folder(source)
     shapes, axes = abstract_params(config.build(), *config.example_inputs(1, 1))
     by_path = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
-    tensors = family.tensors(config, files.keys())
-    copies, left_out = family.copies(config), [*map(fnmatch.translate, ignore)]
-    _check(folder, tensors, files, by_path, [*family.ignored(config), *copies, *left_out])
-    _check_copies(tensors, files, copies, left_out)
+    copies, skipped = family.copies(config), lambda name: any(fnmatch.fnmatchcase(name, glob) for glob in ignore)
+    rows = table_names(files, family.tensors(config), copies, family.PREFIXES)
+    tensors = stored(family.tensors(config), rows, copies, skipped)
+    rows = {name: row for name, row in rows.items() if not skipped(name)}
+    _check(folder, tensors, files, by_path, rows, [*family.ignored(config), *copies])
+    _check_copies(tensors, files, rows, copies)
     places = {} if mesh is None else shardings(shapes, axes, rules, mesh)
     places = {path_name(path): place for path, place in jax.tree_util.tree_leaves_with_path(places)}
     first = jax.local_devices()[0]
     arrays = {}
     param_shapes = {path: leaf.shape for path, leaf in by_path.items()}
     for tensor in tensors:
-        array = _read(files[tensor.name], tensor.name)
+        array = read_tensor(files[tensor.name], tensor.name)
         for path, part in tensor.to_params(array, param_shapes).items():
             part = np.asarray(part, by_path[path].dtype)
             arrays[path] = (
@@ -93,9 +104,9 @@ def _open_folder(source: str | pathlib.Path) -> tuple[pathlib.Path, Any, Any, di
     if family is None:
         model_types = ", ".join(name for f in FAMILIES for name in f.MODEL_TYPES)
         raise UserError(f"{folder / CONFIG}: model_type={kind!r} is not supported; expected one of {model_types}")
-    files = _files(folder)
+    files = files_of(folder)
     try:
-        config = family.config(hf, files.keys())
+        config = family.config(hf, bare_names(files, family.PREFIXES))
     except KeyError as e:
         raise UserError(f"{folder / CONFIG}: field {e} is missing; {kind} requires it") from None
     config.check()
@@ -177,25 +188,15 @@ def reason(config: Any) -> str:
     return ""
 
 
-def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
-    """Writes a safetensors file. Raises UserError if it cannot be written; an existing file is then unchanged."""
-    try:
-        from safetensors.numpy import save_file
-    except ImportError:
-        raise UserError("safetensors is not installed: pip install -e '.[hf]'") from None
-    try:
-        save_file({k: np.ascontiguousarray(x) for k, x in arrays.items()}, path, metadata={"format": "pt"})
-    except Exception as e:  # safetensors' error type is not public and hides the OSError
-        raise UserError(f"{path.parent}: cannot be written ({e}); existing files are unchanged") from None
-
-
 def local_folder(source: str | pathlib.Path) -> pathlib.Path:
     """The folder of a checkpoint; a hub id is downloaded. Raises UserError if there is none."""
     source = expanded(source)
     path = pathlib.Path(source)
     if path.is_dir():
         return path
-    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+    if path.exists():
+        raise UserError(f"{source}: not a folder; expected the folder of {CONFIG} and *.safetensors")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise UserError(f"{source}: no such folder; expected a folder with {CONFIG} and *.safetensors, or a hub id")
     try:
         from huggingface_hub import snapshot_download
@@ -209,62 +210,17 @@ def local_folder(source: str | pathlib.Path) -> pathlib.Path:
         raise UserError(f"{source}: no such folder, and the download from the hub failed: {reason}") from None
 
 
-def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The file that holds each tensor."""
-    if (folder / INDEX).exists():
-        index = read_json(folder / INDEX)
-        files = {name: folder / file for name, file in index["weight_map"].items()}
-        for file in sorted(set(files.values())):
-            names = set(_names(file))
-            absent = [name for name, tensor_file in files.items() if tensor_file == file and name not in names]
-            if absent:
-                raise UserError(f"{file}: tensor {absent[0]} is missing; {INDEX} lists it in this file")
-            files |= dict.fromkeys(names - files.keys(), file)  # not in the index: reported as unexpected
-        return files
-    path = folder / SINGLE
-    if not path.exists():
-        pickle = next((p.name for p in folder.glob("*.bin")), None)
-        hint = f"; {pickle} is a pickle, which is not supported: convert it with transformers' save_pretrained"
-        raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} exists{hint if pickle else ''}")
-    return dict.fromkeys(_names(path), path)
+def _check(folder, tensors, files, by_path, rows: Mapping[str, str], ignored) -> None:
+    """Raises UserError if a tensor is missing, left over or of another shape.
 
-
-def _open(path: pathlib.Path) -> Any:
-    try:
-        from safetensors import safe_open
-    except ImportError:
-        raise UserError("safetensors is not installed: pip install -e '.[hf]'") from None
-    try:
-        return safe_open(path, framework="numpy")
-    except Exception as e:  # safetensors' error type is not public
-        raise UserError(f"{path}: not a safetensors file, or truncated ({e})") from None
-
-
-def _names(path: pathlib.Path) -> list[str]:
-    with _open(path) as file:
-        return list(file.keys())
-
-
-def _read(path: pathlib.Path, name: str) -> np.ndarray:
-    with _open(path) as file:
-        return file.get_tensor(name)
-
-
-def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file, by name. Raises UserError if it is missing or not a safetensors file."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    return {name: _read(path, name) for name in _names(path)}
-
-
-def _check(folder, tensors, files, by_path, ignored) -> None:
-    """Raises UserError if a tensor is missing, left over or of another shape."""
+    rows: {name in the checkpoint: name in the family's table}. ignored: patterns of the latter.
+    """
     expected_tensors = {tensor.name: tensor for tensor in tensors}
     missing = [name for name in expected_tensors if name not in files]
     if missing:
         raise UserError(f"{folder}: tensor {missing[0]}{_more(missing)} is missing; {CONFIG} requires it")
-    is_ignored = lambda name: any(re.fullmatch(pattern, name) for pattern in ignored)
-    unexpected = [name for name in files if name not in expected_tensors and not is_ignored(name)]
+    is_ignored = lambda name: any(re.fullmatch(pattern, rows[name]) for pattern in ignored)
+    unexpected = [name for name in rows if name not in expected_tensors and not is_ignored(name)]
     if unexpected:
         raise UserError(
             f"{folder}: tensor {unexpected[0]}{_more(unexpected)} matches no parameter of this model; "
@@ -274,7 +230,7 @@ def _check(folder, tensors, files, by_path, ignored) -> None:
     assert filled == set(by_path), filled ^ set(by_path)
     shapes = {path: leaf.shape for path, leaf in by_path.items()}
     for path in sorted({files[name] for name in expected_tensors}):
-        with _open(path) as file:
+        with open_tensors(path) as file:
             for name, tensor in expected_tensors.items():
                 if files[name] == path:
                     shape, expected = tuple(file.get_slice(name).get_shape()), tensor.shape(shapes)
@@ -282,15 +238,18 @@ def _check(folder, tensors, files, by_path, ignored) -> None:
                         raise UserError(f"{path}: tensor {name} has shape {shape}; {CONFIG} expects {expected}")
 
 
-def _check_copies(tensors, files, copies: dict[str, str], left_out: Sequence[str]) -> None:
-    """Raises UserError if a tensor that should be a copy of another differs: tying them would change the model."""
+def _check_copies(tensors, files, rows: Mapping[str, str], copies: Mapping[str, str]) -> None:
+    """Raises UserError if a tensor that should be a copy of another differs: tying them would change the model.
+
+    rows: as in `_check`.
+    """
     by_path = {path: tensor.name for tensor in tensors for path in tensor.paths}
-    for name in files:
-        path = next((path for pattern, path in copies.items() if re.fullmatch(pattern, name)), None)
+    for name, row in rows.items():
+        path = next((path for pattern, path in copies.items() if re.fullmatch(pattern, row)), None)
         first = by_path.get(path)
-        if first in (None, name) or any(re.fullmatch(pattern, name) for pattern in left_out):
+        if first in (None, name):
             continue
-        with _open(files[name]) as a, _open(files[first]) as b:
+        with open_tensors(files[name]) as a, open_tensors(files[first]) as b:
             copy, original = a.get_slice(name), b.get_slice(first)
             rows = copy.get_shape()[0]
             same_shape = copy.get_shape() == original.get_shape()
@@ -345,21 +304,6 @@ def _tokenizer(folder: pathlib.Path) -> Any:
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return byte_level_bpe(folder)
     return None
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises UserError if the file is missing or does not hold one."""
-    try:
-        data = json.loads(path.read_text())
-    except OSError as e:
-        raise UserError(
-            f"{path}: cannot be read ({e.strerror}); expected a checkpoint in Hugging Face's layout"
-        ) from None
-    except ValueError as e:
-        raise UserError(f"{path}: invalid JSON ({e})") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(data).__name__}")
-    return data
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

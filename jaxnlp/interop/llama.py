@@ -10,6 +10,7 @@ from jaxnlp.models.llama import LlamaConfig
 from jaxnlp.nn import mlp, norms, positions
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+PREFIXES = ("model.",)
 
 
 def config(hf: dict[str, Any], names: Collection[str]) -> LlamaConfig:
@@ -151,16 +152,11 @@ def _rope_json(rotary: positions.Rotary) -> tuple[int, dict[str, Any]]:
     return max_length, {**rope, "rope_type": "yarn", **ramp, **factor}
 
 
-def tensors(c: LlamaConfig, names: Collection[str] | None = None) -> list[Tensor]:
-    """The tensors of a checkpoint and the parameters that they hold.
-
-    Args:
-        names: names of the checkpoint's tensors, which may lack the prefix; None gives the layout that `save` writes.
-    """
-    prefix = "" if names is not None and not any(name.startswith("model.") for name in names) else "model."
-    rows = [table(f"{prefix}embed_tokens.weight", "embed"), *norm(f"{prefix}norm", "norm", bias=False)]
+def tensors(c: LlamaConfig) -> list[Tensor]:
+    """The tensors of a checkpoint and the parameters that they hold."""
+    rows = [table("model.embed_tokens.weight", "embed"), *norm("model.norm", "norm", bias=False)]
     for i in range(c.num_layers):
-        hf_layer, block = f"{prefix}layers.{i}", f"block_{i}"
+        hf_layer, block = f"model.layers.{i}", f"block_{i}"
         for short, name in (("q", "query"), ("k", "key"), ("v", "value")):
             rows += linear(f"{hf_layer}.self_attn.{short}_proj", f"{block}/attention/{name}", bias=c.qkv_bias)
         rows += linear(f"{hf_layer}.self_attn.o_proj", f"{block}/attention/out", num_in=2, bias=c.out_bias)

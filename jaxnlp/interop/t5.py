@@ -10,6 +10,8 @@ from jaxnlp.models.t5 import T5Config
 from jaxnlp.nn import mlp, norms, positions
 
 MODEL_TYPES = ("t5", "mt5")
+PREFIXES = ("transformer.",)  # of the models with another head; `save` writes none
+TABLES = {"shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
 
 
 def config(hf: dict[str, Any], names: Collection[str]) -> T5Config:
@@ -41,7 +43,7 @@ def config(hf: dict[str, Any], names: Collection[str]) -> T5Config:
         ),
         norm=norms.RMSNorm(epsilon=hf.get("layer_norm_epsilon", 1e-6)),
         mlp=_mlp(hf.get("feed_forward_proj", "relu" if first else "gated-gelu")),
-        tie_embeddings=copied or ("lm_head.weight" not in names and not apart),
+        tie_embeddings=copied or ("lm_head.weight" not in names and not apart) or not TABLES.intersection(names),
         scale_logits=first and hf.get("scale_decoder_outputs", tied),
         dropout_rate=hf.get("dropout_rate", 0.1),
     )
@@ -99,8 +101,8 @@ def to_json(c: T5Config) -> dict[str, Any]:
     }
 
 
-def tensors(c: T5Config, names: Collection[str] | None = None) -> list[Tensor]:
-    """The tensors of a checkpoint and the parameters that they hold. names: not used."""
+def tensors(c: T5Config) -> list[Tensor]:
+    """The tensors of a checkpoint and the parameters that they hold."""
     rows = [table("shared.weight", "embed")]
     for side, layers in (("encoder", c.num_layers), ("decoder", c.decoder.num_layers)):
         bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -131,7 +133,7 @@ def _feed_forward(c: T5Config, hf_layer: str, block: str) -> list[Tensor]:
 
 def ignored(c: T5Config) -> tuple[str, ...]:
     """Patterns of tensors that are ignored: a bias that old checkpoints have and no model uses."""
-    return (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
+    return (r".*decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
 
 
 def copies(c: T5Config) -> dict[str, str]:

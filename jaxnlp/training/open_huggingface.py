@@ -12,6 +12,7 @@ from jaxnlp.data.pretrained_tokenizer import FILE, read_exported
 from jaxnlp.data.text.span_corruption import SpanCorruption
 from jaxnlp.errors import UserError
 from jaxnlp.interop import huggingface
+from jaxnlp.interop.tensor_files import read_json
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.paths import expanded
 from jaxnlp.sharding.rules import REPLICATED
@@ -58,7 +59,7 @@ def open_huggingface(source: str | pathlib.Path) -> Loaded:
     if exported is not None and config.kind != "encoder-decoder":
         return loaded  # texts start with the end-of-text token, the default
     if exported is not None:
-        start_id = huggingface.read_json(folder / huggingface.CONFIG)["decoder_start_token_id"]
+        start_id = read_json(folder / huggingface.CONFIG)["decoder_start_token_id"]
         return dataclasses.replace(loaded, decoder_start_ids=(start_id,))
     added_ids = tuple(library.encode("").ids)  # added by the post-processor: <s> before Llama's texts, </s> after T5's
     return dataclasses.replace(

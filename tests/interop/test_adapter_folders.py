@@ -13,8 +13,9 @@ import pytest
 
 from jaxnlp.errors import UserError
 from jaxnlp.interop.adapters import body_alone, load_adapter, save_adapter, task_type
-from jaxnlp.interop.huggingface import load, read_tensors, write_tensors
+from jaxnlp.interop.huggingface import load
 from jaxnlp.interop.module_names import modules_of
+from jaxnlp.interop.tensor_files import read_tensors, write_tensors
 from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.models.heads import ModelWithHead, SequenceClassificationHead

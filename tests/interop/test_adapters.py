@@ -11,7 +11,8 @@ import pytest
 
 from jaxnlp.errors import UserError
 from jaxnlp.interop.adapters import load_adapter, save_adapter, stacked
-from jaxnlp.interop.huggingface import load, read_tensors, write_tensors
+from jaxnlp.interop.huggingface import load
+from jaxnlp.interop.tensor_files import read_tensors, write_tensors
 from jaxnlp.peft.lora import LoRA
 from jaxnlp.peft.tuning import attach
 from jaxnlp.sharding.functional import make_apply
