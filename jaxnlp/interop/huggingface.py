@@ -251,12 +251,12 @@ def _check_copies(tensors, files, rows: Mapping[str, str], copies: Mapping[str, 
             continue
         with open_tensors(files[name]) as a, open_tensors(files[first]) as b:
             copy, original = a.get_slice(name), b.get_slice(first)
-            rows = copy.get_shape()[0]
+            num_rows = copy.get_shape()[0]
             same_shape = copy.get_shape() == original.get_shape()
             starts = range(
-                0, rows if same_shape else 0, COPY_ROWS
+                0, num_rows if same_shape else 0, COPY_ROWS
             )  # compared in parts, as they are the largest tensors
-            parts = [slice(start, min(start + COPY_ROWS, rows)) for start in starts]
+            parts = [slice(start, min(start + COPY_ROWS, num_rows)) for start in starts]
             if not same_shape or any((copy[part] != original[part]).any() for part in parts):
                 raise UserError(
                     f"{files[name]}: tensor {name} differs from {first}, which it should equal; set "
