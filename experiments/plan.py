@@ -140,7 +140,10 @@ def resolved(experiment: Any) -> Any:
 def experiment_name() -> str:
     """The name of the config on the command line with its variant, without folder and extension."""
     specs = [a.split("=", 1)[1] for a in sys.argv if a.startswith(("--config=", "--config_json="))]
-    return pathlib.Path(specs[-1].partition(":")[0]).stem + specs[-1].partition(":")[2] if specs else "plan"
+    if not specs:
+        return "plan"
+    file, colon, variant = specs[-1].partition(":")
+    return pathlib.Path(file).stem + colon + variant
 
 
 if __name__ == "__main__":

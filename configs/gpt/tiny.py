@@ -1,4 +1,4 @@
-"""A tiny GPT for the text of the Python standard library; trains in about three minutes on two CPU cores.
+"""A tiny GPT for the text of the Python standard library; trains in three to four minutes on two CPU cores.
 
 GPT-2's block with rotary positions, which learn much faster than learned position embeddings in a run this short.
 """

@@ -48,13 +48,13 @@ def draw_measured(measured: Mapping[str, Any], plan: Mapping[str, Any], title: s
     from matplotlib.figure import Figure
 
     trace = measured["trace"]
-    bars = [("a step, measured", measured["step_seconds"], "black")]
+    bars = [("step, measured", measured["step_seconds"], "black")]
     if trace is not None:
         colours = ("#5b7fa6", "#8fbf7f", "#b0b0b0")
         pairs = zip(trace["by_class"].items(), colours, strict=True)
-        bars.append(("a step, while traced", trace["step_seconds"], "0.45"))
+        bars.append(("step, while traced", trace["step_seconds"], "0.45"))
         bars += [(f"{kind}, in the trace", seconds, colour) for (kind, seconds), colour in pairs]
-    bars += [(f"{name}, at best", seconds, "#f0a35e") for name, seconds in plan["seconds"].items()]
+    bars += [(f"{name}, lower bound", seconds, "#f0a35e") for name, seconds in plan["seconds"].items()]
     longest = max(seconds for _, seconds, _ in bars)
     unit, size = ("s", 1.0) if longest >= 1 else ("ms", 1e-3)
     figure = Figure(figsize=(8.5, 1.3 + 0.38 * len(bars)), dpi=DPI)
@@ -69,7 +69,7 @@ def draw_measured(measured: Mapping[str, Any], plan: Mapping[str, Any], title: s
     axis.spines[["top", "right"]].set_visible(False)
     mfu, ceiling = measured["mfu"], plan["mfu_ceiling"]
     share = "" if mfu is None else f", MFU {mfu:.1%}" + ("" if ceiling is None else f" of at most {ceiling:.1%}")
-    axis.set_title(f"{title}: {measured['tokens_per_second']:,.0f} tokens a second{share}", fontsize=10, loc="left")
+    axis.set_title(f"{title}: {measured['tokens_per_second']:,.0f} tokens per second{share}", fontsize=10, loc="left")
     figure.tight_layout()
     return figure
 

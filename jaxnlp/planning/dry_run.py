@@ -101,10 +101,10 @@ def dry_run_report(program: Program) -> str:
     lines.append(f"parameters: {count:,}")
     rows_by = f"{e.data.batch_size} x {e.data.seq_len}"
     lines.append(
-        f"tokens a step: {tokens:,} ({rows_by}); the run: {e.num_steps:,} steps, {e.num_steps * tokens:,} tokens"
+        f"tokens per step: {tokens:,} ({rows_by}); the run: {e.num_steps:,} steps, {e.num_steps * tokens:,} tokens"
     )
     per_token, run = step / tokens, step * e.num_steps
-    lines.append(f"FLOPs a token (forward and backward): {per_token:.3e}; a step: {step:.3e}; the run: {run:.3e}")
+    lines.append(f"FLOPs per token (forward and backward): {per_token:.3e}; per step: {step:.3e}; the run: {run:.3e}")
     parts = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in estimate_memory(program).items())
-    lines.append(f"memory on a device (estimate): {parts}")
+    lines.append(f"memory on each device (estimate): {parts}")
     return "\n".join(lines)

@@ -21,7 +21,7 @@ def format_plan(plan: StepPlan) -> str:
 
 def format_ranking(plans: Sequence[StepPlan]) -> str:
     """A table of plans that fit, in the given order."""
-    rows = [("", "tables", "memory", "step at best", "bound by", "communication", "MFU at most")]
+    rows = [("", "tables", "memory", "step at least", "bound by", "communication", "MFU at most")]
     for place, plan in enumerate(plans, 1):
         assert plan.compiled is not None
         step = "?" if plan.step_seconds is None else f"{plan.step_seconds * 1e3:,.1f} ms"
@@ -42,10 +42,10 @@ def format_comparison(run: Measured, plan: StepPlan) -> str:
     best = plan.step_seconds
     tokens, device_flops = (None, None) if best is None else (plan.tokens / best, plan.flops / plan.num_devices / best)
     rows = [
-        (f"median of {run.rows} rows of the log", "measured", "at best, by plan"),
-        ("  a step", ms(run.step_seconds), or_unknown(best, ms)),
-        ("  tokens a second", rate(run.tokens_per_second), or_unknown(tokens, rate)),
-        ("  arithmetic of a device", flops(run.flops), or_unknown(device_flops, flops)),
+        (f"median of {run.rows} rows of the log", "measured", "bound, by plan"),
+        ("  step time", ms(run.step_seconds), or_unknown(best, ms)),
+        ("  tokens per second", rate(run.tokens_per_second), or_unknown(tokens, rate)),
+        ("  FLOP/s of each device", flops(run.flops), or_unknown(device_flops, flops)),
         ("  MFU", or_unknown(run.mfu, "{:.1%}".format), or_unknown(plan.mfu_ceiling, "{:.1%}".format)),
     ]
     lines = align_columns(rows)
@@ -62,8 +62,8 @@ def _traced(trace: Trace | None, plan: StepPlan) -> list[str]:
     bounds = {MATMUL: plan.seconds.get(COMPUTE), COLLECTIVE: links if links_known or not plan.traffic else None}
     bounds[OTHER] = plan.seconds.get(MEMORY)
     total = sum(trace.by_class.values())
-    label = f"trace of {trace.steps} steps, of {trace.step_seconds * 1e3:,.2f} ms"
-    rows = [(label, "device time", "share", "at best, by plan")]
+    label = f"trace of {trace.steps} steps, {trace.step_seconds * 1e3:,.2f} ms each"
+    rows = [(label, "device time", "share", "at least, by plan")]
     for kind, seconds in trace.by_class.items():
         bound = bounds[kind]
         planned = "unknown" if bound is None else f"{bound * 1e3:,.2f} ms"
@@ -92,13 +92,13 @@ def _head(plan: StepPlan) -> list[str]:
         micro += f" by {plan.schedule}, whose bubble is {plan.bubble:.1%}"
     return [
         f"{plan.parameters:,} parameters on {plan.num_devices} x {plan.device}, mesh {mesh}",
-        f"{plan.tokens:,} tokens a step{micro}, {plan.flops:.3e} FLOPs",
+        f"{plan.tokens:,} tokens per step{micro}, {plan.flops:.3e} FLOPs",
     ]
 
 
 def _memory(plan: StepPlan) -> list[str]:
     count = plan.parameters
-    rows = [("memory on each device", "bytes", "a parameter")]
+    rows = [("memory on each device", "bytes", "per parameter")]
     rows += [(f"  {part}", amount(size), f"{size / count:.3f}") for part, size in plan.memory.items()]
     host_rows = [(f"  host memory: {part}", size) for part, size in plan.host_memory.items()]
     rows += [(name, amount(size), f"{size / count:.3f}") for name, size in host_rows]
@@ -126,7 +126,7 @@ def _memory(plan: StepPlan) -> list[str]:
 def _traffic(plan: StepPlan) -> list[str]:
     if not plan.traffic:
         return ["no collectives"]
-    rows = [("collective", "axes", "over", "times", "sent by each device", "at best")]
+    rows = [("collective", "axes", "over", "times", "sent by each device", "at least")]
     for row in plan.traffic:
         seconds = "?" if row.seconds is None else f"{row.seconds * 1e3:,.2f} ms"
         rows.append((row.kind, "+".join(row.axes) or "-", row.network, f"{row.count:,}", amount(row.bytes), seconds))
@@ -136,9 +136,9 @@ def _traffic(plan: StepPlan) -> list[str]:
 def _time(plan: StepPlan) -> list[str]:
     if plan.step_seconds is None:
         return [f"time: unknown ({plan.peak_source})"]
-    rows = [("time of a step, at best", "", "")]
+    rows = [("lower bounds of the step time", "", "")]
     for name, seconds in sorted(plan.seconds.items(), key=lambda item: -item[1]):
-        rows.append((f"  {name}", f"{seconds * 1e3:,.2f} ms", "bounds" if name == plan.bottleneck else ""))
+        rows.append((f"  {name}", f"{seconds * 1e3:,.2f} ms", "the longest" if name == plan.bottleneck else ""))
     lines = [*align_columns(rows), f"peak: {plan.peak_source}"]
     if plan.executed_flops:
         idle = f" and the pipeline's idle ticks ({plan.bubble:.1%})" if plan.bubble else ""
@@ -146,5 +146,5 @@ def _time(plan: StepPlan) -> list[str]:
         lines.append(f"{ratio}, including recomputation{idle}")
     if plan.mfu_ceiling is not None:
         rate = plan.tokens / plan.step_seconds
-        lines.append(f"MFU at most {plan.mfu_ceiling:.0%}: {rate:,.0f} tokens a second, if all else overlaps")
+        lines.append(f"MFU at most {plan.mfu_ceiling:.0%}: {rate:,.0f} tokens per second, if all else overlaps")
     return lines

@@ -190,4 +190,4 @@ def describe_plan(plan: StepPlan) -> str:
     memory = f"{amount(plan.compiled['peak'])} on each device"
     if plan.step_seconds is None:
         return f"fits, {memory}"
-    return f"fits, {memory}; {plan.step_seconds * 1e3:,.1f} ms a step at best, bound by {plan.bottleneck}"
+    return f"fits, {memory}; {plan.step_seconds * 1e3:,.1f} ms per step at least, bound by {plan.bottleneck}"

@@ -119,7 +119,7 @@ def evaluation_lines(result: Result) -> list[str]:
             lines.append(f"{evaluator.name} ({data}, step {evaluation.step:,}): {metrics}")
     if result.best is not None:
         best = result.best
-        lines.append(f"best {best.metric} {best.score:.4g} at step {best.step} (--checkpoint=best)")
+        lines.append(f"best {best.metric} {best.score:.4g} at step {best.step:,} (--checkpoint=best)")
     return ["", *lines] if lines else []
 
 

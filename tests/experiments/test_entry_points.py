@@ -42,8 +42,8 @@ def test_every_config_builds_and_dry_runs(config):
         "logical axes",
         "mesh axes",
         "bytes/device",
-        "FLOPs a token",
-        "memory on a device (estimate)",
+        "FLOPs per token",
+        "memory on each device (estimate)",
     ):
         assert words in done.out
     assert re.search(r"embed/embedding +\d+x\d+ +vocab, embed", done.out)

@@ -91,8 +91,8 @@ def test_the_report_has_every_table_and_json_every_number(plans):
         "compiled: peak",
         "all-reduce",
         "tensor",
-        "time of a step, at best",
-        "bounds",
+        "lower bounds of the step time",
+        "the longest",
         "MFU at most",
     ):
         assert words in text

@@ -12,6 +12,7 @@ import pytest
 from jaxnlp.data import pipeline
 from jaxnlp.data.baselines import Baseline
 from jaxnlp.data.records import Record, Records
+from jaxnlp.data.tasks.inputs import Pair
 from jaxnlp.data.tasks.regression import RegressionTask
 from jaxnlp.data.tasks.samples import verdict
 from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
@@ -121,3 +122,7 @@ def test_proposed_changes_can_run(tmp_path):
     assert "--config.model.num_layers=6" in next_commands(e, tmp_path)[-1]
     e.init_from = Pretrained(path="runs/tiny")  # its parameters determine the number of layers
     assert "num_layers" not in next_commands(e, tmp_path)[-1] and "--config.optim" in next_commands(e, tmp_path)[-1]
+    e.data.task = SequenceClassificationTask()
+    assert next_commands(e, tmp_path)[1].endswith("--text=def")
+    e.data.task = SequenceClassificationTask(inputs=Pair())  # no text alone is a record
+    assert next_commands(e, tmp_path)[1].endswith("--split=test --predictions=predictions.jsonl")

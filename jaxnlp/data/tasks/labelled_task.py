@@ -24,6 +24,7 @@ from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 from jaxnlp.metrics.metric import Scores
 from jaxnlp.nn.model_config import ModelConfig
+from jaxnlp.runtime import option
 
 if TYPE_CHECKING:
     from jaxnlp.data.pipeline import DataConfig
@@ -119,8 +120,11 @@ class LabelledTask(Task):
         return [Baseline("always the most frequent answer", entropy, accuracy=float(shares.max()))]
 
     def next_commands(self, model: ModelConfig, prompt: str) -> list[tuple[str, str, str]]:
-        predict = [("predict", "predict", "--input=new.jsonl")] if self.output == "logits" else []
-        return [*predict, *super().next_commands(model, prompt)]
+        if self.output != "logits":
+            return super().next_commands(model, prompt)
+        if self.text_field is None:  # `predict` needs a file of records
+            return [("predict", "evaluate", "--split=test --predictions=predictions.jsonl")]
+        return [("predict", "predict", option("text", prompt)), *super().next_commands(model, prompt)]
 
     def label_keys(self, examples: Sequence[Example]) -> list[Any]:
         """The labels as numbers or hashable values, for the baseline that uses their frequencies."""
