@@ -13,11 +13,9 @@ from jaxnlp.nn.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from jaxnlp.data.pipeline import DataConfig
-    from jaxnlp.data.record_store import RecordStore
     from jaxnlp.data.source import Record
     from jaxnlp.data.task import Batch
     from jaxnlp.data.tasks.encoding import Example
-    from jaxnlp.data.text.store import TokenStore
 
 PAIRS_SHOWN = 4
 WIDTH = 400  # characters of a text
@@ -35,7 +33,7 @@ class SampledModel(abc.ABC):
     config: ModelConfig
     data: "DataConfig"
     tokenizer: Tokenizer
-    store: "TokenStore | RecordStore"
+    store: Any
     prompt: str
     num_tokens: int
 
