@@ -67,6 +67,7 @@ def main() -> None:
 def chosen(experiment) -> "list[Evaluator]":
     """The evaluators to run, on the split or file of the command line."""
     from jaxnlp.evals.defaults import choose
+    from jaxnlp.evals.file_source import file_source
 
     evaluators = choose(experiment, EVALUATORS.value.split(",") if EVALUATORS.value else (), field="--evaluators")
     path = INPUT.value
@@ -74,18 +75,11 @@ def chosen(experiment) -> "list[Evaluator]":
         if SPLIT.value is not None:
             raise UserError(f"--split={SPLIT.value}: --input={path} is not a split; give one of the two")
         of_records = experiment.data.source.has_records
-        source = lambda evaluator: file_source(path, of_records or evaluator.reads_records)
+        sources = lambda evaluator: (evaluator.source, experiment.data.source)
+        source = lambda evaluator: file_source(path, of_records or evaluator.reads_records, sources(evaluator))
         return [dataclasses.replace(evaluator, split="test", source=source(evaluator)) for evaluator in evaluators]
     changes = {} if SPLIT.value is None else {"split": SPLIT.value}
     return [dataclasses.replace(evaluator, **changes) for evaluator in evaluators]
-
-
-def file_source(path: str, of_records: bool):
-    """A source whose test split is the file."""
-    from jaxnlp.data.records import Records
-    from jaxnlp.data.text.sources import Files
-
-    return (Records if of_records else Files)(train=path, test=path)
 
 
 def print_table(result: dict, experiment: "Experiment") -> None:

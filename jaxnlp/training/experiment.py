@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -147,7 +148,7 @@ class Experiment:
     def _check_evaluators(self) -> None:
         hooks = [hook.evaluator.name for hook in self.hooks if isinstance(hook, Evaluate)]
         evaluations = [*hooks, *(evaluator.name for evaluator in self.evaluators)]
-        names = ["train", "full_validation", *([] if self.eval_every is None else ["validation"]), *evaluations]
+        names = ["train", "full_validation", "validation", *evaluations]  # also without the loss, for the log
         for name in hooks:
             if name in RESERVED or names.count(name) > 1:
                 raise FieldError("hooks", f"Evaluate of {name!r}", NAMES)
@@ -168,8 +169,12 @@ class Experiment:
         if self.eval_every is None and self.early_stopping is not None and best.evaluator not in evaluations:
             reason = "is not measured with eval_every=None, so early_stopping never acts"
             raise FieldError("best", self.best, f"{reason}; expected one of {evaluations}")
-        if best.evaluator not in ("validation", "full_validation", *evaluations):
-            expected = ", ".join(("validation", "full_validation", *evaluations))
+        if best.evaluator == "full_validation":
+            reason = "is measured after the checkpoint is saved, so it ranks none"
+            remedy = f"expected 'validation/{best.metric}:{best.mode}', with eval_batches=None for the full split"
+            raise FieldError("best", self.best, f"{reason}; {remedy}")
+        if best.evaluator not in ("validation", *evaluations):
+            expected = ", ".join(("validation", *evaluations))
             raise FieldError("best", self.best, f"no evaluator {best.evaluator!r}; expected one of {expected}")
 
     def _check_task(self) -> None:
@@ -200,6 +205,12 @@ class Experiment:
         """The unit of the loss, as "nats/token"."""
         item = self.data.task.unit.split()[-1].removesuffix("s")  # "predicted tokens": per token
         return f"{self.objective.loss_unit}/{item}"
+
+
+def check_with_hooks(experiment: Experiment, hooks: Sequence[Hook]) -> None:
+    """Checks an experiment with more hooks, whose evaluators have names of their own and may be that of `best`."""
+    configs.check_types(experiment)
+    configs.check(dataclasses.replace(experiment, hooks=(*experiment.hooks, *hooks)))
 
 
 def flops_per_token(experiment: Experiment) -> float:

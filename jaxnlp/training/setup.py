@@ -1,13 +1,14 @@
 """Sets up a loop from a config and a run folder: program, tokenizer, data and state."""
 
 import dataclasses
+from collections.abc import Sequence
 
-from jaxnlp import config as configs
 from jaxnlp.data.pipeline import open_split, open_tokenizer
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.evaluator import Store
-from jaxnlp.training.experiment import Experiment, resolve
+from jaxnlp.training.experiment import Experiment, check_with_hooks, resolve
+from jaxnlp.training.hooks import Hook
 from jaxnlp.training.init.frozen_base import attach_base, init_state
 from jaxnlp.training.init.transfer import transfer_params
 from jaxnlp.training.run_folder import resume
@@ -28,18 +29,23 @@ class Setup:
     state: TrainState
 
 
-def prepare(experiment: Experiment, saved: Saved | None = None) -> tuple[Experiment, Tokenizer]:
-    """The checked and resolved experiment, and its tokenizer (a checkpoint's own, if there is one)."""
-    configs.check(experiment)
+def prepare(
+    experiment: Experiment, saved: Saved | None = None, hooks: Sequence[Hook] = ()
+) -> tuple[Experiment, Tokenizer]:
+    """The checked and resolved experiment, and its tokenizer (a checkpoint's own, if there is one).
+
+    hooks: more hooks, besides those of the experiment.
+    """
+    check_with_hooks(experiment, hooks)
     tokenizer = saved.tokenizer if saved is not None else open_tokenizer(experiment.data)
     return resolve(experiment, tokenizer), tokenizer
 
 
-def set_up(experiment: Experiment | None, run: RunFolder) -> Setup:
+def set_up(experiment: Experiment | None, run: RunFolder, hooks: Sequence[Hook] = ()) -> Setup:
     """Builds the program, opens the data, and initialises the state or restores it from the folder's newest checkpoint.
 
     Args:
-        experiment: the config; None takes that of the checkpoint.
+        experiment: the config; None takes that of the checkpoint. hooks: more hooks, for the checks.
 
     Raises:
         UserError: a config that cannot run, or cannot resume.
@@ -49,7 +55,7 @@ def set_up(experiment: Experiment | None, run: RunFolder) -> Setup:
         if saved is None:
             raise UserError(f"--workdir={run.path}: no checkpoint to resume from; give a config with --config=FILE")
         experiment = saved.experiment
-    e, tokenizer = prepare(experiment, saved)
+    e, tokenizer = prepare(experiment, saved, hooks)
     if saved is not None:
         for path, old, new in resume.changes(saved.experiment, e):
             run.info(f"note: resuming with {path} changed from {old!r} to {new!r}")

@@ -10,9 +10,11 @@ import jaxnlp
 from jaxnlp import config as configs
 from jaxnlp.data.records import Records
 from jaxnlp.data.tasks.multiple_choice import MultipleChoiceTask
+from jaxnlp.data.text.sources import Files, PythonStdlib
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.defaults import choose
 from jaxnlp.evals.evaluator import EvaluatedModel, find
+from jaxnlp.evals.file_source import file_source
 from jaxnlp.evals.loss import LossEvaluator
 from jaxnlp.evals.predictions import PredictionEvaluator
 from jaxnlp.evals.rankings import RankingEvaluator
@@ -146,6 +148,25 @@ def test_an_evaluator_of_records_reads_a_file_named_on_the_command_line_of_a_run
     assert [row["reference"] for row in rows] == [1, 2] and len(rows[0]["prediction"]["scores"]) == 3
     unknown = run("experiments.evaluate", f"--workdir={tmp_path / 'run'}", "--evaluators=squad")
     assert unknown.code == 2 and "no evaluator 'squad'" in unknown.err and "loss, next" in unknown.err, unknown.err
+
+
+LINES = Files(train="a", validation="b", document="line", field="body")
+PAGES = Records(train="a", test="b", group="page")
+
+
+@pytest.mark.parametrize(
+    ("own", "of_run", "of_records", "wanted"),
+    [
+        (LINES, Files(train="c"), False, dataclasses.replace(LINES, train="new", validation="", test="new")),
+        (None, LINES, False, dataclasses.replace(LINES, train="new", validation="", test="new")),
+        (PAGES, LINES, True, Records(train="new", test="new", group="page")),
+        (LINES, PAGES, True, Records(train="new", test="new", group="page")),
+        (None, PAGES, False, Files(train="new", test="new")),
+        (None, PythonStdlib(), False, Files(train="new", test="new")),
+    ],
+)
+def test_a_file_is_read_as_those_of_the_source_that_it_replaces(own, of_run, of_records, wanted):
+    assert file_source("new", of_records, (own, of_run)) == wanted
 
 
 def test_candidates_are_ranked_and_a_loss_has_data_of_its_own(tmp_path):

@@ -213,6 +213,15 @@ def test_hooks_that_cannot_work_are_named(corpus):
             "hooks=.*validation.*expected names that differ",
         ),
         ({"evaluators": (Scripted(name="train"),)}, "evaluators='train': expected names that differ"),
+        (
+            {"evaluators": (Scripted(name="validation"),), "eval_every": None},
+            "evaluators='validation': expected names that differ",
+        ),
+        (
+            {"best": "full_validation/loss:min"},
+            "best='full_validation/loss:min': is measured after the checkpoint .*expected 'validation/loss:min'",
+        ),
+        ({"best": "other/loss:min"}, "no evaluator 'other'; expected one of validation$"),
         ({"hooks": ("log",)}, "hooks=.*expected tuple"),
     ):
         with pytest.raises(FieldError, match=message):
@@ -226,6 +235,22 @@ def test_a_metric_of_best_that_nothing_measures_is_named_after_the_step_is_saved
         jaxnlp.train(experiment(corpus, **fields), tmp_path)
     assert Reader(tmp_path).steps() == [1] and Reader(tmp_path).score(1) is None
     assert [row["score"] for row in read_log(tmp_path / "metrics.jsonl") if row["kind"] == "scripted"] == [0.5]
+
+
+def test_the_evaluator_of_a_hook_of_the_call_has_a_name_of_its_own_and_ranks_checkpoints(corpus, tmp_path):
+    Scripted.scores[:] = [0.9, 0.5]
+    hooks = [Evaluate(evaluator=Scripted(name="scripted"), every=1)]
+    fields = {"num_steps": 2, "checkpoint_every": 1, "eval_every": None}
+    jaxnlp.train(experiment(corpus, best="scripted/score:max", **fields), tmp_path / "run", hooks=hooks)
+    assert Reader(tmp_path / "run").best() == 1
+    Scripted.scores[:] = [0.7]
+    jaxnlp.train(None, tmp_path / "run", hooks=hooks)  # it ends again, with the config of the checkpoint
+    with pytest.raises(FieldError, match="no evaluator 'scripted'"):
+        jaxnlp.train(None, tmp_path / "run")
+    twice = experiment(corpus, evaluators=(Scripted(name="scripted"),), **fields)
+    for own in (hooks, [Evaluate(evaluator=LossEvaluator(name="validation"))]):
+        with pytest.raises(FieldError, match="hooks=.*expected names that differ"):
+            jaxnlp.train(twice, tmp_path / "other", hooks=own)
 
 
 def test_the_position_of_another_feed_is_refused():

@@ -98,6 +98,18 @@ def test_the_best_checkpoint_by_any_metric(tmp_path, mode):
     assert reader.score(4) == (best, 0.4)
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_score_that_is_not_a_number_is_never_the_best(tmp_path, mode):
+    best = Best.parse(f"squad/f1:{mode}")
+    writer = Writer(tmp_path, keep_last=1, keep_best=1, best=best)
+    for step, score in enumerate((float("nan"), 0.5, float("nan")), 1):
+        writer.save(step, {"x": np.zeros(2)}, {}, score)
+    writer.wait()
+    writer.close()
+    assert Reader(tmp_path).steps() == [2, 3] and Reader(tmp_path).best() == 2
+    assert best.cost(float("nan")) == float("inf")
+
+
 def test_a_checkpoint_saved_without_a_score_has_it_when_it_is_measured(tmp_path):
     best = Best.parse("squad/f1:max")
     for scores in ((0.5, None), (0.5, 0.9), (0.5, 0.1)):  # an evaluation interrupted, run again when resumed, and again

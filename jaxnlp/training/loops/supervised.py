@@ -21,7 +21,7 @@ from jaxnlp.errors import FieldError
 from jaxnlp.evals.loss import LossEvaluator
 from jaxnlp.objectives.objective import names_missing_array
 from jaxnlp.peft.files import fingerprint
-from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.experiment import Experiment, check_with_hooks
 from jaxnlp.training.feeds import Batch, BatchFeed, Feed
 from jaxnlp.training.hooks import Checkpoint, Evaluate, Hook, Log, Profile, check_hook
 from jaxnlp.training.init.frozen_base import BASE
@@ -77,7 +77,7 @@ def train(
         experiment: what to run; None takes the one in the folder's newest checkpoint.
         workdir: checkpoints, logs and figures are written here.
         profile: first and last step of a JAX trace written to `workdir/profile`.
-        hooks: more hooks, besides those of the experiment.
+        hooks: more hooks, besides those of the experiment. `best` may name the evaluator of one.
         make_feed: returns the source of the batches; None reads the train split.
         late_errors: a list for the errors of hooks after the last step, as of an evaluation. The caller raises them
             when it has reported the result. None: they are raised here.
@@ -86,14 +86,18 @@ def train(
         UserError: a config that cannot run or resume, a folder in use, a full disk, a loss that
             is not finite.
     """
+    stride = 1
     if experiment is not None:
-        configs.check(experiment)
+        configs.check_types(experiment)
+        stride = max(1, experiment.steps_per_call)
     for i, hook in enumerate(hooks):
         if not isinstance(hook, Hook):
             raise FieldError(f"hooks[{i}]", hook, "expected a hook of jaxnlp.training.hooks, as Samples(every=100)")
-        check_hook(hook, f"hooks[{i}].", 1 if experiment is None else experiment.steps_per_call)
+        check_hook(hook, f"hooks[{i}].", stride)
+    if experiment is not None:
+        check_with_hooks(experiment, hooks)
     with RunFolder(workdir) as run:
-        setup = set_up(experiment, run)
+        setup = set_up(experiment, run, hooks)
         feed = (
             BatchFeed(setup.program, setup.stores["train"], setup.tokenizer) if make_feed is None else make_feed(setup)
         )

@@ -1,6 +1,7 @@
 """Which checkpoint of a run is the best one."""
 
 import dataclasses
+import math
 
 from jaxnlp.errors import FieldError
 from jaxnlp.renamed import EVALUATORS
@@ -31,7 +32,9 @@ class Best:
         return f"{self.evaluator}/{self.metric}:{self.mode}"
 
     def cost(self, score: float) -> float:
-        """The score as a cost: lower is better."""
+        """The score as a cost: lower is better. NaN, which compares with no number, costs infinity."""
+        if math.isnan(score):
+            return math.inf
         return score if self.mode == "min" else -score
 
 

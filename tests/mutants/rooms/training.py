@@ -188,6 +188,14 @@ MUTANTS = (
         tests=("tests/training/test_run_folder.py::test_the_best_checkpoint_by_any_metric",),
     ),
     Mutant(
+        id="training/run_folder/best-is-not-a-number",
+        file="training/run_folder/best.py",
+        old="if math.isnan(score):",
+        new="if False:",
+        fault="a checkpoint whose score is NaN is the best one if it comes first",
+        tests=("tests/training/test_run_folder.py::test_a_score_that_is_not_a_number_is_never_the_best",),
+    ),
+    Mutant(
         id="training/loops/metrics-of-every-second-step",
         file="training/loops/supervised.py",
         old="        self.read_metrics()\n        self._pending = (self.run.step, batch, metrics, ended)",
