@@ -26,14 +26,21 @@ INPUT = flags.DEFINE_string("input", None, "File, glob or folder to evaluate on 
 EVALUATORS = flags.DEFINE_string(
     "evaluators",
     "",
-    "Comma-separated names: those of the run's config, or loss and predictions. Add other evaluators to the config.",
+    "Comma-separated names: those of the run's config, loss, predictions, or module:name of an evaluator object or of "
+    "a function without arguments that returns one.",
 )
 JSON = flags.DEFINE_bool("json", False, "Print one line of JSON instead of a table.")
 OUT = flags.DEFINE_string("out", None, "JSON file for the metrics.")
-PREDICTIONS = flags.DEFINE_string("predictions", None, "JSON-lines file for predictions and references.")
+PREDICTIONS = flags.DEFINE_string(
+    "predictions",
+    None,
+    "JSON-lines file for the records, each with evaluator, prediction and reference; a record's own field of such a "
+    "name is written as record_prediction.",
+)
 
 
 def main() -> None:
+    from jaxnlp.data.records import with_results
     from jaxnlp.evals.evaluator import EvaluatedModel
     from jaxnlp.training.load import load
 
@@ -49,7 +56,8 @@ def main() -> None:
         source = INPUT.value or type(evaluator.source or run.saved.experiment.data.source).__name__
         source = source if evaluator.reads_data else "no data"
         evaluated[evaluator.name] = {"split": evaluator.split, "source": source}
-        rows += [{"evaluator": evaluator.name, **row} for row in outcome.rows]
+        own_name = {"evaluator": evaluator.name}
+        rows += [own_name | with_results(row, own_name) for row in outcome.rows]
     flat = scores.pop("loss", {})  # metrics of the loss evaluator have no prefix
     flat |= {f"{name}/{metric}": x for name, metrics in scores.items() for metric, x in metrics.items()}
     result = {"step": run.saved.step, "evaluators": evaluated, **flat}
@@ -58,6 +66,8 @@ def main() -> None:
     if PREDICTIONS.value is not None:
         lines = (strict_json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         write(PREDICTIONS.value, "".join(lines))
+        if not rows:
+            log(f"note: {PREDICTIONS.value} is empty: {', '.join(evaluated)} predicts no records")
     if JSON.value:
         print(strict_json.dumps(result))
     else:

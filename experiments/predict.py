@@ -4,7 +4,7 @@
   python -m experiments.predict --workdir=runs/bert-topics --input=new.jsonl --out=predicted.jsonl
 
 Input records have the fields that the run's task reads, except the label. Each output record has an additional field
-`prediction`.
+`prediction`; a field of the record with this name is written as `record_prediction`.
 """
 
 import contextlib
@@ -35,6 +35,7 @@ def main() -> None:
     from rich.console import Console
     from rich.progress import track
 
+    from jaxnlp.data.records import with_results
     from jaxnlp.data.tasks.labelled_task import LabelledTask
     from jaxnlp.evals.predictions import predict
     from jaxnlp.training.load import load
@@ -57,7 +58,8 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         out = sys.stdout if OUT.value is None else stack.enter_context(opened(OUT.value))
         for record, answer in zip(records, progress, strict=True):
-            print(strict_json.dumps({**record.fields, "prediction": answer}, ensure_ascii=False, default=str), file=out)
+            row = with_results(record.fields, {"prediction": answer})
+            print(strict_json.dumps(row, ensure_ascii=False, default=str), file=out)
     if OUT.value is not None:
         log(f"step {run.saved.step:,}, {len(records):,} records written to {OUT.value}")
 

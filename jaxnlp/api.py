@@ -281,7 +281,7 @@ class Model:
 
         Args:
             split, limit: of every evaluator (limit: batches for the loss, records for others); None: its own.
-            evaluators: names or `jaxnlp.evals` objects; None: the loss and those of the run.
+            evaluators: names, "module:name", or `jaxnlp.evals` objects; None: the loss and those of the run.
 
         Raises:
             UserError: an unknown split or name; an imported model, and an evaluator that has no source of its own.

@@ -5,7 +5,7 @@ import csv
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from jaxnlp.data.source import Record, Source
@@ -83,6 +83,21 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from _texts(part)
+
+
+def with_results(fields: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the fields of a record and of `results`, such as its prediction.
+
+    A field with the name of a result is renamed with the prefix "record_", so that neither is lost.
+    """
+    names, row = {*fields, *results}, {}
+    for name, value in fields.items():
+        new_name = name
+        while name in results and new_name in names:
+            new_name = f"record_{new_name}"
+        names.add(new_name)
+        row[new_name] = value
+    return {**row, **results}
 
 
 def field(record: Record, name: str, setting: str) -> Any:

@@ -43,7 +43,10 @@ class SampledModel(abc.ABC):
 
     @abc.abstractmethod
     def run(self, function: Callable[[Callable, Any], Any], batch: "Batch") -> Any:
-        """`function(apply, batch)` under jit, as host arrays. `apply(*arrays)` is the model's forward pass."""
+        """`function(apply, batch)` under jit, as host arrays. `apply(*arrays)` is the model's forward pass.
+
+        The function is compiled once if it is the same object in each call, as a function of a module.
+        """
 
     @abc.abstractmethod
     def generate(self, prompts: list[list[int]], max_new_tokens: int, **sampling: Any) -> list[list[int]]:

@@ -7,11 +7,15 @@ all of which must call them. Every example is counted once.
 
 import abc
 import dataclasses
+import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from jaxnlp import config as configs
 from jaxnlp.data.pipeline import DataConfig, open_split
 from jaxnlp.data.record_store import RecordStore
+from jaxnlp.data.records import with_results
 from jaxnlp.data.source import Record, Source
 from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
 from jaxnlp.data.text.sources import check_split
@@ -160,13 +164,51 @@ class RecordEvaluator(Evaluator):
         for name in self.metrics:
             scores |= self.score(metric_named(name), *first)
         rows = zip(records, predictions, references, strict=True)
-        return Outcome(scores, [{**r.fields, "prediction": p, "reference": right} for r, p, right in rows])
+        return Outcome(scores, [row_of(*row) for row in rows])
+
+
+def row_of(record: Record, prediction: Any, reference: Any) -> dict[str, Any]:
+    """A row of an `Outcome`. The record's own fields of these names are renamed, as "record_prediction"."""
+    return with_results(record.fields, {"prediction": prediction, "reference": reference})
 
 
 def find(evaluators: Sequence[Evaluator], names: Sequence[str], field: str) -> list[Evaluator]:
-    """The evaluators with these names, in that order. Raises FieldError, which names `field`, for an unknown name."""
+    """The evaluators with these names, in that order; a name "module:name" is imported, as `evaluator_named` does.
+
+    Raises FieldError, which names `field`, for an unknown name, or for two evaluators of one name.
+    """
     by_name = {evaluator.name: evaluator for evaluator in evaluators}
-    missing = [name for name in names if name not in by_name]
-    if missing:
-        raise FieldError(field, ",".join(names), f"no evaluator {missing[0]!r}; expected one of {', '.join(by_name)}")
-    return [by_name[name] for name in names]
+    chosen: dict[str, Evaluator] = {}
+    for name in names:
+        imported = evaluator_named(name, field) if ":" in name else None
+        if imported is not None and imported.name in by_name:
+            expected = f"its name {imported.name!r} is that of another evaluator; rename it, as 'my_{imported.name}'"
+            raise FieldError(field, name, expected)
+        if imported is None and name not in by_name:
+            expected = f"no evaluator {name!r}; expected module:name, or one of {', '.join(by_name)}"
+            raise FieldError(field, ",".join(names), expected)
+        evaluator = by_name[name] if imported is None else imported
+        if evaluator.name in chosen:
+            raise FieldError(field, ",".join(names), f"{evaluator.name!r} is listed twice; expected different names")
+        chosen[evaluator.name] = evaluator
+    return [*chosen.values()]
+
+
+def evaluator_named(name: str, field: str) -> Evaluator:
+    """Imports "module:name": an evaluator, or a function without arguments that returns one.
+
+    Raises:
+        FieldError: it cannot be imported, or is something else, or has an invalid field.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        imported = vars(importlib.import_module(module))[attribute]
+    except (ImportError, ValueError, KeyError) as e:
+        raise FieldError(field, name, f"cannot be imported ({e}); expected module:name of an evaluator") from None
+    evaluator = imported() if inspect.isfunction(imported) and not inspect.signature(imported).parameters else imported
+    if not isinstance(evaluator, Evaluator):
+        kind = f"the class {evaluator.__name__}" if isinstance(evaluator, type) else type(evaluator).__name__
+        expected = f"is {kind}; expected an Evaluator, or a function without arguments that returns one"
+        raise FieldError(field, name, expected)
+    configs.check(evaluator, f"{name}.")
+    return evaluator

@@ -1,7 +1,7 @@
 """Batch prediction with a fine-tuned model, and the evaluator of the predictions."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,16 @@ from jaxnlp.inference.loop import replicate
 INPUTS = ("token_type_ids", "segment_ids", "pool_positions")
 
 
+def make_predict_step(apply: Callable) -> Callable:
+    """(params, batch) -> a head's logits, replicated. To be jitted, and called in the program's context."""
+
+    def predict_step(params: Any, batch: Any) -> jax.Array:
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
+        return replicate(apply(params, batch["tokens"], **inputs)["logits"])
+
+    return predict_step
+
+
 def predict(
     program: Any, params: Any, tokenizer: Tokenizer, records: Sequence[Record], examples: Sequence[Example]
 ) -> Iterator[Prediction]:
@@ -31,18 +41,13 @@ def predict(
     data = program.experiment.data
     task, size = data.task, data.batch_size
 
-    def logits(params: Any, batch: Any) -> jax.Array:
-        inputs = {name: batch[name] for name in INPUTS if name in batch}
-        return replicate(program.apply(params, batch["tokens"], **inputs)["logits"])
-
-    predict = jax.jit(logits)
     pending: list[tuple[Example, np.ndarray]] = []  # examples of one record, such as its context windows
     for start in range(0, len(examples), size):
         rows: list[Any] = [*examples[start : start + size]]
         batch = task.collate(rows + [None] * (size - len(rows)), data.seq_len, tokenizer.eos_id)
         local = {name: x[program.local_row_indices] for name, x in batch.items()}
         with program.context(any_length=True):
-            outputs = np.asarray(predict(params, program.shard_batch(local)))
+            outputs = np.asarray(program.predict_step(params, program.shard_batch(local)))
         for example, row in zip(rows, outputs, strict=False):
             if pending and pending[0][0].record != example.record:
                 yield _prediction(task, records, pending)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxnlp.data.source import Record
 from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
 from jaxnlp.errors import FieldError, UserError
-from jaxnlp.evals.evaluator import EvaluatedModel, Outcome, RecordEvaluator
+from jaxnlp.evals.evaluator import EvaluatedModel, Outcome, RecordEvaluator, row_of
 from jaxnlp.evals.predictions import predict
 from jaxnlp.inference.scoring import score_continuations
 from jaxnlp.metrics.metric import metric_named
@@ -48,7 +48,7 @@ class RankingEvaluator(RecordEvaluator):
         for name in self.metrics:
             results |= self.score(metric_named(name), scores, right)
         rows = zip(records, predictions, right, strict=True)
-        return Outcome(results, [{**r.fields, "prediction": p, "reference": index} for r, p, index in rows])
+        return Outcome(results, [row_of(*row) for row in rows])
 
     def by_head(self, model: EvaluatedModel) -> "Ranked":
         """The records, and the scores of their candidates under a head."""

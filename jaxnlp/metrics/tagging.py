@@ -26,9 +26,18 @@ def entities(predictions: Sequence[Sequence[str | None]], references: Sequence[S
     return {name: float(score(*pair, zero_division=0)) for name, score in scores.items()}
 
 
-def tagging(predictions: Sequence[Sequence[str | None]], references: Sequence[Sequence[str]]) -> Scores:
-    """Accuracy over words, and the scores of `entities` for IOB tags. A predicted tag of None counts as wrong."""
+def tagging(
+    predictions: Sequence[Sequence[str | None]],
+    references: Sequence[Sequence[str]],
+    classes: Iterable[str] | None = None,
+) -> Scores:
+    """Accuracy over words, and the scores of `entities` for IOB tags. A predicted tag of None counts as wrong.
+
+    classes: the tags of the scheme, which decide whether entities are scored, also in a sample without any, where
+        seqeval's scores are 0; None: the tags of the references decide.
+    """
     predicted = [str(tag) for row in predictions for tag in row]
     correct = [tag for row in references for tag in row]
     scores = accuracy(predicted, correct)
-    return {**scores, **entities(predictions, references)} if marks_entities(correct) else scores
+    marked = marks_entities(correct if classes is None else classes)
+    return {**scores, **entities(predictions, references)} if marked else scores

@@ -237,12 +237,14 @@ class Evaluate(Hook):
 class Samples(Hook):
     """Prints a sample of the model's text or predictions, as the report of a finished run does."""
 
-    def act(self, loop: "SupervisedLoop") -> None:
+    def begin(self, loop: "SupervisedLoop") -> None:
         from jaxnlp.training.sampled_run import SampledRun
 
-        setup = loop.setup
+        setup = loop.setup  # one object for all samples, since its programs are compiled for it
+        self._model = SampledRun(setup.program, None, setup.tokenizer, setup.stores["validation"])
+
+    def act(self, loop: "SupervisedLoop") -> None:
         with loop.run.pause("sampling"):
-            model = SampledRun(setup.program, loop.state.all_params, setup.tokenizer, setup.stores["validation"])
-            lines = model.lines()
+            lines = self._model.with_params(loop.state.all_params).lines()
         if lines:
             loop.run.info("\n".join(lines))

@@ -3,17 +3,19 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 import jaxnlp
 from jaxnlp import config as configs
 from jaxnlp.data.records import Records
+from jaxnlp.data.source import Record
 from jaxnlp.data.tasks.multiple_choice import MultipleChoiceTask
 from jaxnlp.data.text.sources import Files, PythonStdlib
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.defaults import choose
-from jaxnlp.evals.evaluator import EvaluatedModel, find
+from jaxnlp.evals.evaluator import EvaluatedModel, find, row_of
 from jaxnlp.evals.file_source import file_source
 from jaxnlp.evals.loss import LossEvaluator
 from jaxnlp.evals.predictions import PredictionEvaluator
@@ -26,6 +28,8 @@ from jaxnlp.training.loops.evaluations import BestCheckpoint
 from jaxnlp.training.loops.supervised import train
 from jaxnlp.training.report import report
 from jaxnlp.training.run_folder.checkpoint import Reader
+from jaxnlp.training.setup import prepare
+from jaxnlp.training.step.program import build
 from tests.entry import ROOT, run
 from tests.evals import runs
 from tests.jobs import job
@@ -115,7 +119,7 @@ def test_two_processes_count_every_example_once(name, tmp_path):
 
 def test_the_command_evaluates_on_a_file_and_writes_predictions(tmp_path):
     train(experiment(tmp_path, "tags"), tmp_path / "run")
-    (tmp_path / "new.jsonl").write_text("\n".join([json.dumps(runs.TAGS)] * 5))
+    (tmp_path / "new.jsonl").write_text("\n".join([json.dumps({**runs.TAGS, "evaluator": "Eve"})] * 5))
     files = [f"--{flag}={tmp_path / name}" for flag, name in (("input", "new.jsonl"), ("predictions", "said.jsonl"))]
     done = run("experiments.evaluate", f"--workdir={tmp_path / 'run'}", *files, f"--out={tmp_path / 'scores.json'}")
     assert done.code == 0, done.err
@@ -133,6 +137,13 @@ def test_the_command_evaluates_on_a_file_and_writes_predictions(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
     assert len(rows) == 5 and rows[0]["reference"] == {"tags": runs.TAGS["tags"]}
     assert len(rows[0]["prediction"]["tags"]) == 4 and rows[0]["evaluator"] == "ner"
+    assert rows[0]["record_evaluator"] == "Eve"
+    flags = ["--evaluators=loss,tests.evals.test_evaluators:made", f"--predictions={tmp_path / 'few.jsonl'}", "--json"]
+    done = run("experiments.evaluate", f"--workdir={tmp_path / 'run'}", *flags)
+    assert "made/f1" in json.loads(done.out) and len((tmp_path / "few.jsonl").read_text().splitlines()) == 2, done.err
+    flags = ["--evaluators=loss", f"--predictions={tmp_path / 'none.jsonl'}"]
+    done = run("experiments.evaluate", f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.code == 0 and "none.jsonl is empty: loss predicts no records" in done.err, done.err
     assert "ner/f1" in done.out and "loss" in done.out
 
 
@@ -211,8 +222,56 @@ def test_wrong_evaluators_are_named(tmp_path):
     ):
         with pytest.raises(FieldError, match=message):
             configs.check(experiment(tmp_path, "span", **fields))
-    with pytest.raises(UserError, match="no evaluator 'b'; expected one of a"):
+    with pytest.raises(UserError, match="no evaluator 'b'; expected module:name, or one of a"):
         find([LossEvaluator(name="a")], ["b"], "evaluators")
+
+
+SIZES = RankingEvaluator(name="sizes", limit=2)
+BAD = LossEvaluator(name="bad", limit=0)
+
+
+def made():
+    return PredictionEvaluator(name="made", limit=2)
+
+
+def test_an_evaluator_is_named_by_module_and_name():
+    own = [LossEvaluator(name="loss"), LossEvaluator(name="own")]
+    assert find(own, [f"{__name__}:SIZES", "own", f"{__name__}:made"], "x") == [SIZES, own[1], made()]
+    for names, message in (
+        (["no.module:f"], r"x='no.module:f': cannot be imported \(No module named 'no'\); expected module:name"),
+        ([f"{__name__}:none"], "x=.*:none': cannot be imported .*; expected module:name"),
+        ([f"{__name__}:ROOT"], "x=.*is PosixPath; expected an Evaluator, or a function without arguments that"),
+        ([f"{__name__}:experiment"], "x=.*is function; expected an Evaluator, or a function without arguments that"),
+        ([f"{__name__}:LossEvaluator"], "x=.*is the class LossEvaluator; expected an Evaluator, or a function"),
+        ([f"{__name__}:BAD"], "BAD.limit=0: expected 1 or more"),
+        (["own", "own"], "x='own,own': 'own' is listed twice"),
+    ):
+        with pytest.raises(FieldError, match=message):
+            find(own, names, "x")
+    with pytest.raises(FieldError, match="its name 'sizes' is that of another evaluator; rename it, as 'my_sizes'"):
+        find([*own, SIZES], [f"{__name__}:SIZES"], "x")
+
+
+def test_a_records_own_fields_are_in_its_row_too():
+    fields = {"text": "a", "prediction": 1, "record_prediction": 2, "reference": 3}
+    row = row_of(Record("r:1", fields), "p", "r")
+    assert row == {
+        "text": "a",
+        "record_record_prediction": 1,
+        "record_prediction": 2,
+        "record_reference": 3,
+        "prediction": "p",
+        "reference": "r",
+    }
+
+
+def test_a_split_without_targets_is_named_with_its_evaluator(tmp_path):
+    e, tokenizer = prepare(experiment(tmp_path, "tags"))
+    program = build(e, jax.devices()[:1])
+    nothing = dataclasses.replace(program, eval_step=lambda params, batch: {"loss": 0.0, "weight": 0.0})
+    model = EvaluatedModel(nothing, None, tokenizer, lambda: None)
+    with pytest.raises(UserError, match="evaluator 'mine', validation split: the sum of the targets' weights is 0"):
+        LossEvaluator(name="mine").evaluate(model)
 
 
 def test_a_run_that_never_evaluates_the_loss_is_not_evaluated_on_it_by_default(tmp_path):

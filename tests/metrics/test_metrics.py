@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from jaxnlp.data.tasks.token_classification import TokenClassificationTask
 from jaxnlp.errors import UserError
 from jaxnlp.metrics.classification import accuracy, classification, correlation
 from jaxnlp.metrics.generation import bleu, bleu_signature, exact, generation
@@ -49,6 +50,16 @@ def test_entities_are_scored_where_tags_mark_them():
     cut = tagging([["B-PER", "I-PER", "O"], ["O", None]], right)  # a word without a prediction counts as O
     assert cut["recall"] == pytest.approx(1 / 2) and cut["precision"] == 1.0 and cut["accuracy"] == pytest.approx(4 / 5)
     assert set(tagging([["noun"]], [["noun"]])) == {"accuracy"} and not marks_entities(["O"])
+
+
+def test_entities_are_scored_by_the_classes_of_the_task_also_where_a_sample_has_none():
+    task = TokenClassificationTask(classes=("B-PER", "O"))
+    rows = [{"tags": ["O", "O"]}] * 8
+    assert task.metrics(rows, rows) == {"accuracy": 1.0, "precision": 0.0, "recall": 0.0, "f1": 0.0}
+    mixed = [*rows[:3], {"tags": ["B-PER"]}]  # of four draws one in three holds no entity
+    low, high = bootstrap_interval(task.metrics, mixed, mixed, samples=50)["f1"]
+    assert (low, high) == (0.0, 1.0)
+    assert set(TokenClassificationTask(classes=("noun", "verb")).metrics(rows, rows)) == {"accuracy"}
 
 
 def test_generated_texts_may_have_several_references():

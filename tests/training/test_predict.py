@@ -1,12 +1,15 @@
 """Predictions for records in batches, also with several windows per record, and their display after a run."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import types
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxnlp.data import pipeline
@@ -18,26 +21,34 @@ from jaxnlp.data.tasks.samples import verdict
 from jaxnlp.data.tasks.sequence_classification import SequenceClassificationTask
 from jaxnlp.data.tasks.span_extraction import SpanExtractionTask
 from jaxnlp.data.tokenizer import Bytes, ByteTokenizer
-from jaxnlp.evals.predictions import predict
+from jaxnlp.evals.predictions import make_predict_step, predict
+from jaxnlp.models.bert import BertConfig
 from jaxnlp.models.gpt import GPTConfig
 from jaxnlp.objectives.regression import Regression
 from jaxnlp.objectives.sequence_classification import SequenceClassification
+from jaxnlp.sharding.mesh import MeshConfig
+from jaxnlp.sharding.rules import Sharding
+from jaxnlp.training import sampled_run
 from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.hooks import Samples
 from jaxnlp.training.init.pretrained import Pretrained
 from jaxnlp.training.report import next_commands, table
 from jaxnlp.training.sampled_run import SampledRun
+from jaxnlp.training.step.program import build
 
 BYTES = ByteTokenizer(("[CLS]", "[SEP]"))
 
 
 def program(data, apply) -> Any:
     """The part of a program that prediction uses; `apply` returns the logits of a batch."""
+    apply_with_params = lambda params, tokens, **kwargs: {"logits": apply(tokens, **kwargs)}
     return types.SimpleNamespace(
         experiment=Experiment(model=GPTConfig(), data=data),
         local_row_indices=slice(None),
         shard_batch=lambda batch: batch,
         context=lambda **_: contextlib.nullcontext(),
-        apply=lambda params, tokens, **kwargs: {"logits": apply(tokens, **kwargs)},
+        apply=apply_with_params,
+        predict_step=jax.jit(make_predict_step(apply_with_params)),
     )
 
 
@@ -108,6 +119,65 @@ def test_samples_show_what_is_right_and_what_the_model_says(tmp_path):
     lines = SampledRun(program(data, says), None, BYTES, store).lines()
     assert "  | x0" in lines and "  right  label x (100%)" in lines
     assert "  | y5" in lines and "  wrong  label x > y (100%)" in lines
+
+
+def test_a_program_compiles_its_predictions_once(tmp_path):
+    task, traced = SequenceClassificationTask(classes=("x", "y")), []
+    data, store = opened(tmp_path, task, [{"text": "a", "label": "x"}] * 2)
+    tokenizer = Bytes(special_tokens=("[CLS]", "[SEP]")).build(lambda: iter(()), tmp_path)
+    e = Experiment(
+        model=BertConfig(max_length=16, num_layers=1, num_heads=1, embed_dim=8, vocab_size=tokenizer.vocab_size),
+        data=data,
+        sharding=Sharding(mesh=MeshConfig()),
+    )
+    built = build(e, jax.devices()[:1])
+
+    def apply(params, tokens, **_):
+        traced.append(1)
+        return {"logits": jnp.stack([tokens[:, 0, 0] * params, tokens[:, 0, 0]], -1)}
+
+    built, examples = dataclasses.replace(built, apply=apply), store.encoded(task, tokenizer, 16)
+    for params, label in ((2.0, "x"), (0.5, "y")):
+        answers = predict(built, params, tokenizer, store.records, examples)
+        assert [answer["label"] for answer in answers] == [label] * 2
+    assert len(traced) == 1
+
+
+def doubled(apply, batch):
+    return 2 * apply(batch["tokens"])["logits"]
+
+
+def test_samples_of_a_run_share_their_compiled_programs(monkeypatch):
+    made, traced, seen = [], [], []
+
+    class Scripted:
+        def __init__(self, bound):
+            made.append(bound)
+
+        def fit_max_new_tokens(self, prompts, num_tokens):
+            return num_tokens
+
+        def __call__(self, params, prompts, *_, **__):
+            seen.append(params)
+            return prompts
+
+    monkeypatch.setattr(sampled_run, "make_generator", Scripted)
+    shown = program(pipeline.DataConfig(), lambda tokens: tokens)
+    shown.bind, shown.apply = (
+        lambda tokenizer: tokenizer,
+        lambda params, x: (traced.append(1), {"logits": params * x})[1],
+    )
+    run = types.SimpleNamespace(pause=contextlib.nullcontext, info=lambda text: None)
+    setup = types.SimpleNamespace(program=shown, tokenizer=BYTES, stores={"validation": None})
+    hook, loop = Samples(every=1), types.SimpleNamespace(setup=setup, run=run)
+    hook.begin(loop)
+    for params in (1, 2):
+        loop.state = types.SimpleNamespace(all_params=params)
+        hook.act(loop)
+    assert seen == [1, 2] and made == [BYTES]
+    model = SampledRun(shown, 1, BYTES, None)
+    assert [model.with_params(x).run(doubled, {"tokens": np.int32([3])})).item() for x in (1, 2)] == [6, 12]
+    assert len(traced) == 1
 
 
 def test_a_verdict_on_every_kind_of_answer():

@@ -111,7 +111,7 @@ class TokenClassificationTask(LabelledTask):
         return {"tags": [self.classes[k] for k in self.targets(record)]}
 
     def metrics(self, predictions: Sequence[Prediction], references: Sequence[Prediction]) -> Scores:
-        return tagging([p["tags"] for p in predictions], [r["tags"] for r in references])
+        return tagging([p["tags"] for p in predictions], [r["tags"] for r in references], self.classes)
 
     def prompt(self, record: Record) -> str:
         return self.joiner.join(self.listed(record, self.words, WORDS))

@@ -14,9 +14,10 @@ Shape legend: B batch, T length, C characters per word, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -63,12 +64,7 @@ class Characters(Task):
     def sample(self, model: SampledModel) -> list[str]:
         """Words of the first window that both directions predict, with the predictions."""
         (batch,) = model.batches(1)
-
-        def best(apply: Any, batch: Any) -> Any:
-            logits = apply(batch["tokens"], segment_ids=batch["segment_ids"])
-            return {way: jnp.argmax(logits[way], -1) for way in ("forward", "backward")}
-
-        guesses = model.run(best, batch)
+        guesses = model.run(_best_words, batch)
         # The word at t is predicted forward at t - 1 and backward at t + 1.
         words, predicted_twice = batch["forward_targets"][0, :-2], batch["forward_weights"][0, :-2] > 0
         predicted_twice &= batch["backward_weights"][0, 2:] > 0
@@ -88,6 +84,12 @@ class Characters(Task):
 
     def baselines(self, model: SampledModel) -> list[Baseline]:
         return text_baselines(model.store, model.tokenizer)
+
+
+def _best_words(apply: Callable, batch: Any) -> dict[str, jax.Array]:
+    """(B, T) the most likely word at each position, for each direction."""
+    logits = apply(batch["tokens"], segment_ids=batch["segment_ids"])
+    return {way: jnp.argmax(logits[way], -1) for way in ("forward", "backward")}
 
 
 class CharacterReader(Reader):

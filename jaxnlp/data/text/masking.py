@@ -8,9 +8,10 @@ Shape legend: B batch, T length, M predictions.
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -114,13 +115,8 @@ class Masked(Task):
     def sample(self, model: SampledModel) -> list[str]:
         """The longest row of the first batch, with masked words as [original > prediction]."""
         (batch,) = model.batches(1)
-
-        def best(apply: Any, batch: Any) -> Any:
-            inputs = {name: batch[name] for name in ("token_type_ids", "segment_ids", "masked_positions")}
-            return jnp.argmax(apply(batch["tokens"], **inputs)["masked_lm"], -1)
-
         row = int(np.argmax(batch["segment_ids"].sum(1)))
-        tokens, targets, predictions = batch["tokens"][row], batch["targets"][row], model.run(best, batch)[row]
+        tokens, targets, predictions = batch["tokens"][row], batch["targets"][row], model.run(_best_words, batch)[row]
         slots = {
             int(place): k for k, place in enumerate(batch["masked_positions"][row]) if batch["weights"][row, k] > 0
         }
@@ -139,6 +135,12 @@ class Masked(Task):
     def next_commands(self, model: ModelConfig, prompt: str) -> list[tuple[str, str, str]]:
         fill_in = ("fill in", "fill_mask", option("text", f"{self.mask} {prompt}"))
         return [*super().next_commands(model, prompt), fill_in]
+
+
+def _best_words(apply: Callable, batch: Any) -> jax.Array:
+    """(B, M) the most likely token at each masked position."""
+    inputs = {name: batch[name] for name in ("token_type_ids", "segment_ids", "masked_positions")}
+    return jnp.argmax(apply(batch["tokens"], **inputs)["masked_lm"], -1)
 
 
 class MaskedReader(Reader):

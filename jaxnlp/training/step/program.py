@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import UserError
 from jaxnlp.evals.loss import make_eval_step
+from jaxnlp.evals.predictions import make_predict_step
 from jaxnlp.inference.bound_model import BoundModel
 from jaxnlp.nn import trace_context
 from jaxnlp.nn.partitioning import axis_rules
@@ -69,6 +70,11 @@ class Program:
     batch_sharding: NamedSharding
     init_from_params: Callable[[Params], TrainState]
     tuning: TunedModel | None = None
+
+    @functools.cached_property
+    def predict_step(self) -> Callable[[Params, PyTree], jax.Array]:
+        """(params, batch) -> a head's logits, compiled once. Call it within `context(any_length=True)`."""
+        return jax.jit(make_predict_step(self.apply))
 
     @property
     def all_axes(self) -> Any:
