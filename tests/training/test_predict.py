@@ -163,10 +163,8 @@ def test_samples_of_a_run_share_their_compiled_programs(monkeypatch):
 
     monkeypatch.setattr(sampled_run, "make_generator", Scripted)
     shown = program(pipeline.DataConfig(), lambda tokens: tokens)
-    shown.bind, shown.apply = (
-        lambda tokenizer: tokenizer,
-        lambda params, x: (traced.append(1), {"logits": params * x})[1],
-    )
+    shown.bind = lambda tokenizer: tokenizer
+    shown.apply = lambda params, x: (traced.append(1), {"logits": params * x})[1]
     run = types.SimpleNamespace(pause=contextlib.nullcontext, info=lambda text: None)
     setup = types.SimpleNamespace(program=shown, tokenizer=BYTES, stores={"validation": None})
     hook, loop = Samples(every=1), types.SimpleNamespace(setup=setup, run=run)
@@ -176,7 +174,7 @@ def test_samples_of_a_run_share_their_compiled_programs(monkeypatch):
         hook.act(loop)
     assert seen == [1, 2] and made == [BYTES]
     model = SampledRun(shown, 1, BYTES, None)
-    assert [model.with_params(x).run(doubled, {"tokens": np.int32([3])})).item() for x in (1, 2)] == [6, 12]
+    assert [model.with_params(x).run(doubled, {"tokens": np.int32([3])}).item() for x in (1, 2)] == [6, 12]
     assert len(traced) == 1
 
 
