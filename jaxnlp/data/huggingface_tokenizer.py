@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+from jaxnlp.data.control_tokens import unreachable, with_control_tokens
 from jaxnlp.data.tokenizer import EOS_TOKENS, Texts, Tokenizer, TokenizerConfig, no_special
 from jaxnlp.errors import FieldError, UserError, encoding
 from jaxnlp.paths import local
@@ -56,6 +57,7 @@ def wrap(model: Any, eos_token: str | None = None) -> "HuggingFaceTokenizer":
     Raises:
         FieldError: the vocabulary has no such token, or text can be encoded as it.
     """
+    model = with_control_tokens(model)
     names = EOS_TOKENS if eos_token is None else (eos_token,)
     name = next((name for name in names if model.token_to_id(name) is not None), None)
     if name is None:
@@ -97,12 +99,14 @@ class HuggingFaceTokenizer(Tokenizer):
 
         self._name, self._text = eos_token, model
         self._model: Any = tokenizers.Tokenizer.from_str(model)
-        self._model.no_truncation()
-        self._model.no_padding()
-        self._model.encode_special_tokens = True  # the name of a special token in a text is encoded as text
+        fields = json.loads(model)
+        self._encoder: Any = tokenizers.Tokenizer.from_str(json.dumps(unreachable(fields)))
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        self._encoder.encode_special_tokens = True  # the name of a special token in a text is encoded as text
         self.vocab_size = self._model.get_vocab_size(with_added_tokens=True)
         self.eos_id = self._model.token_to_id(eos_token)
-        prefix = json.loads(model)["model"].get("continuing_subword_prefix")
+        prefix = fields["model"].get("continuing_subword_prefix")
         self.continuation: bytes | None = prefix.encode() if prefix else None
 
     def special_id(self, name: str) -> int:
@@ -120,12 +124,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         with encoding(texts):
-            return [e.ids for e in self._model.encode_batch_fast(texts, add_special_tokens=False)]
+            return [e.ids for e in self._encoder.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_spans(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Ids and the (start, stop) characters of each token, for each text."""
         with encoding(texts):
-            return [(e.ids, e.offsets) for e in self._model.encode_batch(texts, add_special_tokens=False)]
+            return [(e.ids, e.offsets) for e in self._encoder.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         ids = [int(i) for i in ids if i < self.vocab_size and i != self.eos_id]
