@@ -14,6 +14,7 @@ from absl import flags
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.paths import local
+from jaxnlp.scratch import replacing
 
 if TYPE_CHECKING:
     from jaxnlp.evals.evaluator import Evaluator
@@ -110,11 +111,8 @@ def print_table(result: dict, experiment: "Experiment") -> None:
 def write(path: str, text: str) -> None:
     if not distributed.first():
         return
-    try:
-        local(path).parent.mkdir(parents=True, exist_ok=True)
-        local(path).write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror}); choose another file") from None
+    with replacing(local(path)) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

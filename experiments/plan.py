@@ -26,6 +26,7 @@ from absl import flags
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.paths import local
+from jaxnlp.scratch import replacing
 
 CONFIG = cli.define_config()
 TOPOLOGY = flags.DEFINE_string("topology", "local", "Devices to plan for: a topology such as v5e:16x16, or local.")
@@ -82,7 +83,8 @@ def compared() -> int:
         out = workdir if OUT.value is None else local(OUT.value)
         save_png(draw_measured(run.to_dict(), plan.to_dict(), str(workdir)), out / "measured.png")
         comparison = {"topology": TOPOLOGY.value, "measured": run.to_dict(), "plan": plan.to_dict()}
-        (out / "measured.json").write_text(strict_json.dumps(comparison, indent=1) + "\n")
+        with replacing(out / "measured.json") as new:
+            new.write_text(strict_json.dumps(comparison, indent=1) + "\n")
         print(f"written: {out / 'measured.json'}, {out / 'measured.png'}", file=sys.stderr)
     return 0
 
@@ -119,7 +121,8 @@ def planned() -> int:
         out = local(OUT.value)
         plan = [p.to_dict() for p in plans]
         save_png(draw_plans(plan, f"{experiment_name()} on {TOPOLOGY.value}"), out / "plan.png")
-        (out / "plan.json").write_text(strict_json.dumps({"topology": TOPOLOGY.value, "plans": plan}, indent=1) + "\n")
+        with replacing(out / "plan.json") as new:
+            new.write_text(strict_json.dumps({"topology": TOPOLOGY.value, "plans": plan}, indent=1) + "\n")
         log(f"written: {out / 'plan.json'}, {out / 'plan.png'}")
     return 0 if plans and plans[0].fits else 1
 

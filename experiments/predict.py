@@ -10,13 +10,15 @@ Input records have the fields that the run's task reads, except the label. Each 
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
 
 from absl import flags
 
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.paths import local
+from jaxnlp.scratch import replacing
 
 if TYPE_CHECKING:
     from jaxnlp.data.source import Record
@@ -81,14 +83,11 @@ def input_records(task: "LabelledTask") -> "list[Record]":
     return records
 
 
-def opened(path: str):
-    if not distributed.first():
-        path = os.devnull
-    try:
-        local(path).parent.mkdir(parents=True, exist_ok=True)
-        return open(local(path), "w", encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"--out={path}: cannot be written ({e.strerror}); choose another file") from None
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[TextIO]:
+    path = path if distributed.first() else os.devnull
+    with replacing(local(path)) as new, new.open("w", encoding="utf-8") as file:
+        yield file
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@
 The config defines the source and the tokenizer; override them with --config.data....
 """
 
-import os
 import sys
 
 from absl import flags
@@ -14,6 +13,7 @@ from absl import flags
 from jaxnlp import cli, distributed, runtime, strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.paths import local
+from jaxnlp.scratch import UNCHANGED, scratch, write_errors
 
 CONFIG = cli.define_config()
 OUT = flags.DEFINE_string("out", None, "Output folder, for tokenizer.json and a token store per split.")
@@ -29,7 +29,7 @@ def main() -> None:
     from jaxnlp import config as configs
     from jaxnlp.data.pipeline import Tokens, open_tokenizer
     from jaxnlp.data.text.sources import check_split
-    from jaxnlp.data.text.store import build_store
+    from jaxnlp.data.text.store import build_store, check_replaceable
 
     if CONFIG.value is None:
         raise UserError("--config: not given; expected a config file with the data.source to tokenize")
@@ -48,12 +48,14 @@ def main() -> None:
         raise UserError(f"--out={out}: already contains a corpus; choose another folder, or set --overwrite")
     print("tokenizer ...", file=sys.stderr)
     tokenizer = open_tokenizer(data)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        temporary = out / f".tokenizer.{os.getpid()}.tmp"
+    for split in SPLITS.value:
+        check_replaceable(out / split)
+    old = [name for name in ("tokenizer.json", *SPLITS.value) if (out / name).exists()]
+    with write_errors(out, UNCHANGED), scratch(out) as new:
+        folder = new if old else out  # an existing corpus is replaced when the new one is complete
         for split in SPLITS.value:
             store = build_store(
-                out / split,
+                folder / split,
                 data.source.documents(split),
                 tokenizer,
                 split=split,
@@ -64,11 +66,13 @@ def main() -> None:
             )
             meta = store.meta
             counts = f"{meta.num_tokens:,} tokens, {meta.num_documents:,} documents, {meta.num_bytes:,} bytes"
-            print(f"{split}: {counts} -> {store.path}")
-        temporary.write_text(strict_json.dumps(tokenizer.to_json()))
-        temporary.rename(out / "tokenizer.json")
-    except OSError as e:
-        raise UserError(f"--out={out}: cannot be written ({e.strerror})") from None
+            print(f"{split}: {counts} -> {out / split}")
+        (new / "tokenizer.json").write_text(strict_json.dumps(tokenizer.to_json()))
+        for name in old:
+            (out / name).rename(new / f"old-{name}")
+        for split in SPLITS.value if old else ():
+            (new / split).rename(out / split)
+        (new / "tokenizer.json").rename(out / "tokenizer.json")  # last: without it the corpus is not read
     print(f"\ntrain on it with data.source=Tokens(path={str(out)!r})  (from jaxnlp.data.pipeline import Tokens)")
 
 

@@ -18,6 +18,7 @@ from jaxnlp import strict_json
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.paths import local
 from jaxnlp.renamed import current_class, current_fields
+from jaxnlp.scratch import replacing
 
 CLASS = "class"
 
@@ -157,14 +158,8 @@ def _import(name: str, path: str) -> type:
 
 def save_json(config: Any, path: pathlib.Path) -> None:
     """Writes a config as JSON atomically. Raises UserError if it cannot be written."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_text(strict_json.dumps(to_dict(config), indent=2) + "\n")
-        temporary.replace(path)
-    except OSError as e:
-        raise UserError(
-            f"{path}: cannot be written ({e.strerror}); free disk space, or choose another folder"
-        ) from None
+    with replacing(path, "free disk space, or choose another folder") as new:
+        new.write_text(strict_json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load_json(path: str | pathlib.Path) -> Any:

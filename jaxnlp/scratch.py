@@ -12,12 +12,13 @@ import pathlib
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 from jaxnlp.errors import UserError
 
 PREFIX, LOCK = ".tmp-", "lock"
+UNCHANGED = "existing files are unchanged; free disk space, or choose another folder"
 
 
 @contextlib.contextmanager
@@ -52,9 +53,7 @@ def sweep(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def replacing(
-    path: pathlib.Path, remedy: str = "an existing file is unchanged; free disk space"
-) -> Iterator[pathlib.Path]:
+def replacing(path: pathlib.Path, remedy: str = UNCHANGED) -> Iterator[pathlib.Path]:
     """Yields a temporary path. At the end of the block its file is moved to `path`, when it is complete on disk.
 
     A pipe or a device, as /dev/stdout, is written directly.
@@ -80,6 +79,27 @@ def write_errors(path: object, remedy: str = "free disk space, or choose another
         yield
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror or e}); {remedy}") from None
+
+
+def move_files(source: pathlib.Path, folder: pathlib.Path, *, last: str, replaced: Iterable[str] = ()) -> None:
+    """Moves the complete files of a temporary folder to `folder`. Before, nothing there has changed.
+
+    Args:
+        last: the file without which the folder counts as empty. It is removed first and moved last, so that a process
+            that is killed leaves no mixture of old and new files that can be read.
+        replaced: patterns of old files to remove.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    sync(source)
+    (folder / last).unlink(missing_ok=True)
+    for pattern in replaced:
+        for old in folder.glob(pattern):
+            old.unlink()
+    names = [path.name for path in source.iterdir() if path.name not in (LOCK, last)]
+    for name in [*names, last]:
+        (source / name).replace(folder / name)
 
 
 def sync(path: pathlib.Path) -> None:

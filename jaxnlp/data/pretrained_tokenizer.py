@@ -55,16 +55,13 @@ class PretrainedTokenizer(TokenizerConfig):
         return HuggingFace(path=self.path, eos_token=self.eos_token).build(texts, cache_dir)
 
 
-def write_exported(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
-    """Writes a tokenizer beside an exported model. Raises UserError if the folder cannot be written."""
-    try:
-        (folder / FILE).write_text(strict_json.dumps(tokenizer.to_json()) + "\n")
-    except OSError as e:
-        raise UserError(f"{folder}: cannot be written ({e.strerror})") from None
+def exported(tokenizer: Tokenizer) -> str:
+    """The text of `FILE` for a tokenizer."""
+    return strict_json.dumps(tokenizer.to_json()) + "\n"
 
 
 def read_exported(folder: pathlib.Path) -> Tokenizer | None:
-    """The tokenizer that `write_exported` wrote; None if the folder has none. Raises UserError for a damaged file."""
+    """The tokenizer in `FILE`; None if the folder has none. Raises UserError for a damaged file."""
     file = folder / FILE
     return _read(file) if file.exists() else None
 

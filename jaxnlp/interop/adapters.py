@@ -26,6 +26,7 @@ from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.prefix import Prefix
 from jaxnlp.peft.prompt import Prompt
 from jaxnlp.peft.tuning import TunedModel, attach
+from jaxnlp.scratch import UNCHANGED, move_files, scratch, write_errors
 from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.trees import set_at
@@ -206,13 +207,11 @@ def save_adapter(
         fields, arrays = ia3.write(flat, hf_modules) if is_ia3 else soft_prompts.write(tuning, flat, config)
     fields |= {"base_model_name_or_path": base_name, "task_type": task_type, "inference_mode": True}
     folder = local(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with write_errors(folder, UNCHANGED), scratch(folder) as new:
         by_name = {name if name == soft_prompts.TABLE else PREFIX + name: x for name, x in arrays.items()}
-        write_tensors(by_name, folder / WEIGHTS)
-        (folder / CONFIG).write_text(strict_json.dumps(fields, indent=2) + "\n")
-    except OSError as e:
-        raise UserError(f"{folder}: cannot be written ({e.strerror or e})") from None
+        write_tensors(by_name, new / WEIGHTS)
+        (new / CONFIG).write_text(strict_json.dumps(fields, indent=2) + "\n")
+        move_files(new, folder, last=CONFIG)
 
 
 def body_alone(config: Any, tuning: TunedModel, tuned: Any) -> tuple[Any, TunedModel, Any, list[str]]:

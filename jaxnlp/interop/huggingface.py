@@ -12,7 +12,6 @@ import dataclasses
 import fnmatch
 import pathlib
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -34,6 +33,7 @@ from jaxnlp.interop.tensor_files import (
 )
 from jaxnlp.interop.tensor_names import bare_names, stored, table_names
 from jaxnlp.paths import expanded, local
+from jaxnlp.scratch import UNCHANGED, move_files, scratch, write_errors
 from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import REPLICATED, Rules, path_name, shardings
 
@@ -121,6 +121,7 @@ def save(
     *,
     special_ids: Mapping[str, int] = MappingProxyType({}),
     max_shard_bytes: int = 5 * 10**9,
+    other_files: Mapping[str, str | None] = MappingProxyType({}),
 ) -> None:
     """Writes a checkpoint that `load` and transformers' `from_pretrained` can read.
 
@@ -130,6 +131,7 @@ def save(
         special_ids: special token ids by their names in config.json (`bos_token_id`, `eos_token_id`, `pad_token_id`,
             `decoder_start_token_id`). transformers uses its defaults for those left out.
         max_shard_bytes: maximum size of a safetensors file; larger checkpoints are split, with an index.
+        other_files: texts by file name, written with the checkpoint or not at all; None removes an old file.
 
     Raises:
         UserError: transformers has no class for the model, or the folder cannot be written.
@@ -142,33 +144,25 @@ def save(
         )
     flat = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(unstacked(params))}
     folder = local(folder)
-    temporary_files: dict[str, pathlib.Path] = {}  # by final name: existing files stay until all new ones are complete
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with write_errors(folder, UNCHANGED), scratch(folder) as new:  # existing files stay until all new ones are complete
         shards = list(_shards(family.tensors(config), flat, max_shard_bytes))
         weight_map, total = {}, 0
         for i, group in enumerate(shards):
             name = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
             arrays = {t.name: t.to_tensor([np.asarray(flat[path]) for path in t.paths]) for t in group}
-            temporary_files[name] = folder / f"{name}.{uuid.uuid4().hex}.tmp"
-            write_tensors(arrays, temporary_files[name])
+            write_tensors(arrays, new / name)
             weight_map |= dict.fromkeys(arrays, name)
             total += sum(x.nbytes for x in arrays.values())
-        for old in (folder / INDEX, *folder.glob("model*.safetensors")):
-            old.unlink(missing_ok=True)
-        for name, path in temporary_files.items():
-            path.replace(folder / name)
         if len(shards) > 1:
-            _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+            _write_json(new / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         dtype = str(next(iter(flat.values())).dtype)
-        _write_json(folder / CONFIG, {**family.to_json(config), **special_ids, "dtype": dtype})
+        _write_json(new / CONFIG, {**family.to_json(config), **special_ids, "dtype": dtype})
         if tokenizer is not None:
-            tokenizer.save(str(folder / "tokenizer.json"))
-    except OSError as e:
-        raise UserError(f"{folder}: cannot be written ({e.strerror or e})") from None
-    finally:
-        for path in temporary_files.values():
-            path.unlink(missing_ok=True)
+            (new / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        for name, text in other_files.items():
+            if text is not None:
+                (new / name).write_text(text, encoding="utf-8")
+        move_files(new, folder, last=CONFIG, replaced=(INDEX, "model*.safetensors", *other_files))
 
 
 def family_of(config: Any) -> Any:

@@ -87,7 +87,7 @@ def _names(path: pathlib.Path) -> list[str]:
 
 
 def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
-    """Writes a safetensors file. Raises UserError if it cannot be written; an existing file is then unchanged."""
+    """Writes a safetensors file. Raises OSError if it cannot be written."""
     try:
         from safetensors.numpy import save_file
     except ImportError:
@@ -95,7 +95,7 @@ def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
     try:
         save_file({k: np.ascontiguousarray(x) for k, x in arrays.items()}, path, metadata={"format": "pt"})
     except Exception as e:  # safetensors' error type is not public and hides the OSError
-        raise UserError(f"{path.parent}: cannot be written ({e}); existing files are unchanged") from None
+        raise OSError(str(e).rpartition("error: ")[2]) from None
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -8,11 +8,8 @@ method's config as JSON and fingerprints of the base and of the tensors. `intero
 Hugging Face PEFT.
 """
 
-import contextlib
 import json
-import os
 import pathlib
-import uuid
 from typing import Any
 
 import jax
@@ -25,6 +22,7 @@ from jaxnlp.errors import UserError
 from jaxnlp.paths import local
 from jaxnlp.peft.method import PEFTMethod
 from jaxnlp.peft.tuning import TunedModel, attach
+from jaxnlp.scratch import replacing
 from jaxnlp.sharding.rules import path_name
 from jaxnlp.trees import select, set_at
 
@@ -50,19 +48,8 @@ def save(path: str | pathlib.Path, tuning: TunedModel, tuned: Any, base: Any) ->
         "tuned": fingerprint(arrays),
     }
     data = _safetensors().save(arrays, header)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror or e}); an existing file is unchanged") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with replacing(path) as new:
+        new.write_bytes(data)
 
 
 def load(

@@ -4,7 +4,7 @@ import pathlib
 
 from jaxnlp import distributed
 from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer
-from jaxnlp.data.pretrained_tokenizer import FILE, write_exported
+from jaxnlp.data.pretrained_tokenizer import FILE, exported
 from jaxnlp.interop import huggingface
 from jaxnlp.interop.adapters import body_alone, save_adapter, task_type
 from jaxnlp.paths import expanded
@@ -43,11 +43,8 @@ def save(run: Loaded, folder: pathlib.Path, max_shard_bytes: int = MAX_SHARD_BYT
         library,
         special_ids=special_ids(run),
         max_shard_bytes=max_shard_bytes,
+        other_files={FILE: None} if library is not None else {FILE: exported(tokenizer), "tokenizer.json": None},
     )
-    stale = FILE if library is not None else "tokenizer.json"
-    (folder / stale).unlink(missing_ok=True)  # of an earlier export into this folder
-    if library is None:
-        write_exported(folder, tokenizer)
     return library is not None
 
 

@@ -154,7 +154,7 @@ def test_a_write_that_ends_early_leaves_what_was_there(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(
-            UserError, match="cannot be written .No space left on device.; an existing file is unchanged"
+            UserError, match="cannot be written .No space left on device.; existing files are unchanged"
         ):
             written(path, method=ALL["prompt"])
     _, loaded = load(path, base, module, *inputs)

@@ -174,7 +174,7 @@ def build_store(
     """
     path = local(path)
     log = lambda text: progress(f"{split}: {text}")
-    _check_replaceable(path)
+    check_replaceable(path)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     with write_errors(path, REMEDY), scratch(path.parent) as temporary:
         folder = temporary / path.name
@@ -200,7 +200,7 @@ def build_store(
     return TokenStore(path)
 
 
-def _check_replaceable(path: pathlib.Path) -> None:
+def check_replaceable(path: pathlib.Path) -> None:
     """Raises UserError if `path` has files that are not a store's, since a store replaces the folder."""
     own = ("meta.json", "tokens.bin", "tokens.array_record-*")
     for file in path.iterdir() if path.is_dir() else ():

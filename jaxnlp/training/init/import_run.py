@@ -13,6 +13,7 @@ from jaxnlp.data.huggingface_tokenizer import HuggingFace, wrap
 from jaxnlp.data.pipeline import corpus_fingerprint, open_split
 from jaxnlp.errors import UserError
 from jaxnlp.paths import local
+from jaxnlp.scratch import replacing
 from jaxnlp.training.experiment import Experiment, resolve
 from jaxnlp.training.open_huggingface import default_experiment
 from jaxnlp.training.run_folder.checkpoint import Reader, Writer
@@ -60,7 +61,8 @@ def create_run(
             stack.enter_context(open_workdir(folder))
         program = build(e)
         if is_first:
-            tokenizer.save(str(file))
+            with replacing(file) as new:
+                new.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         log = lambda text: print(text, file=sys.stderr, flush=True)
         store = open_split(e.data, "train", ours, log)
         open_split(e.data, "validation", ours, log)

@@ -33,6 +33,7 @@ from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.nn.quantised import dequantised
 from jaxnlp.paths import expanded
 from jaxnlp.runtime import command, option
+from jaxnlp.scratch import replacing
 from jaxnlp.sharding.functional import abstract_params
 from jaxnlp.sharding.rules import REPLICATED, Rules, path_name, shardings
 from jaxnlp.training.init.init_from import InitFrom
@@ -337,11 +338,8 @@ class Report:
         return out
 
     def save(self, workdir: pathlib.Path) -> None:
-        path = workdir / REPORT
-        try:
-            path.write_text(strict_json.dumps(dataclasses.asdict(self), indent=1) + "\n")
-        except OSError as e:
-            raise UserError(f"{path}: cannot be written ({e.strerror}); free some space, or choose another") from None
+        with replacing(workdir / REPORT, "free disk space, or choose another folder") as new:
+            new.write_text(strict_json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
 def modules(paths: Iterable[str]) -> list[str]:

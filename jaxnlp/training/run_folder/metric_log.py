@@ -4,16 +4,18 @@ import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from jaxnlp import strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.renamed import EVALUATORS
+from jaxnlp.scratch import replacing, write_errors
+from jaxnlp.training.run_folder.event_file import EventFile
 
 LOG = "metrics.jsonl"
 CURVES = "curves.png"
 COLUMNS = ("step", "kind", "time")  # of each row, beside its metrics
+REMEDY = "checkpoints are intact; free some space, and run the same command again to resume"
 
 
 class MetricLog:
@@ -25,36 +27,22 @@ class MetricLog:
     """
 
     def __init__(self, workdir: pathlib.Path, step: int = 0):
-        from tensorboardX import SummaryWriter
-
         self.path = workdir / LOG
         rows = [row for row in read_log(self.path) if row["step"] <= step]
-        temporary = self.path.with_suffix(".tmp")
-        with self._clear_errors():
-            temporary.write_text("".join(strict_json.dumps(row) + "\n" for row in rows))
-            temporary.replace(self.path)
+        with replacing(self.path, REMEDY) as new:
+            new.write_text("".join(strict_json.dumps(row) + "\n" for row in rows))
+        with write_errors(self.path, REMEDY):
             self._file = self.path.open("a", buffering=1)
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
-
-    @contextlib.contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as e:
-            raise UserError(
-                f"{self.path}: cannot be written ({e.strerror}); checkpoints are intact; free some space, "
-                "and run the same command again to resume"
-            ) from None
+            self._board = EventFile(workdir / "tensorboard", first_step=step + 1 if step else None)
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
         """Writes one row. kind: "train", "validation", ... Raises UserError for a metric with the name of a column."""
         if reserved := [name for name in COLUMNS if name in values]:
             raise UserError(f"metric {reserved[0]!r}: the log has a column of this name; rename the metric")
-        with self._clear_errors():
+        with write_errors(self.path, REMEDY):
             row = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
             self._file.write(strict_json.dumps(row) + "\n")
-            for name, value in values.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            self._board.add_scalars({f"{kind}/{name}": value for name, value in values.items()}, step)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # reported when the row was written
@@ -148,6 +136,9 @@ def plot(workdir: pathlib.Path, loss_unit: str, baselines: dict[str, float] | No
         panel.set_xlabel("step")
     figure.suptitle(f"{workdir}", fontsize=10)
     path = workdir / CURVES
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    try:
+        with replacing(path) as new:
+            figure.savefig(new, dpi=110)
+    finally:
+        pyplot.close(figure)
     return path
