@@ -22,21 +22,21 @@ class EventFile:
     """
 
     def __init__(self, folder: pathlib.Path, first_step: int | None = None):
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto import event_pb2
 
+        self._messages: Any = event_pb2  # its classes are made when it is imported
         folder.mkdir(parents=True, exist_ok=True)
         self._file = (folder / f"events.out.tfevents.{time.time_ns() // 10**9}.{socket.gethostname()}").open("ab")
-        self._write(Event(file_version="brain.Event:2"))
+        self._write(self._messages.Event(file_version="brain.Event:2"))
         if first_step is not None:
-            self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+            self._write(self._messages.Event(step=first_step, session_log={"status": "START"}))
 
     def add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         """Writes scalars by tag, as "train/loss"."""
-        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
         for tag, value in scalars.items():
-            self._write(Event(step=step, summary=scalar(tag, value)))
+            self._write(self._messages.Event(step=step, summary=scalar(tag, value)))
         self._file.flush()
 
     def close(self) -> None:
