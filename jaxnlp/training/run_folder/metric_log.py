@@ -89,17 +89,15 @@ def plot(workdir: pathlib.Path, loss_unit: str, baselines: dict[str, float] | No
     Returns:
         The figure's path, or None if nothing has been logged.
     """
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     rows = read_log(workdir / LOG)
     train = [row for row in rows if row["kind"] == "train" and "learning_rate" in row]
     if not train:
         return None
     steps = [row["step"] for row in train]
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained", sharex=True)
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
     loss, rate, norm, speed = axes.flat
     losses = [row["loss"] for row in train]
     dot = "o" if len(steps) == 1 else ""  # a line through one point cannot be seen
@@ -136,9 +134,6 @@ def plot(workdir: pathlib.Path, loss_unit: str, baselines: dict[str, float] | No
         panel.set_xlabel("step")
     figure.suptitle(f"{workdir}", fontsize=10)
     path = workdir / CURVES
-    try:
-        with replacing(path) as new:
-            figure.savefig(new, dpi=110)
-    finally:
-        pyplot.close(figure)
+    with replacing(path) as new:
+        figure.savefig(new, dpi=110)
     return path
