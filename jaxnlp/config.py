@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxnlp import strict_json
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError, UserError, reading, reason
 from jaxnlp.paths import local
 from jaxnlp.renamed import current_class, current_fields
 from jaxnlp.scratch import replacing
@@ -54,6 +54,11 @@ def check(config: Any, path: str = "") -> None:
             config.check()
         except FieldError as e:
             raise FieldError(f"{path}{e.field}", e.value, e.expected) from None
+        except UserError:
+            raise
+        except Exception as e:  # a value inside a dict or a tuple has another type than the check expects
+            holder = f"{path.rstrip('.') or 'the config'}: {type(config).__name__}()"
+            raise UserError(f"{holder} has a field with an invalid value ({reason(e)})") from e
 
 
 def check_types(config: Any, path: str = "") -> None:
@@ -138,15 +143,17 @@ def from_dict(data: Any, path: str = "") -> Any:
             )
     try:
         return cls(**{k: from_dict(v, f"{path}.{k}".lstrip(".")) for k, v in data.items()})
-    except TypeError as e:
-        raise UserError(f"{path or 'the config'}: {cls.__name__} cannot be built ({e})") from None
+    except UserError:
+        raise
+    except Exception as e:  # of its __post_init__
+        raise UserError(f"{path or 'the config'}: {cls.__name__} cannot be built ({reason(e)})") from None
 
 
 def _import(name: str, path: str) -> type:
     module, _, qualname = str(name).partition(":")
     try:
         cls: Any = operator.attrgetter(qualname)(importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as e:
+    except Exception as e:  # the module may raise anything
         raise UserError(
             f"{path}: its class {name!r} cannot be imported ({e}); "
             "install the package that defines it, or add it to PYTHONPATH"
@@ -175,7 +182,8 @@ def load_json(path: str | pathlib.Path) -> Any:
         raise UserError(
             f"{path}: not a config; expected a JSON object with a field {CLASS!r}, such as runs/tiny/config.json"
         )
-    return from_dict(data)
+    with reading(path, "not a config, or damaged"):
+        return from_dict(data)
 
 
 def flatten(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:

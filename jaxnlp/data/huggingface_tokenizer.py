@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxnlp.data.control_tokens import unreachable, with_control_tokens
 from jaxnlp.data.tokenizer import EOS_TOKENS, Texts, Tokenizer, TokenizerConfig, no_special
-from jaxnlp.errors import FieldError, UserError, encoding
+from jaxnlp.errors import FieldError, encoding, reading
 from jaxnlp.paths import local
 
 
@@ -29,7 +29,6 @@ class HuggingFace(TokenizerConfig):
     eos_token: str | None = None
 
     def build(self, texts: Texts, cache_dir: pathlib.Path) -> "HuggingFaceTokenizer":
-        import tokenizers
 
         path = local(self.path)
         if not self.path or not path.exists():
@@ -37,16 +36,24 @@ class HuggingFace(TokenizerConfig):
                 "data.tokenizer.path", self.path, "no such file or folder; expected a tokenizer.json or its folder"
             )
         file = path / "tokenizer.json" if path.is_dir() else path
-        try:
-            if file.exists():
-                model = tokenizers.Tokenizer.from_file(str(file))
-            else:
-                model = byte_level_bpe(path)
-        except Exception as e:  # tokenizers raises bare Exception for a malformed file
-            if isinstance(e, UserError):
-                raise
-            raise FieldError("data.tokenizer.path", str(file), f"not a tokenizer file ({e})") from None
-        return wrap(model, self.eos_token)
+        model = read(file) if file.exists() else byte_level_bpe(path)
+        with reading(path, "its tokenizer cannot be used, or is damaged"):
+            return wrap(model, self.eos_token)
+
+
+def read(file: pathlib.Path) -> Any:
+    """The tokenizer of a tokenizer.json, an object of the `tokenizers` library.
+
+    Raises:
+        UserError: a file that is damaged, or that a newer version of the library has written.
+    """
+    import tokenizers
+
+    expected = (
+        f"not a tokenizer that tokenizers {tokenizers.__version__} can read; a newer version may, or it is damaged"
+    )
+    with reading(file, expected):
+        return tokenizers.Tokenizer.from_file(str(file))
 
 
 def wrap(model: Any, eos_token: str | None = None) -> "HuggingFaceTokenizer":
@@ -85,7 +92,8 @@ def byte_level_bpe(folder: pathlib.Path) -> Any:
     for file in (vocab, merges):
         if not file.exists():
             raise FieldError("data.tokenizer.path", str(folder), f"contains neither tokenizer.json nor {file.name}")
-    model = Fast(models.BPE.from_file(str(vocab), str(merges)))
+    with reading(folder, "vocab.json and merges.txt are not those of a byte-level BPE, or damaged"):
+        model = Fast(models.BPE.from_file(str(vocab), str(merges)))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     model.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     return model

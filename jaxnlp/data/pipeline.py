@@ -24,7 +24,7 @@ from jaxnlp.data.text import sources
 from jaxnlp.data.text.packing import Packed
 from jaxnlp.data.text.store import TokenStore, build_store
 from jaxnlp.data.tokenizer import TokenizerConfig
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError, UserError, reading
 from jaxnlp.paths import cache_folder, local
 from jaxnlp.scratch import sweep
 
@@ -119,10 +119,8 @@ def resolved(config: DataConfig) -> DataConfig:
 def read_tokenizer(path: pathlib.Path) -> tokenizers.Tokenizer:
     import json
 
-    try:
+    with reading(path, "not a tokenizer written by jaxnlp, or damaged"):
         return tokenizers.from_json(json.loads(path.read_text()))
-    except (json.JSONDecodeError, KeyError) as e:
-        raise UserError(f"{path}: not a tokenizer written by jaxnlp ({e})") from None
 
 
 def open_split(

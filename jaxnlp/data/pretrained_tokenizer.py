@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from jaxnlp import strict_json
 from jaxnlp.data.huggingface_tokenizer import HuggingFace
 from jaxnlp.data.tokenizer import Texts, Tokenizer, TokenizerConfig, from_json
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError, UserError, reading
 from jaxnlp.paths import local
 
 FILE = "jaxnlp_tokenizer.json"
@@ -67,12 +67,8 @@ def read_exported(folder: pathlib.Path) -> Tokenizer | None:
 
 
 def _read(file: pathlib.Path) -> Tokenizer:
-    try:
+    with reading(file, "damaged"):
         return from_json(json.loads(file.read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        if isinstance(e, UserError):
-            raise
-        raise UserError(f"{file}: damaged ({e})") from None
 
 
 def extended(tokenizer: Tokenizer, names: Iterable[str]) -> Tokenizer:

@@ -168,8 +168,5 @@ def _read_table(path: pathlib.Path, lines: Any) -> Iterator[Record]:
 
 
 def _read_parquet(path: pathlib.Path) -> Iterator[Record]:
-    file, number = text_files.open_parquet(path), 0
-    for batch in text_files.parquet_batches(path, file, None):
-        for fields in batch.to_pylist():
-            number += 1
-            yield Record(f"{path}, row {number}", fields)
+    for number, fields in text_files.parquet_rows(path, text_files.open_parquet(path), None):
+        yield Record(f"{path}, row {number}", fields)

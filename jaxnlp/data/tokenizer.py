@@ -91,7 +91,7 @@ def from_json(data: dict[str, Any]) -> Tokenizer:
     from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer  # avoids a circular import
 
     kinds = {"bytes": ByteTokenizer, "sentencepiece": SentencePieceTokenizer, "huggingface": HuggingFaceTokenizer}
-    if data.get("kind") not in kinds:
+    if str(data.get("kind")) not in kinds:
         raise UserError(f"tokenizer: kind {data.get('kind')!r} is unknown; expected one of {', '.join(kinds)}")
     return kinds[data["kind"]].from_json(data)
 

@@ -44,7 +44,7 @@ def heads(config: Any) -> None:
     """`num_heads` divides `embed_dim`, unless `head_dim` is given."""
     H, D = config.num_heads, config.embed_dim
     if config.head_dim is None and D % H:
-        near = min((h for h in range(1, D + 1) if D % h == 0), key=lambda h: abs(h - H))
+        near = min((h for h in range(1, min(D, 4 * H, 1 << 16) + 1) if D % h == 0), key=lambda h: abs(h - H))
         raise FieldError("num_heads", H, f"does not divide embed_dim={D}; use {near}, or set head_dim")
 
 

@@ -107,7 +107,7 @@ def test_huggingface_files_that_are_not_there_or_not_tokenizers(tmp_path):
     with pytest.raises(UserError, match=r"contains neither tokenizer.json nor vocab.json"):
         build(tmp_path)
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(UserError, match="not a tokenizer file"):
+    with pytest.raises(UserError, match="not a tokenizer that tokenizers .* can read"):
         build(tmp_path / "bad.json")
     with pytest.raises(UserError, match=r"eos_token='<nope>': the vocabulary has no <nope>"):
         build(huggingface_file(tmp_path), eos_token="<nope>")

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxnlp import config as configs
 from jaxnlp import strict_json
 from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.data import worker_pool
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import UserError
+from jaxnlp.errors import UserError, reading
 from jaxnlp.paths import local
 from jaxnlp.runtime import command, option
 from jaxnlp.scratch import scratch, sync, write_errors
@@ -32,6 +33,7 @@ from jaxnlp.scratch import scratch, sync, write_errors
 VERSION = 2
 BLOCK = 8192  # tokens in an ArrayRecord record
 FORMATS = ("memmap", "array_record")
+DTYPES = ("uint16", "uint32")
 REMEDY = "free disk space or choose another folder (for caches: $JAXNLP_CACHE or data.cache_dir); nothing was written"
 SAVED_NAMES = {
     "eos_id": "separator",
@@ -67,6 +69,12 @@ class Meta:
     def to_json(self) -> dict[str, Any]:
         return {SAVED_NAMES.get(name, name): value for name, value in dataclasses.asdict(self).items()}
 
+    def check(self) -> None:
+        """Raises ValueError for values that no store has."""
+        configs.check_types(self)
+        if self.format not in FORMATS or self.dtype not in DTYPES or min(self.num_tokens, self.num_documents) < 1:
+            raise ValueError(f"format={self.format!r}, dtype={self.dtype!r}, {self.num_tokens} tokens")
+
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Meta":
         names = {old: new for new, old in SAVED_NAMES.items()}
@@ -82,17 +90,17 @@ class TokenStore:
         if not meta.is_file():
             remedy = f"write one with: {command('tokenize', '--config=FILE', option('out', self.path.parent))}"
             raise UserError(f"{self.path}: no token store (meta.json is missing); {remedy}")
-        try:
+        with reading(meta, "damaged; tokenize the source again"):
             fields = json.loads(meta.read_text())
             if fields.get("version") != VERSION:
                 raise UserError(
                     f"{meta}: version {fields.get('version')}, expected {VERSION}; tokenize the source again"
                 )
             self.meta = Meta.from_json(fields)
-        except (json.JSONDecodeError, TypeError) as e:
-            raise UserError(f"{meta}: damaged ({e}); tokenize the source again") from None
-        self._dtype = np.dtype(self.meta.dtype)
-        self._read = self._open_memmap() if self.meta.format == "memmap" else self._open_array_record()
+            self.meta.check()
+            self._dtype = np.dtype(self.meta.dtype)
+        with reading(self.path, "its tokens are damaged; tokenize the source again"):
+            self._read = self._open_memmap() if self.meta.format == "memmap" else self._open_array_record()
 
     def __len__(self) -> int:
         return self.meta.num_tokens
@@ -109,7 +117,8 @@ class TokenStore:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Reads the tokens from `start` to `stop` (exclusive), int32. Returns fewer at the end of the store."""
-        return self._read(start, min(stop, len(self))).astype(np.int32)
+        with reading(self.path, "its tokens are damaged; tokenize the source again"):
+            return self._read(start, min(stop, len(self))).astype(np.int32)
 
     def documents(self) -> Iterator[np.ndarray]:
         """Yields the tokens of each document, without end-of-text tokens."""

@@ -7,14 +7,13 @@ import io
 import json
 import pathlib
 import sys
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import zstandard
 
-from jaxnlp.errors import FieldError, UserError
+from jaxnlp.errors import FieldError, UserError, reading, reason
 
 ZSTD_WINDOW = 1 << 31  # bytes: the largest that the format's tools write (`zstd --long=31`); the default is 1 << 27
 THRIFT = (1 << 31) - 1  # bytes of a string and entries of a list in a Parquet file's metadata
@@ -48,8 +47,9 @@ def clear_errors(path: pathlib.Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: not UTF-8 text (byte 0x{e.object[e.start]:02x}); expected a text file") from None
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as e:
-        raise UserError(f"{path}: cannot be read ({e})") from None
+    except Exception as e:
+        with reading(path, "cannot be read"):
+            raise e
 
 
 def lift_limits() -> None:
@@ -149,6 +149,8 @@ def json_line(line: str, where: str) -> Any:
         raise UserError(f"{where}: invalid JSON ({e.msg}); expected one object per line") from None
     except RecursionError:
         raise UserError(f"{where}: its JSON is nested too deeply; expected at most some hundred levels") from None
+    except ValueError as e:
+        raise UserError(f"{where}: JSON that cannot be read ({reason(e)}); expected one object per line") from None
 
 
 def check_surrogates(text: str, where: str) -> None:
@@ -160,30 +162,41 @@ def _read_parquet(path: pathlib.Path, field: str) -> Iterator[str]:
     file = open_parquet(path)
     if field not in file.schema_arrow.names:
         raise FieldError("data.source.field", field, f"{path} has the columns {', '.join(file.schema_arrow.names)}")
-    for batch in parquet_batches(path, file, [field]):
-        for text in batch.column(0).to_pylist():
-            if text is not None and not isinstance(text, str):
-                raise FieldError("data.source.field", field, f"{path} holds {type(text).__name__}, expected text")
-            if text:
-                yield text
+    for _, row in parquet_rows(path, file, [field]):
+        text = row[field]
+        if text is not None and not isinstance(text, str):
+            raise FieldError("data.source.field", field, f"{path} holds {type(text).__name__}, expected text")
+        if text:
+            yield text
+
+
+def parquet_rows(path: pathlib.Path, file: Any, columns: list[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the rows of a Parquet file, numbered from 1. Raises UserError naming the file and, if known, the row.
+
+    Writers do not check that strings are UTF-8, so that a row may not be a value of Python.
+    """
+    first = 1
+    for batch in parquet_batches(path, file, columns):
+        try:
+            rows = batch.to_pylist()
+        except Exception:
+            for i in range(batch.num_rows):
+                with reading(f"{path}, row {first + i}", "cannot be read"):
+                    batch.slice(i, 1).to_pylist()
+            raise
+        yield from enumerate(rows, first)
+        first += batch.num_rows
 
 
 def open_parquet(path: pathlib.Path) -> Any:
-    import pyarrow
     import pyarrow.parquet as parquet
 
-    try:
+    with reading(path, "not a Parquet file"):
         return parquet.ParquetFile(path, thrift_string_size_limit=THRIFT, thrift_container_size_limit=THRIFT)
-    except (pyarrow.ArrowInvalid, OSError) as e:
-        raise UserError(f"{path}: not a Parquet file ({e})") from None
 
 
 def parquet_batches(path: pathlib.Path, file: Any, columns: list[str] | None) -> Iterator[Any]:
-    import pyarrow
-
     groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
     row_bytes = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=0)
-    try:
+    with reading(path, "damaged"):
         yield from file.iter_batches(columns=columns, batch_size=int(np.clip(BATCH_BYTES / (row_bytes + 1), 1, 1024)))
-    except (pyarrow.ArrowException, OSError) as e:
-        raise UserError(f"{path}: damaged ({' '.join(str(e).split())[:200]})") from None

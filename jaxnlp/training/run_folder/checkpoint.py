@@ -32,7 +32,7 @@ from jaxnlp import config as configs
 from jaxnlp import distributed, strict_json
 from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.data.tokenizer import Tokenizer
-from jaxnlp.errors import UserError
+from jaxnlp.errors import UserError, reading
 from jaxnlp.paths import local
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.run_folder.best import VALIDATION_LOSS, Best
@@ -102,30 +102,31 @@ class Reader:
         """The metric that ranked a checkpoint when it was saved, and its value; None if it was not measured then."""
         try:
             return read_score(json.loads((self.folder / str(step) / "metrics" / "metrics").read_text()))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None
 
     def verify(self, step: int) -> None:
         """Raises UserError naming the first file that is missing or changed since it was written."""
         folder = self.folder / str(step)
-        try:
+        with reading(folder / MANIFEST, "missing or damaged"):
             manifest = json.loads((folder / MANIFEST).read_text())
-        except (OSError, ValueError):
-            raise UserError(f"{folder / MANIFEST}: missing or damaged") from None
-        for name, (size, crc) in manifest.items():
-            path = folder / name
-            if not path.is_file():
-                raise UserError(f"{path}: missing")
-            if path.stat().st_size != size:
-                raise UserError(f"{path}: {path.stat().st_size} bytes, expected {size}")
-            if crc is not None and _crc(path) != crc:
-                raise UserError(f"{path}: its content has changed since it was written")
+            for name, (size, crc) in manifest.items():
+                path = folder / name
+                if not path.is_file():
+                    raise UserError(f"{path}: missing")
+                if path.stat().st_size != size:
+                    raise UserError(f"{path}: {path.stat().st_size} bytes, expected {size}")
+                if crc is not None and _crc(path) != crc:
+                    raise UserError(f"{path}: its content has changed since it was written")
 
     def read(self, step: int) -> Saved:
         """A checkpoint's config, tokenizer, feed state and versions."""
         items = {name: self.record(step, name) for name in ("config", "tokenizer", "data", "versions")}
-        tokenizer = tokenizers.from_json(items["tokenizer"])
-        return Saved(step, configs.from_dict(items["config"]), tokenizer, items["data"], items["versions"])
+        with reading(self.folder / str(step), "its config or tokenizer is damaged, or of another version"):
+            tokenizer, experiment = tokenizers.from_json(items["tokenizer"]), configs.from_dict(items["config"])
+        if not isinstance(experiment, Experiment):
+            raise UserError(f"{self.folder / str(step)}: its config is a {type(experiment).__name__}; damaged")
+        return Saved(step, experiment, tokenizer, items["data"], items["versions"])
 
     def record(self, step: int, item: str) -> Any:
         """One JSON record, as "data"."""

@@ -70,8 +70,8 @@ def _row(line: str) -> dict[str, Any] | None:
         return None
     if not isinstance(row, dict) or not isinstance(row.get("step"), int) or not isinstance(row.get("kind"), str):
         return None
-    names = {**strict_json.NAMES, None: math.nan}
-    return {name: names.get(x, x) if x is None or isinstance(x, str) else x for name, x in row.items()}
+    numbers = {name: math.nan if x is None else strict_json.NAMES.get(str(x), x) for name, x in row.items()}
+    return {**{name: x for name, x in numbers.items() if isinstance(x, (int, float))}, "kind": row["kind"]}
 
 
 def smooth(values: list[float], window: int = 10) -> list[float]:
