@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from jaxnlp import strict_json
 from jaxnlp.data.huggingface_tokenizer import HuggingFace
 from jaxnlp.data.tokenizer import Texts, Tokenizer, TokenizerConfig, from_json
-from jaxnlp.errors import FieldError, UserError, reading
+from jaxnlp.errors import FieldError, reading
 from jaxnlp.paths import local
 
 FILE = "jaxnlp_tokenizer.json"
