@@ -134,13 +134,21 @@ def _print_log_probs(result: Any, tokenizer: Any) -> None:
     pieces, lines = tokenizer.token_bytes(), []
     for token, log_prob in zip(result.ids, result.log_probs, strict=True):
         piece = pieces[token]
-        lines.append((log_prob, f"special token {token}" if piece is None else repr(piece.decode(errors="replace"))))
+        lines.append((log_prob, f"special token {token}" if piece is None else _quoted(piece)))
     if result.end_log_prob is not None:
         lines.append((result.end_log_prob, "end of text"))
     print(f"\n  {'log-prob':>9} {'prob':>8}  token")
     for log_prob, text in lines:
         print(f"  {log_prob:9.4f} {2.718281828459045**log_prob:8.2%}  {text}")
     print(f"  {sum(log_prob for log_prob, _ in lines):9.4f} {'':8}  sum of {len(lines)}")
+
+
+def _quoted(piece: bytes) -> str:
+    """A token's text in quotes; as bytes, b'...', if it is part of a character."""
+    try:
+        return repr(piece.decode())
+    except UnicodeDecodeError:
+        return repr(piece)
 
 
 def _special(tokenizer: Any, name: str) -> int:

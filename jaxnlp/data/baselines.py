@@ -45,9 +45,8 @@ def unigram_bits_per_byte(store: TokenStore) -> float:
 
     This is the lowest loss on the split of any model that ignores context.
     """
-    counts = np.zeros(store.meta.vocab_size, np.int64)
-    for start in range(1, len(store), 1 << 22):
-        counts += np.bincount(store.read(start, start + (1 << 22)), minlength=store.meta.vocab_size)
+    starts = range(1, len(store), 1 << 22)
+    counts = token_counts((store.read(start, start + (1 << 22)) for start in starts), store.meta.vocab_size)
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log2(share)).sum() * counts.sum() / store.meta.num_bytes)
 
@@ -60,11 +59,18 @@ def unigram_of_targets(batches: Iterable[dict[str, Any]], vocab_size: int) -> tu
     Args:
         batches: with `targets` and `weights`, as for an objective.
     """
-    counts = np.zeros(vocab_size, np.int64)
-    for batch in batches:
-        counts += np.bincount(batch["targets"][batch["weights"] > 0].reshape(-1), minlength=vocab_size)
+    counts = token_counts((batch["targets"][batch["weights"] > 0].reshape(-1) for batch in batches), vocab_size)
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum()), float(counts.max() / counts.sum())
+
+
+def token_counts(arrays: Iterable[np.ndarray], vocab_size: int) -> np.ndarray:
+    """How often each id occurs, int64; at least `vocab_size` long. Stores of earlier versions may have larger ids."""
+    counts = np.zeros(vocab_size, np.int64)
+    for ids in arrays:
+        new = np.bincount(ids, minlength=len(counts))
+        counts = np.pad(counts, (0, len(new) - len(counts))) + new
+    return counts
 
 
 def compressed_bits_per_byte(store: TokenStore, tokenizer: Tokenizer) -> dict[str, float]:

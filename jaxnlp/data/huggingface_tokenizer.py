@@ -5,15 +5,20 @@ special token of its vocabulary, so that no text can produce it.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 from jaxnlp.data.control_tokens import unreachable, with_control_tokens
+from jaxnlp.data.token_pieces import spelling
 from jaxnlp.data.tokenizer import EOS_TOKENS, Texts, Tokenizer, TokenizerConfig, no_special
 from jaxnlp.errors import FieldError, encoding, reading
 from jaxnlp.paths import local
+
+NOT_IDS = ("truncation", "padding", "post_processor")
+"""Fields of a tokenizer.json that jaxnlp does not use: it never truncates, and adds special tokens itself."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -62,9 +67,10 @@ def wrap(model: Any, eos_token: str | None = None) -> "HuggingFaceTokenizer":
     eos_token: the token that separates documents; None uses the first of `EOS_TOKENS` that the vocabulary has.
 
     Raises:
-        FieldError: the vocabulary has no such token, or text can be encoded as it.
+        FieldError: the vocabulary has no such token, text can be encoded as it, or two tokens have the same id.
     """
     model = with_control_tokens(model)
+    _check_ids(model)
     names = EOS_TOKENS if eos_token is None else (eos_token,)
     name = next((name for name in names if model.token_to_id(name) is not None), None)
     if name is None:
@@ -100,39 +106,54 @@ def byte_level_bpe(folder: pathlib.Path) -> Any:
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer of the `tokenizers` library. model: its JSON. eos_token: name of the end-of-text token."""
+    """A tokenizer of the `tokenizers` library.
 
-    def __init__(self, model: str, eos_token: str):
-        import tokenizers
+    Args:
+        model: its JSON. eos_token: name of the end-of-text token.
+        appended: names of special tokens after the largest id of `model`. They are kept beside it where ids have gaps,
+            since the library gives a new token the number of tokens as its id, which another token may have.
+    """
 
+    decodes_special = True
+
+    def __init__(self, model: str, eos_token: str, appended: Iterable[str] = ()):
         self._name, self._text = eos_token, model
-        self._model: Any = tokenizers.Tokenizer.from_str(model)
-        fields = json.loads(model)
-        self._encoder: Any = tokenizers.Tokenizer.from_str(json.dumps(unreachable(fields)))
-        self._encoder.no_truncation()
-        self._encoder.no_padding()
-        self._encoder.encode_special_tokens = True  # the name of a special token in a text is encoded as text
-        self.vocab_size = self._model.get_vocab_size(with_added_tokens=True)
+        self._fields: dict[str, Any] = json.loads(model)
+        self._model = _library(self._fields)
+        self._encoder = _encoder(self._fields)
+        without_prefix = _without_first_prefix(self._fields)
+        self._follows = self._encoder if without_prefix == self._fields else _encoder(without_prefix)
+        self._size = 1 + max(self._model.get_vocab(with_added_tokens=True).values())  # ids may have gaps
+        self._appended = {name: self._size + i for i, name in enumerate(appended)}
+        self.vocab_size = self._size + len(self._appended)
         self.eos_id = self._model.token_to_id(eos_token)
-        prefix = fields["model"].get("continuing_subword_prefix")
+        prefix = self._fields["model"].get("continuing_subword_prefix")
         self.continuation: bytes | None = prefix.encode() if prefix else None
+        self.tokens_are_words = self._fields["model"]["type"] == "WordLevel"
 
     def special_id(self, name: str) -> int:
         special_tokens = {t.content: i for i, t in self._model.get_added_tokens_decoder().items() if t.special}
+        special_tokens |= self._appended
         if name not in special_tokens:
             raise no_special(name, special_tokens)
         return special_tokens[name]
 
     def token_bytes(self) -> list[bytes | None]:
-        special_tokens = {i for i, token in self._model.get_added_tokens_decoder().items() if token.special}
-        names = [None if i in special_tokens else self._model.id_to_token(i) for i in range(self.vocab_size)]
-        if self.continuation is not None:
-            return [None if name is None else name.encode() for name in names]
-        return [None if name is None else _unescape(name) for name in names]
+        text = spelling(self._fields).text
+        pieces: list[bytes | None] = [None] * self.vocab_size
+        for name, i in self._model.get_vocab(with_added_tokens=False).items():
+            pieces[i] = text(name)
+        for i, token in self._model.get_added_tokens_decoder().items():
+            pieces[i] = None if token.special else token.content.encode()
+        return pieces
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         with encoding(texts):
             return [e.ids for e in self._encoder.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_after_special(self, texts: list[str]) -> list[list[int]]:
+        with encoding(texts):
+            return [e.ids for e in self._follows.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_spans(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Ids and the (start, stop) characters of each token, for each text."""
@@ -140,52 +161,94 @@ class HuggingFaceTokenizer(Tokenizer):
             return [(e.ids, e.offsets) for e in self._encoder.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        ids = [int(i) for i in ids if i < self.vocab_size and i != self.eos_id]
-        return self._model.decode(ids, skip_special_tokens=False)
+        ids, names = [int(i) for i in ids if i != self.eos_id], {i: name for name, i in self._appended.items()}
+        if names.keys().isdisjoint(ids):
+            return self._model.decode([i for i in ids if i < self._size], skip_special_tokens=False)
+        groups = itertools.groupby(ids, lambda i: i in names)
+        return "".join(
+            "".join(names[i] for i in group) if appended else self.decode(group) for appended, group in groups
+        )
 
     @property
     def library(self) -> Any:
         """The underlying `tokenizers` object, with the post-processing and padding that its file configures."""
         import tokenizers
 
-        return tokenizers.Tokenizer.from_str(self._text)
+        library = tokenizers.Tokenizer.from_str(self._text)
+        if not self._appended:
+            return library
+        fields, ids = json.loads(self._text), {t["content"]: t["id"] for t in self._fields["added_tokens"]}
+        fields["model"]["vocab"] |= ids | self._appended  # the library leaves the ids of the model's vocabulary alone
+        library = tokenizers.Tokenizer.from_str(json.dumps(fields))
+        library.add_special_tokens([*self._appended])
+        return library
 
     def extended(self, names: list[str]) -> "HuggingFaceTokenizer":
-        library = self.library
+        library, ids = self.library, range(self.vocab_size, self.vocab_size + len(names))
         library.add_special_tokens(names)
+        if self._appended or [library.token_to_id(name) for name in names] != [*ids]:
+            return HuggingFaceTokenizer(self._text, self._name, [*self._appended, *names])
         return HuggingFaceTokenizer(library.to_str(), self._name)
 
     def extends(self, old: Tokenizer) -> bool:
         if not isinstance(old, HuggingFaceTokenizer) or old.eos_id != self.eos_id:
             return False
-        if old.to_json() == self.to_json():
-            return True
-        fields, old_fields = json.loads(self._text), json.loads(old._text)
+        fields, old_fields = ({k: v for k, v in t._fields.items() if k not in NOT_IDS} for t in (self, old))
+        if fields == old_fields:
+            return [*self._appended][: len(old._appended)] == [*old._appended]
         added_tokens, old_added_tokens = fields.pop("added_tokens"), old_fields.pop("added_tokens")
-        ignored = ("truncation", "padding", "post_processor")  # jaxnlp adds special tokens itself
-        equal = all(fields.get(key) == old_fields.get(key) for key in {*fields, *old_fields} - {*ignored})
-        return equal and old.vocab_size < self.vocab_size and added_tokens[: len(old_added_tokens)] == old_added_tokens
+        fewer = old.vocab_size < self.vocab_size and not old._appended
+        return fields == old_fields and fewer and added_tokens[: len(old_added_tokens)] == old_added_tokens
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "huggingface", "separator": self._name, "tokenizer": self._text}
+        appended = {"appended": [*self._appended]} if self._appended else {}
+        return {"kind": "huggingface", "separator": self._name, "tokenizer": self._text, **appended}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "HuggingFaceTokenizer":
-        return cls(data["tokenizer"], data["separator"])
+        return cls(data["tokenizer"], data["separator"], data.get("appended", ()))
 
 
-def _unescape(name: str) -> bytes:
-    """The bytes of a piece of a byte-level BPE or of a sentencepiece vocabulary."""
-    if all(c in _BYTES for c in name):
-        return bytes(_BYTES[c] for c in name)
-    return name.replace("\u2581", " ").encode()
+def never_cut(model: Any) -> Any:
+    """The same object of the `tokenizers` library, without the truncation and padding that its file may configure."""
+    model.no_truncation()
+    model.no_padding()
+    return model
 
 
-def _byte_letters() -> dict[str, int]:
-    """Maps GPT-2's letter for each byte to the byte. Printable bytes map to themselves, others to U+0100 onwards."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    other_bytes = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(other_bytes)}
+def _check_ids(model: Any) -> None:
+    """Raises FieldError if an added token has the id of another token.
+
+    The library ignores the ids of added tokens in a file and counts on from the number of tokens.
+    """
+    names = {i: name for name, i in model.get_vocab(with_added_tokens=False).items()}
+    for i, token in model.get_added_tokens_decoder().items():
+        if names.get(i, token.content) != token.content:
+            expected = f"the library gives it the id {i} of {names[i]!r}; add it to the model's vocabulary in the file"
+            raise FieldError("data.tokenizer.path", token.content, expected)
 
 
-_BYTES = _byte_letters()
+def _library(fields: dict[str, Any]) -> Any:
+    """The library's tokenizer of the contents of a tokenizer.json; it never truncates."""
+    import tokenizers
+
+    return never_cut(tokenizers.Tokenizer.from_str(json.dumps(fields)))
+
+
+def _encoder(fields: dict[str, Any]) -> Any:
+    """The library's tokenizer for encoding: the names of special tokens in a text are encoded as text."""
+    encoder = _library(unreachable(fields))
+    encoder.encode_special_tokens = True
+    return encoder
+
+
+def _without_first_prefix(fields: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json as it acts on text after a special token: no space is put before it if only the "first" has one.
+
+    Other prefixes (Metaspace's "always", the normalizer Prepend) are put before the text after every special token.
+    """
+    pre_tokenizer = fields.get("pre_tokenizer") or {}
+    change = lambda part: {**part, "prepend_scheme": "never"} if part.get("prepend_scheme") == "first" else part
+    parts = [change(part) for part in pre_tokenizer.get("pretokenizers", ())]
+    pre_tokenizer = {**change(pre_tokenizer), **({"pretokenizers": parts} if parts else {})}
+    return {**fields, "pre_tokenizer": pre_tokenizer or None}

@@ -31,13 +31,18 @@ Texts = Callable[[], Iterable[str]]
 class Tokenizer(abc.ABC):
     """Base class of tokenizers.
 
-    vocab_size: number of ids. eos_id: id of the token placed before every document and after the last.
+    vocab_size: the largest id plus one; ids may have gaps. eos_id: id of the token placed before every document and
+        after the last.
     continuation: prefix of tokens that continue a word, as WordPiece's "##"; None if tokens are plain text.
+    tokens_are_words: whether every token is a word of its own.
+    decodes_special: whether `decode` includes the names of special tokens other than the end-of-text token.
     """
 
     vocab_size: int
     eos_id: int
     continuation: bytes | None = None
+    tokens_are_words: bool = False
+    decodes_special: bool = False
 
     @abc.abstractmethod
     def special_id(self, name: str) -> int:
@@ -45,10 +50,14 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def token_bytes(self) -> list[bytes | None]:
-        """The text of each token as UTF-8 bytes, which may be part of a character; None for a special token."""
+        """The text of each id as UTF-8 bytes, maybe part of a character; None for a special token or a gap."""
 
     @abc.abstractmethod
     def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+
+    def encode_after_special(self, texts: list[str]) -> list[list[int]]:
+        """The ids of texts that follow a special token within a text, as after a mask."""
+        return self.encode_batch(texts)
 
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str: ...

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxnlp.data.joined_text import encode_between
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.inference.bound_model import BoundModel
@@ -77,8 +78,7 @@ def encode_masked(model: BoundModel, text: str) -> list[int]:
     parts = text.split(name)
     if _spaces_in_tokens(tokenizer):
         parts = [part.removesuffix(" ") for part in parts[:-1]] + parts[-1:]
-    first, *later = tokenizer.encode_batch(parts)
-    return [*first, *(i for part in later for i in (token, *part))]
+    return encode_between(tokenizer, parts, [token] * (len(parts) - 1))
 
 
 def _mask(model: BoundModel) -> tuple[str, int] | None:

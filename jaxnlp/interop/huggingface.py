@@ -291,10 +291,10 @@ def unstacked(params: dict[str, Any]) -> dict[str, Any]:
 def _tokenizer(folder: pathlib.Path) -> Any:
     import tokenizers
 
-    from jaxnlp.data.huggingface_tokenizer import byte_level_bpe
+    from jaxnlp.data.huggingface_tokenizer import byte_level_bpe, never_cut
 
     if (folder / "tokenizer.json").exists():
-        return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return never_cut(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return byte_level_bpe(folder)
     return None

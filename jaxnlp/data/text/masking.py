@@ -120,17 +120,19 @@ class Masked(Task):
         slots = {
             int(place): k for k, place in enumerate(batch["masked_positions"][row]) if batch["weights"][row, k] > 0
         }
-        pieces, words = model.tokenizer.token_bytes(), []
+        pieces, words = model.tokenizer.token_bytes(), b""  # a character may be spread over several tokens
+        within = spaced(model.tokenizer)
         for place in range(int(batch["segment_ids"][row].sum())):
             k = slots.get(place)
             if k is None:
                 piece = pieces[tokens[place]]
-                words.append(" | " if piece is None else piece.decode(errors="replace"))
+                words += b" | " if piece is None else within(piece)
             else:
-                words.append(f"[{shown(pieces[targets[k]], '|')} > {shown(pieces[predictions[k]], '|')}]")
+                words += f"[{shown(pieces[targets[k]], '|')} > {shown(pieces[predictions[k]], '|')}]".encode()
         right = sum(targets[k] == predictions[k] for k in slots.values())
         title = f"a validation text, masked words as [original > prediction], {right} of {len(slots)} right:"
-        return ["", title, "", *(f"  | {line}" for line in "".join(words)[:SHOWN].strip("\n").splitlines())]
+        text = words.decode(errors="replace")[:SHOWN].strip("\n")
+        return ["", title, "", *(f"  | {line}" for line in text.splitlines())]
 
     def next_commands(self, model: ModelConfig, prompt: str) -> list[tuple[str, str, str]]:
         fill_in = ("fill in", "fill_mask", option("text", f"{self.mask} {prompt}"))
@@ -141,6 +143,13 @@ def _best_words(apply: Callable, batch: Any) -> jax.Array:
     """(B, M) the most likely token at each masked position."""
     inputs = {name: batch[name] for name in ("token_type_ids", "segment_ids", "masked_positions")}
     return jnp.argmax(apply(batch["tokens"], **inputs)["masked_lm"], -1)
+
+
+def spaced(tokenizer: Tokenizer) -> Callable[[bytes], bytes]:
+    """Returns the text of a piece between others: with a space before each word if the vocabulary has no spaces."""
+    if mark := tokenizer.continuation:
+        return lambda piece: piece[len(mark) :] if piece.startswith(mark) else b" " + piece
+    return (lambda piece: b" " + piece.lstrip()) if tokenizer.tokens_are_words else lambda piece: piece
 
 
 class MaskedReader(Reader):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from jaxnlp.data.joined_text import encode_between
 from jaxnlp.data.tokenizer import Tokenizer
 
 SENTINEL = "<extra_id_{}>"
@@ -29,6 +30,8 @@ class SentinelTokenizer(Tokenizer):
         self._tokenizer, self._ids = tokenizer, names
         self._names = {i: name for name, i in names.items()}
         self.eos_id, self.vocab_size = tokenizer.eos_id, tokenizer.vocab_size
+        self.continuation, self.tokens_are_words = tokenizer.continuation, tokenizer.tokens_are_words
+        self.decodes_special = True
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [self._encode(text) for text in texts]
@@ -36,14 +39,12 @@ class SentinelTokenizer(Tokenizer):
     def _encode(self, text: str) -> list[int]:
         pattern = "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True)))
         parts = re.split(f"({pattern})", text)  # text, name, text, ...
-        encoded = self._tokenizer.encode_batch(parts)
-        return [
-            i
-            for part, ids in zip(parts, encoded, strict=True)
-            for i in ([self._ids[part]] if part in self._ids else ids)
-        ]
+        special_ids = [self._ids[name] for name in parts[1::2]]
+        return encode_between(self._tokenizer, parts[::2], special_ids)
 
     def decode(self, ids: Iterable[int]) -> str:
+        if self._tokenizer.decodes_special:
+            return self._tokenizer.decode(ids)
         texts = []
         for special, group in itertools.groupby(map(int, ids), self._names.__contains__):
             group_ids = list(group)

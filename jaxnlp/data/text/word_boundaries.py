@@ -13,7 +13,7 @@ class Words:
 
     A word is a run of letters, digits and underscores; any other character is a word of its own. A token continues the
     previous word if it begins with a word character and the previous token ends with one. WordPiece tokens mark
-    continuation themselves (`Tokenizer.continuation`).
+    continuation themselves (`Tokenizer.continuation`), and tokens of a vocabulary of words continue none.
 
     special_V: whether each id of the vocabulary is a special token.
     """
@@ -24,6 +24,8 @@ class Words:
         mark = tokenizer.continuation
         first = _in_word if mark is None else lambda piece: piece.startswith(mark)
         last = (lambda piece: _in_word(piece[-1:])) if mark is None else lambda piece: True
+        if tokenizer.tokens_are_words:
+            first = lambda piece: False
         self._first_V = np.asarray([piece is not None and first(piece) for piece in pieces])
         self._last_V = np.asarray([piece is not None and last(piece) for piece in pieces])
 

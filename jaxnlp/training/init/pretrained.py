@@ -244,7 +244,8 @@ def check_ids(source: PretrainedSource, tokenizer: Any) -> None:
     """Raises UserError if an id means another token in the run's tokenizer than in the pretrained model's."""
     original = source.tokenizer
     if isinstance(original, HuggingFaceTokenizer) and isinstance(tokenizer, HuggingFaceTokenizer):
-        original = wrap(original.library, tokenizer.to_json()["separator"])
+        separator = tokenizer.to_json()["separator"]
+        original = HuggingFaceTokenizer.from_json({**original.to_json(), "separator": separator})
     if original is not None and not same_ids(original, tokenizer):
         raise UserError(
             f"data.tokenizer: its ids are not those of {source.name} ({type(original).__name__}, "

@@ -1,0 +1,53 @@
+"""Texts that are encoded in parts: a prompt and its forced beginning, the words around a mask, the words of a sentence.
+
+A tokenizer may put a space before each text (Llama 2, Mistral, T5), and tokens may cross the boundary between two
+parts. So the parts of one text are encoded together.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+Ids = list[int]
+
+
+def encode_joined(tokenizer: Any, rows: Sequence[Sequence[str]]) -> list[list[Ids]]:
+    """The ids of the parts of each text. Joined, they are the encoding of the joined parts.
+
+    A token that crosses the end of a part belongs to the next part. (lm-evaluation-harness also encodes a context and
+    its continuation together.)
+
+    Args:
+        tokenizer: any object with `encode_batch`.
+        rows: for each text, its parts.
+    """
+    starts = [list(itertools.accumulate(parts)) for parts in rows]  # the text up to the end of each part
+    texts = list(dict.fromkeys(text for row in starts for text in row))
+    encoded = dict(zip(texts, tokenizer.encode_batch(texts), strict=True)) if texts else {}
+    return [_cut([encoded[text] for text in row]) for row in starts]
+
+
+def _cut(starts: Sequence[Ids]) -> list[Ids]:
+    """Cuts the last encoding where the encodings of its beginnings end."""
+    if not starts:
+        return []
+    ends = [len(starts[-1])]
+    for ids in reversed(starts[:-1]):
+        ends.insert(0, min(ends[0], common_length(ids, starts[-1])))
+    return [starts[-1][begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def common_length(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Length of the longest common beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def encode_between(tokenizer: Any, parts: Sequence[str], special_ids: Sequence[int]) -> Ids:
+    """The ids of a text with special tokens between its parts: parts[0], special_ids[0], parts[1], ...
+
+    As the library `tokenizers` encodes a text that contains special tokens.
+    """
+    (ids,) = tokenizer.encode_batch([parts[0]])
+    for special_id, part in zip(special_ids, tokenizer.encode_after_special(list(parts[1:])), strict=True):
+        ids = [*ids, special_id, *part]
+    return ids
