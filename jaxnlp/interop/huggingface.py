@@ -22,6 +22,7 @@ import numpy as np
 from jaxnlp import strict_json
 from jaxnlp.errors import UserError
 from jaxnlp.interop import bert, gpt2, llama, t5
+from jaxnlp.interop.config_defaults import with_defaults
 from jaxnlp.interop.tensor_files import (
     INDEX,
     SINGLE,
@@ -104,7 +105,7 @@ def _open_folder(source: str | pathlib.Path) -> tuple[pathlib.Path, Any, Any, di
     if family is None:
         model_types = ", ".join(name for f in FAMILIES for name in f.MODEL_TYPES)
         raise UserError(f"{folder / CONFIG}: model_type={kind!r} is not supported; expected one of {model_types}")
-    files = files_of(folder)
+    hf, files = with_defaults(hf), files_of(folder)
     try:
         config = family.config(hf, bare_names(files, family.PREFIXES))
     except KeyError as e:

@@ -25,7 +25,7 @@ def config(hf: dict[str, Any], names: Collection[str]) -> LlamaConfig:
     kind = hf["model_type"]
     demand(hf, {"mlp_bias": False, "attention_dropout": 0.0, "use_sliding_window": False, "pretraining_tp": 1})
     attention_bias = hf.get("attention_bias", False)
-    epsilon = hf.get("rms_norm_eps", 1e-6)
+    epsilon = hf["rms_norm_eps"]
     return LlamaConfig(
         vocab_size=hf["vocab_size"],
         num_layers=hf["num_hidden_layers"],
@@ -50,7 +50,7 @@ def _rotary(hf: dict[str, Any]) -> positions.Rotary:
     rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     base = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
-    longest = rope.get("original_max_position_embeddings") or hf.get("max_position_embeddings", 2048)
+    longest = rope.get("original_max_position_embeddings") or hf["max_position_embeddings"]
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"config.json: partial_rotary_factor={rope['partial_rotary_factor']} is not supported")
     scaling: Any = None
