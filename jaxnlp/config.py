@@ -186,23 +186,37 @@ def load_json(path: str | pathlib.Path) -> Any:
         return from_dict(data)
 
 
-def flatten(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (path, value) of every leaf, as ('model.num_layers', 4). An object's class is a leaf at its own path."""
+def flatten(config: Any, path: str = "", modules: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yields (path, value) of every leaf, as ('model.num_layers', 4). An object's class is a leaf at its own path.
+
+    Args:
+        modules: whether classes have their modules, as 'jaxnlp.models.gpt:GPTConfig()' for 'GPTConfig()'.
+    """
     data = to_dict(config) if dataclasses.is_dataclass(config) else config
     if isinstance(data, dict):
         if path and CLASS in data:
-            yield path, f"{data[CLASS].partition(':')[2]}()"
+            yield path, f"{data[CLASS] if modules else data[CLASS].partition(':')[2]}()"
         for name, value in data.items():
             if name != CLASS:
-                yield from flatten(value, f"{path}.{name}" if path else name)
+                yield from flatten(value, f"{path}.{name}" if path else name, modules)
     else:
         yield path, data
 
 
 def diff(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """The leaves in which two configs differ: (path, old value, new value). A missing leaf is "-"."""
-    a, b = dict(flatten(old)), dict(flatten(new))
-    return [(path, a.get(path, "-"), b.get(path, "-")) for path in {**a, **b} if a.get(path, "-") != b.get(path, "-")]
+    """The leaves in which two configs differ: (path, old value, new value). A missing leaf is "-".
+
+    Classes of one name in two modules, such as a model and its fork, differ and are shown with their modules.
+    """
+    full = [dict(flatten(config, modules=True)) for config in (old, new)]
+    short = [dict(flatten(config)) for config in (old, new)]
+    changes = []
+    for path in {**full[0], **full[1]}:
+        before, after = (side.get(path, "-") for side in full)
+        if before != after:
+            names = [side.get(path, "-") for side in short]
+            changes.append((path, before, after) if names[0] == names[1] else (path, *names))
+    return changes
 
 
 def did_you_mean(name: str, options: list[str]) -> str:

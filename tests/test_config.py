@@ -43,6 +43,15 @@ def test_diff_names_leaves_and_classes():
     assert configs.diff(old, experiment()) == []
 
 
+def test_a_fork_differs_from_the_class_of_its_name():
+    fork = dataclasses.make_dataclass(
+        "GPTConfig", [], bases=(GPTConfig,), kw_only=True, namespace={"__module__": "my_model"}
+    )
+    assert configs.diff(experiment(model=GPTConfig()), experiment(model=fork())) == [
+        ("model", "jaxnlp.models.gpt:GPTConfig()", "my_model:GPTConfig()")
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
