@@ -18,6 +18,9 @@ CONFIG = cli.define_config()
 EOS_TOKEN = flags.DEFINE_string(
     "eos_token", None, "End-of-text token. Default: one of the common names that is in the vocabulary."
 )
+IGNORE = flags.DEFINE_multi_string(
+    "ignore", [], "Pattern of tensors to leave out, for example classifier.*. Repeat the flag for several."
+)
 
 
 def main() -> None:
@@ -28,7 +31,7 @@ def main() -> None:
         raise UserError("--source: not given; expected a folder in Hugging Face's layout, or a hub id")
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected a folder for the new run, for example runs/gpt2")
-    model, params, tokenizer = load(SOURCE.value)
+    model, params, tokenizer = load(SOURCE.value, ignore=IGNORE.value)
     if tokenizer is None:
         raise UserError(f"{SOURCE.value}: no tokenizer; expected tokenizer.json, or vocab.json with merges.txt")
     count = create_run(CONFIG.value, model, params, tokenizer, EOS_TOKEN.value, WORKDIR.value)

@@ -28,13 +28,14 @@ class HuggingFace(TokenizerConfig):
     path: a `tokenizer.json`, or a folder with one or with GPT-2's `vocab.json` and `merges.txt`.
     eos_token: the token that separates documents; None uses the first of the usual ones (<|endoftext|>, </s>, ...) that
         the vocabulary has.
+    special_tokens: special tokens to add, as "[MASK]". Those that the vocabulary already has are unchanged.
     """
 
     path: str = ""
     eos_token: str | None = None
+    special_tokens: tuple[str, ...] = ()
 
     def build(self, texts: Texts, cache_dir: pathlib.Path) -> "HuggingFaceTokenizer":
-
         path = local(self.path)
         if not self.path or not path.exists():
             raise FieldError(
@@ -43,7 +44,9 @@ class HuggingFace(TokenizerConfig):
         file = path / "tokenizer.json" if path.is_dir() else path
         model = read(file) if file.exists() else byte_level_bpe(path)
         with reading(path, "its tokenizer cannot be used, or is damaged"):
-            return wrap(model, self.eos_token)
+            tokenizer = wrap(model, self.eos_token)
+            missing = [name for name in self.special_tokens if not tokenizer.has_special(name)]
+            return tokenizer.extended(missing) if missing else tokenizer
 
 
 def read(file: pathlib.Path) -> Any:

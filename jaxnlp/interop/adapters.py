@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp import strict_json
-from jaxnlp.errors import UserError
+from jaxnlp.errors import UserError, reading
 from jaxnlp.interop import adapter_config, huggingface, ia3, lora, soft_prompts
 from jaxnlp.interop.module_names import CONFIG, WEIGHTS, HFModule, layers_of, modules_of, opened
 from jaxnlp.interop.tensor_files import read_tensors, write_tensors
@@ -48,7 +48,11 @@ def load_adapter(folder: str | pathlib.Path, config: Any, base: Any = None) -> t
         UserError: the folder has no adapter; its kind or a setting is not supported; a tensor is missing, left over or
             of another shape.
     """
-    folder = local(folder)
+    with reading(local(folder), "its files are not an adapter of PEFT for this model, or damaged"):
+        return _load_adapter(local(folder), config, base)
+
+
+def _load_adapter(folder: pathlib.Path, config: Any, base: Any) -> tuple[PEFTMethod, Any]:
     fields = adapter_config.read(folder / CONFIG, KINDS)
     kind = fields["peft_type"]
     tensors = read_tensors(folder / WEIGHTS)

@@ -20,9 +20,9 @@ import jax
 import numpy as np
 
 from jaxnlp import strict_json
-from jaxnlp.errors import UserError
+from jaxnlp.errors import UserError, reading
 from jaxnlp.interop import bert, gpt2, llama, t5
-from jaxnlp.interop.config_defaults import with_defaults
+from jaxnlp.interop.config_file import model_config
 from jaxnlp.interop.tensor_files import (
     INDEX,
     SINGLE,
@@ -32,7 +32,7 @@ from jaxnlp.interop.tensor_files import (
     read_tensor,
     write_tensors,
 )
-from jaxnlp.interop.tensor_names import bare_names, stored, table_names
+from jaxnlp.interop.tensor_names import bare_names, ignoring, stored, table_names
 from jaxnlp.paths import expanded, local
 from jaxnlp.scratch import UNCHANGED, move_files, scratch, write_errors
 from jaxnlp.sharding.functional import abstract_params
@@ -63,6 +63,13 @@ def load(
             left over, or of another shape.
     """
     folder, family, config, files = _open_folder(source)
+    tokenizer = _tokenizer(folder)
+    with reading(folder, f"its tensors do not fit its {CONFIG}, or are damaged"):
+        return config, _params(folder, family, config, files, mesh, rules, ignore), tokenizer
+
+
+def _params(folder, family, config, files, mesh: Any, rules: Rules, ignore: Sequence[str]) -> Any:
+    """The parameters of an open folder; see `load`."""
     shapes, axes = abstract_params(config.build(), *config.example_inputs(1, 1))
     by_path = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     copies, skipped = family.copies(config), lambda name: any(fnmatch.fnmatchcase(name, glob) for glob in ignore)
@@ -86,8 +93,7 @@ def load(
                 else (jax.device_put(part, first))
             )
         del array, part
-    params = jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], shapes)
-    return config, params, _tokenizer(folder)
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], shapes)
 
 
 def read_config(source: str | pathlib.Path) -> tuple[Any, Any]:
@@ -105,12 +111,8 @@ def _open_folder(source: str | pathlib.Path) -> tuple[pathlib.Path, Any, Any, di
     if family is None:
         model_types = ", ".join(name for f in FAMILIES for name in f.MODEL_TYPES)
         raise UserError(f"{folder / CONFIG}: model_type={kind!r} is not supported; expected one of {model_types}")
-    hf, files = with_defaults(hf), files_of(folder)
-    try:
-        config = family.config(hf, bare_names(files, family.PREFIXES))
-    except KeyError as e:
-        raise UserError(f"{folder / CONFIG}: field {e} is missing; {kind} requires it") from None
-    config.check()
+    files = files_of(folder)
+    config = model_config(folder / CONFIG, hf, family, bare_names(files, family.PREFIXES))
     return folder, family, config, files
 
 
@@ -219,7 +221,7 @@ def _check(folder, tensors, files, by_path, rows: Mapping[str, str], ignored) ->
     if unexpected:
         raise UserError(
             f"{folder}: tensor {unexpected[0]}{_more(unexpected)} matches no parameter of this model; "
-            f"skip it with ignore=[{unexpected[0]!r}]"
+            f"skip it with {ignoring(unexpected[0])}"
         )
     filled = {path for tensor in tensors for path in tensor.paths}
     assert filled == set(by_path), filled ^ set(by_path)
@@ -256,7 +258,7 @@ def _check_copies(tensors, files, rows: Mapping[str, str], copies: Mapping[str, 
                 raise UserError(
                     f"{files[name]}: tensor {name} differs from {first}, which it should equal; set "
                     f"tie_word_embeddings to false in {CONFIG} if the two are not tied, or skip the tensor with "
-                    f"ignore=[{name!r}]"
+                    f"{ignoring(name)}"
                 )
 
 
@@ -290,12 +292,10 @@ def unstacked(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer(folder: pathlib.Path) -> Any:
-    import tokenizers
-
-    from jaxnlp.data.huggingface_tokenizer import byte_level_bpe, never_cut
+    from jaxnlp.data.huggingface_tokenizer import byte_level_bpe, never_cut, read
 
     if (folder / "tokenizer.json").exists():
-        return never_cut(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
+        return never_cut(read(folder / "tokenizer.json"))
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return byte_level_bpe(folder)
     return None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnlp.errors import UserError
+from jaxnlp.errors import UserError, reading, reason
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin*", "adapter_model*.bin", "*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -63,7 +63,7 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_tensor(path: pathlib.Path, name: str) -> np.ndarray:
-    with open_tensors(path) as file:
+    with reading(path, f"tensor {name} cannot be read"), open_tensors(path) as file:
         return file.get_tensor(name)
 
 
@@ -78,7 +78,7 @@ def open_tensors(path: pathlib.Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except Exception as e:  # safetensors' error type is not public
-        raise UserError(f"{path}: not a safetensors file, or truncated ({e})") from None
+        raise UserError(f"{path}: not a safetensors file, or truncated ({reason(e)})") from None
 
 
 def _names(path: pathlib.Path) -> list[str]:
@@ -101,12 +101,12 @@ def write_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object. Raises UserError if the file is missing or does not hold one."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         expected = "expected a checkpoint in Hugging Face's layout"
         raise UserError(f"{path}: cannot be read ({e.strerror}); {expected}{hint(path.parent)}") from None
-    except ValueError as e:
-        raise UserError(f"{path}: invalid JSON ({e})") from None
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path}: invalid JSON ({reason(e)})") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data

@@ -7,6 +7,7 @@
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from jaxnlp.errors import UserError
@@ -53,7 +54,7 @@ def stored(
     for name in sorted(rows, key=skipped):
         other = by_row.setdefault(rows[name], name)
         if other != name and not skipped(name):
-            raise UserError(f"tensors {other} and {name} are the same parameter; skip one with ignore=[{name!r}]")
+            raise UserError(f"tensors {other} and {name} are the same parameter; skip one with {ignoring(name)}")
     return [dataclasses.replace(tensor, name=_stored_name(tensor, by_row, copies)) for tensor in tensors]
 
 
@@ -74,3 +75,8 @@ def _respelled(name: str) -> str:
 def _without_prefix(name: str, prefixes: Sequence[str]) -> str:
     prefix = next(filter(name.startswith, prefixes), "")
     return name.removeprefix(prefix)
+
+
+def ignoring(name: str) -> str:
+    """How to leave out a tensor, for error messages: the argument of `load` and `Pretrained`, and the flag."""
+    return f"ignore=[{name!r}], or --ignore={shlex.quote(name)} of experiments.import"

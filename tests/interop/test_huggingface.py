@@ -257,7 +257,7 @@ def test_other_bad_checkpoints_have_one_clear_line(tmp_path):
         ({"scale_attn_by_inverse_layer_idx": True}, r"scale_attn_by_inverse_layer_idx=True is not supported"),
         ({"activation_function": "mish"}, r"activation_function='mish'"),
         ({"resid_pdrop": 0.3}, r"resid_pdrop=0\.3, embd_pdrop=0\.0"),
-        ({"n_head": 3}, r"num_heads=3"),
+        ({"n_head": 3}, r"n_head=3"),
     ]:
         (tmp_path / "config.json").write_text(json.dumps({**good, **change}))
         with pytest.raises(UserError, match=message):

@@ -244,6 +244,52 @@ for _kind in ("bytes", "sentencepiece", "huggingface"):
     )
 
 
+def _model(family: str) -> Any:
+    from jaxnlp.models.bert import BertConfig
+    from jaxnlp.models.gpt import GPTConfig
+    from jaxnlp.models.llama import LlamaConfig
+    from jaxnlp.models.t5 import T5Config
+
+    size: dict[str, Any] = {"vocab_size": 40, "embed_dim": 8, "num_layers": 1, "num_heads": 2}
+    kinds = {"gpt2": GPTConfig, "bert": BertConfig, "llama": LlamaConfig, "t5": T5Config}
+    return kinds[family](**size)
+
+
+@functools.cache
+def _params(family: str) -> Any:
+    import jax
+
+    from jaxnlp.sharding.functional import abstract_params
+
+    config = _model(family)
+    shapes, _ = abstract_params(config.build(), *config.example_inputs(1, 1))
+    return config, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
+def _write_checkpoint(folder: pathlib.Path, family: str = "gpt2", **options: Any) -> None:
+    from jaxnlp.interop.huggingface import save
+
+    config, params = _params(family)
+    save(folder, config, params, **options)
+
+
+def _load_checkpoint(folder: pathlib.Path) -> Any:
+    from jaxnlp.interop.huggingface import load
+
+    return load(folder)
+
+
+for _kind in ("gpt2", "bert", "llama", "t5"):
+    _add(f"config.json {_kind}", "config.json", lambda f, kind=_kind: _write_checkpoint(f, kind), _load_checkpoint)
+_add("safetensors", "model.safetensors", _write_checkpoint, _load_checkpoint, False)
+_add(
+    "index",
+    "model.safetensors.index.json",
+    lambda f: _write_checkpoint(f, max_shard_bytes=1000),
+    _load_checkpoint,
+)
+
+
 def _write_store(folder: pathlib.Path, format: str) -> None:
     from jaxnlp.data.text.store import build_store
     from jaxnlp.data.tokenizer import ByteTokenizer
@@ -300,6 +346,50 @@ def _read_log(folder: pathlib.Path) -> Any:
 
 
 _add("metrics.jsonl", "metrics.jsonl", _write_log, _read_log)
+
+
+def _write_adapter(folder: pathlib.Path) -> None:
+    import jax
+
+    from jaxnlp.interop.adapters import save_adapter
+    from jaxnlp.peft.lora import LoRA
+    from jaxnlp.peft.tuning import attach
+
+    config = _model("gpt2")
+    tuning = attach(LoRA(rank=2), config.build(), *config.example_inputs(1, 1))
+    tuned = tuning.init(jax.random.key(0), _params("gpt2")[1])
+    save_adapter(folder, config, tuning, tuned)
+
+
+def _read_adapter(folder: pathlib.Path) -> Any:
+    from jaxnlp.interop.adapters import load_adapter
+
+    return load_adapter(folder, _model("gpt2"))
+
+
+_add("adapter_config.json", "adapter_config.json", _write_adapter, _read_adapter)
+_add("adapter_model.safetensors", "adapter_model.safetensors", _write_adapter, _read_adapter, False)
+
+
+def _write_peft(folder: pathlib.Path) -> None:
+    import jax
+
+    from jaxnlp.peft import files
+    from jaxnlp.peft.lora import LoRA
+    from jaxnlp.peft.tuning import attach
+
+    config, params = _params("gpt2")
+    tuning = attach(LoRA(rank=2), config.build(), *config.example_inputs(1, 1))
+    files.save(folder / "x.safetensors", tuning, tuning.init(jax.random.key(0), params), params)
+
+
+def _read_peft(folder: pathlib.Path) -> Any:
+    from jaxnlp.peft import files
+
+    return files.read(folder / "x.safetensors")
+
+
+_add("peft file", "x.safetensors", _write_peft, _read_peft, False)
 
 
 def _write_run(folder: pathlib.Path) -> None:

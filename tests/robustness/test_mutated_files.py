@@ -85,3 +85,28 @@ def test_a_parquet_string_that_is_not_utf8_is_named_by_its_row(tmp_path, nested)
     if not nested:
         with pytest.raises(UserError, match="row 1501: cannot be read"):
             list(Files(train=str(tmp_path / "x.parquet"), holdout=0.0).documents("train"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"n_embd": "8"}, "config.json: n_embd='8': expected a number or a truth value, without quotation marks"),
+        ({"layer_norm_epsilon": "1e-5"}, "config.json: layer_norm_epsilon='1e-5': expected a number"),
+        ({"tie_word_embeddings": "false"}, "config.json: tie_word_embeddings='false': expected a number or a truth"),
+        ({"n_head": 3}, "config.json: n_head=3: does not divide"),
+        ({"n_layer": 10**20}, "num_layers=100000000000000000000: the checkpoint has only"),
+        ({"n_embd": None, "n_head": None}, "config.json: num_heads=None: expected int, got NoneType"),
+        ({"attn_pdrop": []}, "config.json: not the config of a gpt2, or damaged"),
+    ],
+)
+def test_a_value_of_config_json_is_named_as_it_stands_there(tmp_path, change, words):
+    import json
+
+    from jaxnlp.interop.huggingface import read_config
+
+    FORMATS["config.json gpt2"].write(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError) as caught:
+        read_config(tmp_path)
+    assert words in str(caught.value) and len(str(caught.value)) < 500
