@@ -21,7 +21,10 @@ import sys
 
 from jaxnlp.errors import UserError
 from jaxnlp.paths import cache_folder, expanded, local, writable
+from jaxnlp.program_cache import remove_truncated
 
+MIN_FREE = 16 << 20
+"""Bytes that must be free for the compilation cache; a program of a large model takes some megabytes."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 
 
@@ -46,7 +49,7 @@ def _choose_compilation_cache() -> None:
     """Sets the folder of JAX's compilation cache, or disables it, with a note, if the folder cannot be written."""
     try:
         programs = expanded(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache_folder() / "xla")
-        missing = None if "://" in programs or writable(local(programs)) else f"{programs} cannot be written"
+        missing = None if "://" in programs else _prepared(local(programs))
     except UserError as e:
         programs, missing = None, str(e)
     if programs is not None:
@@ -54,6 +57,16 @@ def _choose_compilation_cache() -> None:
     if missing is not None:  # JAX would warn at every compilation
         print(f"note: compiled programs are not cached: {missing}", file=sys.stderr)
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+
+def _prepared(programs: pathlib.Path) -> str | None:
+    """Removes truncated programs from the cache. Returns why it cannot be written, or None."""
+    if not writable(programs):
+        return f"{programs} cannot be written"
+    remove_truncated(programs)
+    existing = next(path for path in (programs.absolute(), *programs.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    return f"the disk of {programs} is full ({free / 1e6:.1f} MB are free)" if free < MIN_FREE else None
 
 
 def keep_freed_memory() -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
 from typing import Any
 
-from jaxnlp.errors import UserError
+from jaxnlp.errors import UserError, reason
 
 QUEUED = 2  # batches that a worker has: one at work and one that waits
 REMEDY = "use fewer workers, or free memory, and run the same command again; nothing was written"
@@ -39,8 +39,10 @@ def map_batches(
     Raises:
         WorkerDied: a worker was killed, ran out of memory, or raised an error.
     """
-    pool = [_Worker(start, args) for _ in range(workers)]
+    pool: list[_Worker] = []
     try:
+        for _ in range(workers):
+            pool.append(_Worker(start, args))
         yield from _run(pool, iter(batches))
     finally:
         for worker in pool:
@@ -59,6 +61,8 @@ class _Worker:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()
+        except OSError as e:  # too many processes, or too little memory
+            raise WorkerDied(f"a worker process cannot be started ({e.strerror}); {REMEDY}") from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         tasks.close()
@@ -75,22 +79,22 @@ class _Worker:
     def receive(self) -> tuple[int, Any]:
         """The number and the result of its oldest batch."""
         try:
-            result, error = self.results.recv()
+            result, error, trace = self.results.recv()
         except (EOFError, OSError):
             raise self.death() from None
         if error:
-            raise WorkerDied(error)
+            raise WorkerDied(error) from (RuntimeError(trace) if trace else None)
         return self.batches.popleft(), result
 
     def death(self) -> WorkerDied:
         self.process.join(5)
         code = self.process.exitcode
         if code is not None and code < 0:
-            reason = f"was killed by {signal.Signals(-code).name}"
-            reason += ", as the system does when memory is short" if code == -signal.SIGKILL else ""
+            end = f"was killed by {signal.Signals(-code).name}"
+            end += ", as the system does when memory is short" if code == -signal.SIGKILL else ""
         else:
-            reason = f"ended with status {code}"
-        return WorkerDied(f"a worker process {reason}; {REMEDY}")
+            end = f"ended with status {code}"
+        return WorkerDied(f"a worker process {end}; {REMEDY}")
 
     def end(self) -> None:
         self.process.kill()
@@ -121,21 +125,21 @@ def _work(start: Callable[..., Any], args: tuple, tasks: connection.Connection, 
     """The main function of a worker. Ends when its parent has ended."""
     inbox: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(tasks, inbox), daemon=True).start()
-    error = None
+    error = trace = None
     try:
         function = start(*args)
         while batch := inbox.get():
-            results.send((function(*batch), None))
+            results.send((function(*batch), None, None))
     except MemoryError:
         error = f"a worker process ran out of memory; {REMEDY}"
     except UserError as e:
         error = str(e)
     except BrokenPipeError:
         return
-    except Exception:
-        error = f"a worker process failed; nothing was written: {traceback.format_exc()}"
+    except BaseException as e:  # a panic of a library in Rust is not an Exception
+        error, trace = f"a worker process failed ({reason(e)}); nothing was written", traceback.format_exc()
     with contextlib.suppress(BrokenPipeError):
-        results.send((None, error))
+        results.send((None, error, trace))
 
 
 def _receive(tasks: connection.Connection, inbox: "queue.SimpleQueue[list[Any]]") -> None:

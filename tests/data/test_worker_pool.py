@@ -50,6 +50,10 @@ def out_of_memory():
     raise MemoryError
 
 
+def panicking():
+    raise type("PanicException", (BaseException,), {})
+
+
 def failing():
     raise UserError("the text is not text")
 
@@ -71,6 +75,7 @@ def nothing():
         (killed_in_the_middle_of_a_message, KILLED),
         (out_of_memory, "a worker process ran out of memory; use fewer workers"),
         (failing, "the text is not text"),
+        (panicking, "a worker process failed (PanicException"),
         (functools.partial(os._exit, 3), "a worker process ended with status 3"),
     ],
 )
@@ -84,6 +89,13 @@ def test_a_store_whose_worker_dies_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(ByteTokenizer, "to_json", lambda self: {"kind": "bytes", "specials": KillsOnReading()})
     with pytest.raises(UserError, match="killed by SIGKILL"):
         build_store(tmp_path / "s", ["a"], ByteTokenizer(), split="train", source_fingerprint="", workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_without_workers_that_is_out_of_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(ByteTokenizer, "encode_batch", lambda self, texts: out_of_memory())
+    with pytest.raises(UserError, match="train: out of memory while tokenizing; free memory, or split long texts"):
+        build_store(tmp_path / "s", ["a"], ByteTokenizer(), split="train", source_fingerprint="")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -30,6 +30,7 @@ from jaxnlp.paths import local
 from jaxnlp.runtime import command, option
 from jaxnlp.scratch import scratch, sync, write_errors
 
+MEMORY = "free memory, or split long texts (data.source.document='paragraph'); nothing was written"
 VERSION = 2
 BLOCK = 8192  # tokens in an ArrayRecord record
 FORMATS = ("memmap", "array_record")
@@ -189,7 +190,10 @@ def build_store(
         folder = temporary / path.name
         folder.mkdir()
         parts = _tokenize(documents, tokenizer, dtype, workers)
-        counts = _write_all(folder, format, dtype.type(tokenizer.eos_id), parts, log)
+        try:
+            counts = _write_all(folder, format, dtype.type(tokenizer.eos_id), parts, log)
+        except MemoryError:
+            raise UserError(f"{split}: out of memory while tokenizing; {MEMORY}") from None
         if not counts["num_documents"]:
             raise UserError(f"{split}: the source has no documents in this split")
         meta = Meta(
