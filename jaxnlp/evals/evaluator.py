@@ -9,6 +9,7 @@ import abc
 import dataclasses
 import importlib
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -146,6 +147,21 @@ class RecordEvaluator(Evaluator):
             expected = f"evaluator {self.name!r} needs a labelled task, such as SequenceClassificationTask()"
             raise FieldError("data.task", type(data.task).__name__, expected)
         return data.task, store, store.records[: self.limit]
+
+    def records_of(self, model: EvaluatedModel, task: object, example: str) -> tuple[LabelledTask, list[Record]]:
+        """A task of the evaluator's own, resolved, and the records of its source up to `limit`.
+
+        Raises:
+            FieldError: another kind of task or source, or no records. example: a task for the message.
+        """
+        source = self.source or model.data.source
+        if not isinstance(task, LabelledTask) or not source.has_records:
+            expected = f"{self.name!r}: expected a labelled task and source, as {example} and Records(...)"
+            raise FieldError("task", type(task).__name__, expected)
+        records = list(itertools.islice(source.records(self.split), self.limit))
+        if not records:
+            raise FieldError("source", type(source).__name__, f"{self.name!r}: the split {self.split!r} has no records")
+        return task.resolved(source), records
 
     def score(self, metric: Metric, predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
         """The metric's scores, with intervals if `bootstrap_samples` is positive."""

@@ -1,9 +1,8 @@
 """The evaluator of ranked candidates."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -72,16 +71,9 @@ class RankingEvaluator(RecordEvaluator):
 
     def by_language_model(self, model: EvaluatedModel) -> "Ranked":
         """The records, and the scores of their candidates under a language model."""
-        generator, source = model.generator(), self.source or model.data.source
-        task: Any = model.data.task if self.task is None else self.task
-        if not isinstance(task, LabelledTask) or not source.has_records:
-            expected = f"{self.name!r}: expected a labelled task and source, as MultipleChoiceTask() and Records(...)"
-            raise FieldError("task", type(task).__name__, expected)
-        task = task.resolved(source)
-        records = list(itertools.islice(source.records(self.split), self.limit))
+        generator, own = model.generator(), model.data.task if self.task is None else self.task
+        task, records = self.records_of(model, own, "MultipleChoiceTask()")
         rows = [task.candidates(record) for record in records]
-        if not records:
-            raise FieldError("source", type(source).__name__, f"{self.name!r}: the split {self.split!r} has no records")
         if not all(candidates for _, candidates in rows):
             raise FieldError("task", type(task).__name__, f"{self.name!r}: the task defines no candidates to rank")
         pairs = [(prompt, self.separator + text) for prompt, candidates in rows for text in candidates]

@@ -1,5 +1,6 @@
 """Small runs with evaluators, also as a config file: --config=tests/evals/runs.py:FOLDER,NAME, with `write`'s data."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -40,6 +41,7 @@ ROWS = {  # of the validation split; the train split has the first two
     "pairs": [PAIR] * 3,
     "choice": [CHOICE] * 5,
     "ranked": RANKED,
+    "answers": [{"source": "abcd ", "target": "dcba"}] * 3,
 }
 HEADED = {
     "span": (SpanExtractionTask(), SpanExtractionHead(), SpanExtraction()),
@@ -52,6 +54,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "pairs": GenerationEvaluator(name="translation"),
     "choice": RankingEvaluator(name="ranks"),
     "ranked": RankingEvaluator(name="next", task=MultipleChoiceTask(num_options=3)),
+    "answers": GenerationEvaluator(name="answers", task=TextPairs(), max_new_tokens=4),
 }
 
 
@@ -65,8 +68,8 @@ def write(folder: pathlib.Path, name: str, copies: int = 1) -> None:
 def get_config(variant: str) -> Experiment:
     folder, name = variant.split(",")
     source = Records(train=f"{folder}/train.jsonl", validation=f"{folder}/validation.jsonl")
-    if name == "ranked":  # a language model reads text, and its evaluator records
-        evaluator = RankingEvaluator(name="next", task=MultipleChoiceTask(num_options=3), source=source)
+    if name in ("ranked", "answers"):  # a language model reads text, and its evaluator records
+        evaluator = dataclasses.replace(EVALUATORS[name], source=source)
         source = Files(train=f"{folder}/train.txt", validation=f"{folder}/validation.txt")
         model = GPTConfig(max_length=24, num_layers=1, num_heads=2, embed_dim=16)
         task, objective = Packed(), CausalLM()

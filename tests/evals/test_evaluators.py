@@ -20,7 +20,7 @@ from jaxnlp.evals.file_source import file_source
 from jaxnlp.evals.loss import LossEvaluator
 from jaxnlp.evals.predictions import PredictionEvaluator
 from jaxnlp.evals.rankings import RankingEvaluator
-from jaxnlp.metrics.generation import bleu
+from jaxnlp.metrics.generation import bleu, chrf
 from jaxnlp.metrics.question_answering import squad
 from jaxnlp.metrics.tagging import entities
 from jaxnlp.training.load import load
@@ -55,6 +55,7 @@ METRICS = {  # the metric that is `best`, the steps to learn it, and all metrics
     "span": ("f1", 24, {"exact_match", "f1", "f1_low", "f1_high"}),
     "tags": ("f1", 4, {"accuracy", "precision", "recall", "f1"}),
     "pairs": ("bleu", 60, {"bleu", "chrf", "exact_match"}),
+    "answers": ("chrf", 40, {"bleu", "chrf", "exact_match"}),
 }
 
 
@@ -76,7 +77,8 @@ def test_a_run_is_measured_and_keeps_the_best_by_a_metric(name, tmp_path):
     assert result.evaluations[evaluator.name].step == steps
     assert result.evaluations[evaluator.name].metrics[metric] == scores[steps]
     lines = report(result, tmp_path / "run").splitlines()
-    (line,) = [line for line in lines if line.startswith(f"{evaluator.name} (validation split, step {steps}): ")]
+    described = f"{evaluator.name} (validation split{' of Records' if evaluator.source else ''}, step {steps}): "
+    (line,) = [line for line in lines if line.startswith(described)]
     assert all(f"{name.replace('_', ' ')} {rows[steps][name]:.4g}" in line for name in wanted)
     assert f"best {evaluator.name}/{metric} {scores[best]:.4g} at step {best} (--checkpoint=best)" in lines
     outcome = evaluator.evaluate(evaluated(load(tmp_path / "run", "best")))
@@ -87,13 +89,14 @@ def test_a_run_is_measured_and_keeps_the_best_by_a_metric(name, tmp_path):
         "span": lambda: squad([p["answer"] for p in predictions], [r["answers"] for r in references]),
         "tags": lambda: entities([p["tags"] for p in predictions], [r["tags"] for r in references]),
         "pairs": lambda: bleu([p["text"] for p in predictions], [r["text"] for r in references]),
+        "answers": lambda: chrf([p["text"] for p in predictions], [r["text"] for r in references]),
     }[name]()
     assert direct[metric] == outcome.metrics[metric]
     assert configs.from_dict(configs.to_dict(result.experiment)).evaluators == (evaluator,)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["span", "pairs", "choice", "ranked"])
+@pytest.mark.parametrize("name", ["span", "pairs", "choice", "ranked", "answers"])
 def test_two_processes_count_every_example_once(name, tmp_path):
     runs.write(tmp_path, name, copies=4)  # in more than one batch of 8, the last one padded
     workdir = f"--workdir={tmp_path / 'run'}"
@@ -110,7 +113,7 @@ def test_two_processes_count_every_example_once(name, tmp_path):
     scores = json.loads((tmp_path / "scores.json").read_text())
     for metric, value in outcome.metrics.items():
         assert scores[f"{evaluator.name}/{metric}"] == pytest.approx(value, abs=1e-5)
-    if name != "ranked":  # its loss counts text tokens
+    if name not in ("ranked", "answers"):  # its loss counts text tokens
         examples = {"pairs": count * (len("d c b a") + 1)}.get(name, count)
         assert scores["tokens"] == examples
     rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
@@ -147,17 +150,31 @@ def test_the_command_evaluates_on_a_file_and_writes_predictions(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_evaluator_of_records_reads_a_file_named_on_the_command_line_of_a_run_on_text(tmp_path):
-    train(experiment(tmp_path, "ranked"), tmp_path / "run")
-    (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, runs.RANKED[:2])))
-    flags = [f"--input={tmp_path / 'new.jsonl'}", "--evaluators=next", f"--predictions={tmp_path / 'said.jsonl'}"]
+@pytest.mark.parametrize(
+    ("name", "metrics", "references"),
+    [
+        ("ranked", {"accuracy", "mean_reciprocal_rank", "recall_at_1"}, [1, 2]),
+        ("answers", {"bleu", "chrf", "exact_match"}, [{"text": "dcba"}] * 2),
+    ],
+)
+def test_an_evaluator_of_records_reads_a_file_named_on_the_command_line_of_a_run_on_text(
+    name, metrics, references, tmp_path
+):
+    e = experiment(tmp_path, name)
+    train(e, tmp_path / "run")
+    evaluator = e.evaluators[0].name
+    (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, runs.ROWS[name][:2])))
+    said = f"--predictions={tmp_path / 'said.jsonl'}"
+    flags = [f"--input={tmp_path / 'new.jsonl'}", f"--evaluators={evaluator}", said]
     done = run("experiments.evaluate", f"--workdir={tmp_path / 'run'}", *flags, "--json")
     assert done.code == 0, done.err
-    assert {"next/accuracy", "next/mean_reciprocal_rank", "next/recall_at_1"} <= set(json.loads(done.out))
+    assert {f"{evaluator}/{metric}" for metric in metrics} <= set(json.loads(done.out))
     rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
-    assert [row["reference"] for row in rows] == [1, 2] and len(rows[0]["prediction"]["scores"]) == 3
+    assert [row["reference"] for row in rows] == references
     unknown = run("experiments.evaluate", f"--workdir={tmp_path / 'run'}", "--evaluators=squad")
-    assert unknown.code == 2 and "no evaluator 'squad'" in unknown.err and "loss, next" in unknown.err, unknown.err
+    assert unknown.code == 2 and "no evaluator 'squad'" in unknown.err and f"loss, {evaluator}" in unknown.err, (
+        unknown.err
+    )
 
 
 LINES = Files(train="a", validation="b", document="line", field="body")
