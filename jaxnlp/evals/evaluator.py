@@ -161,7 +161,8 @@ class RecordEvaluator(Evaluator):
         records = list(itertools.islice(source.records(self.split), self.limit))
         if not records:
             raise FieldError("source", type(source).__name__, f"{self.name!r}: the split {self.split!r} has no records")
-        return task.resolved(source), records
+        resolved: Any = task.resolved(source)
+        return resolved, records
 
     def score(self, metric: Metric, predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
         """The metric's scores, with intervals if `bootstrap_samples` is positive."""

@@ -172,9 +172,8 @@ def test_an_evaluator_of_records_reads_a_file_named_on_the_command_line_of_a_run
     rows = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
     assert [row["reference"] for row in rows] == references
     unknown = run("experiments.evaluate", f"--workdir={tmp_path / 'run'}", "--evaluators=squad")
-    assert unknown.code == 2 and "no evaluator 'squad'" in unknown.err and f"loss, {evaluator}" in unknown.err, (
-        unknown.err
-    )
+    wanted = f"no evaluator 'squad'; expected module:name, or one of loss, {evaluator}"
+    assert unknown.code == 2 and wanted in unknown.err, unknown.err
 
 
 LINES = Files(train="a", validation="b", document="line", field="body")
