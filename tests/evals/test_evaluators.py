@@ -164,8 +164,8 @@ def test_an_evaluator_of_records_reads_a_file_named_on_the_command_line_of_a_run
     train(e, tmp_path / "run")
     evaluator = e.evaluators[0].name
     (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, runs.ROWS[name][:2])))
-    said = f"--predictions={tmp_path / 'said.jsonl'}"
-    flags = [f"--input={tmp_path / 'new.jsonl'}", f"--evaluators={evaluator}", said]
+    rows_flag = f"--predictions={tmp_path / 'said.jsonl'}"
+    flags = [f"--input={tmp_path / 'new.jsonl'}", f"--evaluators={evaluator}", rows_flag]
     done = run("experiments.evaluate", f"--workdir={tmp_path / 'run'}", *flags, "--json")
     assert done.code == 0, done.err
     assert {f"{evaluator}/{metric}" for metric in metrics} <= set(json.loads(done.out))

@@ -63,10 +63,10 @@ def test_a_prompt_that_is_too_long_is_an_error_or_cut_on_the_side_that_a_field_n
     with pytest.raises(FieldError, match=error):
         evaluator.evaluate(evaluated(model))
     words = LONG.split()
-    for side, kept in (("left", words[-room:]), ("right", words[:room])):
+    for side, rest in (("left", words[-room:]), ("right", words[:room])):
         notes = []
         outcome = dataclasses.replace(evaluator, truncate=side).evaluate(evaluated(model, notes.append))
-        assert texts(outcome) == model.generate([PROMPTS[0], " ".join(kept)], max_new_tokens=NEW, temperature=0.0)
+        assert texts(outcome) == model.generate([PROMPTS[0], " ".join(rest)], max_new_tokens=NEW, temperature=0.0)
         (note,) = notes
         assert note.startswith(f"note: evaluator 'qa': 1 prompts cut on the {side} to {room} tokens; the longest, ")
 
