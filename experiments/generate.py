@@ -57,7 +57,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Random seed for sampling.")
 def main() -> None:
     from jaxnlp.data.text.sentinels import with_sentinels
     from jaxnlp.inference.beam import beam_search
-    from jaxnlp.inference.text import continuation, generate_text
+    from jaxnlp.inference.text import encode_inputs, generate_text
     from jaxnlp.training.load import load
 
     _check()
@@ -71,15 +71,16 @@ def main() -> None:
     if generator.encoder_decoder:
         tokenizer = with_sentinels(tokenizer)
     texts = [text for text in PROMPT.value or [""] for _ in range(1 if BEAMS.value else NUM_SAMPLES.value)]
-    prompts, prefixes = tokenizer.encode_batch(texts), tokenizer.encode_batch([PREFIX.value] * len(texts))
+    inputs = encode_inputs(generator, tokenizer, texts, PREFIX.value)
+    prompts, prefixes = inputs.prompts, inputs.prefixes
     num_tokens = generator.fit_max_new_tokens(prompts, 120, prefixes) if TOKENS.value is None else TOKENS.value
-    heads = [[]] * len(prompts) if generator.encoder_decoder else prompts
-    heads_text = [tokenizer.decode(head) for head in heads]
+    heads_text = [tokenizer.decode(ids) for ids in inputs.alone]
     printer = _Printer([head for head in heads_text for _ in range(NUM_SAMPLES.value if BEAMS.value else 1)], tokenizer)
     if BEAMS.value:
         hypotheses = beam_search(generator, run.params, prompts, num_tokens, options, forced_prefix=prefixes)
-        for i, (head, h) in enumerate((head, h) for head, row in zip(heads, hypotheses, strict=True) for h in row):
-            printer.complete(i, continuation(tokenizer, head, h.ids), h, f", score {h.score:.4f}")
+        for i, (row, h) in enumerate((i, h) for i, beams in enumerate(hypotheses) for h in beams):
+            stream = inputs.stream(row, tokenizer)
+            printer.complete(i, stream.force(h.ids) + stream.close(), h, f", score {h.score:.4f}")
         return
     generations = generate_text(
         generator,

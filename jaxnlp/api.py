@@ -34,8 +34,8 @@ from jaxnlp.inference.decode import Generation
 from jaxnlp.inference.embedding import BATCH, Embedder
 from jaxnlp.inference.fill_mask import Guess, fill_mask
 from jaxnlp.inference.sampling import Sampling
-from jaxnlp.inference.scoring import score_continuations
-from jaxnlp.inference.text import generate_text
+from jaxnlp.inference.scoring import encode_scored, score_continuations
+from jaxnlp.inference.text import encode_inputs, generate_text
 from jaxnlp.nn.model_config import ModelConfig
 from jaxnlp.paths import local
 from jaxnlp.peft.files import fingerprint
@@ -206,13 +206,14 @@ class Model:
         generator, tokenizer = self._generator, self._generation_tokenizer
         if not texts:
             return []
-        num_tokens = generator.fit_max_new_tokens(tokenizer.encode_batch(texts), max_new_tokens)
+        inputs = encode_inputs(generator, tokenizer, texts, text_options.get("forced_prefix", ""))
+        num_tokens = generator.fit_max_new_tokens(inputs.prompts, max_new_tokens, inputs.prefixes)
         return generate_text(generator, tokenizer, self.params, texts, num_tokens, sampling, **text_options)
 
     def score(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[float]:
         """The log-probability of each continuation given its prompt, in nats, summed over its tokens.
 
-        Prompt and continuation are tokenized separately, as in generation. The end of the text is not scored.
+        A decoder reads them as one text: a token across their border is scored. The end of the text is not.
 
         Raises:
             UserError: the model cannot generate; different numbers of prompts and continuations; a text too long.
@@ -220,12 +221,11 @@ class Model:
         prompts = _list_of_texts("score", "prompts", prompts)
         continuations = _list_of_texts("score", "continuations", continuations)
         if len(prompts) != len(continuations):
-            raise UserError(
-                f"score: {len(prompts)} prompts for {len(continuations)} continuations; expected one per prompt"
-            )
-        generator, encode = self._generator, self._generation_tokenizer.encode_batch
-        size = max(1, min(BATCH, len(prompts)))
-        rows = score_continuations(generator, self.params, encode(prompts), encode(continuations), size)
+            counts = f"{len(prompts)} prompts for {len(continuations)} continuations"
+            raise UserError(f"score: {counts}; expected one per prompt")
+        generator, size = self._generator, max(1, min(BATCH, len(prompts)))
+        ids = encode_scored(generator, self._generation_tokenizer, list(zip(prompts, continuations, strict=True)))
+        rows = score_continuations(generator, self.params, *ids, size)
         return [sum(row) for row in rows]
 
     def predict(self, records: Sequence[dict[str, Any] | str]) -> list[Any]:

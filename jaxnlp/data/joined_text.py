@@ -14,17 +14,28 @@ Ids = list[int]
 def encode_joined(tokenizer: Any, rows: Sequence[Sequence[str]]) -> list[list[Ids]]:
     """The ids of the parts of each text. Joined, they are the encoding of the joined parts.
 
-    A token that crosses the end of a part belongs to the next part. (lm-evaluation-harness also encodes a context and
-    its continuation together.)
+    A token that crosses the end of a part belongs to the next part. lm-evaluation-harness also encodes a context and
+    its continuation together. Parts are encoded apart where a text loses characters when they are joined, as words
+    that a vocabulary of words has apart but not joined.
 
     Args:
-        tokenizer: any object with `encode_batch`.
+        tokenizer: any object with `encode_batch` and `decode`.
         rows: for each text, its parts.
     """
     starts = [list(itertools.accumulate(parts)) for parts in rows]  # the text up to the end of each part
-    texts = list(dict.fromkeys(text for row in starts for text in row))
+    texts = list(dict.fromkeys(text for row in [*starts, *rows] for text in row))
     encoded = dict(zip(texts, tokenizer.encode_batch(texts), strict=True)) if texts else {}
-    return [_cut([encoded[text] for text in row]) for row in starts]
+    joined = []
+    for row, parts in zip(starts, rows, strict=True):
+        ids = [encoded[text] for text in row]
+        keeps = all(_keeps(tokenizer, start, ids[-1]) for start in ids[:-1])
+        joined.append(_cut(ids) if keeps else [encoded[part] for part in parts])
+    return joined
+
+
+def _keeps(tokenizer: Any, start: Ids, full: Ids) -> bool:
+    """Whether the text of `full` begins with that of `start`."""
+    return full[: len(start)] == start or tokenizer.decode(full).startswith(tokenizer.decode(start))
 
 
 def _cut(starts: Sequence[Ids]) -> list[Ids]:

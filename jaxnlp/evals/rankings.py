@@ -11,7 +11,7 @@ from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.evals.evaluator import EvaluatedModel, Outcome, RecordEvaluator, row_of
 from jaxnlp.evals.predictions import predict
-from jaxnlp.inference.scoring import score_continuations
+from jaxnlp.inference.scoring import encode_scored, score_continuations
 from jaxnlp.metrics.metric import metric_named
 from jaxnlp.metrics.ranking import ranking
 
@@ -77,7 +77,7 @@ class RankingEvaluator(RecordEvaluator):
         if not all(candidates for _, candidates in rows):
             raise FieldError("task", type(task).__name__, f"{self.name!r}: the task defines no candidates to rank")
         pairs = [(prompt, self.separator + text) for prompt, candidates in rows for text in candidates]
-        prompts, texts = (model.tokenizer.encode_batch(list(part)) for part in zip(*pairs, strict=True))
+        prompts, texts = encode_scored(generator, model.tokenizer, pairs)
         size, params = model.data.batch_size, model.params
         log_probs = iter(score_continuations(generator, params, prompts, texts, size, model.between_batches))
         ranked = Ranked(records, [], [], [])

@@ -14,12 +14,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnlp.data.joined_text import encode_joined
 from jaxnlp.errors import UserError
 from jaxnlp.inference.decode import Generator
 from jaxnlp.inference.loop import log_probs, replicate
 from jaxnlp.inference.rows import Ids, Rows, decoder_length
 
 LENGTH_MULTIPLE = 16  # of padded lengths, so that batches of similar texts share a compiled program
+
+
+def encode_scored(
+    generator: Generator, tokenizer: Any, pairs: Sequence[tuple[str, str]]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The ids of prompts and of their continuations, for `score_continuations`.
+
+    A decoder reads both as one text, so they are encoded together (`data/joined_text.py`); a token that crosses the
+    end of the prompt is scored. For an encoder-decoder they are two texts.
+    """
+    if generator.encoder_decoder:
+        prompts, texts = (tokenizer.encode_batch([pair[k] for pair in pairs]) for k in range(2))
+        return prompts, texts
+    rows = encode_joined(tokenizer, pairs)
+    return [prompt for prompt, _ in rows], [text for _, text in rows]
 
 
 def score_continuations(

@@ -1,8 +1,8 @@
 """Streaming decoder of tokens to text, with stop strings."""
 
-import itertools
 from collections.abc import Callable, Sequence
 
+from jaxnlp.data.joined_text import common_length
 from jaxnlp.errors import FieldError
 
 CONTEXT = 16  # preceding tokens decoded with the new ones, as decoding can depend on them
@@ -17,17 +17,27 @@ class TextStream:
 
     Args:
         decode: ids to text. before: ids that precede the new ones; their text is not returned.
+        prompt: the ids of the text that is not returned, if its last tokens join the first new ones and so are not
+            those of `before`; None: `before`.
         stop: strings that end the text where they first appear; they are not part of the text.
 
     Raises:
         FieldError: `stop` is a string, or contains an empty one.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], before: Sequence[int] = (), stop: Sequence[str] = ()):
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        before: Sequence[int] = (),
+        stop: Sequence[str] = (),
+        prompt: Sequence[int] | None = None,
+    ):
         if isinstance(stop, str) or not all(isinstance(word, str) and word for word in stop):
             raise FieldError("stop", stop, "expected a list of non-empty strings")
         self._decode, self._stop = decode, tuple(stop)
-        self._before = list(before[-CONTEXT:])
+        first = max(0, len(before) - CONTEXT)
+        self._before = list(before[first:])
+        self._prompt_text = decode(self._before if prompt is None else list(prompt[first:]))
         self._ids: list[int] = []
         self._returned = ""
         self._from = 0  # stop strings are searched from here
@@ -66,9 +76,8 @@ class TextStream:
 
     def _all(self, count: int) -> str:
         """The text of the first `count` ids."""
-        before, text = self._decode(self._before), self._decode([*self._before, *self._ids[:count]])
-        equal = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, text, strict=False))
-        return text[sum(1 for _ in equal) :]
+        text = self._decode([*self._before, *self._ids[:count]])
+        return text[common_length(self._prompt_text, text) :]
 
     def _text(self, count: int) -> str:
         return self._all(count).rstrip(UNFINISHED)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxnlp.data.joined_text import encode_joined
 from jaxnlp.errors import UserError
 from jaxnlp.inference.decode import CHUNK, Generation, Generator
 from jaxnlp.inference.sampling import Sampling
@@ -30,7 +31,8 @@ def generate_text(
         tokenizer: the run's tokenizer, or any object with `encode_batch`, which returns lists of ids, and `decode`.
         stop: strings that end a text where they first appear after the forced prefix, wherever token boundaries fall.
             `text` ends before the stop string; `ids` include all tokens up to the one that completed it.
-        forced_prefix: text that every new text begins with, or one for each prompt.
+        forced_prefix: text that every new text begins with, or one for each prompt. It is encoded together with the
+            prompt, so that a token may begin in the prompt and end in the prefix.
         on_text: called as on_text(row, text) with each new, final piece of text; the pieces concatenate to the row's
             `text`.
         chunk: tokens between two checks for stop strings and calls of `on_text`; the results do not depend on it.
@@ -40,20 +42,21 @@ def generate_text(
             forced prefixes differs from that of prompts.
         FieldError: an empty stop string.
     """
-    ids = _encode_prompts(tokenizer, prompts)
-    prefixes = _encode_prefixes(tokenizer, forced_prefix, len(ids))
-    before = [[]] * len(ids) if generator.encoder_decoder else ids
-    streams = [TextStream(tokenizer.decode, row, stop) for row in before]
+    inputs = encode_inputs(generator, tokenizer, prompts, forced_prefix)
+    streams = [inputs.stream(row, tokenizer, stop) for row in range(len(inputs.prompts))]
     emit = on_text or (lambda row, text: None)
+    for row, stream in enumerate(streams):
+        if begun := stream.force([]):  # without a start token, the prompt's last token may hold part of the prefix
+            emit(row, begun)
     watched = stop or on_text is not None
     generations = generator.generate(
         params,
-        ids,
+        inputs.prompts,
         max_new_tokens,
         sampling,
         seed,
-        forced_prefix=prefixes,
-        on_tokens=_listener(streams, prefixes, emit) if watched else None,
+        forced_prefix=inputs.prefixes,
+        on_tokens=_listener(streams, inputs.prefixes, emit) if watched else None,
         chunk=chunk,
     )
     if not watched:
@@ -66,6 +69,49 @@ def generate_text(
     return [_ended(g, stream.ended_at, stream.text) for stream, g in zip(streams, generations, strict=True)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The ids of prompts and of the beginnings that their new texts must have.
+
+    prompts: those of the decoder, or for an encoder-decoder the sources. prefixes: the first new tokens of each.
+    before: the ids before the new text: `prompts`, or for an encoder-decoder none.
+    alone: the ids of the text before the new text: `before`, and more where a token crosses the end of the prompt.
+    """
+
+    prompts: list[list[int]]
+    prefixes: list[list[int]]
+    before: list[list[int]]
+    alone: list[list[int]]
+
+    def stream(self, row: int, tokenizer: Any, stop: Sequence[str] = ()) -> TextStream:
+        """A decoder of the new text of a row."""
+        return TextStream(tokenizer.decode, self.before[row], stop, self.alone[row])
+
+
+def encode_inputs(
+    generator: Generator, tokenizer: Any, prompts: Sequence[str], forced_prefix: str | Sequence[str] = ""
+) -> Inputs:
+    """Encodes each prompt together with the forced prefix of its new text.
+
+    Raises:
+        UserError: `encode_batch` does not return lists of ids, or there is not one prefix for each prompt.
+    """
+    texts = [forced_prefix] * len(prompts) if isinstance(forced_prefix, str) else list(forced_prefix)
+    if len(texts) != len(prompts):
+        raise UserError(f"forced_prefix: {len(texts)} prefixes for {len(prompts)} prompts; expected one per prompt")
+    alone = _encode_prompts(tokenizer, prompts)
+    if generator.encoder_decoder:
+        nothing: list[list[int]] = [[] for _ in alone]
+        return Inputs(alone, tokenizer.encode_batch(texts), nothing, nothing)
+    if not any(texts):
+        return Inputs(alone, [[] for _ in alone], alone, alone)
+    joined = encode_joined(tokenizer, list(zip(prompts, texts, strict=True)))
+    if not generator.start_ids:  # the model has to read a token before it predicts one
+        joined = [(head, rest) if head else (rest[:1], rest[1:]) for head, rest in joined]
+    heads, prefixes = [head for head, _ in joined], [rest for _, rest in joined]
+    return Inputs(heads, prefixes, heads, alone)
+
+
 def _encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     """The prompts' ids. Raises UserError if `encode_batch` does not return lists of ids."""
     ids = tokenizer.encode_batch(list(prompts))
@@ -76,14 +122,6 @@ def _encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
             "wrap it with jaxnlp.data.huggingface_tokenizer.wrap(), or use jaxnlp.load(folder).generate(texts)"
         )
     return ids
-
-
-def _encode_prefixes(tokenizer: Any, forced_prefix: str | Sequence[str], count: int) -> list[list[int]]:
-    """The ids of each prompt's forced prefix. Raises UserError if there is not one for each of `count` prompts."""
-    prefixes = [forced_prefix] * count if isinstance(forced_prefix, str) else list(forced_prefix)
-    if len(prefixes) != count:
-        raise UserError(f"forced_prefix: {len(prefixes)} prefixes for {count} prompts; expected one per prompt")
-    return tokenizer.encode_batch(prefixes)
 
 
 def _listener(
@@ -111,9 +149,3 @@ def _ended(generation: Generation, count: int | None, text: str) -> Generation:
         return dataclasses.replace(generation, text=text)
     ids, log_probs = generation.ids[:count], generation.log_probs[:count]
     return Generation(ids, log_probs, None, "stop", text)
-
-
-def continuation(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
-    """The text of `ids` when they follow the ids `before`."""
-    stream = TextStream(tokenizer.decode, before)
-    return stream.force(ids) + stream.close()

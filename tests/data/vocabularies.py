@@ -18,16 +18,17 @@ def byte_level() -> tokenizers.Tokenizer:
     return made
 
 
-def byte_fallback(scheme: str = "normalizer") -> tokenizers.Tokenizer:
+def byte_fallback(scheme: str = "normalizer", fallback: bool = True) -> tokenizers.Tokenizer:
     """As Llama 2's and Mistral's: a space before each text, and bytes for characters that the vocabulary lacks.
 
     scheme: what puts the space there: the normalizer Prepend, or the prepend_scheme of Metaspace.
+    fallback: whether there are bytes.
     """
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), SPACE]
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256 * fallback)), SPACE]
     names += [*"acefht\u00e9", "th", "the", f"{SPACE}the", f"{SPACE}c", "at", f"{SPACE}cat", f"{SPACE}at"]
     merges = [("t", "h"), ("th", "e"), (SPACE, "the"), (SPACE, "c"), ("a", "t"), (f"{SPACE}c", "at"), (SPACE, "at")]
     vocab = {name: i for i, name in enumerate(names)}
-    made = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=fallback, fuse_unk=True))
     if scheme == "normalizer":
         made.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     else:
