@@ -78,6 +78,7 @@ class Truncator:
         length: maximum sequence length, in tokens. truncate: if False, `report` raises when a text was too long.
         remedy: the advice in the error message. setting: the config field that sets `length`.
         keeps_last: whether the last text of a sequence is never truncated.
+        noun: what is truncated, in the log.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class Truncator:
         remedy: str = TRUNCATE,
         setting: str = "data.seq_len",
         keeps_last: bool = False,
+        noun: str = "records",
     ):
-        self.length = length
+        self.length, self._noun = length, noun
         self._truncate, self._remedy, self._setting = truncate, remedy, setting
         self._keeps_last = keeps_last
         self._too_long: dict[str, int] = {}
@@ -124,7 +126,7 @@ class Truncator:
             expected = f"{longest} has {size} tokens{note}; set it to {size}, or {self._remedy}"
             raise FieldError(self._setting, self.length, expected)
         limit = f"{self._setting}={self.length}"
-        log(f"note: {count:,} records truncated to {limit} tokens; the longest, {longest}, had {size}")
+        log(f"note: {count:,} {self._noun} truncated to {limit} tokens; the longest, {longest}, had {size}")
 
 
 def chunks(records: Sequence[Record], log: Logger) -> Iterator[Sequence[Record]]:

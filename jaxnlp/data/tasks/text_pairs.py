@@ -64,7 +64,8 @@ class TextPairs(LabelledTask):
         """
         text_room(length, 1)  # the end token; `check` validates target_len
         lengths = (length, self.target_len or length)
-        truncators = [Truncator(n, self.truncate, setting=s) for n, s in zip(lengths, self._settings, strict=True)]
+        sides = zip(lengths, self._settings, ("sources", "targets"), strict=True)
+        truncators = [Truncator(n, self.truncate, setting=setting, noun=noun) for n, setting, noun in sides]
         examples: list[Example] = []
         for part in chunks(records, log):
             sources = [self.prompt(record) for record in part]
