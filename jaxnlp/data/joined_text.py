@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 Ids = list[int]
+ANCHOR = "x"
 
 
-def encode_joined(tokenizer: Any, rows: Sequence[Sequence[str]]) -> list[list[Ids]]:
+def encode_joined(tokenizer: Any, rows: Sequence[Sequence[str]], after_special: bool = False) -> list[list[Ids]]:
     """The ids of the parts of each text. Joined, they are the encoding of the joined parts.
 
     A token that crosses the end of a part belongs to the next part. lm-evaluation-harness also encodes a context and
@@ -21,10 +22,12 @@ def encode_joined(tokenizer: Any, rows: Sequence[Sequence[str]]) -> list[list[Id
     Args:
         tokenizer: any object with `encode_batch` and `decode`.
         rows: for each text, its parts.
+        after_special: whether the texts follow a special token (`Tokenizer.encode_after_special`).
     """
     starts = [list(itertools.accumulate(parts)) for parts in rows]  # the text up to the end of each part
     texts = list(dict.fromkeys(text for row in [*starts, *rows] for text in row))
-    encoded = dict(zip(texts, tokenizer.encode_batch(texts), strict=True)) if texts else {}
+    encode = tokenizer.encode_after_special if after_special else tokenizer.encode_batch
+    encoded = dict(zip(texts, encode(texts), strict=True)) if texts else {}
     joined = []
     for row, parts in zip(starts, rows, strict=True):
         ids = [encoded[text] for text in row]
@@ -62,3 +65,11 @@ def encode_between(tokenizer: Any, parts: Sequence[str], special_ids: Sequence[i
     for special_id, part in zip(special_ids, tokenizer.encode_after_special(list(parts[1:])), strict=True):
         ids = [*ids, special_id, *part]
     return ids
+
+
+def encode_following(tokenizer: Any, text: str) -> Ids:
+    """The ids of a text that follows another one: without the space that a tokenizer may put before each text."""
+    first, apart = tokenizer.encode_batch([ANCHOR, text])
+    ((anchor, following),) = encode_joined(tokenizer, [(ANCHOR, text)])
+    is_joined = tokenizer.decode([*first, *apart]) == ANCHOR + text
+    return following if not is_joined and tokenizer.decode([*anchor, *following]) == ANCHOR + text else apart

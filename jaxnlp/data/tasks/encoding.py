@@ -47,18 +47,15 @@ def encode_texts(
     Raises:
         FieldError: a sequence is too long and may not be truncated, or the length leaves no room for text.
     """
-    special_ids = layout.special_ids(tokenizer)
     encoded = []
     for part in chunks(records, log):
         rows = [texts(record) for record in part]
-        ids = iter(tokenizer.encode_batch([text for row in rows for text in row]))
-        for record, row in zip(part, rows, strict=True):
-            tokens = list(itertools.islice(ids, len(row)))
+        parts = iter(layout.encode(tokenizer, [[row[i] for i in order] for row in rows for order in orders]))
+        for record in part:
             sequences = []
-            for order in orders:
-                chosen = [tokens[i] for i in order]
-                room = text_room(truncator.length, layout.overhead(len(chosen), special_ids))
-                sequences.append(layout.sequence(truncator(record, chosen, room), special_ids))
+            for tokens, special_ids in itertools.islice(parts, len(orders)):
+                room = text_room(truncator.length, layout.overhead(len(tokens), special_ids))
+                sequences.append(layout.sequence(truncator(record, tokens, room), special_ids))
             encoded.append(tuple(sequences))
     truncator.report(log)
     return encoded

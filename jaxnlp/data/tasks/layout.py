@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from jaxnlp.data.joined_text import encode_between, encode_following, encode_joined
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 
@@ -50,6 +51,13 @@ class Layout(abc.ABC):
     @abc.abstractmethod
     def special_ids(self, tokenizer: Tokenizer) -> tuple[Any, ...]:
         """The token ids that `sequence` needs. Raises FieldError naming a token that the vocabulary lacks."""
+
+    def encode(self, tokenizer: Tokenizer, rows: Sequence[Sequence[str]]) -> list[tuple[list[Ids], tuple[Any, ...]]]:
+        """For each row of texts, what `sequence` needs: the ids of the texts, and the special ids."""
+        special_ids = self.special_ids(tokenizer)
+        texts = list(dict.fromkeys(text for row in rows for text in row))
+        ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
+        return [([ids[text] for text in row], special_ids) for row in rows]
 
     @abc.abstractmethod
     def sequence(self, texts: Sequence[Ids], special_ids: tuple[Any, ...]) -> TokenSequence:
@@ -157,12 +165,33 @@ class Template(Layout):
             within = self.layout.special_ids(tokenizer)
         except FieldError as e:
             raise FieldError(e.field.replace(".layout.", ".layout.layout."), e.value, e.expected) from None
-        before, after = self.text.split(TEXTS)
-        return self._ids(before, tokenizer), self._ids(after, tokenizer), within
+        lead, first, last, tail = self._words(tokenizer)
+        return [*lead, *first[1]], [*encode_following(tokenizer, last), *tail], within
 
-    def _ids(self, text: str, tokenizer: Tokenizer) -> list[int]:
-        first, *later = tokenizer.encode_batch(text.split(self.place))
-        return [*first, *(i for words in later for i in (self.place_id(tokenizer), *words))]
+    def encode(self, tokenizer: Tokenizer, rows: Sequence[Sequence[str]]) -> list[tuple[list[Ids], tuple[Any, ...]]]:
+        """The words beside the texts are encoded together with them; a token may cross their border."""
+        within = self.special_ids(tokenizer)[-1]
+        lead, (first, _), last, tail = self._words(tokenizer)
+        starts = [[first, row[0], *([last] if len(row) == 1 else [])] for row in rows]
+        beginnings = encode_joined(tokenizer, starts, after_special=self.place in self.text.split(TEXTS)[0])
+        middles = super().encode(tokenizer, [row[1:-1] for row in rows])
+        endings = encode_joined(tokenizer, [[row[-1], last] for row in rows])
+        encoded: list[tuple[list[Ids], tuple[Any, ...]]] = []
+        for begin, (middle, _), end in zip(beginnings, middles, endings, strict=True):
+            before, text = begin[:2]
+            texts: list[Ids] = [text] if len(begin) == 3 else [text, *middle, end[0]]
+            after = begin[2] if len(begin) == 3 else end[1]
+            encoded.append((texts, ([*lead, *before], [*after, *tail], within)))
+        return encoded
+
+    def _words(self, tokenizer: Tokenizer) -> tuple[list[int], tuple[str, Ids], str, list[int]]:
+        """(ids up to the words before the texts, these words and their ids, the words after the texts, later ids)."""
+        before, after = (part.split(self.place) for part in self.text.split(TEXTS))
+        places = [self.place_id(tokenizer)] * (len(before) + len(after) - 2) if self.num_places else []
+        lead = encode_between(tokenizer, [*before[:-1], ""], places[: len(before) - 1])
+        whole = encode_between(tokenizer, before, places[: len(before) - 1])
+        tail = encode_between(tokenizer, ["", *after[1:]], places[: len(after) - 1])
+        return lead, (before[-1], whole[len(lead) :]), after[0], tail
 
     def sequence(self, texts: Sequence[Ids], special_ids: tuple[Any, ...]) -> TokenSequence:
         before, after, within = special_ids

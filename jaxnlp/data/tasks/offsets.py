@@ -52,6 +52,27 @@ class Offsets:
         return Pieces(ids, character[begins], character[ends - 1] + 1)
 
 
+def word_pieces(tokenizer: Tokenizer, rows: list[list[str]], joiner: str) -> list[list[list[int]]]:
+    """The tokens of each word of each row. Joined, they are the encoding of the row's words, joined by `joiner`.
+
+    A joiner belongs to the word after it, and a token to the word in which it begins.
+
+    Raises:
+        UserError: joined words have other tokens than words apart, and the tokenizer cannot say where they are.
+    """
+    parts = [[joiner * (i > 0) + word for i, word in enumerate(words)] for words in rows]
+    apart = iter(tokenizer.encode_batch([part for row in parts for part in row]))
+    pieces = [[next(apart) for _ in row] for row in parts]
+    texts = ["".join(row) for row in parts]
+    joined = tokenizer.encode_batch(texts)
+    others = [k for k, words in enumerate(pieces) if [i for ids in words for i in ids] != joined[k]]
+    for k, tokens in zip(others, Offsets(tokenizer)([texts[k] for k in others]) if others else (), strict=True):
+        ends = np.cumsum([len(part) for part in parts[k]])
+        word_T = np.minimum(np.searchsorted(ends, tokens.starts, side="right"), len(ends) - 1)
+        pieces[k] = [[tokens.ids[t] for t in np.flatnonzero(word_T == word)] for word in range(len(ends))]
+    return pieces
+
+
 def _columns(spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     columns = np.asarray(spans, np.int64).reshape(-1, 2)
     return columns[:, 0], columns[:, 1]

@@ -20,6 +20,7 @@ from jaxnlp.data.tasks.classes import check_classes, class_index, classes_of
 from jaxnlp.data.tasks.encoding import Example, Logger, Truncator, chunks, stack_examples, text_room
 from jaxnlp.data.tasks.labelled_task import LabelledTask, Prediction
 from jaxnlp.data.tasks.layout import EncoderLayout, Layout
+from jaxnlp.data.tasks.offsets import word_pieces
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError
 from jaxnlp.metrics.metric import Scores
@@ -69,10 +70,7 @@ class TokenClassificationTask(LabelledTask):
         room, examples, num_skipped = text_room(length, self.layout.overhead(1, special_ids)), [], 0
         for part in chunks(records, log):
             rows = [self.listed(record, self.words, WORDS) for record in part]
-            texts = [self.joiner * (i > 0) + word for words in rows for i, word in enumerate(words)]
-            ids = iter(tokenizer.encode_batch(texts))
-            for record, words in zip(part, rows, strict=True):
-                pieces = [next(ids) for _ in words]
+            for record, words, pieces in zip(part, rows, word_pieces(tokenizer, rows, self.joiner), strict=True):
                 (tokens,) = truncator(record, [[token for piece in pieces for token in piece]], room)
                 sequence = self.layout.sequence([tokens], special_ids)
                 starts = np.cumsum([0, *map(len, pieces)])[:-1]
