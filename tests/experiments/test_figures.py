@@ -79,7 +79,7 @@ def test_an_architecture_from_a_config(tmp_path):
         (
             "attention_map",
             ["--workdir=GPT", "--text=a", "--out=setup.py/x.png"],
-            "--out=setup.py/x.png: cannot be written",
+            "setup.py/x.png: cannot be written",
         ),
         ("attention_map", ["--workdir=none", "--text=a"], "--workdir=none: no checkpoint here"),
         ("fill_mask", ["--workdir=BERT", "--text=a"], "contains no [MASK]; put it in place of a word to predict"),
@@ -94,7 +94,7 @@ def test_an_architecture_from_a_config(tmp_path):
         (
             "figures.architecture",
             ["--config=configs/gpt/tiny.py", "--out=setup.py/x.png"],
-            "--out=setup.py/x.png: cannot be written",
+            "setup.py/x.png: cannot be written",
         ),
     ],
 )
