@@ -60,3 +60,20 @@ def test_long_rows_of_parquet_are_read_in_small_batches(tmp_path):
     sizes = [batch.num_rows for batch in parquet_batches(tmp_path / "x.parquet", file, ["text"])]
     assert sum(sizes) == 400 and max(sizes) * len(LONG) < 100 << 20
     assert list(read_file(tmp_path / "x.parquet", "text", "file")) == rows
+
+
+def test_times_that_python_lacks_are_text(tmp_path):
+    """Nanoseconds and years above 9999 would need pandas; other rows of the column keep their values."""
+    times = pyarrow.array([1000, 1001], pyarrow.timestamp("ns"))
+    columns = {
+        "time": times,
+        "duration": pyarrow.array([1001, 2000], pyarrow.duration("ns")),
+        "date": pyarrow.array([2**26, 1], pyarrow.date32()),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    first, second = (record.fields for record in read_records(tmp_path / "x.parquet"))
+    assert second["time"] == times.cast(pyarrow.string())[1].as_py() == "1970-01-01 00:00:00.000001001"
+    assert first["duration"] == 1001 and first["date"] == columns["date"].cast(pyarrow.string())[0].as_py()
+    pyarrow.parquet.write_table(pyarrow.table({"time": times[:1]}), tmp_path / "y.parquet")
+    (record,) = read_records(tmp_path / "y.parquet")
+    assert str(record.fields["time"]) == "1970-01-01 00:00:00.000001"

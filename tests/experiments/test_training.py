@@ -212,6 +212,7 @@ def test_a_full_disk_is_a_clear_error_and_older_checkpoints_are_intact(corpus, t
         and "older checkpoints are intact (step 4, 8, 12)" in line
     )
     assert "Traceback" not in full.err
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["12", "4", "8"]
     for step, wanted in before.items():
         Reader(tmp_path / "run").verify(step)
         assert_same_bits(arrays(tmp_path / "run", step), wanted)

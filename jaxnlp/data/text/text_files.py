@@ -180,12 +180,25 @@ def parquet_rows(path: pathlib.Path, file: Any, columns: list[str] | None) -> It
         try:
             rows = batch.to_pylist()
         except Exception:
-            for i in range(batch.num_rows):
-                with reading(f"{path}, row {first + i}", "cannot be read"):
-                    batch.slice(i, 1).to_pylist()
-            raise
+            rows = [_parquet_row(f"{path}, row {first + i}", batch.slice(i, 1)) for i in range(batch.num_rows)]
         yield from enumerate(rows, first)
         first += batch.num_rows
+
+
+def _parquet_row(where: str, row: Any) -> dict[str, Any]:
+    """A row whose batch has a value that is none of Python. Times and dates that Python lacks become text."""
+    import pyarrow as pa
+
+    try:
+        return row.to_pylist()[0]
+    except Exception:
+        with reading(where, "cannot be read"):
+            columns = []
+            for column in row.columns:
+                is_duration = pa.types.is_duration(column.type)
+                kind = pa.int64() if is_duration else pa.string() if pa.types.is_temporal(column.type) else column.type
+                columns.append(column.cast(kind))
+            return pa.RecordBatch.from_arrays(columns, names=row.schema.names).to_pylist()[0]
 
 
 def open_parquet(path: pathlib.Path) -> Any:

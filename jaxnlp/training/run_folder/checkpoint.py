@@ -308,6 +308,9 @@ def _clear_errors(reader: Reader, step: int) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:  # orbax and tensorstore raise many types, bare Exception among them
+        if distributed.first():  # on a full disk, what was written is in the way of the next run
+            for unfinished in reader.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
         cause = re.search(CAUSES, str(e))
         reason = cause.group() if cause else " ".join(str(e).split())[:300]
         raise UserError(
