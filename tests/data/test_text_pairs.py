@@ -84,7 +84,7 @@ def test_longer_texts_are_cut_where_the_config_says_so_and_told(tmp_path):
     source, target = task.encode([record], ByteTokenizer(), 6, messages.append)[0].sequences
     assert bytes(source.tokens[:-1].tolist()) == b"abcde" and bytes(target.tokens[:-1].tolist()) == b"ij"
     assert source.tokens[-1] == target.tokens[-1] == SEP
-    assert [message.split(" truncated")[0] for message in messages] == ["note: 1 sources", "note: 1 targets"]
+    assert [message.split(" truncated")[0] for message in messages] == ["note: 1 source", "note: 1 target"]
 
 
 def test_span_corruption_begins_with_the_token_it_is_told(tmp_path):

@@ -75,7 +75,7 @@ class Truncator:
         length: maximum sequence length, in tokens. truncate: if False, `report` raises when a text was too long.
         remedy: the advice in the error message. setting: the config field that sets `length`.
         keeps_last: whether the last text of a sequence is never truncated.
-        noun: what is truncated, in the log.
+        noun: what is truncated, in the log and in the singular.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Truncator:
         remedy: str = TRUNCATE,
         setting: str = "data.seq_len",
         keeps_last: bool = False,
-        noun: str = "records",
+        noun: str = "record",
     ):
         self.length, self._noun = length, noun
         self._truncate, self._remedy, self._setting = truncate, remedy, setting
@@ -122,8 +122,8 @@ class Truncator:
             note = f" ({count} records are too long, this one is the longest)" if count > 1 else ""
             expected = f"{longest} has {size} tokens{note}; set it to {size}, or {self._remedy}"
             raise FieldError(self._setting, self.length, expected)
-        limit = f"{self._setting}={self.length}"
-        log(f"note: {count:,} {self._noun} truncated to {limit} tokens; the longest, {longest}, had {size}")
+        limit, noun = f"{self._setting}={self.length}", self._noun + "s" * (count > 1)
+        log(f"note: {count:,} {noun} truncated to {limit} tokens; the longest, {longest}, had {size}")
 
 
 def chunks(records: Sequence[Record], log: Logger) -> Iterator[Sequence[Record]]:

@@ -64,7 +64,7 @@ class TextPairs(LabelledTask):
         """
         text_room(length, 1)  # the end token; `check` validates target_len
         lengths = (length, self.target_len or length)
-        sides = zip(lengths, self._settings, ("sources", "targets"), strict=True)
+        sides = zip(lengths, self._settings, ("source", "target"), strict=True)
         truncators = [Truncator(n, self.truncate, setting=setting, noun=noun) for n, setting, noun in sides]
         examples: list[Example] = []
         for part in chunks(records, log):
