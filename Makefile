@@ -57,7 +57,7 @@ $(VENV)/tpu.stamp: $(VENV)/python.stamp requirements-tpu.lock
 	@touch $@
 
 .PHONY: train
-train: setup  ## train CONFIG (configs/gpt/tiny.py) in WORKDIR (runs/tiny) with ARGS; resumes what it finds there
+train: setup  ## train CONFIG (configs/gpt/tiny.py) in WORKDIR (runs/tiny) with ARGS; resumes a run in that folder
 	$(BIN)/python -m experiments.train --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 .PHONY: generate
