@@ -11,6 +11,7 @@ from jaxnlp.data import tokenizer as tokenizers
 from jaxnlp.data.text import packing, sources
 from jaxnlp.data.text.store import BLOCK, TokenStore, build_store
 from jaxnlp.errors import UserError
+from jaxnlp.scratch import PREFIX, scratch
 
 TOKENIZER = tokenizers.ByteTokenizer()
 SEP = TOKENIZER.eos_id
@@ -145,6 +146,29 @@ def test_the_cache_is_used_rebuilt_when_damaged_and_follows_the_source(tmp_path,
     assert "rebuilding a damaged cache" in capsys.readouterr().err
     (tmp_path / "a.txt").write_text("\n".join(documents(90)))
     assert pipeline.open_split(setup, "train", TOKENIZER).path != first.path
+
+
+def test_a_run_removes_what_killed_ones_left_in_its_cache_and_nothing_of_running_ones(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(documents(80)))
+    files = sources.Files(train=str(tmp_path / "a.txt"), document="line", holdout=0.2)
+    setup = config(source=files, tokenizer=tokenizers.Bytes(), cache_dir=str(tmp_path / "cache"))
+    pipeline.open_split(setup, "train", TOKENIZER)
+    tokens = tmp_path / "cache" / "tokens"
+    with scratch(tokens) as running:
+        left = [tmp_path / "cache" / room / f"{PREFIX}killed" / "half" for room in ("tokens", "tokenizers", "library")]
+        for folder in left:
+            folder.mkdir(parents=True)
+        pipeline.open_split(setup, "train", TOKENIZER)  # although its store is complete
+        assert not any(folder.parent.exists() for folder in left) and running.exists()
+    assert len(list(tokens.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["my notes.txt", "tokens.txt", "deep"])
+def test_a_store_does_not_replace_a_folder_of_other_files(tmp_path, name):
+    (tmp_path / "store" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"store: contains {name}, which is not part of a token store"):
+        store(tmp_path)
+    assert (tmp_path / "store" / name).exists()
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path):
