@@ -9,6 +9,7 @@ from jaxnlp.errors import FieldError
 from jaxnlp.evals.evaluator import EvaluatedModel, Outcome, RecordEvaluator
 from jaxnlp.inference.decode import Generator
 from jaxnlp.inference.scoring import LENGTH_MULTIPLE, filled
+from jaxnlp.inference.text import continuation
 
 EXAMPLE = "TextPairs(source='question', target='answer')"
 
@@ -53,8 +54,9 @@ class GenerationEvaluator(RecordEvaluator):
             model.between_batches()
             rows = prompts[start : start + data.batch_size]
             texts = generator(model.params, filled(rows, data.batch_size), length)
-            for record, ids in zip(records[start:], texts[: len(rows)], strict=False):
-                predictions.append(task.decode(record, [], [model.tokenizer.decode(ids)]))
+            for record, prompt, ids in zip(records[start:], rows, texts, strict=False):
+                text = continuation(model.tokenizer, [] if generator.encoder_decoder else prompt, ids)
+                predictions.append(task.decode(record, [], [text]))
         return self.outcome(task, records, predictions)
 
     def _task_and_records(self, model: EvaluatedModel) -> tuple[LabelledTask, list[Record]]:

@@ -149,3 +149,9 @@ def _ended(generation: Generation, count: int | None, text: str) -> Generation:
         return dataclasses.replace(generation, text=text)
     ids, log_probs = generation.ids[:count], generation.log_probs[:count]
     return Generation(ids, log_probs, None, "stop", text)
+
+
+def continuation(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of `ids` when they follow the ids `before`."""
+    stream = TextStream(tokenizer.decode, before)
+    return stream.force(ids) + stream.close()

@@ -29,7 +29,7 @@ def model(start: tuple[int, ...]):
     return Generator(apply, config.init_cache, *sizes, decoder_start_ids=start), params, jax.jit(apply)
 
 
-@pytest.mark.parametrize("start", [(1,), ()], ids=["start", "no start"])
+@pytest.mark.parametrize("start", [(1,), pytest.param((), marks=pytest.mark.slow)], ids=["start", "no start"])
 def test_a_prompt_and_a_forced_beginning(start):
     generator, params, _ = model(start)
     sampling = Sampling(temperature=1.0, min_new_tokens=6)

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 class Characters(Task):
     """Examples for `objectives.bilm`.
 
-    max_chars: C, characters per word including its two markers; must equal the model's `max_chars`.
+    max_chars: C, characters per word including its two markers; must equal the model's `max_chars`. The model reads
+        the first C - 2 of a longer word, as ELMo does (its C is 50); the word itself is predicted.
     """
 
     max_chars: int = 50
