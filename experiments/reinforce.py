@@ -114,6 +114,7 @@ def main() -> None:
             if run.due(e.checkpoint_every):
                 run.save(saved_trees(state), {**records, "data": feed.state()})
         run.save(saved_trees(state), {**records, "data": feed.state()})
+        run.info(f"next: {runtime.command('generate', runtime.option('workdir', WORKDIR.value))}")
 
 
 if __name__ == "__main__":
