@@ -21,7 +21,7 @@ PROMPTS = {
     "flan_t5": (
         [
             "Translate English to German: The house is wonderful and the garden is small.",
-            "</s> <extra_id_0> unknown: Ж",
+            "What is </s> here? <pad> Ж",
         ],
         "Das Haus ist klein",
     ),
