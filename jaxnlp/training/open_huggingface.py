@@ -12,7 +12,7 @@ from jaxnlp.data.pretrained_tokenizer import FILE, read_exported
 from jaxnlp.data.text.span_corruption import SpanCorruption
 from jaxnlp.errors import UserError
 from jaxnlp.interop import huggingface
-from jaxnlp.interop.tensor_files import read_json
+from jaxnlp.interop.tensor_files import hint, read_json
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.paths import expanded
 from jaxnlp.sharding.rules import REPLICATED
@@ -40,7 +40,8 @@ def open_huggingface(source: str | pathlib.Path) -> Loaded:
             f"load: {source}: no such folder; expected a run, a folder in Hugging Face's layout, or a hub id"
         )
     if folder.is_dir() and not (folder / huggingface.CONFIG).exists():
-        raise UserError(f"load: {source}: has neither a checkpoint of a run nor a model in Hugging Face's layout")
+        neither = "has neither a checkpoint of a run nor a model in Hugging Face's layout"
+        raise UserError(f"load: {source}: {neither}{hint(folder)}")
     folder = huggingface.local_folder(source)
     config, library = huggingface.read_config(folder)
     exported = read_exported(folder)

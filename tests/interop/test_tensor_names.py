@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import jaxnlp
 from jaxnlp.errors import UserError
 from jaxnlp.interop.adapters import load_adapter
 from jaxnlp.interop.huggingface import load
+from jaxnlp.training.init.pretrained import open_source
 
 from ..reference import torch
 from .families import build
@@ -172,6 +174,9 @@ def test_weights_in_another_format_are_named_with_what_to_do(file, saved, tmp_pa
         (tmp_path / other).write_bytes(b"x")
     with pytest.raises(UserError, match=r"config\.json: cannot be read \(No such file.*; " + FILES[file]):
         load(tmp_path)
+    for opened in (jaxnlp.load, lambda path: open_source(str(path), "latest", print)):
+        with pytest.raises(UserError, match=r"has neither a checkpoint .* Hugging Face's layout; " + FILES[file]):
+            opened(tmp_path)
     shutil.copy(saved("gpt2")[1] / "config.json", tmp_path)
     with pytest.raises(UserError, match=r"neither model\.safetensors nor .* exists; " + FILES[file]):
         load(tmp_path)

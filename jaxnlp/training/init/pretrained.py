@@ -27,6 +27,7 @@ from jaxnlp.data.pretrained_tokenizer import read_exported, same_ids
 from jaxnlp.data.tokenizer import Tokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.interop import huggingface
+from jaxnlp.interop.tensor_files import hint
 from jaxnlp.nn.head import Head
 from jaxnlp.nn.kernels import Einsum
 from jaxnlp.nn.model_config import ModelConfig
@@ -164,7 +165,8 @@ def open_source(path: str, checkpoint: str, log: Callable[[str], Any]) -> Pretra
         raise FieldError(
             "init_from.path",
             path,
-            "has neither a checkpoint of a run nor a model in Hugging Face's layout; train a model first",
+            "has neither a checkpoint of a run nor a model in Hugging Face's layout"
+            f"{hint(folder) or '; train a model first'}",
         )
     if not folder.is_dir() and (path.startswith((".", "/", "runs/")) or path.count("/") > 1):
         raise FieldError(
