@@ -15,16 +15,14 @@ from jaxnlp.errors import UserError
 SOURCE = flags.DEFINE_string("source", None, "Folder with config.json and *.safetensors, or a hub id.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the new run.")
 CONFIG = cli.define_config()
-EOS_TOKEN = flags.DEFINE_string(
-    "eos_token", None, "End-of-text token. Default: one of the common names that is in the vocabulary."
-)
+EOS_TOKEN = flags.DEFINE_string("eos_token", None, "End-of-text token. Default: the one that the source's files name.")
 IGNORE = flags.DEFINE_multi_string(
     "ignore", [], "Pattern of tensors to leave out, for example classifier.*. Repeat the flag for several."
 )
 
 
 def main() -> None:
-    from jaxnlp.interop.huggingface import load
+    from jaxnlp.interop.huggingface import load, read_source
     from jaxnlp.training.init.import_run import create_run
 
     if SOURCE.value is None:
@@ -34,7 +32,15 @@ def main() -> None:
     model, params, tokenizer = load(SOURCE.value, ignore=IGNORE.value)
     if tokenizer is None:
         raise UserError(f"{SOURCE.value}: no tokenizer; expected tokenizer.json, or vocab.json with merges.txt")
-    count = create_run(CONFIG.value, model, params, tokenizer, EOS_TOKEN.value, WORKDIR.value)
+    count = create_run(
+        CONFIG.value,
+        model,
+        params,
+        tokenizer,
+        EOS_TOKEN.value,
+        WORKDIR.value,
+        read_source(SOURCE.value, ignore=IGNORE.value),
+    )
     print(f"{type(model).__name__}, {count:,} parameters, written to {WORKDIR.value} as step 0. Next:")
     workdir = runtime.option("workdir", WORKDIR.value)
     print(f"  generate   {runtime.command('generate', workdir, runtime.option('prompt', 'The'))}")

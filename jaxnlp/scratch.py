@@ -97,8 +97,9 @@ def move_files(source: pathlib.Path, folder: pathlib.Path, *, last: str, replace
     for pattern in replaced:
         for old in folder.glob(pattern):
             old.unlink()
-    names = [path.name for path in source.iterdir() if path.name not in (LOCK, last)]
-    for name in [*names, last]:
+    names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+    for name in [*(name for name in names if name not in (LOCK, last)), last]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).replace(folder / name)
 
 

@@ -173,6 +173,11 @@ class HuggingFaceTokenizer(Tokenizer):
         )
 
     @property
+    def eos_token(self) -> str:
+        """The name of the end-of-text token."""
+        return self._name
+
+    @property
     def library(self) -> Any:
         """The underlying `tokenizers` object, with the post-processing and padding that its file configures."""
         import tokenizers

@@ -18,7 +18,7 @@ from jaxnlp.errors import FieldError
 from jaxnlp.inference.cache import cache_lengths, grow, reorder, repeat
 from jaxnlp.inference.decode import Generator
 from jaxnlp.inference.loop import log_probs, prompt_seen, replicate
-from jaxnlp.inference.processors import Processors, process, seen_in
+from jaxnlp.inference.processors import Processors, is_end, process, seen_in
 from jaxnlp.inference.rows import Ids, Rows
 
 WORST = -1e9  # score of an empty beam slot
@@ -108,7 +108,7 @@ def beam_search(
             if not finished.filled[i, n] or not total > WORST / 2:
                 break  # the row has no more texts
             ids, log_probs = (x[i, n, :length].tolist() for x in (finished.tokens, finished.log_probs))
-            end = log_probs.pop() if ids and ids[-1] == generator.eos_id else None
+            end = log_probs.pop() if ids and ids[-1] in generator.end_ids else None
             ids = ids[: len(log_probs)]
             row.append(Hypothesis([*prefix, *ids], float(finished.scores[i, n]), [*first, *log_probs], end))
         texts.append(row)
@@ -159,7 +159,7 @@ def _search(model: Generator, decode_params, rows: Rows, max_new_tokens: int, be
     count_R1 = jnp.repeat(rows.count_B, N)[:, None]
     prompt_BV = prompt_seen(rows, beams.repetition_penalty, logits_BTV.shape[-1])
     prompt_RV = None if prompt_BV is None else jnp.repeat(prompt_BV, N, axis=0)
-    extend = functools.partial(_extend, model.eos_id, beams, T, prompt_RV)
+    extend = functools.partial(_extend, model.end_ids, beams, T, prompt_RV)
 
     def empty() -> _Beams:
         tokens_BNT = jnp.full((B, N, T), model.eos_id, jnp.int32)
@@ -186,7 +186,7 @@ def _search(model: Generator, decode_params, rows: Rows, max_new_tokens: int, be
     return jax.tree.map(replicate, (carry[2], forced_BK))
 
 
-def _extend(eos_id, beams, T, prompt_RV, step, logits_BNV, live: _Beams, finished: _Beams, open_B):
+def _extend(end_ids, beams, T, prompt_RV, step, logits_BNV, live: _Beams, finished: _Beams, open_B):
     """One step of the search.
 
     Returns:
@@ -194,16 +194,16 @@ def _extend(eos_id, beams, T, prompt_RV, step, logits_BNV, live: _Beams, finishe
         loop continues).
     """
     B, N, V = logits_BNV.shape
-    width = min(2 * N, N * V)  # if N of them end here, N remain live
+    width = min((1 + len(end_ids)) * N, N * V)  # if each beam ends in every way, N remain live
     raw_BNV = jax.nn.log_softmax(logits_BNV, axis=-1)
-    totals_BNV = live.scores[..., None] + _processed(eos_id, beams, prompt_RV, step, raw_BNV, live)
+    totals_BNV = live.scores[..., None] + _processed(end_ids, beams, prompt_RV, step, raw_BNV, live)
     scores_BC, flat_BC = jax.lax.top_k(totals_BNV.reshape(B, -1), width)
     parents_BC, ids_BC = flat_BC // V, (flat_BC % V).astype(jnp.int32)
     raw_BC = jnp.take_along_axis(raw_BNV.reshape(B, -1), flat_BC, axis=1)
     write = lambda x_BCT, new_BC: jax.lax.dynamic_update_slice_in_dim(x_BCT, new_BC[..., None], step, axis=2)
     parents = live.take(parents_BC)
     length = step + 1
-    ended_BC = (ids_BC == eos_id) | (length == T)
+    ended_BC = is_end(ids_BC, end_ids) | (length == T)
     lengths_BC = jnp.full_like(ids_BC, length)
     candidates = _Beams(
         write(parents.tokens, ids_BC), write(parents.log_probs, raw_BC), lengths_BC, scores_BC, ~ended_BC
@@ -231,11 +231,11 @@ def _extend(eos_id, beams, T, prompt_RV, step, logits_BNV, live: _Beams, finishe
     return live, finished, open_B, parents_BN, continues
 
 
-def _processed(eos_id, beams: BeamSearch, prompt_RV, step, raw_BNV, live: _Beams) -> jax.Array:
+def _processed(end_ids, beams: BeamSearch, prompt_RV, step, raw_BNV, live: _Beams) -> jax.Array:
     """(B, N, V): log-probabilities after `Processors`, which beam scores accumulate."""
     R, seen_RV = raw_BNV.shape[0] * raw_BNV.shape[1], None
     if prompt_RV is not None:
         tokens_RT = live.tokens.reshape(R, -1)
         written_RT = jnp.broadcast_to(jnp.arange(tokens_RT.shape[1]) < step, tokens_RT.shape)
         seen_RV = prompt_RV | seen_in(tokens_RT, written_RT, raw_BNV.shape[-1])
-    return process(raw_BNV.reshape(R, -1), beams, eos_id, step, seen_RV).reshape(raw_BNV.shape)
+    return process(raw_BNV.reshape(R, -1), beams, end_ids, step, seen_RV).reshape(raw_BNV.shape)

@@ -33,6 +33,8 @@ class BoundModel:
     tuning: the model with its PEFT method; None without one.
     decoder_start_ids, encoder_eos_ids: the tokens with which texts start and sources end, for an imported model; None:
         as in the task.
+    other_eos_ids, bos_ids: more tokens that end a text, and those at the start of an empty prompt, for an imported
+        model.
     """
 
     config: ModelConfig
@@ -45,6 +47,8 @@ class BoundModel:
     tuning: TunedModel | None = None
     decoder_start_ids: tuple[int, ...] | None = None
     encoder_eos_ids: tuple[int, ...] | None = None
+    other_eos_ids: tuple[int, ...] = ()
+    bos_ids: tuple[int, ...] = ()
 
     @property
     def start_ids(self) -> tuple[int, ...]:
@@ -91,6 +95,8 @@ def make_generator(model: BoundModel) -> Generator:
         context,
         decoder_start_ids=None if default_start else model.start_ids,
         encoder_eos_ids=model.encoder_eos_ids,
+        other_eos_ids=model.other_eos_ids,
+        bos_ids=model.bos_ids,
         encoder_decoder=encoder_decoder,
         num_virtual_tokens=num_virtual_tokens,
         prefill_prefix=functools.partial(tuning.begin_cache, model.apply)

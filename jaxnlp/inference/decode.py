@@ -9,6 +9,7 @@ Shape legend: B batch, P prompt length, R rows or beams, T new tokens, V vocabul
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,6 +69,8 @@ class Generator:
     prepare_params: optional transform of the parameters before decoding, e.g. the output-major layout on a CPU.
     decoder_start_ids: tokens at the start of every decoder input, as in training; None is `eos_id`, () is none.
     encoder_eos_ids: tokens at the end of every encoder input; None is `eos_id`, () is none.
+    other_eos_ids: more tokens that end a text, as `eos_id` does.
+    bos_ids: tokens at the start of an empty prompt, if there are no `decoder_start_ids`.
     encoder_decoder: whether prompts are encoder inputs; the decoder then starts with `decoder_start_ids` and the
         forced prefix.
     num_virtual_tokens: soft-prompt positions at the front of the cache.
@@ -85,6 +88,8 @@ class Generator:
     prepare_params: Callable[[Params], Params] = lambda params: params
     decoder_start_ids: tuple[int, ...] | None = None
     encoder_eos_ids: tuple[int, ...] | None = None
+    other_eos_ids: tuple[int, ...] = ()
+    bos_ids: tuple[int, ...] = ()
     encoder_decoder: bool = False
     num_virtual_tokens: int = 0
     prefill_prefix: Callable[[Params, PyTree], PyTree] | None = None
@@ -218,7 +223,7 @@ class Generator:
             return num_tokens
         forced = forced_prefix or [[]] * len(prompts)
         longest = max(
-            (decoder_length(self, p, f) for p, f in zip(prompts, forced, strict=True)), default=len(self.start_ids)
+            (decoder_length(self, p, f) for p, f in zip(prompts, forced, strict=True)), default=len(self.start_of(()))
         )
         return max(1, min(num_tokens, self.length_limit - longest))
 
@@ -234,9 +239,19 @@ class Generator:
             return ()
         return (self.eos_id,) if self.encoder_eos_ids is None else self.encoder_eos_ids
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """All tokens that end a text: `eos_id` and `other_eos_ids`."""
+        return (self.eos_id, *self.other_eos_ids)
+
+    def start_of(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        """Tokens at the start of the decoder's input for a prompt: `start_ids`, or `bos_ids` if both are empty."""
+        empty = not self.encoder_decoder and not prompt and not self.start_ids
+        return self.bos_ids if empty else self.start_ids
+
     def until_eos(self, row: list[int]) -> list[int]:
         """A row of new tokens, up to the first end-of-text token."""
-        return row[: row.index(self.eos_id)] if self.eos_id in row else row
+        return list(itertools.takewhile(lambda i: i not in self.end_ids, row))
 
     def new_cache(self, decode_params: Any, batch: int, length: int) -> Any:
         """A cache for `length` positions of text, empty but for the soft prompt."""

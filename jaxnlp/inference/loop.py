@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxnlp.inference.cache import cache_lengths, grow
-from jaxnlp.inference.processors import process, seen_in
+from jaxnlp.inference.processors import is_end, process, seen_in
 from jaxnlp.inference.rows import Array, Rows
 from jaxnlp.inference.sampling import Sampling, sample
 from jaxnlp.trees import PyTree
@@ -131,7 +131,7 @@ def _advance(model, plan, params, rows, key, state, stop) -> DecodeState:
 def _choose(model, plan, key, state: DecodeState, logits_BTV) -> DecodeState:
     """The state with one more token, chosen from the logits at the last position."""
     step, logits_BV = state.step, model.mask_padded_ids(logits_BTV[:, -1])
-    scores_BV = process(logits_BV, plan.sampling, model.eos_id, step, state.seen)
+    scores_BV = process(logits_BV, plan.sampling, model.end_ids, step, state.seen)
     token_B = sample(scores_BV, jax.random.fold_in(key, step), plan.sampling)
     token_B1 = jnp.where(state.done, model.eos_id, token_B)[:, None]
     write = lambda x_BT, new_B1: jax.lax.dynamic_update_slice(x_BT, new_B1, (0, step))
@@ -140,7 +140,7 @@ def _choose(model, plan, key, state: DecodeState, logits_BTV) -> DecodeState:
         step=step + 1,
         tokens=write(state.tokens, token_B1),
         log_probs=None if log_probs_BT is None else write(log_probs_BT, log_probs(logits_BV[:, None], token_B1)),
-        done=state.done | (token_B1[:, 0] == model.eos_id),
+        done=state.done | is_end(token_B1[:, 0], model.end_ids),
         seen=None if seen_BV is None else seen_BV.at[jnp.arange(len(seen_BV)), token_B1[:, 0]].set(True),
         cache=state.cache,
     )

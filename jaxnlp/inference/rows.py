@@ -74,7 +74,7 @@ def make_rows(
     ids_B = None if adapter_ids is None else np.asarray(adapter_ids)
     heads = [[]] * len(prompts) if model.encoder_decoder else prompts
     _check_room(model, prompts, max_new_tokens, forced)
-    rows = [[*model.start_ids, *head, *prefix] for head, prefix in zip(heads, forced, strict=True)]
+    rows = [[*model.start_of(head), *head, *prefix] for head, prefix in zip(heads, forced, strict=True)]
     if not all(len(row) > len(prefix) for row, prefix in zip(rows, forced, strict=True)):
         raise UserError("generate: empty prompt; the model has no start token, so a prompt needs at least one token")
     limit = model.length_limit
@@ -111,7 +111,7 @@ def _check_room(model: Any, prompts: Ids, max_new_tokens: int, forced: Ids) -> N
 
 def decoder_length(model: Any, prompt: Sequence[int], forced: Sequence[int]) -> int:
     """Number of tokens in the decoder's input before the first new one."""
-    return len(model.start_ids) + len(forced) + (0 if model.encoder_decoder else len(prompt))
+    return len(model.start_of(prompt)) + len(forced) + (0 if model.encoder_decoder else len(prompt))
 
 
 def _pad(model: Any, rows: list[list[int]], room: int | None, *, left: bool) -> tuple[np.ndarray, np.ndarray]:

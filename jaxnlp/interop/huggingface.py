@@ -22,7 +22,9 @@ import numpy as np
 from jaxnlp import strict_json
 from jaxnlp.errors import UserError, reading
 from jaxnlp.interop import bert, gpt2, llama, t5
+from jaxnlp.interop.config_defaults import with_defaults
 from jaxnlp.interop.config_file import model_config
+from jaxnlp.interop.source_files import CARRIED, SourceFiles, exact_dtypes, merged_config, read_files
 from jaxnlp.interop.tensor_files import (
     INDEX,
     SINGLE,
@@ -102,6 +104,23 @@ def read_config(source: str | pathlib.Path) -> tuple[Any, Any]:
     return config, _tokenizer(folder)
 
 
+def read_source(source: str | pathlib.Path, *, ignore: Sequence[str] = ()) -> SourceFiles:
+    """A checkpoint's other files, and the names and dtypes of its tensors, for `save`. The arguments are as in `load`.
+
+    A tensor that is stored only under the name of a copy is written under that name again.
+    """
+    folder, family, config, files = _open_folder(source)
+    skipped = lambda name: any(fnmatch.fnmatchcase(name, glob) for glob in ignore)
+    table, copies = family.tensors(config), family.copies(config)
+    rows = table_names(files, table, copies, family.PREFIXES)
+    places = {}
+    for tensor, place in zip(table, stored(table, rows, copies, skipped), strict=True):
+        if place.name in files:
+            with open_tensors(files[place.name]) as file:
+                places[tensor.name] = (place.name, str(file.get_slice(place.name).get_dtype()))
+    return SourceFiles(read_files(folder), places)
+
+
 def _open_folder(source: str | pathlib.Path) -> tuple[pathlib.Path, Any, Any, dict[str, pathlib.Path]]:
     """(folder, family, config, {tensor name: file}) of a checkpoint."""
     folder = local_folder(source)
@@ -124,7 +143,8 @@ def save(
     *,
     special_ids: Mapping[str, int] = MappingProxyType({}),
     max_shard_bytes: int = 5 * 10**9,
-    other_files: Mapping[str, str | None] = MappingProxyType({}),
+    other_files: Mapping[str, str | bytes | None] = MappingProxyType({}),
+    source: SourceFiles | None = None,
 ) -> None:
     """Writes a checkpoint that `load` and transformers' `from_pretrained` can read.
 
@@ -134,7 +154,10 @@ def save(
         special_ids: special token ids by their names in config.json (`bos_token_id`, `eos_token_id`, `pad_token_id`,
             `decoder_start_token_id`). transformers uses its defaults for those left out.
         max_shard_bytes: maximum size of a safetensors file; larger checkpoints are split, with an index.
-        other_files: texts by file name, written with the checkpoint or not at all; None removes an old file.
+        other_files: contents by file name, written with the checkpoint or not at all; None removes an old file.
+        source: the checkpoint that the model began from, of `read_source`. Its fields of config.json are kept where
+            the model has not changed, and so are the names and dtypes of its tensors if its dtypes hold the present
+            values exactly. The caller passes the files to keep as `other_files`.
 
     Raises:
         UserError: transformers has no class for the model, or the folder cannot be written.
@@ -145,27 +168,62 @@ def save(
             f"save: transformers has no class for this {type(config).__name__}{reason(config)}; "
             f"expected the components of one of {', '.join(name for f in FAMILIES for name in f.MODEL_TYPES)}"
         )
-    flat = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(unstacked(params))}
+    flat = {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(unstacked(params))}
+    tensors, dtype = family.tensors(config), str(next(iter(flat.values())).dtype)
+    fields, places = {**family.to_json(config), **special_ids, "dtype": dtype}, {}
+    if source is not None:
+        fields, places = _as_in_source(
+            source, family, config, fields, {t.name: [flat[p] for p in t.paths] for t in tensors}
+        )
     folder = local(folder)
     with write_errors(folder, UNCHANGED), scratch(folder) as new:  # existing files stay until all new ones are complete
-        shards = list(_shards(family.tensors(config), flat, max_shard_bytes))
+        shards = list(_shards(tensors, flat, max_shard_bytes))
         weight_map, total = {}, 0
         for i, group in enumerate(shards):
             name = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-            arrays = {t.name: t.to_tensor([np.asarray(flat[path]) for path in t.paths]) for t in group}
+            arrays = dict(_stored_array(t, flat, places) for t in group)
             write_tensors(arrays, new / name)
             weight_map |= dict.fromkeys(arrays, name)
             total += sum(x.nbytes for x in arrays.values())
         if len(shards) > 1:
             _write_json(new / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        dtype = str(next(iter(flat.values())).dtype)
-        _write_json(new / CONFIG, {**family.to_json(config), **special_ids, "dtype": dtype})
+        _write_json(new / CONFIG, fields)
         if tokenizer is not None:
             (new / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-        for name, text in other_files.items():
-            if text is not None:
-                (new / name).write_text(text, encoding="utf-8")
-        move_files(new, folder, last=CONFIG, replaced=(INDEX, "model*.safetensors", *other_files))
+        for name, content in other_files.items():
+            if content is not None:
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                (new / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        old = (pattern for pattern in CARRIED if source is not None and pattern not in (CONFIG, "LICENSE*", "NOTICE*"))
+        move_files(new, folder, last=CONFIG, replaced=(INDEX, "model*.safetensors", *other_files, *old))
+
+
+def _as_in_source(
+    source: SourceFiles, family: Any, config: Any, fields: dict[str, Any], arrays: Mapping[str, list[np.ndarray]]
+) -> tuple[dict[str, Any], dict[str, tuple[str, Any]]]:
+    """(config.json, {name in the table: (name in the file, dtype)}) of a model that began from a checkpoint.
+
+    fields: what config.json is without a source. arrays: the parameters of each tensor, by its name in the table.
+    """
+    hf = source.json(CONFIG)
+    if hf.get("model_type") not in family.MODEL_TYPES:
+        return fields, {}
+    names = bare_names((name for name, _ in source.tensors.values()), family.PREFIXES)
+    read = family.to_json(family.config(with_defaults(hf), names))
+    dtypes = exact_dtypes(source, arrays)
+    dtype = fields.pop("dtype")
+    merged = merged_config(hf, read, fields)
+    if dtypes is None:
+        stored_as = "torch_dtype" if "torch_dtype" in hf else "dtype"
+        return {**merged, stored_as: dtype}, {}
+    return merged, {name: (source.tensors[name][0], dtypes[name]) for name in arrays}
+
+
+def _stored_array(tensor: Any, flat: Mapping[str, np.ndarray], places: Mapping[str, tuple[str, Any]]) -> Any:
+    """(name in the file, array) of a tensor."""
+    array = tensor.to_tensor([flat[path] for path in tensor.paths])
+    name, dtype = places.get(tensor.name, (tensor.name, array.dtype))
+    return name, array.astype(dtype)
 
 
 def family_of(config: Any) -> Any:
@@ -198,7 +256,7 @@ def local_folder(source: str | pathlib.Path) -> pathlib.Path:
     try:
         from huggingface_hub import snapshot_download
 
-        patterns = ["*.json", "*.safetensors", "*.txt"]
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
         return pathlib.Path(snapshot_download(source, allow_patterns=patterns))
     except ImportError:
         raise UserError(f"{source}: no such folder, and hub ids need huggingface_hub: pip install -e '.[hf]'") from None

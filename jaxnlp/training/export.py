@@ -1,12 +1,16 @@
 """Exports a trained run in Hugging Face's layout."""
 
 import pathlib
+from typing import Any
 
 from jaxnlp import distributed
-from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer
+from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer, wrap
 from jaxnlp.data.pretrained_tokenizer import FILE, exported
+from jaxnlp.data.tokenizer import Tokenizer
+from jaxnlp.errors import UserError
 from jaxnlp.interop import huggingface
 from jaxnlp.interop.adapters import body_alone, save_adapter, task_type
+from jaxnlp.interop.source_files import SourceFiles, matches_tokenizer, source_library
 from jaxnlp.paths import expanded
 from jaxnlp.peft import files
 from jaxnlp.training.load import Loaded
@@ -20,6 +24,9 @@ def save(run: Loaded, folder: pathlib.Path, max_shard_bytes: int = MAX_SHARD_BYT
 
     A Hugging Face tokenizer is written as tokenizer.json; another as `pretrained_tokenizer.FILE`, for jaxnlp only.
     Tuned parameters are merged into their base. All processes must call it.
+
+    The files of the checkpoint that the model began from are written again: without a step between, the export equals
+    that checkpoint. Files that belong to its vocabulary are left out if the run has another tokenizer.
 
     Args:
         max_shard_bytes: maximum size of one safetensors file.
@@ -35,17 +42,43 @@ def save(run: Loaded, folder: pathlib.Path, max_shard_bytes: int = MAX_SHARD_BYT
         return False
     if tuning is not None:
         params = tuning.merge(select(params, tuning.shapes), select(params, run.program.abstract.params))
-    library = tokenizer.library if isinstance(tokenizer, HuggingFaceTokenizer) else None
+    source, library = run.source, tokenizer.library if isinstance(tokenizer, HuggingFaceTokenizer) else None
+    relation = "none" if source is None else _relation(source, tokenizer)
+    files: dict[str, Any] = {FILE: None} if library is not None else {FILE: exported(tokenizer), "tokenizer.json": None}
+    if source is not None:
+        files |= _carried(source, relation)
     huggingface.save(
         folder,
         run.saved.experiment.model,
         params,
-        library,
-        special_ids=special_ids(run),
+        None if relation == "same" else library,
+        special_ids=special_ids(run) if relation == "none" else {},
         max_shard_bytes=max_shard_bytes,
-        other_files={FILE: None} if library is not None else {FILE: exported(tokenizer), "tokenizer.json": None},
+        other_files=files,
+        source=source,
     )
     return library is not None
+
+
+def _relation(source: SourceFiles, tokenizer: Tokenizer) -> str:
+    """How a run's tokenizer relates to that of the checkpoint that it began from: "same", "extended" or "none"."""
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return "none"
+    try:
+        theirs = wrap(source_library(source), tokenizer.eos_token)
+    except UserError:
+        return "none"
+    return "same" if theirs.to_json() == tokenizer.to_json() else "extended" if tokenizer.extends(theirs) else "none"
+
+
+def _carried(source: SourceFiles, relation: str) -> dict[str, bytes]:
+    """The files of the checkpoint that an export writes again."""
+    files = {name: content for name, content in source.files.items() if name != huggingface.CONFIG}
+    if relation == "same":
+        return files
+    if relation == "extended":
+        return {name: content for name, content in files.items() if name != "tokenizer.json"}
+    return {name: content for name, content in files.items() if not matches_tokenizer(name)}
 
 
 def save_tuned(run: Loaded, path: pathlib.Path, base_name: str | None = None, *, as_file: bool) -> list[str]:

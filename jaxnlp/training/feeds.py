@@ -41,6 +41,10 @@ class Feed(abc.ABC):
         return None
 
 
+UNREAD: dict[str, Any] = {"position": 0, "corpus": None}
+"""The saved state of a feed that has not opened its corpus, as in an imported run."""
+
+
 @dataclasses.dataclass(frozen=True)
 class CorpusBatch(Batch):
     """Batches of a corpus. begins: index of their first example. host: this process's rows of each batch."""
@@ -79,6 +83,8 @@ class BatchFeed(Feed):
                 f"the checkpoint of step {step} was saved with another feed: it has no position in a corpus; "
                 "resume with the same make_feed, or choose another workdir"
             )
+        if saved == UNREAD:
+            return
         corpus = corpus_fingerprint(self._store, self._data)
         saved_corpus = saved["corpus"].partition(" examples=")[0]  # earlier versions named the examples here too
         if saved_corpus != corpus:

@@ -6,10 +6,14 @@ import sys
 
 import jax
 
+from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.inference.bound_model import BoundModel, make_generator
 from jaxnlp.inference.decode import Generator
+from jaxnlp.interop.source_files import SourceFiles, read_saved
+from jaxnlp.interop.text_ends import text_ends
 from jaxnlp.nn.kernels import Einsum
+from jaxnlp.paths import local
 from jaxnlp.runtime import command, option
 from jaxnlp.sharding.mesh import MeshConfig, make_mesh, tpu_slices
 from jaxnlp.training.experiment import Experiment, check_batch
@@ -25,6 +29,8 @@ class Loaded:
 
     decoder_start_ids, encoder_eos_ids: the tokens with which texts start and sources end, for an imported model; None:
         as in the task.
+    other_eos_ids, bos_ids: more tokens that end a text, and those at the start of an empty prompt.
+    source: the other files of the checkpoint in Hugging Face's layout that the model began from; None: there is none.
     """
 
     saved: Saved
@@ -32,13 +38,20 @@ class Loaded:
     params: Params
     decoder_start_ids: tuple[int, ...] | None = None
     encoder_eos_ids: tuple[int, ...] | None = None
+    other_eos_ids: tuple[int, ...] = ()
+    bos_ids: tuple[int, ...] = ()
+    source: SourceFiles | None = None
 
     @property
     def bound(self) -> BoundModel:
         """The model's forward pass and tokenizer, without its parameters."""
         bound = self.program.bind(self.saved.tokenizer)
         return dataclasses.replace(
-            bound, decoder_start_ids=self.decoder_start_ids, encoder_eos_ids=self.encoder_eos_ids
+            bound,
+            decoder_start_ids=self.decoder_start_ids,
+            encoder_eos_ids=self.encoder_eos_ids,
+            other_eos_ids=self.other_eos_ids,
+            bos_ids=self.bos_ids,
         )
 
     def generator(self) -> Generator:
@@ -69,7 +82,28 @@ def load(workdir: str | pathlib.Path, checkpoint: str = "latest") -> Loaded:
         log = lambda text: print(text, file=sys.stderr)
         state = dataclasses.replace(program.abstract, params=params)
         params = attach_base(program, state, saved.tokenizer, saved.data, log).all_params
-    return Loaded(saved, program, params)
+    loaded = Loaded(saved, program, params)
+    source = read_saved(local(workdir))
+    return loaded if source is None else with_source(loaded, source)
+
+
+def with_source(loaded: Loaded, source: SourceFiles) -> Loaded:
+    """The model with the begin and end tokens that its checkpoint's files name.
+
+    Texts and sources begin and end as those files say until the model is trained; from then on, as in the run's task.
+    """
+    tokenizer, model = loaded.saved.tokenizer, loaded.saved.experiment.model
+    loaded = dataclasses.replace(loaded, source=source)
+    if not isinstance(tokenizer, HuggingFaceTokenizer) or not model.can_generate:
+        return loaded
+    ends = text_ends(source, tokenizer.library, model.kind)
+    others = tuple(dict.fromkeys(i for i in ends.eos if i != tokenizer.eos_id))
+    loaded = dataclasses.replace(loaded, other_eos_ids=others, bos_ids=ends.bos or (tokenizer.eos_id,))
+    if loaded.saved.step > 0:
+        return loaded
+    if model.kind == "encoder-decoder":
+        return dataclasses.replace(loaded, decoder_start_ids=ends.decoder_start, encoder_eos_ids=ends.after)
+    return dataclasses.replace(loaded, decoder_start_ids=ends.before)
 
 
 def _runnable(experiment: Experiment) -> Experiment:

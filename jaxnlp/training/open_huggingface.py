@@ -7,17 +7,20 @@ from typing import Any
 import jax
 
 from jaxnlp import config as configs
-from jaxnlp.data.huggingface_tokenizer import wrap
+from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer, wrap
 from jaxnlp.data.pretrained_tokenizer import FILE, read_exported
 from jaxnlp.data.text.span_corruption import SpanCorruption
 from jaxnlp.errors import UserError
 from jaxnlp.interop import huggingface
+from jaxnlp.interop.config_defaults import with_defaults
+from jaxnlp.interop.source_files import CONFIG, SourceFiles
 from jaxnlp.interop.tensor_files import hint, read_json
+from jaxnlp.interop.text_ends import text_ends
 from jaxnlp.objectives.seq2seq import Seq2Seq
 from jaxnlp.paths import expanded
 from jaxnlp.sharding.rules import REPLICATED
 from jaxnlp.training.experiment import Experiment, resolve
-from jaxnlp.training.load import Loaded
+from jaxnlp.training.load import Loaded, with_source
 from jaxnlp.training.run_folder.checkpoint import Saved
 from jaxnlp.training.step.program import build
 
@@ -27,8 +30,8 @@ BATCH = 16  # records in one call of an evaluation, rounded up to a multiple of 
 def open_huggingface(source: str | pathlib.Path) -> Loaded:
     """Loads a folder, or a hub id, onto this machine's devices.
 
-    tokenizer.json sets how texts start and end. The model of a run with another tokenizer (`pretrained_tokenizer.FILE`)
-    starts and ends texts as the run does.
+    The folder's files say how texts start and end. The model of a run with another tokenizer
+    (`pretrained_tokenizer.FILE`) starts and ends texts as the run does.
 
     Raises:
         UserError: no such folder, an architecture that is not supported, or no tokenizer.
@@ -49,35 +52,44 @@ def open_huggingface(source: str | pathlib.Path) -> Loaded:
         raise UserError(
             f"load: {source}: has no tokenizer; expected tokenizer.json, {FILE}, or vocab.json and merges.txt"
         )
-    tokenizer = wrap(library) if exported is None else exported
-    experiment = default_experiment(config, library if exported is None else None)
+    source_files = huggingface.read_source(folder)
+    tokenizer = wrapped(library, source_files, config.kind) if exported is None else exported
+    experiment = default_experiment(config, library if exported is None else None, source_files)
     experiment.data.batch_size = -(-BATCH // len(jax.devices())) * len(jax.devices())
     configs.check(experiment)
     experiment = resolve(experiment, tokenizer)
     program = build(experiment)
     params = huggingface.load(folder, mesh=program.mesh, rules=REPLICATED)[1]
-    loaded, decoder = Loaded(Saved(0, experiment, tokenizer, {}, {}), program, params), config.kind == "decoder"
-    if exported is not None and config.kind != "encoder-decoder":
+    loaded = Loaded(Saved(0, experiment, tokenizer, {}, {}), program, params)
+    if exported is None:
+        return with_source(loaded, source_files)
+    if config.kind != "encoder-decoder":
         return loaded  # texts start with the end-of-text token, the default
-    if exported is not None:
-        start_id = read_json(folder / huggingface.CONFIG)["decoder_start_token_id"]
-        return dataclasses.replace(loaded, decoder_start_ids=(start_id,))
-    added_ids = tuple(library.encode("").ids)  # added by the post-processor: <s> before Llama's texts, </s> after T5's
-    return dataclasses.replace(
-        loaded,
-        decoder_start_ids=added_ids if decoder else None,
-        encoder_eos_ids=None if decoder else added_ids,
-    )
+    start_id = read_json(folder / huggingface.CONFIG)["decoder_start_token_id"]
+    return dataclasses.replace(loaded, decoder_start_ids=(start_id,))
 
 
-def default_experiment(model: Any, library: Any) -> Experiment:
+def wrapped(library: Any, source: SourceFiles, kind: str, eos_token: str | None = None) -> HuggingFaceTokenizer:
+    """The tokenizer of a checkpoint.
+
+    Args:
+        library: an object of the `tokenizers` library. source: the checkpoint's files. kind: of the model's config.
+        eos_token: the token that separates documents; None takes the one of the checkpoint's files, or the first of
+            `EOS_TOKENS` in the vocabulary if they name none.
+    """
+    return wrap(library, eos_token or text_ends(source, library, kind).eos_name)
+
+
+def default_experiment(model: Any, library: Any, source: SourceFiles) -> Experiment:
     """The default experiment of an imported model.
 
     Args:
         model: the model's config. library: its tokenizer, an object of the `tokenizers` library, or None.
+        source: its files.
     """
     experiment = Experiment(model=model)
-    experiment.data.seq_len = min(512, model.length_limit or 512)
+    trained_length = with_defaults(source.json(CONFIG)).get("max_position_embeddings")  # longer texts are allowed
+    experiment.data.seq_len = min(x for x in (512, model.length_limit, trained_length) if x)
     experiment.optim.learning_rate = 1e-5
     if model.kind == "encoder-decoder":
         start = "<pad>" if library is not None and library.token_to_id("<pad>") is not None else None

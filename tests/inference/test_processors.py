@@ -26,13 +26,13 @@ def test_repetition_penalty(logits, rng):
     for penalty in (0.8, 1.3, 2.0):
         wanted = T.RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(tokens), torch.tensor(logits)).numpy()
         seen = seen_in(jnp.asarray(tokens), jnp.ones(tokens.shape, bool), V)
-        actual = process(jnp.asarray(logits), Processors(repetition_penalty=penalty), 0, 3, seen)
+        actual = process(jnp.asarray(logits), Processors(repetition_penalty=penalty), (0,), 3, seen)
         np.testing.assert_allclose(actual, wanted, rtol=1e-6)
     padding = np.array([0, 2, 5, 1, 8, 3])  # excluded in transformers too
     wanted = T.RepetitionPenaltyLogitsProcessor(2.0, prompt_ignore_length=torch.tensor(padding))
     real = np.arange(9) >= padding[:, None]
     actual = process(
-        jnp.asarray(logits), Processors(repetition_penalty=2.0), 0, 3, seen_in(jnp.asarray(tokens), real, V)
+        jnp.asarray(logits), Processors(repetition_penalty=2.0), (0,), 3, seen_in(jnp.asarray(tokens), real, V)
     )
     np.testing.assert_allclose(actual, wanted(torch.tensor(tokens), torch.tensor(logits)), rtol=1e-6)
 
@@ -41,7 +41,7 @@ def test_repetition_penalty(logits, rng):
 def test_min_new_tokens(logits, step):
     reference = T.MinNewTokensLengthLogitsProcessor(5, 4, SEP)
     wanted = reference(torch.zeros((6, 5 + step), dtype=torch.long), torch.tensor(logits))
-    actual = process(jnp.asarray(logits), Processors(min_new_tokens=4), SEP, step, None)
+    actual = process(jnp.asarray(logits), Processors(min_new_tokens=4), (SEP,), step, None)
     np.testing.assert_array_equal(actual, wanted)
 
 

@@ -1,0 +1,87 @@
+"""The tokens with which the texts of a checkpoint in Hugging Face's layout begin and end, as its own files say.
+
+transformers reads them from three files: the post-processor of `tokenizer.json` puts tokens around every text (without
+that file, `add_bos_token` and `add_eos_token` of `tokenizer_config.json` do); `generation_config.json`, or without it
+`config.json`, names the tokens that end a generated text, of which there may be several.
+"""
+
+import dataclasses
+from typing import Any
+
+from jaxnlp.interop.config_defaults import with_defaults
+from jaxnlp.interop.source_files import CONFIG, GENERATION, TOKENIZER, SourceFiles
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEnds:
+    """Ids of tokens.
+
+    before, after: those that the tokenizer puts before and after every text, as Llama's `<s>` and T5's `</s>`.
+    eos: those that end a generated text. bos: the beginning of a text without a prompt; () if no file names one.
+    decoder_start: the beginning of the decoder's input, for an encoder-decoder; None for other models.
+    eos_name: the name of the end-of-text token; None if no file names one.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    eos: tuple[int, ...]
+    bos: tuple[int, ...]
+    decoder_start: tuple[int, ...] | None
+    eos_name: str | None
+
+
+def text_ends(source: SourceFiles, library: Any, kind: str) -> TextEnds:
+    """Reads the files of a checkpoint.
+
+    Args:
+        library: its tokenizer, an object of the `tokenizers` library. kind: of our config, as "decoder".
+    """
+    config, generation, names = source.json(CONFIG), source.json(GENERATION), special_names(source)
+    known = lambda i: type(i) is int and library.id_to_token(i) is not None
+    first = lambda field: generation.get(field, config.get(field))
+    eos = tuple(i for i in _as_tuple(first("eos_token_id")) if known(i))
+    bos = tuple(i for i in _as_tuple(first("bos_token_id")) if known(i))[:1]
+    start = None
+    if kind == "encoder-decoder":
+        padding = first("pad_token_id")
+        start = (
+            _as_tuple(first("decoder_start_token_id")) or _as_tuple(padding) or (with_defaults(config)["pad_token_id"],)
+        )
+    return TextEnds(*_around(source, library, names), eos, bos, start, _eos_name(library, eos, names.get("eos_token")))
+
+
+def special_names(source: SourceFiles) -> dict[str, str]:
+    """The names of special tokens by their roles, as {"eos_token": "</s>"}."""
+    fields = {**source.json("special_tokens_map.json"), **source.json("tokenizer_config.json")}
+    text = lambda value: value.get("content") if isinstance(value, dict) else value
+    values = {role: text(value) for role, value in fields.items() if role.endswith("_token")}
+    return {role: value for role, value in values.items() if isinstance(value, str)}
+
+
+def _around(source: SourceFiles, library: Any, names: dict[str, str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(before, after): the tokens around every text."""
+    if TOKENIZER not in source.files:
+        settings = source.json("tokenizer_config.json")
+        roles = (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token"))
+        ids = [library.token_to_id(names.get(role, "")) if settings.get(flag) else None for flag, role in roles]
+        return _as_tuple(ids[0]), _as_tuple(ids[1])
+    encoded = library.encode("a")
+    added = encoded.special_tokens_mask
+    if all(added):  # the text has no token
+        return (tuple(encoded.ids), ())
+    begin, end = added.index(0), len(added) - added[::-1].index(0)
+    return tuple(encoded.ids[:begin]), tuple(encoded.ids[end:])
+
+
+def _eos_name(library: Any, eos: tuple[int, ...], name: str | None) -> str | None:
+    """The tokenizer's end-of-text token if it ends generated texts, else the first special token that does."""
+    special = {i: token.content for i, token in library.get_added_tokens_decoder().items() if token.special}
+    names = [special[i] for i in eos if i in special]
+    if name in names or (not eos and name in special.values()):
+        return name
+    return names[0] if names else None
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    """The ids of a field, which holds none, one or several."""
+    return () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
