@@ -177,16 +177,7 @@ def save(
         )
     folder = local(folder)
     with write_errors(folder, UNCHANGED), scratch(folder) as new:  # existing files stay until all new ones are complete
-        shards = list(_shards(tensors, flat, max_shard_bytes))
-        weight_map, total = {}, 0
-        for i, group in enumerate(shards):
-            name = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-            arrays = dict(_stored_array(t, flat, places) for t in group)
-            write_tensors(arrays, new / name)
-            weight_map |= dict.fromkeys(arrays, name)
-            total += sum(x.nbytes for x in arrays.values())
-        if len(shards) > 1:
-            _write_json(new / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        _write_shards(new, list(_shards(tensors, flat, max_shard_bytes)), flat, places)
         _write_json(new / CONFIG, fields)
         if tokenizer is not None:
             (new / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
@@ -217,6 +208,19 @@ def _as_in_source(
         stored_as = "torch_dtype" if "torch_dtype" in hf else "dtype"
         return {**merged, stored_as: dtype}, {}
     return merged, {name: (source.tensors[name][0], dtypes[name]) for name in arrays}
+
+
+def _write_shards(folder: pathlib.Path, shards: Sequence[Any], flat: Mapping[str, np.ndarray], places: Any) -> None:
+    """Writes groups of tensors as files, with an index if there are several. places: as in `_stored_array`."""
+    weight_map, total = {}, 0
+    for i, group in enumerate(shards):
+        name = SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        arrays = dict(_stored_array(t, flat, places) for t in group)
+        write_tensors(arrays, folder / name)
+        weight_map |= dict.fromkeys(arrays, name)
+        total += sum(x.nbytes for x in arrays.values())
+    if len(shards) > 1:
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _stored_array(tensor: Any, flat: Mapping[str, np.ndarray], places: Mapping[str, tuple[str, Any]]) -> Any:
