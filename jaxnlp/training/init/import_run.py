@@ -58,8 +58,7 @@ def create_run(
     if Reader(workdir).steps():
         raise UserError(f"--workdir={workdir}: already holds a run; choose another folder")
     ours, folder = wrapped(tokenizer, source, model.kind, eos_token), local(workdir)
-    if experiment is None:
-        experiment = default_experiment(model, tokenizer, source)
+    experiment = experiment or default_experiment(model, tokenizer, source)
     file = folder / "tokenizer.json"  # a copy, so that the run's config.json can be run again
     data = dataclasses.replace(experiment.data, tokenizer=HuggingFace(path=str(file), eos_token=ours.eos_token))
     e = dataclasses.replace(experiment, model=model, data=data)
@@ -79,12 +78,15 @@ def create_run(
         state = dataclasses.replace(program.init(), params=params)
         writer = Writer(folder, e.keep_last, e.keep_best)
         stack.callback(writer.close)
-        records = {"data": UNREAD, "config": configs.to_dict(e), "tokenizer": ours.to_json()}
-        writer.save(0, saved_trees(state), records)
+        writer.save(0, saved_trees(state), _records(e, ours))
         writer.wait()
         if is_first:
             configs.save_json(e, folder / "config.json")
     return sum(x.size for x in jax.tree.leaves(params))
+
+
+def _records(e: Experiment, tokenizer: Any) -> dict[str, Any]:
+    return {"data": UNREAD, "config": configs.to_dict(e), "tokenizer": tokenizer.to_json()}
 
 
 def _copy(source: SourceFiles, workdir: pathlib.Path) -> None:
