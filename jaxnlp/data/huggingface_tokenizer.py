@@ -122,10 +122,11 @@ class HuggingFaceTokenizer(Tokenizer):
     def __init__(self, model: str, eos_token: str, appended: Iterable[str] = ()):
         self._name, self._text = eos_token, model
         self._fields: dict[str, Any] = json.loads(model)
-        self._model = _library(self._fields)
-        self._encoder = _encoder(self._fields)
-        without_prefix = _without_first_prefix(self._fields)
-        self._follows = self._encoder if without_prefix == self._fields else _encoder(without_prefix)
+        encoded = unreachable(self._fields)
+        self._encoder = _encoder(encoded)
+        self._model = self._encoder if encoded is self._fields else _library(self._fields)
+        without_prefix = _without_first_prefix(encoded)
+        self._follows = self._encoder if without_prefix == encoded else _encoder(without_prefix)
         self._size = 1 + max(self._model.get_vocab(with_added_tokens=True).values())  # ids may have gaps
         self._appended = {name: self._size + i for i, name in enumerate(appended)}
         self.vocab_size = self._size + len(self._appended)
@@ -244,8 +245,8 @@ def _library(fields: dict[str, Any]) -> Any:
 
 
 def _encoder(fields: dict[str, Any]) -> Any:
-    """The library's tokenizer for encoding: the names of special tokens in a text are encoded as text."""
-    encoder = _library(unreachable(fields))
+    """As `_library`, for encoding: the names of special tokens in a text are encoded as text."""
+    encoder = _library(fields)
     encoder.encode_special_tokens = True
     return encoder
 

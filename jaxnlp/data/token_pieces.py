@@ -41,13 +41,19 @@ class Spelling:
             return bytes([int(match[1], 16)])
         ends_word = bool(self.suffix) and name.endswith(self.suffix)
         name = name.removesuffix(self.suffix) if ends_word else name
-        if self.byte_level and all(letter in BYTE_OF_LETTER for letter in name):
-            text = bytes(BYTE_OF_LETTER[letter] for letter in name)
-        else:
-            for replace in self.replaced:
-                name = replace(name)
-            text = name.encode()
-        return text + b" " * ends_word
+        return (self._bytes(name) or self._plain(name)) + b" " * ends_word
+
+    def _bytes(self, name: str) -> bytes | None:
+        """The bytes that the letters of a byte-level name are; None for another name."""
+        try:
+            return bytes(map(BYTE_OF_LETTER.__getitem__, name)) if self.byte_level else None
+        except KeyError:
+            return None
+
+    def _plain(self, name: str) -> bytes:
+        for replace in self.replaced:
+            name = replace(name)
+        return name.encode()
 
 
 def spelling(tokenizer: dict[str, Any]) -> Spelling:

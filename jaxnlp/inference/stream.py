@@ -56,13 +56,14 @@ class TextStream:
             return ""
         num_ids = len(self._ids)
         self._ids += ids
+        # After each id: a byte of an incomplete character may hide a stop string (`tokenizers` decodes bytes in a row
+        # together).
+        for count in range(num_ids + 1, len(self._ids) + 1) if self._stop else ():
+            text = self._text(count)
+            if (at := self._find(text)) is not None:
+                self.ended_at = count
+                return self._return(text[:at])
         text = self._text(len(self._ids))
-        if self._find(text) is not None:
-            for count in range(num_ids + 1, len(self._ids) + 1):
-                at = self._find(self._text(count))
-                if at is not None:
-                    self.ended_at = count
-                    return self._return(self._text(count)[:at])
         return self._return(text[: len(text) - self._held_back(text)])
 
     def close(self) -> str:

@@ -7,6 +7,7 @@ from jaxnlp.data.huggingface_tokenizer import wrap
 from jaxnlp.data.tokenizer import ByteTokenizer, SentencePiece
 from jaxnlp.errors import FieldError
 from jaxnlp.inference.stream import TextStream
+from tests.data import vocabularies
 
 BYTES = ByteTokenizer()
 
@@ -66,6 +67,16 @@ def test_a_stop_string_within_a_token_and_over_several():
     for ids, count, text in (([0, 3, 4, 0], 3, "aa"), ([2, 4, 3, 4], 4, "cbca"), ([3, 0, 1, 1, 0], 4, "aba")):
         _, stream = pushed(ids, iter([2] * 9), ["bb"], tokenizer)
         assert (stream.ended_at, stream.text) == (count, text)
+
+
+def test_a_stop_string_before_the_bytes_of_a_character_ends_the_text():
+    tokenizer = wrap(vocabularies.byte_fallback())
+    ids = [tokenizer.encode_batch([text])[0] for text in ("the", "\n\U0001f600 cat")]
+    ids = [*ids[0], *[i for i in ids[1] if tokenizer.token_bytes()[i] != b" "]]  # one byte each for the last five
+    assert tokenizer.decode(ids[:6]) == "the\n\U0001f600"
+    for size in range(1, 8):
+        pieces, stream = pushed(ids, iter([size] * 99), ["\n"], tokenizer)
+        assert (stream.ended_at, "".join(pieces), stream.text) == (2, "the", "the")
 
 
 def test_forced_text_is_given_out_and_stops_nothing():
