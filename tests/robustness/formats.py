@@ -6,10 +6,13 @@ import gzip
 import json
 import pathlib
 import re
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from jaxnlp.errors import reading
 
 TEXT = "Ein Text über Bäume.\nDie zweite Zeile.\n\nNoch ein Absatz, mit 12 Zahlen: 3.5 und 7e3.\n\n" * 3
 ROWS = [
@@ -273,6 +276,17 @@ def _write_checkpoint(folder: pathlib.Path, family: str = "gpt2", **options: Any
     save(folder, config, params, **options)
 
 
+def _read_config(folder: pathlib.Path) -> Any:
+    from jaxnlp.interop.huggingface import read_config
+
+    return read_config(folder), _load_checkpoint(folder) if _every_16th(folder / "config.json") else None
+
+
+def _every_16th(path: pathlib.Path) -> bool:
+    """Whether a changed file is read in full too, which takes twenty times as long."""
+    return zlib.crc32(path.read_bytes()) % 16 == 0
+
+
 def _load_checkpoint(folder: pathlib.Path) -> Any:
     from jaxnlp.interop.huggingface import load
 
@@ -280,7 +294,7 @@ def _load_checkpoint(folder: pathlib.Path) -> Any:
 
 
 for _kind in ("gpt2", "bert", "llama", "t5"):
-    _add(f"config.json {_kind}", "config.json", lambda f, kind=_kind: _write_checkpoint(f, kind), _load_checkpoint)
+    _add(f"config.json {_kind}", "config.json", lambda f, kind=_kind: _write_checkpoint(f, kind), _read_config)
 _add("safetensors", "model.safetensors", _write_checkpoint, _load_checkpoint, False)
 _add(
     "index",
@@ -362,13 +376,22 @@ def _write_adapter(folder: pathlib.Path) -> None:
 
 
 def _read_adapter(folder: pathlib.Path) -> Any:
+    from jaxnlp.interop import adapter_config
+    from jaxnlp.interop.adapters import KINDS, load_adapter
+
+    with reading(folder, "not an adapter"):  # `load_adapter` is the boundary
+        adapter_config.read(folder / "adapter_config.json", KINDS)
+    return load_adapter(folder, _model("gpt2")) if _every_16th(folder / "adapter_config.json") else None
+
+
+def _read_adapter_tensors(folder: pathlib.Path) -> Any:
     from jaxnlp.interop.adapters import load_adapter
 
     return load_adapter(folder, _model("gpt2"))
 
 
 _add("adapter_config.json", "adapter_config.json", _write_adapter, _read_adapter)
-_add("adapter_model.safetensors", "adapter_model.safetensors", _write_adapter, _read_adapter, False)
+_add("adapter_model.safetensors", "adapter_model.safetensors", _write_adapter, _read_adapter_tensors, False)
 
 
 def _write_peft(folder: pathlib.Path) -> None:

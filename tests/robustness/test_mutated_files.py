@@ -80,7 +80,10 @@ def test_a_parquet_string_that_is_not_utf8_is_named_by_its_row(tmp_path, nested)
     column = pyarrow.StringArray.from_buffers(len(raw), raw.buffers()[1], raw.buffers()[2])
     table = pyarrow.table({"text": pyarrow.StructArray.from_arrays([column], ["a"]) if nested else column})
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
-    with pytest.raises(UserError, match=r"x.parquet, row 1501: cannot be read \(not UTF-8 text, byte 0xc9\)$"):
+    with pytest.raises(
+        UserError,
+        match=r"x.parquet, row 1501: cannot be read; correct or remove the row \(not UTF-8 text, byte 0xc9\)$",
+    ):
         list(read_records(tmp_path / "x.parquet"))
     if not nested:
         with pytest.raises(UserError, match="row 1501: cannot be read"):
