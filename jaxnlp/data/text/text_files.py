@@ -192,7 +192,7 @@ def _parquet_row(where: str, row: Any) -> dict[str, Any]:
     try:
         return row.to_pylist()[0]
     except Exception:
-        with reading(where, "cannot be read"):
+        with reading(where, "cannot be read; correct or remove the row"):
             columns = []
             for column in row.columns:
                 is_duration = pa.types.is_duration(column.type)
