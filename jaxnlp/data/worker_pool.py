@@ -20,7 +20,7 @@ from typing import Any
 from jaxnlp.errors import UserError, reason
 
 QUEUED = 2  # batches that a worker has: one at work and one that waits
-REMEDY = "use fewer workers, or free memory, and run the same command again; nothing was written"
+REMEDY = "use fewer workers (--workers) or free memory, and run the same command again; nothing half-written is left"
 
 
 class WorkerDied(UserError):
@@ -137,7 +137,7 @@ def _work(start: Callable[..., Any], args: tuple, tasks: connection.Connection, 
     except BrokenPipeError:
         return
     except BaseException as e:  # a panic of a library in Rust is not an Exception
-        error, trace = f"a worker process failed ({reason(e)}); nothing was written", traceback.format_exc()
+        error, trace = f"a worker process failed ({reason(e)}); nothing half-written is left", traceback.format_exc()
     with contextlib.suppress(BrokenPipeError):
         results.send((None, error, trace))
 

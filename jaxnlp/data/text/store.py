@@ -30,12 +30,12 @@ from jaxnlp.paths import local
 from jaxnlp.runtime import command, option
 from jaxnlp.scratch import scratch, sync, write_errors
 
-MEMORY = "free memory, or split long texts (data.source.document='paragraph'); nothing was written"
+MEMORY = "free memory, or split long texts (data.source.document='paragraph'); nothing half-written is left"
 VERSION = 2
 BLOCK = 8192  # tokens in an ArrayRecord record
 FORMATS = ("memmap", "array_record")
 DTYPES = ("uint16", "uint32")
-REMEDY = "free disk space or choose another folder (for caches: $JAXNLP_CACHE or data.cache_dir); nothing was written"
+REMEDY = "free disk space or choose another folder (for caches: $JAXNLP_CACHE or data.cache_dir)"
 SAVED_NAMES = {
     "eos_id": "separator",
     "tokenizer_fingerprint": "tokenizer",
