@@ -180,7 +180,10 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def library(self) -> Any:
-        """The underlying `tokenizers` object, with the post-processing and padding that its file configures."""
+        """The underlying `tokenizers` object, with the post-processing of its file but never truncation or padding."""
+        return never_cut(self._saved())
+
+    def _saved(self) -> Any:
         import tokenizers
 
         library = tokenizers.Tokenizer.from_str(self._text)
@@ -193,7 +196,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return library
 
     def extended(self, names: list[str]) -> "HuggingFaceTokenizer":
-        library, ids = self.library, range(self.vocab_size, self.vocab_size + len(names))
+        library, ids = self._saved(), range(self.vocab_size, self.vocab_size + len(names))
         library.add_special_tokens(names)
         if self._appended or [library.token_to_id(name) for name in names] != [*ids]:
             return HuggingFaceTokenizer(self._text, self._name, [*self._appended, *names])

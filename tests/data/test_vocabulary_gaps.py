@@ -74,5 +74,6 @@ def test_a_file_that_truncates_and_pads_does_neither(tmp_path):
     loaded = _tokenizer(tmp_path)
     assert loaded.truncation is None and loaded.padding is None
     assert loaded.encode("the cat sat").ids == wrap(loaded).encode_batch(["the cat sat"])[0] == [1, 2, 3]
+    assert wrap(library).library.truncation is None and wrap(library).library.encode("").ids == []
     assert wrap(library).encode_spans(["the cat sat"])[0][0] == [1, 2, 3]
     assert same_ids(wrap(library), wrap(loaded)) and same_ids(wrap(library), extended(wrap(loaded), ["<new>"]))
