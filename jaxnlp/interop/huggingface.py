@@ -110,6 +110,11 @@ def read_source(source: str | pathlib.Path, *, ignore: Sequence[str] = ()) -> So
     A tensor that is stored only under the name of a copy is written under that name again.
     """
     folder, family, config, files = _open_folder(source)
+    with reading(folder, f"its tensors do not fit its {CONFIG}, or are damaged"):
+        return _source_files(folder, family, config, files, ignore)
+
+
+def _source_files(folder: pathlib.Path, family: Any, config: Any, files: Any, ignore: Sequence[str]) -> SourceFiles:
     skipped = lambda name: any(fnmatch.fnmatchcase(name, glob) for glob in ignore)
     table, copies = family.tensors(config), family.copies(config)
     rows = table_names(files, table, copies, family.PREFIXES)

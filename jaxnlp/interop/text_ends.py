@@ -8,6 +8,7 @@ that file, `add_bos_token` and `add_eos_token` of `tokenizer_config.json` do); `
 import dataclasses
 from typing import Any
 
+from jaxnlp.errors import reading
 from jaxnlp.interop.config_defaults import with_defaults
 from jaxnlp.interop.source_files import CONFIG, GENERATION, TOKENIZER, SourceFiles
 
@@ -35,7 +36,17 @@ def text_ends(source: SourceFiles, library: Any, kind: str) -> TextEnds:
 
     Args:
         library: its tokenizer, an object of the `tokenizers` library. kind: of our config, as "decoder".
+
+    Raises:
+        UserError: a file does not hold what transformers writes there.
     """
+    with reading(
+        f"{CONFIG}, {GENERATION} or tokenizer_config.json", "its special tokens cannot be read, or are damaged"
+    ):
+        return _text_ends(source, library, kind)
+
+
+def _text_ends(source: SourceFiles, library: Any, kind: str) -> TextEnds:
     config, generation, names = source.json(CONFIG), source.json(GENERATION), special_names(source)
     known = lambda i: type(i) is int and library.id_to_token(i) is not None
     first = lambda field: generation.get(field, config.get(field))

@@ -10,7 +10,7 @@ from jaxnlp import config as configs
 from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer, wrap
 from jaxnlp.data.pretrained_tokenizer import FILE, read_exported
 from jaxnlp.data.text.span_corruption import SpanCorruption
-from jaxnlp.errors import UserError
+from jaxnlp.errors import UserError, reading
 from jaxnlp.interop import huggingface
 from jaxnlp.interop.config_defaults import with_defaults
 from jaxnlp.interop.source_files import CONFIG, SourceFiles
@@ -65,7 +65,8 @@ def open_huggingface(source: str | pathlib.Path) -> Loaded:
         return with_source(loaded, source_files)
     if config.kind != "encoder-decoder":
         return loaded  # texts start with the end-of-text token, the default
-    start_id = read_json(folder / huggingface.CONFIG)["decoder_start_token_id"]
+    with reading(folder / huggingface.CONFIG, "field decoder_start_token_id is missing"):
+        start_id = read_json(folder / huggingface.CONFIG)["decoder_start_token_id"]
     return dataclasses.replace(loaded, decoder_start_ids=(start_id,))
 
 
@@ -88,8 +89,9 @@ def default_experiment(model: Any, library: Any, source: SourceFiles) -> Experim
         source: its files.
     """
     experiment = Experiment(model=model)
-    trained_length = with_defaults(source.json(CONFIG)).get("max_position_embeddings")  # longer texts are allowed
-    experiment.data.seq_len = min(x for x in (512, model.length_limit, trained_length) if x)
+    with reading(CONFIG, "max_position_embeddings is not a number"):
+        trained_length = with_defaults(source.json(CONFIG)).get("max_position_embeddings")  # longer texts are allowed
+        experiment.data.seq_len = min(int(x) for x in (512, model.length_limit, trained_length) if x)
     experiment.optim.learning_rate = 1e-5
     if model.kind == "encoder-decoder":
         start = "<pad>" if library is not None and library.token_to_id("<pad>") is not None else None

@@ -295,6 +295,36 @@ def _load_checkpoint(folder: pathlib.Path) -> Any:
 
 for _kind in ("gpt2", "bert", "llama", "t5"):
     _add(f"config.json {_kind}", "config.json", lambda f, kind=_kind: _write_checkpoint(f, kind), _read_config)
+OTHER_FILES = {
+    "generation_config.json": {"bos_token_id": 1, "eos_token_id": [0, 1], "pad_token_id": 0},
+    "tokenizer_config.json": {"eos_token": {"content": "<unk>"}, "bos_token": "<unk>", "add_bos_token": True},
+}
+
+
+def _write_source(folder: pathlib.Path) -> None:
+    _write_checkpoint(folder)
+    _write_vocab(folder)
+    for name, fields in OTHER_FILES.items():
+        (folder / name).write_text(json.dumps(fields))
+
+
+def _read_source(folder: pathlib.Path) -> Any:
+    """As `jaxnlp.load` and `import` do, before they compile."""
+    from jaxnlp.interop.huggingface import read_config, read_source
+    from jaxnlp.interop.source_files import SourceFiles, read_files
+    from jaxnlp.interop.text_ends import text_ends
+    from jaxnlp.training.open_huggingface import default_experiment, wrapped
+
+    if not any(_every_16th(folder / name) for name in (*OTHER_FILES, "config.json")):
+        return text_ends(SourceFiles(read_files(folder), {}), _library("bpe"), "decoder")
+    config, library = read_config(folder)
+    source = read_source(folder)
+    return wrapped(library, source, config.kind), default_experiment(config, library, source)
+
+
+for _name in OTHER_FILES:
+    _add(_name, _name, _write_source, _read_source)
+_add("config.json of a source", "config.json", _write_source, _read_source)
 _add("safetensors", "model.safetensors", _write_checkpoint, _load_checkpoint, False)
 _add(
     "index",
