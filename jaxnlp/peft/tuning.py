@@ -236,7 +236,8 @@ class TunedModel:
         trained, total = self.counts()
         num_frozen = total - sum(math.prod(get_at(self.shapes, path).shape) for path in self.replaced)
         modules = _grouped(self.targets)
-        lines = [f"tuning: {type(self.method).__name__}() on {len(self.leaves)} modules: {', '.join(modules)}"]
+        count = f"{len(self.leaves)} module{'s' * (len(self.leaves) != 1)}"
+        lines = [f"tuning: {type(self.method).__name__}() on {count}: {', '.join(modules)}"]
         if not self.leaves:
             lines = [f"tuning: {type(self.method).__name__}()"]
         if self.replaced:
@@ -256,7 +257,7 @@ class TunedModel:
         num_bytes = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
         kernels = [get_at(self.shapes, path) for path in self.blocks]
         float_bytes, quantised_bytes = num_bytes(kernels), num_bytes([get_at(frozen, path) for path in self.blocks])
-        sizes = "/".join(str(size) for size in sorted({how.size for how in self.blocks.values()}))
+        sizes = " and ".join(str(size) for size in sorted({how.size for how in self.blocks.values()}))
         other_bytes = num_bytes(frozen) - quantised_bytes
         return [
             f"  {self.method.base_dtype} in blocks of {sizes}: {len(kernels)} kernels, "
