@@ -30,7 +30,7 @@ def remove_truncated(folder: pathlib.Path) -> list[str]:
         for entry in os.scandir(folder):
             if entry.name.endswith("-cache") and entry.stat().st_mtime_ns >= checked:
                 with contextlib.suppress(FileNotFoundError):  # another process removes it
-                    if not is_complete(pathlib.Path(entry)):
+                    if not is_complete(folder / entry.name):
                         os.unlink(entry)
                         removed.append(entry.name)
     return removed

@@ -74,9 +74,9 @@ def nothing():
         (killed, KILLED),
         (killed_in_the_middle_of_a_message, KILLED),
         (out_of_memory, "a worker process ran out of memory; use fewer workers"),
-        (failing, "the text is not text"),
-        (panicking, "a worker process failed (PanicException"),
-        (functools.partial(os._exit, 3), "a worker process ended with status 3"),
+        pytest.param(failing, "the text is not text", marks=pytest.mark.slow),
+        pytest.param(panicking, "a worker process failed (PanicException", marks=pytest.mark.slow),
+        pytest.param(functools.partial(os._exit, 3), "a worker process ended with status 3", marks=pytest.mark.slow),
     ],
 )
 def test_a_worker_that_dies_ends_the_work(fault, message):
