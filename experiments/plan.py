@@ -17,7 +17,6 @@ the run's folder.
 
 import contextlib
 import dataclasses
-import pathlib
 import sys
 from typing import Any
 
@@ -146,7 +145,7 @@ def experiment_name() -> str:
     if not specs:
         return "plan"
     file, colon, variant = specs[-1].partition(":")
-    return pathlib.Path(file).stem + colon + variant
+    return local(file).stem + colon + variant
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 from jaxnlp import strict_json
 from jaxnlp.data.huggingface_tokenizer import byte_level_bpe, never_cut
 from jaxnlp.errors import UserError, reading
+from jaxnlp.paths import local
 
 FOLDER = "huggingface"
 """The folder of a run that holds the files."""
@@ -107,8 +108,8 @@ def source_library(source: SourceFiles) -> Any:
         with reading(TOKENIZER, "not a tokenizer of the library tokenizers, or damaged"):
             return never_cut(tokenizers.Tokenizer.from_str(source.text(TOKENIZER)))
     with reading("vocab.json", "not a vocabulary with merges.txt, or damaged"), tempfile.TemporaryDirectory() as folder:
-        source.write(pathlib.Path(folder))
-        return byte_level_bpe(pathlib.Path(folder))
+        source.write(local(folder))
+        return byte_level_bpe(local(folder))
 
 
 def matches_tokenizer(name: str) -> bool:
