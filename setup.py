@@ -32,7 +32,7 @@ RUN = [
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.13"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.13"],
-    "hf": ["huggingface_hub>=1,<3", "safetensors>=0.8,<1"],
+    "hf": ["huggingface_hub>=1,<3", "jinja2>=3.1.6,<4", "safetensors>=0.8,<1"],
     "test": [
         "ipykernel>=7.4,<8",  # the notebooks of colab/ run in the tests
         "nbclient>=0.11,<0.12",

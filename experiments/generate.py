@@ -4,6 +4,7 @@ python -m experiments.generate --workdir=runs/tiny --prompt="def main"
 python -m experiments.generate --workdir=runs/tiny --prompt="class" --temperature=0.8 --min_p=0.05 --num_samples=3
 python -m experiments.generate --workdir=runs/tiny --prompt="import " --num_beams=4 --num_samples=2 --log_probs
 python -m experiments.generate --workdir=runs/tiny --prompt="def f(" --stream --stop="def " --repetition_penalty=1.2
+python -m experiments.generate --workdir=runs/instruct --chat --prompt="What is the capital of France?" --temperature=0
 
 For an encoder-decoder (configs/t5/tiny.py, configs/transformer/tiny.py) the prompt is the encoder's input.
 """
@@ -49,15 +50,24 @@ START = flags.DEFINE_string(
     None,
     "Special token at the start of the decoder's input, or none. Default: the token used in training.",
 )
+CHAT = flags.DEFINE_boolean(
+    "chat", False, "Prompts are a user's messages; the chat template of an imported model lays them out."
+)
+SYSTEM = flags.DEFINE_string("system", None, "With --chat: the system's message, before the user's.")
+SPECIAL = flags.DEFINE_boolean(
+    "special_tokens", False, "Names of special tokens in prompts, as <|im_start|>, become the tokens. Default: text."
+)
 STREAM = flags.DEFINE_boolean("stream", False, "Print tokens as they are generated (first continuation only).")
 LOG_PROBS = flags.DEFINE_boolean("log_probs", False, "Print the log-probability of each token.")
 SEED = flags.DEFINE_integer("seed", 0, "Random seed for sampling.")
 
 
 def main() -> None:
+    from jaxnlp.data.special_text import with_special_tokens
     from jaxnlp.data.text.sentinels import with_sentinels
     from jaxnlp.inference.beam import beam_search
     from jaxnlp.inference.text import encode_inputs, generate_text
+    from jaxnlp.training.chat import as_chat
     from jaxnlp.training.load import load
 
     _check()
@@ -70,11 +80,15 @@ def main() -> None:
         generator = dataclasses.replace(generator, decoder_start_ids=start_ids)
     if generator.encoder_decoder:
         tokenizer = with_sentinels(tokenizer)
+    if SPECIAL.value:
+        tokenizer = with_special_tokens(run.saved.tokenizer)
     texts = [text for text in PROMPT.value or [""] for _ in range(1 if BEAMS.value else NUM_SAMPLES.value)]
+    if CHAT.value:
+        generator, tokenizer, texts = as_chat(run, generator, [_conversation(text) for text in texts])
     inputs = encode_inputs(generator, tokenizer, texts, PREFIX.value)
     prompts, prefixes = inputs.prompts, inputs.prefixes
     num_tokens = generator.fit_max_new_tokens(prompts, 120, prefixes) if TOKENS.value is None else TOKENS.value
-    heads_text = [tokenizer.decode(ids) for ids in inputs.alone]
+    heads_text = ["" if CHAT.value else tokenizer.decode(ids) for ids in inputs.alone]
     printer = _Printer([head for head in heads_text for _ in range(NUM_SAMPLES.value if BEAMS.value else 1)], tokenizer)
     if BEAMS.value:
         hypotheses = beam_search(generator, run.params, prompts, num_tokens, options, forced_prefix=prefixes)
@@ -159,6 +173,12 @@ def _special(tokenizer: Any, name: str) -> int:
         raise UserError(f"--decoder_start_token={name}: {error.expected}") from None
 
 
+def _conversation(text: str) -> list[dict[str, str]]:
+    """The messages of --system and a user's text."""
+    system = [] if SYSTEM.value is None else [{"role": "system", "content": SYSTEM.value}]
+    return [*system, {"role": "user", "content": text}]
+
+
 def _check() -> None:
     if WORKDIR.value is None:
         raise UserError("--workdir: not given; expected the folder of a trained run, for example runs/tiny")
@@ -170,6 +190,10 @@ def _check() -> None:
         raise UserError(f"--num_samples={NUM_SAMPLES.value}: expected at most --num_beams={BEAMS.value}")
     if not 0 <= SEED.value < 2**32:
         raise UserError(f"--seed={SEED.value}: expected an integer in [0, 2^32)")
+    if SYSTEM.value is not None and not CHAT.value:
+        raise UserError(f"--system={SYSTEM.value}: applies to conversations only; expected --chat with it")
+    if CHAT.value and not PROMPT.value:
+        raise UserError("--chat: no message; expected the user's message as --prompt")
     if "" in STOP.value:
         raise UserError("--stop=: expected a non-empty text")
     if BEAMS.value and (STOP.value or STREAM.value):

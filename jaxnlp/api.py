@@ -13,14 +13,16 @@ import functools
 import itertools
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
 
 from jaxnlp import config as configs
+from jaxnlp.data.checked_inputs import list_of_texts, record_fields
 from jaxnlp.data.pipeline import TrainBatches, eval_batches, open_split
 from jaxnlp.data.source import Record
+from jaxnlp.data.special_text import with_special_tokens
 from jaxnlp.data.tasks.labelled_task import LabelledTask
 from jaxnlp.data.text.sentinels import with_sentinels
 from jaxnlp.data.tokenizer import Tokenizer
@@ -41,6 +43,7 @@ from jaxnlp.paths import local
 from jaxnlp.peft.files import fingerprint
 from jaxnlp.sharding.functional import parameter_table
 from jaxnlp.training import export
+from jaxnlp.training.chat import as_chat
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.feeds import Feed
 from jaxnlp.training.hooks import Hook
@@ -178,7 +181,8 @@ class Model:
         """Continues each text; an encoder-decoder writes an output for each input.
 
         Args:
-            texts: prompts. A single string gives a single string.
+            texts: prompts. A single string gives a single string. With special_tokens=True, names of special tokens
+                in them become the tokens.
             max_new_tokens: maximum number of new tokens per text; reduced if the model has fewer positions left.
             options: temperature (0.0: greedy), top_k, top_p, min_p, repetition_penalty and min_new_tokens, as in
                 `Sampling`; seed, stop, forced_prefix, on_text and chunk, as in `generate_text`.
@@ -193,9 +197,29 @@ class Model:
         generated = [str(generation.text) for generation in self.generations(prompts, max_new_tokens, **options)]
         return generated[0] if isinstance(texts, str) else generated
 
-    def generations(self, texts: Sequence[str], max_new_tokens: int = 64, **options: Any) -> list[Generation]:
+    def chat(self, messages: str | Sequence[Mapping[str, Any]], max_new_tokens: int = 256, **options: Any) -> str:
+        """The assistant's answer in a conversation, which the chat template of an imported model lays out.
+
+        Args:
+            messages: as [{"role": "user", "content": "Hi"}]; or the text of one user's message.
+            max_new_tokens, options: as for `generate`.
+
+        Raises:
+            UserError: the model has no chat template, or the template does not accept the messages.
+        """
+        return str(self._continued(*as_chat(self.loaded, self._generator, [messages]), max_new_tokens, options)[0].text)
+
+    def generations(
+        self, texts: Sequence[str], max_new_tokens: int = 64, *, special_tokens: bool = False, **options: Any
+    ) -> list[Generation]:
         """As `generate`, but returns each text with its tokens, their log-probabilities and the reason why it ended."""
-        texts = _list_of_texts("generate", "texts", texts)
+        texts = list_of_texts("generate", "texts", texts)
+        tokenizer = with_special_tokens(self.tokenizer) if special_tokens else self._generation_tokenizer
+        return self._continued(self._generator, tokenizer, texts, max_new_tokens, options)
+
+    def _continued(
+        self, generator: Any, tokenizer: Tokenizer, texts: list[str], max_new_tokens: int, options: dict[str, Any]
+    ) -> list[Generation]:
         if max_new_tokens < 1:
             raise FieldError("max_new_tokens", max_new_tokens, "expected a positive number")
         option_names = [*TEXT_OPTIONS, *(field.name for field in dataclasses.fields(Sampling))]
@@ -203,7 +227,6 @@ class Model:
             raise UserError(f"generate: no option {name!r}{configs.did_you_mean(name, option_names)}")
         text_options = {name: value for name, value in options.items() if name in TEXT_OPTIONS}
         sampling = Sampling(**{name: value for name, value in options.items() if name not in TEXT_OPTIONS})
-        generator, tokenizer = self._generator, self._generation_tokenizer
         if not texts:
             return []
         inputs = encode_inputs(generator, tokenizer, texts, text_options.get("forced_prefix", ""))
@@ -218,8 +241,8 @@ class Model:
         Raises:
             UserError: the model cannot generate; different numbers of prompts and continuations; a text too long.
         """
-        prompts = _list_of_texts("score", "prompts", prompts)
-        continuations = _list_of_texts("score", "continuations", continuations)
+        prompts = list_of_texts("score", "prompts", prompts)
+        continuations = list_of_texts("score", "continuations", continuations)
         if len(prompts) != len(continuations):
             counts = f"{len(prompts)} prompts for {len(continuations)} continuations"
             raise UserError(f"score: {counts}; expected one per prompt")
@@ -245,7 +268,7 @@ class Model:
             raise self._cannot("predict", f"its task, {type(task).__name__}(), has texts as answers; use generate")
         if isinstance(records, (str, dict)):
             raise UserError(f"predict: records={records!r}: expected a list of records, as [{records!r}]")
-        parsed = [Record(f"records[{i}]", _fields(task, record)) for i, record in enumerate(records)]
+        parsed = [Record(f"records[{i}]", record_fields(task, record)) for i, record in enumerate(records)]
         note = functools.partial(print, file=sys.stderr)
         examples = task.encode(parsed, self.tokenizer, data.seq_len, note, labelled=False)
         return list(predict(self.program, self.params, self.tokenizer, parsed, examples))
@@ -256,7 +279,7 @@ class Model:
         Raises:
             UserError: another kind of model; a text without a mask, or too long.
         """
-        _list_of_texts("fill_mask", "text", [text])
+        list_of_texts("fill_mask", "text", [text])
         return fill_mask(self.loaded.bound, self.params, text, top)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -268,7 +291,7 @@ class Model:
         body = self.config.body
         if body.kind not in ("decoder", "encoder"):
             raise self._cannot("embed", f"its kind is {body.kind!r}; expected a decoder or an encoder")
-        texts = _list_of_texts("embed", "texts", texts)
+        texts = list_of_texts("embed", "texts", texts)
         if texts and body is not self.config:
             reason = f"{type(self.config).__name__} is fine-tuned; load the pretrained model instead"
             raise self._cannot("embed", reason)
@@ -299,7 +322,7 @@ class Model:
         Raises:
             UserError: a model without attention; a text that is too long; a target that is missing or not supported.
         """
-        _list_of_texts("attention", "text", [text] if target is None else [text, target])
+        list_of_texts("attention", "text", [text] if target is None else [text, target])
         return attention_maps(self.loaded.bound, self.params, text, target)
 
     def report(self) -> str:
@@ -375,26 +398,3 @@ class Model:
 
 
 TEXT_OPTIONS = ("seed", "stop", "forced_prefix", "on_text", "chunk")
-
-
-def _list_of_texts(method: str, argument: str, texts: Sequence[str]) -> list[str]:
-    """The texts as a list. Raises UserError for a single text, or if an item is not a string."""
-    if isinstance(texts, str):
-        raise UserError(f"{method}: {argument}={texts!r}: expected a list of texts, as [{texts!r}]")
-    if not isinstance(texts, Iterable):
-        raise UserError(f"{method}: {argument}={texts!r}: expected texts, got {type(texts).__name__}")
-    texts = list(texts)
-    for text in texts:
-        if not isinstance(text, str):
-            raise UserError(f"{method}: {argument}: {text!r}: expected a text, got {type(text).__name__}")
-    return texts
-
-
-def _fields(task: LabelledTask, record: dict[str, Any] | str) -> dict[str, Any]:
-    if isinstance(record, dict):
-        return record
-    if not isinstance(record, str):
-        raise UserError(f"predict: {record!r}: expected a dict of fields, or a text, got {type(record).__name__}")
-    if (field := task.text_field) is None:
-        raise UserError(f"predict: {type(task).__name__}() reads several fields; expected dicts with these fields")
-    return {field: record}

@@ -188,7 +188,11 @@ def test_no_texts_are_no_answers_and_what_is_no_text_is_refused(pair):
         with pytest.raises(UserError, match=message):
             call()
     if ours.loaded.decoder_start_ids == ():  # no start token
-        for call in (lambda: ours.embed([""]), lambda: ours.attention(""), lambda: ours.score([""], ["a"])):
+        (a,) = pair[2].encode("a").ids
+        with torch.no_grad():
+            wanted = torch.log_softmax(pair[1](torch.tensor([[BOS]])).logits[0, -1], -1)[a]
+        assert abs(ours.score([""], ["a"])[0] - float(wanted)) < 1e-4  # an empty prompt begins with <s>
+        for call in (lambda: ours.embed([""]), lambda: ours.attention("")):
             with pytest.raises(UserError, match="empty.*the model has no start token"):
                 call()
 

@@ -106,7 +106,7 @@ def encode_inputs(
     if not any(texts):
         return Inputs(alone, [[] for _ in alone], alone, alone)
     joined = encode_joined(tokenizer, list(zip(prompts, texts, strict=True)))
-    if not generator.start_ids:  # the model has to read a token before it predicts one
+    if not generator.start_of(()):  # the model has to read a token before it predicts one
         joined = [(head, rest) if head else (rest[:1], rest[1:]) for head, rest in joined]
     heads, prefixes = [head for head, _ in joined], [rest for _, rest in joined]
     return Inputs(heads, prefixes, heads, alone)
