@@ -258,6 +258,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._processor = sentencepiece.SentencePieceProcessor()
         self._processor.LoadFromSerializedProto(model)
         self.vocab_size = self._processor.vocab_size()
+        self._processor.id_to_piece(list(range(self.vocab_size)))  # raises UnicodeDecodeError for a damaged model
         self.eos_id = self._processor.piece_to_id(EOS_TOKEN)
         # sentencepiece represents a space as U+2581, so a literal U+2581 must be encoded as bytes.
         self._block = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in "\u2581".encode()]
