@@ -137,7 +137,7 @@ def test_what_a_model_cannot_do_is_an_error_that_names_it(pair):
     for fields, message in (
         ({"evaluators": [LossEvaluator]}, r"evaluators\[0\]=.*expected a name, or an Evaluator"),
         ({"evaluators": []}, r"evaluators=\[\]: expected names or objects"),
-        ({"evaluators": ["squad"]}, "evaluators='squad': no evaluator 'squad'; expected one of loss"),
+        ({"evaluators": ["squad"]}, "evaluators='squad': no evaluator 'squad'; expected module:name, or one of loss"),
         ({"evaluators": [LossEvaluator(name="a/b")]}, r"evaluators\[0\].name='a/b'"),
         ({"evaluators": ["loss"], "limit": "3"}, "limit='3': expected a positive number"),
     ):
