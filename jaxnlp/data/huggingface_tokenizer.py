@@ -83,6 +83,7 @@ def wrap(model: Any, eos_token: str | None = None) -> "HuggingFaceTokenizer":
             f"the vocabulary has no {' or '.join(names)}; expected one of its tokens",
         )
     tokenizer = HuggingFaceTokenizer(model.to_str(), name)
+    _check_ids(tokenizer._model)  # after a reload, the library may give other ids
     if tokenizer.eos_id in tokenizer.encode_batch([name])[0]:
         raise FieldError(
             "data.tokenizer.eos_token",
@@ -198,9 +199,11 @@ class HuggingFaceTokenizer(Tokenizer):
     def extended(self, names: list[str]) -> "HuggingFaceTokenizer":
         library, ids = self._saved(), range(self.vocab_size, self.vocab_size + len(names))
         library.add_special_tokens(names)
-        if self._appended or [library.token_to_id(name) for name in names] != [*ids]:
-            return HuggingFaceTokenizer(self._text, self._name, [*self._appended, *names])
-        return HuggingFaceTokenizer(library.to_str(), self._name)
+        if not self._appended:
+            again = HuggingFaceTokenizer(library.to_str(), self._name)  # with gaps, a reload may change the new ids
+            if [again._model.token_to_id(name) for name in names] == [*ids] and again.eos_id == self.eos_id:
+                return again
+        return HuggingFaceTokenizer(self._text, self._name, [*self._appended, *names])
 
     def extends(self, old: Tokenizer) -> bool:
         if not isinstance(old, HuggingFaceTokenizer) or old.eos_id != self.eos_id:
@@ -233,11 +236,12 @@ def _check_ids(model: Any) -> None:
 
     The library ignores the ids of added tokens in a file and counts on from the number of tokens.
     """
-    names = {i: name for name, i in model.get_vocab(with_added_tokens=False).items()}
-    for i, token in model.get_added_tokens_decoder().items():
-        if names.get(i, token.content) != token.content:
+    own = model.get_vocab(with_added_tokens=False)
+    names = {i: name for name, i in own.items()}
+    for name, i in model.get_vocab(with_added_tokens=True).items():
+        if name not in own and names.setdefault(i, name) != name:
             expected = f"the library gives it the id {i} of {names[i]!r}; add it to the model's vocabulary in the file"
-            raise FieldError("data.tokenizer.path", token.content, expected)
+            raise FieldError("data.tokenizer.path", name, expected)
 
 
 def _library(fields: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 
 from jaxnlp.data import baselines
-from jaxnlp.data.huggingface_tokenizer import wrap
+from jaxnlp.data.huggingface_tokenizer import HuggingFace, wrap
 from jaxnlp.data.pretrained_tokenizer import extended, same_ids
 from jaxnlp.data.text.store import build_store
 from jaxnlp.data.tokenizer import from_json
@@ -48,10 +48,29 @@ def test_new_tokens_come_after_the_largest_id(gaps):
     assert library.encode(" ".join([*NAMES, *gaps])).ids == old.encode_batch([" ".join([*NAMES, *gaps])])[0]
 
 
+@pytest.mark.parametrize("kind", ["WordLevel", "BPE", "WordPiece"])
+def test_new_tokens_come_after_a_special_token_beyond_the_gaps(kind, tmp_path):
+    """The library gives them free ids, and those of other tokens when it loads them again."""
+    vocabularies.with_gaps(kind).save(str(tmp_path / "tokenizer.json"))
+    config = HuggingFace(path=str(tmp_path), special_tokens=("[MASK]", "[CLS]"))
+    new = config.build(list, tmp_path)
+    again = from_json(json.loads(json.dumps(new.to_json())))
+    for tokenizer in (new, again):
+        assert [tokenizer.special_id(name) for name in ("[MASK]", "[CLS]")] == [10, 11] and tokenizer.vocab_size == 12
+        assert tokenizer.encode_batch(["ab b"]) == [[5, 1]] and tokenizer.decode([5]) == "ab" and tokenizer.eos_id == 9
+        assert tokenizer.decode([10, 11]) == "[MASK][CLS]"
+    library = tokenizers.Tokenizer.from_str(new.library.to_str())  # as an export writes it
+    assert [library.token_to_id(name) for name in ("ab", "</s>", "[MASK]", "[CLS]")] == [5, 9, 10, 11]
+
+
 def test_an_id_of_two_tokens_is_an_error():
     library = vocabularies.words(NAMES, {"day": 5, "long": 9})  # six tokens, of which <|endoftext|> is the seventh
     library = vocabularies.words(NAMES, {"day": library.token_to_id("<|endoftext|>"), "long": 9})
     with pytest.raises(FieldError, match="the library gives it the id 6 of 'day'; add it to the model's vocabulary"):
+        wrap(library)
+    library = vocabularies.with_gaps("WordLevel")
+    library.add_special_tokens(["[MASK]"])  # 10, and 5 after a reload
+    with pytest.raises(FieldError, match=r"'\[MASK\]': the library gives it the id 5 of 'ab'; add it to the model's"):
         wrap(library)
 
 

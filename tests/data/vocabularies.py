@@ -64,3 +64,20 @@ def words(names: list[str], gaps: dict[str, int], specials: tuple[str, ...] = ("
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.add_special_tokens([*specials])
     return made
+
+
+def with_gaps(kind: str) -> tokenizers.Tokenizer:
+    """A vocabulary with gaps whose special token is in the vocabulary itself, after the gaps.
+
+    kind: "WordLevel", "BPE" or "WordPiece".
+    """
+    vocab = {"a": 0, "b": 1, "ab": 5, "</s>": 9, "<unk>": 3}
+    kinds = {
+        "WordLevel": lambda: models.WordLevel(vocab, "<unk>"),
+        "BPE": lambda: models.BPE(vocab, [("a", "b")], unk_token="<unk>"),
+        "WordPiece": lambda: models.WordPiece(vocab, unk_token="<unk>"),
+    }
+    made = tokenizers.Tokenizer(kinds[kind]())
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(["</s>"])
+    return made
