@@ -12,12 +12,12 @@ import pathlib
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
 from jaxnlp.errors import UserError
 
-PREFIX, LOCK = ".tmp-", "lock"
+PREFIX, LOCK, OLD = ".tmp-", "lock", "old"
 UNCHANGED = "existing files are unchanged; free disk space, or choose another folder"
 
 
@@ -82,25 +82,44 @@ def write_errors(path: object, remedy: str = "free disk space, or choose another
 
 
 def move_files(source: pathlib.Path, folder: pathlib.Path, *, last: str, replaced: Iterable[str] = ()) -> None:
-    """Moves the complete files of a temporary folder to `folder`. Before, nothing there has changed.
+    """Moves the complete files of a temporary folder to `folder`. If that fails, the old files are put back.
 
     Args:
         last: the file without which the folder counts as empty. It is removed first and moved last, so that a process
             that is killed leaves no mixture of old and new files that can be read.
-        replaced: patterns of old files to remove.
+        replaced: names of old files to remove; those that are missing, or are folders, are left out.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
     sync(source)
-    (folder / last).unlink(missing_ok=True)
-    for pattern in replaced:
-        for old in folder.glob(pattern):
-            old.unlink()
     names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
-    for name in [*(name for name in names if name not in (LOCK, last)), last]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).replace(folder / name)
+    names = [*(name for name in names if name not in (LOCK, last)), last]
+    old = [name for name in dict.fromkeys((last, *replaced, *names)) if (folder / name).is_file()]
+    with _set_aside(folder, old, names):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).replace(folder / name)
+
+
+@contextlib.contextmanager
+def _set_aside(folder: pathlib.Path, old: Sequence[str], new: Sequence[str]) -> Iterator[None]:
+    """Removes old files for a block that writes new ones. If it fails, removes the new ones and puts the old back."""
+    with scratch(folder) as aside:
+        moved = []
+        try:
+            for name in old:
+                (aside / OLD / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).replace(aside / OLD / name)
+                moved.append(name)
+            yield
+        except BaseException:
+            for name in new if len(moved) == len(old) else ():
+                if (folder / name).is_file():
+                    (folder / name).unlink()
+            for name in reversed(moved):
+                (aside / OLD / name).replace(folder / name)
+            raise
 
 
 def sync(path: pathlib.Path) -> None:

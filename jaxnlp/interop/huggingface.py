@@ -24,7 +24,7 @@ from jaxnlp.errors import UserError, reading
 from jaxnlp.interop import bert, gpt2, llama, t5
 from jaxnlp.interop.config_defaults import with_defaults
 from jaxnlp.interop.config_file import model_config
-from jaxnlp.interop.source_files import CARRIED, SourceFiles, exact_dtypes, merged_config, read_files
+from jaxnlp.interop.source_files import SourceFiles, exact_dtypes, merged_config, own_files, read_files
 from jaxnlp.interop.tensor_files import (
     INDEX,
     SINGLE,
@@ -154,7 +154,7 @@ def save(
     """Writes a checkpoint that `load` and transformers' `from_pretrained` can read.
 
     Args:
-        folder: created if missing; a checkpoint in it is replaced.
+        folder: created if missing. A checkpoint in it is replaced; other files stay.
         tokenizer: of the `tokenizers` library, or None.
         special_ids: special token ids by their names in config.json (`bos_token_id`, `eos_token_id`, `pad_token_id`,
             `decoder_start_token_id`). transformers uses its defaults for those left out.
@@ -190,8 +190,9 @@ def save(
             if content is not None:
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
                 (new / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        old = (pattern for pattern in CARRIED if source is not None and pattern not in (CONFIG, "LICENSE*", "NOTICE*"))
-        move_files(new, folder, last=CONFIG, replaced=(INDEX, "model*.safetensors", *other_files, *old))
+        old = own_files(folder, source) if (folder / CONFIG).is_file() else ()
+        removed = (name for name, content in other_files.items() if content is None)
+        move_files(new, folder, last=CONFIG, replaced=(SINGLE, *old, *removed))
 
 
 def _as_in_source(

@@ -8,6 +8,7 @@ folder `huggingface`, and an export writes them again: without a step between, b
 import dataclasses
 import json
 import pathlib
+import re
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from jaxnlp import strict_json
 from jaxnlp.data.huggingface_tokenizer import byte_level_bpe, never_cut
 from jaxnlp.errors import UserError, reading
+from jaxnlp.interop.tensor_files import INDEX, SHARD, SINGLE
 from jaxnlp.paths import local
 
 FOLDER = "huggingface"
@@ -43,6 +45,8 @@ OF_SENTENCE_ENCODER = (
     "sentence_bert_config.json",
     "[0-9]_*/config.json",
 )
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+LICENCES = ("LICENSE", "NOTICE")
 CARRIED = (CONFIG, *OF_TOKENIZER, *OF_SENTENCE_ENCODER, "LICENSE*", "NOTICE*")
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -88,6 +92,18 @@ def read_files(folder: pathlib.Path) -> dict[str, bytes]:
     paths = sorted({path for pattern in CARRIED for path in folder.glob(pattern) if path.is_file()})
     with reading(folder, "a file of it cannot be read"):
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def own_files(folder: pathlib.Path, source: SourceFiles | None) -> list[str]:
+    """The names of the files that a new checkpoint in this folder removes, if they exist: the weights of the present
+    one, and if the new one has a source, the files of that and those of every tokenizer. No pattern: a user's files
+    may match it.
+    """
+    shards = sorted(path.name for path in folder.glob("model-*.safetensors") if re.fullmatch(SHARD, path.name))
+    if source is None:
+        return [SINGLE, INDEX, *shards]
+    tokenizer = [name for name in (*OF_TOKENIZER, *OF_SENTENCE_ENCODER, *SENTENCEPIECE) if "*" not in name]
+    return [SINGLE, INDEX, *shards, *tokenizer, *(name for name in source.files if not name.startswith(LICENCES))]
 
 
 def read_saved(workdir: pathlib.Path) -> SourceFiles | None:

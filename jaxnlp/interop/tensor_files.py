@@ -10,6 +10,8 @@ import numpy as np
 from jaxnlp.errors import UserError, reading, reason
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = r"model-\d{5}-of-\d{5}\.safetensors"
+"""A regular expression of the names of the files that an index names."""
 PICKLES = ("pytorch_model*.bin*", "adapter_model*.bin", "*.bin", "*.pt", "*.pth", "*.ckpt")
 OTHER_FORMATS = {"*.h5": "TensorFlow weights", "*.msgpack": "Flax weights", "*.gguf": "a GGUF file"}
 NOT_WEIGHTS = ("training_args.*", "optimizer*", "scheduler*", "rng_state*", "scaler*")  # of transformers' Trainer

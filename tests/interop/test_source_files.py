@@ -75,6 +75,43 @@ def test_an_export_without_a_step_is_the_identity(name, tmp_path):
     assert_same(tmp_path / "theirs", tmp_path / "ours")
 
 
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_export_leaves_files_that_are_not_the_checkpoints_own(tmp_path):
+    model, out = build("gpt2"), tmp_path / "out"
+    model.save_pretrained(tmp_path / "theirs")
+    save_tokenizer(tmp_path / "theirs", word_tokenizer(), eos_token="</s>")
+    mine = ("notes.model", "vocab.txt", "1_notes/config.json", "model-best.safetensors", "d.model/x", "tokenizer.json")
+    for name in mine:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    run = jaxnlp.load(tmp_path / "theirs")
+    run.save(out)
+    unchanged = {**dict.fromkeys(mine, b"mine"), "tokenizer.json": (tmp_path / "theirs/tokenizer.json").read_bytes()}
+    assert contents(out) == {**contents(out), **unchanged}
+    (out / "merges.txt").write_text("of the old checkpoint")
+    run.save(out)  # now over a checkpoint
+    assert set(contents(out)) == set(mine) - {"vocab.txt"} | set(contents(tmp_path / "theirs"))
+
+
+def test_a_failed_export_leaves_the_old_checkpoint(tmp_path):
+    model, out = build("gpt2"), tmp_path / "out"
+    model.save_pretrained(tmp_path / "theirs")
+    save_tokenizer(tmp_path / "theirs", word_tokenizer(), eos_token="</s>")
+    (tmp_path / "theirs/LICENSE").write_text("Apache")
+    run = jaxnlp.load(tmp_path / "theirs")
+    run.save(out)
+    (out / "LICENSE").unlink()
+    (out / "LICENSE").mkdir()  # no file can be moved here
+    (out / "LICENSE/x").write_text("mine")
+    before = contents(out)
+    with pytest.raises(jaxnlp.UserError, match="existing files are unchanged"):
+        run.save(out)
+    assert contents(out) == before
+
+
 def llama(folder, seed=0, dtype=torch.float32, **fields):
     torch.manual_seed(seed)
     config = T.LlamaConfig(
