@@ -4,7 +4,9 @@ A tokenizer may put a space before each text (Llama 2, Mistral, T5), and tokens 
 parts. So the parts of one text are encoded together.
 """
 
+import collections
 import itertools
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +18,8 @@ def encode_joined(tokenizer: Any, rows: Sequence[Sequence[str]], after_special: 
     """The ids of the parts of each text. Joined, they are the encoding of the joined parts.
 
     A token that crosses the end of a part belongs to the next part. lm-evaluation-harness also encodes a context and
-    its continuation together. Parts are encoded apart where a text loses characters when they are joined, as words
-    that a vocabulary of words has apart but not joined.
+    its continuation together. Parts are encoded apart where the joined text loses characters that they keep apart, as
+    words that a vocabulary of words has apart but not joined.
 
     Args:
         tokenizer: any object with `encode_batch` and `decode`.
@@ -31,14 +33,28 @@ def encode_joined(tokenizer: Any, rows: Sequence[Sequence[str]], after_special: 
     joined = []
     for row, parts in zip(starts, rows, strict=True):
         ids = [encoded[text] for text in row]
-        keeps = all(_keeps(tokenizer, start, ids[-1]) for start in ids[:-1])
-        joined.append(_cut(ids) if keeps else [encoded[part] for part in parts])
+        apart = [encoded[part] for part in parts]
+        keeps = all(_keeps(tokenizer, start, ids[-1]) for start in ids[:-1]) or not _loses(tokenizer, row, ids, apart)
+        joined.append(_cut(ids) if keeps else apart)
     return joined
 
 
 def _keeps(tokenizer: Any, start: Ids, full: Ids) -> bool:
     """Whether the text of `full` begins with that of `start`."""
     return full[: len(start)] == start or tokenizer.decode(full).startswith(tokenizer.decode(start))
+
+
+def _loses(tokenizer: Any, starts: Sequence[str], ids: Sequence[Ids], apart: Sequence[Ids]) -> bool:
+    """Whether the joined text, the last of `starts`, loses more characters than its parts do apart."""
+    text = _letters(starts[-1])
+    change = lambda decoded: sum((text - decoded).values()) + sum((decoded - text).values())  # or becomes "<unk>"
+    joined = _letters(tokenizer.decode(ids[-1]))
+    return change(joined) > change(_letters("".join(map(tokenizer.decode, apart))))
+
+
+def _letters(text: str) -> collections.Counter[str]:
+    """The characters of a text and their counts, without what tokenizers change: white space, case, composition."""
+    return collections.Counter("".join(unicodedata.normalize("NFKD", text.casefold()).split()))
 
 
 def _cut(starts: Sequence[Ids]) -> list[Ids]:

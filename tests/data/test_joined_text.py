@@ -1,6 +1,7 @@
 """Texts that are encoded in parts have the ids of the joined text."""
 
 import pytest
+from tokenizers import normalizers
 
 from jaxnlp.data.huggingface_tokenizer import wrap
 from jaxnlp.data.joined_text import encode_between, encode_joined
@@ -44,6 +45,16 @@ def test_a_forced_beginning_has_no_space_of_its_own(tokenizers_by_kind):
 def test_words_that_a_vocabulary_has_only_apart_stay_apart():
     tokenizer = wrap(vocabularies.words(["the", "cat"], {}))
     assert encode_joined(tokenizer, [("the", "cat"), ("the", " cat")]) == [[[1], [2]], [[1], [2]]]
+
+
+def test_words_that_a_vocabulary_has_only_joined_are_joined():
+    tokenizer = wrap(vocabularies.words(["the", "cat", "at", "u", "n"], {}))
+    assert encode_joined(tokenizer, [("the c", "at")]) == [[[1], [2]]]  # "the cat"; apart it is "the <unk> at"
+    assert encode_joined(tokenizer, [("the", "cat"), ("u", "n"), ("the", "")]) == [[[1], [2]], [[4], [5]], [[1], []]]
+    library = vocabularies.byte_level()
+    library.normalizer = normalizers.NFC()
+    ((before, after),) = encode_joined(wrap(library), [("the e", "\u0301")])
+    assert [*before, *after] == library.encode("the e\u0301").ids
 
 
 def test_text_around_special_tokens_is_encoded_as_by_the_library():
