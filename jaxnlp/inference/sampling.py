@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxnlp.errors import FieldError
 from jaxnlp.inference.processors import NEVER, Processors
 
-LOWEST = 1e-6  # temperature up to which logits are divided as they are
+LOWEST = 1e-6  # temperature below which every row is shifted, since float32 would round its quotients
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,12 @@ def filtered(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def _tempered(logits_BV: jax.Array, temperature: float) -> jax.Array:
-    """The logits divided by the temperature. Below LOWEST the quotient of a large logit would overflow, and float32
-    rounds the temperature itself to 0; the largest logit then becomes 0 first, which changes no probability."""
-    if temperature >= LOWEST:
-        return logits_BV / temperature
-    logits_BV = logits_BV.astype(jnp.float32)
-    smallest = float(jnp.finfo(jnp.float32).tiny)  # the draw is greedy long before
-    return (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / max(temperature, smallest)
+    """The logits divided by the temperature. Where the quotient of the largest would overflow, or the temperature is
+    below LOWEST, the largest becomes 0 first, which changes no probability; float32 rounds the least temperatures to 0.
+    """
+    if temperature < LOWEST:
+        logits_BV = logits_BV.astype(jnp.float32)
+        temperature = max(temperature, float(jnp.finfo(jnp.float32).tiny))  # the draw is greedy long before
+    largest_B1 = logits_BV.max(axis=-1, keepdims=True)
+    is_shifted_B1 = jnp.isfinite(largest_B1) & (jnp.isinf(largest_B1 / temperature) | (temperature < LOWEST))
+    return (logits_BV - jnp.where(is_shifted_B1, largest_B1, 0)) / temperature

@@ -136,6 +136,16 @@ def test_a_temperature_so_small_that_logits_overflow_is_greedy(temperature, filt
     assert not np.isnan(np.asarray(filtered(logits, Sampling(temperature=temperature, **filters)))).any()
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_k": 2, "top_p": 0.9, "min_p": 0.1}])
+def test_large_logits_do_not_overflow_at_any_temperature(filters):
+    row = [1.0, 5.0, 4.9999, -3.0]
+    logits = jnp.asarray([row, [x - 20 for x in row], [1.0, 5.0, -jnp.inf, -3.0]]) * 1e34
+    drawn = sample(logits, jax.random.key(1), Sampling(temperature=1e-5, **filters))
+    np.testing.assert_array_equal(drawn, [1, 1, 1])
+    ordinary = jax.random.normal(jax.random.key(2), (8, 50))  # the same bits as without a shift
+    np.testing.assert_array_equal(filtered(ordinary, Sampling(temperature=0.7)), ordinary / 0.7)
+
+
 def test_bad_sampling():
     for fields, message in (
         ({"temperature": -1.0}, "temperature=-1.0"),
