@@ -24,7 +24,7 @@ from jaxnlp.errors import UserError, reading
 from jaxnlp.interop import bert, gpt2, llama, t5
 from jaxnlp.interop.config_defaults import with_defaults
 from jaxnlp.interop.config_file import model_config
-from jaxnlp.interop.source_files import SourceFiles, exact_dtypes, merged_config, own_files, read_files
+from jaxnlp.interop.source_files import DOCUMENTS, SourceFiles, exact_dtypes, merged_config, own_files, read_files
 from jaxnlp.interop.tensor_files import (
     INDEX,
     SINGLE,
@@ -266,7 +266,7 @@ def local_folder(source: str | pathlib.Path) -> pathlib.Path:
     try:
         from huggingface_hub import snapshot_download
 
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*"]
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", *(f"{name}*" for name in DOCUMENTS)]
         return pathlib.Path(snapshot_download(source, allow_patterns=patterns))
     except ImportError:
         raise UserError(f"{source}: no such folder, and hub ids need huggingface_hub: pip install -e '.[hf]'") from None

@@ -46,8 +46,9 @@ OF_SENTENCE_ENCODER = (
     "[0-9]_*/config.json",
 )
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-LICENCES = ("LICENSE", "NOTICE")
-CARRIED = (CONFIG, *OF_TOKENIZER, *OF_SENTENCE_ENCODER, "LICENSE*", "NOTICE*")
+DOCUMENTS = ("LICENSE", "NOTICE", "README", "USE_POLICY")
+"""The beginnings of the names of a checkpoint's documents."""
+CARRIED = (CONFIG, *OF_TOKENIZER, *OF_SENTENCE_ENCODER, "preprocessor_config.json", *(f"{name}*" for name in DOCUMENTS))
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -103,7 +104,7 @@ def own_files(folder: pathlib.Path, source: SourceFiles | None) -> list[str]:
     if source is None:
         return [SINGLE, INDEX, *shards]
     tokenizer = [name for name in (*OF_TOKENIZER, *OF_SENTENCE_ENCODER, *SENTENCEPIECE) if "*" not in name]
-    return [SINGLE, INDEX, *shards, *tokenizer, *(name for name in source.files if not name.startswith(LICENCES))]
+    return [SINGLE, INDEX, *shards, *tokenizer, *(name for name in source.files if not name.startswith(DOCUMENTS))]
 
 
 def read_saved(workdir: pathlib.Path) -> SourceFiles | None:

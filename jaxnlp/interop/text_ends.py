@@ -8,7 +8,7 @@ that file, `add_bos_token` and `add_eos_token` of `tokenizer_config.json` do); `
 import dataclasses
 from typing import Any
 
-from jaxnlp.errors import reading
+from jaxnlp.errors import UserError, reading
 from jaxnlp.interop.config_defaults import with_defaults
 from jaxnlp.interop.source_files import CONFIG, GENERATION, TOKENIZER, SourceFiles
 
@@ -47,18 +47,24 @@ def text_ends(source: SourceFiles, library: Any, kind: str) -> TextEnds:
 
 
 def _text_ends(source: SourceFiles, library: Any, kind: str) -> TextEnds:
-    config, generation, names = source.json(CONFIG), source.json(GENERATION), special_names(source)
-    known = lambda i: type(i) is int and library.id_to_token(i) is not None
-    first = lambda field: generation.get(field, config.get(field))
-    eos = tuple(i for i in _as_tuple(first("eos_token_id")) if known(i))
-    bos = tuple(i for i in _as_tuple(first("bos_token_id")) if known(i))[:1]
+    names, vocab = special_names(source), set(library.get_vocab(with_added_tokens=True).values())
+    eos = tuple(i for i in _ids(source, "eos_token_id") if i in vocab)
+    bos = tuple(i for i in _ids(source, "bos_token_id") if i in vocab)[:1]
     start = None
     if kind == "encoder-decoder":
-        padding = first("pad_token_id")
-        start = (
-            _as_tuple(first("decoder_start_token_id")) or _as_tuple(padding) or (with_defaults(config)["pad_token_id"],)
-        )
+        padding = _ids(source, "pad_token_id") or (with_defaults(source.json(CONFIG))["pad_token_id"],)
+        start = _ids(source, "decoder_start_token_id") or padding
     return TextEnds(*_around(source, library, names), eos, bos, start, _eos_name(library, eos, names.get("eos_token")))
+
+
+def _ids(source: SourceFiles, field: str) -> tuple[int, ...]:
+    """The ids of tokens that a field holds: none, one or several. Raises UserError if it holds anything else."""
+    name = GENERATION if field in source.json(GENERATION) else CONFIG
+    value = source.json(name).get(field)
+    ids = _as_tuple(value)
+    if any(type(i) is not int for i in ids):
+        raise UserError(f"{name}: {field}={value!r}: expected the id of a token, a list of ids, or null")
+    return ids
 
 
 def special_names(source: SourceFiles) -> dict[str, str]:
@@ -94,5 +100,5 @@ def _eos_name(library: Any, eos: tuple[int, ...], name: str | None) -> str | Non
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
-    """The ids of a field, which holds none, one or several."""
+    """The values of a field, which holds none, one or several."""
     return () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)

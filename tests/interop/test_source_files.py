@@ -12,6 +12,7 @@ import jaxnlp
 from jaxnlp.data.text.sources import Files
 from jaxnlp.inference.beam import BeamSearch, beam_search
 from jaxnlp.interop import huggingface
+from jaxnlp.interop.source_files import SourceFiles
 from jaxnlp.interop.text_ends import text_ends
 from jaxnlp.training.init.import_run import create_run
 from jaxnlp.training.open_huggingface import default_experiment
@@ -26,6 +27,9 @@ FILES = {
     "chat_template.jinja": "{{ messages[0]['content'] }}",
     "additional_chat_templates/rag.jinja": "{{ messages }}",
     "LICENSE": "Apache",
+    "README.md": "# Llama",
+    "USE_POLICY.md": "Do no harm",
+    "preprocessor_config.json": "{}",
     "1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}',
 }
 
@@ -61,6 +65,15 @@ def assert_same(theirs, ours):
     assert a.keys() == b.keys()
     for name, x in a.items():
         assert x.dtype == b[name].dtype and torch.equal(x, b[name]), name
+
+
+@pytest.mark.parametrize("value", ["2", {"a": 1}, [[2]], True, [2, None], 2.0])
+@pytest.mark.parametrize("field", ["eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id"])
+def test_the_id_of_a_token_that_is_no_integer_is_an_error(field, value):
+    for name in ("generation_config.json", "config.json"):
+        source = SourceFiles({"config.json": b"{}", name: json.dumps({"model_type": "t5", field: value}).encode()}, {})
+        with pytest.raises(jaxnlp.UserError, match=rf"^{name}: {field}=.*: expected the id of a token"):
+            text_ends(source, word_tokenizer(), "encoder-decoder")
 
 
 @pytest.mark.parametrize("name", CASES)
