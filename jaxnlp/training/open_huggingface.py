@@ -89,9 +89,10 @@ def default_experiment(model: Any, library: Any, source: SourceFiles) -> Experim
         source: its files.
     """
     experiment = Experiment(model=model)
-    with reading(CONFIG, "max_position_embeddings is not a number"):
-        trained_length = with_defaults(source.json(CONFIG)).get("max_position_embeddings")  # longer texts are allowed
-        experiment.data.seq_len = min(int(x) for x in (512, model.length_limit, trained_length) if x)
+    trained_length = with_defaults(source.json(CONFIG)).get("max_position_embeddings")  # longer texts are allowed
+    if trained_length is not None and not (type(trained_length) in (int, float) and 1 <= trained_length < 2**63):
+        raise UserError(f"{CONFIG}: max_position_embeddings={trained_length!r}: expected a positive number")
+    experiment.data.seq_len = min(int(x) for x in (512, model.length_limit, trained_length) if x)
     experiment.optim.learning_rate = 1e-5
     if model.kind == "encoder-decoder":
         start = "<pad>" if library is not None and library.token_to_id("<pad>") is not None else None

@@ -1,11 +1,15 @@
 """A config.json without a field means what transformers takes it to mean."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
+from jaxnlp.errors import UserError
+from jaxnlp.interop import huggingface
 from jaxnlp.interop.config_defaults import DEFAULTS, OTHER_NAMES
+from jaxnlp.interop.config_file import model_config
 from jaxnlp.interop.huggingface import load, read_config
 from jaxnlp.sharding.functional import make_apply
 
@@ -56,3 +60,27 @@ def test_other_names_of_fields_are_read(tmp_path):
         saved[other] = saved.pop(name)
     (tmp_path / "config.json").write_text(json.dumps(saved))
     assert read_config(tmp_path)[0] == wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("llama", {"hidden_size": None}, "hidden_size=None: expected int"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000: the checkpoint has only 1 tensors"),
+        ("llama", {"rope_theta": "x"}, "rope_theta='x': expected float"),
+        ("llama", {"rope_parameters": "linear"}, "rope_parameters='linear': expected what"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": None}}, "rope_parameters.factor=None: expect"),
+        ("llama", {"rope_parameters": {"rope_theta": None}, "pad_token_id": None}, "rope_parameters.rope_theta=None"),
+        ("llama", {"hidden_act": ["silu"]}, "hidden_act=.*silu.*: expected what"),
+        ("llama", {"vocab_size": None}, "vocab_size=None: expected a positive number"),
+        ("gpt2", {"n_positions": None, "resid_pdrop": 0.1}, "n_positions=None: expected int"),
+        ("roberta", {"max_position_embeddings": None}, "max_position_embeddings=None: expected what"),
+        ("t5", {"feed_forward_proj": ["x"]}, "feed_forward_proj=.*: expected what"),
+    ],
+)
+def test_the_message_names_the_field_of_config_json(kind, fields, message):
+    family = next(family for family in huggingface.FAMILIES if kind in family.MODEL_TYPES)
+    layers = {"t5": "num_layers", "gpt2": "n_layer"}.get(kind, "num_hidden_layers")
+    hf = {"model_type": kind, layers: 1, **fields}
+    with pytest.raises(UserError, match=f"^config.json: {message}"):
+        model_config(pathlib.Path("config.json"), hf, family, ["a"])

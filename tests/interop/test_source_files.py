@@ -71,7 +71,8 @@ def assert_same(theirs, ours):
 @pytest.mark.parametrize("field", ["eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id"])
 def test_the_id_of_a_token_that_is_no_integer_is_an_error(field, value):
     for name in ("generation_config.json", "config.json"):
-        source = SourceFiles({"config.json": b"{}", name: json.dumps({"model_type": "t5", field: value}).encode()}, {})
+        files = {"config.json": b'{"model_type": "t5"}', name: json.dumps({"model_type": "t5", field: value}).encode()}
+        source = SourceFiles(files, {})
         with pytest.raises(jaxnlp.UserError, match=rf"^{name}: {field}=.*: expected the id of a token"):
             text_ends(source, word_tokenizer(), "encoder-decoder")
 
