@@ -25,12 +25,22 @@ def names(folder, pattern=""):
     return [path.relative_to(folder).as_posix() for path in expand(FIELD, str(folder / pattern))]
 
 
-DATA = ["a.txt", "b.jsonl", "col=1/_year=2020/part-0.txt", "deep/er/c.txt", "readme_texts.txt", "x_SUCCESS"]
+DATA = ["a.txt", "b.jsonl", "col=1/_year=2020/part-0.txt", "deep/er/c.txt", "readme_texts.jsonl", "x_SUCCESS"]
 OTHER = {
     "jupyter": [".ipynb_checkpoints/a-checkpoint.txt", "deep/.ipynb_checkpoints/c.txt", "a.txt~", "a.txt.bak"],
     "hub": ["README.md", ".gitattributes", ".cache/huggingface/x.metadata", "LICENSE", "deep/dataset_infos.json"],
     "spark": ["_SUCCESS", "._SUCCESS.crc", "_temporary/0/part-0.txt", "_committed_123", "deep/.part-0.txt.crc"],
     "system": [".DS_Store", "__MACOSX/a.txt", "Thumbs.db", "deep/.nfs000", ".git/logs/HEAD", "__pycache__/x.pyc"],
+    "readmes": [
+        "README_de.md",
+        "Readme-fr.TXT",
+        "README.zh-CN",
+        "deep/ReadMe.zh-CN.md",
+        "README.linux",
+        "readme2.html",
+    ],
+    "checksums": ["SHA256SUMS", "sha512sums.txt", "MD5SUMS", "deep/Checksums.TXT", "SHASUMS256.txt.asc", "md5sum.txt"],
+    "hadoop": ["_metadata", "_common_metadata", "_started_12", "_delta_log/00.json", "_part.txt.gz", "_x.snappy.orc"],
     "download": ["c.txt.part", "c.txt.sha256", "c.txt.lock", "deep/c.parquet.incomplete"],
 }
 
@@ -47,6 +57,26 @@ def test_what_is_not_data_is_left_out_and_the_run_says_so(tmp_path, capsys, kind
         assert os.path.relpath(name).split("/")[0] in note or "more" in note, note
 
 
+SOURCE = [
+    "__init__.py",
+    "_private.py",
+    "a/__main__.py",
+    "a/_util.c",
+    "a/_x.py.gz",
+    "checksums.py",
+    "readme_writer.py",
+]
+
+
+@pytest.mark.parametrize("pattern", ["", "**"])
+def test_source_files_are_read(tmp_path, capsys, pattern):
+    """Hadoop's rule for names that begin with `_` is for what Hadoop writes."""
+    make(tmp_path, *SOURCE, "_out/a.py", "__pycache__/a.pyc", "_speed.so", "_tmp.17")
+    assert names(tmp_path, pattern) == SOURCE
+    assert names(tmp_path, "*.py") == ["__init__.py", "_private.py", "checksums.py", "readme_writer.py"]
+    assert names(tmp_path, "_*/*") == ["__pycache__/a.pyc", "_out/a.py"]
+
+
 def test_pyarrow_reads_the_same_files_of_a_folder(tmp_path):
     table = pyarrow.table({"text": ["a"]})
     for name in ("part-0.parquet", "_old.parquet", ".hidden.parquet", "_delta_log/x.parquet", "d/part-1.parquet"):
@@ -57,11 +87,12 @@ def test_pyarrow_reads_the_same_files_of_a_folder(tmp_path):
 
 
 def test_named_files_are_read(tmp_path, capsys):
-    make(tmp_path, "a.txt", "_b.txt", ".c.txt", ".cache/d.txt", "README.md", "b.md", "a.txt.bak")
+    make(tmp_path, "a.txt", "_b.txt", ".c.txt", ".cache/d.txt", "README.md", "SHA1SUMS", "b.md", "a.txt.bak")
     for pattern, expected in {
         "_b.txt": ["_b.txt"],
         "README.md": ["README.md"],
         "README*": ["README.md"],
+        "SHA*SUMS": ["SHA1SUMS"],
         "_*": ["_b.txt"],
         ".*": [".c.txt"],
         ".cache": [".cache/d.txt"],

@@ -2,9 +2,9 @@
 
 A folder holds more than data: hidden files and folders (`.git`, `.ipynb_checkpoints`), what Spark and Hadoop write
 beside their files (`_SUCCESS`, `_temporary`), descriptions that come with a download (README.md, dataset_infos.json),
-and copies that an editor or a download left. These are left out unless they are named, and a note says so. The rules
-for names that begin with `.` and `_` are those of Hadoop, Spark and pyarrow; the list of descriptions contains that of
-Hugging Face's datasets.
+lists of checksums (SHA256SUMS), and copies that an editor or a download left. These are left out unless they are named,
+and a note says so. The rules for names that begin with `.` and `_` are those of Hadoop, Spark and pyarrow, except that
+source code is read (`__init__.py`); the list of descriptions contains that of Hugging Face's datasets.
 """
 
 import fnmatch
@@ -27,7 +27,15 @@ TITLES = {
     *("readme", "license", "licence", "copying", "notice", "citation", "changelog", "contributing", "authors"),
     "code_of_conduct",
 }
-TITLE_ENDS = ("", ".md", ".txt", ".rst", ".html", ".cff", ".bib")
+TITLE_ENDS = ("", ".md", ".txt", ".rst", ".html", ".cff", ".bib", ".markdown", ".mdx", ".htm", ".adoc", ".org", ".pdf")
+CHECKSUMS = re.compile(r"((sha\d*|md5|b2|check)[-_]?sums?|shasums\d+)(\.(txt|md|asc|sig|gpg)?)*")
+COMPRESSED = {".gz", ".zst", ".bz2", ".xz", ".lz4", ".lzo", ".snappy", ".deflate", ".zip"}
+RECORDS = {".parquet", ".orc", ".avro", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".arrow", ".feather"}
+NOT_SOURCE = RECORDS | {
+    *(".txt", ".text", ".log", ".db", ".bin", ".idx", ".npy", ".npz", ".pkl", ".h5", ".pdf", ".png", ".jpg", ".gif"),
+    *(".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib", ".o", ".a", ".class", ".jar"),
+}
+"""Suffixes that a file whose name begins with `_` has without being source code: data, tables, compiled code."""
 COPIES = ("*~", "#*#", "*.bak", "*.orig", "*.swp", "*.tmp", "*.part", "*.partial", "*.incomplete", "*.crdownload")
 SIDE_FILES = ("*.crc", "*.md5", "*.sha1", "*.sha256", "*.sha512", "*.lock")
 NUM_LISTED = 6
@@ -53,17 +61,32 @@ def expand(field: str, patterns: str) -> list[pathlib.Path]:
     return files
 
 
-def is_data(name: str) -> bool:
+def is_data(name: str, is_folder: bool = False) -> bool:
     """Whether a file or folder with this name is read when its folder is."""
     name = name.lower()
     if name.startswith("."):
         return False
-    if name.startswith("_") and "=" not in name:  # `_column=1` is a partition
+    if name.startswith("_") and "=" not in name and (is_folder or not _is_source(name)):  # `_column=1` is a partition
         return False
     title, end = os.path.splitext(name)
     if name in DESCRIPTIONS or (title in TITLES and end in TITLE_ENDS):
         return False
+    if not is_folder and (CHECKSUMS.fullmatch(name) or _is_readme(title, end)):
+        return False
     return not any(fnmatch.fnmatchcase(name, pattern) for pattern in (*COPIES, *SIDE_FILES))
+
+
+def _is_source(name: str) -> bool:
+    """Whether a name has the suffix of source code: letters, and no format that Spark or a compiler writes."""
+    title, end = os.path.splitext(name)
+    while end in COMPRESSED:
+        title, end = os.path.splitext(title)
+    return re.fullmatch(r"\.[a-z][a-z0-9+]*", end) is not None and end not in NOT_SOURCE
+
+
+def _is_readme(title: str, end: str) -> bool:
+    """Whether a file is a README, also in one of several languages, as README_de.md or README.zh-CN. No table is."""
+    return title.startswith("readme") and (end in TITLE_ENDS or (title == "readme" and end not in RECORDS | COMPRESSED))
 
 
 def _matches(field: str, pattern: str) -> list[pathlib.Path]:
@@ -98,7 +121,7 @@ def _walk(field: str, root: pathlib.Path, folder: pathlib.Path, left_out: list[s
         raise FieldError(field, str(folder), f"cannot be read ({e.strerror}); check its permissions") from None
     for entry in entries:
         path = folder / entry.name
-        if not is_data(entry.name):
+        if not is_data(entry.name, entry.is_dir()):
             left_out.append(f"{path.relative_to(root)}{os.sep if entry.is_dir() else ''}")
         elif entry.is_dir():
             if not (entry.is_symlink() and folder.resolve().is_relative_to(path.resolve())):
@@ -110,13 +133,19 @@ def _walk(field: str, root: pathlib.Path, folder: pathlib.Path, left_out: list[s
 def _named(pattern: pathlib.Path, paths: Iterable[pathlib.Path], left_out: list[str]) -> Iterator[pathlib.Path]:
     """The paths that a glob matches, without those that are not data, unless the glob names them."""
     start = next(i for i, part in enumerate(pattern.parts) if i == len(pattern.parts) - 1 or glob.has_magic(part))
-    names = [part for part in pattern.parts[start:] if not is_data(_example(part))]
+    names = [part for part, is_folder in _parts(pattern, start) if not is_data(_example(part), is_folder)]
+    is_named = lambda part: any(fnmatch.fnmatchcase(part, name) for name in names)
     for path in paths:
         parts = path.parts[start:]
-        if all(is_data(part) or any(fnmatch.fnmatchcase(part, name) for name in names) for part in parts):
+        if all(is_data(part, is_folder) or is_named(part) for part, is_folder in _parts(path, start)):
             yield path
         else:
             left_out.append(os.path.join(*parts))
+
+
+def _parts(path: pathlib.Path, start: int) -> Iterator[tuple[str, bool]]:
+    """The parts of a file's path from `start` on, and whether each is a folder."""
+    return ((part, i < len(path.parts) - 1) for i, part in enumerate(path.parts) if i >= start)
 
 
 def _example(glob_part: str) -> str:
