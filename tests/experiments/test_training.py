@@ -464,7 +464,7 @@ def test_checkpoints_are_scored_on_the_same_batches(corpus, tmp_path):
 def test_the_printed_generate_command_works_where_the_context_is_short(finished):
     workdir, done = finished
     line = next(line for line in done.out.splitlines() if "experiments.generate" in line)
-    assert line.split("experiments.generate")[1] == f' --workdir={workdir} --prompt="def main"'
+    assert line.split("experiments.generate")[1] == f" --workdir={workdir} --prompt='def main'"
     out = run("experiments.generate", f"--workdir={workdir}", "--prompt=def main")
     assert out.code == 0 and out.out.startswith("def main"), out.err
 
