@@ -33,8 +33,8 @@ class BoundModel:
     tuning: the model with its PEFT method; None without one.
     decoder_start_ids, encoder_eos_ids: the tokens with which texts start and sources end, for an imported model; None:
         as in the task.
-    other_eos_ids, bos_ids: more tokens that end a text, and those at the start of an empty prompt, for an imported
-        model.
+    eos_ids, bos_ids: all tokens that end a text, and those at the start of an empty prompt, for an imported model;
+        None: the end-of-text token.
     """
 
     config: ModelConfig
@@ -47,7 +47,7 @@ class BoundModel:
     tuning: TunedModel | None = None
     decoder_start_ids: tuple[int, ...] | None = None
     encoder_eos_ids: tuple[int, ...] | None = None
-    other_eos_ids: tuple[int, ...] = ()
+    eos_ids: tuple[int, ...] | None = None
     bos_ids: tuple[int, ...] = ()
 
     @property
@@ -95,7 +95,7 @@ def make_generator(model: BoundModel) -> Generator:
         context,
         decoder_start_ids=None if default_start else model.start_ids,
         encoder_eos_ids=model.encoder_eos_ids,
-        other_eos_ids=model.other_eos_ids,
+        eos_ids=model.eos_ids,
         bos_ids=model.bos_ids,
         encoder_decoder=encoder_decoder,
         num_virtual_tokens=num_virtual_tokens,

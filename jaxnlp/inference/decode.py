@@ -63,13 +63,13 @@ class Generator:
         encoder's output.
     init_cache: (batch, length) -> an empty cache.
     length_limit: the longest sequence the model can read; None: no limit.
-    eos_id: the token that ends a text.
+    eos_id: the end-of-text token, and the padding after a text.
     vocab_size: ids at or above it (a padded vocabulary) are never generated.
     context: (batch size) -> the context manager around the model, for its mesh and rules.
     prepare_params: optional transform of the parameters before decoding, e.g. the output-major layout on a CPU.
     decoder_start_ids: tokens at the start of every decoder input, as in training; None is `eos_id`, () is none.
     encoder_eos_ids: tokens at the end of every encoder input; None is `eos_id`, () is none.
-    other_eos_ids: more tokens that end a text, as `eos_id` does.
+    eos_ids: all tokens that end a text; None is `eos_id`, () is none.
     bos_ids: tokens at the start of an empty prompt, if there are no `decoder_start_ids`.
     encoder_decoder: whether prompts are encoder inputs; the decoder then starts with `decoder_start_ids` and the
         forced prefix.
@@ -88,7 +88,7 @@ class Generator:
     prepare_params: Callable[[Params], Params] = lambda params: params
     decoder_start_ids: tuple[int, ...] | None = None
     encoder_eos_ids: tuple[int, ...] | None = None
-    other_eos_ids: tuple[int, ...] = ()
+    eos_ids: tuple[int, ...] | None = None
     bos_ids: tuple[int, ...] = ()
     encoder_decoder: bool = False
     num_virtual_tokens: int = 0
@@ -241,8 +241,8 @@ class Generator:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """All tokens that end a text: `eos_id` and `other_eos_ids`."""
-        return (self.eos_id, *self.other_eos_ids)
+        """All tokens that end a text: `eos_ids` or their default."""
+        return (self.eos_id,) if self.eos_ids is None else self.eos_ids
 
     def start_of(self, prompt: Sequence[int]) -> tuple[int, ...]:
         """Tokens at the start of the decoder's input for a prompt: `start_ids`, or `bos_ids` if both are empty."""

@@ -21,6 +21,7 @@ class TextEnds:
     eos: those that end a generated text. bos: the beginning of a text without a prompt; () if no file names one.
     decoder_start: the beginning of the decoder's input, for an encoder-decoder; None for other models.
     eos_name: the name of the end-of-text token; None if no file names one.
+    names_eos: whether a file has `eos_token_id`: then no other token ends a generated text, also if `eos` is empty.
     """
 
     before: tuple[int, ...]
@@ -29,6 +30,7 @@ class TextEnds:
     bos: tuple[int, ...]
     decoder_start: tuple[int, ...] | None
     eos_name: str | None
+    names_eos: bool
 
 
 def text_ends(source: SourceFiles, library: Any, kind: str) -> TextEnds:
@@ -48,13 +50,16 @@ def text_ends(source: SourceFiles, library: Any, kind: str) -> TextEnds:
 
 def _text_ends(source: SourceFiles, library: Any, kind: str) -> TextEnds:
     names, vocab = special_names(source), set(library.get_vocab(with_added_tokens=True).values())
-    eos = tuple(i for i in _ids(source, "eos_token_id") if i in vocab)
+    ends = _ids(source, "eos_token_id")
+    eos = tuple(i for i in ends if i in vocab)
     bos = tuple(i for i in _ids(source, "bos_token_id") if i in vocab)[:1]
     start = None
     if kind == "encoder-decoder":
         padding = _ids(source, "pad_token_id") or (with_defaults(source.json(CONFIG))["pad_token_id"],)
         start = _ids(source, "decoder_start_token_id") or padding
-    return TextEnds(*_around(source, library, names), eos, bos, start, _eos_name(library, eos, names.get("eos_token")))
+    return TextEnds(
+        *_around(source, library, names), eos, bos, start, _eos_name(library, eos, names.get("eos_token")), bool(ends)
+    )
 
 
 def _ids(source: SourceFiles, field: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from jaxnlp.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxnlp.errors import FieldError, UserError
 from jaxnlp.inference.bound_model import BoundModel, make_generator
 from jaxnlp.inference.decode import Generator
+from jaxnlp.interop.generation_settings import unused
 from jaxnlp.interop.source_files import SourceFiles, read_saved
 from jaxnlp.interop.text_ends import text_ends
 from jaxnlp.nn.kernels import Einsum
@@ -29,7 +30,8 @@ class Loaded:
 
     decoder_start_ids, encoder_eos_ids: the tokens with which texts start and sources end, for an imported model; None:
         as in the task.
-    other_eos_ids, bos_ids: more tokens that end a text, and those at the start of an empty prompt.
+    eos_ids, bos_ids: all tokens that end a text (None: the end-of-text token), and those at the start of an empty
+        prompt.
     source: the other files of the checkpoint in Hugging Face's layout that the model began from; None: there is none.
     """
 
@@ -38,7 +40,7 @@ class Loaded:
     params: Params
     decoder_start_ids: tuple[int, ...] | None = None
     encoder_eos_ids: tuple[int, ...] | None = None
-    other_eos_ids: tuple[int, ...] = ()
+    eos_ids: tuple[int, ...] | None = None
     bos_ids: tuple[int, ...] = ()
     source: SourceFiles | None = None
 
@@ -50,7 +52,7 @@ class Loaded:
             bound,
             decoder_start_ids=self.decoder_start_ids,
             encoder_eos_ids=self.encoder_eos_ids,
-            other_eos_ids=self.other_eos_ids,
+            eos_ids=self.eos_ids,
             bos_ids=self.bos_ids,
         )
 
@@ -97,8 +99,11 @@ def with_source(loaded: Loaded, source: SourceFiles) -> Loaded:
     if not isinstance(tokenizer, HuggingFaceTokenizer) or not model.can_generate:
         return loaded
     ends = text_ends(source, tokenizer.library, model.kind)
-    others = tuple(dict.fromkeys(i for i in ends.eos if i != tokenizer.eos_id))
-    loaded = dataclasses.replace(loaded, other_eos_ids=others, bos_ids=ends.bos or (tokenizer.eos_id,))
+    if note := unused(source):
+        print(f"note: {note}", file=sys.stderr)
+    own_end = () if ends.names_eos and loaded.saved.step == 0 else (tokenizer.eos_id,)
+    eos_ids = tuple(dict.fromkeys((*own_end, *ends.eos)))
+    loaded = dataclasses.replace(loaded, eos_ids=eos_ids, bos_ids=ends.bos or (tokenizer.eos_id,))
     if loaded.saved.step > 0:
         return loaded
     if model.kind == "encoder-decoder":

@@ -11,7 +11,7 @@ import tokenizers
 import jaxnlp
 from jaxnlp.data.text.sources import Files
 from jaxnlp.inference.beam import BeamSearch, beam_search
-from jaxnlp.interop import huggingface
+from jaxnlp.interop import generation_settings, huggingface
 from jaxnlp.interop.source_files import SourceFiles
 from jaxnlp.interop.text_ends import text_ends
 from jaxnlp.training.init.import_run import create_run
@@ -157,6 +157,22 @@ def test_texts_begin_and_end_as_in_transformers(tmp_path):
         if {2, 3} <= ends:
             return
     raise AssertionError("no text ended with each of the two tokens")
+
+
+@pytest.mark.parametrize(("eos", "ends"), [([6], (6,)), ([2, 6], (2, 6)), (2**40, ()), (None, (2,))])
+def test_only_the_tokens_that_the_files_name_end_a_text(tmp_path, capsys, eos, ends):
+    llama(tmp_path)
+    fields = {"eos_token_id": eos, "temperature": 1.0, "top_k": 20, "bad_words_ids": [[2]], "cache_config": None}
+    (tmp_path / "generation_config.json").write_text(json.dumps(fields))
+    assert jaxnlp.load(tmp_path).loaded.generator().end_ids == ends  # 6 ("cat") is not special
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: generation")]
+    assert len(notes) == 1 and "top_k=20, bad_words_ids=[[2]] are not used" in notes[0]
+
+
+def test_defaults_of_generation_are_those_of_transformers():
+    theirs = T.GenerationConfig._get_default_generation_params()
+    for field, value in generation_settings.DEFAULTS.items():
+        assert field in vars(T.GenerationConfig()) and (theirs.get(field) or value or None) == (value or None), field
 
 
 def test_beams_and_min_new_tokens_heed_every_end(tmp_path):
