@@ -59,9 +59,13 @@ def _their_name(hf: Mapping[str, Any], error: FieldError, family: Any, names: Co
     """The field of config.json that causes an error, and its value, as "field=value"."""
     is_it = lambda value: type(value) is type(error.value) and value == error.value
     fields = _causes(hf, error, family, names)
-    fields = [field for field in fields if is_it(hf[field])] or fields
-    if not fields:
+    exact = [field for field in fields if is_it(hf[field])]
+    defaults = [field for field, value in with_defaults(hf).items() if field not in hf and is_it(value)]
+    if not exact and len(defaults) == 1:
+        return f"{defaults[0]}={error.value!r}"
+    if not fields or (not exact and defaults):
         return f"{error.field}={error.value!r}"
+    fields = exact or fields
     value = hf[fields[0]]
     inner = [name for name, x in value.items() if is_it(x)] if isinstance(value, Mapping) else []
     return f"{fields[0]}.{inner[0]}={error.value!r}" if len(inner) == 1 else f"{fields[0]}={value!r}"
