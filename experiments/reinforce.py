@@ -1,7 +1,6 @@
 """REINFORCE on a toy reward: a small GPT learns to write vowels. An example of a custom training loop.
 
   python -m experiments.reinforce --workdir=runs/reinforce
-  python -m experiments.generate --workdir=runs/reinforce --temperature=1
 
 Each step samples texts with the current weights, scores them, and increases the log-probability of those that score
 above the mean of the batch (Williams 1992). After an interruption, the same command resumes with bit-identical results.

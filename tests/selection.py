@@ -14,7 +14,7 @@ import pytest
 from tests.durations import COMMITTED, estimates, file_of, read
 from tests.import_graph import FAR, ROOT, distances, uses
 
-TOUCHED, ROTATING = 850.0, 650.0  # seconds of slow tests, on one worker with cold caches
+TOUCHED, ROTATING = 550.0, 450.0  # seconds of slow tests, on one worker with cold caches
 FALLBACK = 10  # commits
 
 

@@ -236,7 +236,10 @@ class Writer:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        try:
+            self._manager.close()
+        finally:
+            _remove_unfinished(self._reader, self._saving)  # Orbax's threads may have written after the error
 
     def _write_manifest(self) -> None:
         # Orbax calls this when every item is complete and before it renames the folder.
@@ -308,15 +311,20 @@ def _clear_errors(reader: Reader, step: int) -> Iterator[None]:
     except UserError:
         raise
     except Exception as e:  # orbax and tensorstore raise many types, bare Exception among them
-        if distributed.first():  # on a full disk, what was written is in the way of the next run
-            for unfinished in reader.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+        _remove_unfinished(reader, step)
         cause = re.search(CAUSES, str(e))
         reason = cause.group() if cause else " ".join(str(e).split())[:300]
         raise UserError(
             f"{reader.folder}: the checkpoint of step {step} was not written ({reason}); {_intact(reader)}; "
             "fix the cause, and run the same command again to resume"
         ) from e
+
+
+def _remove_unfinished(reader: Reader, step: int) -> None:
+    """Removes what a failed save has written: on a full disk, it is in the way of the next run."""
+    if distributed.first():
+        for unfinished in reader.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _crc(path: pathlib.Path) -> int | None:
