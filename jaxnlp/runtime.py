@@ -19,7 +19,7 @@ import shlex
 import shutil
 import sys
 
-from jaxnlp.errors import UserError
+from jaxnlp.errors import UserError, reason
 from jaxnlp.paths import cache_folder, expanded, local, writable
 from jaxnlp.program_cache import remove_truncated
 
@@ -29,7 +29,10 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 
 
 def configure_jax() -> None:
-    """Configures the allocator, CPU dispatch and compilation cache. Environment variables take precedence."""
+    """Configures the allocator, CPU dispatch and compilation cache. Environment variables take precedence.
+
+    A variable with a value that JAX refuses, as JAX_ENABLE_X64=maybe, ends the process with one line and status 2.
+    """
     if "jax" in sys.modules and os.environ.get("JAXNLP_ALLOCATOR") != "system":
         print(
             "note: jax was imported before jaxnlp.runtime.configure_jax(), so the settings have no effect",
@@ -39,7 +42,11 @@ def configure_jax() -> None:
     _choose_compilation_cache()
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    import jax
+    try:
+        import jax
+    except ValueError as e:  # JAX reads its variables when it is imported, before `cli.run` of an entry point
+        print(f"error: JAX cannot be imported: {reason(e)}; correct or unset this variable", file=sys.stderr)
+        sys.exit(2)
 
     asynchronous = os.environ.get("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false").lower() in ("1", "true")
     jax.config.update("jax_cpu_enable_async_dispatch", asynchronous)  # JAX does not read this variable itself

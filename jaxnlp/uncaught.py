@@ -57,7 +57,9 @@ def explained(error: BaseException) -> tuple[int | None, str]:
     known = _known(error)
     if known is not None:
         return 2, f"error: {known}"
-    return 1, f"error: {type(error).__name__}: {reason(error)} (unexpected{_place(error)}{_saved(error)})"
+    name, text = type(error).__name__, reason(error)
+    text = text if text.startswith(name) else f"{name}: {text}"
+    return 1, f"error: {text} (unexpected{_place(error)}{_saved(error)})"
 
 
 def show(error: BaseException, line: str) -> None:

@@ -31,7 +31,7 @@ ENDINGS = {
     "import no_such_package": (2, "error: No module named 'no_such_package'; install the package"),
     "raise MemoryError('x')": (2, "error: out of memory (MemoryError: x)"),
     "raise RuntimeError('RESOURCE_EXHAUSTED: 8 GB')": (2, "error: a device is out of memory"),
-    "{}['key']": (1, "error: KeyError: KeyError: 'key' (unexpected"),
+    "{}['key']": (1, "error: KeyError: 'key' (unexpected"),
     "sys.exit(7)": (7, ""),
     "class PanicException(BaseException): pass\n    raise PanicException('in Rust')": (
         1,
@@ -46,6 +46,13 @@ def test_every_exception_is_one_line(code):
     done = python(code)
     assert done.returncode == status and "Traceback" not in done.stderr and done.stdout == ""
     assert done.stderr.strip().startswith(words) and len(done.stderr.strip().splitlines()) <= 1, done.stderr
+
+
+@pytest.mark.parametrize(("variable", "value"), [("JAX_ENABLE_X64", "maybe"), ("JAX_NUM_CPU_DEVICES", "abc")])
+def test_a_variable_that_jax_refuses(variable, value):
+    done = python("from jaxnlp import runtime; runtime.configure_jax()", env={variable: value})
+    assert done.returncode == 2 and "error: JAX cannot be imported: " in done.stderr and value in done.stderr
+    assert "correct or unset this variable" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_stack_trace_of_an_unexpected_exception_is_in_the_file_that_the_line_names():
