@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from jaxnlp.errors import UserError
-from tests.robustness.formats import FORMATS, mutated
+from tests.robustness import checkpoint_formats, data_formats
+from tests.robustness.mutations import mutated
 
+FORMATS = {**data_formats.FORMATS, **checkpoint_formats.FORMATS}
 MANY, FEW = 10_000, 25
 LONGEST = 1500  # characters of a message
 
