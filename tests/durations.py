@@ -23,6 +23,7 @@ DEFAULT = 0.5  # seconds assumed for a test without a measured duration
 # they are cut into pieces of at most PIECE seconds.
 SPREAD = (
     "tests/experiments/test_training.py",
+    "tests/experiments/test_training_limits.py",
     "tests/interop/test_adapters.py",
     "tests/training/test_meshes.py",
     "tests/training/test_pipeline_step.py",

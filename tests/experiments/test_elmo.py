@@ -9,7 +9,7 @@ from jaxnlp.data.pipeline import open_split
 from jaxnlp.models import elmo
 from jaxnlp.training.load import load
 from tests.entry import ROOT, run
-from tests.experiments.test_training import arrays, assert_same_bits, losses
+from tests.experiments.small_runs import arrays, assert_same_bits, losses
 
 CONFIG = ROOT / "tests" / "experiments" / "small_elmo.py"
 

@@ -7,7 +7,7 @@ import signal
 from jaxnlp.training.run_folder.checkpoint import Reader
 from jaxnlp.training.run_folder.metric_log import read_log
 from tests.entry import ROOT, run, start, wait_for
-from tests.experiments.test_training import arrays, assert_same_bits
+from tests.experiments.small_runs import arrays, assert_same_bits
 
 
 def rewards(workdir):

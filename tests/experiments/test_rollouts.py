@@ -5,7 +5,7 @@ import signal
 
 from jaxnlp.training.run_folder.checkpoint import Reader
 from tests.entry import run, start, wait_for
-from tests.experiments.test_training import arrays, assert_same_bits, losses
+from tests.experiments.small_runs import arrays, assert_same_bits, losses
 
 
 def rollouts(corpus, workdir, *flags, begin=run):
